@@ -1,0 +1,57 @@
+"""Time, as an argument. The only file that reads wall time; everything else is handed a Clock, so that the same
+coordinator runs on real meshes, in tests, and in simulated time."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds since an arbitrary zero, and what to do when there is nothing to do."""
+
+    def now(self) -> float:
+        """Seconds, never decreasing."""
+        ...
+
+    def idle(self) -> None:
+        """Called by the coordinator when a step changed nothing."""
+        ...
+
+
+class WallClock:
+    """Monotonic wall time from the moment it was made; idling naps for `nap` seconds."""
+
+    def __init__(self, nap: float = 50e-6) -> None:
+        self._zero = time.perf_counter()
+        self._nap = nap
+
+    def now(self) -> float:
+        return time.perf_counter() - self._zero
+
+    def idle(self) -> None:
+        time.sleep(self._nap)
+
+
+class VirtualClock:
+    """Simulated time: it moves only when told to. Idling jumps by `tick` seconds, or to the next `wake_at`."""
+
+    def __init__(self, tick: float = 1.0) -> None:
+        self._now = 0.0
+        self._tick = tick
+        self._wakes: list[float] = []
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move on by `seconds` >= 0."""
+        if seconds < 0:
+            raise ValueError(f"seconds={seconds}: time does not run backwards")
+        self._now += seconds
+
+    def wake_at(self, moment: float) -> None:
+        """Promise that something happens at `moment`: an idle clock will not jump past it."""
+        self._wakes.append(moment)
+
+    def idle(self) -> None:
+        self._wakes = [wake for wake in self._wakes if wake > self._now]
+        self._now = min(self._wakes) if self._wakes else self._now + self._tick

@@ -1,0 +1,285 @@
+"""What a run is: frozen dataclasses, composed, validated, and overridden field by field.
+
+A config is a Python file with `get_config() -> Config`, whose docstring holds the command and the expected result; or
+the name of a preset; or a Config. Fields are overridden by their dotted names: `{"decode.rows": 8}`.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pdjax.model_spec import ModelSpec
+
+RANDOM = "random"
+"""The model source that makes random weights of `model.spec`'s shapes."""
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _at_least(owner: str, config: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{owner}.{name}={value}: must be at least {least}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}")
+
+
+def _check_buckets(name: str, buckets: tuple[int, ...] | None) -> None:
+    if buckets is not None and (not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets))):
+        raise ValueError(f"{name}={buckets}: must be positive and strictly increasing")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, in which precision.
+
+    Attributes:
+      source: name of an embedded model, a .gguf file, a Hugging Face directory, a checkpoint of `pdjax convert`, or
+        "random".
+      dtype: of weights and activations, "float32" or "bfloat16".
+      max_model_len: longest sequence served, prompt and output together, tokens; None takes the model's own context.
+      spec: the shapes of a "random" model; None otherwise.
+    """
+
+    source: str = "smollm2-135m-instruct"
+    dtype: str = "float32"
+    max_model_len: int | None = None
+    spec: ModelSpec | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("model.dtype", self.dtype, DTYPES)
+        _at_least("model", self, 2, "max_model_len")
+        if (self.source == RANDOM) != (self.spec is not None):
+            raise ValueError(
+                f'model.spec={self.spec}: needed where model.source="{RANDOM}", and only there; '
+                f"model.source={self.source!r}"
+            )
+
+
+@dataclass(frozen=True)
+class KVConfig:
+    """The geometry of pages, the same in every pool.
+
+    Attributes:
+      page_size: tokens a page.
+      dtype: of the pools; None takes the model's.
+    """
+
+    page_size: int = 16
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("kv", self, 1, "page_size")
+        if self.dtype is not None:
+            _one_of("kv.dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class PrefillConfig:
+    """The prefill side.
+
+    Attributes:
+      engines: independent engines, each on its own mesh.
+      tp: tensor-parallel shards of an engine; must divide the model's KV heads.
+      pages: pages of an engine's pool, null page included; None sizes it from `max_sequences` and the context.
+      token_budget: most tokens packed into one step, in all prompts together.
+      max_sequences: most prompts packed into one step.
+      lookahead: steps dispatched beyond the one that runs.
+      token_buckets: padded sizes of a step in tokens; None takes powers of four below `token_budget`.
+      page_buckets: padded sizes of a step in pages read; None takes powers of four up to the longest context.
+    """
+
+    engines: int = 1
+    tp: int = 1
+    pages: int | None = None
+    token_budget: int = 512
+    max_sequences: int = 8
+    lookahead: int = 1
+    token_buckets: tuple[int, ...] | None = None
+    page_buckets: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("prefill", self, 1, "engines", "tp", "token_budget", "max_sequences")
+        _at_least("prefill", self, 2, "pages")
+        _at_least("prefill", self, 0, "lookahead")
+        _check_buckets("prefill.token_buckets", self.token_buckets)
+        _check_buckets("prefill.page_buckets", self.page_buckets)
+        if self.token_buckets is not None and self.token_buckets[-1] < self.token_budget:
+            raise ValueError(
+                f"prefill.token_buckets={self.token_buckets}: the largest must hold "
+                f"prefill.token_budget={self.token_budget}"
+            )
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """The decode side.
+
+    Attributes:
+      engines: independent engines, each on its own mesh.
+      stages: pipeline stages of an engine; need not divide the layers evenly.
+      tp: tensor-parallel shards of a stage; must divide the model's KV heads.
+      rows: most sequences an engine decodes at once; a multiple of `stages`, since each microbatch has its share.
+      pages: pages of an engine's pool, null page included; None sizes it for `rows` whole contexts.
+      lookahead: ticks dispatched beyond the one whose tokens are being read.
+      page_buckets: padded widths of the page table; None takes powers of four up to the longest context.
+      attention: name of a paged attention implementation; None lets pallas_kernels choose for the platform.
+    """
+
+    engines: int = 1
+    stages: int = 1
+    tp: int = 1
+    rows: int = 8
+    pages: int | None = None
+    lookahead: int = 1
+    page_buckets: tuple[int, ...] | None = None
+    attention: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("decode", self, 1, "engines", "stages", "tp", "rows")
+        _at_least("decode", self, 2, "pages")
+        _at_least("decode", self, 0, "lookahead")
+        _check_buckets("decode.page_buckets", self.page_buckets)
+        if self.rows % self.stages:
+            raise ValueError(
+                f"decode.rows={self.rows}: must be a multiple of decode.stages={self.stages}, "
+                "since each of as many microbatches holds its share of the rows"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+      model, kv, prefill, decode: see there.
+      colocated: prefill and decode on one and the same mesh and pool (the rival that disaggregation is measured
+        against): a hand-off moves ownership, not bytes. Needs one engine of one stage, and equal tp.
+      max_waiting: most requests in the waiting queue; one more is refused.
+      max_logprobs: most alternatives a request may ask for.
+      cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the meshes need.
+      warm_up: compile every bucket before the first request.
+      seed: of the seeds drawn for requests that name none, and of random weights.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    kv: KVConfig = field(default_factory=KVConfig)
+    prefill: PrefillConfig = field(default_factory=PrefillConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    colocated: bool = False
+    max_waiting: int = 1024
+    max_logprobs: int = 20
+    cpu_devices: int | None = None
+    warm_up: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("config", self, 1, "max_waiting", "cpu_devices")
+        _at_least("config", self, 0, "max_logprobs", "seed")
+        if self.colocated:
+            p, d = self.prefill, self.decode
+            if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
+                raise ValueError(
+                    f"colocated=True: needs prefill.engines=1, decode.engines=1, decode.stages=1 and equal tp, but has "
+                    f"{p.engines}, {d.engines}, {d.stages}, and tp {p.tp} and {d.tp}"
+                )
+
+    @property
+    def devices(self) -> int:
+        """Devices that the meshes need."""
+        prefill = self.prefill.engines * self.prefill.tp
+        return prefill if self.colocated else prefill + self.decode.engines * self.decode.stages * self.decode.tp
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "smollm2": lambda: Config(model=ModelConfig(max_model_len=1024)),
+    "smollm2_colocated": lambda: Config(model=ModelConfig(max_model_len=1024), colocated=True),
+}
+"""Configs by name: the embedded model, prefill and decode on a device each, or both on one."""
+
+
+def load_config(source: "str | Path | Config", overrides: Mapping[str, Any] | None = None) -> Config:
+    """A Config from a Config, a preset's name, or a Python file with `get_config()`.
+
+    Args:
+      overrides: dotted field names to values; a string is read as the field's type.
+
+    Raises:
+      ValueError: no such file or preset, a file without `get_config`, an unknown field, a value out of range.
+    """
+    if isinstance(source, Config):
+        config = source
+    elif str(source) in PRESETS:
+        config = PRESETS[str(source)]()
+    else:
+        config = _config_of_file(Path(source))
+    tree: dict[str, Any] = {}
+    for name, value in (overrides or {}).items():
+        branch = tree
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return _replace(config, tree, "config")  # all at once: fields that constrain each other change together
+
+
+def _config_of_file(path: Path) -> Config:
+    if path.suffix != ".py" or not path.is_file():
+        raise ValueError(
+            f"config={str(path)!r}: no such Python file, nor a preset's name; presets are {', '.join(PRESETS)}"
+        )
+    module_spec = importlib.util.spec_from_file_location(f"pdjax_config_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise ValueError(f"config={str(path)!r}: the file has no get_config()")
+    config = get_config()
+    if not isinstance(config, Config):
+        raise ValueError(f"config={str(path)!r}: get_config() returned {type(config).__name__}, not a pdjax.Config")
+    return config
+
+
+def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
+    """`config` with the fields of `tree` replaced; `name` is its own dotted name, for messages."""
+    hints = typing.get_type_hints(type(config))
+    changes = {}
+    for leaf, value in tree.items():
+        if leaf not in hints:
+            raise ValueError(f"{name}.{leaf}: no such field; {type(config).__name__} has {', '.join(hints)}")
+        current, full = getattr(config, leaf), f"{name}.{leaf}"
+        if isinstance(value, dict) and not dataclasses.is_dataclass(current):
+            raise ValueError(f"{full}.{next(iter(value))}: {leaf} has no fields of its own")
+        nested = isinstance(value, dict)
+        changes[leaf] = _replace(current, value, full) if nested else _parse(value, hints[leaf], full)
+    return dataclasses.replace(config, **changes)
+
+
+def _parse(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type of the field; text is read as a Python literal, or as it stands for a string field."""
+    union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [typing.get_origin(kind) or kind for kind in union]
+    if isinstance(value, str):
+        if value == "None" and type(None) in kinds:
+            return None
+        if str not in kinds:
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pass  # the check below says what is allowed
+    exact = type(value) in kinds
+    if not exact and not (float in kinds and type(value) is int):
+        allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
+    return value

@@ -1,0 +1,17 @@
+"""Where JAX versions differ, or need a private door: the only file that may know."""
+
+import jax
+
+
+def use_virtual_cpu_devices(count: int) -> None:
+    """Ask for `count` CPU devices, if JAX has not started and will run on the CPU.
+
+    Once a backend has started the number is what it is; whoever deals devices out says so if they are too few.
+    """
+    platforms = jax.config.jax_platforms  # None: JAX will take an accelerator if it finds one, and the CPU as well
+    if jax.config.jax_num_cpu_devices >= count or not (platforms is None or "cpu" in platforms.split(",")):
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # the backend is up already

@@ -1,0 +1,288 @@
+"""What is asked (SamplingParams, Request: frozen) and how far it has come (Sequence: running state, and its legal moves)."""
+
+import enum
+import math
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class QueueFull(RuntimeError):
+    """The coordinator's waiting queue is at its bound; try again later."""
+
+
+def _check(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={value!r}: {allowed}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of a request are chosen, and when to stop.
+
+    Attributes:
+      temperature: 0 is greedy; otherwise logits are divided by it.
+      top_k: keep the k most likely tokens (ties of the k-th all stay); 0 keeps all.
+      top_p: keep the smallest set of most likely tokens whose probability reaches p, in (0, 1].
+      min_p: drop tokens less likely than min_p times the likeliest, in [0, 1).
+      seed: makes the tokens a function of (seed, choice, position) alone; None draws a seed for the request.
+      max_tokens: most tokens to generate; None goes on to the end of the context.
+      stop: strings that end the text; they are not part of it.
+      stop_token_ids: tokens that end it besides the model's own end tokens.
+      ignore_eos: go on past the model's end tokens.
+      logprobs: report the chosen token's log-probability and the n likeliest; None reports none. They are of the
+        model's own distribution, before penalties and temperature.
+      presence_penalty: subtracted once from the logit of a token generated before.
+      frequency_penalty: subtracted for each time that a token was generated before.
+      repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output
+        (Keskar et al. 2019); 1 changes nothing.
+      n: choices to generate from the prompt.
+
+    Raises:
+      ValueError: a value out of range, or two that contradict each other.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    stop: str | Seq[str] = ()
+    stop_token_ids: Seq[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        self._check_ranges()
+        self._check_stops()
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(f"n={self.n} with temperature=0: greedy choices would all be the same; ask for n=1")
+
+    def _check_ranges(self) -> None:
+        t, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
+        _check(_is_number(t) and t >= 0, "temperature", t, "must be a finite number, 0 or more")
+        _check(_is_int(k) and k >= 0, "top_k", k, "must be an integer, 0 (all) or more")
+        _check(_is_number(p) and 0 < p <= 1, "top_p", p, "must be in (0, 1]")
+        _check(_is_number(m) and 0 <= m < 1, "min_p", m, "must be in [0, 1)")
+        seed, most, n = self.seed, self.max_tokens, self.n
+        _check(seed is None or (_is_int(seed) and 0 <= seed < 2**64), "seed", seed, "must be None or in [0, 2**64)")
+        _check(most is None or (_is_int(most) and most >= 1), "max_tokens", most, "must be None or at least 1")
+        _check(_is_int(n) and n >= 1, "n", n, "must be an integer, at least 1")
+        top = self.logprobs
+        _check(top is None or (_is_int(top) and top >= 0), "logprobs", top, "must be None or an integer, 0 or more")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _check(_is_number(value) and -2 <= value <= 2, name, value, "must be in [-2, 2]")
+        r = self.repetition_penalty
+        _check(_is_number(r) and 0 < r <= 100, "repetition_penalty", r, "must be in (0, 100]")
+
+    def _check_stops(self) -> None:
+        for text in self.stop:
+            _check(isinstance(text, str) and text != "", "stop", text, "must be non-empty strings")
+        for token in self.stop_token_ids:
+            _check(_is_int(token) and token >= 0, "stop_token_ids", token, "must be token ids, 0 or more")
+
+    @property
+    def penalized(self) -> bool:
+        """Whether the choice of a token depends on the tokens before it, beyond the logits."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question, as it was asked.
+
+    Attributes:
+      id: unique among live requests.
+      prompt_token_ids: at least one.
+      params: how to answer.
+      arrival: moment of arrival on the coordinator's clock, seconds.
+    """
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    arrival: float
+
+
+class State(enum.Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"  # in the queue, holds nothing
+    PREFILLING = "prefilling"  # holds prefill pages; chunks are being dispatched
+    PREFILLED = "prefilled"  # first token known; its KV waits for room on the decode side
+    TRANSFERRING = "transferring"  # holds a row and pages on both sides
+    DECODING = "decoding"  # holds a row and decode pages
+    PARKED = "parked"  # its KV lies in a lower tier
+    FINISHED = "finished"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+_ENDS = {State.ABORTED, State.FAILED}
+
+LEGAL_MOVES: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.PREFILLING} | _ENDS),
+    State.PREFILLING: frozenset({State.PREFILLED, State.FINISHED, State.WAITING} | _ENDS),
+    State.PREFILLED: frozenset({State.TRANSFERRING, State.DECODING, State.WAITING} | _ENDS),
+    State.TRANSFERRING: frozenset({State.DECODING, State.WAITING} | _ENDS),
+    State.DECODING: frozenset({State.FINISHED, State.WAITING, State.PARKED} | _ENDS),
+    State.PARKED: frozenset({State.TRANSFERRING, State.WAITING} | _ENDS),
+    State.FINISHED: frozenset(),
+    State.ABORTED: frozenset(),
+    State.FAILED: frozenset(),
+}
+"""The life of a sequence. `WAITING` again is recompute: the KV was given up and its tokens will be prefilled anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of a chosen token, and of the likeliest ones, best first."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]  # (token id, log-probability)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Running state of one choice of a request. Only the coordinator and the schedulers it calls change it.
+
+    Attributes:
+      request: what was asked; `choice`: which of its n.
+      seed: 32-bit seed of this choice; with a token's position it decides that token's chance.
+      order: place among all sequences ever submitted; policies that favour the oldest go by it.
+      max_new_tokens: most tokens it may generate: `max_tokens`, cut by the context.
+      output: generated token ids, harvested.
+      logprobs: one entry a token of `output` if they were asked for, else empty.
+      state: see State; change it by `move`.
+      epoch: counts recomputes; a ticket that names an older epoch speaks of KV that is gone.
+      prefilled: tokens whose prefill has been dispatched in this epoch.
+      pages: physical pages, in order, on the engine that holds the sequence now.
+      engine: index of that engine among its kind; `row`: its decode row.
+      cached_tokens: prompt tokens whose KV was reused instead of computed.
+      finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token id; `error`: why.
+    """
+
+    request: Request
+    choice: int
+    seed: int
+    order: int = 0
+    max_new_tokens: int = 0
+    output: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    state: State = State.WAITING
+    epoch: int = 0
+    prefilled: int = 0
+    pages: list[int] = field(default_factory=list)
+    engine: int = -1
+    row: int = -1
+    cached_tokens: int = 0
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+    text: Any = None  # a TextStream where text was asked for; see host/text.py
+
+    @property
+    def id(self) -> str:
+        """Unique among live sequences."""
+        return f"{self.request.id}#{self.choice}"
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and harvested output."""
+        return self.prompt_len + len(self.output)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and harvested output."""
+        return [*self.request.prompt_token_ids, *self.output]
+
+    @property
+    def lifetime_tokens(self) -> int:
+        """Tokens whose KV it may come to need: all but the last one, which nobody reads."""
+        return self.prompt_len + self.max_new_tokens - 1
+
+    @property
+    def done(self) -> bool:
+        return not LEGAL_MOVES[self.state]
+
+    def move(self, state: State) -> None:
+        """Go on to `state`.
+
+        Raises:
+          RuntimeError: the life of a sequence has no such move.
+        """
+        if state not in LEGAL_MOVES[self.state]:
+            raise RuntimeError(f"sequence {self.id}: no move from {self.state.name} to {state.name}")
+        self.state = state
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One choice of an answer.
+
+    Attributes:
+      token_ids: generated tokens, without the prompt. `text`: the same as text, cut before a stop string.
+      finish_reason: "stop" (end token, stop token or stop string), "length", "abort" or "error".
+      stop_reason: the stop string or token id that ended it, where one did.
+      logprobs: one entry a token, where they were asked for.
+      error: why it failed, where it did.
+      metrics: when things happened; see `host/metrics.py`.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: str | None
+    stop_reason: str | int | None
+    logprobs: list[TokenLogprobs] | None
+    error: str | None
+    metrics: Any
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The answer to a request. Its own `token_ids`, `text`, ... are those of the first of its `choices`."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    choices: list[Completion]
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        return self.choices[0].logprobs
+
+    @property
+    def metrics(self) -> Any:
+        return self.choices[0].metrics

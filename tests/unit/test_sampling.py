@@ -1,0 +1,140 @@
+"""Sampling against plain numpy, and the promise that a token depends on (seed, position) alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from pdjax.device.model.sampling import choose
+from pdjax.engine_api import SamplingBatch
+
+V = 97
+choose_jit = jax.jit(choose, static_argnames="max_logprobs")
+
+
+def sampling(rows: int, **fields) -> SamplingBatch:
+    base = {
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": 0,
+        "prompt_lens": 0,
+        "logprobs": False,
+    }
+    kinds = {"top_k": np.int32, "seed": np.uint32, "prompt_lens": np.int32, "logprobs": bool}
+    arrays = {}
+    for name, value in (base | fields).items():
+        arrays[name] = np.broadcast_to(np.asarray(value, kinds.get(name, np.float32)), (rows,)).copy()
+    return SamplingBatch(**arrays)
+
+
+def draw_many(logits: np.ndarray, draws: int, **fields) -> np.ndarray:
+    """Tokens drawn from one distribution at `draws` positions."""
+    rows = np.repeat(logits[None], draws, axis=0)
+    return np.asarray(choose_jit(rows, np.arange(draws), sampling(draws, **fields), None, max_logprobs=1).tokens)
+
+
+def kept_by_filters(logits: np.ndarray, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> set[int]:
+    """The tokens that may be drawn, by sorting."""
+    scaled = logits.astype(np.float64) / temperature
+    probs = np.exp(scaled - scaled.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs)
+    kept = list(order[: top_k or V])
+    mass = probs[kept].sum()
+    if top_p < 1:
+        reach = np.cumsum(probs[kept]) / mass
+        kept = kept[: int(np.searchsorted(reach, top_p)) + 1]
+    return {int(token) for token in kept if probs[token] >= min_p * probs.max()}
+
+
+@pytest.mark.smoke
+def test_greedy_takes_the_largest_logit():
+    logits = np.random.default_rng(0).normal(size=(5, V)).astype(np.float32)
+    out = choose_jit(logits, np.arange(5), sampling(5), None, max_logprobs=1)
+    np.testing.assert_array_equal(out.tokens, logits.argmax(1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": 1},
+        {"top_k": 7},
+        {"top_p": 0.5},
+        {"top_p": 0.9, "temperature": 0.7},
+        {"min_p": 0.1},
+        {"top_k": 20, "top_p": 0.8, "min_p": 0.02, "temperature": 1.3},
+    ],
+)
+def test_filters_keep_exactly_the_tokens_that_sorting_keeps(fields):
+    logits = 2 * np.random.default_rng(1).normal(size=V).astype(np.float32)
+    allowed = kept_by_filters(logits, **fields)
+    drawn = set(draw_many(logits, 6000, **({"temperature": 1.0} | fields)).tolist())
+    assert drawn <= allowed
+    likely = {t for t in allowed if np.exp(logits[t] - logits.max()) > 0.05}
+    assert likely <= drawn
+
+
+def test_frequencies_follow_the_softmax():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    counts = np.bincount(draw_many(logits, 20000, temperature=1.0), minlength=4) / 20000
+    np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.015)
+
+
+def test_a_token_depends_on_seed_and_position_alone():
+    logits = np.random.default_rng(2).normal(size=V).astype(np.float32)
+    alone = choose_jit(logits[None], np.array([41]), sampling(1, temperature=1.0, seed=9), None, max_logprobs=1)
+    others = np.random.default_rng(3).normal(size=(6, V)).astype(np.float32)
+    others[4] = logits
+    seeds, positions = np.array([1, 2, 3, 4, 9, 6]), np.array([3, 1, 4, 1, 41, 9])
+    crowd = choose_jit(others, positions, sampling(6, temperature=1.0, seed=seeds), None, max_logprobs=1)
+    assert crowd.tokens[4] == alone.tokens[0]
+    assert len(set(draw_many(logits, 50, temperature=1.0, seed=9).tolist())) > 5
+
+
+def test_greedy_and_sampled_rows_share_a_batch():
+    logits = np.random.default_rng(4).normal(size=(4, V)).astype(np.float32)
+    mixed = sampling(4, temperature=[0.0, 1.0, 0.0, 1.0], top_k=[0, 3, 0, 0], seed=[0, 5, 0, 6])
+    out = np.asarray(choose_jit(logits, np.arange(4), mixed, None, max_logprobs=1).tokens)
+    assert out[0] == logits[0].argmax() and out[2] == logits[2].argmax()
+    assert out[1] in kept_by_filters(logits[1], top_k=3)
+
+
+def test_penalties_follow_their_formulas():
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(3, V)).astype(np.float32)
+    history = rng.integers(0, 12, size=(3, 32)).astype(np.int32)
+    prompt, length = np.array([4, 10, 0]), np.array([20, 25, 3])
+    presence, frequency, repetition = [0.7, 0.0, 2.0], [0.3, 1.5, 0.0], [1.0, 1.8, 0.5]
+    expected = logits.copy()
+    for b in range(3):
+        ids = history[b, : length[b]]
+        for t in set(ids.tolist()):
+            expected[b, t] *= 1 / repetition[b] if expected[b, t] > 0 else repetition[b]
+        for t in history[b, prompt[b] : length[b]]:
+            expected[b, t] -= frequency[b]
+        for t in set(history[b, prompt[b] : length[b]].tolist()):
+            expected[b, t] -= presence[b]
+    params = sampling(
+        3,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        repetition_penalty=repetition,
+        prompt_lens=prompt,
+    )
+    out = choose_jit(logits, length, params, history, max_logprobs=1)
+    np.testing.assert_array_equal(out.tokens, expected.argmax(1))
+
+
+def test_logprobs_are_of_the_models_own_distribution():
+    logits = 3 * np.random.default_rng(6).normal(size=(2, V)).astype(np.float32)
+    params = sampling(2, temperature=[0.0, 5.0], top_k=[0, 2], seed=1, logprobs=[True, False])
+    out = choose_jit(logits, np.array([3, 4]), params, None, max_logprobs=5)
+    expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(out.chosen_logprobs, expected[[0, 1], np.asarray(out.tokens)], rtol=1e-5)
+    order = np.argsort(-logits, axis=1)[:, :5]
+    np.testing.assert_array_equal(out.top_ids, order)
+    np.testing.assert_allclose(out.top_logprobs, np.take_along_axis(expected, order, 1), rtol=1e-5)
