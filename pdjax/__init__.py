@@ -1,0 +1,33 @@
+"""pdjax serves language models with prefill and decode on different JAX device meshes.
+
+The public names are bound at their first use, so that importing pdjax, or a room of it that needs
+no device, does not start JAX.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pdjax.config import Config, load_config
+    from pdjax.llm import LLM
+    from pdjax.request import RequestOutput, SamplingParams
+
+__all__ = ["LLM", "Config", "RequestOutput", "SamplingParams", "load_config"]
+
+_HOMES = {
+    "LLM": "pdjax.llm",
+    "Config": "pdjax.config",
+    "load_config": "pdjax.config",
+    "SamplingParams": "pdjax.request",
+    "RequestOutput": "pdjax.request",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pdjax' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,5 @@
-"""Time, as an argument. The only file that reads wall time; everything else is handed a Clock, so that the same
-coordinator runs on real meshes, in tests, and in simulated time."""
+"""Time, as an argument. The only file that reads wall time; everything else is handed a Clock, so
+that the same coordinator runs on real meshes, in tests, and in simulated time."""
 
 import time
 from typing import Protocol
@@ -32,7 +32,8 @@ class WallClock:
 
 
 class VirtualClock:
-    """Simulated time: it moves only when told to. Idling jumps by `tick` seconds, or to the next `wake_at`."""
+    """Simulated time: it moves only when told to. Idling jumps by `tick` seconds, or to the next
+    `wake_at`."""
 
     def __init__(self, tick: float = 1.0) -> None:
         self._now = 0.0
@@ -55,3 +56,8 @@ class VirtualClock:
     def idle(self) -> None:
         self._wakes = [wake for wake in self._wakes if wake > self._now]
         self._now = min(self._wakes) if self._wakes else self._now + self._tick
+
+
+def strftime_now(form: str) -> str:
+    """The local date and time, in a format of `time.strftime`; some chat templates print it."""
+    return time.strftime(form)

@@ -1,10 +1,12 @@
 """What a run is: frozen dataclasses, composed, validated, and overridden field by field.
 
-A config is a Python file with `get_config() -> Config`, whose docstring holds the command and the expected result; or
-the name of a preset; or a Config. Fields are overridden by their dotted names: `{"decode.rows": 8}`.
+A config is a Python file with `get_config() -> Config`, whose docstring holds the command and the
+expected result; or the name of a preset; or a Config. Fields are overridden by their dotted names:
+`{"decode.rows": 8}`.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import types
@@ -35,8 +37,11 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _check_buckets(name: str, buckets: tuple[int, ...] | None) -> None:
-    if buckets is not None and (not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets))):
-        raise ValueError(f"{name}={buckets}: must be positive and strictly increasing")
+    if buckets is None:
+        return
+    sizes = [size for size in buckets if type(size) is int and size >= 1]
+    if not buckets or sizes != sorted(set(sizes)) or len(sizes) < len(buckets):
+        raise ValueError(f"{name}={buckets}: must be whole numbers, positive and increasing")
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,11 @@ class ModelConfig:
     """Which network, in which precision.
 
     Attributes:
-      source: name of an embedded model, a .gguf file, a Hugging Face directory, a checkpoint of `pdjax convert`, or
-        "random".
+      source: name of an embedded model, a .gguf file, a Hugging Face directory, a checkpoint of
+        `pdjax convert`, or "random".
       dtype: of weights and activations, "float32" or "bfloat16".
-      max_model_len: longest sequence served, prompt and output together, tokens; None takes the model's own context.
+      max_model_len: longest sequence served, prompt and output together, tokens; None takes the
+        model's own context.
       spec: the shapes of a "random" model; None otherwise.
     """
 
@@ -91,12 +97,15 @@ class PrefillConfig:
     Attributes:
       engines: independent engines, each on its own mesh.
       tp: tensor-parallel shards of an engine; must divide the model's KV heads.
-      pages: pages of an engine's pool, null page included; None sizes it from `max_sequences` and the context.
+      pages: pages of an engine's pool, null page included; None sizes it from `max_sequences` and
+        the context.
       token_budget: most tokens packed into one step, in all prompts together.
       max_sequences: most prompts packed into one step.
       lookahead: steps dispatched beyond the one that runs.
-      token_buckets: padded sizes of a step in tokens; None takes powers of four below `token_budget`.
-      page_buckets: padded sizes of a step in pages read; None takes powers of four up to the longest context.
+      token_buckets: padded sizes of a step in tokens; None takes `token_budget`, a fourth of it,
+        and so on.
+      page_buckets: padded sizes of a step in pages read; None takes those of the longest context
+        or of a full budget, a fourth of them, and so on.
     """
 
     engines: int = 1
@@ -129,11 +138,14 @@ class DecodeConfig:
       engines: independent engines, each on its own mesh.
       stages: pipeline stages of an engine; need not divide the layers evenly.
       tp: tensor-parallel shards of a stage; must divide the model's KV heads.
-      rows: most sequences an engine decodes at once; a multiple of `stages`, since each microbatch has its share.
+      rows: most sequences an engine decodes at once; a multiple of `stages`, since each microbatch
+        has its share.
       pages: pages of an engine's pool, null page included; None sizes it for `rows` whole contexts.
       lookahead: ticks dispatched beyond the one whose tokens are being read.
-      page_buckets: padded widths of the page table; None takes powers of four up to the longest context.
-      attention: name of a paged attention implementation; None lets pallas_kernels choose for the platform.
+      page_buckets: padded widths of the page table; None takes the pages of the longest context, a
+        fourth of them, and so on.
+      attention: name of a paged attention implementation; None lets pallas_kernels choose for the
+        platform.
     """
 
     engines: int = 1
@@ -163,11 +175,13 @@ class Config:
 
     Attributes:
       model, kv, prefill, decode: see there.
-      colocated: prefill and decode on one and the same mesh and pool (the rival that disaggregation is measured
-        against): a hand-off moves ownership, not bytes. Needs one engine of one stage, and equal tp.
+      colocated: prefill and decode on one and the same mesh and pool (the rival that disaggregation
+        is measured against): a hand-off moves ownership, not bytes. Needs one engine of one stage,
+        and equal tp.
       max_waiting: most requests in the waiting queue; one more is refused.
       max_logprobs: most alternatives a request may ask for.
-      cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the meshes need.
+      cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
+        meshes need.
       warm_up: compile every bucket before the first request.
       seed: of the seeds drawn for requests that name none, and of random weights.
     """
@@ -190,15 +204,17 @@ class Config:
             p, d = self.prefill, self.decode
             if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
                 raise ValueError(
-                    f"colocated=True: needs prefill.engines=1, decode.engines=1, decode.stages=1 and equal tp, but has "
-                    f"{p.engines}, {d.engines}, {d.stages}, and tp {p.tp} and {d.tp}"
+                    "colocated=True: needs prefill.engines=1, decode.engines=1, decode.stages=1 "
+                    f"and equal tp, but has {p.engines}, {d.engines}, {d.stages}, "
+                    f"and tp {p.tp} and {d.tp}"
                 )
 
     @property
     def devices(self) -> int:
         """Devices that the meshes need."""
         prefill = self.prefill.engines * self.prefill.tp
-        return prefill if self.colocated else prefill + self.decode.engines * self.decode.stages * self.decode.tp
+        decode = self.decode.engines * self.decode.stages * self.decode.tp
+        return prefill if self.colocated else prefill + decode
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
@@ -208,14 +224,17 @@ PRESETS: dict[str, Callable[[], Config]] = {
 """Configs by name: the embedded model, prefill and decode on a device each, or both on one."""
 
 
-def load_config(source: "str | Path | Config", overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    source: "str | Path | Config", overrides: Mapping[str, Any] | None = None
+) -> Config:
     """A Config from a Config, a preset's name, or a Python file with `get_config()`.
 
     Args:
       overrides: dotted field names to values; a string is read as the field's type.
 
     Raises:
-      ValueError: no such file or preset, a file without `get_config`, an unknown field, a value out of range.
+      ValueError: no such file or preset, a file without `get_config`, an unknown field, a value out
+        of range.
     """
     if isinstance(source, Config):
         config = source
@@ -230,13 +249,15 @@ def load_config(source: "str | Path | Config", overrides: Mapping[str, Any] | No
         for parent in parents:
             branch = branch.setdefault(parent, {})
         branch[leaf] = value
-    return _replace(config, tree, "config")  # all at once: fields that constrain each other change together
+    # All at once: fields that constrain each other change together.
+    return _replace(config, tree, "config")
 
 
 def _config_of_file(path: Path) -> Config:
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(
-            f"config={str(path)!r}: no such Python file, nor a preset's name; presets are {', '.join(PRESETS)}"
+            f"config={str(path)!r}: no such Python file, nor a preset's name; "
+            f"presets are {', '.join(PRESETS)}"
         )
     module_spec = importlib.util.spec_from_file_location(f"pdjax_config_{path.stem}", path)
     assert module_spec is not None and module_spec.loader is not None
@@ -247,7 +268,10 @@ def _config_of_file(path: Path) -> Config:
         raise ValueError(f"config={str(path)!r}: the file has no get_config()")
     config = get_config()
     if not isinstance(config, Config):
-        raise ValueError(f"config={str(path)!r}: get_config() returned {type(config).__name__}, not a pdjax.Config")
+        raise ValueError(
+            f"config={str(path)!r}: get_config() returned {type(config).__name__}, "
+            "not a pdjax.Config"
+        )
     return config
 
 
@@ -257,27 +281,31 @@ def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
     changes = {}
     for leaf, value in tree.items():
         if leaf not in hints:
-            raise ValueError(f"{name}.{leaf}: no such field; {type(config).__name__} has {', '.join(hints)}")
+            raise ValueError(
+                f"{name}.{leaf}: no such field; {type(config).__name__} has {', '.join(hints)}"
+            )
         current, full = getattr(config, leaf), f"{name}.{leaf}"
         if isinstance(value, dict) and not dataclasses.is_dataclass(current):
             raise ValueError(f"{full}.{next(iter(value))}: {leaf} has no fields of its own")
         nested = isinstance(value, dict)
-        changes[leaf] = _replace(current, value, full) if nested else _parse(value, hints[leaf], full)
+        changes[leaf] = (
+            _replace(current, value, full) if nested else _parse(value, hints[leaf], full)
+        )
     return dataclasses.replace(config, **changes)
 
 
 def _parse(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type of the field; text is read as a Python literal, or as it stands for a string field."""
+    """`value` as the type of the field; text is read as a Python literal, or as it stands for a
+    string field."""
     union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [typing.get_origin(kind) or kind for kind in union]
     if isinstance(value, str):
         if value == "None" and type(None) in kinds:
             return None
         if str not in kinds:
-            try:
+            # What is no literal stays text, and the check below says what is allowed.
+            with contextlib.suppress(ValueError, SyntaxError):
                 value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                pass  # the check below says what is allowed
     exact = type(value) in kinds
     if not exact and not (float in kinds and type(value) is int):
         allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)

@@ -1,9 +1,11 @@
-"""KVLayout: the single truth about a page of KV cache: its shape, its bytes, and who holds which part of it.
+"""KVLayout: the single truth about a page of KV cache: its shape, its bytes, and who holds which
+part of it.
 
-A pool keeps, for each layer, two arrays of pages (K and V apart), `[K, P, S, H]`: KV heads, pages, tokens in a page,
-head dim. Heads are sharded over `tp`; layers are dealt out to `stage`s. Everything that touches KV (kernels, pools,
-the hand-off, tiers) takes its geometry from here, and addresses a piece by its *global* layer index and its *global*
-KV head, never by its place inside a shard.
+A pool keeps, for each layer, two arrays of pages (K and V apart), `[K, P, S, H]`: KV heads, pages,
+tokens in a page, head dim. Heads are sharded over `tp`; layers are dealt out to `stage`s.
+Everything that touches KV (kernels, pools, the hand-off, tiers) takes its geometry from here, and
+addresses a piece by its *global* layer index and its *global* KV head, never by its place inside a
+shard.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ NULL_PAGE = 0
 
 
 def split_layers(num_layers: int, stages: int) -> tuple[tuple[int, ...], ...]:
-    """Deal `num_layers` out to `stages` as contiguous runs; the first `num_layers % stages` runs are one longer.
+    """Deal `num_layers` out to `stages` as contiguous runs; the first `num_layers % stages` runs
+    are one longer.
 
     Raises:
       ValueError: a stage would have no layer.
@@ -62,7 +65,8 @@ class KVLayout:
         if self.tp < 1 or self.kv_heads % self.tp:
             divisors = [n for n in range(1, self.kv_heads + 1) if self.kv_heads % n == 0]
             raise ValueError(
-                f"tp={self.tp}: does not divide the model's {self.kv_heads} KV heads; allowed: {divisors}"
+                f"tp={self.tp}: does not divide the model's {self.kv_heads} KV heads; "
+                f"allowed: {divisors}"
             )
         if self.page_size < 1:
             raise ValueError(f"page_size={self.page_size}: must be at least 1 token")
@@ -74,7 +78,8 @@ class KVLayout:
 
     @property
     def slots(self) -> int:
-        """Layer slots of a stage's program: the layers of the longest stage. A shorter stage pads with identities."""
+        """Layer slots of a stage's program: the layers of the longest stage. A shorter stage pads
+        with identities."""
         return len(self.stage_layers[0])
 
     @property
@@ -97,7 +102,8 @@ class KVLayout:
         return -(-tokens // self.page_size)
 
     def head_unit(self, other: "KVLayout") -> int:
-        """KV heads of the largest piece that lies within one shard here and within one shard of `other`."""
+        """KV heads of the largest piece that lies within one shard here and within one shard of
+        `other`."""
         return self.kv_heads // lcm(self.tp, other.tp)
 
     def check_same_pages(self, other: "KVLayout") -> None:
@@ -109,4 +115,7 @@ class KVLayout:
         for field in ("num_layers", "kv_heads", "head_dim", "page_size", "dtype"):
             mine, theirs = getattr(self, field), getattr(other, field)
             if mine != theirs:
-                raise ValueError(f"{field}: the sending pool has {mine}, the receiving pool {theirs}; they must agree")
+                raise ValueError(
+                    f"{field}: the sending pool has {mine}, the receiving pool {theirs}; "
+                    "they must agree"
+                )

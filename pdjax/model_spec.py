@@ -1,4 +1,5 @@
-"""ModelSpec: the architecture of a decoder, as numbers. Readers of checkpoints make it; the model is built from it."""
+"""ModelSpec: the architecture of a decoder, as numbers. Readers of checkpoints make it; the model
+is built from it."""
 
 import math
 from dataclasses import dataclass, field
@@ -37,13 +38,16 @@ class RopeSpec:
         if self.factor <= 0:
             raise ValueError(f"rope.factor={self.factor}: must be positive")
         if self.kind in ("llama3", "yarn") and self.original_context < 1:
-            raise ValueError(f"rope.original_context={self.original_context}: {self.kind} needs the trained context")
+            raise ValueError(
+                f"rope.original_context={self.original_context}: "
+                f"{self.kind} needs the trained context"
+            )
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
         """Radians a position for each pair of dimensions, f64[H/2], and the scale of cos and sin.
 
-        Sources: RoPE (Su et al. 2021); "linear" position interpolation (Chen et al. 2023); "llama3" as published with
-        Llama 3.1; YaRN (Peng et al. 2023).
+        Sources: RoPE (Su et al. 2021); "linear" position interpolation (Chen et al. 2023); "llama3"
+        as published with Llama 3.1; YaRN (Peng et al. 2023).
         """
         base = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         if self.kind == "plain":
@@ -52,7 +56,9 @@ class RopeSpec:
             return base / self.factor, 1.0
         if self.kind == "llama3":
             rotations = self.original_context * base / (2 * math.pi)
-            keep = (rotations - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+            keep = (rotations - self.low_freq_factor) / (
+                self.high_freq_factor - self.low_freq_factor
+            )
             keep = np.clip(keep, 0.0, 1.0)
             return keep * base + (1 - keep) * base / self.factor, 1.0
         return self._yarn(base, head_dim)
@@ -101,11 +107,21 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_layers", "model_dim", "mlp_dim", "query_heads", "kv_heads", "context"):
+        for name in (
+            "vocab_size",
+            "num_layers",
+            "model_dim",
+            "mlp_dim",
+            "query_heads",
+            "kv_heads",
+            "context",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.query_heads % self.kv_heads:
-            raise ValueError(f"kv_heads={self.kv_heads}: must divide query_heads={self.query_heads}")
+            raise ValueError(
+                f"kv_heads={self.kv_heads}: must divide query_heads={self.query_heads}"
+            )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: RoPE needs an even number of dimensions")
 
@@ -118,6 +134,11 @@ class ModelSpec:
     def num_params(self) -> int:
         """Weights of the model; the tied embedding counts once."""
         d, h = self.model_dim, self.head_dim
-        layer = d * (self.query_heads + 2 * self.kv_heads) * h + self.query_heads * h * d + 3 * d * self.mlp_dim + 2 * d
+        layer = (
+            d * (self.query_heads + 2 * self.kv_heads) * h
+            + self.query_heads * h * d
+            + 3 * d * self.mlp_dim
+            + 2 * d
+        )
         layer += (self.query_heads + 2 * self.kv_heads) * h if self.qkv_bias else 0
         return self.num_layers * layer + self.vocab_size * d * (1 if self.tied else 2) + d

@@ -1,4 +1,5 @@
-"""What is asked (SamplingParams, Request: frozen) and how far it has come (Sequence: running state, and its legal moves)."""
+"""What is asked (SamplingParams, Request: frozen) and how far it has come (Sequence: running state,
+and its legal moves)."""
 
 import enum
 import math
@@ -33,17 +34,18 @@ class SamplingParams:
       top_k: keep the k most likely tokens (ties of the k-th all stay); 0 keeps all.
       top_p: keep the smallest set of most likely tokens whose probability reaches p, in (0, 1].
       min_p: drop tokens less likely than min_p times the likeliest, in [0, 1).
-      seed: makes the tokens a function of (seed, choice, position) alone; None draws a seed for the request.
+      seed: makes the tokens a function of (seed, choice, position) alone; None draws a seed for the
+        request.
       max_tokens: most tokens to generate; None goes on to the end of the context.
       stop: strings that end the text; they are not part of it.
       stop_token_ids: tokens that end it besides the model's own end tokens.
       ignore_eos: go on past the model's end tokens.
-      logprobs: report the chosen token's log-probability and the n likeliest; None reports none. They are of the
-        model's own distribution, before penalties and temperature.
+      logprobs: report the chosen token's log-probability and the n likeliest; None reports none.
+        They are of the model's own distribution, before penalties and temperature.
       presence_penalty: subtracted once from the logit of a token generated before.
       frequency_penalty: subtracted for each time that a token was generated before.
-      repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output
-        (Keskar et al. 2019); 1 changes nothing.
+      repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt
+        or output (Keskar et al. 2019); 1 changes nothing.
       n: choices to generate from the prompt.
 
     Raises:
@@ -66,12 +68,16 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(
+            self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        )
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         self._check_ranges()
         self._check_stops()
         if self.n > 1 and self.temperature == 0:
-            raise ValueError(f"n={self.n} with temperature=0: greedy choices would all be the same; ask for n=1")
+            raise ValueError(
+                f"n={self.n} with temperature=0: greedy choices would all be the same; ask for n=1"
+            )
 
     def _check_ranges(self) -> None:
         t, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
@@ -80,11 +86,26 @@ class SamplingParams:
         _check(_is_number(p) and 0 < p <= 1, "top_p", p, "must be in (0, 1]")
         _check(_is_number(m) and 0 <= m < 1, "min_p", m, "must be in [0, 1)")
         seed, most, n = self.seed, self.max_tokens, self.n
-        _check(seed is None or (_is_int(seed) and 0 <= seed < 2**64), "seed", seed, "must be None or in [0, 2**64)")
-        _check(most is None or (_is_int(most) and most >= 1), "max_tokens", most, "must be None or at least 1")
+        _check(
+            seed is None or (_is_int(seed) and 0 <= seed < 2**64),
+            "seed",
+            seed,
+            "must be None or in [0, 2**64)",
+        )
+        _check(
+            most is None or (_is_int(most) and most >= 1),
+            "max_tokens",
+            most,
+            "must be None or at least 1",
+        )
         _check(_is_int(n) and n >= 1, "n", n, "must be an integer, at least 1")
         top = self.logprobs
-        _check(top is None or (_is_int(top) and top >= 0), "logprobs", top, "must be None or an integer, 0 or more")
+        _check(
+            top is None or (_is_int(top) and top >= 0),
+            "logprobs",
+            top,
+            "must be None or an integer, 0 or more",
+        )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _check(_is_number(value) and -2 <= value <= 2, name, value, "must be in [-2, 2]")
@@ -95,12 +116,21 @@ class SamplingParams:
         for text in self.stop:
             _check(isinstance(text, str) and text != "", "stop", text, "must be non-empty strings")
         for token in self.stop_token_ids:
-            _check(_is_int(token) and token >= 0, "stop_token_ids", token, "must be token ids, 0 or more")
+            _check(
+                _is_int(token) and token >= 0,
+                "stop_token_ids",
+                token,
+                "must be token ids, 0 or more",
+            )
 
     @property
     def penalized(self) -> bool:
         """Whether the choice of a token depends on the tokens before it, beyond the logits."""
-        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+        return (
+            self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or self.repetition_penalty != 1
+        )
 
 
 @dataclass(frozen=True)
@@ -147,7 +177,8 @@ LEGAL_MOVES: dict[State, frozenset[State]] = {
     State.ABORTED: frozenset(),
     State.FAILED: frozenset(),
 }
-"""The life of a sequence. `WAITING` again is recompute: the KV was given up and its tokens will be prefilled anew."""
+"""The life of a sequence. `WAITING` again is recompute: the KV was given up and its tokens will be
+prefilled anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +191,8 @@ class TokenLogprobs:
 
 @dataclass(eq=False)
 class Sequence:
-    """Running state of one choice of a request. Only the coordinator and the schedulers it calls change it.
+    """Running state of one choice of a request. Only the coordinator and the schedulers it calls
+    change it.
 
     Attributes:
       request: what was asked; `choice`: which of its n.
@@ -175,7 +207,8 @@ class Sequence:
       pages: physical pages, in order, on the engine that holds the sequence now.
       engine: index of that engine among its kind; `row`: its decode row.
       cached_tokens: prompt tokens whose KV was reused instead of computed.
-      finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token id; `error`: why.
+      finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
+        id; `error`: why.
     """
 
     request: Request
@@ -232,7 +265,9 @@ class Sequence:
           RuntimeError: the life of a sequence has no such move.
         """
         if state not in LEGAL_MOVES[self.state]:
-            raise RuntimeError(f"sequence {self.id}: no move from {self.state.name} to {state.name}")
+            raise RuntimeError(
+                f"sequence {self.id}: no move from {self.state.name} to {state.name}"
+            )
         self.state = state
 
 
@@ -241,7 +276,8 @@ class Completion:
     """One choice of an answer.
 
     Attributes:
-      token_ids: generated tokens, without the prompt. `text`: the same as text, cut before a stop string.
+      token_ids: generated tokens, without the prompt. `text`: the same as text, cut before a stop
+        string.
       finish_reason: "stop" (end token, stop token or stop string), "length", "abort" or "error".
       stop_reason: the stop string or token id that ended it, where one did.
       logprobs: one entry a token, where they were asked for.
@@ -260,7 +296,8 @@ class Completion:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """The answer to a request. Its own `token_ids`, `text`, ... are those of the first of its `choices`."""
+    """The answer to a request. Its own `token_ids`, `text`, ... are those of the first of its
+    `choices`."""
 
     request_id: str
     prompt: str | None

@@ -1,11 +1,10 @@
-"""Text to token ids and back, chat templates included, and back again piece by piece while tokens stream in.
+"""Text to token ids and back, chat templates included, also piece by piece while tokens stream in.
 
-Reads the tokenizer of a Hugging Face directory (`tokenizer.json` and its companions) or of a GGUF file. Lives on the
-host: nothing here knows of arrays or devices.
+Reads the tokenizer of a Hugging Face directory (`tokenizer.json` and its companions) or of a GGUF
+file. Lives on the host: nothing here knows of arrays or devices.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import jinja2.sandbox
 import tokenizers
 
 from pdjax import tokenizer_gguf
+from pdjax.clock import strftime_now
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -43,9 +43,8 @@ class Tokenizer:
         chat_template: str | None = None,
         bos_token: str | None = None,
         eos_token: str | None = None,
-        strftime_now: Callable[[str], str] = time.strftime,
+        strftime_now: Callable[[str], str] = strftime_now,
     ) -> None:
-        """`strftime_now` gives chat templates that print a date the time in a format; tests inject a fixed one."""
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -58,19 +57,29 @@ class Tokenizer:
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
 
     @classmethod
-    def open(cls, path: str | Path) -> "Tokenizer":
+    def open(
+        cls, path: str | Path, *, strftime_now: Callable[[str], str] = strftime_now
+    ) -> "Tokenizer":
         """The tokenizer of a GGUF file, or of a directory that holds `tokenizer.json`.
+
+        `strftime_now` formats the date for chat templates that print one.
 
         Raises:
           ValueError: naming the file that is missing or cannot be read.
         """
         path = Path(path)
         if path.is_dir():
-            return cls._from_directory(path)
-        return cls.from_gguf(tokenizer_gguf.Metadata(path, tokenizer_gguf.open_gguf(path)))
+            return cls._from_directory(path, strftime_now)
+        meta = tokenizer_gguf.Metadata(path, tokenizer_gguf.open_gguf(path))
+        return cls.from_gguf(meta, strftime_now=strftime_now)
 
     @classmethod
-    def from_gguf(cls, meta: tokenizer_gguf.Metadata) -> "Tokenizer":
+    def from_gguf(
+        cls,
+        meta: tokenizer_gguf.Metadata,
+        *,
+        strftime_now: Callable[[str], str] = strftime_now,
+    ) -> "Tokenizer":
         """The tokenizer of a GGUF file that is open already: reading its index takes a second."""
         return cls(
             tokenizer_gguf.build_tokenizer(meta),
@@ -78,17 +87,20 @@ class Tokenizer:
             chat_template=meta.get("tokenizer.chat_template"),
             bos_token=tokenizer_gguf.special_token(meta, "bos"),
             eos_token=tokenizer_gguf.special_token(meta, "eos"),
+            strftime_now=strftime_now,
         )
 
     @classmethod
-    def _from_directory(cls, path: Path) -> "Tokenizer":
+    def _from_directory(cls, path: Path, strftime_now: Callable[[str], str]) -> "Tokenizer":
         file = path / TOKENIZER_FILE
         if not file.is_file():
             raise ValueError(f"model={str(path)!r}: {TOKENIZER_FILE} is missing")
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the tokenizers package raises bare Exception
-            raise ValueError(f"{file}: not a readable tokenizer ({' '.join(str(error).split())})") from error
+            raise ValueError(
+                f"{file}: not a readable tokenizer ({' '.join(str(error).split())})"
+            ) from error
         config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {}
         return cls(
             backend,
@@ -96,11 +108,12 @@ class Tokenizer:
             chat_template=_template_of(path, config),
             bos_token=_token_text(config.get("bos_token")),
             eos_token=_token_text(config.get("eos_token")),
+            strftime_now=strftime_now,
         )
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the tokenizer knows, added tokens included; a model's vocabulary may be larger."""
+        """Ids that the tokenizer knows; the vocabulary of a model may be larger."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
@@ -109,7 +122,9 @@ class Tokenizer:
         return self._special_ids
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; `add_special_tokens` puts what the model expects around a text, such as a BOS."""
+        """Token ids of `text`; `add_special_tokens` puts what the model expects around a text, such
+        as a BOS.
+        """
         if not isinstance(text, str):
             raise ValueError(f"prompt={text!r}: must be a string")
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -118,11 +133,14 @@ class Tokenizer:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer.
 
         Raises:
-          ValueError: there is no template, a message lacks a role or content, or the template refuses the messages.
+          ValueError: there is no template, a message lacks a role or content, or the template
+            refuses the messages.
         """
         text = self.render_chat(messages, add_generation_prompt)
         return self.encode(text, add_special_tokens=False)  # the template writes its own
@@ -130,18 +148,26 @@ class Tokenizer:
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text that `apply_chat_template` encodes."""
         if self.chat_template is None:
-            raise ValueError("chat: this model's tokenizer has no chat template; pass prompts to generate instead")
+            raise ValueError(
+                "chat: this model's tokenizer has no chat template; use generate instead"
+            )
         if not messages:
             raise ValueError("messages=[]: must hold at least one message")
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-                raise ValueError(f"messages: {message!r} must be a mapping with 'role' and 'content'")
+                raise ValueError(
+                    f"messages: {message!r} must be a mapping with 'role' and 'content'"
+                )
         try:
-            return self._environment().from_string(self.chat_template).render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.bos_token or "",
-                eos_token=self.eos_token or "",
+            return (
+                self._environment()
+                .from_string(self.chat_template)
+                .render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=add_generation_prompt,
+                    bos_token=self.bos_token or "",
+                    eos_token=self.eos_token or "",
+                )
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"messages: the chat template refuses them ({error})") from error
@@ -165,7 +191,11 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Write the files from which `open(directory)` makes an equal tokenizer."""
         self._backend.save(str(directory / TOKENIZER_FILE))
-        config = {"bos_token": self.bos_token, "eos_token": self.eos_token, "chat_template": self.chat_template}
+        config = {
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "chat_template": self.chat_template,
+        }
         known = {key: value for key, value in config.items() if value is not None}
         (directory / CONFIG_FILE).write_text(json.dumps(known, indent=2) + "\n")
         generation = {"eos_token_id": list(self.eos_token_ids)}
@@ -175,14 +205,15 @@ class Tokenizer:
 class IncrementalDecoder:
     """Turns a stream of token ids into text that never has to be taken back.
 
-    A character may take several tokens, and a token's text may depend on its left neighbour (SentencePiece's spaces).
-    So the decoder keeps a short window: tokens already shown, as context, and tokens held back because the text so far
-    ends inside a character. Each push decodes the window only (the two-offset method of Hugging Face's
-    text-generation-inference).
+    A character may take several tokens, and a token's text may depend on its left neighbour
+    (SentencePiece's spaces). So the decoder keeps a short window: tokens already shown, as context,
+    and tokens held back because the text so far ends inside a character. Each push decodes the
+    window only (the two-offset method of Hugging Face's text-generation-inference).
     """
 
     _MAX_HELD = 16
-    """Tokens held back at most: bytes that never become a character must not make the window grow."""
+    """Tokens held back at most: bytes that never become a character must not make the window grow.
+    """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
@@ -196,9 +227,16 @@ class IncrementalDecoder:
         """All text given out so far."""
         return "".join(self._pieces)
 
-    def push(self, ids: Iterable[int]) -> str:
-        """Take new tokens; the text that has become certain, possibly empty."""
-        return "".join([self._push(token) for token in ids])
+    def push(self, token_id: int) -> str:
+        """Take a new token; the text that has become certain, possibly empty."""
+        if token_id in self._skipped:
+            return ""
+        self._held.append(token_id)
+        if len(self._held) <= self._MAX_HELD and self._decode(self._shown + self._held).endswith(
+            "\ufffd"
+        ):
+            return ""
+        return self._emit()
 
     def flush(self) -> str:
         """End of the stream: the text still held back, with U+FFFD for what is no character."""
@@ -208,7 +246,9 @@ class IncrementalDecoder:
         if token in self._skipped:
             return ""
         self._held.append(token)
-        if len(self._held) <= self._MAX_HELD and self._decode(self._shown + self._held).endswith("\ufffd"):
+        if len(self._held) <= self._MAX_HELD and self._decode(self._shown + self._held).endswith(
+            "\ufffd"
+        ):
             return ""
         return self._emit()
 

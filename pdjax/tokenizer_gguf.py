@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file: its metadata holds a vocabulary, merges or scores, and a chat template.
+"""The tokenizer inside a GGUF file: a vocabulary, merges or scores, and a chat template.
 
-Two families exist among Llama-like models: byte-level BPE ("gpt2" in GGUF's words), whose pretokenizer is named but not
-stored, and SentencePiece BPE ("llama"), whose merges are implied by the scores of the pieces. Both become an ordinary
-`tokenizers.Tokenizer`.
+Two families exist among Llama-like models: byte-level BPE ("gpt2" in GGUF's words), whose
+pretokenizer is named but not stored, and SentencePiece BPE ("llama"), whose merges are implied by
+the scores of the pieces. Both become an ordinary `tokenizers.Tokenizer`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFReader
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 _GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 _LLAMA3 = (
@@ -30,7 +39,9 @@ _PRETOKENIZERS: dict[str, tuple[str, ...]] = {
     "qwen2": (_QWEN2,),
     "deepseek-r1-qwen": (_QWEN2,),
 }
-"""Regular expressions that cut a text into words, one after the other, by GGUF's name of the pretokenizer."""
+"""Regular expressions that cut a text into words, one after the other, by GGUF's name of the
+pretokenizer.
+"""
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
@@ -46,7 +57,9 @@ def open_gguf(path: Path) -> GGUFReader:
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError, OverflowError, MemoryError) as error:
-        raise ValueError(f"model={str(path)!r}: not a readable GGUF file ({_one_line(error)})") from error
+        raise ValueError(
+            f"model={str(path)!r}: not a readable GGUF file ({_one_line(error)})"
+        ) from error
 
 
 class Metadata:
@@ -62,7 +75,7 @@ class Metadata:
         return None if field is None else field.contents()
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """An integer; a list of equal integers, as some writers store one a layer, counts as one."""
+        """An integer; a list of equal ones (some writers store one a layer) counts as one."""
         value = self._value(key, default)
         if isinstance(value, list) and len(set(value)) == 1:
             value = value[0]
@@ -111,7 +124,8 @@ def build_tokenizer(meta: Metadata) -> Tokenizer:
     """The tokenizer that the metadata describes.
 
     Raises:
-      ValueError: naming the tokenizer model or pretokenizer that is not supported, and those that are.
+      ValueError: naming the tokenizer model or pretokenizer that is not supported, and those that
+        are.
     """
     tokens = meta.get("tokenizer.ggml.tokens")
     if not tokens:
@@ -125,7 +139,9 @@ def build_tokenizer(meta: Metadata) -> Tokenizer:
         raise ValueError(f"tokenizer.ggml.model={model!r}; allowed: 'gpt2', 'llama'")
     kinds = meta.get("tokenizer.ggml.token_type") or []
     control = [text for text, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL]
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in control])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in control]
+    )
     user = [text for text, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED]
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in user])
     _add_begin_and_end(meta, tokenizer, tokens, default_bos=model == "llama")
@@ -135,14 +151,18 @@ def build_tokenizer(meta: Metadata) -> Tokenizer:
 def _byte_level(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
     name = meta.text("tokenizer.ggml.pre", "default")
     if name not in _PRETOKENIZERS:
-        raise ValueError(f"tokenizer.ggml.pre={name!r}; allowed: {', '.join(sorted(_PRETOKENIZERS))}")
+        raise ValueError(
+            f"tokenizer.ggml.pre={name!r}; allowed: {', '.join(sorted(_PRETOKENIZERS))}"
+        )
     merges = [tuple(merge.split(" ", 1)) for merge in meta.get("tokenizer.ggml.merges") or []]
     vocab = {text: i for i, text in enumerate(tokens)}
     # Llama 3's vocabulary holds whole words that its merges cannot reach.
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=name == "llama-bpe"))
     if name in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()
-    splits: list[Any] = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in _PRETOKENIZERS[name]]
+    splits: list[Any] = [
+        pre_tokenizers.Split(Regex(p), behavior="isolated") for p in _PRETOKENIZERS[name]
+    ]
     splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()
@@ -152,11 +172,15 @@ def _byte_level(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
 def _sentencepiece(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
     scores = meta.get("tokenizer.ggml.scores")
     if not scores:
-        raise ValueError("tokenizer.ggml.scores: a 'llama' tokenizer needs the scores of its pieces")
+        raise ValueError(
+            "tokenizer.ggml.scores: a 'llama' tokenizer needs the scores of its pieces"
+        )
     vocab = {text: i for i, text in enumerate(tokens)}
     unknown = special_token(meta, "unknown")
     merges = _merges_from_scores(vocab, scores)
-    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
     prefix = meta.get("tokenizer.ggml.add_space_prefix")
     steps: list[Any] = [normalizers.Prepend("▁")] if prefix is not False else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
@@ -168,7 +192,9 @@ def _sentencepiece(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
 
 
 def _merges_from_scores(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """SentencePiece joins the neighbours whose union scores best, so every split of a piece is a merge of its score."""
+    """SentencePiece joins the neighbours whose union scores best, so every split of a piece is a
+    merge of its score.
+    """
     ranked = []
     for piece, index in vocab.items():
         halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
@@ -177,7 +203,9 @@ def _merges_from_scores(vocab: dict[str, int], scores: Sequence[float]) -> list[
     return [(a, b) for *_, a, b in sorted(ranked)]
 
 
-def _add_begin_and_end(meta: Metadata, tokenizer: Tokenizer, tokens: Sequence[str], default_bos: bool) -> None:
+def _add_begin_and_end(
+    meta: Metadata, tokenizer: Tokenizer, tokens: Sequence[str], default_bos: bool
+) -> None:
     if meta.get("tokenizer.ggml.pre") == "llama-bpe":
         default_bos = True
     template, special = "$A", []
@@ -188,13 +216,15 @@ def _add_begin_and_end(meta: Metadata, tokenizer: Tokenizer, tokens: Sequence[st
             template = f"{text} {template}" if kind == "bos" else f"{template} {text}"
             special.append((text, tokens.index(text)))
     if special:
-        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=special
+        )
 
 
 def _shortest_float(value: float) -> float:
-    """GGUF stores float32: 1e-5 comes back as 9.99999974e-06. The shortest decimal with the same float32 was meant."""
-    import numpy as np
-
+    """GGUF stores float32: 1e-5 comes back as 9.99999974e-06. The shortest decimal with the same
+    float32 was meant.
+    """
     return float(str(np.float32(value)))
 
 

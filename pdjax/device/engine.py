@@ -1,5 +1,6 @@
-"""The owners of a mesh. Each holds the parameters, the pool (donated to every step, so nobody else may keep it) and
-the compiled steps of its phase, and hands out a Ticket for each piece of work it dispatches."""
+"""The owners of a mesh. Each holds the parameters, the pool (donated to every step, so nobody else
+may keep it) and the compiled steps of its phase, and hands out a Ticket for each piece of work it
+dispatches."""
 
 from dataclasses import replace
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import PoolOwner
-from pdjax.device.mesh import replicated
+from pdjax.device.mesh import shardings
 from pdjax.device.model.sampling import Choice
 from pdjax.device.model.transformer import Params
 from pdjax.device.steps.decode import STATE_SPECS, TickInput, TickState, make_decode_tick
@@ -18,7 +20,8 @@ from pdjax.model_spec import ModelSpec
 
 
 class SampledTicket:
-    """Tokens on their way from the device. Log-probabilities travel only if somebody asked for them."""
+    """Tokens on their way from the device. Log-probabilities travel only if somebody asked for
+    them."""
 
     def __init__(self, choice: Choice, wants_logprobs: bool) -> None:
         self._choice = choice
@@ -28,14 +31,18 @@ class SampledTicket:
             leaf.copy_to_host_async()
 
     def ready(self) -> bool:
-        return all(leaf.is_ready() for leaf in self._leaves)
+        return all_ready(self._leaves)
 
     def result(self) -> Sampled:
         if self._sampled is None:
             host = [np.asarray(leaf) for leaf in self._leaves]
             if len(host) == 1:
                 rows, n = self._choice.top_ids.shape
-                blank = np.zeros(rows, np.float32), np.zeros((rows, n), np.int32), np.zeros((rows, n), np.float32)
+                blank = (
+                    np.zeros(rows, np.float32),
+                    np.zeros((rows, n), np.int32),
+                    np.zeros((rows, n), np.float32),
+                )
                 self._sampled = Sampled(host[0], *blank)
             else:
                 self._sampled = Sampled(*host)
@@ -45,7 +52,9 @@ class SampledTicket:
 class JaxPrefillEngine:
     """Prefill on a tensor-parallel mesh; see `engine_api.PrefillEngine`."""
 
-    def __init__(self, params: Params, spec: ModelSpec, pool: PoolOwner, *, max_logprobs: int) -> None:
+    def __init__(
+        self, params: Params, spec: ModelSpec, pool: PoolOwner, *, max_logprobs: int
+    ) -> None:
         self.layout = pool.layout
         self.num_pages = pool.num_pages
         self._params = params
@@ -80,9 +89,13 @@ class JaxDecodeEngine:
         self._params = params
         self._pool = pool
         self._microbatch_rows = rows // pool.layout.stages
-        self._tick = make_decode_tick(params, spec, pool.layout, max_logprobs=max_logprobs, attention=attention)
+        self._tick = make_decode_tick(
+            params, spec, pool.layout, max_logprobs=max_logprobs, attention=attention
+        )
         self._state = self._initial_state(rows, context, params.final_norm.dtype, spec.model_dim)
-        self._write_history = jax.jit(lambda history, row, ids: history.at[row].set(ids), donate_argnums=0)
+        self._write_history = jax.jit(
+            lambda history, row, ids: history.at[row].set(ids), donate_argnums=0
+        )
 
     def tick(self, batch: DecodeBatch) -> SampledTicket:
         stages = self.layout.stages
@@ -95,23 +108,24 @@ class JaxDecodeEngine:
             leaving_row=np.int32(leaving * self._microbatch_rows),
             sampling=batch.sampling,
         )
-        self._pool.arrays, self._state, choice = self._tick(self._params, self._pool.arrays, self._state, inp)
+        self._pool.arrays, self._state, choice = self._tick(
+            self._params, self._pool.arrays, self._state, inp
+        )
         return SampledTicket(choice, bool(batch.sampling.logprobs.any()))
 
     def remember(self, row: int, token_ids: np.ndarray) -> None:
-        self._state = self._state.replace(history=self._write_history(self._state.history, np.int32(row), token_ids))
+        history = self._write_history(self._state.history, np.int32(row), token_ids)
+        self._state = replace(self._state, history=history)
 
-    def _initial_state(self, rows: int, context: int, dtype: jnp.dtype, model_dim: int) -> TickState:
-        mesh = self._pool.mesh
-        everywhere = replicated(mesh)
+    def _initial_state(
+        self, rows: int, context: int, dtype: jnp.dtype, model_dim: int
+    ) -> TickState:
         make = jax.jit(
             lambda: TickState(
                 x=jnp.zeros((rows, model_dim), dtype),
                 fed_back=jnp.zeros(self._microbatch_rows, jnp.int32),
                 history=jnp.zeros((rows, context), jnp.int32),
             ),
-            out_shardings=jax.tree.map(
-                lambda spec: everywhere.update(spec=spec), STATE_SPECS, is_leaf=lambda leaf: not isinstance(leaf, TickState)
-            ),
+            out_shardings=shardings(self._pool.mesh, STATE_SPECS),
         )
         return make()

@@ -1,10 +1,11 @@
 """The meshes, and where a logical axis lives on them.
 
-Both phases use a mesh of axes ("stage", "tp"); a prefill mesh has one stage. One rule table a phase says on which mesh
-axes each logical axis of a weight lies. Nobody else makes a mesh.
+Both phases use a mesh of axes ("stage", "tp"); a prefill mesh has one stage. One rule table a phase
+says on which mesh axes each logical axis of a weight lies. Nobody else makes a mesh.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,13 +20,16 @@ PREFILL_RULES: Rules = {"stage": (STAGE,), "kv_heads": (TP,), "mlp": (TP,), "voc
 """Prefill: one stage, everything wide is sharded over `tp`."""
 
 DECODE_RULES: Rules = {"stage": (STAGE,), "kv_heads": (TP,), "mlp": (TP,), "vocab": (STAGE, TP)}
-"""Decode: layers over `stage`; the vocabulary over all devices, so that the last stage is no bottleneck."""
+"""Decode: layers over `stage`; the vocabulary over all devices, so that the last stage is no
+bottleneck."""
 
 
 def make_mesh(devices: Sequence[jax.Device], stages: int, tp: int) -> Mesh:
     """A ("stage", "tp") mesh over exactly `stages * tp` devices, stage-major."""
     if len(devices) != stages * tp:
-        raise ValueError(f"devices: {len(devices)} given, but stages={stages} x tp={tp} needs {stages * tp}")
+        raise ValueError(
+            f"devices: {len(devices)} given, but stages={stages} x tp={tp} needs {stages * tp}"
+        )
     grid = np.array(devices, dtype=object).reshape(stages, tp)
     return Mesh(grid, (STAGE, TP), axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -40,8 +44,9 @@ def take_devices(wanted: Sequence[int], what: Sequence[str]) -> list[list[jax.De
     if sum(wanted) > len(devices):
         needs = ", ".join(f"{name} {count}" for name, count in zip(what, wanted, strict=True))
         raise ValueError(
-            f"devices: {needs} make {sum(wanted)}, but this process has {len(devices)} ({devices[0].platform}); "
-            "ask for fewer stages or shards, or, on the CPU, set jax_num_cpu_devices"
+            f"devices: {needs} make {sum(wanted)}, but this process has {len(devices)} "
+            f"({devices[0].platform}); ask for fewer stages or shards, or, on the CPU, "
+            "set jax_num_cpu_devices"
         )
     dealt, first = [], 0
     for count in wanted:
@@ -53,8 +58,8 @@ def take_devices(wanted: Sequence[int], what: Sequence[str]) -> list[list[jax.De
 def partition(rules: Rules, axes: Sequence[str | None], *, stacked: bool = False) -> PartitionSpec:
     """PartitionSpec of an array with logical `axes`.
 
-    `stacked` arrays hold one local array a stage, concatenated along axis 0 (so a shard has the very shape that a
-    one-stage mesh would give it): `stage` becomes the major part of axis 0.
+    `stacked` arrays hold one local array a stage, concatenated along axis 0 (so a shard has the
+    very shape that a one-stage mesh would give it): `stage` becomes the major part of axis 0.
     """
     parts: list[tuple[str, ...]] = [rules[axis] if axis else () for axis in axes]
     if stacked:
@@ -62,11 +67,17 @@ def partition(rules: Rules, axes: Sequence[str | None], *, stacked: bool = False
     return PartitionSpec(*(part if len(part) > 1 else part[0] if part else None for part in parts))
 
 
-def sharding(mesh: Mesh, rules: Rules, axes: Sequence[str | None], *, stacked: bool = False) -> NamedSharding:
+def sharding(
+    mesh: Mesh, rules: Rules, axes: Sequence[str | None], *, stacked: bool = False
+) -> NamedSharding:
     """NamedSharding of an array with logical `axes` on `mesh`; see `partition`."""
     return NamedSharding(mesh, partition(rules, axes, stacked=stacked))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that is whole on every device of `mesh`."""
-    return NamedSharding(mesh, PartitionSpec())
+def shardings(mesh: Mesh, specs: Any) -> Any:
+    """A tree of PartitionSpecs as NamedShardings on `mesh`."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )

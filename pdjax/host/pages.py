@@ -1,4 +1,4 @@
-"""Who holds which page of a pool. Only ids are handed out here; the bytes they name live on a device."""
+"""Who holds which page of a pool. Here are only ids; the bytes that they name are on a device."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -22,7 +22,9 @@ class PageAllocator:
 
     def __init__(self, num_pages: int) -> None:
         if num_pages < 2:
-            raise ValueError(f"num_pages={num_pages}: must be at least 2, the null page and one more")
+            raise ValueError(
+                f"num_pages={num_pages}: must be at least 2, the null page and one more"
+            )
         self.total = num_pages - 1
         # Last freed, first reused: the working set stays small, and a use after free shows at once.
         self._free = [page for page in reversed(range(num_pages)) if page != NULL_PAGE]
@@ -57,7 +59,7 @@ class PageAllocator:
           ValueError: nobody holds one of them; then none is shared.
         """
         pages = list(pages)
-        self._check_held(Counter(pages), "shared")
+        self._check_held(Counter(set(pages)), "shared")
         for page in pages:
             self._holders[page] += 1
 
@@ -76,23 +78,23 @@ class PageAllocator:
                 self._free.append(page)
 
     def check(self, held: Iterable[int]) -> None:
-        """Assert that the pool is conserved: every page is free or held, by exactly those in `held`.
+        """Assert that every page is either free or held, and held by exactly those in `held`.
 
         Args:
           held: the pages of every holder, a page once for each of them.
         """
         assert self.free_pages + self.used_pages == self.total, "pages were lost or made"
         everyone = {*self._free, *self._holders}
-        assert len(everyone) == self.total and NULL_PAGE not in everyone, "a page is both free and held"
+        assert len(everyone) == self.total and NULL_PAGE not in everyone, "free and held"
         expected = Counter(held)
         assert expected == self._holders, (
             f"leaked pages {sorted(self._holders.keys() - expected.keys())}, "
             f"used after free {sorted(expected.keys() - self._holders.keys())}"
         )
 
-    def _check_held(self, times: Counter[int], verb: str) -> None:
-        needed = 1 if verb == "shared" else None
-        for page, count in times.items():
-            holders = self._holders.get(page, 0)
-            if holders < (needed or count):
-                raise ValueError(f"page={page}: {verb} {count} times, but it has {holders} holders")
+    def _check_held(self, needed: Counter[int], verb: str) -> None:
+        for page, holders in needed.items():
+            if self._holders.get(page, 0) < holders:
+                raise ValueError(
+                    f"page={page}: {verb} by {holders}, but held by {self._holders.get(page, 0)}"
+                )

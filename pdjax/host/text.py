@@ -11,7 +11,7 @@ class Decoder(Protocol):
     """Turns token ids into text, piece by piece: `tokenizer.IncrementalDecoder`."""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain since the last call."""
+        """The text that has become certain with this token."""
         ...
 
     def flush(self) -> str:

@@ -27,17 +27,23 @@ def sampling(rows: int, **fields) -> SamplingBatch:
     kinds = {"top_k": np.int32, "seed": np.uint32, "prompt_lens": np.int32, "logprobs": bool}
     arrays = {}
     for name, value in (base | fields).items():
-        arrays[name] = np.broadcast_to(np.asarray(value, kinds.get(name, np.float32)), (rows,)).copy()
+        arrays[name] = np.broadcast_to(
+            np.asarray(value, kinds.get(name, np.float32)), (rows,)
+        ).copy()
     return SamplingBatch(**arrays)
 
 
 def draw_many(logits: np.ndarray, draws: int, **fields) -> np.ndarray:
     """Tokens drawn from one distribution at `draws` positions."""
     rows = np.repeat(logits[None], draws, axis=0)
-    return np.asarray(choose_jit(rows, np.arange(draws), sampling(draws, **fields), None, max_logprobs=1).tokens)
+    return np.asarray(
+        choose_jit(rows, np.arange(draws), sampling(draws, **fields), None, max_logprobs=1).tokens
+    )
 
 
-def kept_by_filters(logits: np.ndarray, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> set[int]:
+def kept_by_filters(
+    logits: np.ndarray, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0
+) -> set[int]:
     """The tokens that may be drawn, by sorting."""
     scaled = logits.astype(np.float64) / temperature
     probs = np.exp(scaled - scaled.max())
@@ -86,11 +92,15 @@ def test_frequencies_follow_the_softmax():
 
 def test_a_token_depends_on_seed_and_position_alone():
     logits = np.random.default_rng(2).normal(size=V).astype(np.float32)
-    alone = choose_jit(logits[None], np.array([41]), sampling(1, temperature=1.0, seed=9), None, max_logprobs=1)
+    alone = choose_jit(
+        logits[None], np.array([41]), sampling(1, temperature=1.0, seed=9), None, max_logprobs=1
+    )
     others = np.random.default_rng(3).normal(size=(6, V)).astype(np.float32)
     others[4] = logits
     seeds, positions = np.array([1, 2, 3, 4, 9, 6]), np.array([3, 1, 4, 1, 41, 9])
-    crowd = choose_jit(others, positions, sampling(6, temperature=1.0, seed=seeds), None, max_logprobs=1)
+    crowd = choose_jit(
+        others, positions, sampling(6, temperature=1.0, seed=seeds), None, max_logprobs=1
+    )
     assert crowd.tokens[4] == alone.tokens[0]
     assert len(set(draw_many(logits, 50, temperature=1.0, seed=9).tolist())) > 5
 
@@ -134,7 +144,9 @@ def test_logprobs_are_of_the_models_own_distribution():
     params = sampling(2, temperature=[0.0, 5.0], top_k=[0, 2], seed=1, logprobs=[True, False])
     out = choose_jit(logits, np.array([3, 4]), params, None, max_logprobs=5)
     expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    np.testing.assert_allclose(out.chosen_logprobs, expected[[0, 1], np.asarray(out.tokens)], rtol=1e-5)
+    np.testing.assert_allclose(
+        out.chosen_logprobs, expected[[0, 1], np.asarray(out.tokens)], rtol=1e-5
+    )
     order = np.argsort(-logits, axis=1)[:, :5]
     np.testing.assert_array_equal(out.top_ids, order)
     np.testing.assert_allclose(out.top_logprobs, np.take_along_axis(expected, order, 1), rtol=1e-5)

@@ -1,7 +1,8 @@
 """KVPool: the arrays that hold pages, and the pure functions that write, gather and scatter them.
 
-One pair of arrays a layer slot, K and V apart, `[K, P, S, H]`, zero-initialised (a stray NaN times a zero probability
-would still poison a row), page 0 the null page. A pool is donated to every step that writes it and has one owner.
+One pair of arrays a layer slot, K and V apart, `[K, P, S, H]`, zero-initialised (a stray NaN times
+a zero probability would still poison a row), page 0 the null page. A pool is donated to every step
+that writes it and has one owner.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ class KVPool:
 
 
 class PoolOwner:
-    """The one owner of a pool. Steps take `arrays`, donate them, and leave their successors here."""
+    """The one owner of a pool. Steps take `arrays`, donate them, and leave their successors
+    here."""
 
     def __init__(self, layout: KVLayout, num_pages: int, mesh: Mesh, rules: Rules) -> None:
         self.layout = layout
@@ -44,24 +46,30 @@ def _zeros(layout: KVLayout, num_pages: int, mesh: Mesh, rules: Rules) -> KVPool
 
 
 def write_tokens(pages: jax.Array, new: jax.Array, slot_mapping: jax.Array) -> jax.Array:
-    """Write `new` [T, K, H] to the flat addresses `slot_mapping` i32[T] of `pages` [K, P, S, H], in place if donated.
+    """Write `new` [T, K, H] to the flat addresses `slot_mapping` i32[T] of `pages` [K, P, S, H], in
+    place if donated.
 
     Padding tokens all write to the null page, in no particular order.
     """
-    heads, num_pages, page_size, head_dim = pages.shape
-    flat = pages.reshape(heads, num_pages * page_size, head_dim)
-    flat = flat.at[:, slot_mapping].set(new.swapaxes(0, 1).astype(pages.dtype))
-    return flat.reshape(pages.shape)
+    page_size = pages.shape[2]
+    page, offset = slot_mapping // page_size, slot_mapping % page_size
+    return pages.at[:, page, offset].set(new.swapaxes(0, 1).astype(pages.dtype))
 
 
-def gather_pages(pool: KVPool, layers: Sequence[int], heads: slice, page_ids: jax.Array) -> jax.Array:
-    """K and V of `heads` of `layers` in the pages `page_ids` i32[n] -> one array [layers * 2 * heads, n, S, H]."""
+def gather_pages(
+    pool: KVPool, layers: Sequence[int], heads: slice, page_ids: jax.Array
+) -> jax.Array:
+    """K and V of `heads` of `layers` in the pages `page_ids` i32[n] -> one array [layers * 2 *
+    heads, n, S, H]."""
     parts = [side[layer][heads, page_ids] for layer in layers for side in (pool.k, pool.v)]
     return jnp.concatenate(parts)
 
 
-def scatter_pages(pool: KVPool, slots: Sequence[int], piece: jax.Array, page_ids: jax.Array) -> KVPool:
-    """The inverse of `gather_pages` for all heads of a shard: piece [slots * 2, K, n, S, H] into `page_ids` i32[n]."""
+def scatter_pages(
+    pool: KVPool, slots: Sequence[int], piece: jax.Array, page_ids: jax.Array
+) -> KVPool:
+    """The inverse of `gather_pages` for all heads of a shard: piece [slots * 2, K, n, S, H] into
+    `page_ids` i32[n]."""
     k, v = list(pool.k), list(pool.v)
     for i, slot in enumerate(slots):
         k[slot] = k[slot].at[:, page_ids].set(piece[2 * i])

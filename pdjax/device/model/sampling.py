@@ -1,13 +1,16 @@
-"""Choosing the next token: pure functions of logits, parameters, and where in its sequence the token stands.
+"""Choosing the next token: pure functions of logits, parameters, and where in its sequence the
+token stands.
 
-One compiled program serves every mixture of requests in a batch: what nobody asks for is skipped by `lax.cond` at run
-time. A token's chance comes from (seed, position) alone, so it does not depend on batching, placement or preemption.
+One compiled program serves every mixture of requests in a batch: what nobody asks for is skipped by
+`lax.cond` at run time. A token's chance comes from (seed, position) alone, so it does not depend on
+batching, placement or preemption.
 
-top-k and top-p need no sort: the threshold logit is found by bisection on the bits of the float, which is exact and
-costs 32 sums over the vocabulary.
+top-k and top-p need no sort: the threshold logit is found by bisection on the bits of the float,
+which is exact and costs 32 sums over the vocabulary.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +19,9 @@ from jax import lax
 
 from pdjax.engine_api import SamplingBatch
 
-_FIELDS = (
-    "temperature top_k top_p min_p presence_penalty frequency_penalty repetition_penalty seed prompt_lens logprobs"
+jax.tree_util.register_dataclass(
+    SamplingBatch, data_fields=[f.name for f in fields(SamplingBatch)], meta_fields=[]
 )
-jax.tree_util.register_dataclass(SamplingBatch, data_fields=_FIELDS.split(), meta_fields=[])
 
 
 @struct.dataclass
@@ -60,8 +62,14 @@ def choose(
     return _report(logits, tokens, params.logprobs, min(max_logprobs, logits.shape[1]))
 
 
-def _penalize(logits: jax.Array, positions: jax.Array, params: SamplingBatch, history: jax.Array) -> jax.Array:
-    presence, frequency, repetition = params.presence_penalty, params.frequency_penalty, params.repetition_penalty
+def _penalize(
+    logits: jax.Array, positions: jax.Array, params: SamplingBatch, history: jax.Array
+) -> jax.Array:
+    presence, frequency, repetition = (
+        params.presence_penalty,
+        params.frequency_penalty,
+        params.repetition_penalty,
+    )
 
     def apply() -> jax.Array:
         index = jnp.arange(history.shape[1])
@@ -69,7 +77,9 @@ def _penalize(logits: jax.Array, positions: jax.Array, params: SamplingBatch, hi
         valid = index < positions[:, None]  # [B, C]
         output = valid & (index >= params.prompt_lens[:, None])
         seen = jnp.zeros(logits.shape, bool).at[row, history].max(valid)
-        count = jnp.zeros(logits.shape, jnp.float32).at[row, history].add(output.astype(jnp.float32))
+        count = (
+            jnp.zeros(logits.shape, jnp.float32).at[row, history].add(output.astype(jnp.float32))
+        )
         scaled = jnp.where(logits > 0, logits / repetition[:, None], logits * repetition[:, None])
         out = jnp.where(seen, scaled, logits)
         return out - frequency[:, None] * count - presence[:, None] * (count > 0)
@@ -82,7 +92,9 @@ def _draw(logits: jax.Array, positions: jax.Array, params: SamplingBatch) -> jax
     """Tokens i32[B] drawn from the filtered, tempered distribution, by the Gumbel-max trick."""
     temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)
     scaled = logits / temperature[:, None]
-    filtering = (params.temperature > 0) & ((params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0))
+    filtering = (params.temperature > 0) & (
+        (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
+    )
     scaled = lax.cond(filtering.any(), lambda: _filter(scaled, params), lambda: scaled)
 
     def noise(seed: jax.Array, position: jax.Array) -> jax.Array:
@@ -93,7 +105,8 @@ def _draw(logits: jax.Array, positions: jax.Array, params: SamplingBatch) -> jax
 
 
 def _filter(logits: jax.Array, params: SamplingBatch) -> jax.Array:
-    """logits f32[B, V] with -inf where top-k, then top-p of what is left, or min-p drops a token."""
+    """logits f32[B, V] with -inf where top-k, then top-p of what is left, or min-p drops a
+    token."""
     vocab = logits.shape[1]
     keys = _sortable(logits)
     k = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, vocab), vocab)
@@ -113,7 +126,8 @@ def _sortable(x: jax.Array) -> jax.Array:
 
 
 def _threshold(enough: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
-    """The largest u32[B, 1] t for which `enough(t)`, decided bit by bit; `enough` must hold at 0 and be monotone."""
+    """The largest u32[B, 1] t for which `enough(t)`, decided bit by bit; `enough` must hold at 0
+    and be monotone."""
 
     def decide(i: jax.Array, t: jax.Array) -> jax.Array:
         trial = t | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
@@ -123,13 +137,18 @@ def _threshold(enough: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax
 
 
 def _report(logits: jax.Array, tokens: jax.Array, wanted: jax.Array, n: int) -> Choice:
-    """Log-probabilities of the model's own distribution: of the chosen tokens, and of the n likeliest."""
+    """Log-probabilities of the model's own distribution: of the chosen tokens, and of the n
+    likeliest."""
     batch = logits.shape[0]
 
     def measure() -> tuple[jax.Array, jax.Array, jax.Array]:
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         values, ids = lax.top_k(logprobs, n)
-        return jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0], ids.astype(jnp.int32), values
+        return (
+            jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0],
+            ids.astype(jnp.int32),
+            values,
+        )
 
     def skip() -> tuple[jax.Array, jax.Array, jax.Array]:
         return jnp.zeros(batch), jnp.zeros((batch, n), jnp.int32), jnp.zeros((batch, n))

@@ -1,17 +1,19 @@
-"""The network: what a Llama-architecture decoder computes. It does not know that prefill and decode exist.
+"""The network: what a Llama-architecture decoder computes. It does not know that prefill and decode
+exist.
 
-One `forward(params, x, attend)` serves both phases: `attend` is an argument that writes K and V to wherever they are
-kept and returns what attention read. Weights are a plain pytree with a Python list of layers, never stacked: a scan
-over stacked weights copies every slice it reads.
+One `forward(params, x, attend)` serves both phases: `attend` is an argument that writes K and V to
+wherever they are kept and returns what attention read. Weights are a plain pytree with a Python
+list of layers, never stacked: a scan over stacked weights copies every slice it reads.
 
-The functions here see *local* shards inside `jax.shard_map`. The sizes they need come from the shards' own shapes, and
-`reduce` sums the partial products of tensor parallelism.
+The functions here see *local* shards inside `jax.shard_map`. The sizes they need come from the
+shards' own shapes, and `reduce` sums the partial products of tensor parallelism.
 
-Dimension key: T tokens, D model dim, N query heads, K KV heads, G = N/K, H head dim, F MLP dim, V vocabulary.
+Dimension key: T tokens, D model dim, N query heads, K KV heads, G = N/K, H head dim, F MLP dim, V
+vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +22,25 @@ from jax import lax
 
 from pdjax.model_spec import ModelSpec
 
+Leaf = Any
+"""An array, or what stands for one in a tree of the same shape: its logical axes, its sharding."""
+
 
 @struct.dataclass
 class Layer:
     """Weights of one layer.
 
-    `wqkv`'s columns are grouped by KV head: G query heads, then K, then V, so that a contiguous run of columns is a
-    tensor-parallel shard and Q, K and V come from one product.
+    `wqkv`'s columns are grouped by KV head: G query heads, then K, then V, so that a contiguous run
+    of columns is a tensor-parallel shard and Q, K and V come from one product.
     """
 
-    attn_norm: jax.Array  # [D]
-    wqkv: jax.Array  # [D, K * (G + 2) * H]
-    bqkv: jax.Array | None  # [K * (G + 2) * H]
-    wo: jax.Array  # [N * H, D]
-    mlp_norm: jax.Array  # [D]
-    w_gate_up: jax.Array  # [D, 2, F]: gate, up
-    w_down: jax.Array  # [F, D]
+    attn_norm: Leaf  # [D]
+    wqkv: Leaf  # [D, K * (G + 2) * H]
+    bqkv: Leaf | None  # [K * (G + 2) * H]
+    wo: Leaf  # [N * H, D]
+    mlp_norm: Leaf  # [D]
+    w_gate_up: Leaf  # [D, 2, F]: gate, up
+    w_down: Leaf  # [F, D]
 
 
 @struct.dataclass
@@ -43,9 +48,9 @@ class Params:
     """Weights of the model, or of one stage of it."""
 
     layers: list[Layer]
-    final_norm: jax.Array  # [D]
-    unembed: jax.Array  # [D, V]
-    embed: jax.Array | None  # [V, D]; None: tied, the columns of `unembed` serve
+    final_norm: Leaf  # [D]
+    unembed: Leaf  # [D, V]
+    embed: Leaf | None  # [V, D]; None: tied, the columns of `unembed` serve
 
 
 LAYER_AXES = Layer(
@@ -57,14 +62,16 @@ LAYER_AXES = Layer(
     w_gate_up=(None, None, "mlp"),
     w_down=("mlp", None),
 )
-"""Logical axes of a layer's weights; `device/mesh.py` says on which mesh axis each lies in which phase."""
+"""Logical axes of a layer's weights; `device/mesh.py` says on which mesh axis each lies in which
+phase."""
 
 MODEL_AXES = Params(layers=[], final_norm=(None,), unembed=(None, "vocab"), embed=("vocab", None))
 """Logical axes of the weights outside the layers."""
 
 
 class Attend(Protocol):
-    """Attention over whatever holds the KV: writes `k`, `v` of layer slot `slot`, returns what `q` reads."""
+    """Attention over whatever holds the KV: writes `k`, `v` of layer slot `slot`, returns what `q`
+    reads."""
 
     def __call__(self, slot: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """q [T, N, H], k and v [T, K, H], before RoPE -> [T, N, H]."""
@@ -72,7 +79,8 @@ class Attend(Protocol):
 
 
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [T, A] @ w [A, B] -> [T, B]; float32 stays float32 on accelerators that would otherwise round it."""
+    """x [T, A] @ w [A, B] -> [T, B]; float32 stays float32 on accelerators that would otherwise
+    round it."""
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.matmul(x, w, precision=precision)
 
@@ -84,7 +92,9 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (x32 * scale).astype(x.dtype) * weight
 
 
-def project_qkv(x: jax.Array, layer: Layer, spec: ModelSpec) -> tuple[jax.Array, jax.Array, jax.Array]:
+def project_qkv(
+    x: jax.Array, layer: Layer, spec: ModelSpec
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x [T, D] -> q [T, N, H], k [T, K, H], v [T, K, H], with the heads of this shard."""
     tokens = x.shape[0]
     qkv = dot(x, layer.wqkv)
@@ -130,7 +140,8 @@ def forward(
 
 
 def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> jax.Array:
-    """tokens i32[T] -> [T, D]. The vocabulary may be sharded over `vocab_axes`: exactly one shard has the row."""
+    """tokens i32[T] -> [T, D]. The vocabulary may be sharded over `vocab_axes`: exactly one shard
+    has the row."""
     shard = params.unembed.shape[1]
     local = tokens - _shard_index(vocab_axes) * shard
     mine = (local >= 0) & (local < shard)
@@ -140,7 +151,9 @@ def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> 
     return lax.psum(rows, tuple(vocab_axes)) if vocab_axes else rows
 
 
-def unembed(params: Params, x: jax.Array, *, spec: ModelSpec, vocab_axes: Sequence[str] = ()) -> jax.Array:
+def unembed(
+    params: Params, x: jax.Array, *, spec: ModelSpec, vocab_axes: Sequence[str] = ()
+) -> jax.Array:
     """x [B, D] -> float32 logits [B, V], whole on every shard of `vocab_axes`."""
     logits = dot(rms_norm(x, params.final_norm, spec.norm_eps), params.unembed)
     if vocab_axes:

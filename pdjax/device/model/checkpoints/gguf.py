@@ -1,8 +1,9 @@
 """GGUF: one file with metadata, tokenizer and (usually quantised) tensors, as llama.cpp writes it.
 
-Tensors are dequantised to float32, only the rows and blocks asked for. For architecture "llama", llama.cpp stores the
-rows of the Q and K projections so that the two dimensions that RoPE rotates together are neighbours; the reader puts
-them back, half a head apart, which is the convention of Hugging Face and of this project.
+Tensors are dequantised to float32, only the rows and blocks asked for. For architecture "llama",
+llama.cpp stores the rows of the Q and K projections so that the two dimensions that RoPE rotates
+together are neighbours; the reader puts them back, half a head apart, which is the convention of
+Hugging Face and of this project.
 """
 
 import re
@@ -15,7 +16,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from pdjax.device.model.checkpoints.api import ALL, EMBED, FINAL_NORM, UNEMBED, check_tensors
-from pdjax.device.model.spec import ModelSpec, RopeSpec
+from pdjax.model_spec import ModelSpec, RopeSpec
 from pdjax.tokenizer import Tokenizer
 from pdjax.tokenizer_gguf import Metadata, eos_token_ids, open_gguf
 
@@ -40,8 +41,8 @@ class GGUFCheckpoint:
     """A GGUF file of architecture "llama" or "qwen2".
 
     Raises:
-      ValueError: the file is unreadable, of another architecture, or uses a feature or a quantisation that is not
-        supported.
+      ValueError: the file is unreadable, of another architecture, or uses a feature or a
+        quantisation that is not supported.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +50,10 @@ class GGUFCheckpoint:
         self._meta = Metadata(path, reader)
         self._tensors = {_canonical(tensor.name): tensor for tensor in reader.tensors}
         self._spec = _spec(path, self._meta, self._tensors)
-        shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
+        shapes = {
+            name: tuple(int(n) for n in reversed(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
         check_tensors(path, self._spec, shapes, ignored=(ROPE_FACTORS,))
         _check_types(path, reader)
         self._interleaved = self._meta.text("general.architecture") == "llama"
@@ -95,8 +99,14 @@ def _canonical(name: str) -> str:
 def _spec(path: Path, meta: Metadata, tensors: dict[str, ReaderTensor]) -> ModelSpec:
     arch = meta.text("general.architecture")
     if arch not in ARCHITECTURES:
-        raise ValueError(f"model={str(path)!r}: general.architecture={arch!r}; allowed: {', '.join(ARCHITECTURES)}")
-    heads, width = meta.integer(f"{arch}.attention.head_count"), meta.integer(f"{arch}.embedding_length")
+        raise ValueError(
+            f"model={str(path)!r}: general.architecture={arch!r}; "
+            f"allowed: {', '.join(ARCHITECTURES)}"
+        )
+    heads, width = (
+        meta.integer(f"{arch}.attention.head_count"),
+        meta.integer(f"{arch}.embedding_length"),
+    )
     head_dim = meta.integer(f"{arch}.attention.key_length", width // max(heads, 1))
     context = meta.integer(f"{arch}.context_length")
     _refuse_features(path, meta, arch, head_dim, context)
@@ -137,12 +147,16 @@ def _refuse_features(path: Path, meta: Metadata, arch: str, head_dim: int, conte
         )
 
 
-def _rope(path: Path, meta: Metadata, arch: str, head_dim: int, factors: ReaderTensor | None) -> RopeSpec:
+def _rope(
+    path: Path, meta: Metadata, arch: str, head_dim: int, factors: ReaderTensor | None
+) -> RopeSpec:
     theta = meta.number(f"{arch}.rope.freq_base", 10000.0)
     if factors is not None:
         return _llama3_rope(path, theta, head_dim, np.asarray(factors.data, np.float64))
     kind = meta.text(f"{arch}.rope.scaling.type", "none")
-    factor = meta.number(f"{arch}.rope.scaling.factor", meta.number(f"{arch}.rope.scale_linear", 1.0))
+    factor = meta.number(
+        f"{arch}.rope.scaling.factor", meta.number(f"{arch}.rope.scale_linear", 1.0)
+    )
     if kind == "none":
         return RopeSpec(theta=theta)
     if kind == "linear":
@@ -151,12 +165,22 @@ def _rope(path: Path, meta: Metadata, arch: str, head_dim: int, factors: ReaderT
         context = meta.integer(f"{arch}.rope.scaling.original_context_length")
         scale = meta.number(f"{arch}.rope.scaling.attn_factor", 1.0)
         scale *= 0.1 * float(np.log(max(factor, 1.0))) + 1.0
-        return RopeSpec(theta=theta, kind="yarn", factor=factor, original_context=context, attention_factor=scale)
-    raise ValueError(f"model={str(path)!r}: {arch}.rope.scaling.type={kind!r}; allowed: none, linear, yarn")
+        return RopeSpec(
+            theta=theta,
+            kind="yarn",
+            factor=factor,
+            original_context=context,
+            attention_factor=scale,
+        )
+    raise ValueError(
+        f"model={str(path)!r}: {arch}.rope.scaling.type={kind!r}; allowed: none, linear, yarn"
+    )
 
 
 def _llama3_rope(path: Path, theta: float, head_dim: int, factors: np.ndarray) -> RopeSpec:
-    """llama.cpp bakes Llama 3's scaling into divisors of the frequencies; recognise which scaling made them."""
+    """llama.cpp bakes Llama 3's scaling into divisors of the frequencies; recognise which scaling
+    made them.
+    """
     rope = RopeSpec(theta=theta, kind="llama3", factor=float(factors.max()), original_context=8192)
     plain, _ = RopeSpec(theta=theta).frequencies(head_dim)
     made, _ = rope.frequencies(head_dim)
@@ -177,6 +201,6 @@ def _check_types(path: Path, reader: GGUFReader) -> None:
             dequantize(np.zeros((1, block if dtype else block_bytes), dtype or np.uint8), kind)
         except NotImplementedError as error:
             raise ValueError(
-                f"model={str(path)!r}: tensor type {kind.name} cannot be dequantised; allowed: F32, F16, BF16 "
-                "and the quantisations that the gguf package reads"
+                f"model={str(path)!r}: tensor type {kind.name} cannot be dequantised; "
+                "allowed: F32, F16, BF16 and the quantisations that the gguf package reads"
             ) from error

@@ -5,9 +5,29 @@ from pathlib import Path
 from pdjax.device.model.checkpoints.api import Checkpoint
 from pdjax.device.model.checkpoints.catalog import CATALOG, fetch
 from pdjax.device.model.checkpoints.gguf import GGUFCheckpoint
+from pdjax.device.model.checkpoints.hf_config import CONFIG_FILE
+from pdjax.device.model.checkpoints.huggingface import HuggingFaceCheckpoint
+from pdjax.device.model.checkpoints.orbax import SPEC_FILE, OrbaxCheckpoint
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
+    """The model that `source` names: a name in the catalogue, a GGUF file, or a directory.
+
+    Raises:
+      ValueError: `source` is none of these, or the model cannot be read; see the formats.
+    """
     if str(source) in CATALOG:
         return GGUFCheckpoint(fetch(str(source)))
-    return GGUFCheckpoint(Path(source))
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return GGUFCheckpoint(path)
+    if (path / SPEC_FILE).is_file():
+        return OrbaxCheckpoint(path)
+    if (path / CONFIG_FILE).is_file():
+        return HuggingFaceCheckpoint(path)
+    what = "holds no model" if path.is_dir() else "is no known model"
+    raise ValueError(
+        f"model={str(source)!r}: {what}; allowed: a name ({', '.join(CATALOG)}), a file NAME.gguf, "
+        f"a Hugging Face directory with {CONFIG_FILE} and safetensors, "
+        "or a directory written by `pdjax convert`"
+    )

@@ -1,0 +1,174 @@
+"""The shapes at which paged_attention is tested and timed, with hostile inputs and the answers."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.naive import naive_attention
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of the operation."""
+
+    name: str
+    kv_lens: tuple[int, ...]
+    kv_heads: int = 2
+    group: int = 4
+    head_dim: int = 64
+    page_size: int = 16
+    dtype: str = "float32"
+    logit_soft_cap: float | None = None
+    sliding_window: int | None = None
+
+    @property
+    def options(self) -> dict[str, float | int | None]:
+        """Keyword arguments of the operation."""
+        return {
+            "scale": self.head_dim**-0.5,
+            "logit_soft_cap": self.logit_soft_cap,
+            "sliding_window": self.sliding_window,
+        }
+
+    @property
+    def width(self) -> int:
+        """Entries of a row of the page table, one more than the longest row has."""
+        return max(map(self.pages_of, self.kv_lens)) + 1
+
+    def pages_of(self, kv_len: int) -> int:
+        """Pages of a row."""
+        return -(-kv_len // self.page_size)
+
+    def first_visible(self, kv_len: int) -> int:
+        """Position of the oldest token that a row sees."""
+        return 0 if self.sliding_window is None else max(kv_len - self.sliding_window, 0)
+
+    @property
+    def work(self) -> tuple[float, str]:
+        """Bytes of K and V that one call must read."""
+        tokens = sum(n - self.first_visible(n) for n in self.kv_lens)
+        size = jnp.dtype(self.dtype).itemsize
+        return 2.0 * tokens * self.kv_heads * self.head_dim * size, "B"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call, as numpy arrays."""
+
+    case: Case
+    q: np.ndarray  # [B, N, H]
+    k_pages: np.ndarray  # [K, P, S, H]
+    v_pages: np.ndarray  # [K, P, S, H]
+    page_table: np.ndarray  # i32[B, W]
+    kv_lens: np.ndarray  # i32[B]
+
+    @property
+    def operands(self) -> tuple[np.ndarray, ...]:
+        """Positional arguments of the operation."""
+        return self.q, self.k_pages, self.v_pages, self.page_table, self.kv_lens
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """float32[B, N, H]"""
+        out = np.zeros(self.q.shape, np.float32)
+        for row, kv_len in enumerate(self.kv_lens):
+            if kv_len:
+                pages = self.page_table[row]
+                seen = slice(self.case.first_visible(kv_len), kv_len)
+                k, v = (
+                    pool[:, pages].reshape(self.case.kv_heads, -1, self.case.head_dim)[:, seen]
+                    for pool in (self.k_pages, self.v_pages)
+                )
+                out[row] = naive_attention(
+                    self.q[row : row + 1],
+                    k.swapaxes(0, 1),
+                    v.swapaxes(0, 1),
+                    np.ones((1, k.shape[1]), bool),
+                    scale=self.case.head_dim**-0.5,
+                    logit_soft_cap=self.case.logit_soft_cap,
+                )[0]
+        return out
+
+
+def make_inputs(case: Case, seed: int) -> Inputs:
+    """Random arguments. Rows' pages are scattered over the pool, table entries past a row's end name
+    any page, and every number that no row sees is NaN: other pages, the null page, the rest of a
+    last page, what lies before the window."""
+    rng = np.random.default_rng(seed)
+    dtype = jnp.dtype(case.dtype)
+    rows, width, page_size = len(case.kv_lens), case.width, case.page_size
+    used = sum(map(case.pages_of, case.kv_lens))
+    pages = used + 2  # the null page, and one that nobody has
+    order = 1 + rng.permutation(pages - 1)
+    page_table = rng.integers(pages, size=(rows, width)).astype(np.int32)
+    seen = np.zeros((pages, page_size), bool)
+    taken = 0
+    for row, kv_len in enumerate(case.kv_lens):
+        count = case.pages_of(kv_len)
+        own = order[taken : taken + count]
+        taken += count
+        page_table[row, :count] = own
+        position = np.arange(count * page_size).reshape(count, page_size)
+        seen[own] = (case.first_visible(kv_len) <= position) & (position < kv_len)
+
+    def pool() -> np.ndarray:
+        shape = (case.kv_heads, pages, page_size, case.head_dim)
+        values = rng.standard_normal(shape, np.float32).astype(dtype)
+        values[:, ~seen] = np.nan
+        return values
+
+    heads = case.kv_heads * case.group
+    q = rng.standard_normal((rows, heads, case.head_dim), np.float32).astype(dtype)
+    lens = np.asarray(case.kv_lens, np.int32)
+    return Inputs(case, q, pool(), pool(), page_table, lens)
+
+
+_EDGES = (0, 1, 15, 16, 17, 31, 32, 33, 0, 100)  # around pages of 16
+
+CASES = (
+    Case("page edges", _EDGES),
+    Case("smollm2", (20, 300, 0, 129), kv_heads=3, group=3),
+    Case("one row", (1,), kv_heads=1, group=1),
+    Case("no row", (0, 0)),
+    Case("page 8", (7, 8, 9, 700), page_size=8),
+    Case("page 64", (63, 64, 65, 513), page_size=64),
+    Case("page 128", (127, 128, 129, 640), page_size=128),
+    Case("head dim 128", (40, 1000), kv_heads=2, group=4, head_dim=128),
+    Case("head dim 256", (40, 300), kv_heads=1, group=8, head_dim=256),
+    Case("soft cap", _EDGES, logit_soft_cap=2.0),
+    Case("window", _EDGES, sliding_window=20),
+    Case("window of 1", (0, 1, 50), sliding_window=1),
+    Case("window and soft cap", (5, 900), sliding_window=300, logit_soft_cap=5.0),
+    Case("bf16", _EDGES, dtype="bfloat16"),
+    Case("bf16 gqa 8", (70, 257, 1024), kv_heads=2, group=8, head_dim=128, dtype="bfloat16"),
+    Case("bf16 page 64", (1, 64, 65, 600), head_dim=128, page_size=64, dtype="bfloat16"),
+    Case("bf16 page 128", (130, 1000), head_dim=128, page_size=128, dtype="bfloat16"),
+    Case("bf16 group 1", (33, 500), kv_heads=4, group=1, head_dim=128, dtype="bfloat16"),
+    Case("bf16 group 16", (33, 500), kv_heads=1, group=16, head_dim=128, dtype="bfloat16"),
+    Case("bf16 soft cap", (5, 400), dtype="bfloat16", logit_soft_cap=3.0),
+    Case("bf16 window", (0, 5, 900), dtype="bfloat16", sliding_window=300),
+)
+"""Small enough for an interpreter."""
+
+
+def _llama8b(name: str, kv_lens: tuple[int, ...], page_size: int = 64) -> Case:
+    return Case(
+        f"llama 8b {name}", kv_lens, 8, 4, head_dim=128, page_size=page_size, dtype="bfloat16"
+    )
+
+
+LARGE_CASES = (
+    _llama8b("1 x 1k", (1024,)),
+    _llama8b("1 x 8k", (8192,)),
+    _llama8b("1 x 32k", (32768,)),
+    _llama8b("16 x 1k", (1024,) * 16),
+    _llama8b("64 x 1k", (1024,) * 64),
+    _llama8b("64 x 1k page 16", (1024,) * 64, page_size=16),
+    _llama8b("64 x 1k page 128", (1024,) * 64, page_size=128),
+    _llama8b("128 x 1k", (1024,) * 128),
+    _llama8b("64 x 4k", (4096,) * 64),
+    _llama8b("ragged", tuple(range(40, 8192, 256))),
+)
+"""One layer of Llama 3 8B, for accelerators."""

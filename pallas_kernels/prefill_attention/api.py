@@ -1,0 +1,89 @@
+"""Prefill attention: packed chunks of several prompts, each over its own pages.
+
+Ragged in the manner of FlashAttention's variable-length interface and of FlashInfer (Ye et al.,
+2025): lengths are cumulative, and the pages of all sequences are one flat list, so that padding is
+paid once a batch and not once a sequence.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+from pallas_kernels.dims import bind_dims, check_attention, check_int32
+from pallas_kernels.prefill_attention import reference
+
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"reference": reference.prefill_attention}
+
+
+def prefill_attention(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    kv_pages: jax.Array,
+    cu_pages: jax.Array,
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+    *,
+    scale: float,
+    logit_soft_cap: float | None = None,
+    sliding_window: int | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Causal softmax(scale * q k^T) v of every token over its own sequence's pages.
+
+    The K and V of the chunk itself are in the pages already. Products and sums are taken in
+    float32. Memory that no token sees may hold anything, NaN included.
+
+    Args:
+      q: [T, N, H], the chunks of B sequences one after another; the rest is padding.
+      k_pages, v_pages: [K, P, S, H]; query head n reads KV head n // (N / K).
+      kv_pages: i32[Z], the pages of all sequences one after another; the rest is padding. Every
+        entry is a valid page.
+      cu_pages: i32[B + 1]; sequence b has kv_pages[cu_pages[b] : cu_pages[b + 1]], of S tokens each.
+      cu_q_lens: i32[B + 1]; sequence b has tokens cu_q_lens[b] to cu_q_lens[b + 1] - 1 of q. Where
+        the two are equal it has none, as sequences that pad the batch.
+      kv_lens: i32[B], tokens of each sequence in its pages, the chunk included, so that the chunk's
+        last token has position kv_lens[b] - 1.
+      scale: > 0, multiplies the scores.
+      logit_soft_cap: if given, scores become cap * tanh(score / cap).
+      sliding_window: if given, a token sees itself and the sliding_window - 1 before it.
+      implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
+        program is lowered for: the reference, everywhere.
+
+    Returns:
+      [T, N, H] in q's dtype; zeros for padding.
+
+    Raises:
+      ValueError: shapes, types or options contradict the above, or no such implementation.
+    """
+    sizes = bind_dims(
+        q=(q, "TNH"),
+        k_pages=(k_pages, "KPSH"),
+        v_pages=(v_pages, "KPSH"),
+        kv_pages=(kv_pages, "Z"),
+        kv_lens=(kv_lens, "B"),
+    )
+    for name, array in (("cu_pages", cu_pages), ("cu_q_lens", cu_q_lens)):
+        if array.shape != (sizes["B"] + 1,):
+            raise ValueError(
+                f"{name} must be [B + 1] = [{sizes['B'] + 1}], but its shape is {array.shape}"
+            )
+    check_int32(kv_pages=kv_pages, cu_pages=cu_pages, cu_q_lens=cu_q_lens, kv_lens=kv_lens)
+    check_attention(sizes, q, k_pages, v_pages, scale, logit_soft_cap, sliding_window)
+    name = "reference" if implementation is None else implementation
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, but it is {name!r}"
+        )
+    return IMPLEMENTATIONS[name](
+        q,
+        k_pages,
+        v_pages,
+        kv_pages,
+        cu_pages,
+        cu_q_lens,
+        kv_lens,
+        scale=scale,
+        logit_soft_cap=logit_soft_cap,
+        sliding_window=sliding_window,
+    )

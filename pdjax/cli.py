@@ -1,0 +1,211 @@
+"""The command `pdjax`: what a shell can ask for. Each subcommand loads JAX only once it runs."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from absl import flags
+
+from pdjax.config import DTYPES
+from pdjax.flags import config_of, new_flags, run
+from pdjax.request import Completion, RequestOutput, SamplingParams
+
+if TYPE_CHECKING:
+    from pdjax.llm import LLM
+
+GENERATE_USAGE = """
+pdjax generate: complete prompts, or answer them as a chat.
+
+  pdjax generate --prompt="The capital of France is" --max_tokens=16
+  pdjax generate --chat --stream --prompt="What is the capital of France?"
+  pdjax generate --prompts_file=questions.txt --json > answers.jsonl
+  pdjax generate --config=configs/smollm2_cpu.py --config.decode.rows=20 --prompt="Hello"
+"""
+
+CONVERT_USAGE = """
+pdjax convert: write any model that pdjax reads as an Orbax checkpoint, which loads sharded.
+
+  pdjax convert --source=path/to/huggingface/directory --output=path/to/checkpoint --dtype=bfloat16
+
+The result is served with --config.model.source=path/to/checkpoint.
+"""
+
+_GENERATE = new_flags(config="smollm2")
+_OF_GENERATE: dict[str, Any] = {"flag_values": _GENERATE}
+_PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "text to go on from; may be repeated", **_OF_GENERATE
+)
+_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "file, a prompt a line", **_OF_GENERATE)
+_CHAT = flags.DEFINE_bool("chat", False, "each prompt is a user's message", **_OF_GENERATE)
+_STREAM = flags.DEFINE_bool("stream", False, "show the text as it comes", **_OF_GENERATE)
+_JSON = flags.DEFINE_bool("json", False, "write a JSON object a prompt", **_OF_GENERATE)
+flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", **_OF_GENERATE)
+flags.DEFINE_integer("top_k", 0, "choose among the k likeliest; 0: among all", **_OF_GENERATE)
+flags.DEFINE_float("top_p", 1.0, "choose among the likeliest that add up to p", **_OF_GENERATE)
+flags.DEFINE_float("min_p", 0.0, "drop what is below this share of the likeliest", **_OF_GENERATE)
+flags.DEFINE_integer("seed", None, "the same seed, the same choices", **_OF_GENERATE)
+flags.DEFINE_integer("max_tokens", 128, "most tokens to generate", **_OF_GENERATE)
+flags.DEFINE_multi_string("stop", [], "text to end before; may be repeated", **_OF_GENERATE)
+flags.DEFINE_multi_integer("stop_token_ids", [], "token to end at; may be repeated", **_OF_GENERATE)
+flags.DEFINE_bool("ignore_eos", False, "go on past the model's end tokens", **_OF_GENERATE)
+flags.DEFINE_integer("logprobs", None, "with --json: of so many likeliest tokens", **_OF_GENERATE)
+flags.DEFINE_float("presence_penalty", 0.0, "for a token already generated", **_OF_GENERATE)
+flags.DEFINE_float("frequency_penalty", 0.0, "for each time it was generated", **_OF_GENERATE)
+flags.DEFINE_float("repetition_penalty", 1.0, "factor, prompt included", **_OF_GENERATE)
+flags.DEFINE_integer("n", 1, "choices to generate a prompt", **_OF_GENERATE)
+
+_CONVERT = new_flags()
+_OF_CONVERT: dict[str, Any] = {"flag_values": _CONVERT}
+_SOURCE = flags.DEFINE_string("source", None, "model to read, any that is served", **_OF_CONVERT)
+_OUTPUT = flags.DEFINE_string("output", None, "directory to write", **_OF_CONVERT)
+_DTYPE = flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "precision of weights", **_OF_CONVERT)
+
+
+def generate() -> int:
+    """`pdjax generate`; status 1 where a request failed on the way."""
+    prompts = _prompts()
+    asked: dict[str, Any] = {
+        field.name: _GENERATE[field.name].value for field in dataclasses.fields(SamplingParams)
+    }
+    params = SamplingParams(**asked)
+    if _STREAM.value and (_JSON.value or len(prompts) > 1 or params.n > 1):
+        raise ValueError("stream: shows one choice of one prompt, and not as json")
+    config = config_of(_GENERATE)
+
+    from pdjax.llm import LLM
+
+    with LLM(config) as llm:
+        if _STREAM.value:
+            return _stream(llm, prompts[0], params)
+        if _CHAT.value:
+            outputs = llm.chat([_as_chat(prompt) for prompt in prompts], params)
+        else:
+            outputs = llm.generate([*prompts], params)
+    show = _show_json if _JSON.value else _show_text
+    for prompt, output in zip(prompts, outputs, strict=True):
+        show(prompt, output, several=len(prompts) > 1)
+    return int(any(choice.error for output in outputs for choice in output.choices))
+
+
+def convert() -> None:
+    """`pdjax convert`."""
+    if not _SOURCE.value or not _OUTPUT.value:
+        raise ValueError("convert: needs both --source=MODEL and --output=DIRECTORY")
+
+    from pdjax import llm
+
+    llm.convert(_SOURCE.value, _OUTPUT.value, _DTYPE.value)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what runs, its flags, its help page."""
+
+    main: Callable[[], int | None]
+    values: flags.FlagValues
+    usage: str
+
+
+COMMANDS = {
+    "generate": Command(generate, _GENERATE, GENERATE_USAGE),
+    "convert": Command(convert, _CONVERT, CONVERT_USAGE),
+}
+
+
+def overview() -> str:
+    """The page that `pdjax --help` shows: the first line of each subcommand's own."""
+    lines = [command.usage.strip().split("\n")[0] for command in COMMANDS.values()]
+    return "\n".join(
+        [
+            "pdjax: language models served with prefill and decode on different JAX device meshes.",
+            "",
+            *(f"  {line}" for line in lines),
+            "",
+            "pdjax COMMAND --help lists the flags of a command.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """The entry point of the command; ends the process."""
+    argv = sys.argv if argv is None else argv
+    name = argv[1] if len(argv) > 1 else "--help"
+    if name in ("-h", "--help", "help"):
+        print(overview())
+        sys.exit(0)
+    if name not in COMMANDS:
+        print(
+            f"pdjax: {name!r}: no such command; allowed are {', '.join(COMMANDS)}", file=sys.stderr
+        )
+        sys.exit(2)
+    command = COMMANDS[name]
+    run(command.main, command.values, command.usage, [f"pdjax {name}", *argv[2:]])
+
+
+def _prompts() -> list[str]:
+    if bool(_PROMPT.value) == bool(_PROMPTS_FILE.value):
+        raise ValueError("prompt: give either --prompt=TEXT, once or more, or --prompts_file=FILE")
+    if _PROMPTS_FILE.value is None:
+        return _PROMPT.value
+    lines = Path(_PROMPTS_FILE.value).read_text("utf-8").splitlines()
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts_file={_PROMPTS_FILE.value!r}: must hold a prompt a line")
+    return prompts
+
+
+def _as_chat(prompt: str) -> list[dict]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _stream(llm: "LLM", prompt: str, params: SamplingParams) -> int:
+    asked: str | list[int] = prompt
+    if _CHAT.value:
+        if llm.tokenizer is None:
+            raise ValueError(f"chat: model.source={llm.config.model.source!r} has no tokenizer")
+        asked = llm.tokenizer.apply_chat_template(_as_chat(prompt))
+    reason = None
+    for chunk in llm.stream(asked, params):
+        print(chunk.text, end="", flush=True)
+        reason = chunk.finish_reason or reason
+    print()
+    return int(reason == "error")
+
+
+def _show_text(prompt: str, output: RequestOutput, several: bool) -> None:
+    """A choice's text, under a heading where there are several prompts or choices."""
+    for number, choice in enumerate(output.choices, start=1):
+        if several or len(output.choices) > 1:
+            which = f", choice {number}" if len(output.choices) > 1 else ""
+            print(f"--- {prompt!r}{which}")
+        print(choice.text)
+        if choice.error:
+            print(f"pdjax generate: {prompt!r} failed: {choice.error}", file=sys.stderr)
+
+
+def _show_json(prompt: str, output: RequestOutput, several: bool) -> None:
+    """An object a line, whether there are several or not."""
+    answer = {
+        "request_id": output.request_id,
+        "prompt": prompt,
+        "prompt_token_ids": output.prompt_token_ids,
+        "choices": [_choice_json(choice) for choice in output.choices],
+    }
+    print(json.dumps(answer, ensure_ascii=False))
+
+
+def _choice_json(choice: Completion) -> dict[str, Any]:
+    logprobs = choice.logprobs
+    return {
+        "text": choice.text,
+        "token_ids": choice.token_ids,
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+        "error": choice.error,
+        "logprobs": None if logprobs is None else [dataclasses.asdict(entry) for entry in logprobs],
+        "metrics": choice.metrics.to_json() if choice.metrics is not None else None,
+    }

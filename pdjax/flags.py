@@ -1,0 +1,148 @@
+"""Command lines: absl flags, a config with overrides of any field, help, and errors in one line.
+
+Every program of this project takes `--config=FILE` and, for any field of the config,
+`--config.decode.rows=8`. A program keeps its flags to itself (`new_flags`) instead of adding them
+to absl's global ones, so that any number of programs can be imported side by side.
+"""
+
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from pdjax.config import PRESETS, Config, load_config
+
+_FIELD = "config.FIELD"
+_HELP = {"-h", "--help", "-help", "--helpshort", "--helpfull"}
+
+
+def new_flags(config: str | None = None) -> flags.FlagValues:
+    """The flags that every program has; `--config` and its fields where a default is given.
+
+    A program adds its own with absl's `DEFINE_...(..., flag_values=...)`.
+    """
+    values = flags.FlagValues()
+    if config is not None:
+        flags.DEFINE_string(
+            "config",
+            config,
+            f"a Python file with get_config(), or a preset: {', '.join(PRESETS)}",
+            flag_values=values,
+        )
+        flags.DEFINE_multi_string(
+            _FIELD,
+            [],
+            "override a field of the config, as in --config.decode.rows=8; may be repeated",
+            flag_values=values,
+        )
+    flags.DEFINE_bool(
+        "traceback", False, "where an error arises, show the whole way to it", flag_values=values
+    )
+    return values
+
+
+def config_of(values: flags.FlagValues) -> Config:
+    """The config that a parsed command line names, with its overrides.
+
+    Raises:
+      ValueError: no such config or field, or a value out of range.
+    """
+    source, fields = values["config"].value, values[_FIELD].value
+    assert source is not None and fields is not None, "flags without a config, or not parsed"
+    return load_config(source, dict(item.split("=", 1) for item in fields))
+
+
+def run(
+    main: Callable[[], int | None],
+    values: flags.FlagValues,
+    usage: str,
+    argv: list[str] | None = None,
+) -> NoReturn:
+    """Parse the command line, run `main`, and end the process with `status`."""
+    argv = sys.argv if argv is None else argv
+    # absl's own flags are given nothing to parse; its logging and crash handlers are wanted.
+    app.run(
+        lambda _: status(main, values, usage, argv),
+        argv=argv[:1],
+        flags_parser=lambda args: flags.FLAGS(args),
+    )
+    raise AssertionError("app.run ends the process")
+
+
+def status(
+    main: Callable[[], int | None],
+    values: flags.FlagValues,
+    usage: str,
+    argv: list[str],
+) -> int:
+    """Exit status of a program: its own (0 for None), 2 for bad input, 130 where it is interrupted.
+
+    Bad input is any ValueError or OSError; its message goes to stderr as one line.
+    """
+    logging.set_verbosity(logging.WARNING)
+    program = os.path.basename(argv[0])
+    if _HELP & set(argv[1:]):
+        print(describe(values, usage))
+        return 0
+    try:
+        _parse(values, argv)
+        return main() or 0
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, flags.Error) as error:
+        if values["traceback"].value:
+            raise
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def describe(values: flags.FlagValues, usage: str) -> str:
+    """The help page: what the program does, then its flags with their defaults."""
+    lines = [textwrap.dedent(usage).strip(), "", "Flags:"]
+    for name in values:
+        flag = values[name]
+        if flag.name != name or name in ("flagfile", "undefok"):
+            continue  # a short name, or one of absl's own that no program here is about
+        kind = flag.flag_type().split()[-1]  # of "multi string", "string enum"
+        shown = f"  --[no]{name}" if kind == "bool" else f"  --{name}={kind.upper()}"
+        if name == _FIELD:
+            shown = f"  --{name}=VALUE"
+        text = (flag.help or "").split(";\n")[0]  # absl adds a remark to what may be repeated
+        if flag.default not in (None, [], "") and kind != "bool":
+            text += f" (default: {flag.default})"
+        lines += [shown, textwrap.fill(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    return "\n".join(lines)
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+    values.unparse_flags()  # a second command line in one process starts from the defaults too
+    rest = values(_rewritten(argv))
+    if len(rest) > 1:
+        raise ValueError(f"{rest[1]!r}: not a flag; --help lists them")
+
+
+def _rewritten(argv: list[str]) -> list[str]:
+    """Fields of the config as values of one repeated flag; dashes in names as underscores."""
+    out = argv[:1]
+    args = iter(argv[1:])
+    for arg in args:
+        field = re.fullmatch(r"--?config\.([^=]+)(=.*)?", arg, re.DOTALL)
+        named = re.fullmatch(r"--?([a-z][a-z-]*)(=.*)?", arg, re.DOTALL)
+        if field:
+            value = field[2] or f"={next(args, '')}"
+            if value == "=":
+                raise ValueError(f"{arg}: needs a value, as in --config.{field[1]}=VALUE")
+            out.append(f"--{_FIELD}={field[1]}{value}")
+        elif named:
+            out.append(f"--{named[1].replace('-', '_')}{named[2] or ''}")
+        else:
+            out.append(arg)
+    return out

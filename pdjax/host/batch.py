@@ -1,0 +1,232 @@
+"""Sequences become the padded numpy arrays that go through the door.
+
+A jitted step is compiled once for each shape it meets, so every batch is padded to one of a few
+buckets, all of which can be driven once before the first request. Padding and buckets exist only
+here. Padding tokens write to the null page, and padding rows are greedy and ask for nothing.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pdjax.config import DecodeConfig, PrefillConfig
+from pdjax.engine_api import PrefillBatch, SamplingBatch
+from pdjax.kv_layout import NULL_PAGE
+from pdjax.request import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The tokens `[start, stop)` of a sequence, to be prefilled in one step."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return self.stop - self.start
+
+    @property
+    def last(self) -> bool:
+        """Whether the sequence is prefilled after it, so that its next token can be chosen."""
+        return self.stop == self.sequence.length
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The padded sizes that batches may have, ascending; the last of each holds whatever may come.
+
+    Attributes:
+      tokens: T of a prefill step.
+      step_pages: Z of a prefill step.
+      table_pages: W of a decode page table.
+      handoff_pages: pages of a hand-off.
+      sequences: B of a prefill step.
+      context: C of a history, tokens.
+      page_size: S.
+    """
+
+    tokens: tuple[int, ...]
+    step_pages: tuple[int, ...]
+    table_pages: tuple[int, ...]
+    handoff_pages: tuple[int, ...]
+    sequences: int
+    context: int
+    page_size: int
+
+    @classmethod
+    def of(
+        cls, prefill: PrefillConfig, decode: DecodeConfig, page_size: int, max_model_len: int
+    ) -> "Buckets":
+        """The configured buckets, or where there are none, few that waste little.
+
+        Each bucket of a step is a compilation of the whole model, so those are a factor of four
+        apart; a hand-off compiles in no time and pays for padding by the byte, so those are a
+        factor of two apart.
+
+        Raises:
+          ValueError: configured buckets that cannot hold the longest context.
+        """
+        context = -(-max_model_len // page_size)
+        # Enough that a full token budget fits even if every prompt's last page is nearly empty.
+        packed = -(-prefill.token_budget // page_size) + prefill.max_sequences
+        for name, buckets in (
+            ("prefill.page_buckets", prefill.page_buckets),
+            ("decode.page_buckets", decode.page_buckets),
+        ):
+            if buckets is not None and buckets[-1] < context:
+                raise ValueError(
+                    f"{name}={buckets}: the largest must hold the {context} pages of "
+                    f"max_model_len={max_model_len}"
+                )
+        return cls(
+            tokens=prefill.token_buckets or _spread(prefill.token_budget, 16, 4),
+            step_pages=prefill.page_buckets or _spread(max(context, packed), 4, 4),
+            table_pages=decode.page_buckets or _spread(context, 4, 4),
+            handoff_pages=_spread(context, 4, 2),
+            sequences=prefill.max_sequences,
+            context=max_model_len,
+            page_size=page_size,
+        )
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that hold `tokens` tokens."""
+        return -(-tokens // self.page_size)
+
+    def prefill_shapes(self) -> Iterator[tuple[int, int]]:
+        """Every (T, Z) that a step may have: so many new tokens need at least their own pages."""
+        for fewer, tokens in zip((0, *self.tokens), self.tokens, strict=False):
+            for pages in self.step_pages:
+                if pages * self.page_size > fewer:
+                    yield tokens, pages
+
+
+def _spread(largest: int, least: int, factor: int) -> tuple[int, ...]:
+    """`largest`, and sizes a `factor` apart below it that are at least `least`."""
+    sizes = [largest]
+    while sizes[-1] // factor >= least:
+        sizes.append(-(-sizes[-1] // factor))
+    return tuple(reversed(sizes))
+
+
+def fit(buckets: tuple[int, ...], size: int) -> int:
+    """The smallest bucket that holds `size`."""
+    place = bisect_left(buckets, size)
+    assert place < len(buckets), f"no bucket of {buckets} holds {size}; a plan is too large"
+    return buckets[place]
+
+
+class SamplingRows:
+    """How each row of a batch is sampled, kept as the arrays of a SamplingBatch.
+
+    Args:
+      shape: of the rows.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self._arrays = {
+            "temperature": np.zeros(shape, np.float32),
+            "top_k": np.zeros(shape, np.int32),
+            "top_p": np.ones(shape, np.float32),
+            "min_p": np.zeros(shape, np.float32),
+            "presence_penalty": np.zeros(shape, np.float32),
+            "frequency_penalty": np.zeros(shape, np.float32),
+            "repetition_penalty": np.ones(shape, np.float32),
+            "seed": np.zeros(shape, np.uint32),
+            "prompt_lens": np.zeros(shape, np.int32),
+            "logprobs": np.zeros(shape, np.bool_),
+        }
+
+    def fill(self, row: int | tuple[int, int], sequence: Sequence) -> None:
+        """Sample `row` as `sequence` asks."""
+        own = {
+            "seed": sequence.seed,
+            "prompt_lens": sequence.prompt_len,
+            "logprobs": sequence.request.params.logprobs is not None,
+        }
+        for name, array in self._arrays.items():
+            array[row] = own[name] if name in own else getattr(sequence.request.params, name)
+
+    def clear(self, row: int | tuple[int, int]) -> None:
+        """Nobody sits in `row` any more."""
+        for name, array in self._arrays.items():
+            array[row] = 1 if name in ("top_p", "repetition_penalty") else 0
+
+    def take(self, *index: int) -> SamplingBatch:
+        """A copy of the rows, or of those at `index` along the first axis."""
+        return SamplingBatch(**{name: array[index].copy() for name, array in self._arrays.items()})
+
+
+def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
+    """Pack `chunks` one after another and pad them; see `engine_api.PrefillBatch`."""
+    page_size, rows = buckets.page_size, buckets.sequences
+    pages_of = [chunk.sequence.pages[: buckets.pages_for(chunk.stop)] for chunk in chunks]
+    batch = empty_prefill_batch(
+        buckets,
+        fit(buckets.tokens, sum(chunk.tokens for chunk in chunks)),
+        fit(buckets.step_pages, sum(map(len, pages_of))),
+        history=any(chunk.last and chunk.sequence.request.params.penalized for chunk in chunks),
+    )
+    sampling = SamplingRows(rows)
+    token, page = 0, 0
+    for b, (chunk, pages) in enumerate(zip(chunks, pages_of, strict=True)):
+        sequence, ids = chunk.sequence, chunk.sequence.token_ids
+        packed = slice(token, token + chunk.tokens)
+        token, page = packed.stop, page + len(pages)
+        positions = np.arange(chunk.start, chunk.stop, dtype=np.int32)
+        batch.tokens[packed] = ids[chunk.start : chunk.stop]
+        batch.positions[packed] = positions
+        own_pages = np.array(pages, np.int32)
+        batch.slot_mapping[packed] = (
+            own_pages[positions // page_size] * page_size + positions % page_size
+        )
+        batch.kv_pages[page - len(pages) : page] = own_pages
+        batch.cu_q_lens[b + 1 :] = token
+        batch.cu_pages[b + 1 :] = page
+        batch.kv_lens[b] = chunk.stop
+        batch.sample_at[b] = token - 1
+        if chunk.last:
+            sampling.fill(b, sequence)
+            if batch.history is not None:
+                batch.history[b, : len(ids)] = ids
+    return replace(batch, sampling=sampling.take())
+
+
+def empty_prefill_batch(
+    buckets: Buckets, tokens: int, step_pages: int, *, history: bool = False
+) -> PrefillBatch:
+    """A step of that bucket in which everything is padding."""
+    rows = buckets.sequences
+    return PrefillBatch(
+        tokens=np.zeros(tokens, np.int32),
+        positions=np.zeros(tokens, np.int32),
+        slot_mapping=np.full(tokens, NULL_PAGE * buckets.page_size, np.int32),
+        kv_pages=np.full(step_pages, NULL_PAGE, np.int32),
+        cu_pages=np.zeros(rows + 1, np.int32),
+        cu_q_lens=np.zeros(rows + 1, np.int32),
+        kv_lens=np.zeros(rows, np.int32),
+        sample_at=np.zeros(rows, np.int32),
+        sampling=SamplingRows(rows).take(),
+        history=np.zeros((rows, buckets.context), np.int32) if history else None,
+    )
+
+
+def handoff_pages(pages: Seq[int], buckets: Buckets) -> np.ndarray:
+    """`pages` i32[n], padded with the null page."""
+    return _padded(pages, fit(buckets.handoff_pages, len(pages)), NULL_PAGE)
+
+
+def history(token_ids: Seq[int], buckets: Buckets) -> np.ndarray:
+    """`token_ids` i32[C], padded with zeros to the longest context."""
+    return _padded(token_ids, buckets.context, 0)
+
+
+def _padded(values: Seq[int], size: int, filler: int) -> np.ndarray:
+    array = np.full(size, filler, np.int32)
+    array[: len(values)] = values
+    return array

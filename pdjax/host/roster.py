@@ -1,0 +1,205 @@
+"""Who is where, what they hold, and how they come and go. The coordinator decides; every move of a
+sequence is made here, so that what it holds is let go in one place, from whatever state it leaves.
+"""
+
+from bisect import insort
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from pdjax.engine_api import Sampled
+from pdjax.host.lanes import DecodeLane, PrefillLane
+from pdjax.host.member import Member
+from pdjax.host.metrics import Recorder
+from pdjax.host.output import ending, take_down
+from pdjax.host.pages import PageAllocator
+from pdjax.request import Request, Sequence, State
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is new of a sequence: its further tokens, and whether it is done."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+    finished: bool
+
+
+class Roster:
+    """All live sequences.
+
+    Args:
+      prefill, decode: the engines that they may be on.
+      recorder: is told of every move.
+      end_token_ids: tokens with which the model ends an answer.
+
+    Attributes:
+      live: sequences by the id of their request.
+      waiting: the queue, oldest first.
+      prefilled: those that wait for the decode side, oldest first.
+    """
+
+    def __init__(
+        self,
+        prefill: Seq[PrefillLane],
+        decode: Seq[DecodeLane],
+        recorder: Recorder,
+        end_token_ids: Iterable[int],
+    ) -> None:
+        self.live: dict[str, list[Sequence]] = {}
+        self.waiting: list[Sequence] = []
+        self.prefilled: list[Sequence] = []
+        self._prefill, self._decode = prefill, decode
+        self._recorder = recorder
+        self._end_token_ids = frozenset(end_token_ids)
+        self._news: dict[Sequence, list[int]] = {}
+
+    @property
+    def has_news(self) -> bool:
+        """Whether anything was written or ended since `take_news`."""
+        return bool(self._news)
+
+    def take_news(self) -> list[Progress]:
+        """What was written or ended since the last time, a sequence once."""
+        news, self._news = self._news, {}
+        return [Progress(sequence, tuple(ids), sequence.done) for sequence, ids in news.items()]
+
+    # On its way.
+
+    def arrive(self, request: Request, sequences: list[Sequence]) -> None:
+        """All choices of a request join the queue; they are the youngest."""
+        self.live[request.id] = list(sequences)
+        self.waiting += sequences
+        for sequence in sequences:
+            self._recorder.mark(sequence, "arrived")
+
+    def admit(self, sequence: Sequence, lane: PrefillLane, pages: int) -> None:
+        """From the queue to a prefill engine, with all the pages that it needs there."""
+        self.waiting.remove(sequence)
+        sequence.pages = lane.allocator.allocate(pages)
+        sequence.engine = lane.index
+        sequence.move(State.PREFILLING)
+        insort(lane.running, sequence, key=_age)
+        self._recorder.mark(sequence, "admitted")
+
+    def wait_for_decode(self, sequence: Sequence) -> None:
+        """Its KV is complete but for the newest token's, which decode writes."""
+        self._prefill[sequence.engine].running.remove(sequence)
+        sequence.move(State.PREFILLED)
+        insort(self.prefilled, sequence, key=_age)
+
+    def depart(self, sequence: Sequence) -> list[int]:
+        """Its KV is copied to a decode engine. Returns its pages, which are the caller's now."""
+        self.prefilled.remove(sequence)
+        sequence.move(State.TRANSFERRING)
+        pages, sequence.pages = sequence.pages, []
+        self._recorder.mark(sequence, "transfer_started")
+        return pages
+
+    def seat(self, sequence: Sequence, lane: DecodeLane, row: int, pages: list[int]) -> None:
+        """Let it decode in a reserved row, from the next time that this enters."""
+        if sequence.state is State.PREFILLED:  # the pool is shared: it never departed
+            self.prefilled.remove(sequence)
+        sequence.move(State.DECODING)
+        sequence.engine, sequence.row, sequence.pages = lane.index, row, pages
+        lane.sequences.append(sequence)
+        lane.pipeline.seat(row, sequence)
+        self._recorder.mark(sequence, "decoding")
+
+    def holders(self, lane: DecodeLane) -> list[Sequence]:
+        """Those who hold pages of the lane's pool and can give them up at once."""
+        holders = list(lane.sequences)
+        for index in lane.shares_with:
+            holders += self._prefill[index].running
+            holders += [sequence for sequence in self.prefilled if sequence.engine == index]
+        return holders
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Back to the front of the queue, where only older ones stand before it; what it has
+        written so far will be prefilled with its prompt."""
+        self._release(sequence)
+        sequence.epoch += 1
+        sequence.prefilled = 0
+        sequence.move(State.WAITING)
+        insort(self.waiting, sequence, key=_age)
+        self._recorder.mark(sequence, "preempted")
+
+    # At its end.
+
+    def accept(self, sequence: Sequence, sampled: Sampled, row: int) -> None:
+        """Take the token of `row`, and end the sequence if it is its last. What goes wrong in
+        this, as in the making of its text, is nobody else's business."""
+        try:
+            token = take_down(sequence, sampled, row)
+            self._recorder.token(sequence)
+            self._news.setdefault(sequence, []).append(token)
+            end = ending(sequence, token, self._end_token_ids)
+        except Exception as error:
+            self.fail(sequence, error)
+        else:
+            if end is not None:
+                sequence.stop_reason = end.stop_reason
+                self.end(sequence, State.FINISHED, end.finish_reason)
+
+    def fail_all(self, members: Iterable[Member], error: Exception) -> None:
+        """End those whose work went wrong, and who still had a use for it."""
+        for member in members:
+            if member.current:
+                self.fail(member.sequence, error)
+
+    def fail(self, sequence: Sequence, error: Exception) -> None:
+        """End it, with the reason."""
+        sequence.error = f"{type(error).__name__}: {error}"
+        self.end(sequence, State.FAILED, "error")
+
+    def end(self, sequence: Sequence, state: State, finish_reason: str) -> None:
+        """It holds nothing any more, and is forgotten once it has been told of."""
+        self._release(sequence)
+        sequence.move(state)
+        sequence.finish_reason = finish_reason
+        self._recorder.mark(sequence, "finished")
+        self._news.setdefault(sequence, [])
+        choices = self.live[sequence.request.id]
+        choices.remove(sequence)
+        if not choices:
+            del self.live[sequence.request.id]
+
+    def _release(self, sequence: Sequence) -> None:
+        """Take it from where it is, and let go of what it holds. Steps that were dispatched for it
+        may still write to its pages: whatever writes there next is dispatched after them."""
+        match sequence.state:
+            case State.WAITING:
+                self.waiting.remove(sequence)
+            case State.PREFILLING:
+                lane = self._prefill[sequence.engine]
+                lane.running.remove(sequence)
+                lane.allocator.free(sequence.pages)
+            case State.PREFILLED:
+                self.prefilled.remove(sequence)
+                self._prefill[sequence.engine].allocator.free(sequence.pages)
+            case State.TRANSFERRING:
+                pass  # what it held is the hand-off's until the copy has arrived
+            case State.DECODING:
+                decode = self._decode[sequence.engine]
+                decode.sequences.remove(sequence)
+                decode.pipeline.drop(sequence.row)
+                decode.allocator.free(sequence.pages)
+            case state:
+                raise AssertionError(f"sequence {sequence.id} has nothing to release in {state}")
+        sequence.pages, sequence.engine, sequence.row = [], -1, -1
+
+    def pages_held(self) -> dict[PageAllocator, list[int]]:
+        """The pages of each pool that a sequence holds."""
+        held: dict[PageAllocator, list[int]] = {}
+        for lane in self._prefill:
+            here = [sequence for sequence in self.prefilled if sequence.engine == lane.index]
+            pages = held.setdefault(lane.allocator, [])
+            pages += [page for sequence in (*lane.running, *here) for page in sequence.pages]
+        for decode in self._decode:
+            pages = held.setdefault(decode.allocator, [])
+            pages += [page for sequence in decode.sequences for page in sequence.pages]
+        return held
+
+
+def _age(sequence: Sequence) -> int:
+    return sequence.order

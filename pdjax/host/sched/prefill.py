@@ -1,0 +1,91 @@
+"""First come, first served prefill: whole prompts or chunks of them, packed up to a budget."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+
+from pdjax.host.batch import Buckets, Chunk
+from pdjax.host.sched.api import PrefillPlan, PrefillView, Router
+from pdjax.request import Sequence
+
+
+@dataclass
+class _Step:
+    """A step in the making, and what is left of its budgets."""
+
+    view: PrefillView
+    tokens: int
+    sequences: int
+    pages: int  # that it may read, over all its sequences
+    page_size: int
+    chunks: list[Chunk] = field(default_factory=list)
+
+    @property
+    def has_room(self) -> bool:
+        return self.tokens > 0 and self.sequences > 0
+
+    def next_chunk(self, sequence: Sequence) -> Chunk:
+        """As much of what is left of `sequence` as fits; perhaps nothing."""
+        start = sequence.prefilled
+        stop = min(sequence.length, start + self.tokens, self.pages * self.page_size)
+        return Chunk(sequence, start, max(start, stop))
+
+    def add(self, sequence: Sequence) -> None:
+        chunk = self.next_chunk(sequence)
+        if self.has_room and chunk.tokens:
+            self.chunks.append(chunk)
+            self.tokens -= chunk.tokens
+            self.sequences -= 1
+            self.pages -= -(-chunk.stop // self.page_size)
+
+
+class FcfsPrefill:
+    """Packs the oldest first, up to `token_budget` tokens a step (chunked prefill, Agrawal et al.
+    2023). A prompt longer than what is left of the budget is cut, and goes on in the next step.
+
+    All pages of a sequence are reserved when its first chunk is planned, so that what has begun
+    can always be finished. If the oldest one waiting finds no room, nobody overtakes it.
+
+    Args:
+      buckets: bound the sequences and the pages of a step.
+      token_budget: most tokens of a step.
+      router: chooses the engine of a sequence that is admitted.
+    """
+
+    def __init__(self, buckets: Buckets, token_budget: int, router: Router) -> None:
+        self._buckets = buckets
+        self._token_budget = token_budget
+        self._router = router
+
+    def plan(self, waiting: Seq[Sequence], engines: Seq[PrefillView]) -> list[PrefillPlan]:
+        """See `PrefillScheduler`."""
+        steps = {view.engine: self._begin(view) for view in engines if view.open}
+        for sequence in waiting:
+            pages = self._buckets.pages_for(sequence.length)
+            able = [step.view for step in steps.values() if self._can_admit(sequence, pages, step)]
+            if not able:
+                break
+            step = steps[self._router.prefill_engine(sequence, able).engine]
+            step.add(sequence)
+            step.view = replace(
+                step.view,
+                free_pages=step.view.free_pages - pages,
+                backlog=step.view.backlog + sequence.length,
+            )
+        return [PrefillPlan(e, tuple(step.chunks)) for e, step in steps.items() if step.chunks]
+
+    def _begin(self, view: PrefillView) -> _Step:
+        """A step that goes on with what has begun."""
+        buckets = self._buckets
+        pages = buckets.step_pages[-1]
+        step = _Step(view, self._token_budget, buckets.sequences, pages, buckets.page_size)
+        for sequence in view.running:
+            step.add(sequence)
+        return step
+
+    def _can_admit(self, sequence: Sequence, pages: int, step: _Step) -> bool:
+        return (
+            step.has_room
+            and step.next_chunk(sequence).tokens > 0
+            and pages <= step.view.free_pages
+            and self._buckets.pages_for(sequence.lifetime_tokens) <= step.view.total_pages
+        )

@@ -1,0 +1,71 @@
+"""What the device column promises beside the right tokens: nothing compiles after the warm-up, and
+steps update their pools in place."""
+
+import jax
+import pytest
+from promise import MONOLITHIC, answers, disaggregated, expected
+
+from pdjax.llm import LLM
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """Names of the compilations since; a list that grows."""
+    seen: list[str] = []
+
+    def listen(event: str, _duration: float, **_: object) -> None:
+        if event == COMPILED:
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1)])
+def test_nothing_compiles_after_the_warm_up(config, compilations):
+    with LLM(config) as llm:
+        assert compilations
+        compilations.clear()
+        answers(llm)
+        assert not compilations
+
+
+def test_a_warm_up_is_not_needed_for_the_right_tokens():
+    config = disaggregated(1, 2, 1)
+    with LLM(config, {"warm_up": False}) as llm:
+        assert answers(llm) == expected()
+
+
+class Compiled:
+    """Wraps a jitted step: keeps what XLA says of its memory at each first call of a shape."""
+
+    def __init__(self, step) -> None:
+        self.step, self.memory = step, []
+
+    def __call__(self, *args):
+        self.memory.append(self.step.lower(*args).compile().memory_analysis())
+        return self.step(*args)
+
+
+def test_pools_are_updated_in_place():
+    config = disaggregated(1, 1, 1, pages=4001)
+    with LLM(config, {"prefill.pages": 4001, "warm_up": False}) as llm:
+        prefill, decode = llm.prefill_engines[0], llm.decode_engines[0]
+        steps = {
+            "prefill": Compiled(prefill._step),
+            "decode": Compiled(decode._tick),
+        }
+        prefill._step, decode._tick = steps["prefill"], steps["decode"]
+        [path] = llm.coordinator._transfer._paths.values()
+        steps["land"] = path._scatter = Compiled(path._scatter)
+        llm.generate([[1, 2, 3]])
+    pool_bytes = prefill.layout.page_bytes * 4001
+    for name, step in steps.items():
+        assert step.memory, name
+        for memory in step.memory:
+            assert memory.alias_size_in_bytes >= pool_bytes, name
+            assert memory.temp_size_in_bytes < pool_bytes / 20, name
+

@@ -1,0 +1,365 @@
+"""Engines whose answers can be worked out by hand, for tests of the host column.
+
+A fake pool keeps one number per layer and KV address: the token that was written there, salted with
+the layer. The next token is a pure function of what is read back *through the page table*, of the
+position, and of how it is to be sampled; `expected_output` works out the same without any pool. So
+a page that is shared by mistake, freed too early or never filled, a stale row, or a wrong position,
+all come out as wrong tokens.
+
+The fakes are as unkind as the contract in `engine_api` allows: tickets become ready when they like,
+rows that nobody sits in scribble on the null page and on the history, and a transfer reads its
+source at any moment until it is ready.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from pdjax.engine_api import (
+    IDLE_ROW,
+    USE_FED_BACK,
+    DecodeBatch,
+    PrefillBatch,
+    Sampled,
+    SamplingBatch,
+    TransferCost,
+)
+from pdjax.kv_layout import NULL_PAGE, KVLayout
+from pdjax.request import SamplingParams, Sequence
+
+VOCAB = 97
+END_TOKEN = 0
+TOP_LOGPROBS = 3
+
+ResultT = TypeVar("ResultT")
+
+
+class InjectedError(Exception):
+    """A fault that a test has asked for."""
+
+
+class Chance:
+    """Randomness of the fakes: delays, and faults with probability `fault_rate` a call."""
+
+    def __init__(self, seed: int, fault_rate: float = 0.0, max_delay: int = 3) -> None:
+        self.random = random.Random(seed)
+        self.fault_rate = fault_rate
+        self.max_delay = max_delay
+        self.faults = 0
+
+    def delay(self) -> int:
+        """How many times somebody has to ask."""
+        return self.random.randint(0, self.max_delay)
+
+    def maybe_fail(self, where: str) -> None:
+        """Raise, now and then."""
+        if self.fault_rate and self.random.random() < self.fault_rate:
+            self.faults += 1
+            raise InjectedError(where)
+
+    def garbage(self) -> int:
+        """A token that means nothing."""
+        return self.random.randrange(VOCAB)
+
+
+class FakeTicket(Generic[ResultT]):
+    """Ready after having been asked a few times; may then turn out to have failed."""
+
+    def __init__(self, result: ResultT, chance: Chance) -> None:
+        self._result = result
+        self._chance = chance
+        self._asks_left = chance.delay()
+        self._error: InjectedError | None = None
+        try:
+            chance.maybe_fail("ticket")
+        except InjectedError as error:
+            self._error = error
+
+    def ready(self) -> bool:
+        self._asks_left -= 1
+        return self._asks_left < 0
+
+    def result(self) -> ResultT:
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class FakePool:
+    """What was written, by layer and address; `contents[l, page * page_size + offset]`."""
+
+    def __init__(self, layout: KVLayout, num_pages: int) -> None:
+        self.layout = layout
+        self.contents = np.zeros((layout.num_layers, num_pages * layout.page_size), np.int64)
+
+    def write(self, layers: tuple[int, ...], slot: int, token: int) -> None:
+        for layer in layers:
+            self.contents[layer, slot] = salted(layer, token)
+
+    def read(self, layers: tuple[int, ...], pages: np.ndarray, length: int) -> int:
+        """Digest of the first `length` tokens of a sequence in these layers."""
+        size = self.layout.page_size
+        positions = np.arange(length)
+        slots = pages[positions // size].astype(np.int64) * size + positions % size
+        seen = self.contents[layers[0] : layers[-1] + 1, slots]
+        weights = np.arange(layers[0] + 1, layers[-1] + 2)[:, None] * (positions + 1)
+        return int((seen * weights).sum())
+
+
+def salted(layer: int, token: int) -> int:
+    """What layer `layer` keeps of a token."""
+    return token + 101 * layer + 1
+
+
+def digest(tokens: list[int], layers: int) -> int:
+    """What all layers together read back of a context."""
+    return sum(
+        (layer + 1) * (position + 1) * salted(layer, token)
+        for layer in range(layers)
+        for position, token in enumerate(tokens)
+    )
+
+
+def said(tokens: list[int], prompt_len: int) -> int:
+    """What a penalty sees of a history: which tokens, and which of them were prompt."""
+    return sum(token * (3 if i < prompt_len else 5) * (i + 1) for i, token in enumerate(tokens))
+
+
+def choose(context: int, length: int, seed: int, temperature: float, history: int) -> int:
+    """The token at position `length`, given the digest of those before it."""
+    chance = seed if temperature > 0 else 0
+    mixed = context * 2654435761 + length * 40503 + chance * 69069 + history * 7919
+    return (mixed >> 7) % VOCAB
+
+
+def is_penalized(params: SamplingParams | SamplingBatch, row: Any = ...) -> bool:
+    values = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty - 1)
+    return any(np.asarray(value)[row] != 0 for value in values)
+
+
+def expected_output(sequence: Sequence, layers: int) -> list[int]:
+    """The output of a sequence that has the machine for itself."""
+    params = sequence.request.params
+    tokens = list(sequence.request.prompt_token_ids)
+    prompt_len, output = len(tokens), []
+    context = digest(tokens, layers)
+    while len(output) < sequence.max_new_tokens:
+        history = said(tokens, prompt_len) if is_penalized(params) else 0
+        token = choose(context, len(tokens), sequence.seed, params.temperature, history)
+        output.append(token)
+        if (token == END_TOKEN and not params.ignore_eos) or token in params.stop_token_ids:
+            break
+        context += sum(
+            (layer + 1) * (len(tokens) + 1) * salted(layer, token) for layer in range(layers)
+        )
+        tokens.append(token)
+    return output
+
+
+def sampled(tokens: list[int]) -> Sampled:
+    """Tokens with log-probabilities that tell whose they are."""
+    ids = np.array(tokens, np.int32)
+    top_ids = (ids[:, None] + np.arange(TOP_LOGPROBS, dtype=np.int32)) % VOCAB
+    return Sampled(ids, logprob_of(ids), top_ids, logprob_of(top_ids))
+
+
+def logprob_of(token: Any) -> Any:
+    """The log-probability that the fakes give a token."""
+    return -np.asarray(token, np.float32) / 8
+
+
+def _sample(sampling: SamplingBatch, row: int, context: int, length: int, tokens: list[int]) -> int:
+    history = said(tokens, int(sampling.prompt_lens[row])) if is_penalized(sampling, row) else 0
+    seed, temperature = int(sampling.seed[row]), float(sampling.temperature[row])
+    return choose(context, length, seed, temperature, history)
+
+
+class FakePrefillEngine:
+    """Prefills as soon as it is asked to; only the ticket takes its time."""
+
+    def __init__(self, layout: KVLayout, num_pages: int, chance: Chance) -> None:
+        self.layout = layout
+        self.num_pages = num_pages
+        self.pool = FakePool(layout, num_pages)
+        self.shapes: set[tuple[int, int]] = set()
+        self._chance = chance
+
+    def prefill(self, batch: PrefillBatch) -> FakeTicket[Sampled]:
+        self._chance.maybe_fail("prefill")
+        self.shapes.add((len(batch.tokens), len(batch.kv_pages)))
+        layers, size = tuple(range(self.layout.num_layers)), self.layout.page_size
+        for token, slot in zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True):
+            self.pool.write(layers, slot, token)
+        padding = batch.slot_mapping[batch.cu_q_lens[-1] :]
+        assert (padding // size == NULL_PAGE).all(), "padding writes to a page of somebody"
+        tokens = []
+        for b in range(len(batch.kv_lens)):
+            first, last = batch.cu_q_lens[b], batch.cu_q_lens[b + 1]
+            if first == last:
+                tokens.append(self._chance.garbage())
+                continue
+            length = int(batch.kv_lens[b])
+            assert batch.positions[first:last].tolist() == list(
+                range(length - (last - first), length)
+            )
+            assert batch.sample_at[b] == last - 1
+            pages = batch.kv_pages[batch.cu_pages[b] : batch.cu_pages[b + 1]]
+            history = [] if batch.history is None else batch.history[b, :length].tolist()
+            context = self.pool.read(layers, pages, length)
+            tokens.append(_sample(batch.sampling, b, context, length, history))
+        return FakeTicket(sampled(tokens), self._chance)
+
+
+@dataclass
+class _Activation:
+    """What a row of a microbatch carries from stage to stage."""
+
+    token: int
+    context: int = 0
+
+
+class FakeDecodeEngine:
+    """The tick program, stage by stage: a stage writes and reads its own layers, at its own tick,
+    through the page table that it is given for that tick."""
+
+    def __init__(self, layout: KVLayout, num_pages: int, rows: int, chance: Chance) -> None:
+        self.layout = layout
+        self.num_pages = num_pages
+        self.pool = FakePool(layout, num_pages)
+        self.widths: set[int] = set()
+        self._chance = chance
+        self._rows = rows // layout.stages  # of a microbatch
+        self._carried = [[_Activation(0)] * self._rows for _ in range(layout.stages)]
+        self._fed_back = [0] * self._rows
+        self._history: dict[int, list[int]] = {}
+
+    def remember(self, row: int, token_ids: np.ndarray) -> None:
+        self._chance.maybe_fail("remember")
+        self._history[row] = token_ids.tolist()
+
+    def tick(self, batch: DecodeBatch) -> FakeTicket[Sampled]:
+        self._chance.maybe_fail("tick")
+        stages = self.layout.stages
+        self.widths.add(batch.page_table.shape[-1])
+        self._carried[batch.tick % stages] = [
+            _Activation(self._fed_back[i] if token == USE_FED_BACK else token)
+            for i, token in enumerate(batch.tokens.tolist())
+        ]
+        for stage, layers in enumerate(self.layout.stage_layers):
+            for i, activation in enumerate(self._carried[(batch.tick - stage) % stages]):
+                position, pages = int(batch.positions[stage, i]), batch.page_table[stage, i]
+                self._run_stage(layers, activation, position, pages)
+        self._fed_back = self._leave((batch.tick - stages + 1) % stages, batch)
+        return FakeTicket(sampled(self._fed_back), self._chance)
+
+    def _run_stage(
+        self, layers: tuple[int, ...], activation: _Activation, position: int, pages: np.ndarray
+    ) -> None:
+        if position == IDLE_ROW:
+            assert (pages == NULL_PAGE).all(), "an idle row has pages"
+            self.pool.write(layers, self._chance.random.randrange(self.layout.page_size), 1)
+            activation.context += self._chance.garbage()
+            return
+        page, offset = divmod(position, self.layout.page_size)
+        self.pool.write(
+            layers, int(pages[page]) * self.layout.page_size + offset, activation.token
+        )
+        activation.context += self.pool.read(layers, pages, position + 1)
+
+    def _leave(self, microbatch: int, batch: DecodeBatch) -> list[int]:
+        """The next tokens of the microbatch that leaves."""
+        tokens = []
+        for i, activation in enumerate(self._carried[microbatch]):
+            length = int(batch.positions[-1, i]) + 1
+            history = self._history.setdefault(microbatch * self._rows + i, [])
+            if length == IDLE_ROW + 1:
+                tokens.append(self._chance.garbage())
+            else:
+                seen = history[:length]
+                tokens.append(_sample(batch.sampling, i, activation.context, length, seen))
+            history += [0] * (length + 1 - len(history))
+            history[length] = tokens[-1]
+        return tokens
+
+
+class FakeTransfer:
+    """Reads the source at some moment before it is ready, and writes to the target on landing."""
+
+    def __init__(
+        self,
+        prefill: list[FakePrefillEngine],
+        decode: list[FakeDecodeEngine],
+        chance: Chance,
+        *,
+        colocated: bool = False,
+    ) -> None:
+        self._prefill, self._decode = prefill, decode
+        self._chance = chance
+        self._colocated = colocated
+        self.pages_moved = 0
+        if colocated:
+            for source, target in zip(prefill, decode, strict=True):
+                target.pool = source.pool
+
+    def shares_pool(self, source: int, target: int) -> bool:
+        return self._colocated and source == target
+
+    def start(
+        self,
+        source: int,
+        target: int,
+        source_pages: np.ndarray,
+        target_pages: np.ndarray,
+        pages: int,
+    ) -> "FakeTransferTicket":
+        self._chance.maybe_fail("start")
+        for side in (source_pages, target_pages):
+            assert (side[pages:] == NULL_PAGE).all()
+            assert (side[:pages] != NULL_PAGE).all()
+        self.pages_moved += pages
+        pool = self._prefill[source].pool
+        return FakeTransferTicket(pool, source_pages, target, target_pages, pages, self._chance)
+
+    def land(self, ticket: "FakeTransferTicket") -> None:
+        self._chance.maybe_fail("land")
+        assert ticket.arrived is not None
+        pool = self._decode[ticket.target].pool
+        pool.contents[:, slots_of(ticket.target_pages, pool.layout.page_size)] = ticket.arrived
+
+
+class FakeTransferTicket(FakeTicket[TransferCost]):
+    """Takes its copy at the last moment, or any before it."""
+
+    def __init__(
+        self,
+        pool: FakePool,
+        source_pages: np.ndarray,
+        target: int,
+        target_pages: np.ndarray,
+        pages: int,
+        chance: Chance,
+    ) -> None:
+        cost = TransferCost(len(source_pages) * pool.layout.page_bytes, pages, 1, 1, 0)
+        super().__init__(cost, chance)
+        self.target, self.target_pages = target, target_pages
+        self.arrived: np.ndarray | None = None
+        self._pool, self._source_pages = pool, source_pages
+
+    def ready(self) -> bool:
+        ready = super().ready()
+        if self.arrived is None and (ready or self._chance.random.random() < 0.2):
+            slots = slots_of(self._source_pages, self._pool.layout.page_size)
+            self.arrived = self._pool.contents[:, slots].copy()
+        return ready
+
+    def result(self) -> TransferCost:
+        while not self.ready():
+            pass
+        return super().result()
+
+
+def slots_of(pages: np.ndarray, page_size: int) -> np.ndarray:
+    """Addresses of whole pages."""
+    return (pages[:, None].astype(np.int64) * page_size + np.arange(page_size)).ravel()

@@ -1,0 +1,45 @@
+"""Logits of every supported architecture against Hugging Face transformers, on random weights."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh
+from pdjax.device.model.checkpoints.open import open_checkpoint
+from pdjax.device.model.weights import load_params
+from pdjax.kv_layout import split_layers
+from tests.parity import tiny_models
+from tests.parity.dense import dense_logits, staged_logits
+
+TOLERANCE = 1e-3
+NAMES = list(tiny_models.TINY_MODELS)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    with np.load(Path(__file__).parent / "fixtures" / "tiny_logits.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_device(name: str, tmp_path: Path, expected: dict[str, np.ndarray]):
+    checkpoint = open_checkpoint(tiny_models.write(name, tmp_path))
+    layers = split_layers(checkpoint.spec.num_layers, 1)
+    mesh = make_mesh(jax.devices()[:1], stages=1, tp=1)
+    params = load_params(checkpoint, mesh, PREFILL_RULES, layers, "float32")
+    logits = dense_logits(params, tiny_models.tokens(name), spec=checkpoint.spec)
+    assert np.abs(expected[name]).max() > 1  # a fixture of zeros would prove nothing
+    np.testing.assert_allclose(logits, expected[name], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_stages_of_two_shards(name: str, tmp_path: Path, expected: dict[str, np.ndarray]):
+    """Three layers on two stages: the second one pads with a layer of zeros."""
+    checkpoint = open_checkpoint(tiny_models.write(name, tmp_path))
+    layers = split_layers(checkpoint.spec.num_layers, 2)
+    mesh = make_mesh(jax.devices()[:4], stages=2, tp=2)
+    params = load_params(checkpoint, mesh, DECODE_RULES, layers, "float32")
+    logits = staged_logits(params, tiny_models.tokens(name), spec=checkpoint.spec, mesh=mesh)
+    np.testing.assert_allclose(logits, expected[name], rtol=0, atol=TOLERANCE)

@@ -1,0 +1,269 @@
+"""A random deployment of fake engines and a random day for it, both a function of one seed."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pdjax.clock import VirtualClock
+from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.host.coordinator import Coordinator
+from pdjax.host.metrics import Recorder
+from pdjax.kv_layout import KVLayout
+from pdjax.request import LEGAL_MOVES, QueueFull, Request, SamplingParams, Sequence, State
+from tests.fakes import (
+    END_TOKEN,
+    TOP_LOGPROBS,
+    VOCAB,
+    Chance,
+    FakeDecodeEngine,
+    FakePrefillEngine,
+    FakeTransfer,
+    InjectedError,
+    expected_output,
+    logprob_of,
+)
+
+MOST_STEPS = 20_000
+"""Steps after which a workload that is not done hangs; it takes a few hundred."""
+
+STOP = "enough"
+
+LIVE = {state for state, moves in LEGAL_MOVES.items() if moves}
+REACHED = LIVE - {State.PARKED} | {State.FINISHED}
+"""States in which a request may be found when it is aborted."""
+
+
+@dataclass
+class FakeText:
+    """Text that is stopped after so many tokens, or breaks."""
+
+    stop_after: int | None
+    break_after: int | None
+    pushed: int = 0
+    finished: bool = False
+
+    def push(self, token_id: int) -> str | None:
+        assert not self.finished
+        self.pushed += 1
+        if self.pushed == self.break_after:
+            raise InjectedError("text")
+        return STOP if self.pushed == self.stop_after else None
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@dataclass
+class Visit:
+    """A request, when it comes, and when it loses patience."""
+
+    request: Request
+    at_step: int
+    text: FakeText | None = None
+    abort_in: State | None = None
+    abort_at_step: int | None = None
+    sequences: list[Sequence] = field(default_factory=list)
+
+
+class Workload:
+    """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for."""
+
+    def __init__(self, seed: int, *, faults: bool = False) -> None:
+        self.random = random.Random(seed)
+        self.chance = Chance(seed, 0.02 if faults else 0.0, self.random.choice((0, 1, 4)))
+        self.happened: Counter[str] = Counter()
+        self._faults = faults
+        self._streamed: dict[Sequence, list[int]] = {}
+        self._finished: Counter[Sequence] = Counter()
+        self._build()
+        self.visits = [self._visit(f"r{i}") for i in range(self.random.randint(1, 12))]
+
+    def _build(self) -> None:
+        draw = self.random
+        colocated = draw.random() < 0.2
+        rows = draw.choice((1, 2, 3, 4, 6))
+        self.layers = draw.randint(4, 6)
+        page_size = draw.choice((1, 2, 3, 4))
+        self.max_model_len = draw.randint(4, 40)
+        context = -(-self.max_model_len // page_size)
+
+        def layout(stages: int) -> KVLayout:
+            return KVLayout(self.layers, 1, 1, page_size, "float32", 4, stages)
+
+        def pages() -> int:
+            return 1 + draw.randint(max(1, context // 2), context + context // 2)
+
+        stages = [n for n in (1, 2, 3, 4) if rows % n == 0]
+        prefill_pages = [pages() for _ in range(draw.randint(1, 3))]
+        decode_pages = prefill_pages if colocated else [pages() for _ in range(draw.randint(1, 3))]
+        self.prefill = [FakePrefillEngine(layout(1), n, self.chance) for n in prefill_pages]
+        self.decode = [
+            FakeDecodeEngine(layout(1 if colocated else draw.choice(stages)), n, rows, self.chance)
+            for n in decode_pages
+        ]
+        transfer = FakeTransfer(self.prefill, self.decode, self.chance, colocated=colocated)
+        config = Config(
+            prefill=PrefillConfig(
+                token_budget=draw.randint(1, 16),
+                max_sequences=draw.randint(1, 4),
+                lookahead=draw.randint(0, 2),
+            ),
+            decode=DecodeConfig(rows=rows, lookahead=draw.randint(0, 2)),
+            max_waiting=draw.choice((3, 100)),
+            max_logprobs=TOP_LOGPROBS,
+            seed=draw.randrange(100),
+        )
+        clock = VirtualClock()
+        self.coordinator = Coordinator(
+            config,
+            vocab_size=VOCAB,
+            max_model_len=self.max_model_len,
+            end_token_ids=[END_TOKEN],
+            prefill_engines=self.prefill,
+            decode_engines=self.decode,
+            transfer=transfer,
+            clock=clock,
+            recorder=Recorder(clock),
+            make_text=self._make_text,
+        )
+
+    def _visit(self, name: str) -> Visit:
+        draw = self.random
+        most_prompt = draw.choice((2, self.max_model_len - 1))
+        prompt = [draw.randrange(VOCAB) for _ in range(draw.randint(1, most_prompt))]
+        n = draw.choice((1, 1, 1, 2, 3))
+        params = SamplingParams(
+            temperature=draw.choice((0.0, 1.0)) if n == 1 else 1.0,
+            seed=draw.choice((None, draw.randrange(2**40))),
+            max_tokens=draw.choice((None, None, 1, draw.randint(1, self.max_model_len))),
+            stop_token_ids=draw.choice(((), (1, 2, 3, 4))),
+            ignore_eos=draw.random() < 0.5,
+            logprobs=draw.choice((None, 0, TOP_LOGPROBS)),
+            presence_penalty=draw.choice((0.0, 0.0, 0.5)),
+            repetition_penalty=draw.choice((1.0, 1.0, 1.5)),
+            n=n,
+        )
+        visit = Visit(Request(name, tuple(prompt), params, 0.0), at_step=draw.randint(0, 40))
+        if draw.random() < 0.3:
+            break_after = draw.randint(1, 5) if self._faults else None
+            visit.text = FakeText(draw.choice((None, draw.randint(1, 8))), break_after)
+        if draw.random() < 0.2:
+            visit.abort_in = draw.choice([state for state in State if state in REACHED])
+        elif draw.random() < 0.1:
+            visit.abort_at_step = visit.at_step + draw.randint(0, 30)
+        return visit
+
+    def _make_text(self, request: Request) -> FakeText | None:
+        [visit] = [visit for visit in self.visits if visit.request is request]
+        return FakeText(visit.text.stop_after, visit.text.break_after) if visit.text else None
+
+    def run(self, *, check: bool = True) -> None:
+        """Live through it.
+
+        Args:
+          check: count pages at every step, too, and not only look at the tokens.
+        """
+        todo = list(self.visits)
+        for step in range(MOST_STEPS):
+            todo = [visit for visit in todo if not self._submit(visit, step)]
+            for visit in self.visits:
+                self._lose_patience(visit, step)
+            for progress in self.coordinator.step():
+                self._streamed.setdefault(progress.sequence, []).extend(progress.token_ids)
+                self._finished[progress.sequence] += progress.finished
+            if check:
+                self.coordinator.check()
+            if not todo and not self.coordinator.has_work:
+                break
+        else:
+            states = Counter(seq.state.name for visit in self.visits for seq in visit.sequences)
+            raise AssertionError(f"no end in sight: {states}")
+        for visit in self.visits:
+            for sequence in visit.sequences:
+                self._verify(sequence)
+        self._verify_shapes()
+        if check:
+            self.coordinator.check()
+
+    def _submit(self, visit: Visit, step: int) -> bool:
+        """Whether the request is in, or has been refused for good."""
+        if step < visit.at_step:
+            return False
+        try:
+            visit.sequences = self.coordinator.submit(visit.request)
+        except QueueFull:
+            self.happened["queue full"] += 1
+            return False
+        except ValueError:
+            self.happened["refused"] += 1
+        return True
+
+    def _lose_patience(self, visit: Visit, step: int) -> None:
+        states = {sequence.state for sequence in visit.sequences}
+        if states and (visit.abort_in in states or visit.abort_at_step == step):
+            for state in states:
+                self.happened[f"abort in {state.name}"] += 1
+            assert self.coordinator.abort(visit.request.id) == any(s in LIVE for s in states)
+            assert not self.coordinator.abort(visit.request.id), "aborted twice"
+            visit.abort_in = None
+
+    def _verify_shapes(self) -> None:
+        """Nothing was compiled that a warm-up would not have compiled."""
+        buckets = self.coordinator.buckets
+        for prefill in self.prefill:
+            assert prefill.shapes <= set(buckets.prefill_shapes())
+        for decode in self.decode:
+            assert decode.widths <= set(buckets.table_pages)
+
+    def _verify(self, sequence: Sequence) -> None:
+        """It got what it would have got alone."""
+        name, params = sequence.id, sequence.request.params
+        expected = expected_output(sequence, self.layers)
+        last = expected[-1]
+        reason: tuple[str, int | str | None] = ("length", None)
+        if (last == END_TOKEN and not params.ignore_eos) or last in params.stop_token_ids:
+            reason = ("stop", last)
+        text = sequence.text
+        if text is not None and text.stop_after is not None:
+            readable = len(expected) - (reason[0] == "stop")
+            if text.stop_after <= readable:
+                expected, reason = expected[: text.stop_after], ("stop", STOP)
+        output = sequence.output
+        assert output == expected[: len(output)], f"{name}: {output}, not {expected}"
+        assert self._streamed[sequence] == output, f"{name}: streamed {self._streamed[sequence]}"
+        assert self._finished[sequence] == 1, f"{name}: finished {self._finished[sequence]} times"
+        if params.logprobs is not None:
+            assert [entry.chosen for entry in sequence.logprobs] == list(logprob_of(output))
+            assert all(len(entry.top) == params.logprobs for entry in sequence.logprobs)
+        self.happened[sequence.state.name] += 1
+        self.happened["preempted"] += sequence.epoch
+        match sequence.state:
+            case State.FINISHED:
+                assert output == expected, f"{name}: ended early, {output}, not {expected}"
+                assert (sequence.finish_reason, sequence.stop_reason) == reason, name
+            case State.FAILED:
+                assert self._faults, f"{name}: {sequence.error}"
+                assert sequence.error is not None
+                assert sequence.error.startswith(InjectedError.__name__), sequence.error
+            case State.ABORTED:
+                assert sequence.finish_reason == "abort"
+            case state:
+                raise AssertionError(f"{name}: left in {state}")
+
+
+def run_all(seeds: range, *, faults: bool = False, check: bool = True) -> Counter[str]:
+    """Run a workload a seed; returns what happened in all of them.
+
+    Raises:
+      AssertionError: naming the seed.
+    """
+    happened: Counter[str] = Counter()
+    for seed in seeds:
+        workload = Workload(seed, faults=faults)
+        try:
+            workload.run(check=check)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, faults={faults}: {error!r}") from error
+        happened += workload.happened
+        happened["faults"] += workload.chance.faults
+    return happened

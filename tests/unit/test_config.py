@@ -1,0 +1,109 @@
+import pytest
+
+from pdjax.config import (
+    PRESETS,
+    Config,
+    DecodeConfig,
+    KVConfig,
+    ModelConfig,
+    PrefillConfig,
+    load_config,
+)
+
+pytestmark = pytest.mark.smoke
+
+
+def test_fields_are_replaced_by_their_dotted_names():
+    base = Config(seed=3)
+    config = load_config(base, {"decode.rows": 12, "decode.stages": 3, "kv.page_size": 4})
+    assert (config.decode.rows, config.decode.stages, config.kv.page_size) == (12, 3, 4)
+    assert config.seed == 3
+    assert base.decode.rows == 8
+
+
+def test_fields_that_constrain_each_other_change_together():
+    base = Config(decode=DecodeConfig(rows=4, stages=4))
+    assert load_config(base, {"decode.stages": 3, "decode.rows": 6}).decode.stages == 3
+    with pytest.raises(ValueError, match=r"decode.rows=4: must be a multiple of decode.stages=3"):
+        load_config(base, {"decode.stages": 3})
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("decode.rows", "16", 16),
+        ("prefill.token_buckets", "(64, 512)", (64, 512)),
+        ("prefill.pages", "None", None),
+        ("model.source", "12", "12"),
+        ("colocated", "True", True),
+        ("decode.attention", "None", None),
+        ("decode.attention", "reference", "reference"),
+    ],
+)
+def test_text_is_read_as_the_type_of_the_field(field, text, value):
+    config = load_config(Config(), {field: text})
+    for name in field.split("."):
+        config = getattr(config, name)
+    assert config == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"decod.rows": 1}, r"config.decod: no such field; Config has model, kv, prefill"),
+        ({"decode.row": 1}, r"config.decode.row: no such field; DecodeConfig has engines"),
+        ({"seed.x": 1}, r"config.seed.x: seed has no fields of its own"),
+        ({"decode.rows": "many"}, r"config.decode.rows='many': must be int"),
+        ({"decode.rows": 1.5}, r"config.decode.rows=1.5: must be int"),
+        ({"decode.rows": True}, r"config.decode.rows=True: must be int"),
+        ({"prefill.pages": "few"}, r"config.prefill.pages='few': must be int or None"),
+        ({"decode": 3}, r"config.decode=3: must be DecodeConfig"),
+        ({"decode.rows": 0}, r"decode.rows=0: must be at least 1"),
+        ({"kv.dtype": "int4"}, r"kv.dtype='int4': allowed are float32, bfloat16"),
+        ({"model.source": "random"}, r"model.spec=None: needed"),
+        ({"colocated": True, "decode.stages": 2}, r"colocated=True: needs"),
+    ],
+)
+def test_bad_overrides_say_what_is_allowed(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(Config(), overrides)
+
+
+@pytest.mark.parametrize("buckets", [(), (0, 4), (4, 4), (8, 4), (4, "8"), (4.0,)])
+def test_buckets_are_increasing(buckets):
+    with pytest.raises(ValueError, match="page_buckets=.*positive and increasing"):
+        DecodeConfig(page_buckets=buckets)
+
+
+def test_the_largest_token_bucket_holds_the_budget():
+    with pytest.raises(ValueError, match="must hold prefill.token_budget=512"):
+        PrefillConfig(token_buckets=(64, 256))
+
+
+def test_a_file_gives_a_config(tmp_path):
+    file = tmp_path / "some.py"
+    with pytest.raises(ValueError, match=r"no such Python file, nor a preset's name"):
+        load_config(file)
+    file.write_text("x = 1\n")
+    with pytest.raises(ValueError, match=r"the file has no get_config\(\)"):
+        load_config(file)
+    file.write_text("get_config = dict\n")
+    with pytest.raises(ValueError, match=r"returned dict, not a pdjax.Config"):
+        load_config(file)
+    file.write_text("from pdjax.config import Config\ndef get_config(): return Config(seed=5)\n")
+    assert load_config(file, {"kv.page_size": 8}) == Config(seed=5, kv=KVConfig(page_size=8))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_configs(name):
+    assert load_config(name) == PRESETS[name]()
+
+
+def test_devices_are_counted():
+    config = Config(
+        model=ModelConfig(),
+        prefill=PrefillConfig(engines=2, tp=3),
+        decode=DecodeConfig(engines=1, stages=2, tp=1),
+    )
+    assert config.devices == 8
+    assert Config(colocated=True).devices == 1

@@ -1,0 +1,128 @@
+"""Command lines: overrides of any config field, help, and one line for bad input."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from pdjax.flags import config_of, describe, new_flags, status
+
+
+@pytest.fixture
+def values() -> flags.FlagValues:
+    values = new_flags(config="smollm2")
+    flags.DEFINE_integer("max_tokens", 16, "most tokens", flag_values=values)
+    flags.DEFINE_multi_string("stop", [], "ends it", flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", ["float32"], "precision", flag_values=values)
+    return values
+
+
+def run(values: flags.FlagValues, *args: str, main=lambda: None) -> int:
+    return status(main, values, "Says what it does.", ["/bin/program", *args])
+
+
+def test_overrides_of_any_field(values):
+    args = ["--config.decode.rows=12", "--config.decode.stages", "3", "-config.kv.page_size=4"]
+    args += ["--config.model.source=a=b.gguf", "--config.prefill.token_buckets=(64, 512)"]
+    assert run(values, *args) == 0
+    config = config_of(values)
+    assert (config.decode.rows, config.decode.stages, config.kv.page_size) == (12, 3, 4)
+    assert config.model.source == "a=b.gguf"
+    assert config.prefill.token_buckets == (64, 512)
+
+
+def test_the_last_override_of_a_field_holds(values):
+    assert run(values, "--config.seed=1", "--config.seed=2") == 0
+    assert config_of(values).seed == 2
+
+
+def test_config_names_a_file(values, tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text("from pdjax.config import Config\ndef get_config(): return Config(seed=7)\n")
+    assert run(values, f"--config={file}") == 0
+    assert config_of(values).seed == 7
+
+
+def test_names_may_have_dashes_and_values_keep_theirs(values):
+    assert run(values, "--max-tokens=3", "--stop=a-b", "--stop", "c") == 0
+    assert values["max_tokens"].value == 3
+    assert values["stop"].value == ["a-b", "c"]
+
+
+def test_each_command_line_starts_from_the_defaults(values):
+    assert run(values, "--max_tokens=3", "--stop=a") == 0
+    assert run(values) == 0
+    assert values["max_tokens"].value == 16
+    assert values["stop"].value == []
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("--config.decode.row=3", "config.decode.row: no such field; DecodeConfig has engines"),
+        ("--config.decode.rows=many", "config.decode.rows='many': must be int"),
+        ("--config.decode.rows=0", "decode.rows=0: must be at least 1"),
+        ("--config.seed", "--config.seed: needs a value"),
+        ("--config=no_such.py", "config='no_such.py': no such Python file"),
+        ("--max_token=3", "'max_token'"),
+        ("--max_tokens=x", "max_tokens=x"),
+        ("--dtype=int8", "<float32>"),
+        ("loose", "'loose': not a flag"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(values, capsys, arg: str, message: str):
+    assert run(values, arg, main=lambda: config_of(values) and None) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("program: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_traceback_on_demand(values):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        run(values, "--traceback", "--config.seed=-1", "--config.decode.rows=0",
+            main=lambda: config_of(values) and None)  # fmt: skip
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input(values):
+    def main() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(values, main=main)
+
+
+def test_status_of_main_and_of_an_interrupt(values, capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert run(values, main=lambda: 1) == 1
+    assert run(values, main=interrupted) == 130
+    assert capsys.readouterr().err == "program: interrupted\n"
+
+
+def test_help_lists_flags_and_runs_nothing(values, capsys):
+    assert run(values, "--nonsense", "--help", main=lambda: 1) == 0
+    page = capsys.readouterr().out
+    assert page == describe(values, "Says what it does.") + "\n"
+    assert page.startswith("Says what it does.\n\nFlags:\n")
+    for line in ("--max_tokens=INT", "--dtype=ENUM", "--config.FIELD=VALUE", "--[no]traceback"):
+        assert f"  {line}\n" in page
+    assert "(default: 16)" in page
+    assert "undefok" not in page
+
+
+@pytest.mark.smoke
+def test_a_program_ends_with_its_status():
+    program = (
+        "from pdjax.flags import *; import sys\n"
+        "run(lambda: 3, new_flags(config='smollm2'), 'usage', ['prog', *sys.argv[1:]])"
+    )
+    for args, expected in (["--config.seed=1"], 3), (["--config.sed"], 2), (["--help"], 0):
+        ran = subprocess.run(
+            [sys.executable, "-c", program, *args], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == expected, ran.stderr
+        assert "Traceback" not in ran.stderr

@@ -1,0 +1,157 @@
+"""Hugging Face directories: configurations read or refused, files missing or malformed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pdjax.device.model.checkpoints.huggingface import HuggingFaceCheckpoint
+from pdjax.device.model.checkpoints.open import open_checkpoint
+from pdjax.model_spec import RopeSpec
+from tests.parity import tiny_models
+
+
+def change_config(directory: Path, changes: dict[str, Any]) -> Path:
+    """Set fields of `config.json`."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return directory
+
+
+def test_slices(tmp_path: Path):
+    checkpoint = HuggingFaceCheckpoint(tiny_models.write("smollm2", tmp_path))
+    for name, values in tiny_models.tensors("smollm2").items():
+        np.testing.assert_array_equal(checkpoint.read(name), values)
+        np.testing.assert_array_equal(checkpoint.read(name, slice(3, 17)), values[3:17])
+        if values.ndim == 2:
+            part = checkpoint.read(name, slice(3, 17), slice(5, 6))
+            np.testing.assert_array_equal(part, values[3:17, 5:6])
+
+
+def test_bfloat16_files_and_tensors_to_ignore(tmp_path: Path):
+    directory = tiny_models.write("qwen2", tmp_path)
+    found = {k: v.astype(ml_dtypes.bfloat16) for k, v in tiny_models.tensors("qwen2").items()}
+    found["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(8, np.float32)
+    found["lm_head.weight"] = found["model.embed_tokens.weight"].copy()  # tied all the same
+    save_file(found, directory / "model.safetensors")
+    checkpoint = HuggingFaceCheckpoint(directory)
+    assert checkpoint.spec.tied
+    assert checkpoint.read("model.norm.weight").dtype == ml_dtypes.bfloat16
+
+
+def test_both_ways_to_write_rope(tmp_path: Path):
+    scaling = {"type": "linear", "factor": 2.0}
+    old = change_config(
+        tiny_models.write("llama", tmp_path / "old"),
+        {"rope_theta": 5e5, "rope_scaling": scaling},
+    )
+    new = change_config(
+        tiny_models.write("llama", tmp_path / "new"),
+        {"rope_theta": None, "rope_parameters": {**scaling, "rope_theta": 5e5}},
+    )
+    expected = RopeSpec(theta=5e5, kind="linear", factor=2.0)
+    assert HuggingFaceCheckpoint(old).spec.rope == expected
+    assert HuggingFaceCheckpoint(new).spec.rope == expected
+
+
+def test_end_tokens_come_from_the_generation_config(tmp_path: Path):
+    directory = tiny_models.write("llama", tmp_path)
+    assert HuggingFaceCheckpoint(directory).spec.eos_token_ids == (2,)
+    (directory / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    assert HuggingFaceCheckpoint(directory).spec.eos_token_ids == (2, 5)
+
+
+def test_mistral_windows(tmp_path: Path):
+    """A window as long as the context never slides; one that is not written is 4,096."""
+    directory = tiny_models.write("mistral", tmp_path)
+    HuggingFaceCheckpoint(change_config(directory, {"sliding_window": 64}))
+    with pytest.raises(ValueError, match=r"sliding_window=32; allowed: null, or at least .*=64"):
+        HuggingFaceCheckpoint(change_config(directory, {"sliding_window": 32}))
+    config = json.loads((directory / "config.json").read_text())
+    del config["sliding_window"]
+    (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+    with pytest.raises(ValueError, match="sliding_window"):
+        HuggingFaceCheckpoint(directory)
+
+
+def test_qwen2_windows(tmp_path: Path):
+    directory = tiny_models.write("qwen2", tmp_path)
+    HuggingFaceCheckpoint(change_config(directory, {"sliding_window": 32}))
+    with pytest.raises(ValueError, match="sliding_window=32"):
+        HuggingFaceCheckpoint(change_config(directory, {"use_sliding_window": True}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, r"model_type='gpt2'; allowed: llama, mistral, qwen2"),
+        ({"mlp_bias": True}, r"mlp_bias=True; allowed: false"),
+        ({"attention_bias": True}, r"attention_bias=True; allowed: false"),
+        ({"hidden_act": "gelu"}, r"hidden_act='gelu'; allowed: silu"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config=.*allowed: none"),
+        ({"hidden_size": None}, r"hidden_size=None; allowed: an integer"),
+        ({"hidden_size": "big"}, r"hidden_size='big'; allowed: an integer"),
+        ({"rope_theta": -1}, r"rope_theta=-1; allowed: a positive number"),
+        ({"rope_scaling": [1]}, r"rope_scaling=\[1\]; allowed: an object"),
+        ({"rope_scaling": {"type": "dynamic"}}, r"type='dynamic'; allowed: default, linear"),
+        ({"rope_scaling": {"rope_type": "linear"}}, r"factor=None; allowed: a positive number"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+            r"truncate=False; allowed: true",
+        ),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5; allowed: 1.0"),
+        ({"num_key_value_heads": 3}, r"kv_heads=3: must divide"),
+        (
+            {"intermediate_size": 80},
+            r"gate_proj\.weight has shape \(96, 64\); .* makes it \(80, 64\)",
+        ),
+        ({"num_hidden_layers": 4}, r"model\.layers\.3\.\S+ is missing; expected shape \(64,\)"),
+        ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ .*has no place"),
+    ],
+)
+def test_refusals(changes: dict[str, Any], message: str, tmp_path: Path):
+    directory = change_config(tiny_models.write("llama", tmp_path), changes)
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceCheckpoint(directory)
+
+
+def test_files_missing_or_malformed(tmp_path: Path):
+    directory = tiny_models.write("smollm2", tmp_path / "model")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        HuggingFaceCheckpoint(directory).tokenizer()
+    part = directory / "model-00002-of-00002.safetensors"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"00002-of-00002\.safetensors: not a readable"):
+        HuggingFaceCheckpoint(directory)
+    part.unlink()
+    with pytest.raises(ValueError, match=r"00002-of-00002\.safetensors: not a readable"):
+        HuggingFaceCheckpoint(directory)
+    index = directory / "model.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="weight_map=None; allowed"):
+        HuggingFaceCheckpoint(directory)
+    index.unlink()
+    with pytest.raises(ValueError, match="holds neither"):
+        HuggingFaceCheckpoint(directory)
+    (directory / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable JSON"):
+        HuggingFaceCheckpoint(directory)
+
+
+def test_integer_tensors_are_refused(tmp_path: Path):
+    directory = tiny_models.write("llama", tmp_path)
+    found = tiny_models.tensors("llama")
+    found["lm_head.weight"] = found["lm_head.weight"].astype(np.int8)
+    save_file(found, directory / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head\.weight is I8; allowed"):
+        HuggingFaceCheckpoint(directory)
+
+
+def test_sources_that_are_no_model(tmp_path: Path):
+    for source in ("smollm3", str(tmp_path), str(tmp_path / "absent")):
+        with pytest.raises(ValueError, match=r"allowed: a name \(smollm2-135m-instruct\)"):
+            open_checkpoint(source)

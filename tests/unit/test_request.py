@@ -1,0 +1,88 @@
+import pytest
+
+from pdjax.request import LEGAL_MOVES, Request, SamplingParams, Sequence, State
+
+pytestmark = pytest.mark.smoke
+
+
+@pytest.fixture
+def sequence() -> Sequence:
+    request = Request("r", (1, 2, 3), SamplingParams(), 0.0)
+    return Sequence(request, choice=1, seed=0, output=[4], max_new_tokens=6)
+
+
+@pytest.mark.parametrize("start", State)
+@pytest.mark.parametrize("end", State)
+def test_only_the_moves_of_the_table(sequence, start, end):
+    sequence.state = start
+    if end in LEGAL_MOVES[start]:
+        sequence.move(end)
+        assert sequence.state is end
+    else:
+        with pytest.raises(RuntimeError, match=rf"r#1: no move from {start.name} to {end.name}"):
+            sequence.move(end)
+        assert sequence.state is start
+
+
+def test_every_state_is_reached_and_only_ends_are_final():
+    reached = {State.WAITING}.union(*LEGAL_MOVES.values())
+    assert reached == set(State)
+    ends = {State.FINISHED, State.ABORTED, State.FAILED}
+    assert {state for state, moves in LEGAL_MOVES.items() if not moves} == ends
+    assert all({State.ABORTED, State.FAILED} <= moves for moves in LEGAL_MOVES.values() if moves)
+
+
+def test_lengths(sequence):
+    assert sequence.prompt_len == 3
+    assert sequence.length == 4
+    assert sequence.token_ids == [1, 2, 3, 4]
+    assert sequence.lifetime_tokens == 8  # nobody reads the KV of the ninth
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", 1.0),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("max_tokens", 0),
+        ("stop", ("",)),
+        ("stop_token_ids", (-1,)),
+        ("logprobs", -1),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", -2.1),
+        ("repetition_penalty", 0.0),
+        ("n", 0),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"^{field}="):
+        SamplingParams(**{field: value})
+
+
+def test_greedy_choices_would_all_be_the_same():
+    with pytest.raises(ValueError, match="n=2 with temperature=0"):
+        SamplingParams(n=2, temperature=0)
+
+
+def test_one_stop_string_is_a_tuple_of_one():
+    assert SamplingParams(stop="END").stop == ("END",)
+
+
+@pytest.mark.parametrize(
+    ("params", "penalized"),
+    [
+        ({}, False),
+        ({"presence_penalty": 0.1}, True),
+        ({"frequency_penalty": -0.1}, True),
+        ({"repetition_penalty": 1.1}, True),
+    ],
+)
+def test_penalized(params, penalized):
+    assert SamplingParams(**params).penalized == penalized

@@ -1,0 +1,277 @@
+"""Text to ids and back, chat templates, and text that arrives token by token."""
+
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from pdjax.tokenizer import Tokenizer
+from tests.unit.tiny_gguf import write_gguf
+
+TEXTS = [
+    "low lower lowest",
+    "  12 apples,\n\n 345 pears\t",
+    "naïve café: 日本語 😀👨‍👩‍👧",
+    "don't\r\nI'LL",
+    "",
+]
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+USER = [{"role": "user", "content": "hi"}]
+
+
+def byte_level_metadata(pre: str = "smollm", **changes: Any) -> dict[str, Any]:
+    """A vocabulary of all bytes, two merges, and two control tokens."""
+    tokens = ["<|bos|>", "<|end|>", *BYTES, "lo", "low"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3] + [1] * (len(tokens) - 2),
+        "tokenizer.ggml.merges": ["l o", "lo w"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    } | changes
+
+
+def from_gguf(tmp_path: Path, metadata: dict[str, Any]) -> Tokenizer:
+    return Tokenizer.open(write_gguf(tmp_path / "t.gguf", metadata=metadata))
+
+
+@pytest.fixture
+def byte_level(tmp_path: Path) -> Tokenizer:
+    return from_gguf(tmp_path, byte_level_metadata())
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_byte_level_round_trip(pre: str, tmp_path: Path):
+    tokenizer = from_gguf(tmp_path, byte_level_metadata(pre))
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == text
+    low = tokenizer.vocab_size - 1
+    assert tokenizer.encode("low", add_special_tokens=False) == [low]
+    assert tokenizer.eos_token_ids == (1,)
+
+
+def test_control_tokens(byte_level: Tokenizer):
+    ids = byte_level.encode("<|bos|>low<|end|>")
+    assert ids == [0, byte_level.vocab_size - 1, 1]
+    assert byte_level.decode(ids) == "low"
+    assert byte_level.decode(ids, skip_special_tokens=False) == "<|bos|>low<|end|>"
+    assert byte_level.special_token_ids == {0, 1}
+
+
+def test_tokens_around_a_text(tmp_path: Path):
+    both = byte_level_metadata() | {
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": True,
+    }
+    tokenizer = from_gguf(tmp_path, both)
+    assert tokenizer.encode("low") == [0, tokenizer.vocab_size - 1, 1]
+    assert tokenizer.encode("low", add_special_tokens=False) == [tokenizer.vocab_size - 1]
+    assert from_gguf(tmp_path, byte_level_metadata("llama-bpe")).encode("low")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer.ggml.pre": "klingon"}, r"tokenizer\.ggml\.pre='klingon'; allowed: .*smollm"),
+        ({"tokenizer.ggml.model": "bert"}, r"tokenizer\.ggml\.model='bert'; allowed: 'gpt2'"),
+        ({"tokenizer.ggml.tokens": None}, "no vocabulary"),
+        ({"tokenizer.ggml.model": "llama"}, r"tokenizer\.ggml\.scores"),
+    ],
+)
+def test_unknown_tokenizers(changes: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        from_gguf(tmp_path, byte_level_metadata() | changes)
+
+
+SPM_PIECES = {
+    **{letter: -20.0 - i for i, letter in enumerate("▁abcd")},
+    "ab": -1.5,
+    "cd": -2.0,
+    "bc": -1.0,
+    "▁a": -3.0,
+    "abcd": -4.0,
+    "bcd": -5.0,
+    "▁abcd": -6.0,
+}
+
+
+def spm_metadata() -> dict[str, Any]:
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *SPM_PIECES]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * 259 + list(SPM_PIECES.values()),
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(SPM_PIECES),
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+def spm_pieces(text: str) -> list[str]:
+    """SentencePiece BPE by its definition: join the neighbours whose union scores best, leftmost
+    first, until none is a piece.
+    """
+    pieces = list("▁" + text.replace(" ", "▁"))
+    while True:
+        joined = [a + b for a, b in itertools.pairwise(pieces)]
+        known = [(-SPM_PIECES[piece], i) for i, piece in enumerate(joined) if piece in SPM_PIECES]
+        if not known:
+            return pieces
+        _, i = min(known)
+        pieces[i : i + 2] = [joined[i]]
+
+
+def test_sentencepiece(tmp_path: Path):
+    tokenizer = from_gguf(tmp_path, spm_metadata())
+    tokens = spm_metadata()["tokenizer.ggml.tokens"]
+    rng = random.Random(0)
+    for _ in range(200):
+        text = "".join(rng.choices("abcd ", k=rng.randrange(1, 14)))
+        ids = tokenizer.encode(text)
+        assert [tokens[i] for i in ids] == ["<s>", *spm_pieces(text)], text
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(tokenizer.encode("a😀é b")) == "a😀é b"  # through bytes
+
+
+def test_incremental_text_is_the_whole_text(byte_level: Tokenizer, tmp_path: Path):
+    spm = from_gguf(tmp_path, spm_metadata())
+    for tokenizer, text in [(byte_level, text) for text in TEXTS] + [(spm, "ab 😀é  cd")]:
+        decoder = tokenizer.incremental_decoder()
+        shown = ""
+        for token in tokenizer.encode(text):
+            shown += decoder.push(token)
+            assert text.startswith(shown)
+            assert decoder.text == shown
+        assert decoder.flush() == ""
+        assert shown == text
+
+
+def test_random_bytes(byte_level: Tokenizer):
+    """What streams out is what decoding all at once gives, also for bytes that are no UTF-8."""
+    rng = random.Random(1)
+    for _ in range(300):
+        ids = [rng.randrange(byte_level.vocab_size) for _ in range(rng.randrange(1, 12))]
+        decoder = byte_level.incremental_decoder()
+        shown = "".join([decoder.push(token) for token in ids]) + decoder.flush()
+        assert shown == decoder.text == byte_level.decode(ids)
+
+
+def test_half_a_character_waits(byte_level: Tokenizer):
+    decoder = byte_level.incremental_decoder()
+    first, *rest = byte_level.encode("é")
+    assert decoder.push(first) == ""
+    assert [decoder.push(token) for token in rest] == ["é"]
+    assert decoder.push(first) == ""
+    assert decoder.flush() == "\ufffd"
+    assert decoder.text == "é\ufffd"
+
+
+def test_the_window_stays_short(byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    """A stream of half characters, or of nothing, costs as much at its end as at its start."""
+    sizes = []
+    decode = byte_level.decode
+
+    def measured(ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        sizes.append(len(ids))
+        return decode(ids, skip_special_tokens)
+
+    monkeypatch.setattr(byte_level, "decode", measured)
+    half = byte_level.encode("é")[0]
+    for token in (half, byte_level.vocab_size + 5):
+        decoder = byte_level.incremental_decoder()
+        for _ in range(500):
+            decoder.push(token)
+    assert max(sizes) < 50
+
+
+def test_control_tokens_show_only_if_asked(byte_level: Tokenizer):
+    hidden, shown = (byte_level.incremental_decoder(skip) for skip in (True, False))
+    low = byte_level.vocab_size - 1
+    assert [hidden.push(token) for token in (low, 1, low)] == ["low", "", "low"]
+    assert [shown.push(token) for token in (low, 1, low)] == ["low", "<|end|>", "low"]
+
+
+def write_directory(path: Path, config: dict[str, Any], template: str | None = None) -> Path:
+    backend = Backend(models.BPE({byte: i for i, byte in enumerate(BYTES)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<s>", special=True)])
+    backend.enable_truncation(3)
+    backend.enable_padding(length=3)
+    path.mkdir(exist_ok=True)
+    backend.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    if template is not None:
+        (path / "chat_template.jinja").write_text(template)
+    return path
+
+
+def test_hugging_face_directory(tmp_path: Path):
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+    config = {"bos_token": {"content": "<s>"}, "chat_template": template}
+    tokenizer = Tokenizer.open(write_directory(tmp_path, config))
+    assert tokenizer.render_chat(USER) == "<s>user:hi;"
+    ids = tokenizer.apply_chat_template(USER)
+    assert ids[0] == 256
+    assert tokenizer.decode(ids) == "user:hi;"  # neither truncated nor padded to 3
+
+
+def test_where_a_template_may_be(tmp_path: Path):
+    named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
+    directory = write_directory(tmp_path, {"chat_template": named})
+    assert Tokenizer.open(directory).render_chat(USER) == "d"
+    write_directory(tmp_path, {"chat_template": "old"}, template="{{ messages[0]['content'] }}!")
+    assert Tokenizer.open(directory).render_chat(USER) == "hi!"
+
+
+def test_what_templates_may_use(tmp_path: Path):
+    source = (
+        "{%- for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
+        "{{ m | tojson }}{% endfor %} {{ strftime_now('%Y') }}{{ add_generation_prompt }}"
+    )
+    directory = write_directory(tmp_path, {}, template=source)
+    tokenizer = Tokenizer.open(directory, strftime_now=lambda form: form.replace("%Y", "2000"))
+    message = {"role": "user", "content": "é"}
+    text = tokenizer.render_chat([message, message], add_generation_prompt=False)
+    assert text == '{"role": "user", "content": "é"} 2000False'
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "message"),
+    [
+        (None, USER, "no chat template"),
+        ("x", [], "at least one message"),
+        ("x", [{"role": "user"}], "'role' and 'content'"),
+        ("x", ["hi"], "'role' and 'content'"),
+        ("{{ raise_exception('roles must alternate') }}", USER, "roles must alternate"),
+        ("{{ messages[0]['content'].__class__.__mro__ }}", USER, "refuses them"),
+        ("{% if %}", USER, "refuses them"),
+    ],
+)
+def test_chat_refusals(template: str | None, messages: Any, message: str, tmp_path: Path):
+    tokenizer = Tokenizer.open(write_directory(tmp_path, {}, template))
+    with pytest.raises(ValueError, match=message):
+        tokenizer.apply_chat_template(messages)
+
+
+def test_unreadable_directories(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        Tokenizer.open(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a readable tokenizer"):
+        Tokenizer.open(tmp_path)
+
+
+def test_a_prompt_must_be_text(byte_level: Tokenizer):
+    with pytest.raises(ValueError, match="prompt=None: must be a string"):
+        byte_level.encode(None)  # type: ignore[arg-type]
