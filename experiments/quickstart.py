@@ -28,7 +28,7 @@ from pdjax.host.trace import write_trace
 
 FLAGS = new_flags(config="configs/smollm2_cpu.py")
 _OUT = flags.DEFINE_string("out", "results/quickstart", "directory to write", flag_values=FLAGS)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 48, "most tokens an answer", flag_values=FLAGS)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "most tokens an answer", flag_values=FLAGS)
 
 PASSAGE = (
     "Serving a language model has two phases. Prefill reads the whole prompt at once and is "
@@ -54,12 +54,12 @@ class Question:
 
 QUESTIONS = (
     Question(0.0, "What is the capital of France?"),
-    Question(0.2, "Tell me a short story about a lighthouse keeper.", shown=True),
+    Question(0.2, "What does a lighthouse do?", shown=True),
     Question(0.6, "Name three primary colors."),
     Question(1.0, f"Summarize this in one sentence: {PASSAGE}"),
     Question(1.5, "Write a haiku about the sea.", sampled=True),
-    Question(2.0, "How do I boil an egg?"),
-    Question(3.0, "Give me a name for a friendly robot.", sampled=True),
+    Question(2.0, "Describe a sunset in one sentence."),
+    Question(3.0, "Suggest a name for a friendly robot.", sampled=True),
     Question(4.0, "Why is the sky blue?"),
 )
 

@@ -1,4 +1,4 @@
-"""The plainest attention there is, in numpy: what tests and `check` hold every implementation to."""
+"""The plainest attention there is, in numpy; tests and `check` hold every implementation to it."""
 
 import numpy as np
 

@@ -74,7 +74,8 @@ def generate() -> int:
     params = SamplingParams(**asked)
     if _STREAM.value and (_JSON.value or len(prompts) > 1 or params.n > 1):
         raise ValueError("stream: shows one choice of one prompt, and not as json")
-    config = config_of(_GENERATE)
+    # A command answers once and ends: it compiles what it meets, not every bucket beforehand.
+    config = dataclasses.replace(config_of(_GENERATE), warm_up=False)
 
     from pdjax.llm import LLM
 

@@ -248,6 +248,8 @@ def load_config(
         *parents, leaf = name.split(".")
         for parent in parents:
             branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"config.{name}: {parent} is overridden as a whole, too")
         branch[leaf] = value
     # All at once: fields that constrain each other change together.
     return _replace(config, tree, "config")

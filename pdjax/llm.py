@@ -23,8 +23,9 @@ from pdjax.config import RANDOM, Config, load_config
 from pdjax.device.build import build_engines
 from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.device.model.checkpoints.orbax import convert as convert_checkpoint
-from pdjax.host.coordinator import Coordinator, Progress
+from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
+from pdjax.host.roster import Progress
 from pdjax.host.text import TextStream
 from pdjax.model_spec import ModelSpec
 from pdjax.request import Completion, Request, RequestOutput, SamplingParams, Sequence

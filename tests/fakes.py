@@ -25,6 +25,7 @@ from pdjax.engine_api import (
     Sampled,
     SamplingBatch,
     TransferCost,
+    TransferTicket,
 )
 from pdjax.kv_layout import NULL_PAGE, KVLayout
 from pdjax.request import SamplingParams, Sequence
@@ -143,7 +144,7 @@ def expected_output(sequence: Sequence, layers: int) -> list[int]:
     """The output of a sequence that has the machine for itself."""
     params = sequence.request.params
     tokens = list(sequence.request.prompt_token_ids)
-    prompt_len, output = len(tokens), []
+    prompt_len, output = len(tokens), list[int]()
     context = digest(tokens, layers)
     while len(output) < sequence.max_new_tokens:
         history = said(tokens, prompt_len) if is_penalized(params) else 0
@@ -263,9 +264,7 @@ class FakeDecodeEngine:
             activation.context += self._chance.garbage()
             return
         page, offset = divmod(position, self.layout.page_size)
-        self.pool.write(
-            layers, int(pages[page]) * self.layout.page_size + offset, activation.token
-        )
+        self.pool.write(layers, int(pages[page]) * self.layout.page_size + offset, activation.token)
         activation.context += self.pool.read(layers, pages, position + 1)
 
     def _leave(self, microbatch: int, batch: DecodeBatch) -> list[int]:
@@ -322,9 +321,10 @@ class FakeTransfer:
         pool = self._prefill[source].pool
         return FakeTransferTicket(pool, source_pages, target, target_pages, pages, self._chance)
 
-    def land(self, ticket: "FakeTransferTicket") -> None:
+    def land(self, ticket: TransferTicket) -> None:
         self._chance.maybe_fail("land")
-        assert ticket.arrived is not None
+        assert isinstance(ticket, FakeTransferTicket)
+        assert ticket.arrived is not None, "nothing has arrived yet"
         pool = self._decode[ticket.target].pool
         pool.contents[:, slots_of(ticket.target_pages, pool.layout.page_size)] = ticket.arrived
 

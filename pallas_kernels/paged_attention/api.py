@@ -80,7 +80,7 @@ def paged_attention(
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(
                 f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, "
-                f"but it is {implementation!r}"
+                f"not {implementation!r}"
             )
         if reason := _refusal(implementation, q, k_pages, page_table):
             raise NotImplementedError(f"paged_attention by {implementation}: {reason}")

@@ -1,4 +1,4 @@
-"""The shapes at which paged_attention is tested and timed, with hostile inputs and the answers."""
+"""The shapes at which paged_attention is tested and timed, with hostile inputs and answers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,8 +93,8 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments. Rows' pages are scattered over the pool, table entries past a row's end name
-    any page, and every number that no row sees is NaN: other pages, the null page, the rest of a
+    """Random arguments. Rows' pages are scattered over the pool, table entries past a row's end are
+    any pages, and every number that no row sees is NaN: other pages, the null page, the rest of a
     last page, what lies before the window."""
     rng = np.random.default_rng(seed)
     dtype = jnp.dtype(case.dtype)

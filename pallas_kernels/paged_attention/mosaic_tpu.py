@@ -2,8 +2,7 @@
 
 One program a row. It walks the row's pages in blocks: while one block is in the products, the
 copies of the next one's pages run from HBM into the other half of a double buffer. All KV heads of
-a page travel in one copy. The tests interpret it and lower it for two TPUs; it has not been executed
-on one.
+a page travel in one copy. It is interpreted and lowered in the tests, and has not run on a TPU yet.
 """
 
 from collections.abc import Callable
@@ -160,10 +159,7 @@ def _attend_row(
                 act(pltpu.make_async_copy(pages.at[:, source], target, arrived.at[half, kind]))
 
     def attend_block(i: jax.Array, seen: list[Seen]) -> list[Seen]:
-        @pl.when(i + 1 < end)
-        def _() -> None:
-            each_page(i + 1, lambda copy: copy.start())
-
+        pl.when(i + 1 < end)(lambda: each_page(i + 1, lambda copy: copy.start()))
         each_page(i, lambda copy: copy.wait())
         half = lax.rem(i, 2)
 
@@ -186,10 +182,7 @@ def _attend_row(
             for head, head_seen in enumerate(seen)
         ]
 
-    @pl.when(first < end)
-    def _() -> None:
-        each_page(first, lambda copy: copy.start())
-
+    pl.when(first < end)(lambda: each_page(first, lambda copy: copy.start()))
     nothing = (
         jnp.zeros((group, head_dim), jnp.float32),
         jnp.full((group, 1), LOWEST, jnp.float32),

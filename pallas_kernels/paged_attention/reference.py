@@ -33,7 +33,7 @@ def paged_attention(
     sliding_window: int | None = None,
 ) -> jax.Array:
     """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are taken as checked."""
-    rows, heads, head_dim = q.shape
+    _, heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
     block_pages = max(1, _BLOCK_TOKENS // page_size)
     block = block_pages * page_size

@@ -39,7 +39,7 @@ def prefill_attention(
       k_pages, v_pages: [K, P, S, H]; query head n reads KV head n // (N / K).
       kv_pages: i32[Z], the pages of all sequences one after another; the rest is padding. Every
         entry is a valid page.
-      cu_pages: i32[B + 1]; sequence b has kv_pages[cu_pages[b] : cu_pages[b + 1]], of S tokens each.
+      cu_pages: i32[B + 1]; the pages of sequence b are kv_pages[cu_pages[b] : cu_pages[b + 1]].
       cu_q_lens: i32[B + 1]; sequence b has tokens cu_q_lens[b] to cu_q_lens[b + 1] - 1 of q. Where
         the two are equal it has none, as sequences that pad the batch.
       kv_lens: i32[B], tokens of each sequence in its pages, the chunk included, so that the chunk's
@@ -73,7 +73,7 @@ def prefill_attention(
     name = "reference" if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(
-            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, but it is {name!r}"
+            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, not {name!r}"
         )
     return IMPLEMENTATIONS[name](
         q,

@@ -1,4 +1,4 @@
-"""The shapes at which prefill_attention is tested and timed, with hostile inputs and the answers."""
+"""The shapes at which prefill_attention is tested and timed, with hostile inputs and answers."""
 
 from dataclasses import dataclass
 from functools import cached_property

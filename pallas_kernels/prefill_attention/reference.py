@@ -104,7 +104,7 @@ def _attend_tile(
     def attend_sequence(b: jax.Array, seen: Running) -> Running:
         shift, q_start, q_end = cache.shift[b], cache.cu_q_lens[b], cache.cu_q_lens[b + 1]
         position = jnp.where(tile.sequence == b, tile.token + shift, -1)[:, None]  # -1 sees nothing
-        start = 0
+        start: jax.Array | int = 0
         if sliding_window is not None:
             oldest = jnp.maximum(tile.token[0], q_start) + shift
             start = jnp.maximum(oldest - sliding_window + 1, 0)

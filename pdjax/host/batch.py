@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -144,13 +145,18 @@ class SamplingRows:
 
     def fill(self, row: int | tuple[int, int], sequence: Sequence) -> None:
         """Sample `row` as `sequence` asks."""
-        own = {
+        params = sequence.request.params
+        values: dict[str, Any] = {
             "seed": sequence.seed,
             "prompt_lens": sequence.prompt_len,
-            "logprobs": sequence.request.params.logprobs is not None,
+            "logprobs": params.logprobs is not None,
+            # Legal values beyond the range of the arrays' types mean the same as their bounds.
+            "temperature": min(params.temperature, float(np.finfo(np.float32).max)),
+            "top_k": min(params.top_k, int(np.iinfo(np.int32).max)),
+            "top_p": max(params.top_p, float(np.finfo(np.float32).tiny)),
         }
         for name, array in self._arrays.items():
-            array[row] = own[name] if name in own else getattr(sequence.request.params, name)
+            array[row] = values[name] if name in values else getattr(params, name)
 
     def clear(self, row: int | tuple[int, int]) -> None:
         """Nobody sits in `row` any more."""

@@ -4,7 +4,9 @@ sequence that was let in can ever find itself without a place."""
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Integral
+from typing import Any
+
+import numpy as np
 
 from pdjax.request import Request, Sequence
 
@@ -62,10 +64,10 @@ class Limits:
             raise ValueError(f"n={params.n}: must be at most max_waiting={self.max_waiting}")
         self._check_pools(len(prompt), self.max_new_tokens(request))
 
-    def _check_tokens(self, name: str, token_ids: Iterable[object]) -> None:
+    def _check_tokens(self, name: str, token_ids: Iterable[Any]) -> None:
         for token in token_ids:
-            known = isinstance(token, Integral) and not isinstance(token, bool)
-            if not known or not 0 <= token < self.vocab_size:
+            whole = isinstance(token, int | np.integer) and not isinstance(token, bool)
+            if not whole or not 0 <= token < self.vocab_size:
                 raise ValueError(
                     f"{name}: {token!r} is not a token id; allowed are 0 to {self.vocab_size - 1}"
                 )

@@ -5,6 +5,7 @@ from pdjax.config import DecodeConfig, PrefillConfig
 from pdjax.host.batch import (
     Buckets,
     Chunk,
+    SamplingRows,
     empty_prefill_batch,
     fit,
     handoff_pages,
@@ -92,6 +93,15 @@ def test_only_the_last_chunk_is_sampled():
     assert sampling.seed.tolist() == [0, 7, 0]
     assert sampling.prompt_lens.tolist() == [0, 2, 0]
     assert not sampling.logprobs.any()
+
+
+def test_legal_values_that_no_array_can_hold_are_cut():
+    rows = SamplingRows(1)
+    rows.fill(0, sequence([1], pages=[], temperature=1e300, top_k=2**40, top_p=1e-300))
+    sampling = rows.take()
+    assert np.isfinite(sampling.temperature[0])
+    assert sampling.top_k[0] == 2**31 - 1
+    assert sampling.top_p[0] > 0
 
 
 def test_history_travels_only_for_penalties():

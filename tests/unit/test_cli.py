@@ -108,6 +108,7 @@ def test_sampling_flags_reach_the_request():
 def test_config_and_overrides_reach_the_llm():
     assert pdjax("generate", "--prompt=a", "--config.decode.rows=24") == 0
     assert EchoLLM.made.config.decode.rows == 24
+    assert not EchoLLM.made.config.warm_up
 
 
 def test_prompts_from_a_file_as_a_chat(capsys, tmp_path):

@@ -71,12 +71,12 @@ def test_bad_overrides_say_what_is_allowed(overrides, message):
 
 @pytest.mark.parametrize("buckets", [(), (0, 4), (4, 4), (8, 4), (4, "8"), (4.0,)])
 def test_buckets_are_increasing(buckets):
-    with pytest.raises(ValueError, match="page_buckets=.*positive and increasing"):
+    with pytest.raises(ValueError, match=r"page_buckets=.*positive and increasing"):
         DecodeConfig(page_buckets=buckets)
 
 
 def test_the_largest_token_bucket_holds_the_budget():
-    with pytest.raises(ValueError, match="must hold prefill.token_budget=512"):
+    with pytest.raises(ValueError, match=r"must hold prefill.token_budget=512"):
         PrefillConfig(token_buckets=(64, 256))
 
 

@@ -31,7 +31,10 @@ def request(prompt=(1, 2), **params) -> Request:
         (request([1] * 32), "32 tokens.*context is 32.*at most 31"),
         (request(logprobs=6), "logprobs=6: must be at most 5"),
         (request(n=5), "n=5: must be at most max_waiting=4"),
-        (request([1] * 5, max_tokens=17), "max_tokens.*decode pool holds 20.*max_tokens at most 16"),
+        (
+            request([1] * 5, max_tokens=17),
+            "max_tokens.*decode pool holds 20.*max_tokens at most 16",
+        ),
         (request([1] * 25, max_tokens=1), "prompt_token_ids.*prefill pool holds 24.*at most 24"),
     ],
 )

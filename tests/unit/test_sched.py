@@ -23,9 +23,7 @@ def sequence(order: int, tokens: int, new_tokens: int = 1, pages: int = 0, **sta
 
 
 def prefill_scheduler(budget: int = 10, sequences: int = 4, step_pages: int = 16) -> FcfsPrefill:
-    config = PrefillConfig(
-        token_budget=budget, max_sequences=sequences, page_buckets=(step_pages,)
-    )
+    config = PrefillConfig(token_budget=budget, max_sequences=sequences, page_buckets=(step_pages,))
     return FcfsPrefill(
         Buckets.of(config, DecodeConfig(), page_size=4, max_model_len=64), budget, LeastLoaded()
     )

@@ -1,0 +1,119 @@
+"""What experiments share, and that every committed config is one."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from experiments import quickstart
+from experiments.bench_cpu import one_device, show
+from experiments.tables import megabytes, number, percent, table
+from experiments.workload import Numbers, Workload
+from pdjax import LLM, SamplingParams
+from pdjax.clock import VirtualClock
+from pdjax.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = Workload(batches=(1, 2), context=20, steps=4, prefill=64, rounds=1)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda f: f.stem)
+def test_configs_load_and_say_how_to_run(file: Path):
+    assert load_config(file).devices >= 1
+    text = file.read_text("utf-8")
+    assert "Run:" in text
+    assert "Expect:" in text
+
+
+def test_table_lines_columns_up():
+    assert table(["", "ms"], [["a", "1.0"], ["long name", "12.5"]]).splitlines() == [
+        "             ms",
+        "---------  ----",
+        "a           1.0",
+        "long name  12.5",
+    ]
+
+
+def test_numbers_fit_their_column():
+    assert [number(1234.56), number(2.0, 0), number(None)] == ["1,234.6", "2", "-"]
+    assert [percent(0.125), percent(None)] == ["12%", "-"]
+    assert megabytes(2_949_120) == "2.95"
+
+
+@pytest.mark.parametrize("field", ["context", "steps", "prefill", "rounds"])
+def test_workload_refuses_nothing_to_do(field: str):
+    fields: dict[str, Any] = {"batches": (1,), "context": 1, "steps": 1, "prefill": 1, "rounds": 1}
+    with pytest.raises(ValueError, match=f"{field}=0: must be at least 1"):
+        Workload(**{**fields, field: 0})
+    with pytest.raises(ValueError, match=r"batch=\[0\]: each must be at least 1"):
+        Workload(**{**fields, "batches": (0,)})
+
+
+def test_workload_cuts_another_prompt_for_each_row():
+    first, second = WORK.prompts(list(range(100)), 2)
+    assert first == list(range(20))
+    assert second == list(range(5, 25))
+    assert WORK.longest == 64
+
+
+def test_bench_compares_what_both_computed():
+    ours = Numbers(900.0, {1: 30.0, 2: 31.0}, {1: 32.0, 2: 33.0}, {1: [[1]], 2: [[1], [2]]})
+    theirs = Numbers(700.0, {1: 40.0, 2: 41.0}, {}, {1: [[1]], 2: [[1], [3]]})
+    lines = show(WORK, {"pdjax": ours, "transformers": theirs}).splitlines()
+    assert lines[2].split()[-2:] == ["900", "700"]
+    assert lines[5].endswith("1 of 1")
+    assert lines[8].endswith("1 of 2")
+    alone = show(WORK, {"pdjax": ours})
+    assert "same tokens" not in alone
+
+
+def test_bench_config_holds_its_workload():
+    config = one_device(2, WORK)
+    assert config.devices == 1
+    assert config.decode.page_buckets == (2, 4)
+
+
+def test_the_rival_of_the_demo_is_one_device():
+    config = load_config(ROOT / "configs/smollm2_cpu.py")
+    alone = quickstart.monolithic(config)
+    assert (config.devices, alone.devices) == (8, 1)
+    assert alone.model == config.model
+    assert alone.decode.rows == config.decode.rows
+
+
+class FakeLLM:
+    """Answers a request two steps after it came; each step takes 0.4 s."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock(tick=0.4)
+        self.came: dict[str, float] = {}
+
+    def submit(self, prompt: list[int], params: SamplingParams, on_text: Any) -> str:
+        request_id = f"r{prompt[0]}"
+        self.came[request_id] = self.clock.now()
+        if on_text is not None:
+            on_text(f"text of {request_id}")
+        return request_id
+
+    @property
+    def has_work(self) -> bool:
+        return any(self.clock.now() < came + 0.8 for came in self.came.values())
+
+    def step(self) -> None:
+        self.clock.idle()
+
+    def take_output(self, request_id: str) -> SimpleNamespace:
+        return SimpleNamespace(request_id=request_id)
+
+
+def test_demo_submits_when_a_question_arrives_and_shows_one():
+    llm = FakeLLM()
+    shown: list[str] = []
+    questions = [quickstart.Question(at, "", shown=at == 1.0) for at in (0.0, 1.0, 3.0)]
+    outputs = quickstart.serve(
+        cast(LLM, llm), [[0], [1], [2]], [SamplingParams()] * 3, questions, shown.append
+    )
+    assert [output.request_id for output in outputs] == ["r0", "r1", "r2"]
+    assert [round(came, 1) for came in llm.came.values()] == [0.0, 1.2, 3.2]
+    assert shown == ["text of r1"]
