@@ -250,6 +250,8 @@ def load_config(
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
                 raise ValueError(f"config.{name}: {parent} is overridden as a whole, too")
+        if leaf in branch:
+            raise ValueError(f"config.{name}: overridden as a whole, and fields of it, too")
         branch[leaf] = value
     # All at once: fields that constrain each other change together.
     return _replace(config, tree, "config")

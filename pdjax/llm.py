@@ -84,10 +84,12 @@ class LLM:
         clock: Clock | None = None,
     ) -> None:
         self.config = config = load_config(config, overrides)
-        random = config.model.source == RANDOM
-        checkpoint = None if random else open_checkpoint(config.model.source)
-        self.spec = config.model.spec if checkpoint is None else checkpoint.spec
-        self.tokenizer: Tokenizer | None = None if checkpoint is None else checkpoint.tokenizer()
+        self.tokenizer: Tokenizer | None = None
+        if config.model.spec is not None:  # random weights
+            self.spec, checkpoint = config.model.spec, None
+        else:
+            checkpoint = open_checkpoint(config.model.source)
+            self.spec, self.tokenizer = checkpoint.spec, checkpoint.tokenizer()
         self.max_model_len = _context(config, self.spec)
         engines = build_engines(config, self.spec, self.max_model_len, checkpoint)
         self.prefill_engines, self.decode_engines = engines.prefill, engines.decode
@@ -135,7 +137,7 @@ class LLM:
           ValueError: a prompt or params that can never be served. None of the prompts has been
             answered then.
         """
-        several = [prompts] if _is_one(prompts) else list(prompts)
+        several: list[Any] = [prompts] if _is_one(prompts) else list(prompts)
         if params is None or isinstance(params, SamplingParams):
             each = [params or SamplingParams()] * len(several)
         else:
@@ -176,7 +178,8 @@ class LLM:
         Raises:
           ValueError: also where the model has no chat template, or refuses the messages.
         """
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        one = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: list[Any] = [messages] if one else list(messages)
         template = self._need_tokenizer("chat").apply_chat_template
         prompts = [template(list(conversation)) for conversation in conversations]
         return self.generate(prompts, params, progress=progress)
@@ -280,7 +283,8 @@ class LLM:
 
     def _run(self, requests: list[tuple[Request, str | None]], bar: tqdm) -> None:
         """Submit as the queue has room, and step until all are answered."""
-        todo, running = requests[::-1], set()
+        todo = requests[::-1]
+        running: set[str] = set()
         while todo or running:
             while todo and self.coordinator.has_room(todo[-1][0].params.n):
                 running.add(self._submit(*todo.pop()))

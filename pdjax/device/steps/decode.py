@@ -18,14 +18,14 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from pallas_kernels.paged_attention.api import paged_attention
 
+from pallas_kernels.paged_attention.api import paged_attention
 from pdjax.device.kv.pool import PAGE_AXES, KVPool
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition, shardings
 from pdjax.device.model.attention import PagedAttend
 from pdjax.device.model.sampling import Choice, choose
 from pdjax.device.model.transformer import Leaf, Params, embed, forward, unembed
-from pdjax.engine_api import IDLE_ROW, USE_FED_BACK, SamplingBatch
+from pdjax.engine_api import IDLE_ROW, USE_FED_BACK
 from pdjax.kv_layout import KVLayout
 from pdjax.model_spec import ModelSpec
 
