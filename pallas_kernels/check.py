@@ -10,6 +10,7 @@ same bits again. Accelerators also run the large cases.
 
 import sys
 import timeit
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -52,9 +53,7 @@ class Check:
 
     def run(self, seed: int) -> tuple[bool, str]:
         """Whether all is well, and the rest of the line."""
-        call = partial(
-            self.operation, implementation=self.implementation, **self.case.options
-        )
+        call = partial(self.operation, implementation=self.implementation, **self.case.options)
         inputs = self.make_inputs(self.case, seed)
         operands = jax.tree.map(jax.numpy.asarray, inputs.operands)
         try:
@@ -117,7 +116,11 @@ def main(_: list[str]) -> int:
     failed = []
     for check in checks(jax.default_backend()):
         if _ONLY.value in check.label:
-            passed, line = check.run(seed)
+            try:
+                passed, line = check.run(seed)
+            except Exception as error:  # one broken kernel must not hide the others
+                traceback.print_exc()
+                passed, line = False, f"WRONG  {type(error).__name__}"
             print(f"{check.label:60} {line}", flush=True)
             failed += [] if passed else [check.label]
     print(f"{len(failed)} wrong" + "".join(f"\n  {label}" for label in failed))

@@ -36,7 +36,8 @@ def paged_attention(
     """softmax(scale * q k^T) v of every row over the first `kv_lens` tokens of its pages.
 
     Products and sums are taken in float32. Memory that no row reads, past `kv_lens` in a page or in
-    pages that no table names, may hold anything, NaN included.
+    pages that no table names, may hold anything, NaN included. Within `jax.shard_map`, heads may be
+    split; the map must be made with `check_vma=False`.
 
     Args:
       q: [B, N, H], the query of each row's newest token, whose K and V are in the pages already.

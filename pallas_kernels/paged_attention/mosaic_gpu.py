@@ -3,7 +3,8 @@
 Flash-decoding (Dao et al., 2023) over pages: one block of threads for each row, KV head and part of
 the row. One warpgroup copies pages into a ring in shared memory, by the tensor memory accelerator,
 while another takes the two products from it. The queries of a KV head fill few of the 64 rows that
-a product must have; decode waits for memory anyway.
+a product must have; decode waits for memory anyway. The tests interpret and lower it;
+`pallas_kernels.check` runs it where there is a GPU.
 """
 
 import math
@@ -17,7 +18,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.compat import transpose_ref
 from pallas_kernels.online_softmax import LOWEST, MASKED
 
 _ROWS = 64  # of a warpgroup's product
@@ -115,8 +115,10 @@ def paged_attention(
     out, log_total = out[..., :group, :], log_total[..., :group]
     if plan.parts == 1:
         return out.reshape(rows, heads, head_dim)
-    weight = jax.nn.softmax(log_total * math.log(2), axis=2)  # [B, K, parts, G]
-    return (out * weight[..., None]).sum(axis=2).reshape(rows, heads, head_dim).astype(q.dtype)
+    # Differences first: parts that saw nothing are equal, and far too low to be scaled exactly.
+    weight = jnp.exp2(log_total - log_total.max(axis=2, keepdims=True))[..., None]
+    out = (out * weight).sum(axis=2) / weight.sum(axis=2)  # [B, K, G, H]
+    return out.reshape(rows, heads, head_dim).astype(q.dtype)
 
 
 def _parts(programs: int, blocks: int) -> int:
@@ -124,31 +126,32 @@ def _parts(programs: int, blocks: int) -> int:
     return max(1, min(_PROCESSORS // programs, blocks))
 
 
-def _scratch(plan: _Plan, head_dim: int, dtype: Any, out_dtype: Any) -> list[Any]:
-    """Shared memory and barriers, in the order in which `_attend_part` takes them."""
+def _scratch(plan: _Plan, head_dim: int, dtype: Any, out_dtype: Any) -> dict[str, Any]:
+    """Shared memory and barriers, by `_attend_part`'s names for them."""
 
     def tiled(shape: tuple[int, ...], dtype: Any) -> Any:
         """In the layout of the products: swizzled tiles of 8 rows of 128 bytes."""
         columns = 128 // jnp.dtype(dtype).itemsize
-        transforms = (plgpu.TilingTransform((_TILE_ROWS, columns)), plgpu.SwizzleTransform(128))
-        return plgpu.SMEM(shape, dtype, transforms=transforms)
+        tiles = plgpu.TilingTransform((_TILE_ROWS, columns))  # type: ignore[abstract]
+        swizzle = plgpu.SwizzleTransform(128)  # type: ignore[abstract]
+        return plgpu.SMEM(shape, dtype, transforms=(tiles, swizzle))
 
     ring = tiled((_STAGES, _BLOCK, head_dim), dtype)
     full = plgpu.Barrier(num_arrivals=_BLOCK // plan.piece, num_barriers=_STAGES)
     free = plgpu.Barrier(num_arrivals=1, num_barriers=_STAGES)
-    return [
-        tiled((_ROWS, head_dim), dtype),
-        ring,
-        ring,
-        tiled((_ROWS, _BLOCK), dtype),
-        tiled((_ROWS, head_dim), out_dtype),
-        plgpu.SMEM((_ROWS,), jnp.float32),
-        plgpu.Barrier(),
-        full,
-        full,
-        free,
-        free,
-    ]
+    return {
+        "q_tile": tiled((_ROWS, head_dim), dtype),
+        "k_buffer": ring,
+        "v_buffer": ring,
+        "weights": tiled((_ROWS, _BLOCK), dtype),
+        "out_tile": tiled((_ROWS, head_dim), out_dtype),
+        "log_total": plgpu.SMEM((_ROWS,), jnp.float32),
+        "q_full": plgpu.Barrier(),
+        "k_full": full,
+        "v_full": full,
+        "k_free": free,
+        "v_free": free,
+    }
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def _attend_part(
     lens_ref: Any,  # i32[B]
     out_ref: Any,  # [B, K, parts, G, H]
     log_total_ref: Any,  # [B, K, parts, G]
+    *,
     q_tile: Any,
     k_buffer: Any,
     v_buffer: Any,
@@ -274,11 +278,9 @@ def _attend(
         stage, block = lax.rem(i, jnp.int32(_STAGES)), share.first + i
 
         plgpu.barrier_wait(k.full.at[stage])
-        scores = _product(q_tile, transpose_ref(k.buffer.at[stage]), _BLOCK)
+        scores = _product(q_tile, k.buffer.at[stage].transpose((1, 0)), _BLOCK)
         plgpu.barrier_arrive(k.free.at[stage])
-        scores = jnp.where(
-            visible((_ROWS, _BLOCK), 1, block), _base_two(plan, scores), MASKED
-        )
+        scores = jnp.where(visible((_ROWS, _BLOCK), 1, block), _base_two(plan, scores), MASKED)
         higher = jnp.maximum(highest, scores.max(axis=1))
         fade = jnp.exp2(highest - higher)
         weight = jnp.exp2(scores - spread(higher, _BLOCK))
@@ -291,7 +293,7 @@ def _attend(
         @pl.when(ragged)
         def _() -> None:
             # A weight of 0 does not silence a NaN, and unread memory may hold one.
-            rows = plgpu.load(v.buffer, (stage,), layout=wide)
+            rows = v.buffer[stage]
             shown = visible((_BLOCK, head_dim), 0, block)
             v.buffer[stage] = jnp.where(shown, rows, jnp.zeros_like(rows))
             plgpu.commit_smem()
@@ -322,7 +324,8 @@ def _product(a: Any, b: Any, columns: int) -> jax.Array:
         plgpu.wgmma(into, a, b)
         return into[...]
 
-    return pl.run_scoped(multiply, plgpu.ACC((_ROWS, columns), jnp.float32))
+    into = plgpu.ACC((_ROWS, columns), jnp.float32)  # type: ignore[attr-defined]
+    return pl.run_scoped(multiply, into)
 
 
 def _base_two(plan: _Plan, scores: jax.Array) -> jax.Array:

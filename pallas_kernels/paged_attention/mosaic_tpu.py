@@ -2,10 +2,12 @@
 
 One program a row. It walks the row's pages in blocks: while one block is in the products, the
 copies of the next one's pages run from HBM into the other half of a double buffer. All KV heads of
-a page travel in one copy. It is interpreted and lowered in the tests, and has not run on a TPU yet.
+a page travel in one copy. The tests interpret and lower it, and the compiler of libtpu 0.0.48 takes
+it for v5e and v6e; it has not run on a TPU yet.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,8 +24,20 @@ _BUFFER_BYTES = 4 << 20  # of VMEM, for K and V; it holds 16 MiB at the least
 _MAX_BLOCK_TOKENS = 512
 _TABLE_BYTES = 512 << 10  # of the scalar memory, half of it
 
-Seen = tuple[jax.Array, jax.Array, jax.Array]
+_Seen = tuple[jax.Array, jax.Array, jax.Array]
 """Of one KV head, float32: weighted values [G, H], highest score [G, 1], sum of weights [G, 1]."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known of a launch before it is traced."""
+
+    width: int  # entries of a row of the page table
+    page_size: int
+    block_pages: int
+    scale: float
+    logit_soft_cap: float | None
+    sliding_window: int | None
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
@@ -63,33 +77,28 @@ def paged_attention(
     """
     rows, heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
-    width = page_table.shape[1]
     group = heads // kv_heads
     padding = -group % _tile_rows(q)  # so that a KV head's queries are whole tiles
-    block_pages = _block_pages(k_pages, width)
-
+    width = page_table.shape[1]
+    plan = _Plan(
+        width=width,
+        page_size=page_size,
+        block_pages=_block_pages(k_pages, width),
+        scale=scale,
+        logit_soft_cap=logit_soft_cap,
+        sliding_window=sliding_window,
+    )
     q_block = (1, kv_heads, group + padding, head_dim)
     q_spec = pl.BlockSpec(q_block, lambda row, *_: (row, 0, 0, 0))
-    buffer = pltpu.VMEM((2, kv_heads, block_pages * page_size, head_dim), k_pages.dtype)
+    in_place = pl.BlockSpec(memory_space=pl.ANY)
+    buffer = pltpu.VMEM((2, kv_heads, plan.block_pages * page_size, head_dim), k_pages.dtype)
     kernel = pl.pallas_call(
-        partial(
-            _attend_row,
-            scale=scale,
-            logit_soft_cap=logit_soft_cap,
-            sliding_window=sliding_window,
-            page_size=page_size,
-            block_pages=block_pages,
-            width=width,
-        ),
+        partial(_attend_row, plan),
         out_shape=jax.ShapeDtypeStruct((rows, *q_block[1:]), q.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(rows,),
-            in_specs=[
-                q_spec,
-                pl.BlockSpec(memory_space=pl.ANY),
-                pl.BlockSpec(memory_space=pl.ANY),
-            ],
+            in_specs=[q_spec, in_place, in_place],
             out_specs=q_spec,
             scratch_shapes=[buffer, buffer, pltpu.SemaphoreType.DMA((2, 2))],
         ),
@@ -120,6 +129,7 @@ def _block_pages(pages: jax.Array, width: int) -> int:
 
 
 def _attend_row(
+    plan: _Plan,
     table_ref: jax.Ref,  # i32[B * W], scalar memory
     lens_ref: jax.Ref,  # i32[B], scalar memory
     q_ref: jax.Ref,  # [1, K, G, H], G padded to whole tiles
@@ -129,19 +139,13 @@ def _attend_row(
     k_buffer: jax.Ref,  # [2, K, C, H]
     v_buffer: jax.Ref,  # [2, K, C, H]
     arrived: jax.Ref,  # semaphores [2, 2], one for each half of each buffer
-    *,
-    scale: float,
-    logit_soft_cap: float | None,
-    sliding_window: int | None,
-    page_size: int,
-    block_pages: int,
-    width: int,
 ) -> None:
     row = pl.program_id(0)
     kv_len = lens_ref[row]
     _, kv_heads, group, head_dim = q_ref.shape
+    page_size, block_pages, window = plan.page_size, plan.block_pages, plan.sliding_window
     block = block_pages * page_size
-    oldest = 0 if sliding_window is None else jnp.maximum(kv_len - sliding_window, 0)
+    oldest = 0 if window is None else jnp.maximum(kv_len - window, 0)
     first, end = lax.div(oldest, block), pl.cdiv(kv_len, block)
 
     def each_page(i: jax.Array, act: Callable[[Any], None]) -> None:
@@ -152,13 +156,13 @@ def _attend_row(
 
         @pl.loop(lower, upper)
         def _(page: jax.Array) -> None:
-            source = table_ref[row * width + page]
+            source = table_ref[row * plan.width + page]
             at = pl.multiple_of((page - i * block_pages) * page_size, page_size)
             for kind, (pages, buffer) in enumerate(((k_ref, k_buffer), (v_ref, v_buffer))):
                 target = buffer.at[half, :, pl.ds(at, page_size)]
                 act(pltpu.make_async_copy(pages.at[:, source], target, arrived.at[half, kind]))
 
-    def attend_block(i: jax.Array, seen: list[Seen]) -> list[Seen]:
+    def attend_block(i: jax.Array, seen: list[_Seen]) -> list[_Seen]:
         pl.when(i + 1 < end)(lambda: each_page(i + 1, lambda copy: copy.start()))
         each_page(i, lambda copy: copy.wait())
         half = lax.rem(i, 2)
@@ -170,16 +174,9 @@ def _attend_row(
         columns, rows = visible((1, block), 1), visible((block, 1), 0)
         return [
             _see_block(
-                head_seen,
-                q_ref[0, head],
-                k_buffer[half, head],
-                v_buffer[half, head],
-                columns,
-                rows,
-                scale,
-                logit_soft_cap,
+                plan, of, q_ref[0, head], k_buffer[half, head], v_buffer[half, head], columns, rows
             )
-            for head, head_seen in enumerate(seen)
+            for head, of in enumerate(seen)
         ]
 
     pl.when(first < end)(lambda: each_page(first, lambda copy: copy.start()))
@@ -194,15 +191,14 @@ def _attend_row(
 
 
 def _see_block(
-    seen: Seen,
+    plan: _Plan,
+    seen: _Seen,
     q: jax.Array,  # [G, H]
     k: jax.Array,  # [C, H]
     v: jax.Array,  # [C, H]
     columns: jax.Array,  # bool[1, C], the visible tokens
     rows: jax.Array,  # bool[C, 1], the same
-    scale: float,
-    logit_soft_cap: float | None,
-) -> Seen:
+) -> _Seen:
     """online_softmax.see_block of one KV head; the products take the pages' own type."""
     weighted, highest, total = seen
     dot = partial(
@@ -210,14 +206,15 @@ def _see_block(
         precision=lax.Precision.HIGHEST if q.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
-    scores = dot(q, k, (((1,), (1,)), ((), ()))) * scale  # [G, C]
-    if logit_soft_cap is not None:
-        scores = logit_soft_cap * jnp.tanh(scores / logit_soft_cap)
+    scores = dot(q, k, (((1,), (1,)), ((), ()))) * plan.scale  # [G, C]
+    if plan.logit_soft_cap is not None:
+        scores = plan.logit_soft_cap * jnp.tanh(scores / plan.logit_soft_cap)
     scores = jnp.where(columns, scores, MASKED)
     higher = jnp.maximum(highest, scores.max(axis=1, keepdims=True))
     weights = jnp.exp(scores - higher)
     fade = jnp.exp(highest - higher)
-    # Older TPUs select only among 32-bit numbers.
+    # A weight of 0 does not silence a NaN, and unread memory may hold one. Older TPUs select only
+    # among 32-bit numbers.
     finite = jnp.where(rows, v.astype(jnp.float32), 0).astype(v.dtype)
     values = dot(weights.astype(v.dtype), finite, (((1,), (0,)), ((), ())))  # [G, H]
     return (

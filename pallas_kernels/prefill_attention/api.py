@@ -32,7 +32,8 @@ def prefill_attention(
     """Causal softmax(scale * q k^T) v of every token over its own sequence's pages.
 
     The K and V of the chunk itself are in the pages already. Products and sums are taken in
-    float32. Memory that no token sees may hold anything, NaN included.
+    float32. Memory that no token sees may hold anything, NaN included. Within `jax.shard_map`,
+    heads may be split; the map must be made with `check_vma=False`.
 
     Args:
       q: [T, N, H], the chunks of B sequences one after another; the rest is padding.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ class Case:
     sliding_window: int | None = None
 
     @property
-    def options(self) -> dict[str, float | int | None]:
+    def options(self) -> dict[str, Any]:
         """Keyword arguments of the operation."""
         return {
             "scale": self.head_dim**-0.5,
@@ -167,9 +168,7 @@ CASES = (
 
 
 def _llama8b(name: str, chunks: tuple[tuple[int, int], ...]) -> Case:
-    return Case(
-        f"llama 8b {name}", chunks, 0, 8, 4, head_dim=128, page_size=64, dtype="bfloat16"
-    )
+    return Case(f"llama 8b {name}", chunks, 0, 8, 4, head_dim=128, page_size=64, dtype="bfloat16")
 
 
 LARGE_CASES = (

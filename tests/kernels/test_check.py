@@ -1,0 +1,73 @@
+"""`python -m pallas_kernels.check` passes what is right and catches what is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from pallas_kernels import check
+from pallas_kernels.prefill_attention import api, cases, reference
+
+CASE = cases.Case("small", ((5, 20), (3, 3)))
+
+
+def outcome() -> tuple[bool, str]:
+    return check.Check(api.prefill_attention, "reference", CASE, cases.make_inputs).run(seed=0)
+
+
+def test_the_reference_passes():
+    passed, line = outcome()
+    assert passed
+    assert line.startswith("ok")
+    assert "same bits" in line
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda out: out * 1.001,
+        lambda out: out.at[0, 0, 0].set(np.nan),
+    ],
+)
+def test_a_wrong_result_is_caught(monkeypatch: pytest.MonkeyPatch, broken):
+    def wrong(*operands: jax.Array, **options: Any) -> jax.Array:
+        return broken(reference.prefill_attention(*operands, **options))
+
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "reference", wrong)
+    passed, line = outcome()
+    assert not passed
+    assert line.startswith("WRONG")
+
+
+def test_differing_bits_are_caught(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+
+    def restless(*operands: jax.Array, **options: Any) -> jax.Array:
+        out = reference.prefill_attention(*operands, **options)
+        noise = jax.pure_callback(
+            lambda: np.float32(rng.random() * 1e-7), jax.ShapeDtypeStruct((), np.float32)
+        )
+        return out + noise
+
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "reference", restless)
+    passed, line = outcome()
+    assert not passed
+    assert "BITS DIFFER" in line
+
+
+def test_the_command():
+    ran = subprocess.run(
+        [sys.executable, "-m", "pallas_kernels.check", "--only=one token", "--seed=1"],
+        cwd=Path(__file__).resolve().parents[2],
+        env={"JAX_PLATFORMS": "cpu", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "prefill_attention reference: one token" in ran.stdout
+    assert ran.stdout.endswith("0 wrong\n")

@@ -1,0 +1,230 @@
+"""paged_attention: every implementation against plain numpy, and what the interface promises."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+
+from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.paged_attention import api, mosaic_gpu, mosaic_tpu
+from pallas_kernels.paged_attention.api import paged_attention
+from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
+
+needs_gpu_interpreter = pytest.mark.skipif(
+    not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
+)
+SMALL = Case("small", (5, 0, 40))
+SMALL_BF16 = replace(SMALL, dtype="bfloat16")
+HARDWARE = {
+    "v5e": (mosaic_tpu, "tpu", AbstractDevice("TPU v5 lite", 1, platform="tpu")),
+    "v6e": (mosaic_tpu, "tpu", AbstractDevice("TPU v6 lite", 1, platform="tpu")),
+    "h100": (mosaic_gpu, "cuda", AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")),
+}
+
+
+def name_of(case: Case) -> str:
+    return case.name.replace(" ", "_")
+
+
+def check(case: Case, run: Callable[..., jax.Array]) -> None:
+    inputs = make_inputs(case, seed=1)
+    actual = np.asarray(jax.jit(partial(run, **case.options))(*inputs.operands))
+    assert actual.dtype == inputs.q.dtype
+    assert relative_error(actual, inputs.expected) <= LIMITS[case.dtype]
+
+
+def taken_by(kernel: Any, *cases: Case) -> list[Case]:
+    """The cases that a kernel does not refuse."""
+    taken = []
+    for case in cases:
+        inputs = make_inputs(replace(case, kv_lens=(1,)), seed=0)
+        if kernel.refusal(inputs.q, inputs.k_pages, inputs.page_table) is None:
+            taken.append(case)
+    return taken
+
+
+def interpreted_tpu(**options: Any) -> Callable[..., jax.Array]:
+    return partial(mosaic_tpu.paged_attention, interpret=pltpu.InterpretParams(**options))
+
+
+def interpreted_gpu(parts: int | None, **options: Any) -> Callable[..., jax.Array]:
+    interpreter = plgpu.InterpretGPUParams(**options)
+    return partial(mosaic_gpu.paged_attention, parts=parts, interpret=interpreter)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_reference(case: Case):
+    check(case, paged_attention)
+
+
+@pytest.mark.smoke
+def test_reference_on_a_small_case():
+    check(SMALL, paged_attention)
+
+
+@pytest.mark.parametrize("case", taken_by(mosaic_tpu, *CASES), ids=name_of)
+def test_tpu_kernel(case: Case):
+    check(case, interpreted_tpu())
+
+
+@pytest.mark.smoke
+def test_tpu_kernel_on_a_small_case():
+    check(SMALL, interpreted_tpu())
+
+
+def test_tpu_kernel_reuses_its_buffer_without_races(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mosaic_tpu, "_MAX_BLOCK_TOKENS", 32)
+    case = Case("10 blocks", (300, 0, 33), kv_heads=1, sliding_window=290)
+    check(case, interpreted_tpu(detect_races=True))
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("case", taken_by(mosaic_gpu, *CASES), ids=name_of)
+def test_gpu_kernel(case: Case):
+    check(case, interpreted_gpu(parts=2))
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("parts", [1, 2, None])
+def test_gpu_kernel_reuses_its_ring_without_races(parts: int | None):
+    case = Case("10 blocks", (600, 0, 65), kv_heads=1, sliding_window=590, dtype="bfloat16")
+    check(case, interpreted_gpu(parts, detect_races=True))
+
+
+@pytest.mark.parametrize(
+    ("hardware", "case"),
+    [
+        pytest.param(hardware, case, id=f"{hardware}-{name_of(case)}")
+        for hardware, (kernel, _, _) in HARDWARE.items()
+        for case in taken_by(kernel, *CASES, LARGE_CASES[-1])
+    ],
+)
+def test_kernels_lower(hardware: str, case: Case):
+    kernel, platform, device = HARDWARE[hardware]
+    rows, heads, pages = len(case.kv_lens), case.kv_heads * case.group, 100
+    dtype = jnp.dtype(case.dtype)
+    pool = jax.ShapeDtypeStruct((case.kv_heads, pages, case.page_size, case.head_dim), dtype)
+    operands = (
+        jax.ShapeDtypeStruct((rows, heads, case.head_dim), dtype),
+        pool,
+        pool,
+        jax.ShapeDtypeStruct((rows, case.width), jnp.int32),
+        jax.ShapeDtypeStruct((rows,), jnp.int32),
+    )
+    traced = partial(paged_attention, implementation=kernel.__name__.rpartition(".")[2])
+    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
+    with use_abstract_mesh(mesh):
+        lowered = jax.jit(partial(traced, **case.options)).trace(*operands)
+        text = lowered.lower(lowering_platforms=(platform,)).as_text()
+    assert ("tpu_custom_call" if platform == "tpu" else "mosaic_gpu") in text
+
+
+@pytest.mark.parametrize(
+    ("implementation", "case", "reason"),
+    [
+        ("mosaic_tpu", replace(SMALL, head_dim=32), "head dim must be a multiple of 64, not 32"),
+        ("mosaic_tpu", replace(SMALL_BF16, page_size=8), "multiple of 16, not 8"),
+        ("mosaic_tpu", replace(SMALL, dtype="float16"), "not float16"),
+        ("mosaic_tpu", replace(SMALL, kv_heads=64, page_size=128), "exceed the buffer"),
+        ("mosaic_tpu", replace(SMALL, kv_lens=(16 * 200_000,)), "page table of 800004 bytes"),
+        ("mosaic_gpu", SMALL, "bfloat16 or float16, not float32"),
+        ("mosaic_gpu", replace(SMALL_BF16, head_dim=256), "head dim must be 64 or 128, not 256"),
+        ("mosaic_gpu", replace(SMALL_BF16, page_size=24), "multiple of 64, not 24"),
+        ("mosaic_gpu", replace(SMALL_BF16, kv_heads=1, group=65), "at most 64 query heads, not 65"),
+    ],
+)
+def test_a_named_kernel_refuses_with_the_reason(implementation: str, case: Case, reason: str):
+    pool = jax.ShapeDtypeStruct((case.kv_heads, 9, case.page_size, case.head_dim), case.dtype)
+    rows = len(case.kv_lens)
+    q = jax.ShapeDtypeStruct((rows, case.kv_heads * case.group, case.head_dim), case.dtype)
+    table = jax.ShapeDtypeStruct((rows, case.width), jnp.int32)
+    lens = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    run = partial(paged_attention, scale=1.0, implementation=implementation)
+    with pytest.raises(NotImplementedError, match=f"by {implementation}: .*{reason}"):
+        jax.eval_shape(run, q, pool, pool, table, lens)
+
+
+def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
+    """A kernel where it is proven and takes the arguments; the reference everywhere else."""
+    monkeypatch.setattr(api, "_PROVEN", {"tpu": "mosaic_tpu"})
+
+    def kernels_on(platform: str, case: Case) -> int:
+        run = jax.jit(partial(paged_attention, **case.options))
+        traced = run.trace(*make_inputs(case, seed=0).operands)
+        mesh = AbstractMesh((1,), ("x",), abstract_device=HARDWARE["v5e"][2])
+        with use_abstract_mesh(mesh):
+            return traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
+
+    assert kernels_on("tpu", SMALL) == 1
+    assert kernels_on("cpu", SMALL) == 0
+    assert kernels_on("tpu", replace(SMALL, head_dim=32)) == 0
+    check(SMALL, paged_attention)
+
+
+def test_a_row_depends_on_nothing_beside_it():
+    """The same bits alone, among other rows, and in a wider page table."""
+    case = Case("rows", (300, 17, 0, 129), kv_heads=3, group=3)
+    inputs = make_inputs(case, seed=2)
+    run = jax.jit(partial(paged_attention, **case.options))
+    together = np.asarray(run(*inputs.operands))
+    wider = np.pad(inputs.page_table, ((0, 0), (0, 50)))
+    pools = inputs.k_pages, inputs.v_pages
+    for row in range(len(case.kv_lens)):
+        one = slice(row, row + 1)
+        alone = run(inputs.q[one], *pools, wider[one], inputs.kv_lens[one])
+        np.testing.assert_array_equal(np.asarray(alone), together[one])
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    int32, shape = jnp.int32, jax.ShapeDtypeStruct
+    good = {
+        "q": shape((2, 8, 64), jnp.float32),
+        "k_pages": shape((4, 9, 16, 64), jnp.float32),
+        "v_pages": shape((4, 9, 16, 64), jnp.float32),
+        "page_table": shape((2, 3), int32),
+        "kv_lens": shape((2,), int32),
+        "scale": 0.125,
+    }
+    return {**good, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": jax.ShapeDtypeStruct((2, 8), jnp.float32)}, r"q must be \[B, N, H\].*\(2, 8\)"),
+        ({"q": jax.ShapeDtypeStruct((2, 8, 32), jnp.float32)}, "H = 64, but q has H = 32"),
+        ({"q": jax.ShapeDtypeStruct((2, 6, 64), jnp.float32)}, "N = 6 .* K = 4"),
+        ({"q": jax.ShapeDtypeStruct((2, 8, 64), jnp.int8)}, "q must be of a floating .* int8"),
+        (
+            {"v_pages": jax.ShapeDtypeStruct((4, 8, 16, 64), jnp.float32)},
+            r"v_pages \[K, P, S, H\] has P = 8, but k_pages has P = 9",
+        ),
+        (
+            {"v_pages": jax.ShapeDtypeStruct((4, 9, 16, 64), jnp.bfloat16)},
+            "v_pages is bfloat16, but k_pages is float32",
+        ),
+        ({"page_table": jax.ShapeDtypeStruct((3, 3), jnp.int32)}, "B = 3, but q has B = 2"),
+        ({"page_table": jax.ShapeDtypeStruct((2, 0), jnp.int32)}, r"not be empty.*\(2, 0\)"),
+        ({"page_table": jax.ShapeDtypeStruct((2, 3), jnp.int16)}, "must be int32.*int16"),
+        ({"kv_lens": jax.ShapeDtypeStruct((2,), jnp.float32)}, "kv_lens must be int32.*float32"),
+        ({"scale": 0.0}, "scale must be a finite number > 0, but it is 0.0"),
+        ({"scale": float("nan")}, "scale .*nan"),
+        ({"logit_soft_cap": -1.0}, "logit_soft_cap .*-1.0"),
+        ({"sliding_window": 0}, "sliding_window .*: 0"),
+        ({"implementation": "cuda"}, "one of reference, mosaic_tpu, mosaic_gpu, not 'cuda'"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str):
+    given = arguments(**changes)
+    operands = {k: v for k, v in given.items() if isinstance(v, jax.ShapeDtypeStruct)}
+    options = {k: v for k, v in given.items() if k not in operands}
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(partial(paged_attention, **options), *operands.values())
