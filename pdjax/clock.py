@@ -12,23 +12,27 @@ class Clock(Protocol):
         """Seconds, never decreasing."""
         ...
 
-    def idle(self) -> None:
-        """Called by the coordinator when a step changed nothing."""
+    def idle(self, turns: int = 1) -> None:
+        """Called by the coordinator when a step changed nothing, for the `turns`-th time running."""
         ...
 
 
 class WallClock:
-    """Monotonic wall time from the moment it was made; idling naps for `nap` seconds."""
+    """Monotonic wall time from the moment it was made.
 
-    def __init__(self, nap: float = 50e-6) -> None:
+    Idling naps, each time running twice as long as the last, from `shortest` to `longest` seconds:
+    a loop that polls too eagerly takes a core from the steps it waits for.
+    """
+
+    def __init__(self, shortest: float = 50e-6, longest: float = 1e-3) -> None:
         self._zero = time.perf_counter()
-        self._nap = nap
+        self._shortest, self._longest = shortest, longest
 
     def now(self) -> float:
         return time.perf_counter() - self._zero
 
-    def idle(self) -> None:
-        time.sleep(self._nap)
+    def idle(self, turns: int = 1) -> None:
+        time.sleep(min(self._shortest * 2.0 ** min(turns - 1, 30), self._longest))
 
 
 class VirtualClock:
@@ -53,7 +57,8 @@ class VirtualClock:
         """Promise that something happens at `moment`: an idle clock will not jump past it."""
         self._wakes.append(moment)
 
-    def idle(self) -> None:
+    def idle(self, turns: int = 1) -> None:
+        del turns
         self._wakes = [wake for wake in self._wakes if wake > self._now]
         self._now = min(self._wakes) if self._wakes else self._now + self._tick
 

@@ -22,7 +22,7 @@ IDLE_ROW = -1
 means nothing."""
 
 Array = Any
-"""A numpy array as it goes through the door; inside a jitted step on the other side, a traced one."""
+"""A numpy array as it goes through the door; a traced one inside a step on the other side."""
 
 ResultT = TypeVar("ResultT", covariant=True)
 

@@ -90,6 +90,7 @@ class Coordinator:
         self._roster = Roster(self._prefill, self._decode, recorder, end_token_ids)
         self._handoffs = Handoffs(transfer, self._roster, self.buckets, clock, recorder)
         self._submitted = 0
+        self._idle_turns = 0
 
     # What a front end calls.
 
@@ -154,8 +155,9 @@ class Coordinator:
         busy |= self._harvest_prefill()
         busy |= self._reserve_then_move()
         busy |= self._dispatch_prefill()
-        if not busy and not self._roster.has_news:
-            self._clock.idle()
+        self._idle_turns = 0 if busy or self._roster.has_news else self._idle_turns + 1
+        if self._idle_turns:
+            self._clock.idle(self._idle_turns)
         return self._roster.take_news()
 
     # The parts of a step, in its order. Each returns whether it changed anything.
@@ -176,6 +178,7 @@ class Coordinator:
             if len(lane.in_flight) <= self._config.decode.lookahead and lane.pipeline.active
         ]
         for lane in ready:
+            lane.pipeline.align()
             self._grow(lane)
             self._remember(lane)
             if lane.pipeline.active:  # not everybody had to give way

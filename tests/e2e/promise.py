@@ -3,6 +3,7 @@ is unkind to schedulers, and its answers from one device without any hand-off.""
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -39,14 +40,16 @@ PROMPT_LENS = (1, 3, 4, 5, 16, 17, 40, 2, 33, 8, 1, 21)
 """Around a page, around a chunk, several chunks; three times as many requests as rows."""
 
 
-def disaggregated(tp_p: int, stages: int, tp_d: int, **decode: int) -> Config:
+def disaggregated(tp_p: int, stages: int, tp_d: int, **decode: Any) -> Config:
     """The same model with prefill on tp_p devices and decode on stages x tp_d others."""
     rows = {1: 4, 2: 4, 3: 6, 4: 4, 5: 5, 6: 6, 7: 7}[stages]
     return replace(
         MONOLITHIC,
         colocated=False,
         prefill=replace(MONOLITHIC.prefill, tp=tp_p),
-        decode=replace(MONOLITHIC.decode, **{"stages": stages, "tp": tp_d, "rows": rows} | decode),
+        decode=replace(
+            MONOLITHIC.decode, **({"stages": stages, "tp": tp_d, "rows": rows} | decode)
+        ),
     )
 
 

@@ -1,11 +1,13 @@
 """What the device column promises beside the right tokens: nothing compiles after the warm-up, and
 steps update their pools in place."""
 
+from typing import Any
+
 import jax
 import pytest
-from promise import MONOLITHIC, answers, disaggregated, expected
 
 from pdjax.llm import LLM
+from tests.e2e.promise import MONOLITHIC, answers, disaggregated, expected
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -15,7 +17,7 @@ def compilations():
     """Names of the compilations since; a list that grows."""
     seen: list[str] = []
 
-    def listen(event: str, _duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILED:
             seen.append(event)
 
@@ -43,7 +45,8 @@ class Compiled:
     """Wraps a jitted step: keeps what XLA says of its memory at each first call of a shape."""
 
     def __init__(self, step) -> None:
-        self.step, self.memory = step, []
+        self.step = step
+        self.memory: list[Any] = []
 
     def __call__(self, *args):
         self.memory.append(self.step.lower(*args).compile().memory_analysis())
@@ -59,7 +62,8 @@ def test_pools_are_updated_in_place():
             "decode": Compiled(decode._tick),
         }
         prefill._step, decode._tick = steps["prefill"], steps["decode"]
-        [path] = llm.coordinator._transfer._paths.values()
+        transfer: Any = llm.coordinator._transfer
+        [path] = transfer._paths.values()
         steps["land"] = path._scatter = Compiled(path._scatter)
         llm.generate([[1, 2, 3]])
     pool_bytes = prefill.layout.page_bytes * 4001
@@ -68,4 +72,3 @@ def test_pools_are_updated_in_place():
         for memory in step.memory:
             assert memory.alias_size_in_bytes >= pool_bytes, name
             assert memory.temp_size_in_bytes < pool_bytes / 20, name
-

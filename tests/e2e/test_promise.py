@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from promise import MONOLITHIC, answers, conserved, disaggregated, expected, workload
 
 from pdjax.llm import LLM
 from pdjax.request import SamplingParams, State
+from tests.e2e.promise import MONOLITHIC, answers, conserved, disaggregated, expected, workload
 
 LAYOUTS = [
     (1, 1, 1),
