@@ -13,7 +13,7 @@ class Clock(Protocol):
         ...
 
     def idle(self, turns: int = 1) -> None:
-        """Called by the coordinator when a step changed nothing, for the `turns`-th time running."""
+        """Called by the coordinator after a step that changed nothing, the `turns`-th in a row."""
         ...
 
 
