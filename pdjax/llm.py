@@ -9,9 +9,10 @@ are done; a server or an experiment calls it itself, between `submit` and `take_
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,31 +26,14 @@ from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.device.model.checkpoints.orbax import convert as convert_checkpoint
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
-from pdjax.host.roster import Progress
 from pdjax.host.text import TextStream
 from pdjax.model_spec import ModelSpec
 from pdjax.request import Completion, Request, RequestOutput, SamplingParams, Sequence
+from pdjax.stream import Stream
 from pdjax.tokenizer import Tokenizer
 
 Prompt = str | Seq[int]
 Message = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class StreamChunk:
-    """What is new in a stream.
-
-    Attributes:
-      text: further text; joined, the chunks' texts are the completion's text.
-      token_ids: further tokens. Their text may come later, once it is certain.
-      finish_reason: why it ended, in the last chunk; None before.
-      output: the whole answer, in the last chunk; None before.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None = None
-    output: RequestOutput | None = None
 
 
 @dataclass
@@ -60,7 +44,6 @@ class _Asked:
     prompt: str | None
     sequences: list[Sequence]
     on_text: Callable[[str], None] | None
-    news: list[Progress] = field(default_factory=list)
 
 
 class LLM:
@@ -160,7 +143,9 @@ class LLM:
             with bar:
                 self._run(requests, bar)
         except BaseException:
-            self._forget([request.id for request, _ in requests])
+            for request, _ in requests:
+                self.abort(request.id)
+                self.take_output(request.id)
             raise
         return [self._answers.pop(request.id) for request, _ in requests]
 
@@ -186,16 +171,18 @@ class LLM:
 
     # An answer as it comes.
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Complete one prompt, piece by piece. Whoever stops listening aborts the request.
 
         Raises:
           ValueError: at once, for what can never be served, or n > 1.
+          QueueFull: at once, if the waiting queue is at its bound.
         """
         params = params or SamplingParams()
         if params.n > 1:
             raise ValueError(f"n={params.n}: a stream shows one choice; ask for n=1")
-        return self._chunks(self.submit(prompt, params))
+        request_id = self.submit(prompt, params)
+        return Stream(self, request_id, self._asked[request_id].sequences[0])
 
     # One's own loop.
 
@@ -220,12 +207,22 @@ class LLM:
         return self._submit(request, text, on_text)
 
     def step(self) -> None:
-        """One turn of the coordinator's loop."""
+        """One turn of the coordinator's loop.
+
+        Raises:
+          Exception: whatever an `on_text` raised, once everybody's news has been taken; its own
+            request is aborted, and nobody else is hurt.
+        """
+        told = []
         for progress in self.coordinator.step():
             asked = self._asked.get(progress.sequence.request.id)
             if asked is not None:
-                asked.news.append(progress)
-                self._tell(asked, progress.sequence)
+                told.append(asked)
+                if all(sequence.done for sequence in asked.sequences):
+                    self._finish(asked)
+        errors = [error for asked in told if (error := self._tell(asked)) is not None]
+        if errors:
+            raise errors[0]
 
     @property
     def has_work(self) -> bool:
@@ -245,7 +242,9 @@ class LLM:
 
     def close(self) -> None:
         """Abort whatever is left and let the devices come to rest."""
-        self._forget(list(self._asked))
+        for request_id in list(self._asked):
+            self.abort(request_id)
+        self._answers.clear()
         while self.coordinator.has_work:
             self.coordinator.step()
 
@@ -264,15 +263,18 @@ class LLM:
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, str | None]:
         """A Request and, where the prompt was text, that text."""
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"params={params!r}: must be a SamplingParams")
         if params.stop and self.tokenizer is None:
             raise ValueError(f"stop={params.stop}: the model has no tokenizer, so there is no text")
         text = prompt if isinstance(prompt, str) else None
-        ids = self._need_tokenizer("prompt").encode(text) if text is not None else prompt
-        if text is not None and not text:
+        if text == "":
             raise ValueError("prompt='': must not be empty")
+        ids = (
+            self._need_tokenizer("prompt").encode(text) if text is not None else _token_ids(prompt)
+        )
         self._count += 1
-        request = Request(f"r{self._count}", tuple(ids), params, self.clock.now())  # type: ignore[arg-type]
-        return request, text
+        return Request(f"r{self._count}", tuple(ids), params, self.clock.now()), text
 
     def _submit(
         self, request: Request, text: str | None, on_text: Callable[[str], None] | None = None
@@ -293,37 +295,22 @@ class LLM:
             running -= done
             bar.update(len(done))
 
-    def _chunks(self, request_id: str) -> Iterator[StreamChunk]:
-        asked = self._asked[request_id]
-        [sequence] = asked.sequences
+    def _tell(self, asked: _Asked) -> Exception | None:
+        """Pass on the further text of a request; returns what went wrong in passing it on."""
+        if asked.on_text is None:
+            return None
+        text = asked.sequences[0].text.take() if asked.sequences[0].text is not None else ""
         try:
-            while True:
-                self.step()
-                tokens = [token for progress in asked.news for token in progress.token_ids]
-                asked.news.clear()
-                text = sequence.text.take() if sequence.text is not None else ""
-                if sequence.done:
-                    output = self._answers.pop(request_id)
-                    yield StreamChunk(text, tokens, sequence.finish_reason, output)
-                    return
-                if text or tokens:
-                    yield StreamChunk(text, tokens)
-        finally:
-            self._forget([request_id])
-
-    def _tell(self, asked: _Asked, sequence: Sequence) -> None:
-        """Pass on what is new of a request, and its answer once all choices are done."""
-        if asked.on_text is not None:
-            asked.news.clear()
-            if sequence is asked.sequences[0] and sequence.text is not None:
-                text = sequence.text.take()
-                if text:
-                    asked.on_text(text)
-        if all(each.done for each in asked.sequences):
-            self._finish(asked)
+            if text:
+                asked.on_text(text)
+        except Exception as error:
+            asked.on_text = None
+            self.abort(asked.request.id)
+            return error
+        return None
 
     def _finish(self, asked: _Asked) -> None:
-        del self._asked[asked.request.id]
+        self._asked.pop(asked.request.id, None)
         self._answers[asked.request.id] = RequestOutput(
             request_id=asked.request.id,
             prompt=asked.prompt,
@@ -343,13 +330,6 @@ class LLM:
             error=sequence.error,
             metrics=self.recorder.request(sequence),
         )
-
-    def _forget(self, request_ids: list[str]) -> None:
-        """Nobody waits for these any more."""
-        for request_id in request_ids:
-            if request_id in self._asked:
-                self.abort(request_id)
-            self._answers.pop(request_id, None)
 
     def _make_text(self, request: Request) -> TextStream:
         assert self.tokenizer is not None
@@ -383,4 +363,16 @@ def _context(config: Config, spec: ModelSpec) -> int:
 
 def _is_one(prompts: Any) -> bool:
     """Whether it is a single prompt: text, or token ids."""
-    return isinstance(prompts, str) or (bool(prompts) and not isinstance(prompts[0], str | Seq))
+    if isinstance(prompts, str):
+        return True
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts={prompts!r}: must be text or token ids, or a list of those")
+    return any(isinstance(each, Integral) for each in prompts)
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    """The ids of a prompt that is not text; any integers, those of numpy too."""
+    ids = list(prompt) if isinstance(prompt, Iterable) else None
+    if ids is None or not all(isinstance(token, Integral) for token in ids):
+        raise ValueError(f"prompt={prompt!r}: must be text or a list of token ids")
+    return [int(token) for token in ids]

@@ -317,6 +317,10 @@ class RequestOutput:
         return self.choices[0].finish_reason
 
     @property
+    def stop_reason(self) -> str | int | None:
+        return self.choices[0].stop_reason
+
+    @property
     def logprobs(self) -> list[TokenLogprobs] | None:
         return self.choices[0].logprobs
 

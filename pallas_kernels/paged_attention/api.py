@@ -14,7 +14,14 @@ from jax import lax
 
 from pallas_kernels.dims import bind_dims, check_attention, check_int32
 
-IMPLEMENTATIONS = ("reference", "mosaic_tpu", "mosaic_gpu")
+PLATFORMS = {
+    "reference": ("cpu", "gpu", "tpu"),
+    "mosaic_tpu": ("tpu",),
+    "mosaic_gpu": ("gpu",),
+}
+"""Where each implementation runs compiled; interpreted they all run on the CPU."""
+
+IMPLEMENTATIONS = tuple(PLATFORMS)
 
 # What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
 # enters when `python -m pallas_kernels.check` has passed on that hardware.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pallas_kernels.paged_attention.api import PLATFORMS
 from pdjax.config import Config
 from pdjax.device.compat import use_virtual_cpu_devices
 from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
@@ -44,6 +45,7 @@ def build_engines(
       ValueError: a layout that cannot work, with the reason; nothing has been loaded then.
     """
     use_virtual_cpu_devices(config.cpu_devices or config.devices)
+    _check_attention(config.decode.attention, jax.default_backend())
     p, d = config.prefill, config.decode
     prefill_layout = _layout(config, spec, stages=1, tp=p.tp)
     decode_layout = _layout(config, spec, stages=d.stages, tp=d.tp)
@@ -106,6 +108,15 @@ def _layout(config: Config, spec: ModelSpec, *, stages: int, tp: int) -> KVLayou
         stages=stages,
         tp=tp,
     )
+
+
+def _check_attention(name: str | None, platform: str) -> None:
+    here = [each for each, platforms in PLATFORMS.items() if platform in platforms]
+    if name is not None and name not in here:
+        raise ValueError(
+            f"decode.attention={name!r}: on this platform, {platform}, allowed are None and "
+            f"{', '.join(here)}"
+        )
 
 
 def _check_mlp(spec: ModelSpec, tp: int) -> None:

@@ -1,0 +1,183 @@
+"""The roof: what a Python user touches, on real engines."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pdjax.config import Config, DecodeConfig, ModelConfig, PrefillConfig
+from pdjax.llm import LLM
+from pdjax.request import SamplingParams
+from tests.e2e.promise import MONOLITHIC, conserved, disaggregated, workload
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(disaggregated(1, 2, 1)) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[LLM]:
+    """The demo's layout: prefill on tp 3, decode on 5 stages."""
+    config = Config(
+        model=ModelConfig(max_model_len=128),
+        prefill=PrefillConfig(tp=3, token_budget=64, token_buckets=(64,), page_buckets=(12,)),
+        decode=DecodeConfig(stages=5, rows=10, page_buckets=(8,)),
+    )
+    with LLM(config) as llm:
+        yield llm
+
+
+@pytest.mark.model
+def test_greedy_tokens_of_the_real_model_are_those_of_transformers(smollm2: LLM):
+    fixture = Path(__file__).parents[1] / "parity" / "fixtures" / "smollm2.json"
+    cases = json.loads(fixture.read_text())["greedy"]
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=len(continuation)) for _, continuation in cases
+    ]
+    outputs = smollm2.generate([prompt for prompt, _ in cases], params)
+    assert [output.token_ids for output in outputs] == [continuation for _, continuation in cases]
+    assert smollm2.recorder.transfers.layout_changing_puts == 0
+    conserved(smollm2)
+
+
+@pytest.mark.model
+def test_chat_and_stream_show_the_same_text(smollm2: LLM):
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    params = SamplingParams(temperature=0.0, max_tokens=16)
+    [answer] = smollm2.chat(messages, params)
+    assert answer.text == "The capital of France is Paris."
+    assert (answer.finish_reason, answer.metrics.ttft > 0) == ("stop", True)
+
+    assert smollm2.tokenizer is not None
+    chunks = list(smollm2.stream(smollm2.tokenizer.apply_chat_template(messages), params))
+    assert "".join(chunk.text for chunk in chunks) == answer.text
+    assert [token for chunk in chunks for token in chunk.token_ids] == answer.token_ids
+    assert chunks[-1].output is not None
+    assert chunks[-1].output.text == answer.text
+
+    [stopped] = smollm2.chat(messages, replace(params, stop="France"))
+    assert (stopped.text, stopped.stop_reason) == ("The capital of ", "France")
+
+
+def test_log_probabilities_are_the_same_from_prefill_and_decode(llm: LLM):
+    """The first token's come from the prefill mesh, the others' from the decode mesh: prefilling
+    what was decoded must give the same."""
+    params = replace(GREEDY, logprobs=3)
+    [output] = llm.generate([[5, 6, 7]], params)
+    assert output.logprobs is not None
+    assert len(output.logprobs) == 8
+    for i, entry in enumerate(output.logprobs):
+        [again] = llm.generate([[5, 6, 7, *output.token_ids[:i]]], replace(params, max_tokens=1))
+        assert again.logprobs is not None
+        assert again.logprobs[0].chosen == pytest.approx(entry.chosen, abs=1e-4)
+        assert [t for t, _ in again.logprobs[0].top] == [t for t, _ in entry.top]
+        assert entry.top[0] == (output.token_ids[i], pytest.approx(entry.chosen, abs=1e-6))
+
+
+def test_a_seeded_request_is_the_same_alone_and_in_a_crowd(llm: LLM):
+    params = SamplingParams(temperature=1.0, seed=77, max_tokens=10, ignore_eos=True)
+    [alone] = llm.generate([[1, 2, 3, 4]], params)
+    prompts, each = zip(*workload(), strict=True)
+    crowd = llm.generate([*prompts, [1, 2, 3, 4]], [*each, params])
+    assert crowd[-1].token_ids == alone.token_ids
+
+
+def test_a_callback_that_raises_hurts_only_its_own_request(llm: LLM, monkeypatch):
+    class Text:
+        text = "x"
+
+        def push(self, token: int) -> None:
+            pass
+
+        def take(self) -> str:
+            return "x"
+
+        def finish(self) -> None:
+            pass
+
+    monkeypatch.setattr(llm.coordinator, "_make_text", lambda request: Text())
+
+    def broken(_: str) -> None:
+        raise LookupError("on_text")
+
+    neighbours = [llm.submit([i, 2], GREEDY) for i in range(6)]
+    victim = llm.submit([3, 2], GREEDY, on_text=broken)
+    with pytest.raises(LookupError):
+        conserved(llm)
+    conserved(llm)
+    answers = [llm.take_output(neighbour) for neighbour in neighbours]
+    assert all(answer is not None and answer.finish_reason == "length" for answer in answers)
+    ended = llm.take_output(victim)
+    assert ended is not None
+    assert ended.finish_reason == "abort"
+
+
+def test_an_abort_from_within_a_callback(llm: LLM, monkeypatch):
+    ids: list[str] = []
+    monkeypatch.setattr(llm, "_tell", lambda asked: llm.abort(ids[0]))
+    ids.append(llm.submit([3, 2], GREEDY))
+    while llm.has_work:
+        llm.step()
+    answer = llm.take_output(ids[0])
+    assert answer is not None
+    assert answer.finish_reason == "abort"
+
+
+def test_a_stream_that_is_dropped_is_aborted(llm: LLM):
+    stream = llm.stream([1, 2, 3], GREEDY)
+    assert next(stream).token_ids
+    del stream
+    llm.stream([1, 2, 3], GREEDY)  # never listened to
+    conserved(llm)
+    assert not llm._asked
+    assert not llm._answers
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "message"),
+    [
+        ([[]], GREEDY, "prompt_token_ids=\\(\\): must have at least one token"),
+        ([[101]], GREEDY, "101 is not a token id; allowed are 0 to 100"),
+        ([[1] * 64], GREEDY, "64 tokens, but the context is 64"),
+        ([[1], None], GREEDY, "prompt=None: must be text or a list of token ids"),
+        (5, GREEDY, "prompts=5: must be text or token ids"),
+        ("text", GREEDY, "has no tokenizer; give token ids"),
+        ([[1]], {"n": 1}, "must be a SamplingParams"),
+        ([[1]], [GREEDY, GREEDY], "params: 2 given for 1 prompts"),
+        ([[1]], SamplingParams(logprobs=4), "logprobs=4: must be at most 3"),
+        ([[1]], SamplingParams(stop="a"), "stop=\\('a',\\): the model has no tokenizer"),
+    ],
+)
+def test_what_can_never_be_served_is_refused(llm: LLM, prompts, params, message):
+    with pytest.raises(ValueError, match=message):
+        llm.generate(prompts, params)
+    assert not llm.has_work
+
+
+def test_numpy_token_ids_are_token_ids(llm: LLM):
+    plain = llm.generate([[1, 2], [3]], GREEDY)
+    arrays = llm.generate([np.array([1, 2]), np.array([3])], GREEDY)
+    assert [output.token_ids for output in arrays] == [output.token_ids for output in plain]
+    assert llm.generate(np.array([1, 2]), GREEDY)[0].token_ids == plain[0].token_ids
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"decode.tp": 5}, "tp=5: does not divide the model's 12 KV heads"),
+        ({"decode.stages": 8, "decode.rows": 8}, "stages=8: must be between 1 and the number"),
+        ({"prefill.tp": 12, "decode.tp": 6}, "devices: prefill engine 0 12, decode engine 0 6"),
+        ({"decode.attention": "mosaic_tpu"}, "decode.attention='mosaic_tpu': on this platform"),
+        ({"model.max_model_len": 65}, "model.max_model_len=65: the model's context is 64"),
+    ],
+)
+def test_a_layout_that_cannot_work_is_refused_at_the_start(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        LLM(replace(MONOLITHIC, colocated=False), overrides)
