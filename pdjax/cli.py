@@ -169,12 +169,16 @@ def _stream(llm: "LLM", prompt: str, params: SamplingParams) -> int:
         if llm.tokenizer is None:
             raise ValueError(f"chat: model.source={llm.config.model.source!r} has no tokenizer")
         asked = llm.tokenizer.apply_chat_template(_as_chat(prompt))
-    reason = None
+    last = None
     for chunk in llm.stream(asked, params):
         print(chunk.text, end="", flush=True)
-        reason = chunk.finish_reason or reason
+        last = chunk
     print()
-    return int(reason == "error")
+    if last is None or last.finish_reason != "error":
+        return 0
+    if last.output is not None:
+        _tell_failure(prompt, last.output.choices[0])
+    return 1
 
 
 def _show_text(prompt: str, output: RequestOutput, several: bool) -> None:
@@ -185,7 +189,11 @@ def _show_text(prompt: str, output: RequestOutput, several: bool) -> None:
             print(f"--- {prompt!r}{which}")
         print(choice.text)
         if choice.error:
-            print(f"pdjax generate: {prompt!r} failed: {choice.error}", file=sys.stderr)
+            _tell_failure(prompt, choice)
+
+
+def _tell_failure(prompt: str, choice: Completion) -> None:
+    print(f"pdjax generate: {prompt!r} failed: {choice.error}", file=sys.stderr)
 
 
 def _show_json(prompt: str, output: RequestOutput, several: bool) -> None:

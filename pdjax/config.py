@@ -24,6 +24,25 @@ RANDOM = "random"
 DTYPES = ("float32", "bfloat16")
 
 
+def _check_types(owner: str, config: object) -> None:
+    """Each field of a config has its declared type: a wrong one would fail far from here."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        _check_type(getattr(config, name), hint, f"{owner}.{name}")
+
+
+def _check_type(value: object, hint: Any, name: str) -> None:
+    kinds = _kinds(hint)
+    if type(value) not in kinds and not (float in kinds and type(value) is int):
+        allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
+
+
+def _kinds(hint: Any) -> list[type]:
+    """The classes that a field's type hint allows."""
+    union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return [typing.get_origin(kind) or kind for kind in union]
+
+
 def _at_least(owner: str, config: object, least: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -63,6 +82,7 @@ class ModelConfig:
     spec: ModelSpec | None = None
 
     def __post_init__(self) -> None:
+        _check_types("model", self)
         _one_of("model.dtype", self.dtype, DTYPES)
         _at_least("model", self, 2, "max_model_len")
         if (self.source == RANDOM) != (self.spec is not None):
@@ -85,6 +105,7 @@ class KVConfig:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
+        _check_types("kv", self)
         _at_least("kv", self, 1, "page_size")
         if self.dtype is not None:
             _one_of("kv.dtype", self.dtype, DTYPES)
@@ -118,6 +139,7 @@ class PrefillConfig:
     page_buckets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        _check_types("prefill", self)
         _at_least("prefill", self, 1, "engines", "tp", "token_budget", "max_sequences")
         _at_least("prefill", self, 2, "pages")
         _at_least("prefill", self, 0, "lookahead")
@@ -158,6 +180,7 @@ class DecodeConfig:
     attention: str | None = None
 
     def __post_init__(self) -> None:
+        _check_types("decode", self)
         _at_least("decode", self, 1, "engines", "stages", "tp", "rows")
         _at_least("decode", self, 2, "pages")
         _at_least("decode", self, 0, "lookahead")
@@ -183,7 +206,8 @@ class Config:
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
         meshes need.
       warm_up: compile every bucket before the first request.
-      seed: of the seeds drawn for requests that name none, and of random weights.
+      seed: of the seeds drawn for requests that name none, and of random weights; in
+        [0, 2**32).
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -198,8 +222,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_types("config", self)
         _at_least("config", self, 1, "max_waiting", "cpu_devices")
-        _at_least("config", self, 0, "max_logprobs", "seed")
+        _at_least("config", self, 0, "max_logprobs")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"config.seed={self.seed}: must be in [0, 2**32)")
         if self.colocated:
             p, d = self.prefill, self.decode
             if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
@@ -233,8 +260,8 @@ def load_config(
       overrides: dotted field names to values; a string is read as the field's type.
 
     Raises:
-      ValueError: no such file or preset, a file without `get_config`, an unknown field, a value out
-        of range.
+      ValueError: no such file or preset, a file that fails or has no `get_config`, an unknown
+        field, a value of another type or out of range.
     """
     if isinstance(source, Config):
         config = source
@@ -266,11 +293,17 @@ def _config_of_file(path: Path) -> Config:
     module_spec = importlib.util.spec_from_file_location(f"pdjax_config_{path.stem}", path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
+    try:
+        module_spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = None if get_config is None else get_config()
+    except Exception as error:  # the file is the user's: whatever goes wrong in it is bad input
+        reason = " ".join(str(error).split())
+        if not isinstance(error, ValueError) or not reason:
+            reason = f"{type(error).__name__}: {reason}"
+        raise ValueError(f"config={str(path)!r}: {reason}") from error
     if get_config is None:
         raise ValueError(f"config={str(path)!r}: the file has no get_config()")
-    config = get_config()
     if not isinstance(config, Config):
         raise ValueError(
             f"config={str(path)!r}: get_config() returned {type(config).__name__}, "
@@ -301,17 +334,13 @@ def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
 def _parse(value: Any, hint: Any, name: str) -> Any:
     """`value` as the type of the field; text is read as a Python literal, or as it stands for a
     string field."""
-    union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = [typing.get_origin(kind) or kind for kind in union]
     if isinstance(value, str):
+        kinds = _kinds(hint)
         if value == "None" and type(None) in kinds:
             return None
         if str not in kinds:
             # What is no literal stays text, and the check below says what is allowed.
             with contextlib.suppress(ValueError, SyntaxError):
                 value = ast.literal_eval(value)
-    exact = type(value) in kinds
-    if not exact and not (float in kinds and type(value) is int):
-        allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"{name}={value!r}: must be {allowed}")
+    _check_type(value, hint, name)
     return value

@@ -3,6 +3,8 @@ and its legal moves)."""
 
 import enum
 import math
+import typing
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +27,14 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _as_tuple(values: object, name: str, what: str) -> tuple:
+    """`values`, of which None has none, fixed for good."""
+    if values is None:
+        return ()
+    _check(isinstance(values, Iterable), name, values, f"must be None or a sequence of {what}")
+    return tuple(typing.cast(Iterable, values))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How the tokens of a request are chosen, and when to stop.
@@ -37,8 +47,8 @@ class SamplingParams:
       seed: makes the tokens a function of (seed, choice, position) alone; None draws a seed for the
         request.
       max_tokens: most tokens to generate; None goes on to the end of the context.
-      stop: strings that end the text; they are not part of it.
-      stop_token_ids: tokens that end it besides the model's own end tokens.
+      stop: string or strings that end the text; they are not part of it. None is taken as ().
+      stop_token_ids: tokens that end it besides the model's own end tokens. None is taken as ().
       ignore_eos: go on past the model's end tokens.
       logprobs: report the chosen token's log-probability and the n likeliest; None reports none.
         They are of the model's own distribution, before penalties and temperature.
@@ -49,7 +59,7 @@ class SamplingParams:
       n: choices to generate from the prompt.
 
     Raises:
-      ValueError: a value out of range, or two that contradict each other.
+      ValueError: a value of another type or out of range, or two that contradict each other.
     """
 
     temperature: float = 1.0
@@ -68,10 +78,10 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        )
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _as_tuple(stop, "stop", "strings"))
+        tokens = _as_tuple(self.stop_token_ids, "stop_token_ids", "token ids")
+        object.__setattr__(self, "stop_token_ids", tokens)
         self._check_ranges()
         self._check_stops()
         if self.n > 1 and self.temperature == 0:
@@ -113,6 +123,8 @@ class SamplingParams:
         _check(_is_number(r) and 0 < r <= 100, "repetition_penalty", r, "must be in (0, 100]")
 
     def _check_stops(self) -> None:
+        on = self.ignore_eos
+        _check(isinstance(on, bool), "ignore_eos", on, "must be True or False")
         for text in self.stop:
             _check(isinstance(text, str) and text != "", "stop", text, "must be non-empty strings")
         for token in self.stop_token_ids:

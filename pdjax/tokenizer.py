@@ -84,7 +84,7 @@ class Tokenizer:
         return cls(
             tokenizer_gguf.build_tokenizer(meta),
             eos_token_ids=tokenizer_gguf.eos_token_ids(meta),
-            chat_template=meta.get("tokenizer.chat_template"),
+            chat_template=meta.text("tokenizer.chat_template", "") or None,
             bos_token=tokenizer_gguf.special_token(meta, "bos"),
             eos_token=tokenizer_gguf.special_token(meta, "eos"),
             strftime_now=strftime_now,
@@ -106,8 +106,8 @@ class Tokenizer:
             backend,
             eos_token_ids=read_eos_token_ids(path),
             chat_template=_template_of(path, config),
-            bos_token=_token_text(config.get("bos_token")),
-            eos_token=_token_text(config.get("eos_token")),
+            bos_token=_token_text(path, config, "bos_token"),
+            eos_token=_token_text(path, config, "eos_token"),
             strftime_now=strftime_now,
         )
 
@@ -139,8 +139,8 @@ class Tokenizer:
         """Token ids of a conversation, ready for the assistant's answer.
 
         Raises:
-          ValueError: there is no template, a message lacks a role or content, or the template
-            refuses the messages.
+          ValueError: there is no template, `messages` is no list of messages, a message lacks a
+            role or content or has one that is no string, or the template refuses the messages.
         """
         text = self.render_chat(messages, add_generation_prompt)
         return self.encode(text, add_special_tokens=False)  # the template writes its own
@@ -151,13 +151,7 @@ class Tokenizer:
             raise ValueError(
                 "chat: this model's tokenizer has no chat template; use generate instead"
             )
-        if not messages:
-            raise ValueError("messages=[]: must hold at least one message")
-        for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-                raise ValueError(
-                    f"messages: {message!r} must be a mapping with 'role' and 'content'"
-                )
+        _check_messages(messages)
         try:
             return (
                 self._environment()
@@ -169,8 +163,9 @@ class Tokenizer:
                     eos_token=self.eos_token or "",
                 )
             )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"messages: the chat template refuses them ({error})") from error
+        except Exception as error:  # a template is a program: it may fail in any way
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"messages: the chat template refuses them ({reason})") from error
 
     def _environment(self) -> jinja2.Environment:
         """Templates come with downloaded models, so they run in Jinja's sandbox."""
@@ -242,16 +237,6 @@ class IncrementalDecoder:
         """End of the stream: the text still held back, with U+FFFD for what is no character."""
         return self._emit() if self._held else ""
 
-    def _push(self, token: int) -> str:
-        if token in self._skipped:
-            return ""
-        self._held.append(token)
-        if len(self._held) <= self._MAX_HELD and self._decode(self._shown + self._held).endswith(
-            "\ufffd"
-        ):
-            return ""
-        return self._emit()
-
     def _emit(self) -> str:
         before, after = self._decode(self._shown), self._decode(self._shown + self._held)
         new = after[len(before) :]
@@ -285,27 +270,70 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_eos_token_ids(directory: Path) -> tuple[int, ...]:
-    """Tokens that end a text: those of `generation_config.json`, else those of `config.json`."""
+    """Tokens that end a text: those of `generation_config.json`, else those of `config.json`.
+
+    Raises:
+      ValueError: naming the file, where its `eos_token_id` is neither a token id nor a list of
+        them.
+    """
     for name in (GENERATION_FILE, "config.json"):
         if (directory / name).is_file():
             ids = read_json(directory / name).get("eos_token_id")
-            if ids is not None:
-                return tuple(ids) if isinstance(ids, list) else (int(ids),)
+            if ids is None:
+                continue
+            listed = ids if isinstance(ids, list) else [ids]
+            if not all(type(i) is int and i >= 0 for i in listed):
+                raise ValueError(
+                    f"{directory / name}: eos_token_id={ids!r}: must be a token id, 0 or more, or "
+                    "a list of them"
+                )
+            return tuple(listed)
     return ()
 
 
 def _template_of(directory: Path, config: dict[str, Any]) -> str | None:
-    if (directory / TEMPLATE_FILE).is_file():
-        return (directory / TEMPLATE_FILE).read_text(encoding="utf-8")
+    file = directory / TEMPLATE_FILE
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}: not readable text ({error})") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
+        if not all(isinstance(e, dict) and {"name", "template"} <= set(e) for e in template):
+            raise ValueError(
+                f"{directory / CONFIG_FILE}: chat_template={template!r}: each entry of a list must "
+                "have a name and a template"
+            )
+        template = next((e["template"] for e in template if e["name"] == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise ValueError(
+            f"{directory / CONFIG_FILE}: chat_template={template!r}: must be a string, or a list "
+            "of named ones"
+        )
     return template
 
 
-def _token_text(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+def _token_text(directory: Path, config: dict[str, Any], name: str) -> str | None:
+    token = config.get(name)
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise ValueError(
+            f"{directory / CONFIG_FILE}: {name}={token!r}: must be a string, or an object with one "
+            "as its content"
+        )
+    return text
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ValueError(f"messages={messages!r}: must be a list of at least one message")
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ValueError(f"messages: {message!r} must be a mapping with 'role' and 'content'")
+        for name in ("role", "content"):
+            if not isinstance(message[name], str):
+                raise ValueError(f"messages: {name}={message[name]!r}: must be a string")
 
 
 def _raise_in_template(message: str) -> None:

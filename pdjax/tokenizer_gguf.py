@@ -125,7 +125,7 @@ def build_tokenizer(meta: Metadata) -> Tokenizer:
 
     Raises:
       ValueError: naming the tokenizer model or pretokenizer that is not supported, and those that
-        are.
+        are; or a merge that the vocabulary does not know.
     """
     tokens = meta.get("tokenizer.ggml.tokens")
     if not tokens:
@@ -154,8 +154,8 @@ def _byte_level(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
         raise ValueError(
             f"tokenizer.ggml.pre={name!r}; allowed: {', '.join(sorted(_PRETOKENIZERS))}"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in meta.get("tokenizer.ggml.merges") or []]
     vocab = {text: i for i, text in enumerate(tokens)}
+    merges = _merges(meta, vocab)
     # Llama 3's vocabulary holds whole words that its merges cannot reach.
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=name == "llama-bpe"))
     if name in ("qwen2", "deepseek-r1-qwen"):
@@ -167,6 +167,22 @@ def _byte_level(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _merges(meta: Metadata, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    merges = meta.get("tokenizer.ggml.merges") or []
+    if not isinstance(merges, list):
+        raise ValueError(f"tokenizer.ggml.merges={merges!r}; allowed: a list of strings")
+    pairs = []
+    for merge in merges:
+        left, space, right = str(merge).partition(" ")
+        if not space or not {left, right, left + right} <= vocab.keys():
+            raise ValueError(
+                f"tokenizer.ggml.merges: {merge!r}; allowed: two tokens of the vocabulary, a space "
+                "between them, whose union is a token, too"
+            )
+        pairs.append((left, right))
+    return pairs
 
 
 def _sentencepiece(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:

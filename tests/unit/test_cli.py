@@ -11,6 +11,7 @@ from pdjax import cli
 from pdjax.config import Config
 from pdjax.flags import status
 from pdjax.request import Completion, RequestOutput, SamplingParams, TokenLogprobs
+from pdjax.stream import StreamChunk
 
 
 class EchoTokenizer:
@@ -36,9 +37,10 @@ class EchoLLM:
     def chat(self, messages: list[list[dict]], params: SamplingParams) -> list[RequestOutput]:
         return self.generate([f"chat {turns[0]['content']}" for turns in messages], params)
 
-    def stream(self, prompt: str | list[int], params: SamplingParams) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(text=f"<{prompt}", token_ids=[1], finish_reason=None)
-        yield SimpleNamespace(text=">", token_ids=[2], finish_reason="stop")
+    def stream(self, prompt: str | list[int], params: SamplingParams) -> Iterator[StreamChunk]:
+        output = self._answer(str(prompt), 1)
+        yield StreamChunk(f"<{prompt}", [1])
+        yield StreamChunk(">", [2], output.finish_reason, output)
 
     def __enter__(self) -> "EchoLLM":
         return self
@@ -133,6 +135,13 @@ def test_stream_of_a_prompt_and_of_a_chat(capsys):
     assert pdjax("generate", "--stream", "--prompt=a") == 0
     assert pdjax("generate", "--stream", "--chat", "--prompt=four") == 0
     assert capsys.readouterr().out == "<a>\n<[4]>\n"
+
+
+def test_a_failed_stream_says_why(capsys):
+    assert pdjax("generate", "--stream", "--prompt=bad") == 1
+    out, err = capsys.readouterr()
+    assert out == "<bad>\n"
+    assert err == "pdjax generate: 'bad' failed: out of luck\n"
 
 
 def test_a_failed_request_leaves_its_neighbours_their_text(capsys):

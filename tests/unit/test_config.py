@@ -94,6 +94,52 @@ def test_a_file_gives_a_config(tmp_path):
     assert load_config(file, {"kv.page_size": 8}) == Config(seed=5, kv=KVConfig(page_size=8))
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def get_config(:\n", "SyntaxError: "),
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("get_config = 3\n", "TypeError: 'int' object is not callable"),
+        (
+            "from pdjax.config import DecodeConfig\ndef get_config(): DecodeConfig(row=8)\n",
+            "TypeError: .*'row'",
+        ),
+        (
+            "from pdjax.config import DecodeConfig\ndef get_config(): DecodeConfig(rows=0)\n",
+            "decode.rows=0: must be at least 1$",
+        ),
+        ("raise RuntimeError('two\\nlines')\n", "RuntimeError: two lines$"),
+        ("raise ValueError\n", "ValueError"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason):
+    file = tmp_path / "some.py"
+    file.write_text(source)
+    with pytest.raises(ValueError, match=rf"^config='.*some\.py': {reason}") as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (ModelConfig, {"source": None}, "model.source=None: must be str"),
+        (KVConfig, {"page_size": 16.0}, "kv.page_size=16.0: must be int"),
+        (PrefillConfig, {"pages": "9"}, "prefill.pages='9': must be int or None"),
+        (DecodeConfig, {"rows": "8"}, "decode.rows='8': must be int"),
+        (DecodeConfig, {"page_buckets": 8}, "decode.page_buckets=8: must be tuple or None"),
+        (Config, {"decode": None}, "config.decode=None: must be DecodeConfig"),
+        (Config, {"colocated": 1}, "config.colocated=1: must be bool"),
+        (Config, {"seed": -1}, r"config.seed=-1: must be in \[0, 2\*\*32\)"),
+        (Config, {"seed": 2**32}, r"config.seed=4294967296: must be in \[0, 2\*\*32\)"),
+    ],
+)
+def test_constructions_say_what_is_allowed(kind, fields, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kind(**fields)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_configs(name):
     assert load_config(name) == PRESETS[name]()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from pdjax.request import LEGAL_MOVES, Request, SamplingParams, Sequence, State
@@ -53,6 +55,10 @@ def test_lengths(sequence):
         ("seed", 2**64),
         ("max_tokens", 0),
         ("stop", ("",)),
+        ("stop", 5),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", "5"),
+        ("ignore_eos", "no"),
         ("stop_token_ids", (-1,)),
         ("logprobs", -1),
         ("presence_penalty", 2.1),
@@ -73,6 +79,12 @@ def test_greedy_choices_would_all_be_the_same():
 
 def test_one_stop_string_is_a_tuple_of_one():
     assert SamplingParams(stop="END").stop == ("END",)
+
+
+def test_none_stops_nothing():
+    nothing: Any = None
+    params = SamplingParams(stop=nothing, stop_token_ids=nothing)
+    assert (params.stop, params.stop_token_ids) == ((), ())
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,15 @@ def test_a_token_depends_on_seed_and_position_alone():
     assert len(set(draw_many(logits, 50, temperature=1.0, seed=9).tolist())) > 5
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-37, 1e-38])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5, "top_p": 0.9, "min_p": 0.1}])
+def test_a_tiny_temperature_is_greedy(temperature, filters):
+    logits = 40 * np.random.default_rng(7).normal(size=(5, V)).astype(np.float32)
+    params = sampling(5, temperature=temperature, seed=3, **filters)
+    out = choose_jit(logits, np.arange(5), params, None, max_logprobs=1)
+    np.testing.assert_array_equal(out.tokens, logits.argmax(1))
+
+
 def test_greedy_and_sampled_rows_share_a_batch():
     logits = np.random.default_rng(4).normal(size=(4, V)).astype(np.float32)
     mixed = sampling(4, temperature=[0.0, 1.0, 0.0, 1.0], top_k=[0, 3, 0, 0], seed=[0, 5, 0, 6])

@@ -85,6 +85,11 @@ def test_tokens_around_a_text(tmp_path: Path):
         ({"tokenizer.ggml.model": "bert"}, r"tokenizer\.ggml\.model='bert'; allowed: 'gpt2'"),
         ({"tokenizer.ggml.tokens": None}, "no vocabulary"),
         ({"tokenizer.ggml.model": "llama"}, r"tokenizer\.ggml\.scores"),
+        ({"tokenizer.ggml.merges": ["l o", "low"]}, r"^tokenizer\.ggml\.merges: 'low'; allowed"),
+        ({"tokenizer.ggml.merges": ["l ow"]}, r"^tokenizer\.ggml\.merges: 'l ow'; allowed"),
+        ({"tokenizer.ggml.merges": [7]}, r"^tokenizer\.ggml\.merges: 7; allowed"),
+        ({"tokenizer.ggml.merges": "l o"}, r"^tokenizer\.ggml\.merges='l o'; allowed: a list"),
+        ({"tokenizer.chat_template": 3}, r"tokenizer\.chat_template=3; allowed: a string"),
     ],
 )
 def test_unknown_tokenizers(changes: dict[str, Any], message: str, tmp_path: Path):
@@ -253,6 +258,14 @@ def test_what_templates_may_use(tmp_path: Path):
         ("x", [], "at least one message"),
         ("x", [{"role": "user"}], "'role' and 'content'"),
         ("x", ["hi"], "'role' and 'content'"),
+        ("x", None, "messages=None: must be a list"),
+        ("x", "hi", "messages='hi': must be a list"),
+        ("x", {"role": "user", "content": "hi"}, "must be a list"),
+        ("x", [{"role": "user", "content": None}], "content=None: must be a string"),
+        ("x", [{"role": "user", "content": ["hi"]}], "must be a string"),
+        ("x", [{"role": 1, "content": "hi"}], "role=1: must be a string"),
+        ("{{ 1 / 0 }}", USER, "refuses them .division by zero"),
+        ("{{ messages + 1 }}", USER, "refuses them"),
         ("{{ raise_exception('roles must alternate') }}", USER, "roles must alternate"),
         ("{{ messages[0]['content'].__class__.__mro__ }}", USER, "refuses them"),
         ("{% if %}", USER, "refuses them"),
@@ -270,6 +283,30 @@ def test_unreadable_directories(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="not a readable tokenizer"):
         Tokenizer.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"chat_template": ["x"]}, "chat_template=.*must have a name and a template"),
+        ({"chat_template": [{"name": "default"}]}, "chat_template=.*must have a name and a"),
+        ({"chat_template": 3}, "chat_template=3: must be a string, or a list of named ones"),
+        ({"bos_token": 3}, "bos_token=3: must be a string"),
+    ],
+)
+def test_malformed_companions(config: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {message}"):
+        Tokenizer.open(write_directory(tmp_path, config))
+
+
+@pytest.mark.parametrize("ids", ["x", [1, "2"], -1, True, {}])
+def test_malformed_end_tokens(ids: Any, tmp_path: Path):
+    directory = write_directory(tmp_path, {})
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(
+        ValueError, match=r"generation_config\.json: eos_token_id=.*must be a token"
+    ):
+        Tokenizer.open(directory)
 
 
 def test_a_prompt_must_be_text(byte_level: Tokenizer):

@@ -90,8 +90,11 @@ def _penalize(
 
 def _draw(logits: jax.Array, positions: jax.Array, params: SamplingBatch) -> jax.Array:
     """Tokens i32[B] drawn from the filtered, tempered distribution, by the Gumbel-max trick."""
-    temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)
-    scaled = logits / temperature[:, None]
+    # Below the smallest normal number, devices differ in whether they divide by zero.
+    least = jnp.finfo(jnp.float32).tiny
+    temperature = jnp.where(params.temperature > 0, jnp.maximum(params.temperature, least), 1.0)
+    # From the largest logit downwards, so that what a tiny temperature overflows is only unlikely.
+    scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     filtering = (params.temperature > 0) & (
         (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
     )
