@@ -53,8 +53,10 @@ $(SMOKE_VENV)/.locked: $(LOCKS)
 	requirements/make-venv $(SMOKE_VENV) $(SMOKE_PYTHON)
 	@touch $@
 
-# setuptools comes from the lock too: with build isolation pip would fetch an unpinned one.
+# setuptools comes from the lock too: with build isolation pip would fetch an unpinned one. Its
+# compat mode puts the clone on the path: otherwise, beside a clone that is itself called pdjax, that
+# folder would be imported as an empty package.
 %/.installed: %/.locked pyproject.toml
 	$*/bin/python -m pip install --quiet --disable-pip-version-check \
-		--no-deps --no-build-isolation --editable .
+		--no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
 	@touch $@

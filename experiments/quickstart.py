@@ -151,7 +151,8 @@ def main() -> int:
     config = config_of(FLAGS)
     params = [params_of(q, i, _MAX_TOKENS.value or 1) for i, q in enumerate(QUESTIONS)]
 
-    print(f"Prefill: tp {config.prefill.tp}. Decode: {config.decode.stages} stages.", flush=True)
+    print(f"Prefill: tp {config.prefill.tp}. Decode: {config.decode.stages} stages.")
+    print("Loading the model and compiling; this takes about half a minute ...", flush=True)
     with LLM(config) as llm:
         if llm.tokenizer is None:
             raise ValueError(f"model.source={config.model.source!r}: has no tokenizer to chat with")
@@ -172,7 +173,7 @@ def main() -> int:
                 answer = f"FAILED: {failed}" if failed else output.text.strip()
                 print(f"> {question.text[:90]}\n{answer}\n")
 
-    print("The same requests on one device ...", flush=True)
+    print("The same requests on one device; loading and compiling again ...", flush=True)
     with LLM(monolithic(config)) as rival:
         alone = rival.generate([*prompts], params, progress=False)
 
@@ -188,6 +189,7 @@ def main() -> int:
     save(Path(_OUT.value or "."), llm, {"token_exact": verdict, "answers": answers})
 
     print(f"\n{request_table(outputs)}\n\n{engine_table(llm.recorder)}\n")
+    print("Virtual devices share the machine's cores: these times show no more than that it works.")
     print(f"layout-changing puts: {puts}")
     print(f"disaggregated = monolithic: {verdict}")
     print(f"saved {_OUT.value}/metrics.json and {_OUT.value}/trace.json (ui.perfetto.dev)")

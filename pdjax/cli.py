@@ -68,6 +68,8 @@ _DTYPE = flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "precision of weights", *
 def generate() -> int:
     """`pdjax generate`; status 1 where a request failed on the way."""
     prompts = _prompts()
+    if not all(prompts):
+        raise ValueError("prompt='': must not be empty")
     asked: dict[str, Any] = {
         field.name: _GENERATE[field.name].value for field in dataclasses.fields(SamplingParams)
     }
@@ -152,7 +154,10 @@ def _prompts() -> list[str]:
         raise ValueError("prompt: give either --prompt=TEXT, once or more, or --prompts_file=FILE")
     if _PROMPTS_FILE.value is None:
         return _PROMPT.value
-    lines = Path(_PROMPTS_FILE.value).read_text("utf-8").splitlines()
+    path = Path(_PROMPTS_FILE.value)
+    if not path.is_file():
+        raise ValueError(f"prompts_file={_PROMPTS_FILE.value!r}: no such file")
+    lines = path.read_text("utf-8").splitlines()
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"prompts_file={_PROMPTS_FILE.value!r}: must hold a prompt a line")

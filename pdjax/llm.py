@@ -137,6 +137,7 @@ class LLM:
             desc="generating",
             unit="request",
             delay=2,
+            leave=False,
             disable=not (sys.stderr.isatty() if progress is None else progress),
         )
         try:

@@ -71,7 +71,8 @@ def test_bench_compares_what_both_computed():
 def test_bench_config_holds_its_workload():
     config = one_device(2, WORK)
     assert config.devices == 1
-    assert config.decode.page_buckets == (2, 4)
+    assert config.decode.page_buckets is not None
+    assert config.decode.page_buckets[-1] * config.kv.page_size >= WORK.longest
 
 
 def test_the_rival_of_the_demo_is_one_device():
