@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ from pdjax.request import Completion, Request, RequestOutput, SamplingParams, Se
 from pdjax.stream import Stream
 from pdjax.tokenizer import Tokenizer
 
-Prompt = str | Seq[int]
+Prompt = str | Iterable[int]
 Message = Mapping[str, str]
 
 
@@ -94,14 +95,16 @@ class LLM:
         self._answers: dict[str, RequestOutput] = {}
         self._count = 0
         if config.warm_up:
-            self.coordinator.warm_up()
+            self.coordinator.warm_up(
+                partial(tqdm, desc="compiling", unit="shape", delay=2, leave=False, disable=None)
+            )
             self.recorder.clear()
 
     # Whole answers.
 
     def generate(
         self,
-        prompts: Prompt | Seq[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
         progress: bool | None = None,

@@ -30,7 +30,7 @@ from pdjax.host.sched.api import DecodeView, PrefillView
 from pdjax.host.sched.decode import FcfsDecode
 from pdjax.host.sched.prefill import FcfsPrefill
 from pdjax.host.sched.router import LeastLoaded
-from pdjax.host.warm_up import warm_up
+from pdjax.host.warm_up import WarmUp, warm_ups
 from pdjax.request import QueueFull, Request, Sequence, State
 
 WorkT = TypeVar("WorkT")
@@ -240,8 +240,11 @@ class Coordinator:
         started = self._clock.now()
         try:
             ticket = lane.engine.tick(tick.batch)
-        except Exception as error:
+        except BaseException as error:
+            # Also where somebody pressed a key: nobody knows how far the device has come.
             self._roster.fail_all(tick.aboard, error)
+            if not isinstance(error, Exception):
+                raise
         else:
             lane.in_flight.append(InFlight(tick, ticket, started, tick.aboard))
 
@@ -279,8 +282,10 @@ class Coordinator:
         members = tuple(Member.of(chunk.sequence) for chunk in chunks)
         try:
             ticket = lane.engine.prefill(batch)
-        except Exception as error:
+        except BaseException as error:
             self._roster.fail_all(members, error)
+            if not isinstance(error, Exception):
+                raise
         else:
             lane.in_flight.append(InFlight(chunks, ticket, started, members))
 
@@ -338,13 +343,22 @@ class Coordinator:
 
     # Before and after.
 
-    def warm_up(self) -> int:
+    def warm_up(self, show: Callable[[list[WarmUp]], Iterable[WarmUp]] = iter) -> int:
         """Send a batch of every bucket through the door, so that nothing is compiled later.
 
-        Returns how many there were. To be called before the first request.
+        To be called before the first request.
+
+        Args:
+          show: goes through what there is to do, and may show how far it has come.
+
+        Returns:
+          how many there were.
         """
         assert not self.has_work, "somebody would have to wait"
-        return warm_up(self._prefill, self._decode, self._transfer, self.buckets)
+        todo = warm_ups(self._prefill, self._decode, self._transfer, self.buckets)
+        for warm_up in show(todo):
+            warm_up()
+        return len(todo)
 
     def check(self) -> None:
         """Assert that every page and row is free, or held by exactly those who are known."""

@@ -81,10 +81,12 @@ class Handoffs:
                 handoff_pages(target_pages[:moved], self._buckets),
                 moved,
             )
-        except Exception as error:
+        except BaseException as error:
             handoff.release_source()
             handoff.release_target()
             self._roster.fail(sequence, error)
+            if not isinstance(error, Exception):
+                raise
         else:
             members = (Member.of(sequence),)
             self._in_flight.append(InFlight(handoff, ticket, started, members))

@@ -5,6 +5,7 @@ sequence is made here, so that what it holds is let go in one place, from whatev
 from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pdjax.engine_api import Sampled
@@ -141,13 +142,13 @@ class Roster:
                 sequence.stop_reason = end.stop_reason
                 self.end(sequence, State.FINISHED, end.finish_reason)
 
-    def fail_all(self, members: Iterable[Member], error: Exception) -> None:
+    def fail_all(self, members: Iterable[Member], error: BaseException) -> None:
         """End those whose work went wrong, and who still had a use for it."""
         for member in members:
             if member.current:
                 self.fail(member.sequence, error)
 
-    def fail(self, sequence: Sequence, error: Exception) -> None:
+    def fail(self, sequence: Sequence, error: BaseException) -> None:
         """End it, with the reason."""
         sequence.error = f"{type(error).__name__}: {error}"
         self.end(sequence, State.FAILED, "error")
@@ -156,6 +157,9 @@ class Roster:
         """It holds nothing any more, and is forgotten once it has been told of."""
         self._release(sequence)
         sequence.move(state)
+        if state is not State.FINISHED and sequence.text is not None:
+            with suppress(Exception):  # it may be the text that went wrong
+                sequence.text.finish()
         sequence.finish_reason = finish_reason
         self._recorder.mark(sequence, "finished")
         self._news.setdefault(sequence, [])

@@ -1,48 +1,53 @@
 """Every bucket once through the door, so that no request waits for a compilation."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import partial
 
-from pdjax.engine_api import Transfer
+from pdjax.engine_api import DecodeEngine, PrefillBatch, PrefillEngine, Transfer
 from pdjax.host.batch import Buckets, empty_prefill_batch, handoff_pages, history
 from pdjax.host.lanes import DecodeLane, PrefillLane
+from pdjax.host.pipeline import Pipeline
 from pdjax.kv_layout import NULL_PAGE
 
+WarmUp = Callable[[], None]
+"""Sends one batch of nothing but padding, and waits for it; it touches null pages alone."""
 
-def warm_up(
+
+def warm_ups(
     prefill: Seq[PrefillLane], decode: Seq[DecodeLane], transfer: Transfer, buckets: Buckets
-) -> int:
-    """Dispatch batches of nothing but padding, of every shape; they touch null pages alone.
-
-    Waits for each one, so that memory holds no more than one at a time.
-
-    Returns:
-      how many there were.
-    """
-    done = 0
+) -> list[WarmUp]:
+    """A batch of every shape there is; one after another, memory holds no more than one."""
+    todo: list[WarmUp] = []
     for lane in prefill:
         shapes = list(buckets.prefill_shapes())
         batches = [empty_prefill_batch(buckets, *shape) for shape in shapes]
         # A history is for the choice of the next token, which does not see the step's shape.
         batches.append(empty_prefill_batch(buckets, *shapes[0], history=True))
-        for batch in batches:
-            lane.engine.prefill(batch).result()
-        done += len(batches)
+        todo += [partial(_prefill, lane.engine, batch) for batch in batches]
     for target in decode:
         for pages in buckets.table_pages:
-            target.engine.tick(target.pipeline.idle_tick(pages)).result()
-        target.engine.remember(0, history((), buckets))
-        done += len(buckets.table_pages) + 1
+            todo.append(partial(_tick, target.engine, target.pipeline, pages))
+        todo.append(partial(target.engine.remember, 0, history((), buckets)))
         for source in prefill if not target.shares_with else ():
             for pages in buckets.handoff_pages:
-                nothing = [NULL_PAGE] * pages
-                ticket = transfer.start(
-                    source.index,
-                    target.index,
-                    handoff_pages(nothing, buckets),
-                    handoff_pages(nothing, buckets),
-                    0,
+                todo.append(
+                    partial(_hand_off, transfer, source.index, target.index, pages, buckets)
                 )
-                ticket.result()
-                transfer.land(ticket)
-                done += 1
-    return done
+    return todo
+
+
+def _prefill(engine: PrefillEngine, batch: PrefillBatch) -> None:
+    engine.prefill(batch).result()
+
+
+def _tick(engine: DecodeEngine, pipeline: Pipeline, pages: int) -> None:
+    engine.tick(pipeline.idle_tick(pages)).result()
+
+
+def _hand_off(transfer: Transfer, source: int, target: int, pages: int, buckets: Buckets) -> None:
+    nothing = [NULL_PAGE] * pages
+    from_, to = handoff_pages(nothing, buckets), handoff_pages(nothing, buckets)
+    ticket = transfer.start(source, target, from_, to, 0)
+    ticket.result()
+    transfer.land(ticket)

@@ -78,7 +78,8 @@ def test_log_probabilities_are_the_same_from_prefill_and_decode(llm: LLM):
         assert again.logprobs is not None
         assert again.logprobs[0].chosen == pytest.approx(entry.chosen, abs=1e-4)
         assert [t for t, _ in again.logprobs[0].top] == [t for t, _ in entry.top]
-        assert entry.top[0] == (output.token_ids[i], pytest.approx(entry.chosen, abs=1e-6))
+        assert entry.top[0][0] == output.token_ids[i]
+        assert entry.top[0][1] == pytest.approx(entry.chosen, abs=1e-6)
 
 
 def test_a_seeded_request_is_the_same_alone_and_in_a_crowd(llm: LLM):
