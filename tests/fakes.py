@@ -41,8 +41,13 @@ class InjectedError(Exception):
     """A fault that a test has asked for."""
 
 
+class InjectedInterrupt(BaseException):
+    """A Ctrl-C that a test has asked for."""
+
+
 class Chance:
-    """Randomness of the fakes: delays, and faults with probability `fault_rate` a call."""
+    """Randomness of the fakes: delays, and faults with probability `fault_rate` a call, of which
+    a quarter are interrupts."""
 
     def __init__(self, seed: int, fault_rate: float = 0.0, max_delay: int = 3) -> None:
         self.random = random.Random(seed)
@@ -58,7 +63,7 @@ class Chance:
         """Raise, now and then."""
         if self.fault_rate and self.random.random() < self.fault_rate:
             self.faults += 1
-            raise InjectedError(where)
+            raise (InjectedInterrupt if self.random.random() < 0.25 else InjectedError)(where)
 
     def garbage(self) -> int:
         """A token that means nothing."""
@@ -72,10 +77,10 @@ class FakeTicket(Generic[ResultT]):
         self._result = result
         self._chance = chance
         self._asks_left = chance.delay()
-        self._error: InjectedError | None = None
+        self._error: BaseException | None = None
         try:
             chance.maybe_fail("ticket")
-        except InjectedError as error:
+        except (InjectedError, InjectedInterrupt) as error:
             self._error = error
 
     def ready(self) -> bool:

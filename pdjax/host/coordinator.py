@@ -22,7 +22,7 @@ from pdjax.host.batch import Buckets, Chunk, history, prefill_batch
 from pdjax.host.handoffs import Handoffs
 from pdjax.host.lanes import DecodeLane, InFlight, PrefillLane, is_ready, make_lanes
 from pdjax.host.limits import Limits, choices
-from pdjax.host.member import Member
+from pdjax.host.member import Member, names
 from pdjax.host.metrics import Recorder
 from pdjax.host.pipeline import Tick
 from pdjax.host.roster import Progress, Roster
@@ -163,10 +163,12 @@ class Coordinator:
     # The parts of a step, in its order. Each returns whether it changed anything.
 
     def _harvest_decode(self) -> bool:
-        ready = [(lane, done) for lane in self._decode for done in _take_ready(lane.in_flight)]
-        for lane, done in ready:
-            self._harvest_tick(lane, done)
-        return bool(ready)
+        busy = False
+        for lane in self._decode:
+            for done in _take_ready(lane.in_flight):
+                self._harvest_tick(lane, done)
+                busy = True
+        return busy
 
     def _land_transfers(self) -> bool:
         return self._handoffs.land()
@@ -186,10 +188,12 @@ class Coordinator:
         return bool(ready)
 
     def _harvest_prefill(self) -> bool:
-        ready = [(lane, done) for lane in self._prefill for done in _take_ready(lane.in_flight)]
-        for lane, done in ready:
-            self._harvest_step(lane, done)
-        return bool(ready)
+        busy = False
+        for lane in self._prefill:
+            for done in _take_ready(lane.in_flight):
+                self._harvest_step(lane, done)
+                busy = True
+        return busy
 
     def _reserve_then_move(self) -> bool:
         views = [self._decode_view(lane) for lane in self._decode]
@@ -259,11 +263,10 @@ class Coordinator:
             rows=lane.pipeline.rows,
             stages_active=tick.stages_active,
             stages=lane.pipeline.stages,
+            who=names(done.members),
         )
-        try:
-            sampled = done.ticket.result()
-        except Exception as error:
-            self._roster.fail_all(done.members, error)
+        sampled = self._read(done)
+        if sampled is None:
             return
         for row, member in tick.leaving:
             if member.current:
@@ -298,11 +301,10 @@ class Coordinator:
             self._clock.now(),
             tokens=tokens,
             sequences=len(done.work),
+            who=names(done.members),
         )
-        try:
-            sampled = done.ticket.result()
-        except Exception as error:
-            self._roster.fail_all(done.members, error)
+        sampled = self._read(done)
+        if sampled is None:
             return
         for row, (chunk, member) in enumerate(zip(done.work, done.members, strict=True)):
             if not member.current or not chunk.last:
@@ -312,6 +314,16 @@ class Coordinator:
             self._roster.accept(sequence, sampled, row)
             if not sequence.done:
                 self._roster.wait_for_decode(sequence)
+
+    def _read(self, done: InFlight[Any, Sampled]) -> Sampled | None:
+        """What has come back; None where it has failed, and those whom it was for with it."""
+        try:
+            return done.ticket.result()
+        except BaseException as error:
+            self._roster.fail_all(done.members, error)
+            if not isinstance(error, Exception):
+                raise
+            return None
 
     # What the schedulers see.
 

@@ -106,16 +106,19 @@ class Handoffs:
             cost = done.ticket.result()
             if not sequence.done:
                 self._transfer.land(done.ticket)
-        except Exception as error:
+        except BaseException as error:
             self._roster.fail_all(done.members, error)
+            if not isinstance(error, Exception):
+                raise
         else:
             self._recorder.span(
                 handoff.track, sequence.id, done.started, now, bytes=cost.bytes, pages=cost.pages
             )
             self._recorder.transfer(sequence, cost, now - done.started)
-        handoff.release_source()
-        if sequence.done:
-            handoff.release_target()
-        else:
-            self._recorder.mark(sequence, "transfer_landed")
-            self._roster.seat(sequence, handoff.target, handoff.row, handoff.target_pages)
+        finally:
+            handoff.release_source()
+            if sequence.done:
+                handoff.release_target()
+            else:
+                self._recorder.mark(sequence, "transfer_landed")
+                self._roster.seat(sequence, handoff.target, handoff.row, handoff.target_pages)

@@ -62,7 +62,7 @@ class Limits:
             raise ValueError(f"logprobs={params.logprobs}: must be at most {self.max_logprobs}")
         if params.n > self.max_waiting:
             raise ValueError(f"n={params.n}: must be at most max_waiting={self.max_waiting}")
-        self._check_pools(len(prompt), self.max_new_tokens(request))
+        self._check_pools(len(prompt), self.max_new_tokens(request), params.max_tokens)
 
     def _check_tokens(self, name: str, token_ids: Iterable[Any]) -> None:
         for token in token_ids:
@@ -72,20 +72,23 @@ class Limits:
                     f"{name}: {token!r} is not a token id; allowed are 0 to {self.vocab_size - 1}"
                 )
 
-    def _check_pools(self, prompt: int, output: int) -> None:
+    def _check_pools(self, prompt: int, output: int, asked: int | None) -> None:
         pools = {"prefill": self.prefill_tokens}
         if output > 1:  # a single token comes from the prefill; it is never handed over
             pools["decode"] = self.decode_tokens
         phase = min(pools, key=lambda name: pools[name])
         most = pools[phase] + 1 - prompt  # nobody reads the KV of the last token
         if output > most:
-            allowed = (
-                f"max_tokens at most {most}" if most >= 1 else f"at most {pools[phase]} tokens"
-            )
-            name = "max_tokens" if most >= 1 else "prompt_token_ids"
+            if most < 1:
+                raise ValueError(
+                    f"prompt_token_ids: {prompt} tokens, but the largest {phase} pool holds "
+                    f"{pools[phase]} tokens; allowed are at most {pools[phase]}"
+                )
+            meaning = " (to the end of the context)" if asked is None else ""
             raise ValueError(
-                f"{name}: a prompt of {prompt} tokens and up to {output} generated ones; the "
-                f"largest {phase} pool holds {pools[phase]} tokens, so allowed are {allowed}"
+                f"max_tokens={asked}{meaning}: a prompt of {prompt} tokens and up to {output} "
+                f"generated ones; the largest {phase} pool holds {pools[phase]} tokens, so allowed "
+                f"is max_tokens at most {most}"
             )
 
 

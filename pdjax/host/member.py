@@ -1,8 +1,12 @@
 """Capture at dispatch, attribute at harvest."""
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from pdjax.request import Sequence
+
+MOST_NAMED = 32
+"""Members that `names` spells out: a recorder keeps its spans, and they must stay small."""
 
 
 @dataclass(frozen=True)
@@ -22,3 +26,10 @@ class Member:
     def current(self) -> bool:
         """Whether it is still as it was."""
         return self.epoch == self.sequence.epoch and not self.sequence.done
+
+
+def names(members: Seq[Member]) -> str:
+    """Their ids for a reader, separated by commas; of a crowd the first, and how many more."""
+    named = [member.sequence.id for member in members[:MOST_NAMED]]
+    more = len(members) - len(named)
+    return ", ".join(named + [f"and {more} more"] * bool(more))

@@ -142,13 +142,18 @@ class RequestMetrics:
 
 @dataclass(frozen=True)
 class Span:
-    """Something that took time on a track, such as a step of an engine; seconds."""
+    """Something that took time on a track, such as a step of an engine; seconds.
+
+    `args` are its numbers, which add up over a track; `who` names the sequences that it served,
+    for the trace alone.
+    """
 
     track: str
     name: str
     start: float
     end: float
     args: Mapping[str, float]
+    who: str = ""
 
 
 @dataclass
@@ -255,14 +260,16 @@ class Recorder:
         self._timeline(seq).transfer.add(cost, seconds)
         self.transfers.add(cost, seconds)
 
-    def span(self, track: str, name: str, start: float, end: float, **args: float) -> None:
+    def span(
+        self, track: str, name: str, start: float, end: float, *, who: str = "", **args: float
+    ) -> None:
         """Note a piece of work: track "prefill/E", "decode/E" or "transfer/E->E", E an engine.
 
         A decode tick carries `rows_active`, `rows`, `stages_active` and `stages`, the last two
         counting stages whose microbatch had an active row. Any other number may be added; it is
-        summed and shown in the trace.
+        summed and shown in the trace, which also shows `who` was served.
         """
-        span = Span(track, name, start, end, args)
+        span = Span(track, name, start, end, args, who)
         self._spans.append(span)
         self.engines.setdefault(track, EngineMetrics()).add(span)
 

@@ -48,8 +48,8 @@ class TextStream:
     def finish(self) -> None:
         """No more tokens come: nothing is held back any longer. Does nothing a second time."""
         if not self._finished:
+            self._finished = True  # even if the decoder breaks: `take` gives what there is
             self._append(self._decoder.flush())
-            self._finished = True
 
     def take(self) -> str:
         """The text since the last `take` that no later token can change."""

@@ -7,6 +7,7 @@ came. The format is the "Trace Event Format" of Chromium's tracing project.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _in_turn(spans: list[Span]) -> list[Span]:
     for span in sorted(spans, key=lambda span: (span.end, span.start)):
         start = min(max(span.start, last_end), span.end)
         args = {**span.args, "ahead_us": _us(start - span.start)}
-        shown.append(Span(span.track, span.name, start, span.end, args))
+        shown.append(replace(span, start=start, args=args))
         last_end = span.end
     return shown
 
@@ -131,7 +132,7 @@ def _slice(process: int, thread: int, span: Span) -> Event:
         "name": span.name,
         "ts": _us(span.start),
         "dur": _us(span.end) - _us(span.start),
-        "args": dict(span.args),
+        "args": {**span.args, "who": span.who} if span.who else dict(span.args),
     }
 
 

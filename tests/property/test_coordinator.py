@@ -34,7 +34,8 @@ def test_faults_hurt_nobody_else(shard):
 @pytest.mark.smoke
 def test_the_workloads_cover_what_may_happen():
     happened = run_all(range(20_000, 20_100)) + run_all(range(20_000, 20_100), faults=True)
-    wanted = {"refused", "queue full", "preempted", "faults", "FINISHED", "ABORTED", "FAILED"}
+    wanted = {"refused", "queue full", "preempted", "faults", "interrupted"}
+    wanted |= {"FINISHED", "ABORTED", "FAILED"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
     assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
 

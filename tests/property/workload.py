@@ -8,6 +8,7 @@ from pdjax.clock import VirtualClock
 from pdjax.config import Config, DecodeConfig, PrefillConfig
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
+from pdjax.host.roster import Progress
 from pdjax.kv_layout import KVLayout
 from pdjax.request import LEGAL_MOVES, QueueFull, Request, SamplingParams, Sequence, State
 from tests.fakes import (
@@ -19,6 +20,7 @@ from tests.fakes import (
     FakePrefillEngine,
     FakeTransfer,
     InjectedError,
+    InjectedInterrupt,
     expected_output,
     logprob_of,
 )
@@ -168,7 +170,7 @@ class Workload:
             todo = [visit for visit in todo if not self._submit(visit, step)]
             for visit in self.visits:
                 self._lose_patience(visit, step)
-            for progress in self.coordinator.step():
+            for progress in self._step():
                 self._streamed.setdefault(progress.sequence, []).extend(progress.token_ids)
                 self._finished[progress.sequence] += progress.finished
             if check:
@@ -184,6 +186,13 @@ class Workload:
         self._verify_shapes()
         if check:
             self.coordinator.check()
+
+    def _step(self) -> list[Progress]:
+        try:
+            return self.coordinator.step()
+        except InjectedInterrupt:  # somebody else may go on
+            self.happened["interrupted"] += 1
+            return []
 
     def _submit(self, visit: Visit, step: int) -> bool:
         """Whether the request is in, or has been refused for good."""
@@ -237,6 +246,7 @@ class Workload:
             assert all(len(entry.top) == params.logprobs for entry in sequence.logprobs)
         self.happened[sequence.state.name] += 1
         self.happened["preempted"] += sequence.epoch
+        assert text is None or text.finished, f"{name}: its text is left open"
         match sequence.state:
             case State.FINISHED:
                 assert output == expected, f"{name}: ended early, {output}, not {expected}"
@@ -244,7 +254,7 @@ class Workload:
             case State.FAILED:
                 assert self._faults, f"{name}: {sequence.error}"
                 assert sequence.error is not None
-                assert sequence.error.startswith(InjectedError.__name__), sequence.error
+                assert sequence.error.startswith("Injected"), sequence.error
             case State.ABORTED:
                 assert sequence.finish_reason == "abort"
             case state:
