@@ -337,7 +337,8 @@ class LLM:
 
     def _make_text(self, request: Request) -> TextStream:
         assert self.tokenizer is not None
-        return TextStream(self.tokenizer.incremental_decoder(), tuple(request.params.stop))
+        decoder = self.tokenizer.incremental_decoder(after=request.prompt_token_ids)
+        return TextStream(decoder, tuple(request.params.stop))
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:

@@ -179,9 +179,11 @@ class Tokenizer:
         environment.globals["strftime_now"] = self._strftime_now
         return environment
 
-    def incremental_decoder(self, skip_special_tokens: bool = True) -> "IncrementalDecoder":
-        """A fresh decoder for one stream of tokens."""
-        return IncrementalDecoder(self, skip_special_tokens)
+    def incremental_decoder(
+        self, skip_special_tokens: bool = True, after: Sequence[int] = ()
+    ) -> "IncrementalDecoder":
+        """A fresh decoder for a stream of tokens that goes on `after` others, such as a prompt."""
+        return IncrementalDecoder(self, skip_special_tokens, after)
 
     def save(self, directory: Path) -> None:
         """Write the files from which `open(directory)` makes an equal tokenizer."""
@@ -210,10 +212,17 @@ class IncrementalDecoder:
     """Tokens held back at most: bytes that never become a character must not make the window grow.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        after: Sequence[int] = (),
+    ) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset()
-        self._shown: list[int] = []  # context: tokens whose text is out
+        seen = [token for token in after[-self._MAX_HELD :] if token not in self._skipped]
+        whole = not self._decode(seen).endswith("\ufffd")  # it does not end inside a character
+        self._shown: list[int] = seen if whole else []  # context: tokens whose text is out
         self._held: list[int] = []
         self._pieces: list[str] = []
 

@@ -11,6 +11,8 @@ from pdjax.clock import VirtualClock
 from pdjax.config import Config, DecodeConfig, PrefillConfig
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
+from pdjax.host.text import TextStream
+from pdjax.host.trace import trace_events
 from pdjax.kv_layout import KVLayout
 from pdjax.request import QueueFull, Request, SamplingParams, Sequence, State
 from tests.fakes import (
@@ -19,6 +21,7 @@ from tests.fakes import (
     Chance,
     FakeDecodeEngine,
     FakePrefillEngine,
+    FakeTicket,
     FakeTransfer,
     InjectedError,
     expected_output,
@@ -236,6 +239,78 @@ def test_a_broken_engine_takes_only_its_own_down(monkeypatch):
         assert sequence.output == expected(sequence)
 
 
+@pytest.mark.parametrize("door", ["prefill result", "tick result", "land"])
+def test_an_interrupt_while_reading_loses_nobody(door, monkeypatch):
+    house = deploy(stages=(2,))
+    hit = house.submit("hit")
+    states = {"prefill result": State.PREFILLING, "land": State.TRANSFERRING}
+    house.run_until(lambda: hit.state is states.get(door, State.DECODING))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if door == "land":
+            patch.setattr(house.transfer, "land", interrupt)
+        else:
+            patch.setattr(FakeTicket, "result", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            house.run()
+    house.coordinator.check()
+    assert (hit.state, hit.finish_reason) == (State.FAILED, "error")
+    late = house.submit("late")
+    house.run()
+    assert late.output == expected(late)
+
+
+def test_engine_spans_name_whom_they_served():
+    house = deploy()
+    for name in "ab":
+        house.submit(name, max_tokens=2)
+    house.run()
+    spans = house.recorder.spans()
+    assert {(s.name, s.who) for s in spans if s.who} == {("step", "a#0, b#0"), ("tick", "a#0, b#0")}
+    slices = [event for event in trace_events([], spans) if event["name"] == "tick"]
+    assert [event["args"]["who"] for event in slices] == ["a#0, b#0"]
+    assert "who" not in house.recorder.engines["decode/0"].sums
+
+
+class Letters:
+    """A decoder that holds each letter back until the next token, and may break at the end."""
+
+    def __init__(self, breaks: bool) -> None:
+        self.breaks = breaks
+        self.held = ""
+
+    def push(self, token_id: int) -> str:
+        text, self.held = self.held, chr(ord("a") + token_id % 26)
+        return text
+
+    def flush(self) -> str:
+        if self.breaks:
+            raise InjectedError("half a character")
+        return self.held
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("how", ["abort", "fail"])
+def test_pieces_add_up_to_the_text_however_it_ends(how, breaks):
+    stop = tuple(chr(ord("a") + letter) + "?" for letter in range(26))  # holds a letter back, too
+    house = deploy(make_text=lambda request: TextStream(Letters(breaks), stop))
+    sequence, pieces = house.submit("a", max_tokens=30), []
+    while len(sequence.output) < 4:
+        house.coordinator.step()
+        pieces.append(sequence.text.take())
+    if how == "abort":
+        house.coordinator.abort("a")
+    else:
+        house.coordinator._roster.fail(sequence, RuntimeError("the mesh has gone"))
+    pieces.append(sequence.text.take())
+    assert "".join(pieces) == sequence.text.text
+    assert len(sequence.text.text) == (3 if breaks else 4)
+    house.run()
+
+
 def test_text_that_breaks_fails_its_sequence_alone():
     class Text:
         def __init__(self, request: Request) -> None:
@@ -286,6 +361,9 @@ def test_what_can_never_fit_is_refused_at_the_door():
     house = deploy(pages=(40, 4))
     with pytest.raises(ValueError, match=r"decode pool holds 12 tokens.*max_tokens at most 8"):
         house.submit("a", prompt_len=5, max_tokens=9)
+    endless = r"max_tokens=None \(to the end of the context\): .*up to 35 .*max_tokens at most 8"
+    with pytest.raises(ValueError, match=endless):
+        house.submit("a", prompt_len=5, max_tokens=None)
     request = house.submit("b", prompt_len=5, max_tokens=8).request
     house.coordinator.check_request(request)
     with pytest.raises(ValueError, match="prompt_token_ids"):

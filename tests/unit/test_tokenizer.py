@@ -161,6 +161,19 @@ def test_incremental_text_is_the_whole_text(byte_level: Tokenizer, tmp_path: Pat
         assert shown == text
 
 
+def test_text_after_a_prompt_keeps_its_leading_space(byte_level: Tokenizer, tmp_path: Path):
+    """SentencePiece drops the space before the first word of a text, which a completion is not."""
+    spm = from_gguf(tmp_path, spm_metadata())
+    for tokenizer in (byte_level, spm):
+        whole = tokenizer.encode("ab cd ab")
+        for cut in range(2, len(whole)):
+            decoder = tokenizer.incremental_decoder(after=whole[:cut])
+            text = "".join(map(decoder.push, whole[cut:])) + decoder.flush()
+            assert tokenizer.decode(whole[:cut]) + text == "ab cd ab"
+    half = byte_level.encode("é")[:1]
+    assert byte_level.incremental_decoder(after=half).push(half[0]) == ""
+
+
 def test_random_bytes(byte_level: Tokenizer):
     """What streams out is what decoding all at once gives, also for bytes that are no UTF-8."""
     rng = random.Random(1)
