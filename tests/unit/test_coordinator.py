@@ -11,7 +11,6 @@ from pdjax.clock import VirtualClock
 from pdjax.config import Config, DecodeConfig, PrefillConfig
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
-from pdjax.host.text import TextStream
 from pdjax.host.trace import trace_events
 from pdjax.kv_layout import KVLayout
 from pdjax.request import QueueFull, Request, SamplingParams, Sequence, State
@@ -21,7 +20,6 @@ from tests.fakes import (
     Chance,
     FakeDecodeEngine,
     FakePrefillEngine,
-    FakeTicket,
     FakeTransfer,
     InjectedError,
     expected_output,
@@ -239,30 +237,6 @@ def test_a_broken_engine_takes_only_its_own_down(monkeypatch):
         assert sequence.output == expected(sequence)
 
 
-@pytest.mark.parametrize("door", ["prefill result", "tick result", "land"])
-def test_an_interrupt_while_reading_loses_nobody(door, monkeypatch):
-    house = deploy(stages=(2,))
-    hit = house.submit("hit")
-    states = {"prefill result": State.PREFILLING, "land": State.TRANSFERRING}
-    house.run_until(lambda: hit.state is states.get(door, State.DECODING))
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        if door == "land":
-            patch.setattr(house.transfer, "land", interrupt)
-        else:
-            patch.setattr(FakeTicket, "result", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            house.run()
-    house.coordinator.check()
-    assert (hit.state, hit.finish_reason) == (State.FAILED, "error")
-    late = house.submit("late")
-    house.run()
-    assert late.output == expected(late)
-
-
 def test_engine_spans_name_whom_they_served():
     house = deploy()
     for name in "ab":
@@ -273,42 +247,6 @@ def test_engine_spans_name_whom_they_served():
     slices = [event for event in trace_events([], spans) if event["name"] == "tick"]
     assert [event["args"]["who"] for event in slices] == ["a#0, b#0"]
     assert "who" not in house.recorder.engines["decode/0"].sums
-
-
-class Letters:
-    """A decoder that holds each letter back until the next token, and may break at the end."""
-
-    def __init__(self, breaks: bool) -> None:
-        self.breaks = breaks
-        self.held = ""
-
-    def push(self, token_id: int) -> str:
-        text, self.held = self.held, chr(ord("a") + token_id % 26)
-        return text
-
-    def flush(self) -> str:
-        if self.breaks:
-            raise InjectedError("half a character")
-        return self.held
-
-
-@pytest.mark.parametrize("breaks", [False, True])
-@pytest.mark.parametrize("how", ["abort", "fail"])
-def test_pieces_add_up_to_the_text_however_it_ends(how, breaks):
-    stop = tuple(chr(ord("a") + letter) + "?" for letter in range(26))  # holds a letter back, too
-    house = deploy(make_text=lambda request: TextStream(Letters(breaks), stop))
-    sequence, pieces = house.submit("a", max_tokens=30), []
-    while len(sequence.output) < 4:
-        house.coordinator.step()
-        pieces.append(sequence.text.take())
-    if how == "abort":
-        house.coordinator.abort("a")
-    else:
-        house.coordinator._roster.fail(sequence, RuntimeError("the mesh has gone"))
-    pieces.append(sequence.text.take())
-    assert "".join(pieces) == sequence.text.text
-    assert len(sequence.text.text) == (3 if breaks else 4)
-    house.run()
 
 
 def test_text_that_breaks_fails_its_sequence_alone():

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from pdjax.host.text import TextStream
 from pdjax.request import State
+from tests.fakes import FakeTicket, InjectedError
 from tests.unit.test_coordinator import deploy, expected
 
 pytestmark = pytest.mark.smoke
@@ -34,19 +36,61 @@ def test_an_interrupt_ends_only_the_work_it_hit(monkeypatch, where, stages):
     assert late.output == expected(late)
 
 
-def test_text_that_was_held_back_is_shown_when_a_sequence_is_aborted():
-    class Text:
-        finished = False
+@pytest.mark.parametrize("door", ["prefill result", "tick result", "land"])
+def test_an_interrupt_while_reading_loses_nobody(door, monkeypatch):
+    house = deploy(stages=(2,))
+    hit = house.submit("hit")
+    states = {"prefill result": State.PREFILLING, "land": State.TRANSFERRING}
+    house.run_until(lambda: hit.state is states.get(door, State.DECODING))
 
-        def push(self, token: int) -> None:
-            pass
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
 
-        def finish(self) -> None:
-            self.finished = True
-
-    house = deploy(make_text=lambda request: Text())
-    sequence = house.submit("a")
-    house.run_until(lambda: bool(sequence.output))
-    house.coordinator.abort("a")
+    with monkeypatch.context() as patch:
+        if door == "land":
+            patch.setattr(house.transfer, "land", interrupt)
+        else:
+            patch.setattr(FakeTicket, "result", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            house.run()
+    house.coordinator.check()
+    assert (hit.state, hit.finish_reason) == (State.FAILED, "error")
+    late = house.submit("late")
     house.run()
-    assert sequence.text.finished
+    assert late.output == expected(late)
+
+
+class Letters:
+    """A decoder that holds each letter back until the next token, and may break at the end."""
+
+    def __init__(self, breaks: bool) -> None:
+        self.breaks = breaks
+        self.held = ""
+
+    def push(self, token_id: int) -> str:
+        text, self.held = self.held, chr(ord("a") + token_id % 26)
+        return text
+
+    def flush(self) -> str:
+        if self.breaks:
+            raise InjectedError("half a character")
+        return self.held
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("how", ["abort", "fail"])
+def test_pieces_add_up_to_the_text_however_it_ends(how, breaks):
+    stop = tuple(chr(ord("a") + letter) + "?" for letter in range(26))  # holds a letter back, too
+    house = deploy(make_text=lambda request: TextStream(Letters(breaks), stop))
+    sequence, pieces = house.submit("a", max_tokens=30), []
+    while len(sequence.output) < 4:
+        house.coordinator.step()
+        pieces.append(sequence.text.take())
+    if how == "abort":
+        house.coordinator.abort("a")
+    else:
+        house.coordinator._roster.fail(sequence, RuntimeError("the mesh has gone"))
+    pieces.append(sequence.text.take())
+    assert "".join(pieces) == sequence.text.text
+    assert len(sequence.text.text) == (3 if breaks else 4)
+    house.run()
