@@ -12,8 +12,8 @@ from functools import partial
 import jax
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from pallas_kernels.prefill_attention.api import prefill_attention
 
+from pallas_kernels.prefill_attention.api import prefill_attention
 from pdjax.device.kv.pool import PAGE_AXES, KVPool
 from pdjax.device.mesh import PREFILL_RULES, TP, partition, shardings
 from pdjax.device.model.attention import PagedAttend
