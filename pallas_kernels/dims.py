@@ -41,6 +41,20 @@ def check_int32(**arrays: jax.Array) -> None:
             raise ValueError(f"{name} must be int32, but it is {array.dtype}")
 
 
+def check_float32(**arrays: jax.Array) -> None:
+    """Raises ValueError unless every array is float32."""
+    for name, array in arrays.items():
+        if array.dtype != jnp.float32:
+            raise ValueError(f"{name} must be float32, but it is {array.dtype}")
+
+
+def check_floating(**arrays: jax.Array) -> None:
+    """Raises ValueError unless every array is of a floating type."""
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} must be of a floating type, but it is {array.dtype}")
+
+
 def check_attention(
     sizes: dict[str, int],
     q: jax.Array,
@@ -62,9 +76,7 @@ def check_attention(
             f"q has N = {sizes['N']} query heads, "
             f"which must be a multiple of the K = {sizes['K']} KV heads of k_pages"
         )
-    for name, array in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} must be of a floating type, but it is {array.dtype}")
+    check_floating(q=q, k_pages=k_pages, v_pages=v_pages)
     if v_pages.dtype != k_pages.dtype:
         raise ValueError(f"v_pages is {v_pages.dtype}, but k_pages is {k_pages.dtype}")
     if not (math.isfinite(scale) and scale > 0):

@@ -1,0 +1,194 @@
+"""The shapes at which rope_and_write is tested and timed, with hostile inputs and answers."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of the operation."""
+
+    name: str
+    chunks: tuple[tuple[int, int], ...]
+    """Of each sequence: position of its first token in the batch, tokens in the batch."""
+    padding: int = 0
+    """Tokens more than there are."""
+    kv_heads: int = 2
+    group: int = 4
+    head_dim: int = 64
+    page_size: int = 16
+    dtype: str = "float32"
+    """Of the pages."""
+    qkv_dtype: str | None = None
+    """That of the pages if None."""
+    bias: bool = False
+    shuffled: bool = False
+    """Tokens are in no order, padding among them."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the operation."""
+        return {}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the batch, padding included."""
+        return sum(count for _, count in self.chunks) + self.padding
+
+    @property
+    def work(self) -> tuple[float, str]:
+        """Bytes of qkv that one call must read, of q, k and v that it must write."""
+        rows = self.kv_heads * (self.group + 2) * self.head_dim
+        kept = 2 * self.kv_heads * self.head_dim
+        qkv_size = jnp.dtype(self.qkv_dtype or self.dtype).itemsize
+        bytes_of_token = (2 * rows - kept) * qkv_size + kept * jnp.dtype(self.dtype).itemsize
+        return float(self.tokens * bytes_of_token), "B"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call, as numpy arrays."""
+
+    case: Case
+    qkv: np.ndarray  # [T, K, J, H]
+    scale: np.ndarray  # f32[T]
+    bias: np.ndarray | None  # [K, J, H]
+    cos: np.ndarray  # f32[T, H/2]
+    sin: np.ndarray  # f32[T, H/2]
+    k_pages: np.ndarray  # [K, P, S, H]
+    v_pages: np.ndarray  # [K, P, S, H]
+    slot_mapping: np.ndarray  # i32[T]
+
+    @property
+    def operands(self) -> tuple[np.ndarray | None, ...]:
+        """Positional arguments of the operation."""
+        return (
+            self.qkv,
+            self.scale,
+            self.bias,
+            self.cos,
+            self.sin,
+            self.k_pages,
+            self.v_pages,
+            self.slot_mapping,
+        )
+
+    @property
+    def real(self) -> np.ndarray:
+        """bool[T]: what is no padding."""
+        return self.slot_mapping >= self.case.page_size
+
+    @cached_property
+    def written(self) -> np.ndarray:
+        """bool[P, S]: what a real token writes."""
+        written = np.zeros(self.k_pages.shape[1:3], bool)
+        written.reshape(-1)[self.slot_mapping[self.real]] = True
+        return written
+
+    @cached_property
+    def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """float32: q [T, N, H] and the pools [K, P, S, H]; padding and the null page mean
+        nothing."""
+        x = self.qkv.astype(np.float32) * self.scale[:, None, None, None]
+        if self.bias is not None:
+            x = x + self.bias.astype(np.float32)
+        half = self.case.head_dim // 2
+        angle = (self.cos + 1j * self.sin)[:, None, None]
+        turned = (x[..., :half] + 1j * x[..., half:]) * angle
+        rotated = np.concatenate([turned.real, turned.imag], axis=-1)
+        q = rotated[:, :, :-2].reshape(len(x), -1, self.case.head_dim)
+        pools = []
+        for pages, new in ((self.k_pages, rotated[:, :, -2]), (self.v_pages, x[:, :, -1])):
+            pool = pages.astype(np.float32)
+            flat = pool.reshape(self.case.kv_heads, -1, self.case.head_dim)
+            flat[:, self.slot_mapping[self.real]] = new[self.real].swapaxes(0, 1)
+            pools.append(pool)
+        return q, pools[0], pools[1]
+
+
+def make_inputs(case: Case, seed: int) -> Inputs:
+    """Random arguments. Pages are scattered over the pool, which is full of random numbers that
+    must survive, and padding tokens, which write all over the null page, are NaN."""
+    rng = np.random.default_rng(seed)
+    dtype, qkv_dtype = jnp.dtype(case.dtype), jnp.dtype(case.qkv_dtype or case.dtype)
+    page_size, half = case.page_size, case.head_dim // 2
+    counts = [-(-(first + count) // page_size) for first, count in case.chunks]
+    pages = sum(counts) + 2  # the null page, and one that nobody has
+    own = 1 + rng.permutation(pages - 1)
+    slots = [rng.integers(page_size, size=case.padding)]
+    for (first, count), end in zip(case.chunks, np.cumsum(counts), strict=True):
+        position = np.arange(first, first + count)
+        page = own[end - -(-(first + count) // page_size) + position // page_size]
+        slots.append(page * page_size + position % page_size)
+    slot_mapping = np.concatenate([*slots[1:], slots[0]])
+    if case.shuffled:
+        slot_mapping = rng.permutation(slot_mapping)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    rows = (case.kv_heads, case.group + 2, case.head_dim)
+    pool = (case.kv_heads, pages, page_size, case.head_dim)
+    qkv = normal(case.tokens, *rows).astype(qkv_dtype)
+    qkv[slot_mapping < page_size] = np.nan
+    angle = rng.uniform(0, 2 * np.pi, (case.tokens, half)).astype(np.float32)
+    return Inputs(
+        case,
+        qkv=qkv,
+        scale=rng.uniform(0.5, 2, case.tokens).astype(np.float32),
+        bias=normal(*rows).astype(qkv_dtype) if case.bias else None,
+        cos=np.cos(angle),
+        sin=np.sin(angle),
+        k_pages=normal(*pool).astype(dtype),
+        v_pages=normal(*pool).astype(dtype),
+        slot_mapping=slot_mapping.astype(np.int32),
+    )
+
+
+_CHUNKS = ((0, 40), (16, 1), (13, 3), (60, 64), (5, 0), (31, 2))
+_DECODE = tuple((first, 1) for first in (0, 1, 15, 16, 17, 31, 32, 100))
+
+CASES = (
+    Case("one token", ((0, 1),), kv_heads=1, group=1),
+    Case("decode", _DECODE),
+    Case("decode with idle rows", _DECODE, padding=5, shuffled=True),
+    Case("one prompt", ((0, 200),)),
+    Case("smollm2", ((0, 70), (130, 57)), kv_heads=3, group=3),
+    Case("chunks", _CHUNKS),
+    Case("padded", _CHUNKS, padding=70),
+    Case("only padding", (), padding=20),
+    Case("in no order", _CHUNKS, padding=9, shuffled=True),
+    Case("bias", _CHUNKS, padding=3, bias=True),
+    Case("page 8", _CHUNKS, page_size=8),
+    Case("page 64", _CHUNKS, page_size=64, padding=3),
+    Case("page 128", _CHUNKS, page_size=128),
+    Case("head dim 128", _CHUNKS, head_dim=128, kv_heads=1, group=8),
+    Case("head dim 256", ((3, 20),), head_dim=256, group=2),
+    Case("bf16", _CHUNKS, padding=4, dtype="bfloat16"),
+    Case("bf16 decode", _DECODE, padding=2, bias=True, dtype="bfloat16"),
+    Case("bf16 in no order", _CHUNKS, padding=9, shuffled=True, dtype="bfloat16"),
+    Case("bf16 gqa 8", _CHUNKS, group=8, head_dim=128, page_size=64, dtype="bfloat16"),
+    Case("bf16 page 128", _CHUNKS, head_dim=128, page_size=128, bias=True, dtype="bfloat16"),
+    Case("bf16 of float32", _CHUNKS, padding=1, dtype="bfloat16", qkv_dtype="float32"),
+)
+"""Small enough for an interpreter."""
+
+
+def _llama8b(name: str, chunks: tuple[tuple[int, int], ...], page_size: int = 64) -> Case:
+    return Case(
+        f"llama 8b {name}", chunks, 0, 8, 4, head_dim=128, page_size=page_size, dtype="bfloat16"
+    )
+
+
+LARGE_CASES = (
+    _llama8b("1 row at 1k", ((1024, 1),)),
+    _llama8b("64 rows at 1k", ((1024, 1),) * 64),
+    _llama8b("64 rows at 1k page 16", ((1024, 1),) * 64, page_size=16),
+    _llama8b("prompt of 1k", ((0, 1024),)),
+    _llama8b("8 chunks of 256 at 1k", ((1024, 256),) * 8),
+)
+"""One layer of Llama 3 8B, for accelerators."""

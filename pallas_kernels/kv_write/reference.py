@@ -1,0 +1,42 @@
+"""Specification of rope_and_write, and what runs on the CPU."""
+
+import jax
+import jax.numpy as jnp
+
+
+def rope_and_write(
+    qkv: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None,
+    cos: jax.Array,
+    sin: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    slot_mapping: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are taken as checked."""
+    tokens, kv_heads, rows, head_dim = qkv.shape
+    x = qkv.astype(jnp.float32) * scale[:, None, None, None]
+    if bias is not None:
+        x += bias.astype(jnp.float32)
+    rotated = _rotate(x[:, :, :-1], cos[:, None, None], sin[:, None, None])
+    q = rotated[:, :, :-1].astype(qkv.dtype).reshape(tokens, kv_heads * (rows - 2), head_dim)
+    k_pages = _write(k_pages, rotated[:, :, -1], slot_mapping)
+    return q, k_pages, _write(v_pages, x[:, :, -1], slot_mapping)
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Dimension i of the first half of x [..., H] is paired with i of the second, as Hugging Face
+    lays it out; cos and sin [..., H/2]."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _write(pages: jax.Array, new: jax.Array, slot_mapping: jax.Array) -> jax.Array:
+    """`pages` [K, P, S, H] with `new` [T, K, H] at the flat addresses `slot_mapping`.
+
+    The pool is never reshaped: through a flattened view, XLA on the CPU would copy it.
+    """
+    page_size = pages.shape[2]
+    page, offset = slot_mapping // page_size, slot_mapping % page_size
+    return pages.at[:, page, offset].set(new.swapaxes(0, 1).astype(pages.dtype))

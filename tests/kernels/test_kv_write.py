@@ -1,0 +1,142 @@
+"""rope_and_write: every implementation against plain numpy, and what the interface promises."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.kv_write.api import rope_and_write
+from pallas_kernels.kv_write.cases import CASES, Case, make_inputs
+
+SMALL = Case("small", ((0, 3), (15, 2)), padding=2)
+
+
+def name_of(case: Case) -> str:
+    return case.name.replace(" ", "_")
+
+
+def check(case: Case, run: Callable[..., Any]) -> None:
+    inputs = make_inputs(case, seed=1)
+    q, *pools = map(np.asarray, jax.jit(run)(*inputs.operands))
+    expected_q, *expected_pools = inputs.expected
+    real, written, limit = inputs.real, inputs.written, LIMITS[case.dtype]
+    assert q.shape == expected_q.shape and q.dtype == inputs.qkv.dtype
+    untouched = ~written
+    untouched[0] = False  # what the null page holds is left open
+    if real.any():
+        assert relative_error(q[real], expected_q[real]) <= limit
+    for pool, expected, before in zip(
+        pools, expected_pools, (inputs.k_pages, inputs.v_pages), strict=True
+    ):
+        assert pool.dtype == before.dtype
+        if real.any():
+            assert relative_error(pool[:, written], expected[:, written]) <= limit
+        np.testing.assert_array_equal(pool[:, untouched], before[:, untouched])
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_reference(case: Case):
+    check(case, rope_and_write)
+
+
+@pytest.mark.smoke
+def test_reference_on_a_small_case():
+    check(SMALL, rope_and_write)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float32",
+        pytest.param(
+            "bfloat16",
+            marks=pytest.mark.skipif(
+                jax.__version_info__ < (0, 11), reason="XLA on the CPU widened such pools"
+            ),
+        ),
+    ],
+)
+def test_donated_pools_are_written_in_place(dtype: str):
+    """Nothing of a pool's size is made beside the pools, which are the results."""
+    inputs = make_inputs(Case("deep", ((4000, 9), (100, 1)), dtype=dtype), seed=0)
+    run = jax.jit(rope_and_write, donate_argnums=(5, 6))
+    memory = run.lower(*inputs.operands).compile().memory_analysis()
+    assert memory is not None
+    assert memory.alias_size_in_bytes == inputs.k_pages.nbytes + inputs.v_pages.nbytes
+    assert memory.temp_size_in_bytes < inputs.k_pages.nbytes // 10
+
+
+def test_heads_may_be_split():
+    """Half of the KV heads gives half of the results."""
+    case = Case("split", ((0, 20),), kv_heads=4, bias=True)
+    inputs = make_inputs(case, seed=2)
+    q, k, v = jax.jit(rope_and_write)(*inputs.operands)
+    assert inputs.bias is not None
+    half_q, half_k, half_v = jax.jit(rope_and_write)(
+        inputs.qkv[:, 2:],
+        inputs.scale,
+        inputs.bias[2:],
+        inputs.cos,
+        inputs.sin,
+        inputs.k_pages[2:],
+        inputs.v_pages[2:],
+        inputs.slot_mapping,
+    )
+    np.testing.assert_array_equal(half_q, q[:, q.shape[1] // 2 :])
+    np.testing.assert_array_equal(half_k, k[2:])
+    np.testing.assert_array_equal(half_v, v[2:])
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    shape, f32 = jax.ShapeDtypeStruct, jnp.float32
+    good = {
+        "qkv": shape((5, 2, 6, 64), f32),
+        "scale": shape((5,), f32),
+        "bias": shape((2, 6, 64), f32),
+        "cos": shape((5, 32), f32),
+        "sin": shape((5, 32), f32),
+        "k_pages": shape((2, 9, 16, 64), f32),
+        "v_pages": shape((2, 9, 16, 64), f32),
+        "slot_mapping": shape((5,), jnp.int32),
+    }
+    return {**good, **changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "message"),
+    [
+        ("qkv", (5, 2, 6), "float32", r"qkv must be \[T, K, J, H\].*\(5, 2, 6\)"),
+        ("qkv", (5, 2, 6, 64), "int8", "qkv must be of a floating type, but it is int8"),
+        ("scale", (4,), "float32", "scale .* T = 4, but qkv has T = 5"),
+        ("scale", (5,), "bfloat16", "scale must be float32, but it is bfloat16"),
+        ("bias", (2, 5, 64), "float32", "bias .* J = 5, but qkv has J = 6"),
+        ("bias", (2, 6, 64), "int32", "bias must be of a floating type, but it is int32"),
+        ("sin", (5, 16), "float32", "sin .* I = 16, but cos has I = 32"),
+        ("k_pages", (4, 9, 16, 64), "float32", "k_pages .* K = 4, but qkv has K = 2"),
+        ("v_pages", (2, 9, 16, 64), "bfloat16", "v_pages is bfloat16, but k_pages is float32"),
+        ("slot_mapping", (5,), "int16", "slot_mapping must be int32, but it is int16"),
+        ("slot_mapping", (5, 1), "int32", r"slot_mapping must be \[T\].*\(5, 1\)"),
+    ],
+)
+def test_bad_arguments_are_named(name: str, shape: tuple[int, ...], dtype: str, message: str):
+    given = arguments(**{name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(rope_and_write, *given.values())
+
+
+def test_bad_sizes_are_named():
+    f32 = jnp.float32
+    no_query = arguments(qkv=jax.ShapeDtypeStruct((5, 2, 2, 64), f32), bias=None)
+    with pytest.raises(ValueError, match="at least 3 rows, but J = 2"):
+        jax.eval_shape(rope_and_write, *no_query.values())
+    angles = {name: jax.ShapeDtypeStruct((5, 64), f32) for name in ("cos", "sin")}
+    with pytest.raises(ValueError, match="H = 64 and I = 64"):
+        jax.eval_shape(rope_and_write, *arguments(**angles).values())
+    run = partial(rope_and_write, implementation="cuda")
+    with pytest.raises(ValueError, match=r"one of reference.*, not 'cuda'"):
+        jax.eval_shape(run, *arguments().values())
