@@ -221,6 +221,7 @@ class Sequence:
       cached_tokens: prompt tokens whose KV was reused instead of computed.
       finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
         id; `error`: why.
+      done: whether it has come to its end: no move leads on from its state.
     """
 
     request: Request
@@ -241,6 +242,11 @@ class Sequence:
     stop_reason: str | int | None = None
     error: str | None = None
     text: Any = None  # a TextStream where text was asked for; see host/text.py
+    # Kept, not worked out: it is asked for with every token of everybody.
+    done: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.done = not LEGAL_MOVES[self.state]
 
     @property
     def id(self) -> str:
@@ -266,10 +272,6 @@ class Sequence:
         """Tokens whose KV it may come to need: all but the last one, which nobody reads."""
         return self.prompt_len + self.max_new_tokens - 1
 
-    @property
-    def done(self) -> bool:
-        return not LEGAL_MOVES[self.state]
-
     def move(self, state: State) -> None:
         """Go on to `state`.
 
@@ -281,6 +283,7 @@ class Sequence:
                 f"sequence {self.id}: no move from {self.state.name} to {state.name}"
             )
         self.state = state
+        self.done = not LEGAL_MOVES[state]
 
 
 @dataclass(frozen=True)

@@ -126,25 +126,27 @@ class SamplingRows:
     """How each row of a batch is sampled, kept as the arrays of a SamplingBatch.
 
     Args:
-      shape: of the rows.
+      rows: how many.
     """
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, rows: int) -> None:
+        self._taken: SamplingBatch | None = None  # as the rows are now, if it has been asked for
         self._arrays = {
-            "temperature": np.zeros(shape, np.float32),
-            "top_k": np.zeros(shape, np.int32),
-            "top_p": np.ones(shape, np.float32),
-            "min_p": np.zeros(shape, np.float32),
-            "presence_penalty": np.zeros(shape, np.float32),
-            "frequency_penalty": np.zeros(shape, np.float32),
-            "repetition_penalty": np.ones(shape, np.float32),
-            "seed": np.zeros(shape, np.uint32),
-            "prompt_lens": np.zeros(shape, np.int32),
-            "logprobs": np.zeros(shape, np.bool_),
+            "temperature": np.zeros(rows, np.float32),
+            "top_k": np.zeros(rows, np.int32),
+            "top_p": np.ones(rows, np.float32),
+            "min_p": np.zeros(rows, np.float32),
+            "presence_penalty": np.zeros(rows, np.float32),
+            "frequency_penalty": np.zeros(rows, np.float32),
+            "repetition_penalty": np.ones(rows, np.float32),
+            "seed": np.zeros(rows, np.uint32),
+            "prompt_lens": np.zeros(rows, np.int32),
+            "logprobs": np.zeros(rows, np.bool_),
         }
 
-    def fill(self, row: int | tuple[int, int], sequence: Sequence) -> None:
+    def fill(self, row: int, sequence: Sequence) -> None:
         """Sample `row` as `sequence` asks."""
+        self._taken = None
         params = sequence.request.params
         values: dict[str, Any] = {
             "seed": sequence.seed,
@@ -158,14 +160,19 @@ class SamplingRows:
         for name, array in self._arrays.items():
             array[row] = values[name] if name in values else getattr(params, name)
 
-    def clear(self, row: int | tuple[int, int]) -> None:
+    def clear(self, row: int) -> None:
         """Nobody sits in `row` any more."""
+        self._taken = None
         for name, array in self._arrays.items():
             array[row] = 1 if name in ("top_p", "repetition_penalty") else 0
 
-    def take(self, *index: int) -> SamplingBatch:
-        """A copy of the rows, or of those at `index` along the first axis."""
-        return SamplingBatch(**{name: array[index].copy() for name, array in self._arrays.items()})
+    def take(self) -> SamplingBatch:
+        """A copy of the rows; the same object until a row changes, so that an engine may keep what
+        it has made of it."""
+        if self._taken is None:
+            arrays = {name: array.copy() for name, array in self._arrays.items()}
+            self._taken = SamplingBatch(**arrays)
+        return self._taken
 
 
 def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:

@@ -215,11 +215,7 @@ class Coordinator:
 
     def _grow(self, lane: DecodeLane) -> None:
         """See that everybody who enters has a page for the position that he writes."""
-        needy = [
-            sequence
-            for sequence, position, _ in lane.pipeline.to_launch()
-            if self.buckets.pages_for(position + 1) > len(sequence.pages)
-        ]
+        needy = lane.pipeline.needy()
         if needy:
             holders = self._roster.holders(lane)
             plan = self._decode_scheduler.grow(needy, holders, lane.allocator.free_pages)
@@ -233,8 +229,8 @@ class Coordinator:
 
         Not before they join: until then the device may still sample for whoever had the row.
         """
-        for sequence, _, joins in lane.pipeline.to_launch():
-            if joins and sequence.request.params.penalized:
+        for sequence in lane.pipeline.joining():
+            if sequence.request.params.penalized:
                 try:
                     lane.engine.remember(sequence.row, history(sequence.token_ids, self.buckets))
                 except Exception as error:
@@ -266,11 +262,8 @@ class Coordinator:
             who=names(done.members),
         )
         sampled = self._read(done)
-        if sampled is None:
-            return
-        for row, member in tick.leaving:
-            if member.current:
-                self._roster.accept(member.sequence, sampled, row)
+        if sampled is not None:
+            self._roster.accept(tick.leaving, sampled)
 
     # Prefill.
 
@@ -311,7 +304,7 @@ class Coordinator:
                 continue
             sequence = chunk.sequence
             self._recorder.mark(sequence, "first_token")
-            self._roster.accept(sequence, sampled, row)
+            self._roster.accept([(row, member)], sampled)
             if not sequence.done:
                 self._roster.wait_for_decode(sequence)
 

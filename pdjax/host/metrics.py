@@ -230,7 +230,9 @@ class Recorder:
 
     def __init__(self, clock: Clock, keep: int = 100_000) -> None:
         self._clock = clock
-        self._live: WeakKeyDictionary[Sequence, _Timeline] = WeakKeyDictionary()
+        self._live: dict[Sequence, _Timeline] = {}
+        # Of finished ones, for as long as somebody else knows them.
+        self._ended: WeakKeyDictionary[Sequence, _Timeline] = WeakKeyDictionary()
         self._finished: deque[RequestMetrics] = deque(maxlen=keep)
         self._spans: deque[Span] = deque(maxlen=keep)
         self.engines: dict[str, EngineMetrics] = {}
@@ -249,11 +251,17 @@ class Recorder:
         moment = seq.request.arrival if name == "arrived" else self._clock.now()
         self._timeline(seq).marks.append((name, moment))
         if name == "finished":
+            self._ended[seq] = self._live.pop(seq)
             self._finished.append(self.request(seq))
 
-    def token(self, seq: Sequence) -> None:
-        """Note that an output token of `seq`, the first or a later one, has reached the host."""
-        self._timeline(seq).token_times.append(self._clock.now())
+    def now(self) -> float:
+        """This moment, on the clock of the run."""
+        return self._clock.now()
+
+    def token(self, seq: Sequence, moment: float) -> None:
+        """Note that an output token of `seq`, the first or a later one, reached the host then."""
+        timeline = self._live.get(seq) or self._timeline(seq)
+        timeline.token_times.append(moment)
 
     def transfer(self, seq: Sequence, cost: TransferCost, seconds: float) -> None:
         """Note a hand-off of `seq` that has landed."""
@@ -303,7 +311,8 @@ class Recorder:
         self.transfers = TransferTotals()
 
     def _timeline(self, seq: Sequence) -> _Timeline:
-        return self._live.setdefault(seq, _Timeline())
+        ended = self._ended.get(seq)
+        return ended if ended is not None else self._live.setdefault(seq, _Timeline())
 
 
 def in_ms(seconds: float | None) -> float | None:

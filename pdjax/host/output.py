@@ -14,16 +14,11 @@ class Ending:
     stop_reason: str | int | None = None
 
 
-def take_down(sequence: Sequence, sampled: Sampled, row: int) -> int:
-    """Append the token of `row` to the output, with its log-probabilities if they are wanted."""
-    token = int(sampled.tokens[row])
-    sequence.output.append(token)
-    wanted = sequence.request.params.logprobs
-    if wanted is not None:
-        ids, values = sampled.top_ids[row, :wanted], sampled.top_logprobs[row, :wanted]
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-        sequence.logprobs.append(TokenLogprobs(float(sampled.chosen_logprobs[row]), top))
-    return token
+def logprobs_of(sampled: Sampled, row: int, wanted: int) -> TokenLogprobs:
+    """Log-probabilities of the token that was chosen in `row`, and of the `wanted` likeliest."""
+    ids, values = sampled.top_ids[row, :wanted], sampled.top_logprobs[row, :wanted]
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return TokenLogprobs(float(sampled.chosen_logprobs[row]), top)
 
 
 def ending(sequence: Sequence, token: int, end_token_ids: frozenset[int]) -> Ending | None:

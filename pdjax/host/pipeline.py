@@ -9,7 +9,9 @@ Since each tick names the rows under all R stages, and there are R microbatches,
 exactly one stage. So the host keeps one array over all rows, and a tick is a permutation of it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import chain
 
 import numpy as np
 
@@ -18,25 +20,6 @@ from pdjax.host.batch import Buckets, SamplingRows, fit
 from pdjax.host.member import Member
 from pdjax.kv_layout import NULL_PAGE
 from pdjax.request import Sequence
-
-
-@dataclass
-class _Seat:
-    """A row in use. `launched` counts output tokens that are harvested or on their way."""
-
-    sequence: Sequence | None = None  # None while it is only reserved
-    launched: int = 0
-    joined: bool = False
-
-    @property
-    def launchable(self) -> bool:
-        return self.sequence is not None and self.launched < self.sequence.max_new_tokens
-
-    @property
-    def position(self) -> int:
-        """Of the token that goes in next: the newest one, harvested or on its way."""
-        assert self.sequence is not None
-        return self.sequence.prompt_len + self.launched - 1
 
 
 @dataclass(frozen=True)
@@ -56,32 +39,50 @@ class Tick:
     stages_active: int
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Crew:
+    """Who is on the way in a microbatch: `rows` with their places in it, where `flying` is true."""
+
+    flying: np.ndarray  # bool[b]
+    rows: tuple[tuple[int, Member], ...]
+    members: tuple[Member, ...]
+
+
 class Pipeline:
     """Rows of a decode engine, and who is where in its stages.
 
-    Attributes:
+    With hundreds of rows a tick must not cost the host a loop over them, so what is known of each
+    row stands in arrays, and the tuples of a tick are made anew only when somebody comes or goes.
+
+    Args:
       stages: R, which is also the number of microbatches.
       rows: R * b.
+      buckets: widths of the page table, and the size of a page.
     """
 
-    stages: int
-    rows: int
-    buckets: Buckets
-    _seats: dict[int, _Seat] = field(default_factory=dict)
-    _next_tick: int = 0
-
-    def __post_init__(self) -> None:
-        shape = self.stages, self.rows // self.stages
+    def __init__(self, stages: int, rows: int, buckets: Buckets) -> None:
+        self.stages, self.rows, self._buckets = stages, rows, buckets
+        self._size = rows // stages  # b
+        shape = stages, self._size
         self._positions = np.full(shape, IDLE_ROW, np.int32)  # [R, b]: in flight
-        self._tables = np.full((*shape, self.buckets.table_pages[-1]), NULL_PAGE, np.int32)
+        self._next = np.zeros(shape, np.int32)  # [R, b]: position of the token that goes in next
+        self._last = np.full(
+            shape, -1, np.int32
+        )  # [R, b]: the last such; nobody's is before `next`
+        self._joined = np.zeros(shape, np.bool_)  # [R, b]: has been launched in this row before
+        self._tables = np.full((*shape, buckets.table_pages[-1]), NULL_PAGE, np.int32)
         self._widths = np.zeros(shape, np.int32)  # [R, b]: pages of a row's table in use
-        self._sampling = SamplingRows(*shape)
+        self._sampling = [SamplingRows(self._size) for _ in range(stages)]
+        self._members: list[Member | None] = [None] * rows
+        self._crews: list[_Crew | None] = [None] * stages  # None: not known any longer
+        self._free = [list(range(self._size)) for _ in range(stages)]  # heaps of places
+        self._taken: set[int] = set()
+        self._next_tick = 0
 
     @property
     def taken_rows(self) -> int:
         """Rows that are used or reserved."""
-        return len(self._seats)
+        return len(self._taken)
 
     @property
     def entering(self) -> int:
@@ -91,104 +92,148 @@ class Pipeline:
     @property
     def active(self) -> bool:
         """Whether a tick would do anything: somebody is on the way, or could be launched."""
-        flying = bool((self._positions != IDLE_ROW).any())
-        return flying or any(seat.launchable for seat in self._seats.values())
+        return self._anybody_flies or bool((self._next <= self._last).any())
 
     def reserve(self) -> int:
         """Take a free row, in the microbatch with the fewest taken."""
-        rows = range(self.rows)
-        taken = np.bincount([self._place(row)[0] for row in self._seats], minlength=self.stages)
-        row = min(
-            (row for row in rows if row not in self._seats),
-            key=lambda row: (taken[self._place(row)[0]], row),
-        )
-        self._seats[row] = _Seat()
+        microbatch = max(
+            range(self.stages), key=lambda m: len(self._free[m])
+        )  # the first of equals
+        row = microbatch * self._size + heappop(self._free[microbatch])
+        self._taken.add(row)
         return row
 
     def seat(self, row: int, sequence: Sequence) -> None:
         """Let `sequence` decode in a reserved row."""
-        self._seats[row] = _Seat(sequence, launched=len(sequence.output))
+        assert row in self._taken and self._members[row] is None, f"row {row} is not reserved"
+        place = self._place(row)
+        self._members[row] = Member.of(sequence)
+        # The newest token goes in next; of the last one that it may have, nothing is read.
+        self._next[place] = sequence.length - 1
+        self._last[place] = sequence.lifetime_tokens - 1
+        self._joined[place] = False
+        self._copy_pages(place, sequence)
 
     def drop(self, row: int) -> None:
         """Give up a row; whatever is on the way in it is idle from the next tick on."""
-        del self._seats[row]
-        place = self._place(row)
+        self._taken.remove(row)
+        self._members[row] = None
+        microbatch, i = place = self._place(row)
+        heappush(self._free[microbatch], i)
+        self._crews[microbatch] = None
         self._positions[place] = IDLE_ROW
+        self._next[place], self._last[place] = 0, -1
         self._tables[place] = NULL_PAGE
         self._widths[place] = 0
-        self._sampling.clear(place)
+        self._sampling[microbatch].clear(i)
 
     def align(self) -> None:
         """Where nobody is on the way, go straight to the microbatch that somebody waits to enter
         with: the ticks between would move nothing."""
-        waiting = {self._place(row)[0] for row, seat in self._seats.items() if seat.launchable}
-        if waiting and not (self._positions != IDLE_ROW).any():
-            self._next_tick += min((m - self.entering) % self.stages for m in waiting)
+        if not self._anybody_flies:
+            waiting = np.flatnonzero((self._next <= self._last).any(axis=1))  # microbatches
+            if waiting.size:
+                self._next_tick += int(((waiting - self.entering) % self.stages).min())
 
-    def to_launch(self) -> list[tuple[Sequence, int, bool]]:
-        """Who enters at the next tick: sequence, the position that is written, whether it joins."""
+    def joining(self) -> list[Sequence]:
+        """Who enters at the next tick for the first time in his row."""
+        microbatch = self.entering
+        joins = self._launchable(microbatch) & ~self._joined[microbatch]
+        return [self._sequence(microbatch, i) for i in np.flatnonzero(joins).tolist()]
+
+    def needy(self) -> list[Sequence]:
+        """Who enters at the next tick, and has no page yet for the position that he writes."""
+        microbatch = self.entering
+        beyond = np.flatnonzero(self._beyond_table(self._launchable(microbatch))).tolist()
         return [
-            (seat.sequence, seat.position, not seat.joined)
-            for _, seat in self._entering_seats()
-            if seat.sequence is not None
+            sequence
+            for i in beyond
+            for sequence in (self._sequence(microbatch, i),)
+            if len(sequence.pages) * self._buckets.page_size <= self._next[microbatch, i]
         ]
 
     def tick(self) -> Tick:
         """Launch who can be launched, and move every microbatch on by one stage."""
         microbatch = self.entering
-        tokens = np.full(self.rows // self.stages, USE_FED_BACK, np.int32)
-        for i, seat in self._entering_seats():
-            assert seat.sequence is not None
-            place, pages = (microbatch, i), seat.sequence.pages
-            if not seat.joined:
-                tokens[i] = seat.sequence.output[-1]
-                self._sampling.fill(place, seat.sequence)
-                seat.joined = True
-            filled = self._widths[place]
-            self._tables[microbatch, i, filled : len(pages)] = pages[filled:]
-            self._widths[place] = len(pages)
-            self._positions[place] = seat.position
-            seat.launched += 1
+        launched = self._launchable(microbatch)
+        tokens = np.full(self._size, USE_FED_BACK, np.int32)
+        for i in np.flatnonzero(launched & ~self._joined[microbatch]).tolist():
+            sequence = self._sequence(microbatch, i)
+            tokens[i] = sequence.output[-1]
+            self._sampling[microbatch].fill(i, sequence)
+        for i in np.flatnonzero(self._beyond_table(launched)).tolist():
+            self._copy_pages((microbatch, i), self._sequence(microbatch, i))
+        self._joined[microbatch] |= launched
+        self._positions[microbatch] = np.where(launched, self._next[microbatch], IDLE_ROW)
+        self._next[microbatch] += launched
         widest = int(self._widths.max(where=self._positions != IDLE_ROW, initial=1))
-        return self._advance(tokens, fit(self.buckets.table_pages, widest))
+        return self._advance(tokens, fit(self._buckets.table_pages, widest))
 
     def idle_tick(self, table_pages: int) -> DecodeBatch:
         """A tick of that bucket, for an empty pipeline."""
-        assert not self._seats, "somebody would miss a tick"
-        tokens = np.full(self.rows // self.stages, USE_FED_BACK, np.int32)
+        assert not self._taken, "somebody would miss a tick"
+        tokens = np.full(self._size, USE_FED_BACK, np.int32)
         return self._advance(tokens, table_pages).batch
 
     def _advance(self, tokens: np.ndarray, table_pages: int) -> Tick:
         """The next tick, with everybody where he is now."""
         number, self._next_tick = self._next_tick, self._next_tick + 1
         under = (number - np.arange(self.stages)) % self.stages  # microbatch under each stage
-        positions = self._positions[under]  # indexing by an array copies
-        page_table = self._tables[under, :, :table_pages]
-        page_table[positions == IDLE_ROW] = NULL_PAGE
         leaving = int(under[-1])
-        batch = DecodeBatch(number, tokens, positions, page_table, self._sampling.take(leaving))
-        aboard = {}
-        for row, seat in self._seats.items():
-            place = self._place(row)
-            if seat.sequence is not None and self._positions[place] != IDLE_ROW:
-                aboard[place] = Member.of(seat.sequence)
+        positions = self._positions[under]  # indexing by an array copies
+        page_table = np.empty((*positions.shape, table_pages), np.int32)
+        for stage, microbatch in enumerate(under.tolist()):
+            page_table[stage] = self._tables[microbatch, :, :table_pages]
+        page_table[positions == IDLE_ROW] = NULL_PAGE
+        sampling = self._sampling[leaving].take()
+        crews = [self._crew(microbatch) for microbatch in range(self.stages)]
         self._positions[leaving] = IDLE_ROW
         return Tick(
-            batch=batch,
-            leaving=tuple((i, member) for (m, i), member in aboard.items() if m == leaving),
-            aboard=tuple(aboard.values()),
-            stages_active=len({microbatch for microbatch, _ in aboard}),
+            batch=DecodeBatch(number, tokens, positions, page_table, sampling),
+            leaving=crews[leaving].rows,
+            aboard=tuple(chain.from_iterable(crew.members for crew in crews)),
+            stages_active=sum(bool(crew.members) for crew in crews),
         )
 
-    def _entering_seats(self) -> list[tuple[int, _Seat]]:
-        """Place within the microbatch and seat of those who will be launched at the next tick."""
-        return [
-            (place, seat)
-            for row, seat in self._seats.items()
-            for microbatch, place in (self._place(row),)
-            if microbatch == self.entering and seat.launchable
-        ]
+    def _crew(self, microbatch: int) -> _Crew:
+        """Who is on the way in a microbatch; the same object until somebody comes or goes."""
+        flying, crew = self._positions[microbatch] != IDLE_ROW, self._crews[microbatch]
+        if crew is None or not np.array_equal(crew.flying, flying):
+            first = microbatch * self._size
+            rows = tuple(
+                (i, member)
+                for i in np.flatnonzero(flying).tolist()
+                if (member := self._members[first + i]) is not None
+            )
+            crew = _Crew(flying, rows, tuple(member for _, member in rows))
+            self._crews[microbatch] = crew
+        return crew
+
+    @property
+    def _anybody_flies(self) -> bool:
+        return bool((self._positions != IDLE_ROW).any())
+
+    def _launchable(self, microbatch: int) -> np.ndarray:
+        """bool[b]: who has a token left to be launched for."""
+        return self._next[microbatch] <= self._last[microbatch]
+
+    def _beyond_table(self, launched: np.ndarray) -> np.ndarray:
+        """bool[b]: who of `launched`, in the microbatch that enters, would write past his table."""
+        microbatch = self.entering
+        held = self._widths[microbatch] * self._buckets.page_size
+        return launched & (held <= self._next[microbatch])
+
+    def _copy_pages(self, place: tuple[int, int], sequence: Sequence) -> None:
+        """Bring a row's table up to date with the pages that its sequence has been given."""
+        filled, pages = self._widths[place], sequence.pages
+        self._tables[place][filled : len(pages)] = pages[filled:]
+        self._widths[place] = len(pages)
+
+    def _sequence(self, microbatch: int, i: int) -> Sequence:
+        member = self._members[microbatch * self._size + i]
+        assert member is not None, f"nobody sits in row {i} of microbatch {microbatch}"
+        return member.sequence
 
     def _place(self, row: int) -> tuple[int, int]:
         """Microbatch of a row, and its place there."""
-        return divmod(row, self.rows // self.stages)
+        return divmod(row, self._size)

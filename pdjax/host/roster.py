@@ -6,19 +6,18 @@ from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pdjax.engine_api import Sampled
 from pdjax.host.lanes import DecodeLane, PrefillLane
 from pdjax.host.member import Member
 from pdjax.host.metrics import Recorder
-from pdjax.host.output import ending, take_down
+from pdjax.host.output import ending, logprobs_of
 from pdjax.host.pages import PageAllocator
 from pdjax.request import Request, Sequence, State
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """What is new of a sequence: its further tokens, and whether it is done."""
 
     sequence: Sequence
@@ -127,20 +126,31 @@ class Roster:
 
     # At its end.
 
-    def accept(self, sequence: Sequence, sampled: Sampled, row: int) -> None:
-        """Take the token of `row`, and end the sequence if it is its last. What goes wrong in
-        this, as in the making of its text, is nobody else's business."""
-        try:
-            token = take_down(sequence, sampled, row)
-            self._recorder.token(sequence)
-            self._news.setdefault(sequence, []).append(token)
-            end = ending(sequence, token, self._end_token_ids)
-        except Exception as error:
-            self.fail(sequence, error)
-        else:
-            if end is not None:
-                sequence.stop_reason = end.stop_reason
-                self.end(sequence, State.FINISHED, end.finish_reason)
+    def accept(self, rows: Iterable[tuple[int, Member]], sampled: Sampled) -> None:
+        """Whoever still has a use for it takes the token of his row, and ends if it is his last.
+
+        All of them came at one moment. This is the one loop over everybody in a decode step. What
+        goes wrong for one, as in the making of his text, is nobody else's business.
+        """
+        tokens, moment = sampled.tokens.tolist(), self._recorder.now()
+        for row, member in rows:
+            if not member.current:
+                continue
+            sequence, token = member.sequence, tokens[row]
+            try:
+                sequence.output.append(token)
+                wanted = sequence.request.params.logprobs
+                if wanted is not None:
+                    sequence.logprobs.append(logprobs_of(sampled, row, wanted))
+                self._recorder.token(sequence, moment)
+                self._news.setdefault(sequence, []).append(token)
+                end = ending(sequence, token, self._end_token_ids)
+            except Exception as error:
+                self.fail(sequence, error)
+            else:
+                if end is not None:
+                    sequence.stop_reason = end.stop_reason
+                    self.end(sequence, State.FINISHED, end.finish_reason)
 
     def fail_all(self, members: Iterable[Member], error: BaseException) -> None:
         """End those whose work went wrong, and who still had a use for it."""

@@ -65,12 +65,15 @@ def stale_epoch_believed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def page_grown_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is added one position after it is needed."""
-    to_launch = Pipeline.to_launch
+    needy = Pipeline.needy
 
-    def one_less(self) -> list:
-        return [(sequence, position - 1, joins) for sequence, position, joins in to_launch(self)]
+    def one_less(self) -> list[Sequence]:
+        self._next -= 1
+        found = needy(self)
+        self._next += 1
+        return found
 
-    monkeypatch.setattr(Pipeline, "to_launch", one_less)
+    monkeypatch.setattr(Pipeline, "needy", one_less)
 
 
 def dropped_row_left_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:

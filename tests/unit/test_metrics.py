@@ -30,7 +30,7 @@ class Script:
         self.clock.advance(moment - self.clock.now())
         for name in names:
             if name == "token":
-                self.recorder.token(seq)
+                self.recorder.token(seq, moment)
             elif name == "finished":
                 seq.finish_reason = seq.finish_reason or "stop"
                 self.recorder.mark(seq, name)

@@ -121,11 +121,33 @@ def test_arrays_are_fresh():
     assert all(np.array_equal(*pair) for pair in zip(before, arrays, strict=True))
 
 
-def test_to_launch_names_position_and_joining():
+def test_who_joins_and_who_needs_a_page():
     pipeline = Pipeline(2, 2, BUCKETS)
     sequence = seated(pipeline, "a")
-    assert pipeline.to_launch() == [(sequence, 3, True)]
+    assert pipeline.joining() == [sequence]
+    assert pipeline.needy() == []  # position 3 is in its page
     pipeline.tick()
-    assert pipeline.to_launch() == []  # the other microbatch enters
+    assert pipeline.joining() == pipeline.needy() == []  # the other microbatch enters
     pipeline.tick()
-    assert pipeline.to_launch() == [(sequence, 4, False)]
+    assert pipeline.joining() == []
+    assert pipeline.needy() == [sequence]  # position 4 is not
+    sequence.pages.append(5)
+    assert pipeline.needy() == []
+    assert pipeline.tick().batch.page_table[0].tolist() == [[6, 5]]
+
+
+def test_what_has_not_changed_is_the_same_object():
+    """An engine keeps what it has made of a sampling batch while it is handed the same one."""
+    pipeline = Pipeline(2, 4, BUCKETS)
+    first, other = seated(pipeline, "a"), seated(pipeline, "b")
+    assert [sequence.row for sequence in (first, other)] == [0, 2]
+    ticks = [pipeline.tick() for _ in range(4)]
+    assert ticks[1].batch.sampling is ticks[3].batch.sampling  # microbatch 0 leaves
+    assert ticks[1].leaving is ticks[3].leaving
+    pipeline.drop(other.row)
+    heir = seated(pipeline, "heir", temperature=0.5)
+    assert heir.row == other.row
+    later = [pipeline.tick() for _ in range(4)]
+    assert later[1].batch.sampling is ticks[1].batch.sampling
+    assert later[2].batch.sampling.temperature.tolist() == [0.5, 0]
+    assert leaving(later[2]) == [(0, "heir")]

@@ -26,10 +26,13 @@ class FcfsDecode:
 
     def grow(self, needy: Seq[Sequence], holders: Seq[Sequence], free_pages: int) -> GrowthPlan:
         """See `DecodeScheduler`. One that is itself the youngest gives way to the others."""
+        in_turn = sorted(needy, key=_age)
+        if len(needy) <= free_pages:  # nearly always: nobody else need be looked at
+            return GrowthPlan((), tuple(in_turn))
         victims: list[Sequence] = []
         grown: list[Sequence] = []
-        by_age = sorted(holders, key=lambda sequence: sequence.order)
-        for sequence in sorted(needy, key=lambda sequence: sequence.order):
+        by_age = sorted(holders, key=_age)
+        for sequence in in_turn:
             while not free_pages and sequence not in victims:
                 victims.append(by_age.pop())
                 free_pages += len(victims[-1].pages)
@@ -69,3 +72,7 @@ class FcfsDecode:
             self._pages_to_reserve(sequence, view) + in_hand <= view.free_pages
             and self._buckets.pages_for(sequence.lifetime_tokens) <= view.total_pages
         )
+
+
+def _age(sequence: Sequence) -> int:
+    return sequence.order

@@ -1,0 +1,152 @@
+"""What does the host cost a decode step?
+
+The coordinator drives engines that answer at once, so that all the time a step takes is its own:
+greedy requests of random token ids, no tokenizer, every row taken. A real engine adds the time to
+dispatch its program; a step of the model takes 9 to 16 ms at these batches on an H100.
+
+  python -m experiments.bench_host
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from absl import flags
+
+from experiments.tables import number, table
+from pdjax.clock import WallClock
+from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.engine_api import DecodeBatch, PrefillBatch, Sampled, TransferCost
+from pdjax.flags import new_flags, run
+from pdjax.host.coordinator import Coordinator
+from pdjax.host.metrics import Recorder
+from pdjax.kv_layout import KVLayout
+from pdjax.request import Request, SamplingParams
+
+VOCAB = 128256
+
+FLAGS = new_flags()
+_ROWS = flags.DEFINE_multi_integer("rows", [8, 64, 256], "rows that decode", flag_values=FLAGS)
+_STAGES = flags.DEFINE_integer("stages", 1, "stages of the decode engine", flag_values=FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 300, "decode steps a number", flag_values=FLAGS)
+_PROMPT = flags.DEFINE_integer("prompt", 64, "tokens of a prompt", flag_values=FLAGS)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A ticket that was ready before it was asked for."""
+
+    outcome: Sampled
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> Sampled:
+        return self.outcome
+
+
+class InstantEngine:
+    """Both ends at once; whatever it is asked, the tokens are there, and mean nothing."""
+
+    def __init__(self, layout: KVLayout, num_pages: int, rows: int) -> None:
+        self.layout, self.num_pages = layout, num_pages
+        tokens = np.random.default_rng(0).integers(1, VOCAB, rows, dtype=np.int32)
+        nothing = np.zeros(rows, np.float32), np.zeros((rows, 0), np.int32)
+        self._done = Done(Sampled(tokens, *nothing, np.zeros((rows, 0), np.float32)))
+
+    def prefill(self, batch: PrefillBatch) -> Done:
+        del batch
+        return self._done
+
+    def tick(self, batch: DecodeBatch) -> Done:
+        del batch
+        return self._done
+
+    def remember(self, row: int, token_ids: np.ndarray) -> None:
+        raise AssertionError("nobody is penalized")
+
+
+class OnePool:
+    """Prefill and decode keep their pages together: there is nothing to move."""
+
+    def shares_pool(self, source: int, target: int) -> bool:
+        return source == target
+
+    def start(self, *_: object) -> "InstantTransferTicket":
+        raise AssertionError("nothing moves")
+
+    def land(self, ticket: object) -> None:
+        raise AssertionError("nothing moves")
+
+
+class InstantTransferTicket:
+    """Never made; the type that `Transfer.start` names."""
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> TransferCost:
+        raise AssertionError("nothing moves")
+
+
+def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
+    """One that serves `rows` sequences, on engines that take no time."""
+    layout = KVLayout(stages, 1, 2, page_size=16, dtype="float32", itemsize=4, stages=stages)
+    engine = InstantEngine(layout, 1 + rows * (longest // 16 + 2), rows)
+    clock = WallClock()
+    return Coordinator(
+        Config(
+            prefill=PrefillConfig(token_budget=longest),
+            decode=DecodeConfig(rows=rows, stages=stages),
+        ),
+        vocab_size=VOCAB,
+        max_model_len=longest,
+        end_token_ids=[0],
+        prefill_engines=[engine],
+        decode_engines=[engine],
+        transfer=OnePool(),
+        clock=clock,
+        recorder=Recorder(clock),
+    )
+
+
+def decoding(rows: int, stages: int, prompt: int, steps: int) -> Coordinator:
+    """A coordinator in which every row decodes, and will for `steps` more."""
+    # Prompts are prefilled a few a step; whoever came first decodes while the others are.
+    coordinator = make_coordinator(rows, stages, prompt + rows + steps)
+    params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
+    ids = np.random.default_rng(1).integers(1, VOCAB, (rows, prompt)).tolist()
+    waiting = [
+        sequence
+        for row in range(rows)
+        for sequence in coordinator.submit(Request(f"r{row}", tuple(ids[row]), params, 0.0))
+    ]
+    while waiting:
+        coordinator.step()
+        waiting = [sequence for sequence in waiting if len(sequence.output) < 2]
+    return coordinator
+
+
+def step_seconds(coordinator: Coordinator, steps: int) -> float:
+    """Median time of a step, each of which reads a tick and dispatches one."""
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        coordinator.step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure and print; see the module."""
+    stages, prompt, steps = _STAGES.value or 1, _PROMPT.value or 1, _STEPS.value or 1
+    rows = []
+    for count in _ROWS.value or ():
+        seconds = step_seconds(decoding(count, stages, prompt, steps), steps)
+        rows.append([str(count), number(seconds * 1e6, 0)])
+    print(table(["rows", "host, us/step"], rows))
+
+
+if __name__ == "__main__":
+    run(main, FLAGS, __doc__ or "")
