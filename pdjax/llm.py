@@ -77,7 +77,7 @@ class LLM:
         self.max_model_len = _context(config, self.spec)
         engines = build_engines(config, self.spec, self.max_model_len, checkpoint)
         self.prefill_engines, self.decode_engines = engines.prefill, engines.decode
-        self.clock = clock or WallClock()
+        self.clock = clock or (WallClock(patience=0) if engines.on_host_cores else WallClock())
         self.recorder = Recorder(self.clock)
         self.coordinator = Coordinator(
             config,
@@ -220,10 +220,12 @@ class LLM:
         told = []
         for progress in self.coordinator.step():
             asked = self._asked.get(progress.sequence.request.id)
-            if asked is not None:
+            if asked is None:
+                continue
+            if asked.on_text is not None:
                 told.append(asked)
-                if all(sequence.done for sequence in asked.sequences):
-                    self._finish(asked)
+            if progress.finished and all(sequence.done for sequence in asked.sequences):
+                self._finish(asked)
         errors = [error for asked in told if (error := self._tell(asked)) is not None]
         if errors:
             raise errors[0]
@@ -295,7 +297,7 @@ class LLM:
             while todo and self.coordinator.has_room(todo[-1][0].params.n):
                 running.add(self._submit(*todo.pop()))
             self.step()
-            done = {request_id for request_id in running if request_id in self._answers}
+            done = self._answers.keys() & running
             running -= done
             bar.update(len(done))
 

@@ -18,11 +18,18 @@ from pdjax.request import Request, Sequence, State
 
 
 class Progress(NamedTuple):
-    """What is new of a sequence: its further tokens, and whether it is done."""
+    """What is new of a sequence: its tokens from the `start`-th up to the `stop`-th, and whether it
+    is done."""
 
     sequence: Sequence
-    token_ids: tuple[int, ...]
+    start: int
+    stop: int
     finished: bool
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Its further tokens. Cut out when they are asked for: most often nobody does."""
+        return self.sequence.output[self.start : self.stop]
 
 
 class Roster:
@@ -52,7 +59,7 @@ class Roster:
         self._prefill, self._decode = prefill, decode
         self._recorder = recorder
         self._end_token_ids = frozenset(end_token_ids)
-        self._news: dict[Sequence, list[int]] = {}
+        self._news: dict[Sequence, int] = {}  # tokens that had been told of
 
     @property
     def has_news(self) -> bool:
@@ -62,7 +69,7 @@ class Roster:
     def take_news(self) -> list[Progress]:
         """What was written or ended since the last time, a sequence once."""
         news, self._news = self._news, {}
-        return [Progress(sequence, tuple(ids), sequence.done) for sequence, ids in news.items()]
+        return [Progress(seq, told, len(seq.output), seq.done) for seq, told in news.items()]
 
     # On its way.
 
@@ -138,12 +145,12 @@ class Roster:
                 continue
             sequence, token = member.sequence, tokens[row]
             try:
+                self._news.setdefault(sequence, len(sequence.output))
                 sequence.output.append(token)
                 wanted = sequence.request.params.logprobs
                 if wanted is not None:
                     sequence.logprobs.append(logprobs_of(sampled, row, wanted))
                 self._recorder.token(sequence, moment)
-                self._news.setdefault(sequence, []).append(token)
                 end = ending(sequence, token, self._end_token_ids)
             except Exception as error:
                 self.fail(sequence, error)
@@ -172,7 +179,7 @@ class Roster:
                 sequence.text.finish()
         sequence.finish_reason = finish_reason
         self._recorder.mark(sequence, "finished")
-        self._news.setdefault(sequence, [])
+        self._news.setdefault(sequence, len(sequence.output))
         choices = self.live[sequence.request.id]
         choices.remove(sequence)
         if not choices:

@@ -317,7 +317,7 @@ def test_abort_is_told_and_leaves_nothing_behind():
     assert (sequence.state, sequence.finish_reason) == (State.ABORTED, "abort")
     [progress] = house.coordinator.step()
     assert progress.finished
-    assert progress.token_ids == ()
+    assert progress.token_ids == []
     assert house.coordinator.has_work  # the copy cannot be called back
     house.run()
     assert house.coordinator._decode[0].allocator.used_pages == 0
