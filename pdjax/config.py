@@ -99,16 +99,22 @@ class KVConfig:
     Attributes:
       page_size: tokens a page.
       dtype: of the pools; None takes the model's.
+      memory_fraction: where a pool's `pages` are None and the device tells how much memory it has,
+        the pool takes at most this share of what the weights leave free, in (0, 1]. The rest is
+        for activations, logits and hand-offs on their way.
     """
 
     page_size: int = 16
     dtype: str | None = None
+    memory_fraction: float = 0.9
 
     def __post_init__(self) -> None:
         _check_types("kv", self)
         _at_least("kv", self, 1, "page_size")
         if self.dtype is not None:
             _one_of("kv.dtype", self.dtype, DTYPES)
+        if not 0 < self.memory_fraction <= 1:
+            raise ValueError(f"kv.memory_fraction={self.memory_fraction}: must be in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -118,8 +124,8 @@ class PrefillConfig:
     Attributes:
       engines: independent engines, each on its own mesh.
       tp: tensor-parallel shards of an engine; must divide the model's KV heads.
-      pages: pages of an engine's pool, null page included; None sizes it from `max_sequences` and
-        the context.
+      pages: pages of an engine's pool, null page included; None sizes it for `max_sequences` whole
+        contexts, or for what the device's memory holds, if that is less: see kv.memory_fraction.
       token_budget: most tokens packed into one step, in all prompts together.
       max_sequences: most prompts packed into one step.
       lookahead: steps dispatched beyond the one that runs.
@@ -162,7 +168,8 @@ class DecodeConfig:
       tp: tensor-parallel shards of a stage; must divide the model's KV heads.
       rows: most sequences an engine decodes at once; a multiple of `stages`, since each microbatch
         has its share.
-      pages: pages of an engine's pool, null page included; None sizes it for `rows` whole contexts.
+      pages: pages of an engine's pool, null page included; None sizes it for `rows` whole contexts,
+        or for what the device's memory holds, if that is less: see kv.memory_fraction.
       lookahead: ticks dispatched beyond the one whose tokens are being read.
       page_buckets: padded widths of the page table; None takes the pages of the longest context, a
         fourth of them, and so on.
@@ -206,6 +213,9 @@ class Config:
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
         meshes need.
       warm_up: compile every bucket before the first request.
+      compilation_cache: directory in which compiled programs, and on GPUs the results of XLA's
+        autotuning, are kept for the next start; set for the whole process. None leaves JAX's own
+        setting.
       seed: of the seeds drawn for requests that name none, and of random weights; in
         [0, 2**32).
     """
@@ -219,6 +229,7 @@ class Config:
     max_logprobs: int = 20
     cpu_devices: int | None = None
     warm_up: bool = True
+    compilation_cache: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -97,6 +97,13 @@ class KVLayout:
         """Bytes of one page over all layers and heads, K and V together."""
         return 2 * self.num_layers * self.kv_heads * self.page_size * self.head_dim * self.itemsize
 
+    @property
+    def device_page_bytes(self) -> int:
+        """Bytes of one page on one device: the layer slots of a stage, empty ones too, and the
+        heads of a shard."""
+        heads = self.slots * self.local_heads
+        return 2 * heads * self.page_size * self.head_dim * self.itemsize
+
     def pages_for(self, tokens: int) -> int:
         """Pages that hold `tokens` tokens."""
         return -(-tokens // self.page_size)

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 
 from pallas_kernels.paged_attention.api import PLATFORMS
 from pdjax.config import Config
-from pdjax.device.compat import use_virtual_cpu_devices
+from pdjax.device.compat import keep_compilations, use_virtual_cpu_devices
 from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
+from pdjax.device.kv.sizing import Room
 from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh, take_devices
 from pdjax.device.model.checkpoints.api import Checkpoint
@@ -23,11 +24,15 @@ from pdjax.model_spec import ModelSpec
 
 @dataclass(frozen=True)
 class Engines:
-    """The device column of a run, ready to be driven through the door."""
+    """The device column of a run, ready to be driven through the door.
+
+    `on_host_cores`: whether the devices are the cores that the host itself needs.
+    """
 
     prefill: list[JaxPrefillEngine]
     decode: list[JaxDecodeEngine]
     transfer: DeviceTransfer
+    on_host_cores: bool
 
 
 def build_engines(
@@ -42,72 +47,126 @@ def build_engines(
       checkpoint: where the weights are; None makes random ones.
 
     Raises:
-      ValueError: a layout that cannot work, with the reason; nothing has been loaded then.
+      ValueError: a layout that cannot work, with the reason; nothing has been loaded then. Or,
+        after that, too little memory for a pool.
     """
+    if config.compilation_cache is not None:
+        keep_compilations(config.compilation_cache)
     use_virtual_cpu_devices(config.cpu_devices or config.devices)
-    _check_attention(config.decode.attention, jax.default_backend())
+    platform = jax.default_backend()
+    _check_attention(config.decode.attention, platform)
+    builder = _Builder(config, spec, context, checkpoint)
     p, d = config.prefill, config.decode
-    prefill_layout = _layout(config, spec, stages=1, tp=p.tp)
-    decode_layout = _layout(config, spec, stages=d.stages, tp=d.tp)
-    for layout in (prefill_layout, decode_layout):
-        _check_mlp(spec, layout.tp)
-    prefill_pages = p.pages or 1 + p.max_sequences * prefill_layout.pages_for(context)
-    decode_pages = d.pages or 1 + d.rows * decode_layout.pages_for(context)
-
-    def own(layout: KVLayout, devices: Sequence[jax.Device], rules: Rules, pages: int) -> PoolOwner:
-        mesh = make_mesh(devices, layout.stages, layout.tp)
-        return PoolOwner(layout, pages, mesh, rules)
-
-    def weights(pool: PoolOwner, rules: Rules) -> Params:
-        return _weights(config, spec, checkpoint, pool.mesh, rules, pool.layout)
-
-    def prefill_engine(pool: PoolOwner, params: Params) -> JaxPrefillEngine:
-        return JaxPrefillEngine(params, spec, pool, max_logprobs=config.max_logprobs)
-
-    def decode_engine(pool: PoolOwner, params: Params) -> JaxDecodeEngine:
-        return JaxDecodeEngine(
-            params,
-            spec,
-            pool,
-            rows=d.rows,
-            context=context,
-            max_logprobs=config.max_logprobs,
-            attention=d.attention,
-        )
-
     if config.colocated:
         [devices] = take_devices([p.tp], ["the colocated engine"])
-        pool = own(prefill_layout, devices, PREFILL_RULES, decode_pages + prefill_pages - 1)
-        params = weights(pool, PREFILL_RULES)
-        prefill, decode = [prefill_engine(pool, params)], [decode_engine(pool, params)]
-        return Engines(prefill, decode, DeviceTransfer([pool], [pool]))
+        pool, params = builder.shared(devices)
+        prefill = [builder.prefill_engine(pool, params)]
+        decode = [builder.decode_engine(pool, params)]
+        sources = targets = [pool]
+    else:
+        dealt = take_devices(
+            [p.tp] * p.engines + [d.stages * d.tp] * d.engines,
+            [f"prefill engine {i}" for i in range(p.engines)]
+            + [f"decode engine {i}" for i in range(d.engines)],
+        )
+        prefilling = [builder.source(devices) for devices in dealt[: p.engines]]
+        decoding = [builder.target(devices) for devices in dealt[p.engines :]]
+        prefill = [builder.prefill_engine(*each) for each in prefilling]
+        decode = [builder.decode_engine(*each) for each in decoding]
+        sources, targets = [pool for pool, _ in prefilling], [pool for pool, _ in decoding]
+    return Engines(prefill, decode, DeviceTransfer(sources, targets), platform == "cpu")
 
-    dealt = take_devices(
-        [p.tp] * p.engines + [d.stages * d.tp] * d.engines,
-        [f"prefill engine {i}" for i in range(p.engines)]
-        + [f"decode engine {i}" for i in range(d.engines)],
-    )
-    sources = [own(prefill_layout, dev, PREFILL_RULES, prefill_pages) for dev in dealt[: p.engines]]
-    targets = [own(decode_layout, dev, DECODE_RULES, decode_pages) for dev in dealt[p.engines :]]
-    return Engines(
-        [prefill_engine(pool, weights(pool, PREFILL_RULES)) for pool in sources],
-        [decode_engine(pool, weights(pool, DECODE_RULES)) for pool in targets],
-        DeviceTransfer(sources, targets),
-    )
 
+class _Builder:
+    """Makes the parts of a run. Weights come before pools, which take what memory they leave."""
 
-def _layout(config: Config, spec: ModelSpec, *, stages: int, tp: int) -> KVLayout:
-    dtype = config.kv.dtype or config.model.dtype
-    return KVLayout(
-        num_layers=spec.num_layers,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        page_size=config.kv.page_size,
-        dtype=dtype,
-        itemsize=jnp.dtype(dtype).itemsize,
-        stages=stages,
-        tp=tp,
-    )
+    def __init__(
+        self, config: Config, spec: ModelSpec, context: int, checkpoint: Checkpoint | None
+    ) -> None:
+        self._config, self._spec, self._context = config, spec, context
+        self._checkpoint = checkpoint
+        p, d = config.prefill, config.decode
+        self._prefill_layout = self._layout(stages=1, tp=p.tp)
+        self._decode_layout = self._layout(stages=d.stages, tp=d.tp)
+        for tp in (p.tp, d.tp):
+            _check_mlp(spec, tp)
+        self._prefill_pages = p.pages or self._whole_contexts(self._prefill_layout, p.max_sequences)
+        self._decode_pages = d.pages or self._whole_contexts(self._decode_layout, d.rows)
+
+    def source(self, devices: Sequence[jax.Device]) -> tuple[PoolOwner, Params]:
+        """Pool and weights of a prefill engine."""
+        field = None if self._config.prefill.pages else "prefill.pages"
+        return self._own(devices, self._prefill_layout, PREFILL_RULES, field, self._prefill_pages)
+
+    def target(self, devices: Sequence[jax.Device]) -> tuple[PoolOwner, Params]:
+        """Pool and weights of a decode engine."""
+        field = None if self._config.decode.pages else "decode.pages"
+        return self._own(devices, self._decode_layout, DECODE_RULES, field, self._decode_pages)
+
+    def shared(self, devices: Sequence[jax.Device]) -> tuple[PoolOwner, Params]:
+        """Pool and weights of both ends at once, with the pages of both and one null page."""
+        sides = {"prefill.pages": self._config.prefill.pages}
+        sides["decode.pages"] = self._config.decode.pages
+        field = " and ".join(name for name, pages in sides.items() if not pages) or None
+        pages = self._prefill_pages + self._decode_pages - 1
+        return self._own(devices, self._prefill_layout, PREFILL_RULES, field, pages)
+
+    def _own(
+        self,
+        devices: Sequence[jax.Device],
+        layout: KVLayout,
+        rules: Rules,
+        field: str | None,
+        pages: int,
+    ) -> tuple[PoolOwner, Params]:
+        """Load the weights, then lay out `pages` pages, or fewer where `field` leaves it open."""
+        mesh = make_mesh(devices, layout.stages, layout.tp)
+        params = self._weights(mesh, rules, layout)
+        if field is not None:
+            # Whatever else loading took must be free again, or it would be missing for good.
+            jax.block_until_ready(params)
+            room = Room(field, self._config.kv.memory_fraction, layout, self._context)
+            pages = room.limit(pages, devices)
+        return PoolOwner(layout, pages, mesh, rules), params
+
+    def prefill_engine(self, pool: PoolOwner, params: Params) -> JaxPrefillEngine:
+        """A prefill engine of a pool."""
+        return JaxPrefillEngine(params, self._spec, pool, max_logprobs=self._config.max_logprobs)
+
+    def decode_engine(self, pool: PoolOwner, params: Params) -> JaxDecodeEngine:
+        """A decode engine of a pool."""
+        return JaxDecodeEngine(
+            params,
+            self._spec,
+            pool,
+            rows=self._config.decode.rows,
+            context=self._context,
+            max_logprobs=self._config.max_logprobs,
+            attention=self._config.decode.attention,
+        )
+
+    def _whole_contexts(self, layout: KVLayout, sequences: int) -> int:
+        """Pages for so many sequences of the longest kind, and the null page."""
+        return 1 + sequences * layout.pages_for(self._context)
+
+    def _layout(self, *, stages: int, tp: int) -> KVLayout:
+        dtype = self._config.kv.dtype or self._config.model.dtype
+        return KVLayout(
+            num_layers=self._spec.num_layers,
+            kv_heads=self._spec.kv_heads,
+            head_dim=self._spec.head_dim,
+            page_size=self._config.kv.page_size,
+            dtype=dtype,
+            itemsize=jnp.dtype(dtype).itemsize,
+            stages=stages,
+            tp=tp,
+        )
+
+    def _weights(self, mesh: Mesh, rules: Rules, layout: KVLayout) -> Params:
+        spec, layers, dtype = self._spec, layout.stage_layers, self._config.model.dtype
+        if self._checkpoint is None:
+            return random_params(spec, mesh, rules, layers, dtype, self._config.seed)
+        return load_params(self._checkpoint, mesh, rules, layers, dtype)
 
 
 def _check_attention(name: str | None, platform: str) -> None:
@@ -122,18 +181,3 @@ def _check_attention(name: str | None, platform: str) -> None:
 def _check_mlp(spec: ModelSpec, tp: int) -> None:
     if spec.mlp_dim % tp:
         raise ValueError(f"tp={tp}: does not divide the model's mlp_dim={spec.mlp_dim}")
-
-
-def _weights(
-    config: Config,
-    spec: ModelSpec,
-    checkpoint: Checkpoint | None,
-    mesh: Mesh,
-    rules: Rules,
-    layout: KVLayout,
-) -> Params:
-    if checkpoint is None:
-        return random_params(
-            spec, mesh, rules, layout.stage_layers, config.model.dtype, config.seed
-        )
-    return load_params(checkpoint, mesh, rules, layout.stage_layers, config.model.dtype)

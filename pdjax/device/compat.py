@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 
 def use_virtual_cpu_devices(count: int) -> None:
@@ -21,6 +22,18 @@ def use_virtual_cpu_devices(count: int) -> None:
         return
     with contextlib.suppress(RuntimeError):  # the backend is up already
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def keep_compilations(directory: str) -> None:
+    """Keep every program that is compiled from now on in `directory`, however small and quick, and
+    take from there what is there already. On GPUs JAX lets XLA keep its autotuning results beside
+    them (`jax_persistent_cache_enable_xla_caches`, on unless somebody switches it off).
+    """
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # JAX looks at the setting once, when it first compiles; this makes it look again.
+    compilation_cache.reset_cache()
 
 
 def all_ready(arrays: Any) -> bool:

@@ -53,6 +53,8 @@ def test_text_is_read_as_the_type_of_the_field(field, text, value):
         ({"decod.rows": 1}, r"config.decod: no such field; Config has model, kv, prefill"),
         ({"decode.row": 1}, r"config.decode.row: no such field; DecodeConfig has engines"),
         ({"seed.x": 1}, r"config.seed.x: seed has no fields of its own"),
+        ({"kv.memory_fraction": 0.0}, r"kv.memory_fraction=0.0: must be in \(0, 1\]"),
+        ({"kv.memory_fraction": 1.5}, r"kv.memory_fraction=1.5: must be in \(0, 1\]"),
         ({"decode.rows": "many"}, r"config.decode.rows='many': must be int"),
         ({"decode.rows": 1.5}, r"config.decode.rows=1.5: must be int"),
         ({"decode.rows": True}, r"config.decode.rows=True: must be int"),
