@@ -23,14 +23,12 @@ from pathlib import Path
 from absl import flags
 
 from experiments import rival_transformers
+from experiments.bare import Bare
 from experiments.tables import number, table
 from experiments.workload import TEXT, Numbers, Workload
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.flags import new_flags, run
-from pdjax.host.batch import Buckets, Chunk, prefill_batch
-from pdjax.host.pipeline import Pipeline
-from pdjax.request import Request, Sequence
 
 MODEL = "smollm2-135m-instruct"
 PAGE_SIZE = 64
@@ -63,44 +61,6 @@ def one_device(rows: int, work: Workload) -> Config:
     )
 
 
-class Bare:
-    """The engines of an LLM driven straight through the door, without a coordinator."""
-
-    def __init__(self, llm: LLM, work: Workload) -> None:
-        config = llm.config
-        self._llm, self._work, self._rows = llm, work, config.decode.rows
-        self._buckets = Buckets.of(config.prefill, config.decode, config.kv.page_size, work.longest)
-
-    def prefill(self, prompt: list[int]) -> None:
-        """One step over one prompt, until its next token is on the host."""
-        chunk = Chunk(self._sequence(prompt, 0), 0, len(prompt))
-        self._llm.prefill_engines[0].prefill(prefill_batch([chunk], self._buckets)).result()
-
-    def decode(self, prompts: list[list[int]]) -> None:
-        """All steps of a round; each is dispatched before the tokens of the last are read."""
-        pipeline = Pipeline(stages=1, rows=self._rows, buckets=self._buckets)
-        for number_, prompt in enumerate(prompts):
-            sequence = self._sequence(prompt, number_)
-            sequence.output.append(prompt[0])  # as if prefill had chosen it
-            pipeline.seat(pipeline.reserve(), sequence)
-        in_flight = None
-        for _ in range(self._work.steps):
-            ticket = self._llm.decode_engines[0].tick(pipeline.tick().batch)
-            if in_flight is not None:
-                in_flight.result()
-            in_flight = ticket
-        if in_flight is not None:
-            in_flight.result()
-
-    def _sequence(self, prompt: list[int], number_: int) -> Sequence:
-        """A sequence that holds pages for the whole round, which nobody else holds."""
-        params = SamplingParams(temperature=0.0, max_tokens=self._work.steps + 1)
-        request = Request(f"bare-{number_}", tuple(prompt), params, arrival=0.0)
-        pages = -(-(len(prompt) + self._work.steps) // self._buckets.page_size)
-        first = 1 + number_ * pages
-        return Sequence(request, choice=0, seed=0, pages=list(range(first, first + pages)))
-
-
 def bench_pdjax(work: Workload) -> tuple[Numbers, list[int]]:
     """Numbers of this project, and the token ids from which prompts are cut."""
     numbers, token_ids = Numbers(), []
@@ -118,7 +78,7 @@ def bench_pdjax(work: Workload) -> tuple[Numbers, list[int]]:
 
 def measure_prefill(llm: LLM, token_ids: list[int], work: Workload, numbers: Numbers) -> None:
     """One prompt, one step."""
-    bare, prompt = Bare(llm, work), token_ids[: work.prefill]
+    bare, prompt = Bare(llm, work.steps), token_ids[: work.prefill]
     seconds = work.median_seconds(lambda: bare.prefill(prompt))
     numbers.prefill_tokens_per_s = work.prefill / seconds
 
@@ -127,7 +87,7 @@ def measure_bare_decode(
     llm: LLM, prompts: list[list[int]], work: Workload, numbers: Numbers
 ) -> None:
     """The time of a round, shared out over its steps."""
-    bare = Bare(llm, work)
+    bare = Bare(llm, work.steps)
     seconds = work.median_seconds(lambda: bare.decode(prompts))
     numbers.bare_ms[len(prompts)] = seconds / work.steps * 1e3
 

@@ -6,8 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from experiments import quickstart
+from experiments import bench_engine, bench_host, quickstart
 from experiments.bench_cpu import one_device, show
+from experiments.origin import origin
+from experiments.shapes import MODELS
+from experiments.step_times import LABELS, StepTimes, replace_method
 from experiments.tables import megabytes, number, percent, table
 from experiments.workload import Numbers, Workload
 from pdjax import LLM, SamplingParams
@@ -118,3 +121,79 @@ def test_demo_submits_when_a_question_arrives_and_shows_one():
     assert [output.request_id for output in outputs] == ["r0", "r1", "r2"]
     assert [round(came, 1) for came in llm.came.values()] == [0.0, 1.2, 3.2]
     assert shown == ["text of r1"]
+
+
+def test_shapes_are_those_of_their_models():
+    assert round(MODELS["llama3_8b"].num_params / 1e9, 2) == 8.03
+    assert round(MODELS["qwen3_8b"].num_params / 1e9, 2) == 8.19
+    assert round(MODELS["llama_1b"].num_params / 1e9, 2) == 1.24
+
+
+def test_a_number_says_where_it_comes_from():
+    found = origin()
+    assert found["versions"].keys() >= {"python", "jax", "numpy"}
+    assert found["devices"]
+    assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40
+
+
+def test_the_host_is_timed_while_every_row_decodes():
+    coordinator = bench_host.decoding(rows=6, stages=2, prompt=5, steps=20)
+    assert bench_host.step_seconds(coordinator, 20) > 0
+    told = [len(coordinator.step()) for _ in range(4)]
+    assert told == [3, 3, 3, 3]  # a microbatch a tick
+
+
+POINT = bench_engine.Point(batch=2, prompt=20, output=6)
+
+
+def test_parts_of_a_step_add_up_to_the_whole():
+    """On a clock that moves by a second each time that it is read."""
+
+    class Ticking(VirtualClock):
+        def now(self) -> float:
+            self.advance(1.0)
+            return super().now()
+
+    class Coordinator:
+        def step(self) -> None:
+            for name in ("_harvest_decode", "_land_transfers", "_dispatch_decode"):
+                getattr(self, name)()
+            for name in ("_harvest_prefill", "_reserve_then_move", "_dispatch_prefill"):
+                getattr(self, name)()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda: False
+
+    llm = SimpleNamespace(clock=Ticking(), coordinator=Coordinator())
+    llm.step = lambda: llm.coordinator.step()
+    times = StepTimes(cast(LLM, llm))
+    llm.step()
+    parts = times.per_step(1)
+    assert list(parts) == list(LABELS)
+    assert parts["dispatch decode"] == parts["admit"] == 1e6
+    assert (parts["news"], parts["polls"], parts["idle"]) == (7e6, 0, 0)
+    replace_method(llm.coordinator, "_dispatch_prefill", llm.clock.idle)
+    llm.step()
+    both = times.per_step(1)
+    assert both["idle"] > 0 and both["polls"] > 0
+    assert both["news"] == parts["news"]
+
+
+def test_bench_engine_measures_a_point(tmp_path: Path):
+    cache = str(tmp_path)
+    config = bench_engine.make_config("tiny", [POINT], True, cache, {"decode.lookahead": "0"})
+    assert (config.decode.rows, config.decode.lookahead, config.devices) == (2, 0, 1)
+    config = load_config(config, {"compilation_cache": None})  # the other tests keep theirs
+    with LLM(config) as llm:
+        assert llm.coordinator.warm_up() == 4  # prefill, with penalties, decode, history
+        served = bench_engine.measure(llm, POINT, waves=2, rounds=1)
+        with pytest.raises(ValueError, match=r"batch=9: with 26 tokens each needs 18 pages"):
+            bench_engine.check_room(llm, bench_engine.Point(9, 20, 6))
+    assert served.bare_ms > 0 and served.ratio > 0
+    assert served.host_us["dispatch decode"] > 0
+    assert served.total_tokens_per_s == pytest.approx(served.output_tokens_per_s * 26 / 6)
+    starts = {"cold": {"engines_s": 1.0, "warm_up_s": 2.0}}
+    point = {"batch": 2, "prompt": 20, "output": 6, "ratio": served.ratio, **vars(served)}
+    lines = bench_engine.show({"points": [point], "starts": starts}).splitlines()
+    assert lines[2].startswith("2 x 20 + 6")
+    assert lines[-1].split() == ["cold", "1.0", "2.0"]

@@ -1,0 +1,59 @@
+"""The engines of an LLM driven straight through the door, without a coordinator: the floor under
+what is served."""
+
+from collections.abc import Sequence as Seq
+
+from pdjax import LLM, SamplingParams
+from pdjax.host.batch import Chunk, prefill_batch
+from pdjax.host.pipeline import Pipeline
+from pdjax.request import Request, Sequence
+
+
+class Bare:
+    """The first prefill and the first decode engine of an LLM that serves nobody meanwhile.
+
+    Args:
+      llm: whose pools are written all over.
+      steps: decode steps of a round.
+    """
+
+    def __init__(self, llm: LLM, steps: int) -> None:
+        self._llm, self._steps = llm, steps
+        self._buckets = llm.coordinator.buckets
+
+    def prefill(self, prompt: Seq[int]) -> None:
+        """One step over one prompt, until its next token is on the host."""
+        chunk = Chunk(self._sequence(prompt, 0), 0, len(prompt))
+        self._llm.prefill_engines[0].prefill(prefill_batch([chunk], self._buckets)).result()
+
+    def decode(self, prompts: Seq[Seq[int]]) -> None:
+        """All steps of a round; each tick is dispatched before the tokens of the last are read."""
+        engine = self._llm.decode_engines[0]
+        stages = engine.layout.stages
+        pipeline = Pipeline(stages, self._llm.config.decode.rows, self._buckets)
+        for number, prompt in enumerate(prompts):
+            sequence = self._sequence(prompt, number)
+            sequence.output.append(prompt[0])  # as if prefill had chosen it
+            pipeline.seat(pipeline.reserve(), sequence)
+        in_flight = None
+        for _ in range(self._steps * stages):
+            assert pipeline.active, "nobody would be computed for"
+            ticket = engine.tick(pipeline.tick().batch)
+            if in_flight is not None:
+                in_flight.result()
+            in_flight = ticket
+        if in_flight is not None:
+            in_flight.result()
+
+    def _sequence(self, prompt: Seq[int], number: int) -> Sequence:
+        """A sequence that holds pages for the whole round, which nobody else holds."""
+        request = Request(f"bare-{number}", tuple(prompt), SamplingParams(temperature=0.0), 0.0)
+        pages = self._buckets.pages_for(len(prompt) + self._steps)
+        first = 1 + number * pages
+        return Sequence(
+            request,
+            choice=0,
+            seed=0,
+            max_new_tokens=self._steps + 1,
+            pages=list(range(first, first + pages)),
+        )

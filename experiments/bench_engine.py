@@ -1,0 +1,281 @@
+"""How much of the engine's speed is left when the coordinator serves with it?
+
+For every batch, prompt length and output length asked for, with random weights and greedy requests
+of random token ids:
+
+  served   all prompts are prefilled and handed over while decode is held back; then every row
+           decodes at once. Time a step is the mean gap between tokens, beside the bare engine's
+           step over the same contexts in the same process, and the host's time a step in parts.
+  offline  several batches of prompts at once, as they come: tokens a second.
+  start    seconds to lay out engines and weights, and to compile; with an empty compilation cache,
+           and again with the one that this has filled.
+
+  python -m experiments.bench_engine --model=llama3_8b --batch=64 --batch=256
+  python -m experiments.bench_engine --model=tiny --batch=4 --prompt=24 --output=16
+
+Any field of the config that this makes may be overridden, as in --config.decode.stages=2. Prints
+tables and writes everything as JSON.
+"""
+
+import gc
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.bare import Bare
+from experiments.origin import origin
+from experiments.shapes import MODELS
+from experiments.step_times import LABELS, StepTimes, replace_method
+from experiments.tables import number, table
+from pdjax import LLM, Config, SamplingParams, load_config
+from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.flags import new_flags, run
+
+FLAGS = new_flags()
+_MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
+_BATCH = flags.DEFINE_multi_integer("batch", [64], "rows that decode", flag_values=FLAGS)
+_PROMPT = flags.DEFINE_multi_integer("prompt", [1024], "tokens of a prompt", flag_values=FLAGS)
+_OUTPUT = flags.DEFINE_multi_integer("output", [128], "tokens of an answer", flag_values=FLAGS)
+_WAVES = flags.DEFINE_integer("waves", 2, "batches of the offline run", flag_values=FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds a step is timed in", flag_values=FLAGS)
+_COLOCATED = flags.DEFINE_bool("colocated", False, "both phases on one mesh", flag_values=FLAGS)
+_CACHE = flags.DEFINE_string(
+    "cache", "", "compilation cache to use, which need not be empty", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", "results/bench_engine.json", "file", flag_values=FLAGS)
+_FIELDS = flags.DEFINE_multi_string(
+    "config.FIELD", [], "override a field of the config; may be repeated", flag_values=FLAGS
+)
+TOKEN_BUDGET = 2048
+"""Tokens of a prefill step, unless the prompts are shorter or a flag says otherwise."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in the grid: so many rows, each of `prompt` tokens that are answered by `output`."""
+
+    batch: int
+    prompt: int
+    output: int
+
+    def prompts(self, vocab: int, waves: int = 1) -> list[list[int]]:
+        """Random ones, the same every time."""
+        rng = np.random.default_rng(0)
+        return rng.integers(1, vocab, (waves * self.batch, self.prompt)).tolist()
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(temperature=0.0, max_tokens=self.output, ignore_eos=True)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a point of the grid reached; milliseconds a decode step unless said otherwise.
+
+    Attributes:
+      bare_ms: the engine's step alone; the median of the rounds.
+      served_ms: mean gap between tokens while every row decodes; the median of the rounds.
+      median_gap_ms: the same by the median gap.
+      host_us: microseconds a step of the host's time by part, from the round of that median.
+      output_tokens_per_s, total_tokens_per_s: offline; the second counts prompts too.
+    """
+
+    bare_ms: float
+    served_ms: float
+    median_gap_ms: float
+    host_us: dict[str, float]
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+
+    @property
+    def ratio(self) -> float:
+        return self.served_ms / self.bare_ms
+
+
+def make_config(
+    model: str, points: list[Point], colocated: bool, cache: str, overrides: Mapping[str, str]
+) -> Config:
+    """A config with the buckets that these points need and no other; all of one batch."""
+    longest = max(point.prompt + point.output for point in points)
+    shortest = min(point.prompt for point in points)
+    page_size = KVConfig().page_size
+    budget = min(TOKEN_BUDGET, points[0].batch * max(point.prompt for point in points))
+    sequences = max(1, min(64, budget // shortest))
+    context = -(-longest // page_size)
+    config = Config(
+        model=ModelConfig(
+            source=RANDOM,
+            spec=MODELS[model],
+            dtype="float32" if model == "tiny" else "bfloat16",
+            max_model_len=longest,
+        ),
+        prefill=PrefillConfig(
+            token_budget=budget,
+            max_sequences=sequences,
+            token_buckets=(budget,),
+            page_buckets=(max(context, -(-budget // page_size) + sequences),),
+        ),
+        decode=DecodeConfig(rows=points[0].batch, page_buckets=(context,)),
+        colocated=colocated,
+        max_waiting=max(1024, points[0].batch),
+        warm_up=False,  # it is timed apart
+        compilation_cache=cache,
+    )
+    return load_config(config, overrides)
+
+
+def start(config: Config) -> tuple[LLM, dict[str, float]]:
+    """An LLM with everything compiled, and the seconds that each half of it took."""
+    gc.collect()  # what the last one held on the devices
+    jax.clear_caches()  # so that a program is traced, and looked for on disk, as in a new process
+    began = time.perf_counter()
+    llm = LLM(config)
+    built = time.perf_counter()
+    llm.coordinator.warm_up()
+    return llm, {"engines_s": built - began, "warm_up_s": time.perf_counter() - built}
+
+
+def measure(llm: LLM, point: Point, waves: int, rounds: int) -> Served:
+    """All numbers of a point."""
+    prompts = point.prompts(llm.spec.vocab_size)
+    check_room(llm, point)
+    bare = Bare(llm, point.output - 1)
+    bare_ms = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        bare.decode(prompts)
+        bare_ms.append((time.perf_counter() - began) / (point.output - 1) * 1e3)
+    times = StepTimes(llm)
+    served = sorted((served_round(llm, point, times) for _ in range(rounds)), key=lambda r: r[0])
+    served_ms, median_gap_ms, host_us = served[rounds // 2]
+    many = point.prompts(llm.spec.vocab_size, waves)
+    began = time.perf_counter()
+    llm.generate(many, point.params, progress=False)
+    seconds = time.perf_counter() - began
+    return Served(
+        bare_ms=statistics.median(bare_ms[1:]),
+        served_ms=served_ms,
+        median_gap_ms=median_gap_ms,
+        host_us=host_us,
+        output_tokens_per_s=len(many) * point.output / seconds,
+        total_tokens_per_s=len(many) * (point.prompt + point.output) / seconds,
+    )
+
+
+def served_round(llm: LLM, point: Point, times: StepTimes) -> tuple[float, float, dict[str, float]]:
+    """Mean and median gap in milliseconds while every row decodes, and the host's parts."""
+    coordinator, release = llm.coordinator, llm.coordinator._dispatch_decode
+    ids = [llm.submit(prompt, point.params) for prompt in point.prompts(llm.spec.vocab_size)]
+    replace_method(coordinator, "_dispatch_decode", lambda: False)  # decode is held back
+    while sum(len(lane.sequences) for lane in coordinator._decode) < point.batch:
+        llm.step()
+    replace_method(coordinator, "_dispatch_decode", release)
+    times.seconds.clear()
+    while llm.has_work:
+        llm.step()
+    gaps = []
+    for request_id in ids:
+        output = llm.take_output(request_id)
+        assert output is not None and len(output.token_ids) == point.output
+        gaps += output.metrics.itl[1:]  # the first one saw decode held back
+    mean, median = statistics.fmean(gaps), statistics.median(gaps)
+    return mean * 1e3, median * 1e3, times.per_step(point.output - 1)
+
+
+def check_room(llm: LLM, point: Point) -> None:
+    """Refuse a point whose rows do not fit into the decode pool all at once.
+
+    Raises:
+      ValueError: with what would have to fit.
+    """
+    pages = point.batch * llm.coordinator.buckets.pages_for(point.prompt + point.output)
+    total = llm.decode_engines[0].num_pages - 1
+    if pages > total:
+        raise ValueError(
+            f"batch={point.batch}: with {point.prompt + point.output} tokens each needs {pages} "
+            f"pages at once, but decode holds {total}; ask for fewer rows or tokens"
+        )
+
+
+def bench(model: str, points: list[Point], cache: str) -> dict[str, Any]:
+    """Every point, batch by batch, since each batch is a program of its own."""
+    overrides = dict(item.split("=", 1) for item in _FIELDS.value or ())
+    results: list[dict[str, Any]] = []
+    starts: dict[str, dict[str, float]] = {}
+    for _, group in itertools.groupby(points, key=lambda point: point.batch):
+        mine = list(group)
+        config = make_config(model, mine, bool(_COLOCATED.value), cache, overrides)
+        if not starts:
+            llm, starts["cold"] = start(config)
+            del llm
+            llm, starts["warm"] = start(config)
+        else:
+            llm, _ = start(config)
+        for point in mine:
+            served = measure(llm, point, _WAVES.value or 1, _ROUNDS.value or 1)
+            results.append(asdict(point) | asdict(served) | {"ratio": served.ratio})
+            print(f"{point}: {served.served_ms:.2f} ms a step, {served.ratio:.3f} of bare")
+        pools = {"prefill": llm.prefill_engines[0].num_pages}
+        pools["decode"] = llm.decode_engines[0].num_pages
+        del llm
+    return {"model": model, "starts": starts, "pools": pools, "points": results}
+
+
+def show(whole: dict[str, Any]) -> str:
+    """The tables: speeds, the host's time, start-up."""
+    head = ["batch x prompt + output", "bare, ms", "served, ms", "ratio", "output/s", "total/s"]
+    names = [f"{p['batch']} x {p['prompt']} + {p['output']}" for p in whole["points"]]
+    speeds = [
+        [
+            name,
+            number(p["bare_ms"], 2),
+            number(p["served_ms"], 2),
+            number(p["ratio"], 3),
+            number(p["output_tokens_per_s"], 0),
+            number(p["total_tokens_per_s"], 0),
+        ]
+        for name, p in zip(names, whole["points"], strict=True)
+    ]
+    host = [[label, *(number(p["host_us"][label], 0) for p in whole["points"])] for label in LABELS]
+    begun = [
+        [name, number(s["engines_s"], 1), number(s["warm_up_s"], 1)]
+        for name, s in whole["starts"].items()
+    ]
+    return "\n\n".join(
+        [
+            table(head, speeds),
+            table(["host, us a step", *names], host),
+            table(["start", "engines, s", "warm-up, s"], begun),
+        ]
+    )
+
+
+def main() -> None:
+    """Measure, print, save; see the module."""
+    lengths = _BATCH.value or (), _PROMPT.value or (), _OUTPUT.value or ()
+    points = [Point(*each) for each in itertools.product(*lengths)]
+    for point in points:
+        if min(point.batch, point.prompt) < 1 or point.output < 3:
+            raise ValueError(f"{point}: batch and prompt must be at least 1, output at least 3")
+    with tempfile.TemporaryDirectory() as empty:
+        whole = bench(_MODEL.value or "", points, _CACHE.value or empty)
+    whole |= origin()
+    print(show(whole))
+    out = Path(_OUT.value or "")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(whole, indent=1) + "\n")
+    print(f"saved {out}")
+
+
+if __name__ == "__main__":
+    run(main, FLAGS, __doc__ or "")

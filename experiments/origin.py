@@ -1,0 +1,43 @@
+"""Where a number comes from: what every benchmark writes beside what it measured."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("jax", "jaxlib", "numpy")
+
+
+def origin() -> dict[str, Any]:
+    """Versions, devices, command and commit of this process; it starts JAX, if nobody has yet."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "versions": versions,
+        "devices": [device.device_kind for device in jax.devices()],
+        "cores": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit that is checked out, with a plus where files differ from it; None without git."""
+    try:
+        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*args: str) -> str:
+    ran = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True)
+    return ran.stdout.strip()
