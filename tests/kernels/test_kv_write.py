@@ -1,6 +1,7 @@
 """rope_and_write: every implementation against plain numpy, and what the interface promises."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,12 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.kv_write import api, mosaic_tpu
 from pallas_kernels.kv_write.api import rope_and_write
-from pallas_kernels.kv_write.cases import CASES, Case, make_inputs
+from pallas_kernels.kv_write.cases import CASES, LARGE_CASES, Case, make_inputs
 
 SMALL = Case("small", ((0, 3), (15, 2)), padding=2)
+TPUS = {
+    "v5e": AbstractDevice("TPU v5 lite", 1, platform="tpu"),
+    "v6e": AbstractDevice("TPU v6 lite", 1, platform="tpu"),
+}
 
 
 def name_of(case: Case) -> str:
@@ -39,6 +47,15 @@ def check(case: Case, run: Callable[..., Any]) -> None:
         np.testing.assert_array_equal(pool[:, untouched], before[:, untouched])
 
 
+def interpreted_tpu(**options: Any) -> Callable[..., Any]:
+    return partial(mosaic_tpu.rope_and_write, interpret=pltpu.InterpretParams(**options))
+
+
+def taken_by(kernel: Any, *cases: Case) -> list[Case]:
+    """The cases that a kernel does not refuse."""
+    return [case for case in cases if kernel.refusal(*make_inputs(case, seed=0).operands) is None]
+
+
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_reference(case: Case):
     check(case, rope_and_write)
@@ -46,9 +63,76 @@ def test_reference(case: Case):
 
 @pytest.mark.smoke
 def test_reference_on_a_small_case():
-    check(SMALL, rope_and_write)
+    check(SMALL, partial(rope_and_write))
 
 
+@pytest.mark.parametrize("case", taken_by(mosaic_tpu, *CASES), ids=name_of)
+def test_tpu_kernel(case: Case):
+    check(case, interpreted_tpu())
+
+
+@pytest.mark.smoke
+def test_tpu_kernel_on_a_small_case():
+    check(SMALL, interpreted_tpu())
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_tpu_kernel_shares_tiles_between_blocks_without_races(
+    monkeypatch: pytest.MonkeyPatch, shuffled: bool
+):
+    """Blocks of 16 tokens that end within tiles, the last one not full."""
+    monkeypatch.setattr(mosaic_tpu, "_MAX_BLOCK_TOKENS", 16)
+    case = Case("5 blocks", ((3, 66),), padding=5, kv_heads=1, group=1, shuffled=shuffled)
+    check(case, interpreted_tpu(detect_races=True))
+
+
+@pytest.mark.parametrize("hardware", TPUS)
+@pytest.mark.parametrize("case", taken_by(mosaic_tpu, *CASES, LARGE_CASES[-1]), ids=name_of)
+def test_tpu_kernel_lowers(hardware: str, case: Case):
+    run = partial(rope_and_write, implementation="mosaic_tpu")
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=TPUS[hardware])
+    with use_abstract_mesh(mesh):
+        traced = jax.jit(run, donate_argnums=(5, 6)).trace(*make_inputs(case, seed=0).operands)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text
+    assert text.count("output_operand_alias<") == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (replace(SMALL, qkv_dtype="float16"), "qkv must be float32 or bfloat16, not float16"),
+        (replace(SMALL, dtype="float16", qkv_dtype="float32"), "the pages .*, not float16"),
+        (replace(SMALL, page_size=8, dtype="bfloat16"), "of bfloat16 .* multiple of 16, not 8"),
+        (replace(SMALL, head_dim=32), "head dim must be a multiple of 64, not 32"),
+        (replace(SMALL, kv_heads=80, group=1), "16 tokens exceed the buffers"),
+        (replace(SMALL, padding=44_000, kv_heads=1, group=1), "44005 tokens"),
+    ],
+)
+def test_the_tpu_kernel_refuses_with_the_reason(case: Case, reason: str):
+    operands = make_inputs(case, seed=0).operands
+    run = partial(rope_and_write, implementation="mosaic_tpu")
+    with pytest.raises(NotImplementedError, match=f"rope_and_write by mosaic_tpu: .*{reason}"):
+        jax.eval_shape(run, *operands)
+
+
+def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
+    """A kernel where it is proven and takes the arguments; the reference everywhere else."""
+    monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")
+
+    def kernels_on(platform: str, case: Case) -> int:
+        traced = jax.jit(partial(rope_and_write)).trace(*make_inputs(case, seed=0).operands)
+        mesh = AbstractMesh((1,), ("x",), abstract_device=TPUS["v5e"])
+        with use_abstract_mesh(mesh):
+            return traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
+
+    assert kernels_on("tpu", SMALL) == 1
+    assert kernels_on("cpu", SMALL) == 0
+    assert kernels_on("tpu", replace(SMALL, head_dim=32)) == 0
+    check(SMALL, partial(rope_and_write))
+
+
+@pytest.mark.parametrize("proven", [False, True])
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -61,10 +145,15 @@ def test_reference_on_a_small_case():
         ),
     ],
 )
-def test_donated_pools_are_written_in_place(dtype: str):
-    """Nothing of a pool's size is made beside the pools, which are the results."""
+def test_donated_pools_are_written_in_place(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, proven: bool
+):
+    """Nothing of a pool's size is made beside the pools, which are the results; also where the
+    platform must choose."""
+    if proven:
+        monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")
     inputs = make_inputs(Case("deep", ((4000, 9), (100, 1)), dtype=dtype), seed=0)
-    run = jax.jit(rope_and_write, donate_argnums=(5, 6))
+    run = jax.jit(partial(rope_and_write), donate_argnums=(5, 6))
     memory = run.lower(*inputs.operands).compile().memory_analysis()
     assert memory is not None
     assert memory.alias_size_in_bytes == inputs.k_pages.nbytes + inputs.v_pages.nbytes

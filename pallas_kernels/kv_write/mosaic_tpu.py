@@ -1,0 +1,289 @@
+"""rope_and_write as a Mosaic kernel for TPUs.
+
+One program a block of tokens, one after another. A TPU's memory is tiled, several tokens of a page
+to a tile, and a copy moves whole tiles. So a program reads the tiles that its tokens go to while it
+rotates them, puts the new rows in, and writes the tiles back: one tile a token in decode, one for
+all the tokens of a tile in prefill. Tokens may come in any order. The tests interpret and lower it,
+and the compiler of libtpu 0.0.48 takes it for v5e and v6e; it has not run on a TPU yet.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+_TILE_BYTES = 32  # of a column of a tile: 8 rows of float32, 16 of bfloat16
+_LANES = 128
+_BUFFER_BYTES = 4 << 20  # of VMEM, for tiles, and as much for qkv and q; it holds 16 MiB at least
+_MAX_BLOCK_TOKENS = 128
+_FEWEST_BLOCK_TOKENS = 16  # a tile of bfloat16
+_RUNS_BYTES = 512 << 10  # of the scalar memory, half of it
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known of a launch before it is traced."""
+
+    block: int  # tokens of a program
+    tile: int  # tokens of a tile of a page
+    page_size: int
+    kv_heads: int
+    group: int
+    head_dim: int
+
+    @property
+    def piece(self) -> int:
+        """Columns of the float32 rows to write: rows at any offset are read from no wider ones."""
+        return math.gcd(self.head_dim, _LANES)
+
+
+def refusal(
+    qkv: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None,
+    cos: jax.Array,
+    sin: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    slot_mapping: jax.Array,
+) -> str | None:
+    """Why the kernel does not take these arguments, or None."""
+    del scale, bias, cos, sin, v_pages
+    page_size, head_dim = k_pages.shape[2:]
+    for name, array in (("qkv", qkv), ("the pages", k_pages)):
+        if array.dtype not in (jnp.float32, jnp.bfloat16):
+            return f"{name} must be float32 or bfloat16, not {array.dtype}"
+    if page_size % _tile_rows(k_pages):
+        tile = _tile_rows(k_pages)
+        return f"the page size of {k_pages.dtype} must be a multiple of {tile}, not {page_size}"
+    if head_dim % 64:
+        return f"the head dim must be a multiple of 64, not {head_dim}"
+    if _fitting_tokens(qkv, k_pages) < _FEWEST_BLOCK_TOKENS:
+        return f"{_FEWEST_BLOCK_TOKENS} tokens exceed the buffers of {_BUFFER_BYTES} bytes"
+    if 12 * slot_mapping.size > _RUNS_BYTES:
+        return f"{slot_mapping.size} tokens, at 12 bytes each, exceed {_RUNS_BYTES} bytes"
+    return None
+
+
+def rope_and_write(
+    qkv: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None,
+    cos: jax.Array,
+    sin: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    slot_mapping: jax.Array,
+    *,
+    interpret: pltpu.InterpretParams | bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are taken as checked.
+
+    Args:
+      interpret: run in Pallas' interpreter, on the CPU.
+    """
+    tokens, kv_heads, rows, head_dim = qkv.shape
+    plan = _Plan(
+        block=_block_tokens(qkv, k_pages),
+        tile=_tile_rows(k_pages),
+        page_size=k_pages.shape[2],
+        kv_heads=kv_heads,
+        group=rows - 2,
+        head_dim=head_dim,
+    )
+    columns, q_columns = kv_heads * rows * head_dim, kv_heads * plan.group * head_dim
+    if bias is None:
+        bias = jnp.zeros((columns,), jnp.float32)
+
+    def by_block(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((plan.block, width), lambda block, *_: (block, 0))
+
+    in_place = pl.BlockSpec(memory_space=pl.ANY)
+    pieces = (head_dim // plan.piece, kv_heads, plan.block + 2 * plan.tile, plan.piece)
+    new = pltpu.VMEM(pieces, jnp.float32)
+    tiles = pltpu.VMEM((plan.block, kv_heads, plan.tile, head_dim), k_pages.dtype)
+    kernel = pl.pallas_call(
+        partial(_write_block, plan),
+        out_shape=(
+            jax.ShapeDtypeStruct((tokens, q_columns), qkv.dtype),
+            jax.ShapeDtypeStruct(k_pages.shape, k_pages.dtype),
+            jax.ShapeDtypeStruct(v_pages.shape, v_pages.dtype),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(pl.cdiv(tokens, plan.block),),
+            in_specs=[
+                by_block(columns),
+                by_block(1),
+                pl.BlockSpec((1, columns), lambda *_: (0, 0)),
+                by_block(head_dim // 2),
+                by_block(head_dim // 2),
+                in_place,
+                in_place,
+            ],
+            out_specs=(by_block(q_columns), in_place, in_place),
+            scratch_shapes=[new, new, tiles, tiles, pltpu.SemaphoreType.DMA((2,))],
+        ),
+        input_output_aliases={8: 1, 9: 2},  # the pools, counted with the three of scalars
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
+        interpret=interpret,
+        name="rope_and_write",
+    )
+    # In two dimensions, as the projection made it: a dimension of J rows would be padded to tiles.
+    q, k_pages, v_pages = kernel(
+        *_runs(plan, slot_mapping),
+        qkv.reshape(tokens, columns),
+        scale[:, None],
+        bias.reshape(1, columns),
+        cos,
+        sin,
+        k_pages,
+        v_pages,
+    )
+    return q.reshape(tokens, kv_heads * plan.group, head_dim), k_pages, v_pages
+
+
+def _tile_rows(x: jax.Array) -> int:
+    return _TILE_BYTES // x.dtype.itemsize
+
+
+def _fitting_tokens(qkv: jax.Array, k_pages: jax.Array) -> int:
+    """How many tokens' tiles of K and V, and double buffers of qkv and q, the buffers hold."""
+    _, kv_heads, rows, head_dim = qkv.shape
+    tile_bytes = 2 * kv_heads * _TILE_BYTES * head_dim
+    row_bytes = 2 * kv_heads * (2 * rows - 2) * head_dim * qkv.dtype.itemsize
+    return _BUFFER_BYTES // max(tile_bytes, row_bytes)
+
+
+def _block_tokens(qkv: jax.Array, k_pages: jax.Array) -> int:
+    """Tokens of a program: whole tiles of qkv, or all there are."""
+    fitting = min(_fitting_tokens(qkv, k_pages), _MAX_BLOCK_TOKENS)
+    return min(fitting - fitting % _FEWEST_BLOCK_TOKENS, len(qkv))
+
+
+def _runs(plan: _Plan, slot_mapping: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a program must know of each of its tokens, i32[blocks * block] each.
+
+    Returns:
+      The token's slot.
+      The first token of the block that goes to the same tile, counted within the block.
+      How many tokens from this one on go to slots in a row in one tile; 0 where the token is
+      counted with the one before it, or is none.
+    """
+    padding = -len(slot_mapping) % plan.block
+    slots = jnp.pad(slot_mapping, (0, padding), constant_values=-1).reshape(-1, plan.block)
+    tile = slots // plan.tile
+    first = (tile[:, :, None] == tile[:, None, :]).argmax(axis=2).astype(jnp.int32)
+    index = jnp.arange(plan.block, dtype=jnp.int32)
+    joins = (slots == jnp.roll(slots, 1, axis=1) + 1) & (tile == jnp.roll(tile, 1, axis=1))
+    begins = ~joins | (index == 0)
+    beginning = jnp.where(begins, index, plan.block)
+    after = lax.cummin(beginning, axis=1, reverse=True)[:, 1:]  # the next one that begins
+    after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=plan.block)
+    length = jnp.where(begins & (slots >= 0), after - index, 0)
+    return slots.reshape(-1), first.reshape(-1), length.reshape(-1)
+
+
+def _write_block(
+    plan: _Plan,
+    slot_ref: jax.Ref,  # i32[blocks * block], scalar memory, as the next two; see _runs
+    first_ref: jax.Ref,
+    length_ref: jax.Ref,
+    qkv_ref: jax.Ref,  # [block, K * J * H]
+    scale_ref: jax.Ref,  # f32[block, 1]
+    bias_ref: jax.Ref,  # [1, K * J * H]
+    cos_ref: jax.Ref,  # f32[block, H/2]
+    sin_ref: jax.Ref,  # f32[block, H/2]
+    k_before: jax.Ref,  # [K, P, S, H], HBM, the same memory as k_ref
+    v_before: jax.Ref,
+    q_ref: jax.Ref,  # [block, N * H]
+    k_ref: jax.Ref,  # [K, P, S, H], HBM
+    v_ref: jax.Ref,
+    k_new: jax.Ref,  # f32[pieces of H, K, a tile, the block and a tile more, piece]
+    v_new: jax.Ref,
+    k_tiles: jax.Ref,  # [block, K, tile, H], each at the first token that goes to it
+    v_tiles: jax.Ref,
+    arrived: jax.Ref,  # semaphores [2]
+) -> None:
+    del k_before, v_before
+    start = pl.program_id(0) * plan.block
+    sides = ((k_ref, k_new, k_tiles), (v_ref, v_new, v_tiles))
+
+    def each_run(act: Callable[[jax.Array, jax.Array], None]) -> None:
+        @pl.loop(0, plan.block)
+        def _(token: jax.Array) -> None:
+            pl.when(length_ref[start + token] > 0)(lambda: act(token, slot_ref[start + token]))
+
+    def each_tile(act: Callable[[Any, Any, Any], None]) -> None:
+        """Acts on (the tile in the pool, the tile here, a semaphore)."""
+
+        def of_run(token: jax.Array, slot: jax.Array) -> None:
+            at = lax.rem(slot, plan.page_size) - lax.rem(slot, plan.tile)
+            rows = pl.ds(pl.multiple_of(at, plan.tile), plan.tile)
+
+            @pl.when(first_ref[start + token] == token)
+            def _() -> None:
+                for kind, (pages, _, tiles) in enumerate(sides):
+                    there = pages.at[:, lax.div(slot, plan.page_size), rows]
+                    act(there, tiles.at[token], arrived.at[kind])
+
+        each_run(of_run)
+
+    def insert(token: jax.Array, slot: jax.Array) -> None:
+        offset = lax.rem(slot, plan.tile)
+        row = lax.broadcasted_iota(jnp.int32, (1, plan.tile, 1), 1)
+        ours = (offset <= row) & (row < offset + length_ref[start + token])
+        for (_, new, tiles), piece in product(sides, range(plan.head_dim // plan.piece)):
+            rows = new[piece, :, pl.ds(plan.tile + token - offset, plan.tile)]
+            tile = tiles.at[first_ref[start + token], :, :, _columns(piece, plan.piece)]
+            # Older TPUs select only among 32-bit numbers.
+            tile[...] = jnp.where(ours, rows, tile[...].astype(jnp.float32)).astype(tile.dtype)
+
+    each_tile(lambda there, here, done: pltpu.make_async_copy(there, here, done).start())
+    _rotate_block(plan, qkv_ref, scale_ref, bias_ref, cos_ref, sin_ref, q_ref, k_new, v_new)
+    each_tile(lambda there, here, done: pltpu.make_async_copy(there, here, done).wait())
+    each_run(insert)
+    each_tile(lambda there, here, done: pltpu.make_async_copy(here, there, done).start())
+    # The next block may go to the same tiles.
+    each_tile(lambda there, here, done: pltpu.make_async_copy(here, there, done).wait())
+
+
+def _rotate_block(
+    plan: _Plan,
+    qkv_ref: jax.Ref,
+    scale_ref: jax.Ref,
+    bias_ref: jax.Ref,
+    cos_ref: jax.Ref,
+    sin_ref: jax.Ref,
+    q_ref: jax.Ref,
+    k_new: jax.Ref,
+    v_new: jax.Ref,
+) -> None:
+    """Everything but the pages; the arguments are those of _write_block."""
+    group, head_dim, half = plan.group, plan.head_dim, plan.head_dim // 2
+    scale, cos, sin = scale_ref[...], cos_ref[...], sin_ref[...]
+    inner = pl.ds(plan.tile, plan.block)
+    for head, row in product(range(plan.kv_heads), range(group + 2)):
+        at = _columns(head * (group + 2) + row, head_dim)
+        x = qkv_ref[:, at].astype(jnp.float32) * scale + bias_ref[:, at].astype(jnp.float32)
+        if row <= group:
+            a, b = x[:, :half], x[:, half:]
+            x = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1)
+        if row < group:
+            q_ref[:, _columns(head * group + row, head_dim)] = x.astype(q_ref.dtype)
+            continue
+        for piece, columns in enumerate(jnp.split(x, head_dim // plan.piece, axis=1)):
+            (k_new if row == group else v_new)[piece, head, inner] = columns
+
+
+def _columns(i: int, width: int) -> Any:
+    """Those of the i-th of equal parts."""
+    return pl.ds(i * width, width)
