@@ -196,6 +196,8 @@ class Coordinator:
         return busy
 
     def _reserve_then_move(self) -> bool:
+        if not self._roster.prefilled:
+            return False
         views = [self._decode_view(lane) for lane in self._decode]
         admissions = self._decode_scheduler.admit(self._roster.prefilled, views)
         for admission in admissions:
@@ -205,6 +207,8 @@ class Coordinator:
         return bool(admissions)
 
     def _dispatch_prefill(self) -> bool:
+        if not self._roster.waiting and not any(lane.running for lane in self._prefill):
+            return False
         views = [self._prefill_view(lane) for lane in self._prefill]
         plans = self._prefill_scheduler.plan(self._roster.waiting, views)
         for plan in plans:
