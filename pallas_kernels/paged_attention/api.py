@@ -1,4 +1,4 @@
-"""Decode attention: one query token a row over that row's pages.
+"""Decode attention: one query token a row over that row's pages, and what puts that token there.
 
 Pages are those of vLLM's PagedAttention (Kwon et al., 2023), with the KV head outermost, so that a
 (head, page) pair is one contiguous tile for a kernel to copy.
@@ -8,11 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from types import ModuleType
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.dims import bind_dims, check_attention, check_int32
+from pallas_kernels.kv_write.api import rope_and_write
 
 PLATFORMS = {
     "reference": ("cpu", "gpu", "tpu"),
@@ -26,6 +29,8 @@ IMPLEMENTATIONS = tuple(PLATFORMS)
 # What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
 # enters when `python -m pallas_kernels.check` has passed on that hardware.
 _PROVEN: dict[str, str] = {}
+
+_Result = TypeVar("_Result")
 
 
 def paged_attention(
@@ -74,40 +79,159 @@ def paged_attention(
     )
     check_int32(page_table=page_table, kv_lens=kv_lens)
     check_attention(sizes, q, k_pages, v_pages, scale, logit_soft_cap, sliding_window)
-    operands = (q, k_pages, v_pages, page_table, kv_lens)
+    options = {
+        "scale": scale,
+        "logit_soft_cap": logit_soft_cap,
+        "sliding_window": sliding_window,
+    }
+    return _run(
+        "paged_attention",
+        implementation,
+        lambda name: partial(_module(name).paged_attention, **options),
+        lambda name: _module(name).refusal(q, k_pages, page_table),
+        (q, k_pages, v_pages, page_table, kv_lens),
+    )
+
+
+def append_attention(
+    qkv: jax.Array,
+    row_scale: jax.Array,
+    bias: jax.Array | None,
+    cos: jax.Array,
+    sin: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    kv_lens: jax.Array,
+    *,
+    scale: float,
+    logit_soft_cap: float | None = None,
+    sliding_window: int | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Decode's whole attention: `rope_and_write` of each row's newest token, the one at position
+    `kv_lens - 1`, and `paged_attention` of its query over the row.
+
+    Args:
+      qkv: [B, K, G + 2, H]; of each KV head the G query heads, then K, then V, as they leave the
+        projection.
+      row_scale: f32[B], multiplies the rows of qkv.
+      bias: [K, G + 2, H], added after that, or None.
+      cos, sin: f32[B, H/2] of each row's angles; rows of qkv are rotated as in `rope_and_write`.
+      k_pages, v_pages: [K, P, S, H], updated in place if they are donated.
+      page_table: i32[B, W]; see `paged_attention`. The pages of the newest tokens differ, but for
+        those of empty rows.
+      kv_lens: i32[B], 0 to W * S, the newest token included; 0 is an empty row, which may write to
+        page 0, the null page, and whose output is zeros.
+      scale, logit_soft_cap, sliding_window: see `paged_attention`.
+      implementation: one of IMPLEMENTATIONS, or None; see `paged_attention`.
+
+    Returns:
+      [B, N, H] in qkv's dtype; k_pages and v_pages. What the null page then holds is left open.
+
+    Raises:
+      ValueError, NotImplementedError: see `paged_attention`.
+    """
+    sizes = bind_dims(
+        qkv=(qkv, "BKJH"),
+        k_pages=(k_pages, "KPSH"),
+        v_pages=(v_pages, "KPSH"),
+        page_table=(page_table, "BW"),
+        kv_lens=(kv_lens, "B"),
+    )
+    check_int32(page_table=page_table, kv_lens=kv_lens)
+    token = (qkv, row_scale, bias, cos, sin)
+    # Checks the rest: kv_lens has the shape and type of a slot mapping.
+    write = partial(rope_and_write, implementation="reference")
+    q, _, _ = jax.eval_shape(write, *token, k_pages, v_pages, kv_lens)
+    sizes["N"] = q.shape[1]
+    check_attention(sizes, q, k_pages, v_pages, scale, logit_soft_cap, sliding_window)
     options = {
         "scale": scale,
         "logit_soft_cap": logit_soft_cap,
         "sliding_window": sliding_window,
     }
 
-    def run(name: str) -> Callable[..., jax.Array]:
-        return partial(_module(name).paged_attention, **options)
+    def bound(name: str) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+        if name in _FUSED:
+            return partial(_module(name).append_attention, **options)
+        write = "reference" if name == "reference" else None
+        return partial(_write_then_attend, write, partial(_module(name).paged_attention, **options))
 
+    def refusal(name: str) -> str | None:
+        if name in _FUSED:
+            return _module(name).append_refusal(qkv, k_pages, page_table)
+        return _module(name).refusal(q, k_pages, page_table)
+
+    operands = (*token, k_pages, v_pages, page_table, kv_lens)
+    return _run("append_attention", implementation, bound, refusal, operands)
+
+
+# Implementations of `append_attention` that are one kernel; the others write, then attend.
+_FUSED = ("mosaic_gpu",)
+
+
+def _write_then_attend(
+    write: str | None,
+    attend: Callable[..., jax.Array],
+    qkv: jax.Array,
+    row_scale: jax.Array,
+    bias: jax.Array | None,
+    cos: jax.Array,
+    sin: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    kv_lens: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """append_attention out of two operations: `write` names the implementation of the first,
+    `attend` is the second."""
+    slots = _newest_slots(page_table, kv_lens, page_size=k_pages.shape[2])
+    q, k_pages, v_pages = rope_and_write(
+        qkv, row_scale, bias, cos, sin, k_pages, v_pages, slots, implementation=write
+    )
+    return attend(q, k_pages, v_pages, page_table, kv_lens), k_pages, v_pages
+
+
+def _newest_slots(page_table: jax.Array, kv_lens: jax.Array, *, page_size: int) -> jax.Array:
+    """i32[B] flat addresses page * S + offset of the rows' newest tokens; of empty rows, in the
+    null page."""
+    newest = jnp.maximum(kv_lens - 1, 0)
+    page = jnp.take_along_axis(page_table, newest[:, None] // page_size, axis=1)[:, 0]
+    return jnp.where(kv_lens > 0, page * page_size + newest % page_size, 0)
+
+
+def _run(
+    operation: str,
+    implementation: str | None,
+    bound: Callable[[str], Callable[..., _Result]],
+    refusal: Callable[[str], str | None],
+    operands: tuple[Any, ...],
+) -> _Result:
+    """The result of `bound(implementation)`, or where that is None of the proven one.
+
+    Args:
+      operation: its name, for messages.
+      implementation: as in the operations.
+      bound: from an implementation's name to a function of the operands.
+      refusal: why a kernel does not take the operands, or None; the reference takes all.
+      operands: arrays.
+    """
     if implementation is not None:
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(
                 f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, "
                 f"not {implementation!r}"
             )
-        if reason := _refusal(implementation, q, k_pages, page_table):
-            raise NotImplementedError(f"paged_attention by {implementation}: {reason}")
-        return run(implementation)(*operands)
-    kernels = {
-        platform: run(name)
-        for platform, name in _PROVEN.items()
-        if _refusal(name, q, k_pages, page_table) is None
-    }
+        if implementation != "reference" and (reason := refusal(implementation)):
+            raise NotImplementedError(f"{operation} by {implementation}: {reason}")
+        return bound(implementation)(*operands)
+    kernels = {platform: bound(name) for platform, name in _PROVEN.items() if refusal(name) is None}
     if not kernels:
-        return run("reference")(*operands)
-    return lax.platform_dependent(*operands, default=run("reference"), **kernels)
+        return bound("reference")(*operands)
+    return lax.platform_dependent(*operands, default=bound("reference"), **kernels)
 
 
 def _module(name: str) -> ModuleType:
     """Imported at first use: a kernel's imports may cost seconds where it never runs."""
     return import_module(f"pallas_kernels.paged_attention.{name}")
-
-
-def _refusal(name: str, q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
-    """Why an implementation does not take these arguments; the reference takes all."""
-    return None if name == "reference" else _module(name).refusal(q, k_pages, page_table)

@@ -1,21 +1,24 @@
 """The owners of a mesh. Each holds the parameters, the pool (donated to every step, so nobody else
 may keep it) and the compiled steps of its phase, and hands out a Ticket for each piece of work it
-dispatches."""
+dispatches.
 
-from dataclasses import replace
+A batch of nothing but padding is a rehearsal: every variant of choosing tokens runs on it, so that
+whoever warms an engine up need not know that there are any.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import shardings
-from pdjax.device.model.sampling import Choice
+from pdjax.device.model.sampling import VARIANTS, Asked, Choice, Wanted
 from pdjax.device.model.transformer import Params
-from pdjax.device.steps.decode import STATE_SPECS, TickInput, TickState, make_decode_tick
-from pdjax.device.steps.prefill import make_prefill_step, make_sample_step
-from pdjax.engine_api import DecodeBatch, PrefillBatch, Sampled
+from pdjax.device.steps import decode, prefill
+from pdjax.device.steps.sample import make_sample_step
+from pdjax.engine_api import IDLE_ROW, DecodeBatch, PrefillBatch, Sampled, SamplingBatch
 from pdjax.model_spec import ModelSpec
 
 
@@ -23,9 +26,10 @@ class SampledTicket:
     """Tokens on their way from the device. Log-probabilities travel only if somebody asked for
     them."""
 
-    def __init__(self, choice: Choice, wants_logprobs: bool) -> None:
-        self._choice = choice
-        self._leaves = jax.tree.leaves(choice) if wants_logprobs else [choice.tokens]
+    def __init__(self, choice: Choice, sampling: SamplingBatch, max_logprobs: int) -> None:
+        """`choice` is for the numpy `sampling`; `max_logprobs` is how many a row gets."""
+        self._leaves = jax.tree.leaves(choice) if sampling.logprobs.any() else [choice.tokens]
+        self._max_logprobs = max_logprobs
         self._sampled: Sampled | None = None
         for leaf in self._leaves:
             leaf.copy_to_host_async()
@@ -35,18 +39,13 @@ class SampledTicket:
 
     def result(self) -> Sampled:
         if self._sampled is None:
-            host = [np.asarray(leaf) for leaf in self._leaves]
-            if len(host) == 1:
-                rows, n = self._choice.top_ids.shape
-                blank = (
-                    np.zeros(rows, np.float32),
-                    np.zeros((rows, n), np.int32),
-                    np.zeros((rows, n), np.float32),
-                )
-                self._sampled = Sampled(host[0], *blank)
-            else:
-                self._sampled = Sampled(*host)
+            tokens, *logprobs = [np.asarray(leaf) for leaf in self._leaves]
+            self._sampled = Sampled(tokens, *(logprobs or self._blank(len(tokens))))
         return self._sampled
+
+    def _blank(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        shape = rows, self._max_logprobs
+        return np.zeros(rows, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
 
 
 class JaxPrefillEngine:
@@ -59,14 +58,26 @@ class JaxPrefillEngine:
         self.num_pages = pool.num_pages
         self._params = params
         self._pool = pool
-        self._step = make_prefill_step(params, spec, pool.layout.tp)
-        self._sample = make_sample_step(params, max_logprobs)
+        self._max_logprobs = min(max_logprobs, spec.vocab_size)
+        self._step = prefill.make_prefill_step(params, spec, pool.layout.tp)
+        self._sample = make_sample_step(pool.mesh, self._max_logprobs)
 
     def prefill(self, batch: PrefillBatch) -> SampledTicket:
-        history, batch = batch.history, replace(batch, history=None)
-        self._pool.arrays, logits = self._step(self._params, self._pool.arrays, batch)
-        choice = self._sample(logits, batch.kv_lens, batch.sampling, history)
-        return SampledTicket(choice, bool(batch.sampling.logprobs.any()))
+        self._pool.arrays, undecided = self._step(
+            self._params, self._pool.arrays, prefill.pack(batch)
+        )
+        for asked in self._asked(batch):
+            history = batch.history if asked.variant.penalize else None
+            choice, _ = self._sample(undecided, history, asked)
+        return SampledTicket(choice, batch.sampling, self._max_logprobs)
+
+    def _asked(self, batch: PrefillBatch) -> list[Asked]:
+        """How tokens are chosen; of a rehearsal, in all ways that its history allows."""
+        if batch.kv_lens.any():
+            return [Asked.of(batch.sampling)]
+        penalize = batch.history is not None
+        variants = [variant for variant in VARIANTS if variant.penalize <= penalize]
+        return [Asked.of(batch.sampling, variant) for variant in variants]
 
 
 class JaxDecodeEngine:
@@ -88,44 +99,68 @@ class JaxDecodeEngine:
         self.num_pages = pool.num_pages
         self._params = params
         self._pool = pool
-        self._microbatch_rows = rows // pool.layout.stages
-        self._tick = make_decode_tick(
-            params, spec, pool.layout, max_logprobs=max_logprobs, attention=attention
+        self._max_logprobs = min(max_logprobs, spec.vocab_size)
+        self._tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
+        self._sample = make_sample_step(pool.mesh, self._max_logprobs)
+        self._uploads = _Uploads(pool.mesh)
+        # What lives on the device from tick to tick, see `make_decode_tick`; and i32[R * b, C], the
+        # tokens of every row, for penalties.
+        self._x, self._fed_back, self._history = _zeros(
+            pool.mesh,
+            (decode.X_SPEC, (rows, spec.model_dim), params.final_norm.dtype),
+            (PartitionSpec(), (rows // pool.layout.stages,), jnp.dtype("int32")),
+            (PartitionSpec(), (rows, context), jnp.dtype("int32")),
         )
-        self._state = self._initial_state(rows, context, params.final_norm.dtype, spec.model_dim)
         self._write_history = jax.jit(
             lambda history, row, ids: history.at[row].set(ids), donate_argnums=0
         )
 
     def tick(self, batch: DecodeBatch) -> SampledTicket:
-        stages = self.layout.stages
-        leaving = (batch.tick - stages + 1) % stages
-        inp = TickInput(
-            tokens=batch.tokens,
-            positions=batch.positions,
-            page_table=batch.page_table,
-            leaving_positions=np.array(batch.positions[-1]),
-            leaving_row=np.int32(leaving * self._microbatch_rows),
-            sampling=batch.sampling,
+        self._pool.arrays, self._x, undecided = self._tick(
+            self._params, self._pool.arrays, self._x, self._fed_back, decode.pack(batch)
         )
-        self._pool.arrays, self._state, choice = self._tick(
-            self._params, self._pool.arrays, self._state, inp
-        )
-        return SampledTicket(choice, bool(batch.sampling.logprobs.any()))
+        for asked in self._asked(batch):
+            choice, self._history = self._sample(undecided, self._history, asked)
+        self._fed_back = choice.tokens
+        return SampledTicket(choice, batch.sampling, self._max_logprobs)
 
     def remember(self, row: int, token_ids: np.ndarray) -> None:
-        history = self._write_history(self._state.history, np.int32(row), token_ids)
-        self._state = replace(self._state, history=history)
+        self._history = self._write_history(self._history, np.int32(row), token_ids)
 
-    def _initial_state(
-        self, rows: int, context: int, dtype: jnp.dtype, model_dim: int
-    ) -> TickState:
-        make = jax.jit(
-            lambda: TickState(
-                x=jnp.zeros((rows, model_dim), dtype),
-                fed_back=jnp.zeros(self._microbatch_rows, jnp.int32),
-                history=jnp.zeros((rows, context), jnp.int32),
-            ),
-            out_shardings=shardings(self._pool.mesh, STATE_SPECS),
-        )
-        return make()
+    def _asked(self, batch: DecodeBatch) -> list[Asked]:
+        """How tokens are chosen; of a rehearsal, in all ways."""
+        microbatch = (batch.tick + 1) % self.layout.stages  # that leaves
+        if (batch.positions != IDLE_ROW).any():
+            return [self._uploads.of(microbatch, batch.sampling)]
+        return [self._uploads.new(batch.sampling, variant) for variant in VARIANTS]
+
+
+class _Uploads:
+    """What microbatches ask for, kept on the device for as long as the host hands over the same
+    object."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._everywhere = shardings(mesh, PartitionSpec())
+        self._kept: dict[int, tuple[SamplingBatch, Asked]] = {}
+
+    def of(self, microbatch: int, sampling: SamplingBatch) -> Asked:
+        """What the numpy `sampling` asks for."""
+        kept = self._kept.get(microbatch)
+        if kept is None or kept[0] is not sampling:
+            kept = self._kept[microbatch] = sampling, self.new(sampling)
+        return kept[1]
+
+    def new(self, sampling: SamplingBatch, variant: Wanted | None = None) -> Asked:
+        """The same as `variant`, or as the cheapest one, takes it."""
+        return jax.device_put(Asked.of(sampling, variant), self._everywhere)
+
+
+def _zeros(
+    mesh: Mesh, *wanted: tuple[PartitionSpec, tuple[int, ...], jnp.dtype]
+) -> tuple[jax.Array, ...]:
+    """Arrays of zeros, each given as (PartitionSpec, shape, dtype)."""
+    make = jax.jit(
+        lambda: tuple(jnp.zeros(shape, dtype) for _, shape, dtype in wanted),
+        out_shardings=tuple(shardings(mesh, spec) for spec, _, _ in wanted),
+    )
+    return make()

@@ -21,21 +21,23 @@ from pdjax.model_spec import ModelSpec
 
 def dense_attend(spec: ModelSpec, length: int) -> Attend:
     """Causal attention over `length` tokens of one sequence, whose positions start at 0."""
-    frequencies, scale = spec.rope.frequencies(spec.head_dim)
+    frequencies, stretch = spec.rope.frequencies(spec.head_dim)
     angles = np.arange(length)[:, None] * frequencies
-    cos = (scale * np.cos(angles)).astype(np.float32)[:, None]  # [T, 1, H/2]
-    sin = (scale * np.sin(angles)).astype(np.float32)[:, None]
+    cos = (stretch * np.cos(angles)).astype(np.float32)[:, None, None]  # [T, 1, 1, H/2]
+    sin = (stretch * np.sin(angles)).astype(np.float32)[:, None, None]
     mask = np.tril(np.ones((length, length), bool))
 
     def rotate(x: jax.Array) -> jax.Array:
         a, b = jnp.split(x, 2, axis=-1)
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
-    def attend(slot: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        grouped = rotate(q).reshape(length, k.shape[1], -1, spec.head_dim)  # [T, K, G, H]
-        scores = jnp.einsum("qkgh,tkh->kgqt", grouped, rotate(k)) / spec.head_dim**0.5
+    def attend(slot: int, qkv: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+        qkv = qkv * scale[:, None, None, None] + (0 if bias is None else bias)
+        rotated = rotate(qkv[:, :, :-1])
+        q, k, v = rotated[:, :, :-1], rotated[:, :, -1], qkv[:, :, -1]  # q [T, K, G, H]
+        scores = jnp.einsum("qkgh,tkh->kgqt", q, k) / spec.head_dim**0.5
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
-        return jnp.einsum("kgqt,tkh->qkgh", weights, v).reshape(q.shape)
+        return jnp.einsum("kgqt,tkh->qkgh", weights, v).reshape(length, -1, spec.head_dim)
 
     return attend
 

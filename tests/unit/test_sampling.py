@@ -4,11 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from pdjax.device.model.sampling import choose
+from pdjax.device.model.sampling import VARIANTS, Asked, Choice, Wanted, choose
 from pdjax.engine_api import SamplingBatch
 
 V = 97
-choose_jit = jax.jit(choose, static_argnames="max_logprobs")
+choose_asked = jax.jit(choose, static_argnames="max_logprobs")
+
+
+def choose_jit(logits, positions, params: SamplingBatch, history, *, max_logprobs: int) -> Choice:
+    return choose_asked(logits, positions, Asked.of(params), history, max_logprobs=max_logprobs)
 
 
 def sampling(rows: int, **fields) -> SamplingBatch:
@@ -152,10 +156,60 @@ def test_logprobs_are_of_the_models_own_distribution():
     logits = 3 * np.random.default_rng(6).normal(size=(2, V)).astype(np.float32)
     params = sampling(2, temperature=[0.0, 5.0], top_k=[0, 2], seed=1, logprobs=[True, False])
     out = choose_jit(logits, np.array([3, 4]), params, None, max_logprobs=5)
+    assert out.logprobs is not None
     expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     np.testing.assert_allclose(
-        out.chosen_logprobs, expected[[0, 1], np.asarray(out.tokens)], rtol=1e-5
+        out.logprobs.chosen, expected[[0, 1], np.asarray(out.tokens)], rtol=1e-5
     )
     order = np.argsort(-logits, axis=1)[:, :5]
-    np.testing.assert_array_equal(out.top_ids, order)
-    np.testing.assert_allclose(out.top_logprobs, np.take_along_axis(expected, order, 1), rtol=1e-5)
+    np.testing.assert_array_equal(out.logprobs.top_ids, order)
+    np.testing.assert_allclose(out.logprobs.top, np.take_along_axis(expected, order, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "variant"),
+    [
+        ({}, 0),
+        ({"top_k": 3, "top_p": 0.5, "seed": 4}, 0),  # greedy rows are not filtered
+        ({"temperature": [0.0, 0.1]}, 1),
+        ({"temperature": [0.0, 0.1], "min_p": [0.0, 0.1]}, 2),
+        ({"logprobs": [False, True]}, 2),
+        ({"presence_penalty": [0.0, -0.1]}, 3),
+        ({"frequency_penalty": [0.1, 0.0]}, 3),
+        ({"repetition_penalty": [1.0, 0.9]}, 3),
+    ],
+)
+def test_the_cheapest_variant_that_can_serves_a_batch(fields, variant):
+    assert Asked.of(sampling(2, **fields)).variant == VARIANTS[variant]
+
+
+def test_the_last_variant_can_do_everything():
+    assert VARIANTS[-1] == Wanted(draw=True, filter=True, penalize=True, logprobs=True)
+
+
+@pytest.mark.parametrize("vocab", [V, 4099])
+def test_every_variant_chooses_the_same(vocab):
+    """What neighbours ask for decides which program a row goes through, and may not change it."""
+    rng = np.random.default_rng(8)
+    logits = 3 * rng.normal(size=(64, vocab)).astype(np.float32)
+    history = rng.integers(0, vocab, size=(64, 32)).astype(np.int32)
+    positions = rng.integers(1, 32, size=64)
+    greedy = sampling(64)
+    warm = sampling(64, temperature=rng.uniform(0.3, 2, 64), seed=rng.integers(99, size=64))
+    filtered = sampling(
+        64,
+        temperature=rng.uniform(0.3, 2, 64),
+        seed=rng.integers(99, size=64),
+        top_k=rng.integers(0, 50, 64),
+        top_p=rng.uniform(0.3, 1, 64),
+        min_p=rng.uniform(0, 0.1, 64),
+    )
+    for least, params in enumerate((greedy, warm, filtered)):
+        outs = [
+            choose_asked(logits, positions, Asked.of(params, variant), history, max_logprobs=5)
+            for variant in VARIANTS[least:]
+        ]
+        for out in outs:
+            np.testing.assert_array_equal(out.tokens, outs[0].tokens)
+        for one, other in zip(*(jax.tree.leaves(out.logprobs) for out in outs[-2:]), strict=True):
+            np.testing.assert_array_equal(one, other)

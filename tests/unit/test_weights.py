@@ -90,8 +90,11 @@ def test_load_is_the_same_on_every_mesh(checkpoint: Checkpoint, stages: int, tp:
 
 
 def test_a_shard_holds_whole_heads_in_order(checkpoint: Checkpoint):
-    """Columns of `wqkv`: for each KV head its G query heads, then K, then V."""
+    """Columns of `wqkv`: for each KV head its G query heads, then K, then V; the norm before them
+    is multiplied into the rows."""
     spec = checkpoint.spec
+    norm = checkpoint.read("model.layers.1.input_layernorm.weight")
+    assert np.ptp(norm) > 0
     params = load(checkpoint, 1, 2, PREFILL_RULES)
     for head, shard in enumerate(params.layers[1].wqkv.addressable_shards):
         columns = np.asarray(shard.data).T.reshape(spec.group + 2, spec.head_dim, -1)
@@ -100,7 +103,7 @@ def test_a_shard_holds_whole_heads_in_order(checkpoint: Checkpoint):
         ):
             rows = slice(first * spec.head_dim, (first + 1) * spec.head_dim)
             name = f"model.layers.1.self_attn.{part}_proj.weight"
-            np.testing.assert_array_equal(columns[place], checkpoint.read(name, rows))
+            np.testing.assert_array_equal(columns[place], checkpoint.read(name, rows) * norm)
 
 
 def test_nothing_is_read_twice_nor_beyond_need(checkpoint: Checkpoint):

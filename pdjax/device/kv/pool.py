@@ -1,4 +1,4 @@
-"""KVPool: the arrays that hold pages, and the pure functions that write, gather and scatter them.
+"""KVPool: the arrays that hold pages, and the pure functions that gather and scatter them.
 
 One pair of arrays a layer slot, K and V apart, `[K, P, S, H]`, zero-initialised (a stray NaN times
 a zero probability would still poison a row), page 0 the null page. A pool is donated to every step
@@ -43,17 +43,6 @@ def _zeros(layout: KVLayout, num_pages: int, mesh: Mesh, rules: Rules) -> KVPool
     where = sharding(mesh, rules, PAGE_AXES, stacked=True)
     make = jax.jit(lambda: jnp.zeros(shape, layout.dtype), out_shardings=where)
     return KVPool(k=[make() for _ in range(layout.slots)], v=[make() for _ in range(layout.slots)])
-
-
-def write_tokens(pages: jax.Array, new: jax.Array, slot_mapping: jax.Array) -> jax.Array:
-    """Write `new` [T, K, H] to the flat addresses `slot_mapping` i32[T] of `pages` [K, P, S, H], in
-    place if donated.
-
-    Padding tokens all write to the null page, in no particular order.
-    """
-    page_size = pages.shape[2]
-    page, offset = slot_mapping // page_size, slot_mapping % page_size
-    return pages.at[:, page, offset].set(new.swapaxes(0, 1).astype(pages.dtype))
 
 
 def gather_pages(

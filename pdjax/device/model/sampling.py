@@ -1,27 +1,105 @@
 """Choosing the next token: pure functions of logits, parameters, and where in its sequence the
 token stands.
 
-One compiled program serves every mixture of requests in a batch: what nobody asks for is skipped by
-`lax.cond` at run time. A token's chance comes from (seed, position) alone, so it does not depend on
-batching, placement or preemption.
+What nobody in a batch asks for is left out of the program: there are a few programs, VARIANTS, and
+the host's arrays say which one serves a batch. (A `lax.cond` on the device would make the host wait
+for its predicate.) A token's chance comes from (seed, position) alone, and every variant gives a
+row the same bits, so a token does not depend on batching, placement or preemption.
 
 top-k and top-p need no sort: the threshold logit is found by bisection on the bits of the float,
 which is exact and costs 32 sums over the vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import astuple, dataclass, fields
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
+from pdjax.device.packing import Packed
 from pdjax.engine_api import SamplingBatch
 
-jax.tree_util.register_dataclass(
-    SamplingBatch, data_fields=[f.name for f in fields(SamplingBatch)], meta_fields=[]
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a program that chooses tokens can do beside taking the largest logit."""
+
+    draw: bool = False
+    filter: bool = False
+    penalize: bool = False
+    logprobs: bool = False
+
+    @classmethod
+    def by(cls, sampling: SamplingBatch) -> "Wanted":
+        """What any row of numpy arrays asks for."""
+        warm = sampling.temperature > 0
+        filtered = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+        penalized = (
+            (sampling.presence_penalty != 0)
+            | (sampling.frequency_penalty != 0)
+            | (sampling.repetition_penalty != 1)
+        )
+        return cls(
+            draw=bool(warm.any()),
+            filter=bool((warm & filtered).any()),
+            penalize=bool(penalized.any()),
+            logprobs=bool(sampling.logprobs.any()),
+        )
+
+    def covers(self, other: "Wanted") -> bool:
+        """Whether a program that can do this can do `other`."""
+        return all(can or not must for can, must in zip(astuple(self), astuple(other), strict=True))
+
+
+VARIANTS = (
+    Wanted(),
+    Wanted(draw=True),
+    Wanted(draw=True, filter=True, logprobs=True),
+    Wanted(draw=True, filter=True, logprobs=True, penalize=True),
 )
+"""The programs that there are, cheapest first; the last covers everything."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a batch of rows asks for, as a program takes it: which program it is, and what that
+    reads of the SamplingBatch."""
+
+    variant: Wanted  # static
+    packed: Packed | None  # None: the variant reads nothing
+
+    @classmethod
+    def of(cls, sampling: SamplingBatch, variant: Wanted | None = None) -> "Asked":
+        """Numpy arrays as the cheapest variant that covers them takes them, or as `variant`
+        does."""
+        if variant is None:
+            wanted = Wanted.by(sampling)
+            variant = next(each for each in VARIANTS if each.covers(wanted))
+        if variant == Wanted():
+            return cls(variant, None)
+        arrays = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        arrays["logprobs"] = arrays["logprobs"].astype(np.int32)
+        return cls(variant, Packed.of(arrays))
+
+    def sampling(self) -> SamplingBatch:
+        """The arrays, within a program of a variant that reads them."""
+        assert self.packed is not None
+        return SamplingBatch(**self.packed.unpack())
+
+
+jax.tree_util.register_dataclass(Asked, data_fields=["packed"], meta_fields=["variant"])
+
+
+@struct.dataclass
+class Logprobs:
+    """Log-probabilities of the model's own distribution."""
+
+    chosen: jax.Array  # f32[B]
+    top_ids: jax.Array  # i32[B, n], best first
+    top: jax.Array  # f32[B, n]
 
 
 @struct.dataclass
@@ -29,15 +107,13 @@ class Choice:
     """Device arrays of `engine_api.Sampled`."""
 
     tokens: jax.Array  # i32[B]
-    chosen_logprobs: jax.Array  # f32[B]
-    top_ids: jax.Array  # i32[B, n]
-    top_logprobs: jax.Array  # f32[B, n]
+    logprobs: Logprobs | None  # None: the variant does not take them
 
 
 def choose(
     logits: jax.Array,
     positions: jax.Array,
-    params: SamplingBatch,
+    asked: Asked,
     history: jax.Array | None,
     *,
     max_logprobs: int,
@@ -47,58 +123,62 @@ def choose(
     Args:
       logits: f32[B, V].
       positions: i32[B] position that the chosen token will take, the number of tokens before it.
-      params: [B] of each field.
-      history: i32[B, C] the tokens before it; None where no row is penalized.
+      asked: how they are chosen.
+      history: i32[B, C] the tokens before it; may be None for a variant without penalties.
       max_logprobs: n, how many of the likeliest tokens to report.
     """
-    penalized = logits if history is None else _penalize(logits, positions, params, history)
-    greedy = jnp.argmax(penalized, axis=-1).astype(jnp.int32)
-    warm = params.temperature > 0
-    tokens = lax.cond(
-        warm.any(),
-        lambda: jnp.where(warm, _draw(penalized, positions, params), greedy),
-        lambda: greedy,
+    variant, choosable = asked.variant, logits
+    if variant.penalize:
+        assert history is not None, "penalties need a history"
+        choosable = _penalize(logits, positions, asked.sampling(), history)
+    # Behind a barrier XLA sees the same program in every variant that goes on, so a row's sums are
+    # taken in the same order whatever its neighbours ask for.
+    choosable = lax.optimization_barrier(choosable)
+    tokens = jnp.argmax(choosable, axis=-1).astype(jnp.int32)
+    if variant.draw:
+        params = asked.sampling()
+        drawn = _draw(choosable, positions, params, filtered=variant.filter)
+        tokens = jnp.where(params.temperature > 0, drawn, tokens)
+    logprobs = (
+        _report(logits, tokens, min(max_logprobs, logits.shape[1])) if variant.logprobs else None
     )
-    return _report(logits, tokens, params.logprobs, min(max_logprobs, logits.shape[1]))
+    return Choice(tokens, logprobs)
 
 
 def _penalize(
     logits: jax.Array, positions: jax.Array, params: SamplingBatch, history: jax.Array
 ) -> jax.Array:
+    """logits f32[B, V] after presence, frequency and repetition penalties; rows that ask for none
+    keep their bits."""
     presence, frequency, repetition = (
-        params.presence_penalty,
-        params.frequency_penalty,
-        params.repetition_penalty,
+        params.presence_penalty[:, None],
+        params.frequency_penalty[:, None],
+        params.repetition_penalty[:, None],
     )
-
-    def apply() -> jax.Array:
-        index = jnp.arange(history.shape[1])
-        row = jnp.arange(history.shape[0])[:, None]
-        valid = index < positions[:, None]  # [B, C]
-        output = valid & (index >= params.prompt_lens[:, None])
-        seen = jnp.zeros(logits.shape, bool).at[row, history].max(valid)
-        count = (
-            jnp.zeros(logits.shape, jnp.float32).at[row, history].add(output.astype(jnp.float32))
-        )
-        scaled = jnp.where(logits > 0, logits / repetition[:, None], logits * repetition[:, None])
-        out = jnp.where(seen, scaled, logits)
-        return out - frequency[:, None] * count - presence[:, None] * (count > 0)
-
-    wanted = (presence != 0) | (frequency != 0) | (repetition != 1)
-    return lax.cond(wanted.any(), apply, lambda: logits)
+    index = jnp.arange(history.shape[1])
+    row = jnp.arange(history.shape[0])[:, None]
+    valid = index < positions[:, None]  # [B, C]
+    output = valid & (index >= params.prompt_lens[:, None])
+    seen = jnp.zeros(logits.shape, bool).at[row, history].max(valid)
+    count = jnp.zeros(logits.shape, jnp.float32).at[row, history].add(output.astype(jnp.float32))
+    scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    out = jnp.where(seen, scaled, logits)
+    return out - frequency * count - presence * (count > 0)
 
 
-def _draw(logits: jax.Array, positions: jax.Array, params: SamplingBatch) -> jax.Array:
-    """Tokens i32[B] drawn from the filtered, tempered distribution, by the Gumbel-max trick."""
+def _draw(
+    logits: jax.Array, positions: jax.Array, params: SamplingBatch, *, filtered: bool
+) -> jax.Array:
+    """Tokens i32[B] drawn from the tempered and, if any row asks for it, filtered distribution, by
+    the Gumbel-max trick."""
     # Below the smallest normal number, devices differ in whether they divide by zero.
     least = jnp.finfo(jnp.float32).tiny
     temperature = jnp.where(params.temperature > 0, jnp.maximum(params.temperature, least), 1.0)
     # From the largest logit downwards, so that what a tiny temperature overflows is only unlikely.
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
-    filtering = (params.temperature > 0) & (
-        (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
-    )
-    scaled = lax.cond(filtering.any(), lambda: _filter(scaled, params), lambda: scaled)
+    if filtered:
+        scaled = _filter(scaled, params)
+    scaled = lax.optimization_barrier(scaled)  # as in `choose`
 
     def noise(seed: jax.Array, position: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), position)
@@ -108,8 +188,8 @@ def _draw(logits: jax.Array, positions: jax.Array, params: SamplingBatch) -> jax
 
 
 def _filter(logits: jax.Array, params: SamplingBatch) -> jax.Array:
-    """logits f32[B, V] with -inf where top-k, then top-p of what is left, or min-p drops a
-    token."""
+    """logits f32[B, V] with -inf where top-k, then top-p of what is left, or min-p drops a token;
+    rows that ask for none of them keep their bits."""
     vocab = logits.shape[1]
     keys = _sortable(logits)
     k = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, vocab), vocab)
@@ -139,22 +219,9 @@ def _threshold(enough: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax
     return lax.fori_loop(0, 32, decide, jnp.zeros((keys.shape[0], 1), jnp.uint32))
 
 
-def _report(logits: jax.Array, tokens: jax.Array, wanted: jax.Array, n: int) -> Choice:
-    """Log-probabilities of the model's own distribution: of the chosen tokens, and of the n
-    likeliest."""
-    batch = logits.shape[0]
-
-    def measure() -> tuple[jax.Array, jax.Array, jax.Array]:
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
-        values, ids = lax.top_k(logprobs, n)
-        return (
-            jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0],
-            ids.astype(jnp.int32),
-            values,
-        )
-
-    def skip() -> tuple[jax.Array, jax.Array, jax.Array]:
-        return jnp.zeros(batch), jnp.zeros((batch, n), jnp.int32), jnp.zeros((batch, n))
-
-    chosen, ids, values = lax.cond(wanted.any(), measure, skip)
-    return Choice(tokens=tokens, chosen_logprobs=chosen, top_ids=ids, top_logprobs=values)
+def _report(logits: jax.Array, tokens: jax.Array, n: int) -> Logprobs:
+    """Of the chosen tokens, and of the n likeliest."""
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    values, ids = lax.top_k(logprobs, n)
+    chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+    return Logprobs(chosen, ids.astype(jnp.int32), values)

@@ -5,6 +5,11 @@ One `forward(params, x, attend)` serves both phases: `attend` is an argument tha
 wherever they are kept and returns what attention read. Weights are a plain pytree with a Python
 list of layers, never stacked: a scan over stacked weights copies every slice it reads.
 
+RMSNorm is `x * r * weight` with one scalar r a token. Inside the layers it has no pass of its own:
+the weight is multiplied into the rows of the matrix that follows when weights are loaded, and r,
+which commutes with the product, is applied after it. In real arithmetic that is exact. In bfloat16
+it rounds the folded weights once, where the usual order rounds the normalized activations twice.
+
 The functions here see *local* shards inside `jax.shard_map`. The sizes they need come from the
 shards' own shapes, and `reduce` sums the partial products of tensor parallelism.
 
@@ -31,14 +36,13 @@ class Layer:
     """Weights of one layer.
 
     `wqkv`'s columns are grouped by KV head: G query heads, then K, then V, so that a contiguous run
-    of columns is a tensor-parallel shard and Q, K and V come from one product.
+    of columns is a tensor-parallel shard and Q, K and V come from one product. The rows of `wqkv`
+    and `w_gate_up` have the weights of the norms before them multiplied in.
     """
 
-    attn_norm: Leaf  # [D]
     wqkv: Leaf  # [D, K * (G + 2) * H]
     bqkv: Leaf | None  # [K * (G + 2) * H]
     wo: Leaf  # [N * H, D]
-    mlp_norm: Leaf  # [D]
     w_gate_up: Leaf  # [D, 2, F]: gate, up
     w_down: Leaf  # [F, D]
 
@@ -54,11 +58,9 @@ class Params:
 
 
 LAYER_AXES = Layer(
-    attn_norm=(None,),
     wqkv=(None, "kv_heads"),
     bqkv=("kv_heads",),
     wo=("kv_heads", None),
-    mlp_norm=(None,),
     w_gate_up=(None, None, "mlp"),
     w_down=("mlp", None),
 )
@@ -70,46 +72,36 @@ MODEL_AXES = Params(layers=[], final_norm=(None,), unembed=(None, "vocab"), embe
 
 
 class Attend(Protocol):
-    """Attention over whatever holds the KV: writes `k`, `v` of layer slot `slot`, returns what `q`
-    reads."""
+    """Attention over whatever holds the KV: writes K and V of layer slot `slot`, returns what the
+    queries read."""
 
-    def __call__(self, slot: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """q [T, N, H], k and v [T, K, H], before RoPE -> [T, N, H]."""
+    def __call__(
+        self, slot: int, qkv: jax.Array, scale: jax.Array, bias: jax.Array | None
+    ) -> jax.Array:
+        """qkv [T, K, G + 2, H] of the heads of this shard, still to be scaled by f32[T], shifted by
+        [K, G + 2, H] and rotated -> [T, N, H]."""
         ...
 
 
-def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [T, A] @ w [A, B] -> [T, B]; float32 stays float32 on accelerators that would otherwise
-    round it."""
+def dot(x: jax.Array, w: jax.Array, out_dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+    """x [T, A] @ w [A, B] -> [T, B], in x's dtype unless asked otherwise; float32 stays float32 on
+    accelerators that would otherwise round it."""
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.matmul(x, w, precision=precision)
+    return lax.dot(x, w, precision=precision, preferred_element_type=out_dtype)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x [T, D] scaled to unit root mean square, computed in float32."""
-    x32 = x.astype(jnp.float32)
-    scale = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * scale).astype(x.dtype) * weight
+def rms_scale(x: jax.Array, eps: float) -> jax.Array:
+    """f32[T] that scales x [T, D] to unit root mean square."""
+    return lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) + eps)
 
 
-def project_qkv(
-    x: jax.Array, layer: Layer, spec: ModelSpec
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x [T, D] -> q [T, N, H], k [T, K, H], v [T, K, H], with the heads of this shard."""
-    tokens = x.shape[0]
-    qkv = dot(x, layer.wqkv)
-    if layer.bqkv is not None:
-        qkv = qkv + layer.bqkv
-    qkv = qkv.reshape(tokens, -1, spec.group + 2, spec.head_dim)  # [T, K, G + 2, H]
-    q = qkv[:, :, : spec.group].reshape(tokens, -1, spec.head_dim)
-    return q, qkv[:, :, spec.group], qkv[:, :, spec.group + 1]
-
-
-def swiglu(x: jax.Array, layer: Layer) -> jax.Array:
-    """x [T, D] -> [T, D], a partial sum over the shards of F."""
+def swiglu(x: jax.Array, scale: jax.Array, layer: Layer) -> jax.Array:
+    """x [T, D], to be scaled by f32[T] -> [T, D], a partial sum over the shards of F."""
     mlp_dim = layer.w_gate_up.shape[2]
     gate_up = dot(x, layer.w_gate_up.reshape(x.shape[1], 2 * mlp_dim))
-    return dot(jax.nn.silu(gate_up[:, :mlp_dim]) * gate_up[:, mlp_dim:], layer.w_down)
+    scaled = gate_up.astype(jnp.float32) * scale[:, None]
+    hidden = jax.nn.silu(scaled[:, :mlp_dim]) * scaled[:, mlp_dim:]  # [T, F]
+    return dot(hidden.astype(x.dtype), layer.w_down)
 
 
 def forward(
@@ -131,11 +123,13 @@ def forward(
     Returns:
       [T, D] residual stream before the final norm.
     """
+    heads = (-1, spec.group + 2, spec.head_dim)  # [K, G + 2, H], K of this shard
     for slot, layer in enumerate(params.layers):
-        q, k, v = project_qkv(rms_norm(x, layer.attn_norm, spec.norm_eps), layer, spec)
-        o = attend(slot, q, k, v).reshape(x.shape[0], -1)
-        x = x + reduce(dot(o, layer.wo))
-        x = x + reduce(swiglu(rms_norm(x, layer.mlp_norm, spec.norm_eps), layer))
+        qkv = dot(x, layer.wqkv).reshape(x.shape[0], *heads)
+        bias = None if layer.bqkv is None else layer.bqkv.reshape(heads)
+        o = attend(slot, qkv, rms_scale(x, spec.norm_eps), bias)  # [T, N, H]
+        x = x + reduce(dot(o.reshape(x.shape[0], -1), layer.wo))
+        x = x + reduce(swiglu(x, rms_scale(x, spec.norm_eps), layer))
     return x
 
 
@@ -154,11 +148,17 @@ def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> 
 def unembed(
     params: Params, x: jax.Array, *, spec: ModelSpec, vocab_axes: Sequence[str] = ()
 ) -> jax.Array:
-    """x [B, D] -> float32 logits [B, V], whole on every shard of `vocab_axes`."""
-    logits = dot(rms_norm(x, params.final_norm, spec.norm_eps), params.unembed)
+    """x [B, D] -> float32 logits [B, V], whole on every shard of `vocab_axes`.
+
+    The norm comes first here: there are few rows, and tied embeddings leave no matrix to fold its
+    weight into.
+    """
+    normed = x.astype(jnp.float32) * rms_scale(x, spec.norm_eps)[:, None]
+    normed = normed.astype(x.dtype) * params.final_norm
+    logits = dot(normed, params.unembed, jnp.float32)
     if vocab_axes:
         logits = lax.all_gather(logits, tuple(vocab_axes), axis=1, tiled=True)
-    return logits[:, : spec.vocab_size].astype(jnp.float32)  # the shards pad V to a common size
+    return logits[:, : spec.vocab_size]  # the shards pad V to a common size
 
 
 def _shard_index(axes: Sequence[str]) -> jax.Array | int:

@@ -43,10 +43,8 @@ class WeightLayout:
         d, h, f = spec.model_dim, spec.head_dim, spec.mlp_dim
         columns = spec.kv_heads * (spec.group + 2) * h
         self.layer_shapes: dict[str, tuple[int, ...]] = {
-            "attn_norm": (d,),
             "wqkv": (d, columns),
             "wo": (spec.query_heads * h, d),
-            "mlp_norm": (d,),
             "w_gate_up": (d, 2, f),
             "w_down": (f, d),
         }

@@ -53,6 +53,7 @@ def load_params(
     """
     layout = WeightLayout(checkpoint.spec, mesh, rules, stage_layers)
     dtype = np.dtype(dtype)
+    read_norm = functools.cache(checkpoint.read)  # every shard of a layer asks for it
     total = layout.slots * len(layout.layer_shapes) + len(layout.model_shapes)
     hidden = not sys.stderr.isatty()
     with tqdm(total=total, desc="loading weights", unit="array", delay=2, disable=hidden) as bar:
@@ -67,7 +68,7 @@ def load_params(
         for slot in range(layout.slots):
             arrays: dict[str, Any] = {"bqkv": None}
             for name in layout.layer_shapes:
-                read = functools.partial(_read_stacked, checkpoint, layout, slot, name)
+                read = functools.partial(_read_stacked, checkpoint, read_norm, layout, slot, name)
                 arrays[name] = place(layout.stacked_shape(name), layout.layer_sharding(name), read)
             layers.append(Layer(**arrays))
         outside: dict[str, Any] = {"embed": None}
@@ -140,15 +141,19 @@ def random_params(
     return Params(layers=slots, **({"embed": None} | arrays))
 
 
+_STREAMS = {"wqkv": 1, "bqkv": 2, "wo": 3, "w_gate_up": 5, "w_down": 6, "unembed": 8, "embed": 9}
+"""Tells the weights' noise apart. Another number makes another model of every seed."""
+
+
 def _draw(seed: int, layer: jax.Array | int, name: str, shape: tuple[int, ...]) -> jax.Array:
     """float32 values of one weight: uniform noise, a hash of where an element stands.
 
     Integer arithmetic gives the same bits however the array is sharded, and compiles in a fraction
     of the time of `jax.random`.
     """
-    if name.endswith("norm"):
+    if name == "final_norm":
         return jnp.ones(shape, jnp.float32)
-    key = _hash(_hash(np.uint32(seed)) + np.uint32([*_LAYER_READERS, *_MODEL_READERS].index(name)))
+    key = _hash(_hash(np.uint32(seed)) + np.uint32(_STREAMS[name]))
     key = _hash(key + jnp.uint32(layer))
     place = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
@@ -172,7 +177,12 @@ def _hash(x: jax.Array | np.uint32) -> jax.Array:
 
 
 def _read_stacked(
-    checkpoint: Checkpoint, layout: WeightLayout, slot: int, name: str, bounds: Bounds
+    checkpoint: Checkpoint,
+    read_norm: Callable[[str], np.ndarray],
+    layout: WeightLayout,
+    slot: int,
+    name: str,
+    bounds: Bounds,
 ) -> np.ndarray:
     """A slice, within one stage, of a field of a slot; zeros where the stage has no layer."""
     d0 = layout.layer_shapes[name][0]
@@ -181,13 +191,12 @@ def _read_stacked(
     layer = layout.layer_at(slot, stage)
     if layer is None:
         return np.zeros([stop - start for start, stop in local], np.float32)
-    return _LAYER_READERS[name](checkpoint, layer, local)
-
-
-def _read_norm(part: str) -> Callable[[Checkpoint, int, Bounds], np.ndarray]:
-    return lambda checkpoint, layer, bounds: checkpoint.read(
-        layer_tensor(layer, part), slice(*bounds[0])
-    )
+    weight = _LAYER_READERS[name](checkpoint, layer, local)
+    if name not in _FOLDED_NORMS:
+        return weight
+    norm = read_norm(layer_tensor(layer, _FOLDED_NORMS[name]))[slice(*local[0])]  # [D]
+    norm = norm.astype(np.float32).reshape(-1, *(1,) * (weight.ndim - 1))
+    return weight.astype(np.float32) * norm
 
 
 def _read_transposed(part: str) -> Callable[[Checkpoint, int, Bounds], np.ndarray]:
@@ -235,14 +244,19 @@ def _read_gate_up(checkpoint: Checkpoint, layer: int, bounds: Bounds) -> np.ndar
 
 
 _LAYER_READERS: dict[str, Callable[[Checkpoint, int, Bounds], np.ndarray]] = {
-    "attn_norm": _read_norm("input_layernorm.weight"),
     "wqkv": _read_wqkv,
     "bqkv": _read_bqkv,
     "wo": _read_transposed("self_attn.o_proj.weight"),
-    "mlp_norm": _read_norm("post_attention_layernorm.weight"),
     "w_gate_up": _read_gate_up,
     "w_down": _read_transposed("mlp.down_proj.weight"),
 }
+
+_FOLDED_NORMS = {
+    "wqkv": "input_layernorm.weight",
+    "w_gate_up": "post_attention_layernorm.weight",
+}
+"""The norm before a product, whose weight is multiplied into the rows of the matrix; see
+`transformer.forward`."""
 
 
 def _read_vocab_rows(

@@ -1,0 +1,61 @@
+"""sample_step: the next token of each row, on every device of a mesh.
+
+It is a step of its own for both phases, so that its few variants do not multiply with the many
+sizes of a prefill or of a page table.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from pdjax.device.mesh import shardings
+from pdjax.device.model.sampling import Asked, Choice, choose
+from pdjax.device.model.transformer import Leaf
+
+
+@struct.dataclass
+class Undecided:
+    """Rows whose next token is to be chosen."""
+
+    logits: Leaf  # f32[B, V]
+    positions: Leaf  # i32[B]: which the tokens will take; 0 where nobody sits in a row
+    row: Leaf  # i32[]: of the history, the first that is theirs
+
+
+SampleStep = Callable[[Undecided, Any, Asked], tuple[Choice, Any]]
+
+
+def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
+    """(undecided, history i32[rows, C] DONATED or None, asked) -> (Choice [B], history).
+
+    The history is what penalties look at. Every variant appends the chosen tokens to it: who asks
+    for penalties later finds what was chosen before.
+
+    Args:
+      mesh: where the logits are.
+      max_logprobs: how many of the likeliest tokens are reported.
+    """
+
+    def step(
+        undecided: Undecided, history: jax.Array | None, asked: Asked
+    ) -> tuple[Choice, jax.Array | None]:
+        logits, positions = undecided.logits, undecided.positions
+        theirs = None
+        if history is not None:
+            theirs = lax.dynamic_slice_in_dim(history, undecided.row, logits.shape[0])
+        choice = choose(logits, positions, asked, theirs, max_logprobs=max_logprobs)
+        if history is not None:
+            rows = undecided.row + jnp.arange(logits.shape[0])
+            at = jnp.where(positions > 0, positions, history.shape[1])  # past the end: dropped
+            history = history.at[rows, at].set(choice.tokens, mode="drop")
+        return choice, history
+
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    everywhere = shardings(mesh, P())
+    return jax.jit(mapped, donate_argnums=1, in_shardings=everywhere, out_shardings=everywhere)
