@@ -1,6 +1,7 @@
 """The engines of an LLM driven straight through the door, without a coordinator: the floor under
 what is served."""
 
+import time
 from collections.abc import Sequence as Seq
 
 from pdjax import LLM, SamplingParams
@@ -26,8 +27,12 @@ class Bare:
         chunk = Chunk(self._sequence(prompt, 0), 0, len(prompt))
         self._llm.prefill_engines[0].prefill(prefill_batch([chunk], self._buckets)).result()
 
-    def decode(self, prompts: Seq[Seq[int]]) -> None:
-        """All steps of a round; each tick is dispatched before the tokens of the last are read."""
+    def decode(self, prompts: Seq[Seq[int]]) -> float:
+        """All steps of a round; each tick is dispatched before the tokens of the last are read.
+
+        Returns the mean gap in seconds from one step's tokens on the host to the next one's, which
+        is what a sequence's gaps are in a served run.
+        """
         engine = self._llm.decode_engines[0]
         stages = engine.layout.stages
         pipeline = Pipeline(stages, self._llm.config.decode.rows, self._buckets)
@@ -35,15 +40,19 @@ class Bare:
             sequence = self._sequence(prompt, number)
             sequence.output.append(prompt[0])  # as if prefill had chosen it
             pipeline.seat(pipeline.reserve(), sequence)
-        in_flight = None
+        in_flight, moments = None, []
         for _ in range(self._steps * stages):
             assert pipeline.active, "nobody would be computed for"
             ticket = engine.tick(pipeline.tick().batch)
             if in_flight is not None:
                 in_flight.result()
+                moments.append(time.perf_counter())
             in_flight = ticket
         if in_flight is not None:
             in_flight.result()
+            moments.append(time.perf_counter())
+        gaps = max(1, len(moments) - 1)
+        return (moments[-1] - moments[0]) / gaps * stages
 
     def _sequence(self, prompt: Seq[int], number: int) -> Sequence:
         """A sequence that holds pages for the whole round, which nobody else holds."""

@@ -83,7 +83,7 @@ class Served:
     """What a point of the grid reached; milliseconds a decode step unless said otherwise.
 
     Attributes:
-      bare_ms: the engine's step alone; the median of the rounds.
+      bare_ms: mean gap between tokens of the engine alone; the median of the rounds.
       served_ms: mean gap between tokens while every row decodes; the median of the rounds.
       median_gap_ms: the same by the median gap.
       host_us: microseconds a step of the host's time by part, from the round of that median.
@@ -106,9 +106,10 @@ def make_config(
     model: str, points: list[Point], colocated: bool, cache: str, overrides: Mapping[str, str]
 ) -> Config:
     """A config with the buckets that these points need and no other; all of one batch."""
-    longest = max(point.prompt + point.output for point in points)
-    shortest = min(point.prompt for point in points)
     page_size = KVConfig().page_size
+    # And a page more, which the coordinator keeps in hand for everybody who decodes.
+    longest = max(point.prompt + point.output for point in points) + page_size
+    shortest = min(point.prompt for point in points)
     budget = min(TOKEN_BUDGET, points[0].batch * max(point.prompt for point in points))
     sequences = max(1, min(64, budget // shortest))
     context = -(-longest // page_size)
@@ -150,11 +151,7 @@ def measure(llm: LLM, point: Point, waves: int, rounds: int) -> Served:
     prompts = point.prompts(llm.spec.vocab_size)
     check_room(llm, point)
     bare = Bare(llm, point.output - 1)
-    bare_ms = []
-    for _ in range(rounds + 1):
-        began = time.perf_counter()
-        bare.decode(prompts)
-        bare_ms.append((time.perf_counter() - began) / (point.output - 1) * 1e3)
+    bare_ms = [bare.decode(prompts) * 1e3 for _ in range(rounds + 1)]
     times = StepTimes(llm)
     served = sorted((served_round(llm, point, times) for _ in range(rounds)), key=lambda r: r[0])
     served_ms, median_gap_ms, host_us = served[rounds // 2]
@@ -198,7 +195,7 @@ def check_room(llm: LLM, point: Point) -> None:
     Raises:
       ValueError: with what would have to fit.
     """
-    pages = point.batch * llm.coordinator.buckets.pages_for(point.prompt + point.output)
+    pages = point.batch * (1 + llm.coordinator.buckets.pages_for(point.prompt + point.output))
     total = llm.decode_engines[0].num_pages - 1
     if pages > total:
         raise ValueError(

@@ -123,7 +123,7 @@ def test_a_callback_that_raises_hurts_only_its_own_request(llm: LLM, monkeypatch
 def test_an_abort_from_within_a_callback(llm: LLM, monkeypatch):
     ids: list[str] = []
     monkeypatch.setattr(llm, "_tell", lambda asked: llm.abort(ids[0]))
-    ids.append(llm.submit([3, 2], GREEDY))
+    ids.append(llm.submit([3, 2], GREEDY, on_text=lambda _: None))
     while llm.has_work:
         llm.step()
     answer = llm.take_output(ids[0])
