@@ -129,9 +129,8 @@ class JaxDecodeEngine:
 
     def _asked(self, batch: DecodeBatch) -> list[Asked]:
         """How tokens are chosen; of a rehearsal, in all ways."""
-        microbatch = (batch.tick + 1) % self.layout.stages  # that leaves
         if (batch.positions != IDLE_ROW).any():
-            return [self._uploads.of(microbatch, batch.sampling)]
+            return [self._uploads.of(decode.leaving_microbatch(batch), batch.sampling)]
         return [self._uploads.new(batch.sampling, variant) for variant in VARIANTS]
 
 

@@ -213,3 +213,13 @@ def test_every_variant_chooses_the_same(vocab):
             np.testing.assert_array_equal(out.tokens, outs[0].tokens)
         for one, other in zip(*(jax.tree.leaves(out.logprobs) for out in outs[-2:]), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_no_variant_branches_on_the_device(variant):
+    """The host would have to wait for the predicate of a branch."""
+    asked = Asked.of(sampling(2), variant)
+    history = np.zeros((2, 8), np.int32)
+    logits = np.zeros((2, V), np.float32)
+    lowered = choose_asked.lower(logits, np.arange(2), asked, history, max_logprobs=1)
+    assert not {"stablehlo.case", "stablehlo.if"} & set(lowered.as_text().replace('"', " ").split())

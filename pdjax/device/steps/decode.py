@@ -50,14 +50,16 @@ class TickInput:
     leaving_row: Any  # i32[]: first row of the microbatch that leaves
 
 
+def leaving_microbatch(batch: DecodeBatch) -> int:
+    """The one whose next tokens are chosen."""
+    stages = len(batch.positions)
+    return (batch.tick - stages + 1) % stages
+
+
 def pack(batch: DecodeBatch) -> Packed:
     """What the tick reads of a batch."""
-    stages, rows = batch.positions.shape
-    leaving = (batch.tick - stages + 1) % stages
-    inp = TickInput(
-        batch.tokens, batch.positions, batch.page_table, np.array(leaving * rows, np.int32)
-    )
-    return Packed.of(vars(inp))
+    row = np.array(leaving_microbatch(batch) * len(batch.tokens), np.int32)
+    return Packed.of(vars(TickInput(batch.tokens, batch.positions, batch.page_table, row)))
 
 
 def make_decode_tick(
@@ -130,7 +132,6 @@ def _attend_pages(
     """Append one token a row to its pages and attend to them. Idle rows write to the null page and
     read nothing."""
     kv_lens = jnp.where(positions == IDLE_ROW, 0, positions + 1)
-
     return partial(
         append_attention,
         page_table=page_table,

@@ -76,7 +76,6 @@ def make_prefill_step(params: Params, spec: ModelSpec, tp: int) -> PrefillStep:
 
 def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
     """Write the chunks' KV, then attend to it and to what earlier chunks wrote."""
-
     write = partial(rope_and_write, slot_mapping=batch.slot_mapping)
 
     def attend(*layer: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
