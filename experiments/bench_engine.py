@@ -146,15 +146,20 @@ def start(config: Config) -> tuple[LLM, dict[str, float]]:
     return llm, {"engines_s": built - began, "warm_up_s": time.perf_counter() - built}
 
 
-def measure(llm: LLM, point: Point, waves: int, rounds: int) -> Served:
-    """All numbers of a point."""
+def measure(llm: LLM, times: StepTimes, point: Point, waves: int, rounds: int) -> Served:
+    """All numbers of a point. Bare and served take turns, so that other work on the machine hurts
+    both alike."""
     prompts = point.prompts(llm.spec.vocab_size)
     check_room(llm, point)
     bare = Bare(llm, point.output - 1)
-    bare_ms = [bare.decode(prompts) * 1e3 for _ in range(rounds + 1)]
-    times = StepTimes(llm)
-    served = sorted((served_round(llm, point, times) for _ in range(rounds)), key=lambda r: r[0])
-    served_ms, median_gap_ms, host_us = served[rounds // 2]
+    bare_ms, served = [], []
+    for _ in range(1 + rounds):
+        bare_ms.append(bare.decode(prompts) * 1e3)
+        served.append(served_round(llm, times, point))
+    # The first round warms up.
+    served_ms, median_gap_ms, host_us = sorted(served[1:], key=lambda round_: round_[0])[
+        rounds // 2
+    ]
     many = point.prompts(llm.spec.vocab_size, waves)
     began = time.perf_counter()
     llm.generate(many, point.params, progress=False)
@@ -169,7 +174,7 @@ def measure(llm: LLM, point: Point, waves: int, rounds: int) -> Served:
     )
 
 
-def served_round(llm: LLM, point: Point, times: StepTimes) -> tuple[float, float, dict[str, float]]:
+def served_round(llm: LLM, times: StepTimes, point: Point) -> tuple[float, float, dict[str, float]]:
     """Mean and median gap in milliseconds while every row decodes, and the host's parts."""
     coordinator, release = llm.coordinator, llm.coordinator._dispatch_decode
     ids = [llm.submit(prompt, point.params) for prompt in point.prompts(llm.spec.vocab_size)]
@@ -218,13 +223,14 @@ def bench(model: str, points: list[Point], cache: str) -> dict[str, Any]:
             llm, starts["warm"] = start(config)
         else:
             llm, _ = start(config)
+        times = StepTimes(llm)
         for point in mine:
-            served = measure(llm, point, _WAVES.value or 1, _ROUNDS.value or 1)
+            served = measure(llm, times, point, _WAVES.value or 1, _ROUNDS.value or 1)
             results.append(asdict(point) | asdict(served) | {"ratio": served.ratio})
             print(f"{point}: {served.served_ms:.2f} ms a step, {served.ratio:.3f} of bare")
         pools = {"prefill": llm.prefill_engines[0].num_pages}
         pools["decode"] = llm.decode_engines[0].num_pages
-        del llm
+        del llm, times  # the next one needs the devices' memory
     return {"model": model, "starts": starts, "pools": pools, "points": results}
 
 
