@@ -62,6 +62,8 @@ class TextStream:
         """Add text; cut it before the earliest stop string in it, and return that."""
         start = max(0, len(self._text) - self._reach)
         self._text += piece
+        if not self._stop:
+            return None
         found = ((self._text.find(stop, start), stop) for stop in self._stop)
         # Where two begin at the same place, one is the start of the other: the shorter comes first.
         matches = sorted(match for match in found if match[0] >= 0)
