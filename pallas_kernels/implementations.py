@@ -1,8 +1,8 @@
 """Which implementation of an operation runs: the one that is named, or the one that is proven.
 
 An operation is a folder. Each of its implementations is a module there with a function of the
-operation's name and, but for the reference, which takes all, with `refusal(*operands)`: why it does
-not take these arguments, or None.
+operation's name and, but for the reference, which takes all, with `refusal`: of the operands that
+the operation's api shows it, why it does not take them, or None.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,10 +27,20 @@ class Operation:
     """Platform -> implementation that `None` lowers to there, where it takes the arguments."""
 
     def run(
-        self, implementation: str | None, operands: tuple[Any, ...], options: dict[str, Any]
+        self,
+        implementation: str | None,
+        operands: tuple[Any, ...],
+        options: dict[str, Any],
+        *,
+        shown: tuple[Any, ...],
     ) -> Any:
         """The result of the named implementation, or of the one proven on the platform that the
         program is lowered for, which is the reference where no kernel takes these arguments.
+
+        Args:
+          implementation: a name, or None.
+          operands, options: positional and keyword arguments.
+          shown: the operands that decide whether a kernel takes them.
 
         Raises:
           ValueError: there is no such implementation.
@@ -46,13 +56,13 @@ class Operation:
                     f"implementation must be None or one of {', '.join(self.implementations)}, "
                     f"not {implementation!r}"
                 )
-            if reason := self._refusal(implementation, operands):
+            if reason := self._refusal(implementation, shown):
                 raise NotImplementedError(f"{self.name} by {implementation}: {reason}")
             return bound(implementation)(*operands)
         kernels = {
             platform: bound(name)
             for platform, name in self.proven.items()
-            if self._refusal(name, operands) is None
+            if self._refusal(name, shown) is None
         }
         if not kernels:
             return bound("reference")(*operands)
@@ -62,5 +72,5 @@ class Operation:
         """Imported at first use: a kernel's imports may cost seconds where it never runs."""
         return import_module(f"{self.folder}.{name}")
 
-    def _refusal(self, name: str, operands: tuple[Any, ...]) -> str | None:
-        return None if name == "reference" else self._module(name).refusal(*operands)
+    def _refusal(self, name: str, shown: tuple[Any, ...]) -> str | None:
+        return None if name == "reference" else self._module(name).refusal(*shown)

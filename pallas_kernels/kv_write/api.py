@@ -77,4 +77,4 @@ def rope_and_write(
     if v_pages.dtype != k_pages.dtype:
         raise ValueError(f"v_pages is {v_pages.dtype}, but k_pages is {k_pages.dtype}")
     operands = (qkv, scale, bias, cos, sin, k_pages, v_pages, slot_mapping)
-    return _OPERATION.run(implementation, operands, {})
+    return _OPERATION.run(implementation, operands, {}, shown=(qkv, k_pages, slot_mapping))

@@ -45,18 +45,8 @@ class _Plan:
         return math.gcd(self.head_dim, _LANES)
 
 
-def refusal(
-    qkv: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array | None,
-    cos: jax.Array,
-    sin: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    slot_mapping: jax.Array,
-) -> str | None:
+def refusal(qkv: jax.Array, k_pages: jax.Array, slot_mapping: jax.Array) -> str | None:
     """Why the kernel does not take these arguments, or None."""
-    del scale, bias, cos, sin, v_pages
     page_size, head_dim = k_pages.shape[2:]
     for name, array in (("qkv", qkv), ("the pages", k_pages)):
         if array.dtype not in (jnp.float32, jnp.bfloat16):

@@ -5,14 +5,27 @@ Ragged in the manner of FlashAttention's variable-length interface and of FlashI
 paid once a batch and not once a sequence.
 """
 
-from collections.abc import Callable
-
 import jax
 
 from pallas_kernels.dims import bind_dims, check_attention, check_int32
-from pallas_kernels.prefill_attention import reference
+from pallas_kernels.implementations import Operation
 
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"reference": reference.prefill_attention}
+PLATFORMS = {
+    "reference": ("cpu", "gpu", "tpu"),
+    "mosaic_tpu": ("tpu",),
+    "mosaic_gpu": ("gpu",),
+}
+"""Where each implementation runs compiled; interpreted they all run on the CPU."""
+
+IMPLEMENTATIONS = tuple(PLATFORMS)
+
+# What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
+# enters when `python -m pallas_kernels.check` has passed on that hardware.
+_PROVEN: dict[str, str] = {}
+
+_OPERATION = Operation(
+    "prefill_attention", "pallas_kernels.prefill_attention", IMPLEMENTATIONS, _PROVEN
+)
 
 
 def prefill_attention(
@@ -49,13 +62,14 @@ def prefill_attention(
       logit_soft_cap: if given, scores become cap * tanh(score / cap).
       sliding_window: if given, a token sees itself and the sliding_window - 1 before it.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
-        program is lowered for: the reference, everywhere.
+        program is lowered for, which is the reference where no kernel takes these arguments.
 
     Returns:
       [T, N, H] in q's dtype; zeros for padding.
 
     Raises:
       ValueError: shapes, types or options contradict the above, or no such implementation.
+      NotImplementedError: the named implementation does not take these arguments.
     """
     sizes = bind_dims(
         q=(q, "TNH"),
@@ -71,20 +85,10 @@ def prefill_attention(
             )
     check_int32(kv_pages=kv_pages, cu_pages=cu_pages, cu_q_lens=cu_q_lens, kv_lens=kv_lens)
     check_attention(sizes, q, k_pages, v_pages, scale, logit_soft_cap, sliding_window)
-    name = "reference" if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, not {name!r}"
-        )
-    return IMPLEMENTATIONS[name](
-        q,
-        k_pages,
-        v_pages,
-        kv_pages,
-        cu_pages,
-        cu_q_lens,
-        kv_lens,
-        scale=scale,
-        logit_soft_cap=logit_soft_cap,
-        sliding_window=sliding_window,
-    )
+    operands = (q, k_pages, v_pages, kv_pages, cu_pages, cu_q_lens, kv_lens)
+    options = {
+        "scale": scale,
+        "logit_soft_cap": logit_soft_cap,
+        "sliding_window": sliding_window,
+    }
+    return _OPERATION.run(implementation, operands, options, shown=(q, k_pages, kv_pages))

@@ -1,5 +1,7 @@
 """prefill_attention: the reference against plain numpy, and what the interface promises."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -7,43 +9,142 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from pallas_kernels.check import LIMITS, relative_error
 from pallas_kernels.paged_attention.api import paged_attention
+from pallas_kernels.prefill_attention import api, mosaic_tpu
 from pallas_kernels.prefill_attention.api import prefill_attention
-from pallas_kernels.prefill_attention.cases import CASES, Case, Inputs, make_inputs
+from pallas_kernels.prefill_attention.cases import CASES, LARGE_CASES, Case, Inputs, make_inputs
+
+SMALL = Case("small", ((5, 20), (1, 1)), padding=2)
+TPUS = {
+    "v5e": AbstractDevice("TPU v5 lite", 1, platform="tpu"),
+    "v6e": AbstractDevice("TPU v6 lite", 1, platform="tpu"),
+}
 
 
-def run(inputs: Inputs) -> np.ndarray:
-    call = jax.jit(partial(prefill_attention, **inputs.case.options))
+def name_of(case: Case) -> str:
+    return case.name.replace(" ", "_")
+
+
+def run(inputs: Inputs, operation: Callable[..., jax.Array] = prefill_attention) -> np.ndarray:
+    call = jax.jit(partial(operation, **inputs.case.options))
     return np.asarray(call(*inputs.operands))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
-def test_reference(case: Case):
+def check(case: Case, operation: Callable[..., jax.Array]) -> None:
     inputs = make_inputs(case, seed=1)
-    actual = run(inputs)
+    actual = run(inputs, operation)
     assert actual.dtype == inputs.q.dtype
     assert relative_error(actual, inputs.expected) <= LIMITS[case.dtype]
 
 
+def taken_by(kernel: Any, *cases: Case) -> list[Case]:
+    """The cases that a kernel does not refuse."""
+    taken = []
+    for case in cases:
+        inputs = make_inputs(replace(case, chunks=((1, 1),)), seed=0)
+        if kernel.refusal(inputs.q, inputs.k_pages, inputs.kv_pages) is None:
+            taken.append(case)
+    return taken
+
+
+def interpreted_tpu(**options: Any) -> Callable[..., jax.Array]:
+    return partial(mosaic_tpu.prefill_attention, interpret=pltpu.InterpretParams(**options))
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_reference(case: Case):
+    check(case, prefill_attention)
+
+
 @pytest.mark.smoke
 def test_reference_on_a_small_case():
-    inputs = make_inputs(Case("small", ((5, 20), (1, 1)), padding=2), seed=1)
-    assert relative_error(run(inputs), inputs.expected) <= LIMITS["float32"]
+    check(SMALL, prefill_attention)
 
 
+@pytest.mark.parametrize("case", taken_by(mosaic_tpu, *CASES), ids=name_of)
+def test_tpu_kernel(case: Case):
+    check(case, interpreted_tpu())
+
+
+@pytest.mark.smoke
+def test_tpu_kernel_on_a_small_case():
+    check(SMALL, interpreted_tpu())
+
+
+def test_tpu_kernel_reuses_its_buffer_without_races(monkeypatch: pytest.MonkeyPatch):
+    """Sequences that share tiles of 16 tokens, and up to 5 blocks of 32 for each of their parts."""
+    monkeypatch.setattr(mosaic_tpu, "_MAX_TOKENS", 16)
+    monkeypatch.setattr(mosaic_tpu, "_MAX_BLOCK_TOKENS", 32)
+    chunks = ((20, 150), (0, 40), (3, 3), (9, 80), (20, 20))
+    case = Case("5 blocks", chunks, 3, kv_heads=1, group=1, sliding_window=140)
+    check(case, interpreted_tpu(detect_races=True))
+
+
+@pytest.mark.parametrize("hardware", TPUS)
+@pytest.mark.parametrize("case", taken_by(mosaic_tpu, *CASES, LARGE_CASES[-1]), ids=name_of)
+def test_tpu_kernel_lowers(hardware: str, case: Case):
+    operation = partial(prefill_attention, implementation="mosaic_tpu", **case.options)
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=TPUS[hardware])
+    with use_abstract_mesh(mesh):
+        traced = jax.jit(operation).trace(*make_inputs(case, seed=0).operands)
+        assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (replace(SMALL, head_dim=32), "head dim must be a multiple of 64, not 32"),
+        (replace(SMALL, dtype="bfloat16", page_size=8), "multiple of 16, not 8"),
+        (replace(SMALL, dtype="float16"), "not float16"),
+        (replace(SMALL, kv_heads=64, group=1, page_size=128), "exceed the buffer"),
+        (replace(SMALL, kv_heads=1, group=160), "16 tokens of 160 heads exceed"),
+        (replace(SMALL, padding=150_000, kv_heads=1, group=1), "of cuts and page ids exceed"),
+    ],
+)
+def test_the_tpu_kernel_refuses_with_the_reason(case: Case, reason: str):
+    operands = make_inputs(case, seed=0).operands
+    operation = partial(prefill_attention, scale=1.0, implementation="mosaic_tpu")
+    with pytest.raises(NotImplementedError, match=f"prefill_attention by mosaic_tpu: .*{reason}"):
+        jax.eval_shape(operation, *operands)
+
+
+def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
+    """A kernel where it is proven and takes the arguments; the reference everywhere else."""
+    monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")
+
+    def kernels_on(platform: str, case: Case) -> int:
+        operation = jax.jit(partial(prefill_attention, **case.options))
+        traced = operation.trace(*make_inputs(case, seed=0).operands)
+        mesh = AbstractMesh((1,), ("x",), abstract_device=TPUS["v5e"])
+        with use_abstract_mesh(mesh):
+            return traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
+
+    assert kernels_on("tpu", SMALL) == 1
+    assert kernels_on("cpu", SMALL) == 0
+    assert kernels_on("tpu", replace(SMALL, head_dim=32)) == 0
+    check(SMALL, prefill_attention)
+
+
+@pytest.mark.parametrize(
+    "operation", [prefill_attention, interpreted_tpu()], ids=["reference", "mosaic_tpu"]
+)
 @pytest.mark.parametrize("window", [None, 100])
-def test_chunks_and_neighbours_change_nothing(window: int | None):
+def test_chunks_and_neighbours_change_nothing(
+    operation: Callable[..., jax.Array], window: int | None
+):
     """A prompt has the same bits whole, behind another prompt, and in two chunks."""
     case = Case("two", ((37, 37), (200, 200)), kv_heads=3, group=3, sliding_window=window)
     both = make_inputs(case, seed=3)
-    together = run(both)[37:]
+    together = run(both, operation)[37:]
 
     def alone(first: int, last: int) -> np.ndarray:
         pages = both.kv_pages[both.cu_pages[1] :]
         return np.asarray(
-            jax.jit(partial(prefill_attention, **case.options))(
+            jax.jit(partial(operation, **case.options))(
                 both.q[37 + first : 37 + last],
                 both.k_pages,
                 both.v_pages,
@@ -95,7 +196,7 @@ def test_scores_take_bounded_memory():
         ({"cu_q_lens": jnp.zeros((4,), jnp.int32)}, r"cu_q_lens must be .*\[3\].*\(4,\)"),
         ({"kv_lens": jnp.zeros((3,), jnp.int32)}, r"cu_pages must be .*\[4\].*\(3,\)"),
         ({"scale": float("inf")}, "scale .*inf"),
-        ({"implementation": "flash"}, "one of reference, not 'flash'"),
+        ({"implementation": "flash"}, "one of reference, mosaic_tpu, mosaic_gpu, not 'flash'"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str):
