@@ -3,17 +3,18 @@
     python -m pallas_kernels.check [--only=SUBSTRING] [--seed=N]
 
 One line a case: the largest error in units of the largest expected number, the time of one call
-inside a compiled loop, and the rate at which that read KV or computed. Inputs are fresh random
-numbers in scattered pages, memory that must not matter is NaN, and every run is repeated to see the
-same bits again. Accelerators also run the large cases.
+inside a compiled loop, and the rate at which that read KV, computed, or moved what it must. Inputs
+are fresh random numbers in scattered pages, memory that must not matter is NaN, and every run is
+repeated to see the same bits again. Accelerators also run the large cases.
 """
 
 import sys
 import timeit
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ import numpy as np
 from absl import app, flags
 from jax import lax
 
+from pallas_kernels.kv_write import api as write_api
+from pallas_kernels.kv_write import cases as write_cases
 from pallas_kernels.paged_attention import api as paged_api
 from pallas_kernels.paged_attention import cases as paged_cases
 from pallas_kernels.prefill_attention import api as prefill_api
@@ -32,39 +35,100 @@ _SEED = flags.DEFINE_integer("seed", None, "Seed of the inputs; a fresh one if n
 LIMITS = {"float32": 2e-5, "bfloat16": 1e-2}
 """Largest error, by the type of q: results, and in kernels the weights, are rounded to it."""
 
-_KERNELS = {"gpu": ("mosaic_gpu",), "tpu": ("mosaic_tpu",)}
 _RUNS = 3
 _TIMED_SECONDS = 0.05
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the largest expected number; infinite if any result is not finite."""
+    if not np.isfinite(actual.astype(np.float32)).all():
+        return float("inf")
+    largest = max(float(np.abs(expected).max(initial=0)), 1e-30)
+    return float(np.abs(actual.astype(np.float32) - expected).max(initial=0)) / largest
+
+
+def attention_error(inputs: Any, out: np.ndarray) -> float:
+    """The error of an attention over `Inputs` of its cases."""
+    return relative_error(out, inputs.expected)
+
+
+def write_error(
+    inputs: write_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> float:
+    """The largest error in q and in both pools; infinite if memory changed that nobody writes."""
+    real, written, kept = inputs.real, inputs.written, inputs.kept
+    q, *pools = zip(outputs, inputs.expected, strict=True)
+    errors = [relative_error(*(x[real] for x in q))]
+    for (pool, expected), before in zip(pools, (inputs.k_pages, inputs.v_pages), strict=True):
+        errors.append(relative_error(pool[:, written], expected[:, written]))
+        if not np.array_equal(pool[:, kept], before[:, kept]):
+            errors.append(float("inf"))
+    return max(errors)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An operation, how its results are judged, and how one call leads to the next."""
+
+    operation: Callable[..., Any]
+    platforms: Mapping[str, tuple[str, ...]]
+    """Implementation -> where it runs."""
+    cases: ModuleType
+    error: Callable[[Any, Any], float] = attention_error
+    """Of inputs and outputs."""
+    fed: tuple[int, ...] = (0,)
+    """Positions of the operands that a timed call makes for the next one."""
+    feed: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] = lambda fed, out: (out,)
+    """Those operands and the outputs -> those operands of the next call."""
+
+
+def _feed_write(fed: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The pools go on, and a scale that waits for q: else q would be computed once for all."""
+    q, k_pages, v_pages = outputs
+    return fed[0] + 0 * q[:, 0, 0].astype(fed[0].dtype), k_pages, v_pages
+
+
+PAGED = Subject(paged_api.paged_attention, paged_api.PLATFORMS, paged_cases)
+PREFILL = Subject(prefill_api.prefill_attention, prefill_api.PLATFORMS, prefill_cases)
+WRITE = Subject(
+    write_api.rope_and_write,
+    write_api.PLATFORMS,
+    write_cases,
+    error=write_error,
+    fed=(1, 5, 6),  # scale, k_pages, v_pages
+    feed=_feed_write,
+)
 
 
 @dataclass(frozen=True)
 class Check:
     """One implementation at one case."""
 
-    operation: Callable[..., jax.Array]
+    subject: Subject
     implementation: str
     case: Any
-    make_inputs: Callable[[Any, int], Any]
 
     @property
     def label(self) -> str:
         """What the line begins with."""
-        return f"{self.operation.__name__} {self.implementation}: {self.case.name}"
+        return f"{self.subject.operation.__name__} {self.implementation}: {self.case.name}"
 
     def run(self, seed: int) -> tuple[bool, str]:
         """Whether all is well, and the rest of the line."""
-        call = partial(self.operation, implementation=self.implementation, **self.case.options)
-        inputs = self.make_inputs(self.case, seed)
+        operation = self.subject.operation
+        call = partial(operation, implementation=self.implementation, **self.case.options)
+        inputs = self.subject.cases.make_inputs(self.case, seed)
         operands = jax.tree.map(jax.numpy.asarray, inputs.operands)
         try:
             compiled = jax.jit(call).lower(*operands).compile()
         except NotImplementedError as refusal:
             return True, f"not run: {refusal}"
-        outputs = [np.asarray(compiled(*operands)) for _ in range(_RUNS)]
-        same_bits = len({output.tobytes() for output in outputs}) == 1
-        error = relative_error(outputs[0], inputs.expected)
+        outputs = [jax.tree.map(np.asarray, compiled(*operands)) for _ in range(_RUNS)]
+        bits = {b"".join(part.tobytes() for part in jax.tree.leaves(out)) for out in outputs}
+        same_bits = len(bits) == 1
+        error = self.subject.error(inputs, outputs[0])
         limit = LIMITS[self.case.dtype]
-        seconds = seconds_per_call(call, operands)
+        seconds = seconds_per_call(self.subject, call, operands)
         amount, unit = self.case.work
         verdict = "ok" if error <= limit and same_bits else "WRONG"
         return verdict == "ok", (
@@ -74,23 +138,28 @@ class Check:
         )
 
 
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference over the largest expected number; infinite if any result is not finite."""
-    if not np.isfinite(actual.astype(np.float32)).all():
-        return float("inf")
-    largest = max(float(np.abs(expected).max()), 1e-30)
-    return float(np.abs(actual.astype(np.float32) - expected).max()) / largest
+def seconds_per_call(
+    subject: Subject, call: Callable[..., Any], operands: tuple[Any, ...]
+) -> float:
+    """Time of a call among many in one program, each of which takes what the one before it made."""
 
+    @partial(jax.jit, donate_argnums=1)
+    def loop(count: int, fed: tuple[Any, ...], operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        def again(_: int, fed: tuple[Any, ...]) -> tuple[Any, ...]:
+            given = dict(enumerate(operands)) | dict(zip(subject.fed, fed, strict=True))
+            # All of the outputs are made, also where the next call takes a part of them.
+            return subject.feed(fed, lax.optimization_barrier(call(*given.values())))
 
-def seconds_per_call(call: Callable[..., jax.Array], operands: tuple[jax.Array, ...]) -> float:
-    """Time of a call among many in one program, each of which takes the result before it as q."""
+        return lax.fori_loop(0, count, again, fed)
 
-    @jax.jit
-    def loop(count: int, q: jax.Array, *rest: jax.Array) -> jax.Array:
-        return lax.fori_loop(0, count, lambda _, q: call(q, *rest), q)
+    fed = tuple(operands[i].copy() for i in subject.fed)
+
+    def step(count: int) -> None:
+        nonlocal fed
+        fed = jax.block_until_ready(loop(count, fed, operands))
 
     def timed(count: int) -> float:
-        return timeit.timeit(lambda: loop(count, *operands).block_until_ready(), number=1)
+        return timeit.timeit(lambda: step(count), number=1)
 
     timed(1)
     count = int(min(max(_TIMED_SECONDS / timed(1), 1), 1000))
@@ -100,12 +169,11 @@ def seconds_per_call(call: Callable[..., jax.Array], operands: tuple[jax.Array, 
 def checks(platform: str) -> Iterator[Check]:
     """All that the platform can run."""
     large = platform != "cpu"
-    for name in ("reference", *_KERNELS.get(platform, ())):
-        for paged in paged_cases.CASES + paged_cases.LARGE_CASES * large:
-            yield Check(paged_api.paged_attention, name, paged, paged_cases.make_inputs)
-    for prefill in prefill_cases.CASES + prefill_cases.LARGE_CASES * large:
-        operation = prefill_api.prefill_attention
-        yield Check(operation, "reference", prefill, prefill_cases.make_inputs)
+    for subject in (PAGED, PREFILL, WRITE):
+        for name, platforms in subject.platforms.items():
+            for case in subject.cases.CASES + subject.cases.LARGE_CASES * large:
+                if platform in platforms:
+                    yield Check(subject, name, case)
 
 
 def main(_: list[str]) -> int:

@@ -89,6 +89,13 @@ class Inputs:
         written.reshape(-1)[self.slot_mapping[self.real]] = True
         return written
 
+    @property
+    def kept(self) -> np.ndarray:
+        """bool[P, S]: what nobody writes; what the null page then holds is left open."""
+        kept = ~self.written
+        kept[0] = False
+        return kept
+
     @cached_property
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """float32: q [T, N, H] and the pools [K, P, S, H]; padding and the null page mean
