@@ -25,6 +25,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from pallas_kernels.add_rms.api import add_rms
+from pallas_kernels.add_rms.reference import rms_scale
 from pdjax.model_spec import ModelSpec
 
 Leaf = Any
@@ -90,11 +92,6 @@ def dot(x: jax.Array, w: jax.Array, out_dtype: jax.typing.DTypeLike | None = Non
     return lax.dot(x, w, precision=precision, preferred_element_type=out_dtype)
 
 
-def rms_scale(x: jax.Array, eps: float) -> jax.Array:
-    """f32[T] that scales x [T, D] to unit root mean square."""
-    return lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) + eps)
-
-
 def swiglu(x: jax.Array, scale: jax.Array, layer: Layer) -> jax.Array:
     """x [T, D], to be scaled by f32[T] -> [T, D], a partial sum over the shards of F."""
     mlp_dim = layer.w_gate_up.shape[2]
@@ -124,12 +121,13 @@ def forward(
       [T, D] residual stream before the final norm.
     """
     heads = (-1, spec.group + 2, spec.head_dim)  # [K, G + 2, H], K of this shard
+    scale = rms_scale(x, spec.norm_eps)
     for slot, layer in enumerate(params.layers):
         qkv = dot(x, layer.wqkv).reshape(x.shape[0], *heads)
         bias = None if layer.bqkv is None else layer.bqkv.reshape(heads)
-        o = attend(slot, qkv, rms_scale(x, spec.norm_eps), bias)  # [T, N, H]
-        x = x + reduce(dot(o.reshape(x.shape[0], -1), layer.wo))
-        x = x + reduce(swiglu(x, rms_scale(x, spec.norm_eps), layer))
+        o = attend(slot, qkv, scale, bias)  # [T, N, H]
+        x, scale = add_rms(x, reduce(dot(o.reshape(x.shape[0], -1), layer.wo)), eps=spec.norm_eps)
+        x, scale = add_rms(x, reduce(swiglu(x, scale, layer)), eps=spec.norm_eps)
     return x
 
 

@@ -1,0 +1,53 @@
+"""What stands between two halves of a layer: the residual sum, and the RMS scale of its tokens.
+
+RMSNorm needs the sum, and nothing else does before the next product; so both are one pass.
+"""
+
+import math
+
+import jax
+
+from pallas_kernels.dims import bind_dims, check_floating
+from pallas_kernels.implementations import Operation
+
+PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
+"""Where each implementation runs compiled; interpreted they all run on the CPU. XLA fuses the
+reference for a TPU as well as a kernel would."""
+
+IMPLEMENTATIONS = tuple(PLATFORMS)
+
+# What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
+# enters when `python -m pallas_kernels.check` has passed on that hardware.
+_PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
+
+_OPERATION = Operation("add_rms", "pallas_kernels.add_rms", IMPLEMENTATIONS, _PROVEN)
+
+
+def add_rms(
+    x: jax.Array, y: jax.Array, *, eps: float, implementation: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """x + y, and for each token the number that scales the sum to unit root mean square.
+
+    The sum is rounded to the type of x; the scale is 1 / sqrt(mean of squares + eps), taken in
+    float32, of the sum before or after it is rounded.
+
+    Args:
+      x, y: [T, D], of one floating type.
+      eps: >= 0.
+      implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
+        program is lowered for, which is the reference where no kernel takes these arguments.
+
+    Returns:
+      [T, D] in the type of x, and f32[T].
+
+    Raises:
+      ValueError: shapes, types or eps contradict the above, or no such implementation.
+      NotImplementedError: the named implementation does not take these arguments.
+    """
+    bind_dims(x=(x, "TD"), y=(y, "TD"))
+    check_floating(x=x)
+    if y.dtype != x.dtype:
+        raise ValueError(f"y is {y.dtype}, but x is {x.dtype}")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be a finite number >= 0, but it is {eps}")
+    return _OPERATION.run(implementation, (x, y), {"eps": eps}, shown=(x,))
