@@ -20,8 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-_TILE_BYTES = 32  # of a column of a tile: 8 rows of float32, 16 of bfloat16
-_LANES = 128
+from pallas_kernels.tpu_tiles import LANES, pages_refusal, tile_rows
+
 _BUFFER_BYTES = 4 << 20  # of VMEM, for tiles, and as much for qkv and q; it holds 16 MiB at least
 _MAX_BLOCK_TOKENS = 128
 _FEWEST_BLOCK_TOKENS = 16  # a tile of bfloat16
@@ -42,20 +42,16 @@ class _Plan:
     @property
     def piece(self) -> int:
         """Columns of the float32 rows to write: rows at any offset are read from no wider ones."""
-        return math.gcd(self.head_dim, _LANES)
+        return math.gcd(self.head_dim, LANES)
 
 
 def refusal(qkv: jax.Array, k_pages: jax.Array, slot_mapping: jax.Array) -> str | None:
     """Why the kernel does not take these arguments, or None."""
-    page_size, head_dim = k_pages.shape[2:]
     for name, array in (("qkv", qkv), ("the pages", k_pages)):
         if array.dtype not in (jnp.float32, jnp.bfloat16):
             return f"{name} must be float32 or bfloat16, not {array.dtype}"
-    if page_size % _tile_rows(k_pages):
-        tile = _tile_rows(k_pages)
-        return f"the page size of {k_pages.dtype} must be a multiple of {tile}, not {page_size}"
-    if head_dim % 64:
-        return f"the head dim must be a multiple of 64, not {head_dim}"
+    if reason := pages_refusal(k_pages):
+        return reason
     if _fitting_tokens(qkv, k_pages) < _FEWEST_BLOCK_TOKENS:
         return f"{_FEWEST_BLOCK_TOKENS} tokens exceed the buffers of {_BUFFER_BYTES} bytes"
     if 12 * slot_mapping.size > _RUNS_BYTES:
@@ -83,45 +79,21 @@ def rope_and_write(
     tokens, kv_heads, rows, head_dim = qkv.shape
     plan = _Plan(
         block=_block_tokens(qkv, k_pages),
-        tile=_tile_rows(k_pages),
+        tile=tile_rows(k_pages),
         page_size=k_pages.shape[2],
         kv_heads=kv_heads,
         group=rows - 2,
         head_dim=head_dim,
     )
-    columns, q_columns = kv_heads * rows * head_dim, kv_heads * plan.group * head_dim
+    columns = kv_heads * rows * head_dim
     if bias is None:
         bias = jnp.zeros((columns,), jnp.float32)
-
-    def by_block(width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((plan.block, width), lambda block, *_: (block, 0))
-
-    in_place = pl.BlockSpec(memory_space=pl.ANY)
-    pieces = (head_dim // plan.piece, kv_heads, plan.block + 2 * plan.tile, plan.piece)
-    new = pltpu.VMEM(pieces, jnp.float32)
-    tiles = pltpu.VMEM((plan.block, kv_heads, plan.tile, head_dim), k_pages.dtype)
+    q_shape = jax.ShapeDtypeStruct((tokens, kv_heads * plan.group * head_dim), qkv.dtype)
+    pool_shape = jax.ShapeDtypeStruct(k_pages.shape, k_pages.dtype)
     kernel = pl.pallas_call(
         partial(_write_block, plan),
-        out_shape=(
-            jax.ShapeDtypeStruct((tokens, q_columns), qkv.dtype),
-            jax.ShapeDtypeStruct(k_pages.shape, k_pages.dtype),
-            jax.ShapeDtypeStruct(v_pages.shape, v_pages.dtype),
-        ),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=(pl.cdiv(tokens, plan.block),),
-            in_specs=[
-                by_block(columns),
-                by_block(1),
-                pl.BlockSpec((1, columns), lambda *_: (0, 0)),
-                by_block(head_dim // 2),
-                by_block(head_dim // 2),
-                in_place,
-                in_place,
-            ],
-            out_specs=(by_block(q_columns), in_place, in_place),
-            scratch_shapes=[new, new, tiles, tiles, pltpu.SemaphoreType.DMA((2,))],
-        ),
+        out_shape=(q_shape, pool_shape, pool_shape),
+        grid_spec=_grid(plan, tokens, k_pages.dtype),
         input_output_aliases={8: 1, 9: 2},  # the pools, counted with the three of scalars
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
@@ -141,14 +113,39 @@ def rope_and_write(
     return q.reshape(tokens, kv_heads * plan.group, head_dim), k_pages, v_pages
 
 
-def _tile_rows(x: jax.Array) -> int:
-    return _TILE_BYTES // x.dtype.itemsize
+def _grid(plan: _Plan, tokens: int, dtype: Any) -> pltpu.PrefetchScalarGridSpec:
+    """Of each argument of _write_block, what a program sees of it or has of its own."""
+    kv_heads, head_dim = plan.kv_heads, plan.head_dim
+    columns = kv_heads * (plan.group + 2) * head_dim
+
+    def by_block(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((plan.block, width), lambda block, *_: (block, 0))
+
+    in_place = pl.BlockSpec(memory_space=pl.ANY)
+    pieces = (head_dim // plan.piece, kv_heads, plan.block + 2 * plan.tile, plan.piece)
+    new = pltpu.VMEM(pieces, jnp.float32)
+    tiles = pltpu.VMEM((plan.block, kv_heads, plan.tile, head_dim), dtype)
+    return pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=3,
+        grid=(pl.cdiv(tokens, plan.block),),
+        in_specs=[
+            by_block(columns),
+            by_block(1),
+            pl.BlockSpec((1, columns), lambda *_: (0, 0)),
+            by_block(head_dim // 2),
+            by_block(head_dim // 2),
+            in_place,
+            in_place,
+        ],
+        out_specs=(by_block(kv_heads * plan.group * head_dim), in_place, in_place),
+        scratch_shapes=[new, new, tiles, tiles, pltpu.SemaphoreType.DMA((2,))],
+    )
 
 
 def _fitting_tokens(qkv: jax.Array, k_pages: jax.Array) -> int:
     """How many tokens' tiles of K and V, and double buffers of qkv and q, the buffers hold."""
     _, kv_heads, rows, head_dim = qkv.shape
-    tile_bytes = 2 * kv_heads * _TILE_BYTES * head_dim
+    tile_bytes = 2 * kv_heads * tile_rows(k_pages) * head_dim * k_pages.dtype.itemsize
     row_bytes = 2 * kv_heads * (2 * rows - 2) * head_dim * qkv.dtype.itemsize
     return _BUFFER_BYTES // max(tile_bytes, row_bytes)
 
@@ -228,14 +225,9 @@ def _write_block(
         each_run(of_run)
 
     def insert(token: jax.Array, slot: jax.Array) -> None:
-        offset = lax.rem(slot, plan.tile)
-        row = lax.broadcasted_iota(jnp.int32, (1, plan.tile, 1), 1)
-        ours = (offset <= row) & (row < offset + length_ref[start + token])
-        for (_, new, tiles), piece in product(sides, range(plan.head_dim // plan.piece)):
-            rows = new[piece, :, pl.ds(plan.tile + token - offset, plan.tile)]
-            tile = tiles.at[first_ref[start + token], :, :, _columns(piece, plan.piece)]
-            # Older TPUs select only among 32-bit numbers.
-            tile[...] = jnp.where(ours, rows, tile[...].astype(jnp.float32)).astype(tile.dtype)
+        for _, new, tiles in sides:
+            tile = tiles.at[first_ref[start + token]]
+            _insert(plan, new, token, lax.rem(slot, plan.tile), length_ref[start + token], tile)
 
     each_tile(lambda there, here, done: pltpu.make_async_copy(there, here, done).start())
     _rotate_block(plan, qkv_ref, scale_ref, bias_ref, cos_ref, sin_ref, q_ref, k_new, v_new)
@@ -244,6 +236,19 @@ def _write_block(
     each_tile(lambda there, here, done: pltpu.make_async_copy(here, there, done).start())
     # The next block may go to the same tiles.
     each_tile(lambda there, here, done: pltpu.make_async_copy(here, there, done).wait())
+
+
+def _insert(
+    plan: _Plan, new: Any, token: jax.Array, offset: jax.Array, length: jax.Array, tile: Any
+) -> None:
+    """Rows of `new` from that of `token` on into a tile [K, tile, H], from `offset` on."""
+    row = lax.broadcasted_iota(jnp.int32, (1, plan.tile, 1), 1)
+    ours = (offset <= row) & (row < offset + length)
+    for piece in range(plan.head_dim // plan.piece):
+        rows = new[piece, :, pl.ds(plan.tile + token - offset, plan.tile)]
+        part = tile.at[:, :, _columns(piece, plan.piece)]
+        # Older TPUs select only among 32-bit numbers.
+        part[...] = jnp.where(ours, rows, part[...].astype(jnp.float32)).astype(part.dtype)
 
 
 def _rotate_block(

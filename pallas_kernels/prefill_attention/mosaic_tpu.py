@@ -21,9 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.online_softmax import LOWEST, MASKED
+from pallas_kernels.tpu_tiles import LANES, page_bytes, pages_refusal
 
-_LANES = 128
-_TILE_BYTES = 32  # of a column of a tile: 8 rows of float32, 16 of bfloat16
 # Of VMEM, which holds 16 MiB at the least: K and V; a tile's q, output and sums; a head's scores.
 _BUFFER_BYTES = 4 << 20
 _STATE_BYTES = 6 << 20
@@ -88,16 +87,12 @@ class _Run(NamedTuple):
 
 def refusal(q: jax.Array, k_pages: jax.Array, kv_pages: jax.Array) -> str | None:
     """Why the kernel does not take these arguments, or None."""
-    page_size, head_dim = k_pages.shape[2:]
-    page_bytes = _page_bytes(k_pages)
     if q.dtype not in (jnp.float32, jnp.bfloat16) or k_pages.dtype != q.dtype:
         return f"q and pages must both be float32 or bfloat16, not {q.dtype} and {k_pages.dtype}"
-    if page_size % _tile_rows(q):
-        return f"the page size of {q.dtype} must be a multiple of {_tile_rows(q)}, not {page_size}"
-    if head_dim % 64:
-        return f"the head dim must be a multiple of 64, not {head_dim}"
-    if 4 * page_bytes > _BUFFER_BYTES:
-        return f"four pages of {page_bytes} bytes exceed the buffer of {_BUFFER_BYTES} bytes"
+    if reason := pages_refusal(k_pages):
+        return reason
+    if 4 * page_bytes(k_pages) > _BUFFER_BYTES:
+        return f"four pages of {page_bytes(k_pages)} bytes exceed {_BUFFER_BYTES} bytes"
     if _fitting_tokens(q, k_pages) < _FEWEST_TOKENS:
         return f"{_FEWEST_TOKENS} tokens of {q.shape[1]} heads exceed the memory of a program"
     scalars = 4 * (2 * pl.cdiv(len(q), _FEWEST_TOKENS) + len(kv_pages))
@@ -138,7 +133,6 @@ def prefill_attention(
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
     )
-    rows = heads // kv_heads * tile
     starts, sequence = _cuts(plan, cu_q_lens)
 
     def tile_of(program: jax.Array, starts: Any, *_: Any) -> tuple[jax.Array, int]:
@@ -146,7 +140,6 @@ def prefill_attention(
 
     by_tile = pl.BlockSpec((tile, heads * head_dim), tile_of)
     in_place = pl.BlockSpec(memory_space=pl.ANY)
-    buffer = pltpu.VMEM((2, kv_heads, plan.block, head_dim), k_pages.dtype)
     kernel = pl.pallas_call(
         partial(_attend_run, plan),
         out_shape=jax.ShapeDtypeStruct((tokens, heads * head_dim), q.dtype),
@@ -155,16 +148,7 @@ def prefill_attention(
             grid=(len(starts) - 2,),
             in_specs=[by_tile, in_place, in_place],
             out_specs=by_tile,
-            scratch_shapes=[
-                pltpu.VMEM((kv_heads, rows, head_dim), q.dtype),
-                pltpu.VMEM((kv_heads, rows, head_dim), jnp.float32),
-                pltpu.VMEM((kv_heads, rows, 1), jnp.float32),
-                pltpu.VMEM((kv_heads, rows, 1), jnp.float32),
-                buffer,
-                buffer,
-                pltpu.SemaphoreType.DMA((2, 2)),
-                pltpu.SMEM((1,), jnp.int32),
-            ],
+            scratch_shapes=_scratch(plan, q, k_pages),
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
@@ -176,13 +160,22 @@ def prefill_attention(
     return out.reshape(tokens, heads, head_dim)
 
 
-def _tile_rows(x: jax.Array) -> int:
-    return _TILE_BYTES // x.dtype.itemsize
-
-
-def _page_bytes(pages: jax.Array) -> int:
-    kv_heads, _, page_size, head_dim = pages.shape
-    return kv_heads * page_size * head_dim * pages.dtype.itemsize
+def _scratch(plan: _Plan, q: jax.Array, k_pages: jax.Array) -> list[Any]:
+    """The last arguments of _attend_run."""
+    _, heads, head_dim = q.shape
+    kv_heads = len(k_pages)
+    rows = heads // kv_heads * plan.tile
+    buffer = pltpu.VMEM((2, kv_heads, plan.block, head_dim), k_pages.dtype)
+    return [
+        pltpu.VMEM((kv_heads, rows, head_dim), q.dtype),
+        pltpu.VMEM((kv_heads, rows, head_dim), jnp.float32),
+        pltpu.VMEM((kv_heads, rows, 1), jnp.float32),
+        pltpu.VMEM((kv_heads, rows, 1), jnp.float32),
+        buffer,
+        buffer,
+        pltpu.SemaphoreType.DMA((2, 2)),
+        pltpu.SMEM((1,), jnp.int32),
+    ]
 
 
 def _fitting_tokens(q: jax.Array, k_pages: jax.Array) -> int:
@@ -190,9 +183,9 @@ def _fitting_tokens(q: jax.Array, k_pages: jax.Array) -> int:
     _, heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
     # q and the output twice each, and q by heads; the weighted values, maxima and sums.
-    columns = max(head_dim, _LANES)
-    state = heads * (5 * columns * q.dtype.itemsize + 4 * (columns + 2 * _LANES))
-    scores = heads // kv_heads * max(page_size, _LANES) * 4
+    columns = max(head_dim, LANES)
+    state = heads * (5 * columns * q.dtype.itemsize + 4 * (columns + 2 * LANES))
+    scores = heads // kv_heads * max(page_size, LANES) * 4
     return min(_STATE_BYTES // state, _SCORE_BYTES // scores)
 
 
@@ -206,7 +199,7 @@ def _tile_tokens(q: jax.Array, k_pages: jax.Array) -> int:
 def _block_pages(pages: jax.Array, rows: int, listed: int) -> int:
     """Pages of a block: two blocks of K and of V fill the buffer, unless they are long already."""
     tokens = min(_MAX_BLOCK_TOKENS, _SCORE_BYTES // (4 * rows))
-    fitting = _BUFFER_BYTES // (4 * _page_bytes(pages))
+    fitting = _BUFFER_BYTES // (4 * page_bytes(pages))
     return min(fitting, max(1, tokens // pages.shape[2]), listed)
 
 

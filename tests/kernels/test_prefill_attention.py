@@ -100,7 +100,7 @@ def test_tpu_kernel_lowers(hardware: str, case: Case):
         (replace(SMALL, head_dim=32), "head dim must be a multiple of 64, not 32"),
         (replace(SMALL, dtype="bfloat16", page_size=8), "multiple of 16, not 8"),
         (replace(SMALL, dtype="float16"), "not float16"),
-        (replace(SMALL, kv_heads=64, group=1, page_size=128), "exceed the buffer"),
+        (replace(SMALL, kv_heads=64, group=1, page_size=128), "four pages of"),
         (replace(SMALL, kv_heads=1, group=160), "16 tokens of 160 heads exceed"),
         (replace(SMALL, padding=150_000, kv_heads=1, group=1), "of cuts and page ids exceed"),
     ],
