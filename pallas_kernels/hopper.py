@@ -1,0 +1,159 @@
+"""What the kernels for Hopper GPUs say alike: tiles in shared memory, products of them, and pages
+on their way there.
+
+A kernel's warpgroups share two rings, one of K and one of V. One warpgroup copies pages into them,
+by the tensor memory accelerator, a block of tokens to a stage; the others wait until a stage is
+full, take their products from it, and free it. Stages are counted on from one piece of work to the
+next.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+ROWS = 64  # of a warpgroup's product
+PROCESSORS = 132  # of an H100 or H200
+LOG2_E = math.log2(math.e)
+TYPES = (jnp.bfloat16, jnp.float16)
+
+_TILE_ROWS = 8
+_TILE_BYTES = 128  # of a row of a tile
+
+
+def tiled(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Shared memory in the layout of the products: swizzled tiles of 8 rows of 128 bytes."""
+    columns = _TILE_BYTES // jnp.dtype(dtype).itemsize
+    tiles = plgpu.TilingTransform((_TILE_ROWS, columns))  # type: ignore[abstract]
+    swizzle = plgpu.SwizzleTransform(_TILE_BYTES)  # type: ignore[abstract]
+    return plgpu.SMEM(shape, dtype, transforms=(tiles, swizzle))
+
+
+def iota(shape: tuple[int, int], axis: int) -> jax.Array:
+    """i32 of a shape, laid out as products are: each element's index along the axis."""
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+
+def spread(x: jax.Array, columns: int) -> jax.Array:
+    """[64, columns] of x [64]."""
+    return lax.broadcast_in_dim(x, (ROWS, columns), (0,))
+
+
+def product(a: Any, b: Any, columns: int) -> jax.Array:
+    """float32[64, columns] of two tiles in shared memory."""
+
+    def multiply(into: Any) -> jax.Array:
+        plgpu.wgmma(into, a, b)
+        return into[...]
+
+    into = plgpu.ACC((ROWS, columns), jnp.float32)  # type: ignore[attr-defined]
+    return pl.run_scoped(multiply, into)
+
+
+def base_two(scores: jax.Array, scale: float, logit_soft_cap: float | None) -> jax.Array:
+    """Scores whose exp2 is what exp is of the scaled and capped ones."""
+    if logit_soft_cap is None:
+        return scores * (scale * LOG2_E)
+    return jnp.tanh(scores * (scale / logit_soft_cap)) * (logit_soft_cap * LOG2_E)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Pages of K or of V on their way through shared memory."""
+
+    pages: Any  # [K, P, S, H], global
+    buffer: Any  # [stages, C, H], shared
+    full: Any  # barriers [stages]: the copies into a stage have arrived
+    free: Any  # barriers [stages]: every reader is done with a stage
+
+
+@dataclass(frozen=True)
+class Rings:
+    """The two rings of a kernel, in step with one another."""
+
+    k: Ring
+    v: Ring
+
+    @staticmethod
+    def scratch(
+        dtype: Any, *, stages: int, block: int, head_dim: int, page_size: int, readers: int
+    ) -> dict[str, Any]:
+        """Shared memory and barriers, by `take`'s names for them.
+
+        Args:
+          block: tokens of a stage.
+          readers: warpgroups that free a stage.
+        """
+        buffer = tiled((stages, block, head_dim), dtype)
+        copies = block // _piece(block, page_size)
+        full = plgpu.Barrier(num_arrivals=copies, num_barriers=stages)
+        free = plgpu.Barrier(num_arrivals=readers, num_barriers=stages)
+        parts = {"buffer": buffer, "full": full, "free": free}
+        return {f"{kind}_{part}": x for kind in "kv" for part, x in parts.items()}
+
+    @staticmethod
+    def take(k_pages: Any, v_pages: Any, scratch: dict[str, Any]) -> "Rings":
+        """The rings of these pools, whose shared memory and barriers leave `scratch`."""
+        k, v = (
+            Ring(pages, *(scratch.pop(f"{kind}_{part}") for part in ("buffer", "full", "free")))
+            for kind, pages in (("k", k_pages), ("v", v_pages))
+        )
+        return Rings(k, v)
+
+    def copy(
+        self,
+        head: jax.Array,
+        first: jax.Array,
+        count: jax.Array,
+        steps: jax.Array,
+        page_of: Callable[[jax.Array], jax.Array],
+    ) -> None:
+        """Copies blocks of a KV head, each as soon as its stage is free.
+
+        Args:
+          first, count: of the blocks.
+          steps: how many were copied before.
+          page_of: the page at an index in the sequence's list, also beyond its end: the last block
+            may reach past the list, and what it reads there is masked.
+        """
+        stages, block = self.k.buffer.shape[:2]
+        page_size = self.k.pages.shape[2]
+        piece = _piece(block, page_size)
+
+        @pl.loop(0, count)
+        def _(i: jax.Array) -> None:
+            stage = lax.rem(steps + i, jnp.int32(stages))
+            for ring in (self.k, self.v):
+                reused = steps + i >= stages
+                pl.when(reused)(partial(plgpu.barrier_wait, ring.free.at[stage]))
+                for at in range(0, block, piece):
+                    token = (first + i) * block + at
+                    page = page_of(lax.div(token, jnp.int32(page_size)))
+                    start = pl.multiple_of(lax.rem(token, jnp.int32(page_size)), piece)
+                    plgpu.copy_gmem_to_smem(
+                        ring.pages.at[head, page, pl.ds(start, piece)],
+                        ring.buffer.at[stage, pl.ds(at, piece)],
+                        ring.full.at[stage],
+                    )
+
+    def drain(self, steps: jax.Array) -> None:
+        """After `steps` blocks in all: every arrival must be observed before the barriers go out of
+        scope."""
+        stages = self.k.buffer.shape[0]
+        for t in range(stages):
+            stage = lax.rem(steps + t, jnp.int32(stages))
+            for ring in (self.k, self.v):
+                used = steps + t >= stages
+                pl.when(used)(partial(plgpu.barrier_wait, ring.free.at[stage]))
+
+
+def _piece(block: int, page_size: int) -> int:
+    """Tokens of one copy: a page, or what a block takes of a longer one."""
+    return min(page_size, block)
