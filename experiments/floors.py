@@ -1,0 +1,34 @@
+"""What a step cannot do without: bytes that it must read, operations that it must compute."""
+
+from experiments.step_cases import DecodeCase, PrefillCase
+from pdjax.model_spec import ModelSpec
+
+
+def layer_matrices(spec: ModelSpec) -> int:
+    """Weights of one layer that a token is multiplied with."""
+    qkv = spec.model_dim * (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim
+    out = spec.query_heads * spec.head_dim * spec.model_dim
+    return qkv + out + 3 * spec.model_dim * spec.mlp_dim
+
+
+def token_kv(spec: ModelSpec) -> int:
+    """Elements of K and V that one layer keeps of a token."""
+    return 2 * spec.kv_heads * spec.head_dim
+
+
+def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int) -> int:
+    """Read by a decode step: every matrix once, the embedding not, and all KV once."""
+    weights = spec.num_layers * layer_matrices(spec) + spec.model_dim * spec.vocab_size
+    return itemsize * (weights + spec.num_layers * token_kv(spec) * case.tokens)
+
+
+def attention_flops(spec: ModelSpec, case: PrefillCase) -> int:
+    """Computed by one layer's causal attention: two products, of the pairs that are seen."""
+    return 4 * spec.query_heads * spec.head_dim * case.pairs
+
+
+def prefill_flops(spec: ModelSpec, case: PrefillCase) -> int:
+    """Computed by a prefill step: layers for every token, the vocabulary for a token a prompt."""
+    layers = 2 * layer_matrices(spec) * case.tokens + attention_flops(spec, case)
+    vocabulary = 2 * spec.model_dim * spec.vocab_size * len(case.chunks)
+    return spec.num_layers * layers + vocabulary

@@ -1,0 +1,78 @@
+"""Which kernels a step is made of, and how long each takes, from a trace of the profiler."""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.profiler import ProfileData
+
+from experiments.tables import number, table
+
+SHOWN = 16
+"""Rows of a table on the terminal; the rest is summed up in one more."""
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """All launches of one kernel in one step."""
+
+    name: str
+    count: float
+    total_us: float
+
+    @property
+    def each_us(self) -> float:
+        return self.total_us / self.count
+
+
+def profile(step: Callable[[], object], steps: int = 2) -> list[KernelRow]:
+    """Kernels of a step that has run before, the mean of `steps`, the longest in total first; empty
+    where the profiler sees no device.
+
+    XLA takes its command buffers apart while it is profiled, so that gaps between kernels, and with
+    them the step, are longer than they are otherwise; the kernels are the same.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                step()
+        [file] = Path(folder).rglob("*.xplane.pb")
+        return rows(ProfileData.from_file(str(file)).planes, steps)
+
+
+def rows(planes: Iterable[Any], steps: int) -> list[KernelRow]:
+    """What ran on the streams of GPUs, or as operations of TPUs, by name."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for plane in planes:
+        if not plane.name.startswith("/device:"):
+            continue
+        lines = list(plane.lines)
+        streams = [line for line in lines if "Stream" in line.name]
+        for line in streams or [line for line in lines if line.name == "XLA Ops"]:
+            for event in line.events:
+                found[event.name].append(event.duration_ns / 1e3)
+    kernels = [KernelRow(name, len(us) / steps, sum(us) / steps) for name, us in found.items()]
+    return sorted(kernels, key=lambda row: -row.total_us)
+
+
+def show(kernels: list[KernelRow]) -> str:
+    """A table of the longest ones, and the sum of all."""
+    if not kernels:
+        return "the profiler saw no device"
+    lines = [_line(row) for row in kernels[:SHOWN]]
+    if rest := kernels[SHOWN:]:
+        lines.append(_line(_sum(f"{len(rest)} others", rest)))
+    lines.append(_line(_sum("all", kernels)))
+    return table(["kernel", "count", "us each", "us a step"], lines)
+
+
+def _sum(name: str, kernels: list[KernelRow]) -> KernelRow:
+    return KernelRow(name, sum(r.count for r in kernels), sum(r.total_us for r in kernels))
+
+
+def _line(row: KernelRow) -> list[str]:
+    return [row.name[:60], number(row.count, 0), number(row.each_us, 1), number(row.total_us, 0)]

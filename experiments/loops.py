@@ -1,0 +1,99 @@
+"""Times without the host in them: many calls in one program, many programs back to back."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Operation = Callable[[Any, Any], Any]
+"""(carry, operands) -> the carry of the next call."""
+
+
+def noise(shape: Sequence[int], dtype: jax.typing.DTypeLike, seed: int = 0) -> jax.Array:
+    """Numbers of mean 0 and variance 1, made on the device. What is computed with zeros draws less
+    power than real numbers do, and a card that draws less clocks higher."""
+    return _noise(tuple(shape), jnp.dtype(dtype).name, seed)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _noise(shape: tuple[int, ...], dtype: str, seed: jax.Array) -> jax.Array:
+    """A hash of where an element stands; compiles faster than `jax.random`."""
+    bits = jnp.full(shape, seed, jnp.uint32) * jnp.uint32(0x27D4EB2F)
+    for axis in range(len(shape)):
+        bits = (bits ^ lax.broadcasted_iota(jnp.uint32, shape, axis)) * jnp.uint32(0x9E3779B1)
+        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA77)
+        bits = bits ^ (bits >> 13)
+    unit = (bits >> 8).astype(jnp.float32) / 2**23 - 1  # uniform in [-1, 1)
+    return (unit * 3**0.5).astype(dtype)
+
+
+def seconds_each(run: Callable[[], Any], seconds: float, rounds: int = 3) -> float:
+    """Time of one of many runs that are dispatched back to back, each ordered behind the last.
+
+    Args:
+      run: dispatches something and returns an array that is there once it is done.
+      seconds: about how long a round takes; at least two runs each.
+      rounds: the median of so many.
+    """
+    jax.block_until_ready(run())  # compiles
+    once = _round(run, 1)
+    count = int(min(max(seconds / once, 2), 10_000))
+    return statistics.median(_round(run, count) for _ in range(rounds))
+
+
+def _round(run: Callable[[], Any], count: int) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        last = run()
+    jax.block_until_ready(last)
+    return (time.perf_counter() - began) / count
+
+
+def seconds_a_call(
+    operation: Operation,
+    carry: Any,
+    operands: Sequence[Any],
+    *,
+    calls: int,
+    seconds: float = 0.05,
+    rounds: int = 3,
+) -> float:
+    """Time of a call inside one program, where no dispatch is counted.
+
+    Args:
+      operation: is given what the call before it returned, so that it must wait for that.
+      carry: of the first call; donated.
+      operands: a call each in turn, so that no cache holds what the next one reads.
+      calls: about how many a program makes: enough to outlast the dispatch of the next program.
+      seconds, rounds: see `seconds_each`.
+    """
+    # Several calls a turn, since a turn of a loop costs a kernel or two of its own.
+    unrolled = max(len(operands), 4)
+    order = [i % len(operands) for i in range(unrolled)]
+    turns = max(1, round(calls / unrolled))
+    one = jax.jit(operation)  # so that a kernel is lowered once, however often it is called
+
+    @partial(jax.jit, donate_argnums=0)
+    def program(carry: Any, operands: Sequence[Any]) -> Any:
+        def turn(_: int, carry: Any) -> Any:
+            for i in order:
+                # All of it is made, also where the next call takes a part.
+                carry = lax.optimization_barrier(one(carry, operands[i]))
+            return carry
+
+        # The number of turns is static: else the host would read the counter at each turn.
+        return lax.fori_loop(0, turns, turn, carry)
+
+    operands = tuple(operands)
+
+    def run() -> Any:
+        nonlocal carry
+        carry = program(carry, operands)
+        return carry
+
+    return seconds_each(run, seconds, rounds) / (turns * unrolled)

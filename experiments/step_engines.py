@@ -1,0 +1,166 @@
+"""Engines on one device that share their weights, each with a pool that just holds one case."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.loops import noise
+from experiments.step_times import replace_method
+from pdjax.config import Config
+from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
+from pdjax.device.kv.pool import PoolOwner
+from pdjax.device.mesh import PREFILL_RULES, make_mesh
+from pdjax.device.model.weights import random_params
+from pdjax.engine_api import DecodeBatch, PrefillBatch, Sampled, Ticket
+from pdjax.kv_layout import KVLayout
+from pdjax.model_spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What a case took.
+
+    Attributes:
+      seconds: a step, the median of the rounds.
+      rounds: each round's.
+      dispatch_s: of the host for a step, the median; nearly `seconds` if the host is what limits,
+        or if it has to wait for the device to take more.
+      compile_s: of the model's program, tracing included.
+      temporary_bytes: that the program needs beside arguments and results; None if unknown.
+    """
+
+    seconds: float
+    rounds: tuple[float, ...]
+    dispatch_s: float
+    compile_s: float
+    temporary_bytes: int | None
+
+
+class StepEngines:
+    """A model's random weights on the first device, and engines that compute with them.
+
+    Args:
+      spec: the model.
+      dtype: of weights and pools.
+      page_size: tokens a page.
+    """
+
+    def __init__(self, spec: ModelSpec, dtype: str, page_size: int) -> None:
+        self.spec = spec
+        self.layout = KVLayout(
+            num_layers=spec.num_layers,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            page_size=page_size,
+            dtype=dtype,
+            itemsize=jnp.dtype(dtype).itemsize,
+        )
+        # On one device the rules of both phases put everything in the same place.
+        self._mesh = make_mesh(jax.devices()[:1], 1, 1)
+        began = time.perf_counter()
+        layers = self.layout.stage_layers
+        self._params = random_params(spec, self._mesh, PREFILL_RULES, layers, dtype)
+        jax.block_until_ready(self._params)
+        self.weights_s = time.perf_counter() - began
+
+    def time_decode(
+        self, batches: Sequence[DecodeBatch], pages: int, attention: str | None, rounds: int
+    ) -> tuple[StepTime, Callable[[], object]]:
+        """Ticks back to back, tokens fed back on the device, only the last ones read.
+
+        Returns:
+          Their time, and what runs the last tick once more.
+        """
+        rows, width = batches[0].page_table.shape[1:]
+        engine = JaxDecodeEngine(
+            self._params,
+            self.spec,
+            self._pool(pages),
+            rows=rows,
+            context=width * self.layout.page_size,
+            max_logprobs=Config().max_logprobs,
+            attention=attention,
+        )
+        program = _Program(engine, "_tick")
+        times = _time([partial(engine.tick, batch) for batch in batches], rounds)
+        return program.step_time(*times), lambda: engine.tick(batches[-1]).result()
+
+    def time_prefill(
+        self, batches: Sequence[PrefillBatch], pages: int, steps: int, rounds: int
+    ) -> tuple[StepTime, Callable[[], object]]:
+        """The last batch, `steps` times back to back; before that all once, since they write what
+        it reads.
+
+        Returns:
+          Its time, and what runs it once more.
+        """
+        engine = JaxPrefillEngine(
+            self._params, self.spec, self._pool(pages), max_logprobs=Config().max_logprobs
+        )
+        program = _Program(engine, "_step")
+        for batch in batches[:-1]:
+            engine.prefill(batch).result()
+        times = _time([partial(engine.prefill, batches[-1])] * steps, rounds)
+        return program.step_time(*times), lambda: engine.prefill(batches[-1]).result()
+
+    def _pool(self, pages: int) -> PoolOwner:
+        """A pool full of noise."""
+        pool = PoolOwner(self.layout, pages, self._mesh, PREFILL_RULES)
+        some = pool.arrays.k[0]
+        fill = jax.jit(
+            lambda seed: noise(some.shape, some.dtype, seed), out_shardings=some.sharding
+        )
+        for layer in range(self.layout.slots):  # one at a time: two whole pools might not fit
+            pool.arrays.k[layer] = fill(2 * layer)
+            pool.arrays.v[layer] = fill(2 * layer + 1)
+        return pool
+
+
+class _Program:
+    """Looks on as an engine compiles its program.
+
+    Args:
+      engine: one that has run nothing yet.
+      name: of its attribute that is the jitted function.
+    """
+
+    def __init__(self, engine: Any, name: str) -> None:
+        self.compile_s = 0.0
+        self.temporary_bytes: int | None = None
+        jitted = getattr(engine, name)
+
+        def first(*args: Any) -> Any:
+            began = time.perf_counter()
+            memory = jitted.lower(*args).compile().memory_analysis()  # a call finds it compiled
+            self.compile_s = time.perf_counter() - began
+            self.temporary_bytes = getattr(memory, "temp_size_in_bytes", None)
+            replace_method(engine, name, jitted)
+            return jitted(*args)
+
+        replace_method(engine, name, first)
+
+    def step_time(self, rounds: Sequence[float], dispatch_s: float) -> StepTime:
+        """What is known of the program's steps."""
+        seconds = statistics.median(rounds)
+        return StepTime(seconds, tuple(rounds), dispatch_s, self.compile_s, self.temporary_bytes)
+
+
+def _time(
+    dispatches: Sequence[Callable[[], Ticket[Sampled]]], rounds: int
+) -> tuple[list[float], float]:
+    """Seconds a step of each round, and of the host in the median one."""
+    whole, host = [], []
+    for _ in range(1 + rounds):  # the first one warms up
+        began = time.perf_counter()
+        tickets = [dispatch() for dispatch in dispatches]
+        dispatched = time.perf_counter()
+        tickets[-1].result()
+        whole.append((time.perf_counter() - began) / len(dispatches))
+        host.append((dispatched - began) / len(dispatches))
+    return whole[1:], statistics.median(host[1:])
