@@ -2,10 +2,10 @@
 
     python -m pallas_kernels.check [--only=SUBSTRING] [--seed=N]
 
-One line a case: the largest error in units of the largest expected number, the time of one call
-inside a compiled loop, and the rate at which that read KV, computed, or moved what it must. Inputs
-are fresh random numbers in scattered pages, memory that must not matter is NaN, and every run is
-repeated to see the same bits again. Accelerators also run the large cases.
+One line a case: the largest error in units of the largest expected number. Inputs are fresh random
+numbers in scattered pages, memory that must not matter is NaN, and every run is repeated to see the
+same bits again. Accelerators also run the large cases, and time them: one call inside a compiled
+loop, and the rate at which it read KV, computed, or moved what it must.
 """
 
 import sys
@@ -22,9 +22,12 @@ import numpy as np
 from absl import app, flags
 from jax import lax
 
+from pallas_kernels.add_rms import api as add_api
+from pallas_kernels.add_rms import cases as add_cases
 from pallas_kernels.kv_write import api as write_api
 from pallas_kernels.kv_write import cases as write_cases
 from pallas_kernels.paged_attention import api as paged_api
+from pallas_kernels.paged_attention import append_cases
 from pallas_kernels.paged_attention import cases as paged_cases
 from pallas_kernels.prefill_attention import api as prefill_api
 from pallas_kernels.prefill_attention import cases as prefill_cases
@@ -56,14 +59,34 @@ def write_error(
     inputs: write_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> float:
     """The largest error in q and in both pools; infinite if memory changed that nobody writes."""
-    real, written, kept = inputs.real, inputs.written, inputs.kept
-    q, *pools = zip(outputs, inputs.expected, strict=True)
-    errors = [relative_error(*(x[real] for x in q))]
-    for (pool, expected), before in zip(pools, (inputs.k_pages, inputs.v_pages), strict=True):
-        errors.append(relative_error(pool[:, written], expected[:, written]))
-        if not np.array_equal(pool[:, kept], before[:, kept]):
-            errors.append(float("inf"))
-    return max(errors)
+    real = inputs.real
+    q, *pools = outputs
+    return max(relative_error(q[real], inputs.expected[0][real]), *pool_errors(inputs, pools))
+
+
+def pool_errors(inputs: write_cases.Inputs, pools: list[np.ndarray]) -> list[float]:
+    """Of K and of V, where they were written; infinite if memory changed that nobody writes."""
+    errors = []
+    before = inputs.k_pages, inputs.v_pages
+    for pool, expected, was in zip(pools, inputs.expected[1:], before, strict=True):
+        same = [x[:, inputs.kept].tobytes() for x in (pool, was)]  # NaN is the same as itself
+        error = relative_error(pool[:, inputs.written], expected[:, inputs.written])
+        errors.append(error if same[0] == same[1] else float("inf"))
+    return errors
+
+
+def append_error(
+    inputs: append_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> float:
+    """The largest error in the attention and in both pools."""
+    o, *pools = outputs
+    return max(relative_error(o, inputs.expected[0]), *pool_errors(inputs.write, pools))
+
+
+def add_error(inputs: add_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) -> float:
+    """The largest error of a sum, which must be exact to a rounding, and of a scale."""
+    pairs = zip(outputs, inputs.expected, strict=True)
+    return max(relative_error(actual, expected.astype(np.float32)) for actual, expected in pairs)
 
 
 @dataclass(frozen=True)
@@ -82,10 +105,11 @@ class Subject:
     """Those operands and the outputs -> those operands of the next call."""
 
 
-def _feed_write(fed: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The pools go on, and a scale that waits for q: else q would be computed once for all."""
-    q, k_pages, v_pages = outputs
-    return fed[0] + 0 * q[:, 0, 0].astype(fed[0].dtype), k_pages, v_pages
+def _feed_pools(fed: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The pools go on, and a scale that waits for the first output: else that would be computed
+    once for all."""
+    first, k_pages, v_pages = outputs
+    return fed[0] + 0 * first[:, 0, 0].astype(fed[0].dtype), k_pages, v_pages
 
 
 PAGED = Subject(paged_api.paged_attention, paged_api.PLATFORMS, paged_cases)
@@ -96,8 +120,24 @@ WRITE = Subject(
     write_cases,
     error=write_error,
     fed=(1, 5, 6),  # scale, k_pages, v_pages
-    feed=_feed_write,
+    feed=_feed_pools,
 )
+APPEND = Subject(
+    paged_api.append_attention,
+    paged_api.PLATFORMS,
+    append_cases,
+    error=append_error,
+    fed=(1, 5, 6),  # row_scale, k_pages, v_pages
+    feed=_feed_pools,
+)
+ADD = Subject(
+    add_api.add_rms,
+    add_api.PLATFORMS,
+    add_cases,
+    error=add_error,
+    feed=lambda fed, out: (out[0],),
+)
+SUBJECTS = (ADD, WRITE, PAGED, APPEND, PREFILL)
 
 
 @dataclass(frozen=True)
@@ -128,14 +168,16 @@ class Check:
         same_bits = len(bits) == 1
         error = self.subject.error(inputs, outputs[0])
         limit = LIMITS[self.case.dtype]
-        seconds = seconds_per_call(self.subject, call, operands)
-        amount, unit = self.case.work
         verdict = "ok" if error <= limit and same_bits else "WRONG"
-        return verdict == "ok", (
+        line = (
             f"{verdict}  error {error:.1e} of {limit:.0e}, "
-            f"{'same bits' if same_bits else 'BITS DIFFER'}, "
-            f"{seconds * 1e6:.0f} us, {amount / seconds / 1e9:.1f} G{unit}/s"
+            f"{'same bits' if same_bits else 'BITS DIFFER'}"
         )
+        if self.case in self.subject.cases.LARGE_CASES:  # small ones tell nothing of speed
+            seconds = seconds_per_call(self.subject, call, operands)
+            amount, unit = self.case.work
+            line += f", {seconds * 1e6:.0f} us, {amount / seconds / 1e9:.1f} G{unit}/s"
+        return verdict == "ok", line
 
 
 def seconds_per_call(
@@ -169,7 +211,7 @@ def seconds_per_call(
 def checks(platform: str) -> Iterator[Check]:
     """All that the platform can run."""
     large = platform != "cpu"
-    for subject in (PAGED, PREFILL, WRITE):
+    for subject in SUBJECTS:
         for name, platforms in subject.platforms.items():
             for case in subject.cases.CASES + subject.cases.LARGE_CASES * large:
                 if platform in platforms:

@@ -1,4 +1,4 @@
-"""The residual sum and its RMS scale as a Mosaic kernel for Hopper GPUs: a token a block of threads.
+"""The residual sum and its RMS scale as a Mosaic kernel for Hopper GPUs: a token a thread block.
 
 XLA makes three kernels of it, whose launches cost more than their work where tokens are few. The
 tests interpret and lower this one; `pallas_kernels.check` runs it where there is a GPU.

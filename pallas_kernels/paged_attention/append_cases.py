@@ -1,0 +1,69 @@
+"""The shapes at which append_attention is tested and timed: those of paged_attention, whose newest
+token comes from a projection instead of standing in the pages already."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.kv_write import cases as write_cases
+from pallas_kernels.paged_attention import cases as paged_cases
+from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case
+
+__all__ = ["CASES", "LARGE_CASES", "Case", "Inputs", "make_inputs"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call, as numpy arrays: what is written, and what is then attended to."""
+
+    write: write_cases.Inputs
+    paged: paged_cases.Inputs
+
+    @property
+    def operands(self) -> tuple[np.ndarray | None, ...]:
+        """Positional arguments of the operation."""
+        return *self.write.operands[:-1], self.paged.page_table, self.paged.kv_lens
+
+    @cached_property
+    def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """float32: o [B, N, H] and the pools [K, P, S, H]; the null page means nothing."""
+        q, *pools = self.write.expected
+        rounded = [x.astype(self.paged.q.dtype) for x in (q, *pools)]
+        after = replace(self.paged, q=rounded[0], k_pages=rounded[1], v_pages=rounded[2])
+        return after.expected, *pools
+
+
+def make_inputs(case: Case, seed: int) -> Inputs:
+    """Random arguments; in the pages, the place of the newest token is filled with something
+    else."""
+    paged = paged_cases.make_inputs(case, seed)
+    rng = np.random.default_rng([seed, 1])
+    rows, lens, page_size = len(case.kv_lens), paged.kv_lens, case.page_size
+    newest = np.maximum(lens - 1, 0)
+    page = paged.page_table[np.arange(rows), newest // page_size]
+    slots = np.where(lens > 0, page * page_size + newest % page_size, 0)
+    heads = (case.kv_heads, case.group + 2, case.head_dim)
+    angle = rng.uniform(0, 2 * np.pi, (rows, case.head_dim // 2)).astype(np.float32)
+    write = write_cases.Inputs(
+        write_cases.Case(
+            case.name,
+            chunks=tuple((n - 1, 1) for n in case.kv_lens if n),
+            padding=sum(n == 0 for n in case.kv_lens),
+            kv_heads=case.kv_heads,
+            group=case.group,
+            head_dim=case.head_dim,
+            page_size=page_size,
+            dtype=case.dtype,
+        ),
+        qkv=rng.standard_normal((rows, *heads), np.float32).astype(jnp.dtype(case.dtype)),
+        scale=rng.uniform(0.5, 2, rows).astype(np.float32),
+        bias=None,
+        cos=np.cos(angle),
+        sin=np.sin(angle),
+        k_pages=paged.k_pages,
+        v_pages=paged.v_pages,
+        slot_mapping=slots.astype(np.int32),
+    )
+    return Inputs(write, paged)
