@@ -29,10 +29,10 @@ class Inputs:
     @cached_property
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """float32: o [B, N, H] and the pools [K, P, S, H]; the null page means nothing."""
-        q, *pools = self.write.expected
-        rounded = [x.astype(self.paged.q.dtype) for x in (q, *pools)]
+        q, k_pages, v_pages = self.write.expected
+        rounded = [x.astype(self.paged.q.dtype) for x in (q, k_pages, v_pages)]
         after = replace(self.paged, q=rounded[0], k_pages=rounded[1], v_pages=rounded[2])
-        return after.expected, *pools
+        return after.expected, k_pages, v_pages
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
