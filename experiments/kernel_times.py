@@ -141,17 +141,17 @@ def _append(setting: Setting, case: DecodeCase) -> float:
     tables = _tables(setting, case, _turns(work))
     pools = setting.pools(1 + sum(table.size for table in tables))
     qkv = noise((case.rows, spec.kv_heads, spec.group + 2, spec.head_dim), setting.dtype)
-    angles = noise((2, case.rows, spec.head_dim // 2), jnp.float32)
-    token = (qkv, jnp.ones(case.rows, jnp.float32), None, jnp.cos(angles[0]), jnp.sin(angles[1]))
+    angles = noise((case.rows, spec.head_dim // 2), jnp.float32)
+    token = (qkv, jnp.ones(case.rows, jnp.float32), None, jnp.cos(angles), jnp.sin(angles))
     kv_lens = jnp.full(case.rows, case.context, jnp.int32)
     attend = partial(
         append_attention, scale=spec.head_dim**-0.5, implementation=setting.implementation
     )
 
     def operation(carry: Any, operands: Any) -> Any:
-        _, *pools = carry
-        token, table, kv_lens = operands
-        return attend(*token, *pools, table, kv_lens)
+        _, k_pages, v_pages = carry
+        (qkv, scale, bias, cos, sin), table, kv_lens = operands
+        return attend(qkv, scale, bias, cos, sin, k_pages, v_pages, table, kv_lens)
 
     out = jnp.zeros((case.rows, spec.query_heads, spec.head_dim), setting.dtype)
     operands = [(token, table, kv_lens) for table in tables]
