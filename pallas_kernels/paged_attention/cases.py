@@ -148,6 +148,7 @@ CASES = (
     Case("bf16 page 128", (130, 500), head_dim=128, page_size=128, dtype="bfloat16"),
     Case("bf16 group 1", (0, 200), kv_heads=1, group=1, head_dim=128, dtype="bfloat16"),
     Case("bf16 group 16", (33, 200), kv_heads=1, group=16, head_dim=128, dtype="bfloat16"),
+    Case("bf16 head dim 256", (40, 150), kv_heads=1, group=8, head_dim=256, dtype="bfloat16"),
     Case("bf16 soft cap", (5, 200), dtype="bfloat16", logit_soft_cap=3.0),
     Case("bf16 window", (5, 300), dtype="bfloat16", sliding_window=100),
 )

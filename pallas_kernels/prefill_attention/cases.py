@@ -163,6 +163,28 @@ CASES = (
     Case("window of 1", _CHUNKS, sliding_window=1),
     Case("window and soft cap", _CHUNKS, sliding_window=90, logit_soft_cap=5.0),
     Case("bf16", _CHUNKS, padding=4, dtype="bfloat16"),
+    Case(
+        "bf16 head dim 128",
+        ((150, 200), (64, 64)),
+        padding=3,
+        kv_heads=1,
+        group=2,
+        head_dim=128,
+        page_size=64,
+        dtype="bfloat16",
+    ),
+    Case("bf16 many short", _whole(*range(1, 20)), 9, kv_heads=1, group=1, dtype="bfloat16"),
+    Case("bf16 gqa 8", ((20, 50),), kv_heads=1, group=8, page_size=8, dtype="bfloat16"),
+    Case(
+        "bf16 window",
+        ((140, 300), (5, 40)),
+        kv_heads=1,
+        group=1,
+        page_size=128,
+        dtype="bfloat16",
+        sliding_window=100,
+    ),
+    Case("bf16 soft cap", ((30, 140),), kv_heads=2, group=1, dtype="bfloat16", logit_soft_cap=3.0),
 )
 """Small enough for any machine."""
 

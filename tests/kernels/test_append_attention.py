@@ -1,0 +1,218 @@
+"""append_attention: it is rope_and_write and then paged_attention, as one kernel or as two."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+
+from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.kv_write.api import rope_and_write
+from pallas_kernels.paged_attention import mosaic_gpu
+from pallas_kernels.paged_attention.api import append_attention, paged_attention
+from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, Inputs, make_inputs
+
+needs_gpu_interpreter = pytest.mark.skipif(
+    not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
+)
+SMALL = Case("small", (5, 0, 40))
+SMALL_BF16 = replace(SMALL, dtype="bfloat16")
+TPU = AbstractDevice("TPU v5 lite", 1, platform="tpu")
+H100 = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+APPENDED = (
+    replace(SMALL_BF16, name="edges", kv_lens=(0, 1, 16, 17, 64, 65, 70), group=3),
+    Case("head dim 128", (33, 129), group=8, head_dim=128, page_size=64, dtype="bfloat16"),
+    Case("page 8", (3, 140), 1, 1, head_dim=128, page_size=8, dtype="bfloat16"),
+    Case("head dim 256", (33, 70), 1, head_dim=256, page_size=128, dtype="bfloat16"),
+    replace(SMALL_BF16, name="window", kv_lens=(200, 7), sliding_window=20),
+    replace(SMALL_BF16, name="soft cap", kv_lens=(90,), kv_heads=1, logit_soft_cap=3.0),
+)
+"""What the Hopper kernel is interpreted over."""
+
+
+def newest_tokens(case: Case, seed: int, *, bias: bool) -> tuple[Any, ...]:
+    """What `append_attention` takes before the pages: qkv, row_scale, bias, cos, sin."""
+    rng = np.random.default_rng(seed)
+    rows, heads = len(case.kv_lens), (case.kv_heads, case.group + 2, case.head_dim)
+    qkv = rng.standard_normal((rows, *heads), np.float32).astype(jnp.dtype(case.dtype))
+    angles = rng.uniform(0, 6, (rows, case.head_dim // 2)).astype(np.float32)
+    row_scale = rng.uniform(0.5, 2, rows).astype(np.float32)
+    shift = rng.standard_normal(heads, np.float32).astype(jnp.dtype(case.dtype))
+    return qkv, row_scale, shift if bias else None, np.cos(angles), np.sin(angles)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "case", [SMALL, SMALL_BF16, *(case for case in CASES if case.name in ("page edges", "window"))]
+)
+def test_append_is_write_then_attend(case: Case, bias: bool):
+    """The newest token's K and V end up at its place in the row's pages, nothing else changes, and
+    attention sees them."""
+    inputs = make_inputs(case, seed=3)
+    token = newest_tokens(case, seed=4, bias=bias)
+    pools, table, lens = (inputs.k_pages, inputs.v_pages), inputs.page_table, inputs.kv_lens
+    o, *after = jax.jit(partial(append_attention, **case.options))(*token, *pools, table, lens)
+    at = np.maximum(lens - 1, 0)
+    page = table[np.arange(len(lens)), at // case.page_size]
+    slots = np.where(lens > 0, page * case.page_size + at % case.page_size, 0).astype(np.int32)
+    q, *written = jax.jit(rope_and_write)(*token, *pools, slots)
+    for arrays in zip(after, written, pools, strict=True):
+        ours, theirs, before = (np.asarray(array, np.float32) for array in arrays)
+        np.testing.assert_array_equal(ours[:, 1:], theirs[:, 1:])  # but for the null page
+        changed = np.zeros(before.shape[1:3], bool)
+        changed[page[lens > 0], at[lens > 0] % case.page_size] = True
+        changed[0] = True
+        np.testing.assert_array_equal(ours[:, ~changed], before[:, ~changed])
+    expected = jax.jit(partial(paged_attention, **case.options))(q, *written, table, lens)
+    assert o.dtype == token[0].dtype
+    np.testing.assert_array_equal(o, expected)
+    assert not np.asarray(o)[lens == 0].any()
+
+
+def test_append_updates_donated_pools_in_place():
+    inputs = make_inputs(SMALL, seed=0)
+    run = jax.jit(partial(append_attention, **SMALL.options), donate_argnums=(5, 6))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        (*newest_tokens(SMALL, 0, bias=False), *inputs.operands[1:]),
+    )
+    pool = jax.ShapeDtypeStruct((2, 5000, 16, 64), jnp.float32)
+    memory = run.lower(*shapes[:5], pool, pool, *shapes[7:]).compile().memory_analysis()
+    assert memory is not None
+    pool_bytes = 4 * pool.size
+    assert memory.alias_size_in_bytes >= 2 * pool_bytes
+    assert memory.temp_size_in_bytes < pool_bytes / 20
+
+
+def numpy_append(inputs: Inputs, token: tuple[Any, ...]) -> Inputs:
+    """The queries rotated, the new K and V in the pages."""
+    qkv, row_scale, bias, cos, sin = token
+    case, dtype = inputs.case, inputs.q.dtype
+    x = qkv.astype(np.float32) * row_scale[:, None, None, None]
+    if bias is not None:
+        x = (x + bias.astype(np.float32)).astype(dtype).astype(np.float32)
+    half = case.head_dim // 2
+    turned = (x[..., :half] + 1j * x[..., half:]) * (cos + 1j * sin)[:, None, None]
+    rotated = np.concatenate([turned.real, turned.imag], axis=-1).astype(dtype)
+    k_pages, v_pages = inputs.k_pages.copy(), inputs.v_pages.copy()
+    for row, kv_len in enumerate(inputs.kv_lens):
+        if kv_len:
+            entry, offset = divmod(kv_len - 1, case.page_size)
+            page = inputs.page_table[row, entry]
+            k_pages[:, page, offset] = rotated[row, :, -2]
+            v_pages[:, page, offset] = x[row, :, -1].astype(dtype)
+    q = rotated[:, :, :-2].reshape(inputs.q.shape)
+    return replace(inputs, q=q, k_pages=k_pages, v_pages=v_pages)
+
+
+def check_gpu(
+    case: Case, *, bias: bool, parts: int | None, programs: int = 3, **options: Any
+) -> None:
+    inputs, token = make_inputs(case, seed=5), newest_tokens(case, seed=6, bias=bias)
+    run = partial(
+        mosaic_gpu.append_attention,
+        parts=parts,
+        programs=programs,  # few, so that each does several pieces of work and reuses its rings
+        interpret=plgpu.InterpretGPUParams(**options),
+        **case.options,
+    )
+    out, *pools = map(np.asarray, jax.jit(run)(*token, *inputs.operands[1:]))
+    after = numpy_append(inputs, token)
+    assert out.dtype == token[0].dtype
+    assert relative_error(out, after.expected) <= LIMITS[case.dtype]
+    before = inputs.k_pages, inputs.v_pages
+    for pool, expected, old in zip(pools, (after.k_pages, after.v_pages), before, strict=True):
+        new = expected.view(np.int16) != old.view(np.int16)
+        np.testing.assert_array_equal(pool.view(np.int16)[~new], old.view(np.int16)[~new])
+        wanted = expected[new].astype(np.float32)
+        assert relative_error(pool[new], wanted) <= LIMITS[case.dtype]
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("case", APPENDED, ids=lambda case: case.name)
+def test_gpu_kernel(case: Case, parts: int):
+    check_gpu(case, bias=case.name == "page 8", parts=parts)
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize(("parts", "programs"), [(1, 1), (2, 2), (None, 132)])
+def test_gpu_kernel_reuses_its_ring_without_races(
+    parts: int | None, programs: int, capsys: pytest.CaptureFixture[str]
+):
+    """The newest tokens begin a block. Where one does not, its block is read while it is written,
+    which the detector calls a race; what was read of it is masked."""
+    case = Case("10 blocks", (641, 0, 65), kv_heads=1, dtype="bfloat16")
+    check_gpu(case, bias=False, parts=parts, programs=programs, detect_races=True)
+    assert "RACE" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("case", [*APPENDED, LARGE_CASES[0]], ids=lambda case: case.name)
+def test_gpu_kernel_lowers(case: Case, parts: int | None):
+    """The pools are updated in place: the kernel's results are the pools it is given."""
+    inputs = make_inputs(case, seed=0)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        (*newest_tokens(case, 0, bias=True), *inputs.operands[1:]),
+    )
+    run = partial(mosaic_gpu.append_attention, parts=parts, **case.options)
+    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=H100)
+    with use_abstract_mesh(mesh):
+        traced = jax.jit(run, donate_argnums=(5, 6)).trace(*shapes)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
+    assert text.count("output_operand_alias<") == 2
+
+
+@pytest.mark.parametrize("case", [SMALL, CASES[-1]])
+def test_append_lowers_for_tpu(case: Case):
+    token, inputs = newest_tokens(case, 0, bias=True), make_inputs(case, seed=0)
+    run = partial(append_attention, implementation="mosaic_tpu", **case.options)
+    mesh = AbstractMesh((1,), ("x",), abstract_device=TPU)
+    with use_abstract_mesh(mesh):
+        traced = jax.jit(run).trace(*token, *inputs.operands[1:])
+        assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("implementation", "case", "reason"),
+    [
+        ("mosaic_tpu", replace(SMALL, head_dim=32), "head dim must be a multiple of 64, not 32"),
+        ("mosaic_gpu", SMALL, "bfloat16 or float16, not float32"),
+    ],
+)
+def test_a_named_kernel_refuses_to_append_with_the_reason(
+    implementation: str, case: Case, reason: str
+):
+    operands = (*newest_tokens(case, 0, bias=False), *make_inputs(case, seed=0).operands[1:])
+    run = partial(append_attention, scale=1.0, implementation=implementation)
+    with pytest.raises(NotImplementedError, match=f"append_attention by .*: .*{reason}"):
+        jax.eval_shape(run, *operands)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (0, lambda x: x[:, :, :2], r"J = G \+ 2 of at least 3 rows, but J = 2"),
+        (1, lambda x: x[:1], "scale .* has T = 1, but qkv has T = 3"),
+        (1, lambda x: x.astype(np.int32), "scale must be float32, but it is int32"),
+        (3, lambda x: x[:, :5], "has I = 32, but cos has I = 5"),
+        (5, lambda x: x[:1], "v_pages .* has K = 2, but k_pages has K = 1|K = 1, but qkv"),
+        (7, lambda x: x.astype(np.int16), "page_table must be int32"),
+        (8, lambda x: x[:2], "kv_lens .* has B = 2, but"),
+    ],
+)
+def test_bad_arguments_of_append_are_named(
+    place: int, change: Callable[[np.ndarray], np.ndarray], message: str
+):
+    operands = [*newest_tokens(SMALL, 0, bias=False), *make_inputs(SMALL, seed=0).operands[1:]]
+    operands[place] = change(operands[place])
+    with pytest.raises(ValueError, match=message):
+        append_attention(*operands, scale=1.0)

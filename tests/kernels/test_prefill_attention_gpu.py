@@ -1,0 +1,111 @@
+"""prefill_attention on Hopper GPUs: the kernel interpreted against plain numpy, and lowered.
+
+Pallas' interpreter runs a kernel's warpgroups as threads that wait for one another within jitted
+pieces, each in a thread of XLA's. There are as many as cores, or as devices if these are more:
+three warpgroups on two cores would wait for ever if it were not for conftest's sixteen devices.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+
+from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.prefill_attention import mosaic_gpu
+from pallas_kernels.prefill_attention.api import prefill_attention
+from pallas_kernels.prefill_attention.cases import CASES, LARGE_CASES, Case, make_inputs
+
+# Of products with memory that nobody wrote.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+needs_gpu_interpreter = pytest.mark.skipif(
+    not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
+)
+SMALL = Case("small", ((5, 20), (1, 1)), padding=2, dtype="bfloat16")
+H100 = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+
+
+def name_of(case: Case) -> str:
+    return case.name.replace(" ", "_")
+
+
+def taken() -> list[Case]:
+    """The cases that the kernel does not refuse."""
+    refusal: Callable[..., str | None] = mosaic_gpu.refusal
+    inputs = [make_inputs(case, seed=0) for case in CASES]
+    return [x.case for x in inputs if refusal(x.q, x.k_pages, x.kv_pages) is None]
+
+
+def interpreted(**options: Any) -> Callable[..., jax.Array]:
+    """Three programs, so that each does several pieces of work and reuses its rings."""
+    interpreter = plgpu.InterpretGPUParams(**options)
+    return partial(mosaic_gpu.prefill_attention, programs=3, interpret=interpreter)
+
+
+def check(case: Case, operation: Callable[..., jax.Array]) -> None:
+    inputs = make_inputs(case, seed=1)
+    actual = np.asarray(jax.jit(partial(operation, **case.options))(*inputs.operands))
+    assert actual.dtype == inputs.q.dtype
+    assert relative_error(actual, inputs.expected) <= LIMITS[case.dtype]
+    assert not actual[inputs.cu_q_lens[-1] :].any()
+
+
+def test_enough_cases_are_taken():
+    assert {case.head_dim for case in taken()} == {64, 128}
+    assert {case.group for case in taken()} >= {1, 2, 8}
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("case", taken(), ids=name_of)
+def test_kernel(case: Case):
+    few_heads = case if case.kv_heads == 1 else replace(case, kv_heads=1, group=1)
+    check(few_heads, interpreted())
+
+
+@needs_gpu_interpreter
+def test_kernel_tells_heads_apart():
+    check(replace(SMALL, kv_heads=2, group=2), interpreted())
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_kernel_reuses_its_rings_without_races(head_dim: int, capsys: pytest.CaptureFixture[str]):
+    """Keys end with a block, so that no value must be silenced: both warpgroups do that to the same
+    memory, with the same result, which the detector calls a race."""
+    chunks = ((140, 640), (256, 256))
+    case = replace(SMALL, chunks=chunks, kv_heads=1, group=1, head_dim=head_dim, padding=0)
+    check(case, interpreted(detect_races=True))
+    assert "RACE" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", [*taken(), *LARGE_CASES], ids=name_of)
+def test_kernel_lowers(case: Case):
+    operation = partial(prefill_attention, implementation="mosaic_gpu", **case.options)
+    shapes = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for x in make_inputs(replace(case, kv_heads=1), seed=0).operands
+    ]
+    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=H100)
+    with use_abstract_mesh(mesh):
+        text = jax.jit(operation).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (replace(SMALL, dtype="float32"), "bfloat16 or float16, not float32"),
+        (replace(SMALL, head_dim=256), "head dim must be 64 or 128, not 256"),
+        (replace(SMALL, page_size=192), "or a multiple of 128, not 192"),
+    ],
+)
+def test_the_kernel_refuses_with_the_reason(case: Case, reason: str):
+    operands = make_inputs(case, seed=0).operands
+    operation = partial(prefill_attention, scale=1.0, implementation="mosaic_gpu")
+    with pytest.raises(NotImplementedError, match=f"prefill_attention by mosaic_gpu: .*{reason}"):
+        jax.eval_shape(operation, *operands)
