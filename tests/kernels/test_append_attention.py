@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
 from pallas_kernels.check import LIMITS, relative_error
 from pallas_kernels.kv_write.api import rope_and_write
@@ -169,6 +169,32 @@ def test_gpu_kernel_lowers(case: Case, parts: int | None):
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
     assert text.count("output_operand_alias<") == 2
+
+
+@pytest.mark.parametrize(
+    ("platform", "case", "kernels"),
+    [
+        ("cuda", SMALL_BF16, 1),
+        ("cuda", SMALL, 0),
+        ("cuda", replace(SMALL_BF16, page_size=24), 0),
+        ("cpu", SMALL_BF16, 0),
+    ],
+)
+def test_the_platform_chooses_also_within_shard_map(platform: str, case: Case, kernels: int):
+    """Hopper's kernel where it takes the arguments; the reference everywhere else."""
+    operands = (*newest_tokens(case, 0, bias=False), *make_inputs(case, seed=0).operands[1:])
+    mesh = AbstractMesh((2,), ("tp",), axis_types=(AxisType.Auto,), abstract_device=H100)
+    heads, pool = PartitionSpec(None, "tp"), PartitionSpec("tp")
+    run = jax.shard_map(
+        partial(append_attention, **case.options),
+        mesh=mesh,
+        in_specs=(heads, *[PartitionSpec()] * 4, pool, pool, *[PartitionSpec()] * 2),
+        out_specs=(heads, pool, pool),
+        check_vma=False,
+    )
+    traced = jax.jit(run, donate_argnums=(5, 6)).trace(*operands)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") == kernels
 
 
 @pytest.mark.parametrize("case", [SMALL, CASES[-1]])

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
 from pallas_kernels.check import LIMITS, relative_error
 from pallas_kernels.prefill_attention import mosaic_gpu
@@ -94,6 +94,26 @@ def test_kernel_lowers(case: Case):
     with use_abstract_mesh(mesh):
         text = jax.jit(operation).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("platform", "case", "kernels"),
+    [("cuda", SMALL, 1), ("cuda", replace(SMALL, dtype="float32"), 0), ("cpu", SMALL, 0)],
+)
+def test_the_platform_chooses_also_within_shard_map(platform: str, case: Case, kernels: int):
+    """The kernel where it takes the arguments; the reference everywhere else."""
+    mesh = AbstractMesh((2,), ("tp",), axis_types=(AxisType.Auto,), abstract_device=H100)
+    heads, pool = PartitionSpec(None, "tp"), PartitionSpec("tp")
+    run = jax.shard_map(
+        partial(prefill_attention, **case.options),
+        mesh=mesh,
+        in_specs=(heads, pool, pool, *[PartitionSpec()] * 4),
+        out_specs=heads,
+        check_vma=False,
+    )
+    traced = jax.jit(run).trace(*make_inputs(case, seed=0).operands)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") == kernels
 
 
 @pytest.mark.parametrize(
