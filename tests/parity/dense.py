@@ -31,13 +31,16 @@ def dense_attend(spec: ModelSpec, length: int) -> Attend:
         a, b = jnp.split(x, 2, axis=-1)
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
-    def attend(slot: int, qkv: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+    def attend(
+        qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: None
+    ) -> tuple[jax.Array, None]:
         qkv = qkv * scale[:, None, None, None] + (0 if bias is None else bias)
         rotated = rotate(qkv[:, :, :-1])
         q, k, v = rotated[:, :, :-1], rotated[:, :, -1], qkv[:, :, -1]  # q [T, K, G, H]
         scores = jnp.einsum("qkgh,tkh->kgqt", q, k) / spec.head_dim**0.5
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
-        return jnp.einsum("kgqt,tkh->qkgh", weights, v).reshape(length, -1, spec.head_dim)
+        o = jnp.einsum("kgqt,tkh->qkgh", weights, v).reshape(length, -1, spec.head_dim)
+        return o, cache
 
     return attend
 
@@ -46,7 +49,9 @@ def dense_attend(spec: ModelSpec, length: int) -> Attend:
 def dense_logits(params: Params, tokens: jax.Array, *, spec: ModelSpec) -> jax.Array:
     """tokens i32[T] of one sequence -> logits f32[T, V], on one device."""
     attend = dense_attend(spec, len(tokens))
-    x = transformer.forward(params, transformer.embed(params, tokens), attend, spec=spec)
+    nothing = [None] * len(params.layers)
+    x = transformer.embed(params, tokens)
+    x, _ = transformer.forward(params, x, nothing, attend, spec=spec)
     return transformer.unembed(params, x, spec=spec)
 
 
@@ -81,8 +86,9 @@ def staged_logits(
         attend = dense_attend(spec, len(tokens))
         x = transformer.embed(local, tokens, vocab_axes)
         for stage in range(stages):
-            mine = transformer.forward(
-                local, x, attend, spec=spec, reduce=lambda y: lax.psum(y, TP)
+            nothing = [None] * len(local.layers)
+            mine, _ = transformer.forward(
+                local, x, nothing, attend, spec=spec, reduce=lambda y: lax.psum(y, TP)
             )
             x = lax.psum(jnp.where(lax.axis_index(STAGE) == stage, mine, 0), STAGE)
         return transformer.unembed(local, x, spec=spec, vocab_axes=vocab_axes)

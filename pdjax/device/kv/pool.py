@@ -26,6 +26,16 @@ class KVPool:
     k: list[jax.Array]  # of [K, P, S, H], one a layer slot
     v: list[jax.Array]
 
+    @property
+    def layers(self) -> list[tuple[jax.Array, jax.Array]]:
+        """K and V of each layer slot."""
+        return list(zip(self.k, self.v, strict=True))
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[tuple[jax.Array, jax.Array]]) -> "KVPool":
+        """The inverse of `layers`."""
+        return cls(k=[k for k, _ in layers], v=[v for _, v in layers])
+
 
 class PoolOwner:
     """The one owner of a pool. Steps take `arrays`, donate them, and leave their successors

@@ -6,8 +6,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pdjax.device.kv.pool import KVPool
+from pdjax.device.model.transformer import Attend
 from pdjax.model_spec import ModelSpec
+
+Pages = tuple[jax.Array, jax.Array]
+"""Those of a layer: K and V, [K, P, S, H]."""
 
 AttendPages = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 """(qkv [T, K, G + 2, H], scale f32[T], bias [K, G + 2, H] or None, cos and sin f32[T, H/2], k_pages
@@ -15,26 +18,17 @@ and v_pages [K, P, S, H]) -> ([T, N, H], k_pages, v_pages): scales, shifts and r
 writes k and v to their pages, and reads attention back from the pages of that layer."""
 
 
-class PagedAttend:
-    """`transformer.Attend` over a pool.
+def attend_at(spec: ModelSpec, positions: jax.Array, attend_pages: AttendPages) -> Attend:
+    """`transformer.Attend` of tokens at `positions` i32[T], whose cache is the Pages of a layer."""
+    cos, sin = rope_table(spec, positions)
 
-    It lives for one trace of one step. `pool` is replaced layer by layer; take it from here at the
-    end.
-    """
+    def attend(
+        qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: Pages
+    ) -> tuple[jax.Array, Pages]:
+        o, k_pages, v_pages = attend_pages(qkv, scale, bias, cos, sin, *cache)
+        return o, (k_pages, v_pages)
 
-    def __init__(
-        self, pool: KVPool, spec: ModelSpec, positions: jax.Array, attend: AttendPages
-    ) -> None:
-        self.pool = KVPool(k=list(pool.k), v=list(pool.v))
-        self._attend = attend
-        self._cos, self._sin = rope_table(spec, positions)
-
-    def __call__(
-        self, slot: int, qkv: jax.Array, scale: jax.Array, bias: jax.Array | None
-    ) -> jax.Array:
-        k, v = self.pool.k, self.pool.v
-        o, k[slot], v[slot] = self._attend(qkv, scale, bias, self._cos, self._sin, k[slot], v[slot])
-        return o
+    return attend
 
 
 def rope_table(spec: ModelSpec, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,9 +1,9 @@
 """The network: what a Llama-architecture decoder computes. It does not know that prefill and decode
 exist.
 
-One `forward(params, x, attend)` serves both phases: `attend` is an argument that writes K and V to
-wherever they are kept and returns what attention read. Weights are a plain pytree with a Python
-list of layers, never stacked: a scan over stacked weights copies every slice it reads.
+One `forward(params, x, caches, attend)` serves both phases: `attend` is an argument that writes K
+and V to wherever they are kept and returns what attention read. Weights are a plain pytree with a
+Python list of layers, never stacked: a scan over stacked weights copies every slice it reads.
 
 RMSNorm is `x * r * weight` with one scalar r a token. Inside the layers it has no pass of its own:
 the weight is multiplied into the rows of the matrix that follows when weights are loaded, and r,
@@ -74,12 +74,12 @@ MODEL_AXES = Params(layers=[], final_norm=(None,), unembed=(None, "vocab"), embe
 
 
 class Attend(Protocol):
-    """Attention over whatever holds the KV: writes K and V of layer slot `slot`, returns what the
-    queries read."""
+    """Attention over whatever holds the KV of a layer: writes K and V, returns what the queries
+    read, and the holder's successor."""
 
     def __call__(
-        self, slot: int, qkv: jax.Array, scale: jax.Array, bias: jax.Array | None
-    ) -> jax.Array:
+        self, qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: Any
+    ) -> tuple[jax.Array, Any]:
         """qkv [T, K, G + 2, H] of the heads of this shard, still to be scaled by f32[T], shifted by
         [K, G + 2, H] and rotated -> [T, N, H]."""
         ...
@@ -104,31 +104,42 @@ def swiglu(x: jax.Array, scale: jax.Array, layer: Layer) -> jax.Array:
 def forward(
     params: Params,
     x: jax.Array,
+    caches: Sequence[Any],
     attend: Attend,
     *,
     spec: ModelSpec,
     reduce: Callable[[jax.Array], jax.Array] = lambda y: y,
-) -> jax.Array:
+) -> tuple[jax.Array, list[Any]]:
     """All layers of `params` over packed tokens.
 
     Args:
       params: local shards; a layer of zeros is the identity, which is how a short stage pads.
       x: [T, D] residual stream.
-      attend: attention over the KV that it keeps.
+      caches: what holds the KV of each layer.
+      attend: attention over it.
       reduce: sums partial products over the tensor-parallel shards.
 
     Returns:
-      [T, D] residual stream before the final norm.
+      [T, D] residual stream before the final norm, and the successors of `caches`.
     """
     heads = (-1, spec.group + 2, spec.head_dim)  # [K, G + 2, H], K of this shard
-    scale = rms_scale(x, spec.norm_eps)
-    for slot, layer in enumerate(params.layers):
+
+    @jax.jit  # layers are alike: they share one trace and one lowering, which XLA then inlines
+    def through(
+        x: jax.Array, scale: jax.Array, layer: Layer, cache: Any
+    ) -> tuple[jax.Array, jax.Array, Any]:
         qkv = dot(x, layer.wqkv).reshape(x.shape[0], *heads)
         bias = None if layer.bqkv is None else layer.bqkv.reshape(heads)
-        o = attend(slot, qkv, scale, bias)  # [T, N, H]
+        o, cache = attend(qkv, scale, bias, cache)  # [T, N, H]
         x, scale = add_rms(x, reduce(dot(o.reshape(x.shape[0], -1), layer.wo)), eps=spec.norm_eps)
         x, scale = add_rms(x, reduce(swiglu(x, scale, layer)), eps=spec.norm_eps)
-    return x
+        return x, scale, cache
+
+    scale, after = rms_scale(x, spec.norm_eps), []
+    for layer, cache in zip(params.layers, caches, strict=True):
+        x, scale, cache = through(x, scale, layer, cache)
+        after.append(cache)
+    return x, after
 
 
 def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> jax.Array:

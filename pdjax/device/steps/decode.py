@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels.paged_attention.api import append_attention
 from pdjax.device.kv.pool import PAGE_AXES, KVPool
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition, shardings
-from pdjax.device.model.attention import AttendPages, PagedAttend
+from pdjax.device.model.attention import AttendPages, attend_at
 from pdjax.device.model.transformer import Params, embed, forward, unembed
 from pdjax.device.packing import Packed
 from pdjax.device.steps.sample import Undecided
@@ -87,17 +87,16 @@ def make_decode_tick(
         inp = TickInput(**packed.unpack())
         stage = lax.axis_index(STAGE) if stages > 1 else 0
         positions, page_table = inp.positions[stage], inp.page_table[stage]  # [b], [b, W]
-        attend = PagedAttend(
-            pool, spec, positions, _attend_pages(positions, page_table, spec, attention)
-        )
+        attend_pages = _attend_pages(positions, page_table, spec, attention)
 
         entering = jnp.where(inp.tokens == USE_FED_BACK, fed_back, inp.tokens)
         embedded = embed(params, entering, vocab_axes)  # [b, D]
         x = jnp.where(stage == 0, embedded, x) if stages > 1 else embedded
-        x = forward(
+        x, layers = forward(
             params,
             x,
-            attend,
+            pool.layers,
+            attend_at(spec, positions, attend_pages),
             spec=spec,
             reduce=partial(lax.psum, axis_name=TP) if tp > 1 else _identity,
         )
@@ -108,7 +107,7 @@ def make_decode_tick(
             positions=inp.positions[-1] + 1,  # of the next token; 0 in an idle row
             row=inp.leaving_row,
         )
-        return attend.pool, _to_next_stage(x, stages), undecided
+        return KVPool.of_layers(layers), _to_next_stage(x, stages), undecided
 
     return _compile(tick, params, mesh)
 

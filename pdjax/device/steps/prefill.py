@@ -14,7 +14,7 @@ from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pdjax.device.kv.pool import PAGE_AXES, KVPool
 from pdjax.device.mesh import PREFILL_RULES, TP, partition, shardings
-from pdjax.device.model.attention import AttendPages, PagedAttend
+from pdjax.device.model.attention import AttendPages, attend_at
 from pdjax.device.model.transformer import Params, embed, forward, unembed
 from pdjax.device.packing import Packed
 from pdjax.device.steps.sample import Undecided
@@ -50,17 +50,17 @@ def make_prefill_step(params: Params, spec: ModelSpec, tp: int) -> PrefillStep:
 
     def step(params: Params, pool: KVPool, packed: Packed) -> tuple[KVPool, Undecided]:
         batch = _unpack(packed)
-        attend = PagedAttend(pool, spec, batch.positions, _attend_pages(batch, spec))
-        x = embed(params, batch.tokens, vocab_axes)  # [T, D]
-        x = forward(
+        x, layers = forward(
             params,
-            x,
-            attend,
+            embed(params, batch.tokens, vocab_axes),  # [T, D]
+            pool.layers,
+            attend_at(spec, batch.positions, _attend_pages(batch, spec)),
             spec=spec,
             reduce=partial(lax.psum, axis_name=TP) if tp > 1 else _identity,
         )
         logits = unembed(params, x[batch.sample_at], spec=spec, vocab_axes=vocab_axes)  # [B, V]
-        return attend.pool, Undecided(logits, positions=batch.kv_lens, row=jnp.int32(0))
+        pool = KVPool.of_layers(layers)
+        return pool, Undecided(logits, positions=batch.kv_lens, row=jnp.int32(0))
 
     weights = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
     pages = partition(PREFILL_RULES, PAGE_AXES, stacked=True)
