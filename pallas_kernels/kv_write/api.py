@@ -9,7 +9,11 @@ import jax
 from pallas_kernels.dims import bind_dims, check_float32, check_floating, check_int32
 from pallas_kernels.implementations import Operation
 
-PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_tpu": ("tpu",)}
+PLATFORMS = {
+    "reference": ("cpu", "gpu", "tpu"),
+    "mosaic_tpu": ("tpu",),
+    "mosaic_gpu": ("gpu",),
+}
 """Where each implementation runs compiled; interpreted they all run on the CPU."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)

@@ -9,14 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from pallas_kernels.check import LIMITS, write_error
-from pallas_kernels.kv_write import api, mosaic_tpu
+from pallas_kernels.kv_write import api, mosaic_gpu, mosaic_tpu
 from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.kv_write.cases import CASES, LARGE_CASES, Case, make_inputs
 
+needs_gpu_interpreter = pytest.mark.skipif(
+    not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
+)
 SMALL = Case("small", ((0, 3), (15, 2)), padding=2)
 TPUS = {
     "v5e": AbstractDevice("TPU v5 lite", 1, platform="tpu"),
@@ -39,6 +43,10 @@ def check(case: Case, run: Callable[..., Any]) -> None:
 
 def interpreted_tpu(**options: Any) -> Callable[..., Any]:
     return partial(mosaic_tpu.rope_and_write, interpret=pltpu.InterpretParams(**options))
+
+
+def interpreted_gpu(**options: Any) -> Callable[..., Any]:
+    return partial(mosaic_gpu.rope_and_write, interpret=plgpu.InterpretGPUParams(**options))
 
 
 def taken_by(kernel: Any, *cases: Case) -> list[Case]:
@@ -91,6 +99,49 @@ def test_tpu_kernel_lowers(hardware: str, case: Case):
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in text
     assert text.count("output_operand_alias<") == 2
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("case", taken_by(mosaic_gpu, *CASES), ids=name_of)
+def test_gpu_kernel(case: Case):
+    check(case, interpreted_gpu())
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_gpu_kernel_has_no_races(shuffled: bool, capsys: pytest.CaptureFixture[str]):
+    """Runs of 8 tokens within a page and over its edge, and the 3 tokens of a last one."""
+    case = Case("runs", ((3, 67),), kv_heads=1, group=1, dtype="bfloat16", shuffled=shuffled)
+    check(case, interpreted_gpu(detect_races=True))
+    assert "RACE" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", taken_by(mosaic_gpu, *CASES, LARGE_CASES[-1]), ids=name_of)
+def test_gpu_kernel_lowers(case: Case):
+    run = partial(rope_and_write, implementation="mosaic_gpu")
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    with use_abstract_mesh(mesh):
+        traced = jax.jit(run, donate_argnums=(5, 6)).trace(*make_inputs(case, seed=0).operands)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
+    assert text.count("output_operand_alias<") == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (SMALL, "both be bfloat16 or float16, not float32 and float32"),
+        (replace(SMALL, dtype="bfloat16", qkv_dtype="float16"), "not float16 and bfloat16"),
+        (replace(SMALL, dtype="bfloat16", head_dim=256), "must be 64 or 128, not 256"),
+        (replace(SMALL, dtype="bfloat16", head_dim=128, group=10), "64 tokens of 12 heads exceed"),
+    ],
+)
+def test_the_gpu_kernel_refuses_with_the_reason(case: Case, reason: str):
+    operands = make_inputs(case, seed=0).operands
+    run = partial(rope_and_write, implementation="mosaic_gpu")
+    with pytest.raises(NotImplementedError, match=f"rope_and_write by mosaic_gpu: .*{reason}"):
+        jax.eval_shape(run, *operands)
 
 
 @pytest.mark.parametrize(
