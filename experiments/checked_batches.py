@@ -1,0 +1,121 @@
+"""What goes through the door in a step that is checked: ragged, over scattered pages, and with some
+of everything that a bucket may hold."""
+
+import re
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pdjax.engine_api import DecodeBatch, PrefillBatch
+from pdjax.host.batch import Buckets, Chunk, prefill_batch
+from pdjax.host.pipeline import Pipeline
+from pdjax.request import Request, SamplingParams, Sequence
+
+TICKS = 3
+"""Of a decode bucket: what one tick writes is read by the next ones."""
+
+_SAMPLED = 32  # tokens of a prefill step whose logits are compared, beside each chunk's last
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Steps of one bucket, to be run one after another on a pool of so many pages."""
+
+    name: str
+    steps: tuple[PrefillBatch | DecodeBatch, ...]
+    pages: int
+
+
+def parse(text: str) -> tuple[int, int]:
+    """`64x8`: tokens or rows, and pages.
+
+    Raises:
+      ValueError: anything else.
+    """
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise ValueError(f"{text!r}: must be two sizes, such as 64x8")
+    return int(found[1]), int(found[2])
+
+
+def prefill_batches(tokens: int, pages: int, page_size: int, vocab: int) -> Batches:
+    """A bucket of prefill: a step with a chunk over earlier tokens, between whole prompts of
+    several lengths, and the steps that write those earlier tokens.
+
+    The earlier tokens take all pages that the bucket has left. A fifth of the tokens is padding, so
+    is one sequence, and logits are asked for all over the step.
+
+    Raises:
+      ValueError: the pages do not hold the tokens.
+    """
+    whole = [tokens // 3, 1, tokens // 5]
+    chunk = tokens // 4
+    left = pages - sum(-(-length // page_size) for length in whole)
+    earlier = left * page_size - chunk - 3  # so that neither end is where a page ends
+    if tokens < 16 or earlier < 1:
+        raise ValueError(
+            f"prefill={tokens}x{pages}: must be at least 16 tokens, and pages of {page_size} that "
+            "hold as many and more"
+        )
+    one = (pages,)
+    buckets = Buckets((tokens,), one, one, one, 5, pages * page_size, page_size)
+    long, *others = _sequences([earlier + chunk, *whole], page_size, vocab, 0)
+    chunks = [
+        [Chunk(long, start, min(start + tokens, earlier))] for start in range(0, earlier, tokens)
+    ]
+    mixed = [Chunk(each, 0, each.length) for each in others]
+    chunks.append([mixed[0], Chunk(long, earlier, earlier + chunk), *mixed[1:]])
+    steps = (_sampled(prefill_batch(each, buckets)) for each in chunks)
+    return Batches(f"prefill {tokens}x{pages}", tuple(steps), 1 + pages)
+
+
+def _sampled(batch: PrefillBatch) -> PrefillBatch:
+    """With the logits of more tokens than those that end a chunk."""
+    everywhere = np.linspace(0, batch.cu_q_lens[-1] - 1, _SAMPLED).astype(np.int32)
+    return replace(batch, sample_at=np.concatenate([batch.sample_at, everywhere]))
+
+
+def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches:
+    """A bucket of decode: ticks of rows whose contexts go from two tokens to all that the table
+    holds. One row stays idle where there are several; what goes in is random, not fed back.
+
+    Raises:
+      ValueError: the table is too short.
+    """
+    longest = width * page_size - TICKS
+    if longest < page_size:
+        raise ValueError(f"decode={rows}x{width}: a table must hold more than {TICKS} tokens more")
+    one = (width,)
+    pipeline = Pipeline(1, rows, Buckets((1,), one, one, one, 1, width * page_size, page_size))
+    lengths = np.linspace(longest, 1, max(1, rows - 1)).astype(int).tolist()
+    if len(lengths) > 2:
+        lengths[1] = page_size - 1  # comes to its second page on the way
+    sequences = _sequences(lengths, page_size, vocab, TICKS)
+    for number, sequence in enumerate(sequences):
+        if number == rows // 2 and rows > 1:
+            pipeline.reserve()  # nobody will sit there
+        sequence.output.append(0)  # as if prefill had chosen it
+        pipeline.seat(pipeline.reserve(), sequence)
+    rng = np.random.default_rng(1)
+    steps = [
+        replace(pipeline.tick().batch, tokens=rng.integers(0, vocab, rows).astype(np.int32))
+        for _ in range(TICKS)
+    ]
+    pages = 1 + sum(len(sequence.pages) for sequence in sequences)
+    return Batches(f"decode {rows}x{width}", tuple(steps), pages)
+
+
+def _sequences(lengths: Seq[int], page_size: int, vocab: int, new_tokens: int) -> list[Sequence]:
+    """With random prompts of these lengths, and pages for all that they may come to hold, scattered
+    over the pool."""
+    rng = np.random.default_rng(0)
+    counts = [-(-(length + new_tokens) // page_size) for length in lengths]
+    order = (1 + rng.permutation(sum(counts))).tolist()
+    made = []
+    for number, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        prompt = tuple(rng.integers(0, vocab, length).tolist())
+        request = Request(f"check-{number}", prompt, SamplingParams(temperature=0.0), 0.0)
+        own, order = order[:count], order[count:]
+        made.append(Sequence(request, 0, seed=0, max_new_tokens=new_tokens + 1, pages=own))
+    return made

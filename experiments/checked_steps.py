@@ -1,0 +1,205 @@
+"""A model's steps in one arithmetic, with one choice of implementations: what they compute, as
+logits and as the pages they leave."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.checked_batches import Batches
+from experiments.loops import noise
+from pallas_kernels.add_rms import api as add_rms
+from pallas_kernels.kv_write import api as kv_write
+from pallas_kernels.paged_attention import api as paged_attention
+from pallas_kernels.prefill_attention import api as prefill_attention
+from pdjax.device.kv.pool import KVPool, PoolOwner
+from pdjax.device.mesh import PREFILL_RULES, make_mesh
+from pdjax.device.model.transformer import Params
+from pdjax.device.model.weights import random_params
+from pdjax.device.steps import decode, prefill
+from pdjax.engine_api import IDLE_ROW, DecodeBatch, PrefillBatch
+from pdjax.kv_layout import NULL_PAGE, KVLayout
+from pdjax.model_spec import ModelSpec
+
+REFERENCE = "reference"
+KERNELS = ("mosaic_gpu", "mosaic_tpu")
+_OPERATIONS = (add_rms, kv_write, paged_attention, prefill_attention)
+_KERNEL = re.compile(r"custom_call @(?:mosaic_gpu\w*|tpu_custom_call)")
+_LOWERED = {"gpu": "cuda"}  # what a platform is called where programs are lowered
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the steps of a bucket made.
+
+    Attributes:
+      logits: f32[rows, V] of every step, without idle rows.
+      pool: the pages after the last step.
+    """
+
+    logits: list[np.ndarray]
+    pool: KVPool
+
+
+def weights(spec: ModelSpec) -> Params:
+    """Random ones in bfloat16 on the first device, where both phases' rules put them alike.
+
+    The projections to q, k and v are halved, which rounds nothing. As `random_params` makes them,
+    scores deviate by 9 and attention takes one token or another: rounding then grows from layer to
+    layer until nothing is left to compare (after 16 layers of D = 512, an error of 0.4 to 0.98
+    where it is 0.03 to 0.07 with half of them). Halved, scores deviate by 2.25: a query still
+    listens to few enough tokens that a wrong page shows.
+    """
+    mesh = make_mesh(jax.devices()[:1], 1, 1)
+    params = random_params(spec, mesh, PREFILL_RULES, [range(spec.num_layers)], "bfloat16")
+    halve = jax.jit(lambda x: x / 2, donate_argnums=0, out_shardings=params.layers[0].wqkv.sharding)
+    layers = [replace(layer, wqkv=halve(layer.wqkv)) for layer in params.layers]
+    return replace(params, layers=layers)
+
+
+def upcast(params: Params) -> Params:
+    """The same weights in float32."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    cast = partial(jax.tree.map, lambda leaf: leaf.astype(jnp.float32))
+    return jax.jit(cast, out_shardings=where)(params)
+
+
+class Steps:
+    """The program of a bucket, traced but not compiled yet.
+
+    Args:
+      spec: the model.
+      params: its weights, whose type is that of the pool and of the arithmetic.
+      page_size: tokens a page.
+      implementation: of all operations; see `implementations`.
+      batches: of the bucket.
+
+    Attributes:
+      kernels: names of the functions in the program that are Pallas kernels.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: Params,
+        page_size: int,
+        implementation: str | None,
+        batches: Batches,
+    ) -> None:
+        dtype = params.final_norm.dtype
+        self._layout = KVLayout(
+            num_layers=spec.num_layers,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            page_size=page_size,
+            dtype=dtype.name,
+            itemsize=dtype.itemsize,
+        )
+        self._params, self._pages = params, batches.pages
+        first = batches.steps[0]
+        step: Any
+        self._between: tuple[jax.Array, ...] = ()
+        if isinstance(first, DecodeBatch):
+            step = decode.make_decode_tick(params, spec, self._layout, attention=None)
+            rows = len(first.tokens)
+            self._between = (jnp.zeros((rows, spec.model_dim), dtype), jnp.zeros(rows, jnp.int32))
+        else:
+            step = prefill.make_prefill_step(params, spec, self._layout.tp)
+        shape = spec.kv_heads, batches.pages, page_size, spec.head_dim
+        side: Any = [jax.ShapeDtypeStruct(shape, dtype)] * spec.num_layers
+        with implementations(implementation):
+            self._lowered = step.lower(params, KVPool(side, side), *self._between, _pack(first))
+        self.kernels = _kernels_in(self._lowered.as_text())
+
+    def compile(self) -> None:
+        """To be called once before `run`; in any thread."""
+        self._compiled = self._lowered.compile()
+
+    def run(self, batches: Batches) -> Outcome:
+        """Run steps of the bucket, in order, on a pool of noise: nobody may read what nobody
+        wrote, and decode reads it as the context."""
+        mesh = self._params.unembed.sharding.mesh
+        owner = PoolOwner(self._layout, self._pages, mesh, PREFILL_RULES)
+        _fill(owner.arrays)
+        logits = []
+        for batch in batches.steps:
+            between = [x.copy() for x in self._between]  # the first is donated
+            owner.arrays, *_, undecided = self._compiled(
+                self._params, owner.arrays, *between, _pack(batch)
+            )
+            found = np.asarray(undecided.logits)
+            seated = isinstance(batch, PrefillBatch) or batch.positions[-1] != IDLE_ROW
+            logits.append(found if seated is True else found[seated])
+        return Outcome(logits, owner.arrays)
+
+
+@contextmanager
+def implementations(name: str | None) -> Iterator[None]:
+    """What is traced within takes one implementation of every operation.
+
+    The steps leave the choice to the platform, but for decode attention, and nobody who serves has
+    a reason to name the others: so the table of what is proven is another one meanwhile, as in the
+    kernels' own tests. By float32 that table alone would do, since kernels for Hopper refuse it;
+    by bfloat16 and by other kernels it would not.
+
+    Args:
+      name: "reference"; a kernel's, to be run wherever an operation has it and it takes the
+        arguments, whether it is proven or not; or None for what is proven.
+    """
+    with ExitStack() as stack:
+        for api in _OPERATIONS if name is not None else ():
+            where = () if name == REFERENCE else api.PLATFORMS.get(name or "", ())
+            chosen = {_LOWERED.get(platform, platform): name for platform in where}
+            stack.enter_context(mock.patch.dict(api._PROVEN, chosen, clear=True))
+        yield
+
+
+def proven(name: str | None) -> dict[str, dict[str, str]]:
+    """Operation -> platform -> kernel that runs there, where it takes the arguments; see
+    `implementations`."""
+    with implementations(name):
+        return {api.__name__.split(".")[1]: dict(api._PROVEN) for api in _OPERATIONS}
+
+
+def _kernels_in(program: str) -> list[str]:
+    """Names of the functions of a lowered program that call a kernel, without their numbers."""
+    functions = program.split("func.func ")[1:]
+    names = (function.split("(", 1)[0] for function in functions if _KERNEL.search(function))
+    return sorted({re.sub(r"^.*@_*|_\d+$", "", name) for name in names})
+
+
+def kv_error(found: KVPool, exact: KVPool) -> float:
+    """Largest relative L2 error of a token's K or V over the heads of a layer; all of the pool
+    counts, so that what is written to a wrong place is seen in both places."""
+    pairs = [*zip(found.k, exact.k, strict=True), *zip(found.v, exact.v, strict=True)]
+    return max(float(_token_error(*pair)) for pair in pairs)
+
+
+@jax.jit
+def _token_error(found: jax.Array, exact: jax.Array) -> jax.Array:
+    """Of pages [K, P, S, H]; the null page may hold anything."""
+    found, exact = (x.at[:, NULL_PAGE].set(1).astype(jnp.float32) for x in (found, exact))
+    squares = [jnp.square(x).sum(axis=(0, 3)) for x in (found - exact, exact)]  # [P, S]
+    return jnp.sqrt(squares[0] / squares[1]).max()
+
+
+def _pack(batch: PrefillBatch | DecodeBatch) -> Any:
+    return decode.pack(batch) if isinstance(batch, DecodeBatch) else prefill.pack(batch)
+
+
+def _fill(pool: KVPool) -> None:
+    """Noise as large as the K and V of `weights`, the same in every type: bfloat16 numbers."""
+    for layer, (k, v) in enumerate(zip(pool.k, pool.v, strict=True)):
+        pool.k[layer], pool.v[layer] = (_noise(x, 2 * layer + i) for i, x in enumerate((k, v)))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _noise(pages: jax.Array, seed: int) -> jax.Array:
+    return (1.5 * noise(pages.shape, jnp.bfloat16, seed)).astype(pages.dtype)
