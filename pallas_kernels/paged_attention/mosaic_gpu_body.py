@@ -139,12 +139,7 @@ def _compute(
         total = jnp.maximum(total, _NO_SUM)
         out = [x / spread(total, x.shape[1]) for x in weighted]
         if plan.parts == 1:
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the new K and V
-            for columns, x in zip(plan.columns, out, strict=True):
-                _put(mine, columns.start, x)
-            plgpu.commit_smem()
-            result = mine.at[pl.ds(0, plan.group)]
-            plgpu.copy_smem_to_gmem(result, outputs[0].at[work.row, work.head])
+            _store_whole(plan, work, outputs, out, mine)
         else:
             log_total[...] = highest + jnp.log(total) * LOG2_E
             _store_part(plan, work, outputs, out, out_tile, log_total)
@@ -282,6 +277,18 @@ def _attend(
         return _Seen(weighted, higher, total)
 
     return lax.fori_loop(0, work.count, step, seen)
+
+
+def _store_whole(
+    plan: Plan, work: Work, outputs: tuple[Any, ...], out: list[jax.Array], rows: Any
+) -> None:
+    """The result, over the rows that the work began with."""
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the new K and V
+    for columns, x in zip(plan.columns, out, strict=True):
+        _put(rows, columns.start, x)
+    plgpu.commit_smem()
+    result = rows.at[pl.ds(0, plan.group)]
+    plgpu.copy_smem_to_gmem(result, outputs[0].at[work.row, work.head])
 
 
 def _store_part(
