@@ -34,21 +34,44 @@ class Operation:
         *,
         shown: tuple[Any, ...],
     ) -> Any:
-        """The result of the named implementation, or of the one proven on the platform that the
-        program is lowered for, which is the reference where no kernel takes these arguments.
+        """`choose` among the modules' functions of the operation's name.
 
         Args:
           implementation: a name, or None.
           operands, options: positional and keyword arguments.
           shown: the operands that decide whether a kernel takes them.
+        """
+        return self.choose(
+            implementation,
+            operands,
+            bound=lambda name: partial(getattr(self.module(name), self.name), **options),
+            refusal=lambda name: self.module(name).refusal(*shown),
+        )
+
+    def choose(
+        self,
+        implementation: str | None,
+        operands: tuple[Any, ...],
+        *,
+        bound: Callable[[str], Callable[..., Any]],
+        refusal: Callable[[str], str | None],
+    ) -> Any:
+        """The result of the named implementation, or of the one proven on the platform that the
+        program is lowered for, which is the reference where no kernel takes these arguments.
+
+        Args:
+          implementation: a name, or None.
+          operands: arrays.
+          bound: from a name to a function of the operands.
+          refusal: why a kernel does not take them, or None; the reference takes all.
 
         Raises:
           ValueError: there is no such implementation.
           NotImplementedError: the named implementation does not take these arguments.
         """
 
-        def bound(name: str) -> Callable[..., Any]:
-            return partial(getattr(self._module(name), self.name), **options)
+        def why_not(name: str) -> str | None:
+            return None if name == "reference" else refusal(name)
 
         if implementation is not None:
             if implementation not in self.implementations:
@@ -56,21 +79,17 @@ class Operation:
                     f"implementation must be None or one of {', '.join(self.implementations)}, "
                     f"not {implementation!r}"
                 )
-            if reason := self._refusal(implementation, shown):
+            if reason := why_not(implementation):
                 raise NotImplementedError(f"{self.name} by {implementation}: {reason}")
             return bound(implementation)(*operands)
         kernels = {
-            platform: bound(name)
-            for platform, name in self.proven.items()
-            if self._refusal(name, shown) is None
+            platform: bound(name) for platform, name in self.proven.items() if why_not(name) is None
         }
         if not kernels:
             return bound("reference")(*operands)
         return lax.platform_dependent(*operands, default=bound("reference"), **kernels)
 
-    def _module(self, name: str) -> ModuleType:
-        """Imported at first use: a kernel's imports may cost seconds where it never runs."""
+    def module(self, name: str) -> ModuleType:
+        """An implementation's, imported at first use: a kernel's imports may cost seconds where it
+        never runs."""
         return import_module(f"{self.folder}.{name}")
-
-    def _refusal(self, name: str, shown: tuple[Any, ...]) -> str | None:
-        return None if name == "reference" else self._module(name).refusal(*shown)

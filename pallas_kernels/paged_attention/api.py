@@ -6,15 +6,12 @@ Pages are those of vLLM's PagedAttention (Kwon et al., 2023), with the KV head o
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from types import ModuleType
-from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from pallas_kernels.dims import bind_dims, check_attention, check_int32
+from pallas_kernels.implementations import Operation
 from pallas_kernels.kv_write.api import rope_and_write
 
 PLATFORMS = {
@@ -30,7 +27,10 @@ IMPLEMENTATIONS = tuple(PLATFORMS)
 # enters when `python -m pallas_kernels.check` has passed on that hardware.
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
-_Result = TypeVar("_Result")
+_ATTEND, _APPEND = (
+    Operation(name, "pallas_kernels.paged_attention", IMPLEMENTATIONS, _PROVEN)
+    for name in ("paged_attention", "append_attention")
+)
 
 
 def paged_attention(
@@ -84,13 +84,8 @@ def paged_attention(
         "logit_soft_cap": logit_soft_cap,
         "sliding_window": sliding_window,
     }
-    return _run(
-        "paged_attention",
-        implementation,
-        lambda name: partial(_module(name).paged_attention, **options),
-        lambda name: _module(name).refusal(q, k_pages, page_table),
-        (q, k_pages, v_pages, page_table, kv_lens),
-    )
+    operands = (q, k_pages, v_pages, page_table, kv_lens)
+    return _ATTEND.run(implementation, operands, options, shown=(q, k_pages, page_table))
 
 
 def append_attention(
@@ -154,17 +149,19 @@ def append_attention(
 
     def bound(name: str) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
         if name in _FUSED:
-            return partial(_module(name).append_attention, **options)
+            return partial(_APPEND.module(name).append_attention, **options)
         write = "reference" if name == "reference" else None
-        return partial(_write_then_attend, write, partial(_module(name).paged_attention, **options))
+        return partial(
+            _write_then_attend, write, partial(_APPEND.module(name).paged_attention, **options)
+        )
 
     def refusal(name: str) -> str | None:
         if name in _FUSED:
-            return _module(name).append_refusal(qkv, k_pages, page_table)
-        return _module(name).refusal(q, k_pages, page_table)
+            return _APPEND.module(name).append_refusal(qkv, k_pages, page_table)
+        return _APPEND.module(name).refusal(q, k_pages, page_table)
 
     operands = (*token, k_pages, v_pages, page_table, kv_lens)
-    return _run("append_attention", implementation, bound, refusal, operands)
+    return _APPEND.choose(implementation, operands, bound=bound, refusal=refusal)
 
 
 # Implementations of `append_attention` that are one kernel; the others write, then attend.
@@ -199,39 +196,3 @@ def _newest_slots(page_table: jax.Array, kv_lens: jax.Array, *, page_size: int) 
     newest = jnp.maximum(kv_lens - 1, 0)
     page = jnp.take_along_axis(page_table, newest[:, None] // page_size, axis=1)[:, 0]
     return jnp.where(kv_lens > 0, page * page_size + newest % page_size, 0)
-
-
-def _run(
-    operation: str,
-    implementation: str | None,
-    bound: Callable[[str], Callable[..., _Result]],
-    refusal: Callable[[str], str | None],
-    operands: tuple[Any, ...],
-) -> _Result:
-    """The result of `bound(implementation)`, or where that is None of the proven one.
-
-    Args:
-      operation: its name, for messages.
-      implementation: as in the operations.
-      bound: from an implementation's name to a function of the operands.
-      refusal: why a kernel does not take the operands, or None; the reference takes all.
-      operands: arrays.
-    """
-    if implementation is not None:
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, "
-                f"not {implementation!r}"
-            )
-        if implementation != "reference" and (reason := refusal(implementation)):
-            raise NotImplementedError(f"{operation} by {implementation}: {reason}")
-        return bound(implementation)(*operands)
-    kernels = {platform: bound(name) for platform, name in _PROVEN.items() if refusal(name) is None}
-    if not kernels:
-        return bound("reference")(*operands)
-    return lax.platform_dependent(*operands, default=bound("reference"), **kernels)
-
-
-def _module(name: str) -> ModuleType:
-    """Imported at first use: a kernel's imports may cost seconds where it never runs."""
-    return import_module(f"pallas_kernels.paged_attention.{name}")

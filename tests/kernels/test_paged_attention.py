@@ -170,7 +170,7 @@ def test_a_named_kernel_refuses_with_the_reason(implementation: str, case: Case,
 
 def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
     """A kernel where it is proven and takes the arguments; the reference everywhere else."""
-    monkeypatch.setattr(api, "_PROVEN", {"tpu": "mosaic_tpu"})
+    monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")
 
     def kernels_on(platform: str, case: Case) -> int:
         run = jax.jit(partial(paged_attention, **case.options))
