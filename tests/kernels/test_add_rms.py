@@ -18,7 +18,7 @@ from pallas_kernels.add_rms.cases import CASES, LARGE_CASES, Case, make_inputs
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
 )
-TAKEN = [case for case in CASES if mosaic_gpu.refusal(make_inputs(case, 0).x) is None]
+TAKEN = [case for case in CASES if mosaic_gpu.refusal(jnp.asarray(make_inputs(case, 0).x)) is None]
 
 
 def check(case: Case, run: Callable[..., Any]) -> None:
