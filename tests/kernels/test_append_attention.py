@@ -12,11 +12,11 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.check import LIMITS, append_error
 from pallas_kernels.kv_write.api import rope_and_write
-from pallas_kernels.paged_attention import mosaic_gpu
+from pallas_kernels.paged_attention import append_cases, mosaic_gpu
 from pallas_kernels.paged_attention.api import append_attention, paged_attention
-from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, Inputs, make_inputs
+from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -90,31 +90,13 @@ def test_append_updates_donated_pools_in_place():
     assert memory.temp_size_in_bytes < pool_bytes / 20
 
 
-def numpy_append(inputs: Inputs, token: tuple[Any, ...]) -> Inputs:
-    """The queries rotated, the new K and V in the pages."""
-    qkv, row_scale, bias, cos, sin = token
-    case, dtype = inputs.case, inputs.q.dtype
-    x = qkv.astype(np.float32) * row_scale[:, None, None, None]
-    if bias is not None:
-        x = (x + bias.astype(np.float32)).astype(dtype).astype(np.float32)
-    half = case.head_dim // 2
-    turned = (x[..., :half] + 1j * x[..., half:]) * (cos + 1j * sin)[:, None, None]
-    rotated = np.concatenate([turned.real, turned.imag], axis=-1).astype(dtype)
-    k_pages, v_pages = inputs.k_pages.copy(), inputs.v_pages.copy()
-    for row, kv_len in enumerate(inputs.kv_lens):
-        if kv_len:
-            entry, offset = divmod(kv_len - 1, case.page_size)
-            page = inputs.page_table[row, entry]
-            k_pages[:, page, offset] = rotated[row, :, -2]
-            v_pages[:, page, offset] = x[row, :, -1].astype(dtype)
-    q = rotated[:, :, :-2].reshape(inputs.q.shape)
-    return replace(inputs, q=q, k_pages=k_pages, v_pages=v_pages)
-
-
 def check_gpu(
     case: Case, *, bias: bool, parts: int | None, programs: int = 3, **options: Any
 ) -> None:
-    inputs, token = make_inputs(case, seed=5), newest_tokens(case, seed=6, bias=bias)
+    inputs = append_cases.make_inputs(case, seed=5)
+    if bias:
+        shift = newest_tokens(case, seed=6, bias=True)[2]
+        inputs = replace(inputs, write=replace(inputs.write, bias=shift))
     run = partial(
         mosaic_gpu.append_attention,
         parts=parts,
@@ -122,16 +104,9 @@ def check_gpu(
         interpret=plgpu.InterpretGPUParams(**options),
         **case.options,
     )
-    out, *pools = map(np.asarray, jax.jit(run)(*token, *inputs.operands[1:]))
-    after = numpy_append(inputs, token)
-    assert out.dtype == token[0].dtype
-    assert relative_error(out, after.expected) <= LIMITS[case.dtype]
-    before = inputs.k_pages, inputs.v_pages
-    for pool, expected, old in zip(pools, (after.k_pages, after.v_pages), before, strict=True):
-        new = expected.view(np.int16) != old.view(np.int16)
-        np.testing.assert_array_equal(pool.view(np.int16)[~new], old.view(np.int16)[~new])
-        wanted = expected[new].astype(np.float32)
-        assert relative_error(pool[new], wanted) <= LIMITS[case.dtype]
+    outputs = jax.tree.map(np.asarray, jax.jit(run)(*inputs.operands))
+    assert outputs[0].dtype == inputs.paged.q.dtype
+    assert append_error(inputs, outputs) <= LIMITS[case.dtype]
 
 
 @needs_gpu_interpreter
