@@ -20,7 +20,7 @@ IMPLEMENTATIONS = tuple(PLATFORMS)
 
 # What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
 # enters when `python -m pallas_kernels.check` has passed on that hardware.
-_PROVEN: dict[str, str] = {}
+_PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _OPERATION = Operation("rope_and_write", "pallas_kernels.kv_write", IMPLEMENTATIONS, _PROVEN)
 
