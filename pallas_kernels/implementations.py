@@ -7,12 +7,29 @@ the operation's api shows it, why it does not take them, or None.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import jax
 from jax import lax
+
+
+def _foreign(name: str) -> bool:
+    """Whether a kernel of this platform does not run on the devices at hand. Only the choice that
+    None leaves to us asks: what is named runs, or raises."""
+    return name == "mosaic_gpu" and _other_gpus()
+
+
+@cache
+def _other_gpus() -> bool:
+    """Whether this process has GPUs, and none of them is a Hopper. Where it has none it may still
+    lower for one."""
+    if jax.default_backend() != "gpu":
+        return False
+    capabilities = [str(getattr(gpu, "compute_capability", "")) for gpu in jax.devices()]
+    return not any(capability.startswith("9.") for capability in capabilities)
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,9 @@ class Operation:
                 raise NotImplementedError(f"{self.name} by {implementation}: {reason}")
             return bound(implementation)(*operands)
         kernels = {
-            platform: bound(name) for platform, name in self.proven.items() if why_not(name) is None
+            platform: bound(name)
+            for platform, name in self.proven.items()
+            if not _foreign(name) and why_not(name) is None
         }
         if not kernels:
             return bound("reference")(*operands)
