@@ -56,6 +56,9 @@ _OUT = flags.DEFINE_string("out", "results/bench_engine.json", "file", flag_valu
 _FIELDS = flags.DEFINE_multi_string(
     "config.FIELD", [], "override a field of the config; may be repeated", flag_values=FLAGS
 )
+PAGE_SIZE = 64
+"""Tokens a page, unless a flag says otherwise: as `bench_steps` has them."""
+
 TOKEN_BUDGET = 2048
 """Tokens of a prefill step, unless the prompts are shorter or a flag says otherwise."""
 
@@ -106,7 +109,7 @@ def make_config(
     model: str, points: list[Point], colocated: bool, cache: str, overrides: Mapping[str, str]
 ) -> Config:
     """A config with the buckets that these points need and no other; all of one batch."""
-    page_size = KVConfig().page_size
+    page_size = int(overrides.get("kv.page_size", PAGE_SIZE))
     # And a page more, which the coordinator keeps in hand for everybody who decodes.
     longest = max(point.prompt + point.output for point in points) + page_size
     shortest = min(point.prompt for point in points)
@@ -120,6 +123,7 @@ def make_config(
             dtype="float32" if model == "tiny" else "bfloat16",
             max_model_len=longest,
         ),
+        kv=KVConfig(page_size=page_size),
         prefill=PrefillConfig(
             token_budget=budget,
             max_sequences=sequences,

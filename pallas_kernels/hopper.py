@@ -22,7 +22,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 ROWS = 64  # of a warpgroup's product
 PROCESSORS = 132  # of an H100 or H200
 LOG2_E = math.log2(math.e)
-TYPES = (jnp.bfloat16, jnp.float16)
 
 _TILE_ROWS = 8
 _TILE_BYTES = 128  # of a row of a tile

@@ -20,8 +20,8 @@ class Clock(Protocol):
 class WallClock:
     """Monotonic wall time from the moment it was made.
 
-    Idling naps: `shortest` seconds for the first `patience` turns in a row, so that what a device
-    has finished is seen within 0.1 ms (Linux sleeps 0.05 ms or more longer than it is asked to);
+    Idling naps: `shortest` seconds for `patience` turns and one more in a row, so that what a
+    device has finished is seen within 0.1 ms (Linux sleeps 0.05 ms or more longer than asked to);
     then each time twice as long as the last, up to `longest`, so that no core is burnt over a
     device that takes long. Where the devices are the host's own cores, have no patience: a loop
     that polls too eagerly takes a core from the steps it waits for.

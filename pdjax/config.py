@@ -173,8 +173,8 @@ class DecodeConfig:
       lookahead: ticks dispatched beyond the one whose tokens are being read.
       page_buckets: padded widths of the page table; None takes the pages of the longest context, a
         fourth of them, and so on.
-      attention: name of a paged attention implementation; None lets pallas_kernels choose for the
-        platform.
+      attention: name of an `append_attention` implementation; None lets pallas_kernels choose for
+        the platform.
     """
 
     engines: int = 1
@@ -236,6 +236,8 @@ class Config:
         _check_types("config", self)
         _at_least("config", self, 1, "max_waiting", "cpu_devices")
         _at_least("config", self, 0, "max_logprobs")
+        if self.compilation_cache == "":
+            raise ValueError("config.compilation_cache='': must be a directory, or None")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"config.seed={self.seed}: must be in [0, 2**32)")
         if self.colocated:

@@ -18,8 +18,8 @@ _LONGEST = 8192  # numbers of a token that registers hold
 
 def refusal(x: jax.Array) -> str | None:
     """Why the kernel does not take these arguments, or None."""
-    if x.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"x must be bfloat16 or float16, not {x.dtype}"
+    if x.dtype != jnp.bfloat16:
+        return f"x must be bfloat16, not {x.dtype}"
     if x.shape[1] % _THREADS or x.shape[1] > _LONGEST:
         return (
             f"the model dim must be a multiple of {_THREADS}, at most {_LONGEST}, not {x.shape[1]}"

@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import ROWS, TYPES, spread
+from pallas_kernels.hopper import ROWS, spread
 
 _RUN = 8  # tokens of one copy to a page
 _SHARED_BYTES = 220 << 10
@@ -51,10 +51,8 @@ def refusal(qkv: jax.Array, k_pages: jax.Array, slot_mapping: jax.Array) -> str 
     """Why the kernel does not take these arguments, or None."""
     del slot_mapping
     _, _, rows, head_dim = qkv.shape
-    if qkv.dtype not in TYPES or k_pages.dtype != qkv.dtype:
-        return (
-            f"qkv and pages must both be bfloat16 or float16, not {qkv.dtype} and {k_pages.dtype}"
-        )
+    if qkv.dtype != jnp.bfloat16 or k_pages.dtype != qkv.dtype:
+        return f"qkv and pages must both be bfloat16, not {qkv.dtype} and {k_pages.dtype}"
     if head_dim not in (64, 128):
         return f"the head dim must be 64 or 128, not {head_dim}"
     if _shared_bytes(rows, head_dim) > _SHARED_BYTES:

@@ -110,7 +110,8 @@ def append_attention(
     Args:
       qkv: [B, K, G + 2, H]; of each KV head the G query heads, then K, then V, as they leave the
         projection.
-      row_scale: f32[B], multiplies the rows of qkv.
+      row_scale: f32[B], multiplies the rows of qkv. A NaN of one head may spread to those of its
+        KV head, to no other.
       bias: [K, G + 2, H], added after that, or None.
       cos, sin: f32[B, H/2] of each row's angles; rows of qkv are rotated as in `rope_and_write`.
       k_pages, v_pages: [K, P, S, H], updated in place if they are donated.

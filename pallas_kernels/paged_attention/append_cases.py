@@ -36,15 +36,18 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments; in the pages, the place of the newest token is filled with something
-    else."""
+    """Random arguments. In the pages, the place of the newest token holds something else; what an
+    empty row brings is NaN."""
     paged = paged_cases.make_inputs(case, seed)
     rng = np.random.default_rng([seed, 1])
     rows, lens, page_size = len(case.kv_lens), paged.kv_lens, case.page_size
     newest = np.maximum(lens - 1, 0)
     page = paged.page_table[np.arange(rows), newest // page_size]
     slots = np.where(lens > 0, page * page_size + newest % page_size, 0)
-    heads = (case.kv_heads, case.group + 2, case.head_dim)
+    qkv = rng.standard_normal(
+        (rows, case.kv_heads, case.group + 2, case.head_dim), np.float32
+    ).astype(jnp.dtype(case.dtype))
+    qkv[lens == 0] = np.nan
     angle = rng.uniform(0, 2 * np.pi, (rows, case.head_dim // 2)).astype(np.float32)
     write = write_cases.Inputs(
         write_cases.Case(
@@ -57,7 +60,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
             page_size=page_size,
             dtype=case.dtype,
         ),
-        qkv=rng.standard_normal((rows, *heads), np.float32).astype(jnp.dtype(case.dtype)),
+        qkv=qkv,
         scale=rng.uniform(0.5, 2, rows).astype(np.float32),
         bias=None,
         cos=np.cos(angle),

@@ -159,11 +159,13 @@ def _put(rows: Any, start: int, x: jax.Array) -> None:
 
 
 def _rotate(plan: Plan, refs: Refs, work: Work, rows: Any) -> None:
-    """Scales the rows, rotates those of Q and K, and clears those past V."""
+    """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty row:
+    products mix what they find, and nothing times NaN is NaN."""
     half = plan.head_dim // 2
     wide = plgpu.Layout.WGMMA
     row = iota((ROWS, half), 0)
-    is_value, is_nothing = row == plan.group + 1, row > plan.group + 1
+    is_value = row == plan.group + 1
+    is_nothing = (row > plan.group + 1) | jnp.full(row.shape, work.kv_len == 0)
     scale = refs.row_scale[work.row]
 
     def angle(ref: Any) -> jax.Array:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import PROCESSORS, TYPES
+from pallas_kernels.hopper import PROCESSORS
 from pallas_kernels.prefill_attention.mosaic_gpu_body import (
     BLOCK,
     COMPUTE,
@@ -34,8 +34,8 @@ def refusal(q: jax.Array, k_pages: jax.Array, kv_pages: jax.Array) -> str | None
     """Why the kernel does not take these arguments, or None."""
     del kv_pages
     _, _, page_size, head_dim = k_pages.shape
-    if q.dtype not in TYPES or k_pages.dtype != q.dtype:
-        return f"q and pages must both be bfloat16 or float16, not {q.dtype} and {k_pages.dtype}"
+    if q.dtype != jnp.bfloat16 or k_pages.dtype != q.dtype:
+        return f"q and pages must both be bfloat16, not {q.dtype} and {k_pages.dtype}"
     if page_size not in (8, 16, 32, 64) and page_size % BLOCK:
         return f"the page size must be 8, 16, 32, 64 or a multiple of {BLOCK}, not {page_size}"
     if head_dim not in (64, 128):

@@ -341,8 +341,9 @@ class _Half:
         return visible
 
     def _silence(self, stage: jax.Array, block: jax.Array) -> None:
-        """A weight of 0 does not silence a NaN, and memory that no row sees may hold one. Both
-        halves clear the same rows and leave the others as they are."""
+        """A weight of 0 does not silence a NaN, and memory that no row sees may hold one. Each
+        half clears the same rows before its own product and writes the others as they are: the
+        bytes that the other half may be reading do not change."""
         work, values = self.work, self.refs.rings.v.buffer
         stop = work.position + work.end
         window = self.plan.sliding_window

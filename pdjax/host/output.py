@@ -1,4 +1,4 @@
-"""A token that was chosen becomes output: it is taken down, becomes text, and may be the last."""
+"""What a chosen token brings with it: log-probabilities, text, and perhaps the end."""
 
 from dataclasses import dataclass
 

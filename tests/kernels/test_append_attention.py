@@ -186,7 +186,7 @@ def test_append_lowers_for_tpu(case: Case):
     ("implementation", "case", "reason"),
     [
         ("mosaic_tpu", replace(SMALL, head_dim=32), "head dim must be a multiple of 64, not 32"),
-        ("mosaic_gpu", SMALL, "bfloat16 or float16, not float32"),
+        ("mosaic_gpu", SMALL, "both be bfloat16, not float32"),
     ],
 )
 def test_a_named_kernel_refuses_to_append_with_the_reason(

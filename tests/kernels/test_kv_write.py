@@ -131,7 +131,7 @@ def test_gpu_kernel_lowers(case: Case):
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (SMALL, "both be bfloat16 or float16, not float32 and float32"),
+        (SMALL, "both be bfloat16, not float32 and float32"),
         (replace(SMALL, dtype="bfloat16", qkv_dtype="float16"), "not float16 and bfloat16"),
         (replace(SMALL, dtype="bfloat16", head_dim=256), "must be 64 or 128, not 256"),
         (replace(SMALL, dtype="bfloat16", head_dim=128, group=10), "64 tokens of 12 heads exceed"),

@@ -151,10 +151,10 @@ def test_kernels_lower(hardware: str, case: Case):
         ("mosaic_tpu", replace(SMALL, dtype="float16"), "not float16"),
         ("mosaic_tpu", replace(SMALL, kv_heads=64, page_size=128), "exceed the buffer"),
         ("mosaic_tpu", replace(SMALL, kv_lens=(16 * 200_000,)), "page table of 800004 bytes"),
-        ("mosaic_gpu", SMALL, "bfloat16 or float16, not float32"),
+        ("mosaic_gpu", SMALL, "both be bfloat16, not float32"),
         ("mosaic_gpu", replace(SMALL_BF16, head_dim=32), "must be 64, 128 or 256, not 32"),
         ("mosaic_gpu", replace(SMALL_BF16, page_size=24), "multiple of 64, not 24"),
-        ("mosaic_gpu", replace(SMALL_BF16, kv_heads=1, group=63), "at most 62 query heads, not 63"),
+        ("mosaic_gpu", replace(SMALL_BF16, kv_heads=1, group=65), "at most 64 query heads, not 65"),
     ],
 )
 def test_a_named_kernel_refuses_with_the_reason(implementation: str, case: Case, reason: str):

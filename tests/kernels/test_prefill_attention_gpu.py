@@ -119,7 +119,7 @@ def test_the_platform_chooses_also_within_shard_map(platform: str, case: Case, k
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (replace(SMALL, dtype="float32"), "bfloat16 or float16, not float32"),
+        (replace(SMALL, dtype="float32"), "both be bfloat16, not float32"),
         (replace(SMALL, head_dim=256), "head dim must be 64 or 128, not 256"),
         (replace(SMALL, page_size=192), "or a multiple of 128, not 192"),
     ],
