@@ -1,5 +1,5 @@
-"""Sixteen virtual CPU devices for every test, before JAX starts, and one compilation for each program,
-however many tests build it.
+"""Sixteen virtual CPU devices for every test, before JAX starts, and one compilation for each
+program, however many tests build it.
 
 `JAX_PLATFORMS=cuda pytest tests/e2e -k 1-1-1` runs what fits on the accelerators there are.
 """

@@ -133,7 +133,11 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
         (DecodeConfig, {"page_buckets": 8}, "decode.page_buckets=8: must be tuple or None"),
         (Config, {"decode": None}, "config.decode=None: must be DecodeConfig"),
         (Config, {"colocated": 1}, "config.colocated=1: must be bool"),
-        (Config, {"compilation_cache": ""}, "config.compilation_cache='': must be a directory"),
+        (
+            Config,
+            {"compilation_cache": ""},
+            "config.compilation_cache='': must be a directory, or None",
+        ),
         (Config, {"seed": -1}, r"config.seed=-1: must be in \[0, 2\*\*32\)"),
         (Config, {"seed": 2**32}, r"config.seed=4294967296: must be in \[0, 2\*\*32\)"),
     ],

@@ -188,7 +188,7 @@ def test_bench_engine_measures_a_point(tmp_path: Path):
     with LLM(config) as llm:
         assert llm.coordinator.warm_up() == 4  # prefill, with penalties, decode, history
         served = bench_engine.measure(llm, StepTimes(llm), POINT, waves=2, rounds=1)
-        with pytest.raises(ValueError, match=r"batch=9: with 26 tokens each needs 27 pages"):
+        with pytest.raises(ValueError, match=r"batch=9: with 26 tokens each needs 18 pages"):
             bench_engine.check_room(llm, bench_engine.Point(9, 20, 6))
     assert served.bare_ms > 0 and served.ratio > 0
     assert served.host_us["dispatch decode"] > 0
