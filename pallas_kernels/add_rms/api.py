@@ -11,8 +11,8 @@ from pallas_kernels.dims import bind_dims, check_floating
 from pallas_kernels.implementations import Operation
 
 PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
-"""Where each implementation runs compiled; interpreted they all run on the CPU. XLA fuses the
-reference for a TPU as well as a kernel would."""
+"""Where each implementation runs compiled; interpreted they all run on the CPU. For TPUs there is
+no kernel: what XLA makes of the reference there has not been looked at."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
 

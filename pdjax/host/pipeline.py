@@ -66,9 +66,7 @@ class Pipeline:
         shape = stages, self._size
         self._positions = np.full(shape, IDLE_ROW, np.int32)  # [R, b]: in flight
         self._next = np.zeros(shape, np.int32)  # [R, b]: position of the token that goes in next
-        self._last = np.full(
-            shape, -1, np.int32
-        )  # [R, b]: the last such; nobody's is before `next`
+        self._last = np.full(shape, -1, np.int32)  # [R, b]: the last such; before `next`: nobody
         self._joined = np.zeros(shape, np.bool_)  # [R, b]: has been launched in this row before
         self._tables = np.full((*shape, buckets.table_pages[-1]), NULL_PAGE, np.int32)
         self._widths = np.zeros(shape, np.int32)  # [R, b]: pages of a row's table in use
@@ -96,9 +94,8 @@ class Pipeline:
 
     def reserve(self) -> int:
         """Take a free row, in the microbatch with the fewest taken."""
-        microbatch = max(
-            range(self.stages), key=lambda m: len(self._free[m])
-        )  # the first of equals
+        # The first of equals.
+        microbatch = max(range(self.stages), key=lambda m: len(self._free[m]))
         row = microbatch * self._size + heappop(self._free[microbatch])
         self._taken.add(row)
         return row
