@@ -23,6 +23,9 @@ RANDOM = "random"
 
 DTYPES = ("float32", "bfloat16")
 
+WIRE_DTYPES = ("int8", "float8_e4m3fn")
+"""What KV may be rounded to on its way between pools."""
+
 
 def _check_types(owner: str, config: object) -> None:
     """Each field of a config has its declared type: a wrong one would fail far from here."""
@@ -99,6 +102,8 @@ class KVConfig:
     Attributes:
       page_size: tokens a page.
       dtype: of the pools; None takes the model's.
+      prefix_cache: keep the pages of what has been computed, for as long as nobody needs their
+        room, and reuse those of a prompt's longest known prefix.
       memory_fraction: where a pool's `pages` are None and the device tells how much memory it has,
         the pool takes at most this share of what the weights leave free, in (0, 1]. The rest is
         for activations, logits and hand-offs on their way.
@@ -106,6 +111,7 @@ class KVConfig:
 
     page_size: int = 16
     dtype: str | None = None
+    prefix_cache: bool = False
     memory_fraction: float = 0.9
 
     def __post_init__(self) -> None:
@@ -175,6 +181,9 @@ class DecodeConfig:
         fourth of them, and so on.
       attention: name of an `append_attention` implementation; None lets pallas_kernels choose for
         the platform.
+      page_size: tokens a page of its pools; None takes kv.page_size. Another one is converted on
+        the way; it must divide kv.page_size or be a multiple of it.
+      kv_dtype: of its pools; None takes kv.dtype. Another one is converted on the way.
     """
 
     engines: int = 1
@@ -185,10 +194,14 @@ class DecodeConfig:
     lookahead: int = 1
     page_buckets: tuple[int, ...] | None = None
     attention: str | None = None
+    page_size: int | None = None
+    kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
         _check_types("decode", self)
-        _at_least("decode", self, 1, "engines", "stages", "tp", "rows")
+        _at_least("decode", self, 1, "engines", "stages", "tp", "rows", "page_size")
+        if self.kv_dtype is not None:
+            _one_of("decode.kv_dtype", self.kv_dtype, DTYPES)
         _at_least("decode", self, 2, "pages")
         _at_least("decode", self, 0, "lookahead")
         _check_buckets("decode.page_buckets", self.page_buckets)
@@ -200,11 +213,61 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class HandoffConfig:
+    """How KV moves between pools, and when; see `host/handoffs.py` and `host/sched/handoff.py`.
+
+    Attributes:
+      streaming: send KV while its prefill still runs, chunk by chunk and layer group by layer
+        group, to room reserved on the decode side beforehand.
+      layer_groups: programs that a prefill step is cut into, so that what one of them has written
+        travels while the next computes; None lets a planner choose by what the link and a layer
+        take, measured at the start. 1 where nothing moves (colocated=True) or streaming is off.
+      after_tokens: tokens that a sequence writes on the prefill side after its first one, before it
+        is handed over.
+      stay_below: prompts of fewer tokens are decoded where they were prefilled, to their end.
+      give_back: send the KV of a finished answer back to the prefill side, for the next turn of
+        the conversation; needs kv.prefix_cache.
+      rebalance: move sequences from decode engines that are full to others that are not.
+      wire_dtype: what KV is rounded to for the way, "int8" or "float8_e4m3fn" with a scale a
+        token and head; None keeps it exact.
+      checksums: a checksum a page travels along, and is compared before the sequence may decode.
+      deadline: seconds that a hand-off may take from when its prefill has ended; None waits for
+        ever.
+      retries: times that what did not arrive is sent again.
+      reprefills: times that a sequence whose hand-off has failed for good is prefilled anew; after
+        that it fails.
+      max_bytes_in_flight: most bytes on the way at once, all hand-offs together; None has no bound.
+    """
+
+    streaming: bool = True
+    layer_groups: int | None = None
+    after_tokens: int = 0
+    stay_below: int = 0
+    give_back: bool = False
+    rebalance: bool = False
+    wire_dtype: str | None = None
+    checksums: bool = False
+    deadline: float | None = None
+    retries: int = 1
+    reprefills: int = 1
+    max_bytes_in_flight: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_types("handoff", self)
+        _at_least("handoff", self, 0, "after_tokens", "stay_below", "retries", "reprefills")
+        _at_least("handoff", self, 1, "layer_groups", "max_bytes_in_flight")
+        if self.wire_dtype is not None:
+            _one_of("handoff.wire_dtype", self.wire_dtype, WIRE_DTYPES)
+        if self.deadline is not None and not self.deadline > 0:
+            raise ValueError(f"handoff.deadline={self.deadline}: must be None or above 0 seconds")
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run.
 
     Attributes:
-      model, kv, prefill, decode: see there.
+      model, kv, prefill, decode, handoff: see there.
       colocated: prefill and decode on one and the same mesh and pool (the rival that disaggregation
         is measured against): a hand-off moves ownership, not bytes. Needs one engine of one stage,
         and equal tp.
@@ -224,6 +287,7 @@ class Config:
     kv: KVConfig = field(default_factory=KVConfig)
     prefill: PrefillConfig = field(default_factory=PrefillConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    handoff: HandoffConfig = field(default_factory=HandoffConfig)
     colocated: bool = False
     max_waiting: int = 1024
     max_logprobs: int = 20
@@ -240,6 +304,7 @@ class Config:
             raise ValueError("config.compilation_cache='': must be a directory, or None")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"config.seed={self.seed}: must be in [0, 2**32)")
+        self._check_handoff()
         if self.colocated:
             p, d = self.prefill, self.decode
             if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
@@ -248,6 +313,26 @@ class Config:
                     f"and equal tp, but has {p.engines}, {d.engines}, {d.stages}, "
                     f"and tp {p.tp} and {d.tp}"
                 )
+
+    def _check_handoff(self) -> None:
+        size, own = self.kv.page_size, self.decode.page_size or self.kv.page_size
+        if max(size, own) % min(size, own):
+            raise ValueError(
+                f"decode.page_size={own}: must divide kv.page_size={size} or be a multiple of it"
+            )
+        if self.handoff.give_back and not self.kv.prefix_cache:
+            raise ValueError("handoff.give_back=True: needs kv.prefix_cache=True, to be of any use")
+        if self.colocated and (self.decode.page_size or self.decode.kv_dtype):
+            raise ValueError(
+                f"decode.page_size={self.decode.page_size}, decode.kv_dtype="
+                f"{self.decode.kv_dtype!r}: must be None with colocated=True, where both phases "
+                "share a pool"
+            )
+
+    @property
+    def decode_page_size(self) -> int:
+        """Tokens a page of the decode pools."""
+        return self.decode.page_size or self.kv.page_size
 
     @property
     def devices(self) -> int:

@@ -9,6 +9,8 @@ There are three kinds of engine behind these protocols: real ones (`device/engin
 the tests, whose answers can be worked out by hand, and simulated ones.
 """
 
+import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -117,9 +119,20 @@ class PrefillEngine(Protocol):
 
     layout: KVLayout
     num_pages: int  # null page included
+    layer_groups: tuple[range, ...]
+    """Global layers that a step computes in one go, in order; all of them together are the
+    model's."""
 
-    def prefill(self, batch: PrefillBatch) -> Ticket[Sampled]:
-        """Dispatch one packed step. Steps run in the order of the calls."""
+    def prefill(
+        self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
+    ) -> Ticket[Sampled]:
+        """Dispatch one packed step. Steps run in the order of the calls.
+
+        Args:
+          after_group: called with g as soon as `layer_groups[g]` has been dispatched, and before
+            the next one is: what a Transfer is asked to send then has the KV that the group
+            writes, and leaves while the next group is computed. It must not raise.
+        """
         ...
 
 
@@ -143,49 +156,99 @@ class DecodeEngine(Protocol):
         ...
 
 
+class Side(enum.Enum):
+    """Which kind of engine."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class End:
+    """A pool of pages at one end of a hand-off, named by an engine that keeps its pages there."""
+
+    side: Side
+    engine: int
+
+    def __str__(self) -> str:
+        return f"{self.side.value}/{self.engine}"
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """Pages of some layers, on their way from one pool to another.
+
+    Both lists of pages hold the same tokens in the same order, in spans of lcm(S, S') tokens, where
+    S and S' are the page sizes of the two pools: span i is the i-th run of lcm/S source pages and
+    the i-th run of lcm/S' target pages. Pages that hold nothing of a sequence, at the end of a
+    span or in whole spans of padding, are null.
+
+    Attributes:
+      source, target: the pools.
+      layers: global layers.
+      source_pages: i32[n]. target_pages: i32[m], so that n * S == m * S'.
+      pages: how many of `source_pages` are not null.
+      checked: whether a checksum of each page travels along, and is compared on landing.
+    """
+
+    source: End
+    target: End
+    layers: range
+    source_pages: Array
+    target_pages: Array
+    pages: int
+    checked: bool = False
+
+
 @dataclass(frozen=True)
 class TransferCost:
-    """What a hand-off moved."""
+    """What a shipment moved."""
 
-    bytes: int  # over the wire, padding pages included
-    pages: int  # of the sequence, without padding
+    bytes: int  # over the wire, padding pages and checksums included
+    pages: int  # of the source that are of a sequence, in `layers` of the shipment
     pieces: int  # single-device arrays
     puts: int  # batched device_put calls
     layout_changing_puts: int  # fell to the host; must be 0
 
 
 class TransferTicket(Ticket[TransferCost], Protocol):
-    """A hand-off in flight: ready once every piece has arrived on the receiving mesh."""
+    """A shipment in flight: ready once every piece has arrived on the receiving mesh."""
+
+    def gathered(self) -> bool:
+        """Whether the source's pages have been read."""
+        ...
 
 
 class Transfer(Protocol):
-    """Moves pages from a prefill engine's pool to a decode engine's pool."""
+    """Moves pages from any engine's pool to any other's."""
 
-    def shares_pool(self, source: int, target: int) -> bool:
-        """Whether prefill engine `source` and decode engine `target` keep their pages in one and
-        the same pool.
+    def shares_pool(self, source: End, target: End) -> bool:
+        """Whether both keep their pages in one and the same pool.
 
-        Then a hand-off moves ownership, not bytes, and neither `start` nor `land` is called.
+        Then a hand-off moves ownership, not bytes, and neither `send` nor `land` is called.
         """
         ...
 
-    def start(
-        self,
-        source: int,
-        target: int,
-        source_pages: Array,
-        target_pages: Array,
-        pages: int,
-    ) -> TransferTicket:
-        """Begin to move `source_pages` i32[n] to `target_pages` i32[n]; both padded with the null
-        page from `pages` on.
+    def send(self, shipment: Shipment) -> TransferTicket:
+        """Begin to move a shipment; returns before the work that writes its pages has finished.
 
-        Returns before the prefill that writes the pages has finished. The source pages must stay
-        untouched by later work of the source engine that was not ordered before this call, and
-        allocated until the ticket is ready.
+        The source's pages are read in the order of the calls: after everything that its engine was
+        asked before, and before everything that it is asked later. So they may be given to somebody
+        else as soon as this returns. Nothing is written to the target's pool before `land`.
         """
         ...
 
-    def land(self, ticket: TransferTicket) -> None:
-        """Write what has arrived into the target's pool, ordered before every later tick there."""
+    def land(self, ticket: TransferTicket) -> Ticket[int]:
+        """Write what has arrived into the target's pool, ordered before everything that its engine
+        is asked later.
+
+        Returns:
+          ready when it has been written; the number of target pages whose checksum is not that of
+          the source, 0 where the shipment is not checked.
+        """
+        ...
+
+    def probe(self, source: End, target: End, nbytes: int) -> float:
+        """Seconds that one plain put of so many bytes takes, from one device of the source's mesh
+        to one of the target's; waits for it. What a hand-off's rate is held against."""
         ...
