@@ -176,17 +176,18 @@ class End:
 
 @dataclass(frozen=True)
 class Shipment:
-    """Pages of some layers, on their way from one pool to another.
+    """Pages of some layers, to be sent from one pool to another.
 
-    Both lists of pages hold the same tokens in the same order, in spans of lcm(S, S') tokens, where
-    S and S' are the page sizes of the two pools: span i is the i-th run of lcm/S source pages and
-    the i-th run of lcm/S' target pages. Pages that hold nothing of a sequence, at the end of a
-    span or in whole spans of padding, are null.
+    On arrival they become target pages, which are named only when they land. Both lists hold the
+    same tokens in the same order, in spans of max(S, S') tokens, where S and S' are the page sizes
+    of the two pools, of which one divides the other: span i is the i-th run of max(S, S')/S source
+    pages, and of max(S, S')/S' target pages. Source pages that hold nothing of a sequence, at the
+    end of a span or in whole spans of padding, are null.
 
     Attributes:
       source, target: the pools.
       layers: global layers.
-      source_pages: i32[n]. target_pages: i32[m], so that n * S == m * S'.
+      source_pages: i32[n].
       pages: how many of `source_pages` are not null.
       checked: whether a checksum of each page travels along, and is compared on landing.
     """
@@ -195,7 +196,6 @@ class Shipment:
     target: End
     layers: range
     source_pages: Array
-    target_pages: Array
     pages: int
     checked: bool = False
 
@@ -238,13 +238,17 @@ class Transfer(Protocol):
         """
         ...
 
-    def land(self, ticket: TransferTicket) -> Ticket[int]:
+    def land(self, ticket: TransferTicket, target_pages: Array) -> Ticket[int]:
         """Write what has arrived into the target's pool, ordered before everything that its engine
         is asked later.
 
+        Args:
+          ticket: of a shipment, ready.
+          target_pages: i32[m], m * S' == n * S; null for tokens that nobody wants any longer.
+
         Returns:
-          ready when it has been written; the number of target pages whose checksum is not that of
-          the source, 0 where the shipment is not checked.
+          ready when it has been written; the number of pages, over all devices, whose checksum is
+          not that of the source; 0 where the shipment is not checked.
         """
         ...
 
