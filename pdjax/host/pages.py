@@ -1,7 +1,7 @@
 """Who holds which page of a pool. Here are only ids; the bytes that they name are on a device."""
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 
 from pdjax.kv_layout import NULL_PAGE
 
@@ -13,11 +13,21 @@ class OutOfPages(RuntimeError):
 class PageAllocator:
     """Hands out the pages of one pool and counts who holds them.
 
-    The null page belongs to padding and is never handed out. A page may have several holders; it is
-    free again when the last one lets go.
+    The null page belongs to padding and is never handed out. A page may have several holders. When
+    the last one lets go it is free again; or, where an index knows what lies in it (`know`), it is
+    cached: nobody holds it, but it can be shared again, until it is evicted because a page is
+    needed and none is free. So every page is either free, cached or used, and a cache costs nobody
+    a page (vLLM's automatic prefix caching, Kwon et al. 2023).
+
+    Without an index no page is ever known, and none is cached.
 
     Args:
       num_pages: pages of the pool, null page included.
+
+    Attributes:
+      total: pages that can be handed out.
+      known: the pages that stay findable when nobody holds them; to be read only.
+      on_evict: is told of each page that is no longer known because it was needed.
     """
 
     def __init__(self, num_pages: int) -> None:
@@ -26,14 +36,24 @@ class PageAllocator:
                 f"num_pages={num_pages}: must be at least 2, the null page and one more"
             )
         self.total = num_pages - 1
+        self.known: set[int] = set()
+        self.on_evict: Callable[[int], None] | None = None
         # Last freed, first reused: the working set stays small, and a use after free shows at once.
         self._free = [page for page in reversed(range(num_pages)) if page != NULL_PAGE]
+        # In order of eviction. A plain dict would be slow: its front is found by a scan over all
+        # that was taken from there before.
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self._holders: dict[int, int] = {}
 
     @property
     def free_pages(self) -> int:
-        """Pages that nobody holds."""
-        return len(self._free)
+        """Pages that can be allocated now, because nobody holds them; some may be cached."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def cached_pages(self) -> int:
+        """Pages that nobody holds, and that can still be shared."""
+        return len(self._cached)
 
     @property
     def used_pages(self) -> int:
@@ -41,59 +61,93 @@ class PageAllocator:
         return len(self._holders)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` pages, or none at all.
+        """Take `count` pages, or none at all: free ones first, then the least recently used of the
+        cached ones.
 
         Raises:
           OutOfPages: fewer are free.
         """
-        if count > len(self._free):
-            raise OutOfPages(f"{count} pages asked for, {len(self._free)} of {self.total} are free")
-        pages = [self._free.pop() for _ in range(count)]
+        if count > self.free_pages:
+            raise OutOfPages(f"{count} pages asked for, {self.free_pages} of {self.total} are free")
+        pages = [self._free.pop() if self._free else self._evict() for _ in range(count)]
         self._holders.update(dict.fromkeys(pages, 1))
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
-        """Become one more holder of each of `pages`.
+        """Become one more holder of each of `pages`, or the first one where it is cached.
 
         Raises:
-          ValueError: nobody holds one of them; then none is shared.
+          ValueError: one of them is free; then none is shared.
         """
         pages = list(pages)
-        self._check_held(Counter(set(pages)), "shared")
+        self._check_held((page for page in set(pages) if page not in self._cached), "shared")
         for page in pages:
-            self._holders[page] += 1
+            self._cached.pop(page, None)
+            self._holders[page] = self._holders.get(page, 0) + 1
 
     def free(self, pages: Iterable[int]) -> None:
         """Let go of `pages`, once for each time that a page is named.
+
+        They are to be in the order of their sequence: of those that are cached now, the last will
+        be evicted first, since without its predecessors a page cannot be found.
 
         Raises:
           ValueError: one of them has fewer holders than that; then none is freed.
         """
         pages = list(pages)
-        self._check_held(Counter(pages), "freed")
+        self._check_held(pages, "freed")
+        cached: list[int] = []
         for page in pages:
             self._holders[page] -= 1
             if self._holders[page] == 0:
                 del self._holders[page]
+                (cached if page in self.known else self._free).append(page)
+        self._cached.update(dict.fromkeys(reversed(cached)))
+
+    def know(self, pages: Iterable[int]) -> None:
+        """Let each of `pages` be cached, instead of free, when its last holder lets go.
+
+        Raises:
+          ValueError: nobody holds one of them, so anything may lie there; then none is known.
+        """
+        pages = set(pages)
+        self._check_held(pages, "made known")
+        self.known |= pages
+
+    def forget(self, pages: Iterable[int]) -> None:
+        """Undo `know`: those that are cached are free at once. The others are left as they are."""
+        for page in pages:
+            self.known.discard(page)
+            if page in self._cached:
+                del self._cached[page]
                 self._free.append(page)
 
     def check(self, held: Iterable[int]) -> None:
-        """Assert that every page is either free or held, and held by exactly those in `held`.
+        """Assert that every page is free, cached or held, and held by exactly those in `held`.
 
         Args:
           held: the pages of every holder, a page once for each of them.
         """
         assert self.free_pages + self.used_pages == self.total, "pages were lost or made"
-        everyone = {*self._free, *self._holders}
+        everyone = {*self._free, *self._cached, *self._holders}
         assert len(everyone) == self.total and NULL_PAGE not in everyone, "free and held"
+        assert self.known.isdisjoint(self._free), "free and known"
+        assert self._cached.keys() <= self.known <= everyone, "cached, but not known"
         expected = Counter(held)
         assert expected == self._holders, (
             f"leaked pages {sorted(self._holders.keys() - expected.keys())}, "
             f"used after free {sorted(expected.keys() - self._holders.keys())}"
         )
 
-    def _check_held(self, needed: Counter[int], verb: str) -> None:
-        for page, holders in needed.items():
+    def _evict(self) -> int:
+        page, _ = self._cached.popitem(last=False)
+        self.known.remove(page)
+        if self.on_evict is not None:
+            self.on_evict(page)
+        return page
+
+    def _check_held(self, pages: Iterable[int], verb: str) -> None:
+        for page, holders in Counter(pages).items():
             if self._holders.get(page, 0) < holders:
                 raise ValueError(
                     f"page={page}: {verb} by {holders}, but held by {self._holders.get(page, 0)}"
