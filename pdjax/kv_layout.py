@@ -36,6 +36,20 @@ def split_layers(num_layers: int, stages: int) -> tuple[tuple[int, ...], ...]:
     return tuple(runs)
 
 
+def split_groups(num_layers: int, groups: int) -> tuple[range, ...]:
+    """Cut `num_layers` into contiguous groups, as equal as can be, of which the first are the
+    longer ones.
+
+    Raises:
+      ValueError: a group would have no layer.
+    """
+    if not 1 <= groups <= num_layers:
+        raise ValueError(
+            f"layer_groups={groups}: must be between 1 and the number of layers, {num_layers}"
+        )
+    return tuple(range(run[0], run[-1] + 1) for run in split_layers(num_layers, groups))
+
+
 @dataclass(frozen=True)
 class KVLayout:
     """Where the KV cache of a model lives on one mesh.
@@ -113,13 +127,18 @@ class KVLayout:
         `other`."""
         return self.kv_heads // lcm(self.tp, other.tp)
 
-    def check_same_pages(self, other: "KVLayout") -> None:
-        """Refuse a hand-off to `other` where a page does not mean the same thing.
+    def span(self, other: "KVLayout") -> int:
+        """Tokens of the shortest run that is whole pages here and in `other`."""
+        return lcm(self.page_size, other.page_size)
+
+    def check_same_kv(self, other: "KVLayout") -> None:
+        """Refuse a hand-off to `other` where KV of one cannot be made that of the other. Pages may
+        differ in size and in element type.
 
         Raises:
           ValueError: naming the field that differs.
         """
-        for field in ("num_layers", "kv_heads", "head_dim", "page_size", "dtype"):
+        for field in ("num_layers", "kv_heads", "head_dim"):
             mine, theirs = getattr(self, field), getattr(other, field)
             if mine != theirs:
                 raise ValueError(

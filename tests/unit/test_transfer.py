@@ -1,7 +1,9 @@
 """The hand-off moves the right bytes, only those, between any two layouts, and nobody waits for
 it."""
 
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise, product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,116 +13,152 @@ import pytest
 from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import KVPool, PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer
-from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
-from pdjax.kv_layout import KVLayout
-
-PAGES, PAGE_SIZE, HEAD_DIM = 12, 2, 4
-
-
-def layout(layers: int, heads: int, stages: int, tp: int, page_size: int = PAGE_SIZE) -> KVLayout:
-    return KVLayout(layers, heads, HEAD_DIM, page_size, "float32", 4, stages, tp)
-
-
-def position_coded(layers: int, heads: int, pages: int, side: int) -> np.ndarray:
-    """[L, K, P, S, H] where every element's value says where it belongs."""
-    shape = (2, layers, heads, pages, PAGE_SIZE, HEAD_DIM)
-    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)[side]
-
-
-def fill(pool: PoolOwner, values: tuple[np.ndarray, np.ndarray]) -> None:
-    """Put [L, K, P, S, H] for K and for V into a pool, whatever its layout; short stages keep
-    zeros."""
-    where = pool.arrays.k[0].sharding
-
-    def slot_array(side: np.ndarray, slot: int) -> jax.Array:
-        stages = [
-            layers[slot] if slot < len(layers) else None for layers in pool.layout.stage_layers
-        ]
-        parts = [np.zeros_like(side[0]) if layer is None else side[layer] for layer in stages]
-        return jax.device_put(np.concatenate(parts), where)
-
-    slots = range(pool.layout.slots)
-    pool.arrays = KVPool(
-        k=[slot_array(values[0], slot) for slot in slots],
-        v=[slot_array(values[1], slot) for slot in slots],
-    )
-
-
-def read(pool: PoolOwner) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of `fill`."""
-    heads, sides = pool.layout.kv_heads, []
-    for arrays in (pool.arrays.k, pool.arrays.v):
-        layers = {}
-        for stage, held in enumerate(pool.layout.stage_layers):
-            for slot, layer in enumerate(held):
-                layers[layer] = np.asarray(arrays[slot])[stage * heads : (stage + 1) * heads]
-        sides.append(np.stack([layers[i] for i in range(pool.layout.num_layers)]))
-    return sides[0], sides[1]
-
-
-def pools(
-    layers: int, heads: int, tp_p: int, stages: int, tp_d: int
-) -> tuple[PoolOwner, PoolOwner]:
-    devices = take_devices([tp_p, stages * tp_d], ["prefill", "decode"])
-    source = PoolOwner(
-        layout(layers, heads, 1, tp_p), PAGES, make_mesh(devices[0], 1, tp_p), PREFILL_RULES
-    )
-    target = PoolOwner(
-        layout(layers, heads, stages, tp_d),
-        PAGES + 3,
-        make_mesh(devices[1], stages, tp_d),
-        DECODE_RULES,
-    )
-    return source, target
-
+from pdjax.device.kv.transfer_route import Route
+from pdjax.engine_api import End, Side
+from pdjax.kv_layout import split_groups
+from tests.unit.coded_pools import (
+    LAYERS,
+    PAGES,
+    SOURCE,
+    TARGET,
+    coded,
+    fill,
+    ids,
+    layout,
+    move,
+    pools,
+    read,
+    shipment,
+    transfer_of,
+)
 
 LAYOUTS = [
-    (tp_p, stages, tp_d)
-    for tp_p, stages, tp_d in product((1, 2, 3, 4), (1, 2, 3, 4, 5, 6), (1, 2))
-    if (stages in (1, 3, 4, 6) or tp_p == 3) and tp_p + stages * tp_d <= 16
+    # (stages, tp) of the source, of the target. A prefill engine has one stage.
+    *[((1, 1), to) for to in ((1, 1), (3, 1), (1, 4))],
+    *[((1, 2), to) for to in ((4, 1), (3, 2))],
+    *[((1, 3), to) for to in ((1, 2), (5, 1))],
+    *[((1, 4), to) for to in ((2, 2), (6, 2))],
+    # Back again.
+    *[((3, 1), to) for to in ((1, 1), (1, 2))],
+    ((2, 2), (1, 3)),
+    ((7, 1), (1, 2)),
+    # From one pipeline to another.
+    *[((3, 1), to) for to in ((3, 1), (4, 1), (2, 2))],
+    ((5, 1), (3, 2)),
+    ((2, 3), (4, 2)),
 ]
 
 
-@pytest.mark.parametrize(("tp_p", "stages", "tp_d"), LAYOUTS)
-def test_moves_exactly_the_pages_named(tp_p, stages, tp_d):
-    layers, heads = 7, 12  # 7 layers divide into no number of stages but 1; 12 heads into every tp
-    source, target = pools(layers, heads, tp_p, stages, tp_d)
-    sent = position_coded(layers, heads, PAGES, 0), position_coded(layers, heads, PAGES, 1)
-    before = (
-        -1 - position_coded(layers, heads, PAGES + 3, 0),
-        -1 - position_coded(layers, heads, PAGES + 3, 1),
-    )
-    fill(source, sent)
-    fill(target, before)
+def coded_pools(source_cut, target_cut) -> tuple[DeviceTransfer, PoolOwner, PoolOwner]:
+    source, target = pools(layout(*source_cut), layout(*target_cut))
+    fill(source, coded(source))
+    fill(target, coded(target, -1))
+    return transfer_of(source, target), source, target
 
-    transfer = DeviceTransfer([source], [target])
-    source_pages, target_pages = (
-        np.array([5, 2, 11, 0], np.int32),
-        np.array([7, 14, 1, 0], np.int32),
-    )
+
+def check(target: PoolOwner, source: PoolOwner, moved: dict[tuple[int, int], range]) -> None:
+    """Page by page: {(source page, target page): layers} have moved and nothing else has."""
+    expected = [side.copy() for side in coded(target, -1)]
+    for (source_page, target_page), layers in moved.items():
+        for new, old in zip(expected, coded(source), strict=True):
+            rows = slice(layers.start, layers.stop)
+            new[rows, :, target_page] = old[rows, :, source_page]
+    for got, wanted in zip(read(target), expected, strict=True):
+        np.testing.assert_array_equal(got[:, :, 1:], wanted[:, :, 1:])
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize(("source_cut", "target_cut"), LAYOUTS)
+def test_moves_exactly_the_pages_named(source_cut, target_cut, checked):
+    transfer, source, target = coded_pools(source_cut, target_cut)
     with jax.transfer_guard_device_to_host("disallow"):  # a layout-changing put would go that way
-        ticket = transfer.start(0, 0, source_pages, target_pages, 3)
+        ticket = transfer.send(shipment([5, 2, 11, 0], checked=checked))
         cost = ticket.result()
-        transfer.land(ticket)
+        landing = transfer.land(ticket, ids([7, 14, 1, 0]))
+        assert landing.result() == 0
+    assert ticket.ready() and ticket.gathered() and landing.ready()
 
-    for got, old, new in zip(read(target), before, sent, strict=True):
-        np.testing.assert_array_equal(got[:, :, [7, 14, 1]], new[:, :, [5, 2, 11]])
-        untouched = [page for page in range(1, PAGES + 3) if page not in (7, 14, 1)]
-        np.testing.assert_array_equal(got[:, :, untouched], old[:, :, untouched])
-    assert (
-        cost.bytes == 4 * source.layout.page_bytes
-    )  # three pages and a padding page; no layer travels twice
+    check(target, source, dict.fromkeys([(5, 7), (2, 14), (11, 1)], range(LAYERS)))
+    # Three pages and a padding page; no layer travels twice. A checksum is a word a page and piece.
+    checks = 4 * 4 * cost.pieces if checked else 0
+    assert cost.bytes == 4 * source.layout.page_bytes + checks
     assert (cost.pages, cost.puts, cost.layout_changing_puts) == (3, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("source_cut", "target_cut"), [((1, 1), (1, 1)), ((1, 2), (3, 1)), ((3, 1), (2, 2))]
+)
+def test_a_sequence_arrives_in_parts(source_cut, target_cut):
+    """By layer groups and by pages, in any order, with other groups landing in between."""
+    transfer, source, target = coded_pools(source_cut, target_cut)
+    groups = split_groups(LAYERS, 3)
+    sent = [
+        (([4, 9], [1, 2]), groups[0]),
+        (([4, 9], [1, 2]), groups[2]),
+        (([3, 0], [3, 0]), range(LAYERS)),
+        (([4, 9], [1, 2]), groups[1]),
+        (([6, 0], [5, 0]), range(groups[0].start, groups[1].stop)),
+    ]
+    tickets = [transfer.send(shipment(pages, layers)) for (pages, _), layers in sent]
+    for i in (1, 0, 4, 3, 2):
+        (_, pages), _ = sent[i]
+        assert transfer.land(tickets[i], ids(pages)).result() == 0
+    check(
+        target,
+        source,
+        {
+            (4, 1): range(LAYERS),
+            (9, 2): range(LAYERS),
+            (3, 3): range(LAYERS),
+            (6, 5): sent[4][1],
+        },
+    )
+    assert sum(ticket.cost.puts for ticket in tickets) == len(sent)
+
+
+def test_what_nobody_wants_lands_on_the_null_page():
+    transfer, source, target = coded_pools((1, 1), (3, 1))
+    move(transfer, [1, 2, 3, 0], [0, 4, 0, 0])
+    check(target, source, {(2, 4): range(LAYERS)})
+
+
+def test_pages_come_home():
+    """There and back again: what returns is what left."""
+    transfer, source, _ = coded_pools((1, 2), (3, 1))
+    move(transfer, [1, 2], [8, 9])
+    before = read(source)
+    back = transfer.send(replace(shipment([9, 8]), source=TARGET, target=SOURCE))
+    transfer.land(back, ids([3, 4])).result()
+    for got, old in zip(read(source), before, strict=True):
+        np.testing.assert_array_equal(got[:, :, [3, 4]], old[:, :, [2, 1]])
+        others = [1, 2, *range(5, PAGES)]
+        np.testing.assert_array_equal(got[:, :, others], old[:, :, others])
+
+
+def test_equal_groups_share_their_programs():
+    source, target = pools(layout(1, 1, layers=8), layout(2, 1, layers=8))
+    transfer = transfer_of(source, target)
+    for layers in split_groups(8, 4):
+        move(transfer, [1, 2], [3, 4], layers)
+    path: Any = transfer.path(SOURCE, TARGET)
+    assert (path._gather._cache_size(), path._scatter._cache_size()) == (1, 1)
+
+
+@pytest.mark.parametrize("wire_dtype", [None, "int8"])
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_shipment_between_two_devices_is_one_piece(wire_dtype, checked):
+    source, target = pools(layout(), layout())
+    transfer = transfer_of(source, target, wire_dtype)
+    cost = transfer.send(shipment([1, 2], checked=checked)).result()
+    assert (cost.pieces, cost.puts) == (1, 1)
 
 
 @pytest.mark.smoke
 def test_dispatch_returns_before_the_source_is_ready():
-    source, target = pools(4, 4, 2, 2, 1)
-    transfer = DeviceTransfer([source], [target])
-    ids = np.array([1, 0], np.int32), np.array([2, 0], np.int32)
-    warm = transfer.start(0, 0, *ids, 1)
-    warm.result()
-    transfer.land(warm)
+    source, target = pools(layout(1, 2, layers=4, heads=4), layout(2, 1, layers=4, heads=4))
+    transfer = transfer_of(source, target)
+    layers = range(4)
+    move(transfer, [1, 0], [2, 0], layers)  # compiled
 
     @jax.jit
     def slow(pool: KVPool) -> KVPool:
@@ -132,22 +170,38 @@ def test_dispatch_returns_before_the_source_is_ready():
 
     slow(source.arrays)  # compiled; its result is dropped
     source.arrays = slow(source.arrays)
-    ticket = transfer.start(0, 0, *ids, 1)
+    ticket = transfer.send(shipment([1, 0], layers))
     still_running = not all_ready(source.arrays)
-    assert still_running and not ticket.ready()
-    ticket.result()
-    transfer.land(ticket)
+    assert still_running and not ticket.gathered() and not ticket.ready()
+    landing = transfer.land(ticket, ids([2, 0]))  # ordered after its arrival, and nobody waits
+    assert not all_ready(source.arrays) and not landing.ready()
+    assert landing.result() == 0
+    assert ticket.gathered() and ticket.ready()
     assert np.asarray(target.arrays.k[0])[:, 2].min() == 1.0
 
 
-def test_pools_of_different_pages_are_refused():
-    devices = take_devices([1, 1], ["prefill", "decode"])
-    source = PoolOwner(layout(2, 2, 1, 1), 4, make_mesh(devices[0], 1, 1), PREFILL_RULES)
-    target = PoolOwner(
-        layout(2, 2, 1, 1, page_size=8), 4, make_mesh(devices[1], 1, 1), DECODE_RULES
-    )
-    with pytest.raises(ValueError, match="page_size: the sending pool has 2, the receiving pool 8"):
-        DeviceTransfer([source], [target])
+def test_ends_of_one_pool_share_it():
+    source, target = pools(layout(), layout())
+    other = End(Side.DECODE, 1)
+    transfer = DeviceTransfer({SOURCE: source, TARGET: source, other: target})
+    assert transfer.shares_pool(SOURCE, TARGET) and transfer.shares_pool(TARGET, SOURCE)
+    assert not transfer.shares_pool(SOURCE, other) and not transfer.shares_pool(other, TARGET)
+
+
+def test_the_link_is_probed():
+    source, target = pools(layout(), layout())
+    assert 0 < transfer_of(source, target).probe(SOURCE, TARGET, 1000) < 10
+
+
+@pytest.mark.parametrize(("field", "ours", "theirs"), [("layers", 7, 6), ("heads", 12, 6)])
+def test_pools_of_different_models_are_refused(field, ours, theirs):
+    source, target = pools(layout(), layout(**{field: theirs}))
+    name = {"layers": "num_layers", "heads": "kv_heads"}[field]
+    message = f"{name}: the sending pool has {ours}, the receiving pool {theirs}; they must agree"
+    with pytest.raises(ValueError, match=message):
+        transfer_of(source, target)
+    with pytest.raises(ValueError, match="wire_dtype='int4': allowed are None and int8, float8"):
+        transfer_of(*pools(layout(), layout()), "int4")
 
 
 @pytest.mark.parametrize(
@@ -159,4 +213,32 @@ def test_pools_of_different_pages_are_refused():
 )
 def test_a_layout_that_cannot_work_says_why(stages, tp, message):
     with pytest.raises(ValueError, match=message):
-        layout(6, 3, stages, tp)
+        layout(stages, tp, layers=6, heads=3)
+
+
+def test_a_route_takes_every_layer_once_and_its_parts_do_not_overlap():
+    sizes = range(1, LAYERS + 1)
+    for source, target in product([layout(stages) for stages in sizes], repeat=2):
+        for first, stop in product(range(LAYERS), sizes):
+            if first >= stop:
+                continue
+            route = Route.of(source, target, range(first, stop))
+            assert [i for run in route.runs for i in run.layers] == list(range(first, stop))
+            for run in route.runs:
+                for at, stage, slots in (
+                    (source, run.source_stage, run.source_slots),
+                    (target, run.target_stage, run.target_slots),
+                ):
+                    held = at.stage_layers[stage]
+                    assert held[slots.start : slots.stop] == tuple(run.layers)
+            for parts in (route.source_parts, route.target_parts):
+                ordered = sorted(parts, key=lambda part: part.start)
+                assert all(a.stop <= b.start for a, b in pairwise(ordered))
+
+
+def test_a_route_serves_several_stages_with_one_part():
+    bulk = Route.of(layout(1), layout(3), range(LAYERS))  # 3 + 2 + 2 layers
+    assert bulk.target_parts == (range(2), range(2, 3))
+    assert bulk.source_parts == (range(2), range(2, 3), range(3, 5), range(5, 7))
+    whole = Route.of(layout(1), layout(1), range(LAYERS))
+    assert whole.target_parts == whole.source_parts == (range(LAYERS),)

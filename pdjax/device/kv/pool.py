@@ -5,18 +5,19 @@ a zero probability would still poison a row), page 0 the null page. A pool is do
 that writes it and has one owner.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from pdjax.device.mesh import Rules, sharding
 from pdjax.kv_layout import KVLayout
 
 PAGE_AXES = ("kv_heads", None, None, None)
 """Logical axes of a layer's pages, [K, P, S, H]."""
+
+Layers = list[tuple[jax.Array, jax.Array]]
+"""K and V of some layer slots, each [K, P, S, H]."""
 
 
 @struct.dataclass
@@ -27,50 +28,56 @@ class KVPool:
     v: list[jax.Array]
 
     @property
-    def layers(self) -> list[tuple[jax.Array, jax.Array]]:
+    def layers(self) -> Layers:
         """K and V of each layer slot."""
         return list(zip(self.k, self.v, strict=True))
 
     @classmethod
-    def of_layers(cls, layers: Sequence[tuple[jax.Array, jax.Array]]) -> "KVPool":
+    def of_layers(cls, layers: Layers) -> "KVPool":
         """The inverse of `layers`."""
         return cls(k=[k for k, _ in layers], v=[v for _, v in layers])
 
 
 class PoolOwner:
-    """The one owner of a pool. Steps take `arrays`, donate them, and leave their successors
-    here."""
+    """The one owner of a pool. Steps take `arrays`, or the layers of some slots, donate them, and
+    leave their successors here."""
 
     def __init__(self, layout: KVLayout, num_pages: int, mesh: Mesh, rules: Rules) -> None:
         self.layout = layout
         self.num_pages = num_pages
         self.mesh = mesh
-        self.arrays = _zeros(layout, num_pages, mesh, rules)
+        self.sharding = sharding(mesh, rules, PAGE_AXES, stacked=True)  # of each array
+        self.arrays = _zeros(layout, num_pages, self.sharding)
+
+    def layers(self, slots: range) -> Layers:
+        """K and V of some layer slots."""
+        k, v = self.arrays.k, self.arrays.v
+        return list(zip(k[slots.start : slots.stop], v[slots.start : slots.stop], strict=True))
+
+    def replace(self, slots: range, layers: Layers) -> None:
+        """Keep the successors of `layers(slots)`."""
+        k, v = list(self.arrays.k), list(self.arrays.v)
+        k[slots.start : slots.stop] = [each for each, _ in layers]
+        v[slots.start : slots.stop] = [each for _, each in layers]
+        self.arrays = KVPool(k, v)
 
 
-def _zeros(layout: KVLayout, num_pages: int, mesh: Mesh, rules: Rules) -> KVPool:
+def _zeros(layout: KVLayout, num_pages: int, where: NamedSharding) -> KVPool:
     shape = (layout.stages * layout.kv_heads, num_pages, layout.page_size, layout.head_dim)
-    where = sharding(mesh, rules, PAGE_AXES, stacked=True)
     make = jax.jit(lambda: jnp.zeros(shape, layout.dtype), out_shardings=where)
     return KVPool(k=[make() for _ in range(layout.slots)], v=[make() for _ in range(layout.slots)])
 
 
-def gather_pages(
-    pool: KVPool, layers: Sequence[int], heads: slice, page_ids: jax.Array
-) -> jax.Array:
+def gather_pages(layers: Layers, heads: slice, page_ids: jax.Array) -> jax.Array:
     """K and V of `heads` of `layers` in the pages `page_ids` i32[n] -> one array [layers * 2 *
     heads, n, S, H]."""
-    parts = [side[layer][heads, page_ids] for layer in layers for side in (pool.k, pool.v)]
-    return jnp.concatenate(parts)
+    return jnp.concatenate([side[heads, page_ids] for layer in layers for side in layer])
 
 
-def scatter_pages(
-    pool: KVPool, slots: Sequence[int], piece: jax.Array, page_ids: jax.Array
-) -> KVPool:
-    """The inverse of `gather_pages` for all heads of a shard: piece [slots * 2, K, n, S, H] into
+def scatter_pages(layers: Layers, pages: jax.Array, page_ids: jax.Array) -> Layers:
+    """The inverse of `gather_pages` for all heads of a shard: [layers * 2, K, n, S, H] into
     `page_ids` i32[n]."""
-    k, v = list(pool.k), list(pool.v)
-    for i, slot in enumerate(slots):
-        k[slot] = k[slot].at[:, page_ids].set(piece[2 * i])
-        v[slot] = v[slot].at[:, page_ids].set(piece[2 * i + 1])
-    return KVPool(k=k, v=v)
+    return [
+        (k.at[:, page_ids].set(pages[2 * i]), v.at[:, page_ids].set(pages[2 * i + 1]))
+        for i, (k, v) in enumerate(layers)
+    ]
