@@ -6,6 +6,8 @@ A batch of nothing but padding is a rehearsal: every variant of choosing tokens 
 whoever warms an engine up need not know that there are any.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,11 @@ from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import shardings
 from pdjax.device.model.sampling import VARIANTS, Asked, Choice, Wanted
 from pdjax.device.model.transformer import Params
+from pdjax.device.packing import Packed
 from pdjax.device.steps import decode, prefill
-from pdjax.device.steps.sample import make_sample_step
+from pdjax.device.steps.sample import Undecided, make_sample_step
 from pdjax.engine_api import IDLE_ROW, DecodeBatch, PrefillBatch, Sampled, SamplingBatch
+from pdjax.kv_layout import split_groups
 from pdjax.model_spec import ModelSpec
 
 
@@ -52,24 +56,38 @@ class JaxPrefillEngine:
     """Prefill on a tensor-parallel mesh; see `engine_api.PrefillEngine`."""
 
     def __init__(
-        self, params: Params, spec: ModelSpec, pool: PoolOwner, *, max_logprobs: int
+        self,
+        params: Params,
+        spec: ModelSpec,
+        pool: PoolOwner,
+        *,
+        max_logprobs: int,
+        layer_groups: int = 1,
     ) -> None:
         self.layout = pool.layout
         self.num_pages = pool.num_pages
+        self.layer_groups = split_groups(spec.num_layers, layer_groups)
         self._params = params
         self._pool = pool
         self._max_logprobs = min(max_logprobs, spec.vocab_size)
-        self._step = prefill.make_prefill_step(params, spec, pool.layout.tp)
+        self._step = prefill.make_prefill_step(params, spec, pool.layout.tp, layer_groups)
         self._sample = make_sample_step(pool.mesh, self._max_logprobs)
 
-    def prefill(self, batch: PrefillBatch) -> SampledTicket:
-        self._pool.arrays, undecided = self._step(
-            self._params, self._pool.arrays, prefill.pack(batch)
-        )
+    def prefill(
+        self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
+    ) -> SampledTicket:
+        undecided = self._dispatch(prefill.pack(batch), after_group or (lambda group: None))
         for asked in self._asked(batch):
             history = batch.history if asked.variant.penalize else None
             choice, _ = self._sample(undecided, history, asked)
         return SampledTicket(choice, batch.sampling, self._max_logprobs)
+
+    def _dispatch(self, packed: Packed, after_group: Callable[[int], None]) -> Undecided:
+        if isinstance(self._step, prefill.GroupedPrefillStep):
+            return self._step(self._params, self._pool, packed, after_group)
+        self._pool.arrays, undecided = self._step(self._params, self._pool.arrays, packed)
+        after_group(0)
+        return undecided
 
     def _asked(self, batch: PrefillBatch) -> list[Asked]:
         """How tokens are chosen; of a rehearsal, in all ways that its history allows."""

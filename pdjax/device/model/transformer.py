@@ -122,10 +122,27 @@ def forward(
     Returns:
       [T, D] residual stream before the final norm, and the successors of `caches`.
     """
+    scale = rms_scale(x, spec.norm_eps)
+    x, _, after = through(params.layers, x, scale, caches, attend, spec=spec, reduce=reduce)
+    return x, after
+
+
+def through(
+    layers: Sequence[Layer],
+    x: jax.Array,
+    scale: jax.Array,
+    caches: Sequence[Any],
+    attend: Attend,
+    *,
+    spec: ModelSpec,
+    reduce: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array, list[Any]]:
+    """Some layers in a row; see `forward`. `scale` f32[T] is that of RMSNorm for x, and comes back
+    for the x that does."""
     heads = (-1, spec.group + 2, spec.head_dim)  # [K, G + 2, H], K of this shard
 
     @jax.jit  # layers are alike: they share one trace and one lowering, which XLA then inlines
-    def through(
+    def one(
         x: jax.Array, scale: jax.Array, layer: Layer, cache: Any
     ) -> tuple[jax.Array, jax.Array, Any]:
         qkv = dot(x, layer.wqkv).reshape(x.shape[0], *heads)
@@ -135,11 +152,11 @@ def forward(
         x, scale = add_rms(x, reduce(swiglu(x, scale, layer)), eps=spec.norm_eps)
         return x, scale, cache
 
-    scale, after = rms_scale(x, spec.norm_eps), []
-    for layer, cache in zip(params.layers, caches, strict=True):
-        x, scale, cache = through(x, scale, layer, cache)
+    after = []
+    for layer, cache in zip(layers, caches, strict=True):
+        x, scale, cache = one(x, scale, layer, cache)
         after.append(cache)
-    return x, after
+    return x, scale, after
 
 
 def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> jax.Array:

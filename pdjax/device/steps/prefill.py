@@ -2,6 +2,7 @@
 into the paged pool. `sample_step` then chooses each finished prompt's first token."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,18 +11,26 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels.add_rms.reference import rms_scale
 from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.prefill_attention.api import prefill_attention
-from pdjax.device.kv.pool import PAGE_AXES, KVPool
+from pdjax.device.kv.pool import PAGE_AXES, KVPool, Layers, PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, TP, partition, shardings
 from pdjax.device.model.attention import AttendPages, attend_at
-from pdjax.device.model.transformer import Params, embed, forward, unembed
+from pdjax.device.model.transformer import (
+    Attend,
+    Layer,
+    Params,
+    embed,
+    forward,
+    through,
+    unembed,
+)
 from pdjax.device.packing import Packed
 from pdjax.device.steps.sample import Undecided
 from pdjax.engine_api import PrefillBatch
+from pdjax.kv_layout import split_groups
 from pdjax.model_spec import ModelSpec
-
-PrefillStep = Callable[[Params, KVPool, Packed], tuple[KVPool, Undecided]]
 
 _CHOOSING = ("sampling", "history")
 """Fields of a PrefillBatch that only choosing reads."""
@@ -37,41 +46,141 @@ def _unpack(packed: Packed) -> PrefillBatch:
     return PrefillBatch(**fields | packed.unpack())
 
 
-def make_prefill_step(params: Params, spec: ModelSpec, tp: int) -> PrefillStep:
-    """(params, pool DONATED, packed batch) -> (pool, the tokens that follow those at `sample_at`).
+PrefillStep = Callable[[Params, KVPool, Packed], tuple[KVPool, Undecided]]
+
+
+def make_prefill_step(
+    params: Params, spec: ModelSpec, tp: int, groups: int = 1
+) -> "PrefillStep | GroupedPrefillStep":
+    """(params, pool DONATED, packed batch) -> (pool, the tokens that follow those at `sample_at`),
+    as one program; or as several, see GroupedPrefillStep.
 
     Args:
       params: as they lie on the prefill mesh; their shardings are the step's.
       spec: the model's shapes.
       tp: shards of the mesh.
+      groups: of layers, `split_groups`, each of which becomes a program if there are several.
     """
-    mesh = params.unembed.sharding.mesh
-    vocab_axes = (TP,) if tp > 1 else ()
+    make = _Programs(params, spec, tp)
+    return make.whole() if groups == 1 else GroupedPrefillStep(make, groups)
 
-    def step(params: Params, pool: KVPool, packed: Packed) -> tuple[KVPool, Undecided]:
-        batch = _unpack(packed)
-        x, layers = forward(
-            params,
-            embed(params, batch.tokens, vocab_axes),  # [T, D]
-            pool.layers,
-            attend_at(spec, batch.positions, _attend_pages(batch, spec)),
-            spec=spec,
-            reduce=partial(lax.psum, axis_name=TP) if tp > 1 else _identity,
+
+class GroupedPrefillStep:
+    """The step in several programs, so that what one of them has written may leave while the next
+    computes. Groups of equal size share one. What crosses from one to the next is rounded as it is
+    within the whole step, so that both give the same bits.
+
+    Attributes:
+      groups: their layers.
+    """
+
+    def __init__(self, make: "_Programs", groups: int) -> None:
+        self.groups = split_groups(make.spec.num_layers, groups)
+        self._embed, self._logits = make.embed(), make.logits()
+        self._layers = {size: make.layers(size) for size in {len(group) for group in self.groups}}
+
+    def __call__(
+        self,
+        params: Params,
+        pool: PoolOwner,
+        packed: Packed,
+        after_group: Callable[[int], None] = lambda group: None,
+    ) -> Undecided:
+        """Dispatch all of it. When `after_group(g)` is called, `pool` holds what group g writes,
+        and nothing that comes later has been dispatched."""
+        outer = replace(params, layers=[])
+        x, scale, packed = self._embed(outer, packed)
+        for index, group in enumerate(self.groups):
+            layers = params.layers[group.start : group.stop]
+            program = self._layers[len(group)]
+            pages, x, scale = program(layers, pool.layers(group), x, scale, packed)
+            pool.replace(group, pages)
+            after_group(index)
+        return self._logits(outer, x, packed)
+
+
+class _Programs:
+    """Makes what a step is compiled from. All of it is jitted over the mesh of the parameters."""
+
+    def __init__(self, params: Params, spec: ModelSpec, tp: int) -> None:
+        self.spec = spec
+        self._mesh = params.unembed.sharding.mesh
+        self._vocab_axes = (TP,) if tp > 1 else ()
+        self._reduce = partial(lax.psum, axis_name=TP) if tp > 1 else _identity
+        self._weights: Params = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+        self._outer: Params = replace(self._weights, layers=[])
+        self._pages = partition(PREFILL_RULES, PAGE_AXES, stacked=True)
+
+    def whole(self) -> Any:
+        """The step, as one program."""
+
+        def step(params: Params, pool: KVPool, packed: Packed) -> tuple[KVPool, Undecided]:
+            batch = _unpack(packed)
+            x, layers = forward(
+                params,
+                embed(params, batch.tokens, self._vocab_axes),  # [T, D]
+                pool.layers,
+                self._attend(batch),
+                spec=self.spec,
+                reduce=self._reduce,
+            )
+            return KVPool.of_layers(layers), self._undecided(params, x, batch)
+
+        ins = self._weights, self._pages, P()
+        return self._compile(step, ins, (self._pages, P()), donate=(1,))
+
+    def embed(self) -> Any:
+        """(params without layers, packed) -> (x [T, D], its scale f32[T], packed on the devices:
+        the programs that follow need not upload it again)."""
+
+        def start(outer: Params, packed: Packed) -> tuple[jax.Array, jax.Array, Packed]:
+            x = embed(outer, _unpack(packed).tokens, self._vocab_axes)
+            return x, rms_scale(x, self.spec.norm_eps), packed
+
+        return self._compile(start, (self._outer, P()), P())
+
+    def layers(self, size: int) -> Any:
+        """(`size` layers, their pages DONATED, x DONATED, scale DONATED, packed) -> (pages, x,
+        scale)."""
+
+        def group(
+            layers: list[Layer], pages: Layers, x: jax.Array, scale: jax.Array, packed: Packed
+        ) -> tuple[Layers, jax.Array, jax.Array]:
+            attend = self._attend(_unpack(packed))
+            x, scale, pages = through(
+                layers, x, scale, pages, attend, spec=self.spec, reduce=self._reduce
+            )
+            return pages, x, scale
+
+        ins = self._weights.layers[:size], self._pages, P(), P(), P()
+        return self._compile(group, ins, (self._pages, P(), P()), donate=(1, 2, 3))
+
+    def logits(self) -> Any:
+        """(params without layers, x [T, D], packed) -> the tokens that follow."""
+
+        def finish(outer: Params, x: jax.Array, packed: Packed) -> Undecided:
+            return self._undecided(outer, x, _unpack(packed))
+
+        return self._compile(finish, (self._outer, P(), P()), P())
+
+    def _attend(self, batch: PrefillBatch) -> Attend:
+        return attend_at(self.spec, batch.positions, _attend_pages(batch, self.spec))
+
+    def _undecided(self, params: Params, x: jax.Array, batch: PrefillBatch) -> Undecided:
+        rows = x[batch.sample_at]
+        logits = unembed(params, rows, spec=self.spec, vocab_axes=self._vocab_axes)  # [B, V]
+        return Undecided(logits, positions=batch.kv_lens, row=jnp.int32(0))
+
+    def _compile(self, program: Any, ins: Any, outs: Any, donate: tuple[int, ...] = ()) -> Any:
+        mapped = jax.shard_map(
+            program, mesh=self._mesh, in_specs=ins, out_specs=outs, check_vma=False
         )
-        logits = unembed(params, x[batch.sample_at], spec=spec, vocab_axes=vocab_axes)  # [B, V]
-        pool = KVPool.of_layers(layers)
-        return pool, Undecided(logits, positions=batch.kv_lens, row=jnp.int32(0))
-
-    weights = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
-    pages = partition(PREFILL_RULES, PAGE_AXES, stacked=True)
-    ins, outs = (weights, pages, P()), (pages, P())
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False)
-    return jax.jit(
-        mapped,
-        donate_argnums=1,
-        in_shardings=shardings(mesh, ins),
-        out_shardings=shardings(mesh, outs),
-    )
+        return jax.jit(
+            mapped,
+            donate_argnums=donate,
+            in_shardings=shardings(self._mesh, ins),
+            out_shardings=shardings(self._mesh, outs),
+        )
 
 
 def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
