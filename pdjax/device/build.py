@@ -1,4 +1,4 @@
-"""From a config to engines: deals devices out, lays out pools, loads weights; compiles nothing."""
+"""From a config to engines: deals devices out, lays out pools, loads weights; compiles no steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,13 @@ from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Room
 from pdjax.device.kv.transfer import DeviceTransfer
+from pdjax.device.layer_groups import choose_groups
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh, take_devices
 from pdjax.device.model.checkpoints.api import Checkpoint
 from pdjax.device.model.transformer import Params
 from pdjax.device.model.weights import load_params, random_params
-from pdjax.kv_layout import KVLayout
+from pdjax.engine_api import End, Side
+from pdjax.kv_layout import KVLayout, split_groups
 from pdjax.model_spec import ModelSpec
 
 
@@ -59,10 +61,7 @@ def build_engines(
     p, d = config.prefill, config.decode
     if config.colocated:
         [devices] = take_devices([p.tp], ["the colocated engine"])
-        pool, params = builder.shared(devices)
-        prefill = [builder.prefill_engine(pool, params)]
-        decode = [builder.decode_engine(pool, params)]
-        sources = targets = [pool]
+        prefilling = decoding = [builder.shared(devices)]
     else:
         dealt = take_devices(
             [p.tp] * p.engines + [d.stages * d.tp] * d.engines,
@@ -71,10 +70,21 @@ def build_engines(
         )
         prefilling = [builder.source(devices) for devices in dealt[: p.engines]]
         decoding = [builder.target(devices) for devices in dealt[p.engines :]]
-        prefill = [builder.prefill_engine(*each) for each in prefilling]
-        decode = [builder.decode_engine(*each) for each in decoding]
-        sources, targets = [pool for pool, _ in prefilling], [pool for pool, _ in decoding]
-    return Engines(prefill, decode, DeviceTransfer(sources, targets), platform == "cpu")
+    transfer = DeviceTransfer(_ends(prefilling, decoding), config.handoff.wire_dtype)
+    groups = choose_groups(config, spec, transfer, prefilling[0][0])
+    prefill = [builder.prefill_engine(*each, groups) for each in prefilling]
+    decode = [builder.decode_engine(*each) for each in decoding]
+    return Engines(prefill, decode, transfer, platform == "cpu")
+
+
+Owned = tuple[PoolOwner, Params]
+"""Pool and weights of an engine."""
+
+
+def _ends(prefilling: Sequence[Owned], decoding: Sequence[Owned]) -> dict[End, PoolOwner]:
+    """The pool at each end of a hand-off."""
+    sides = (Side.PREFILL, prefilling), (Side.DECODE, decoding)
+    return {End(side, i): pool for side, owned in sides for i, (pool, _) in enumerate(owned)}
 
 
 class _Builder:
@@ -86,24 +96,28 @@ class _Builder:
         self._config, self._spec, self._context = config, spec, context
         self._checkpoint = checkpoint
         p, d = config.prefill, config.decode
-        self._prefill_layout = self._layout(stages=1, tp=p.tp)
-        self._decode_layout = self._layout(stages=d.stages, tp=d.tp)
+        dtype = config.kv.dtype or config.model.dtype
+        self._prefill_layout = self._layout(1, p.tp, config.kv.page_size, dtype)
+        self._decode_layout = self._layout(
+            d.stages, d.tp, config.decode_page_size, d.kv_dtype or dtype
+        )
+        split_groups(spec.num_layers, config.handoff.layer_groups or 1)
         for tp in (p.tp, d.tp):
             _check_mlp(spec, tp)
         self._prefill_pages = p.pages or self._whole_contexts(self._prefill_layout, p.max_sequences)
         self._decode_pages = d.pages or self._whole_contexts(self._decode_layout, d.rows)
 
-    def source(self, devices: Sequence[jax.Device]) -> tuple[PoolOwner, Params]:
+    def source(self, devices: Sequence[jax.Device]) -> Owned:
         """Pool and weights of a prefill engine."""
         field = None if self._config.prefill.pages else "prefill.pages"
         return self._own(devices, self._prefill_layout, PREFILL_RULES, field, self._prefill_pages)
 
-    def target(self, devices: Sequence[jax.Device]) -> tuple[PoolOwner, Params]:
+    def target(self, devices: Sequence[jax.Device]) -> Owned:
         """Pool and weights of a decode engine."""
         field = None if self._config.decode.pages else "decode.pages"
         return self._own(devices, self._decode_layout, DECODE_RULES, field, self._decode_pages)
 
-    def shared(self, devices: Sequence[jax.Device]) -> tuple[PoolOwner, Params]:
+    def shared(self, devices: Sequence[jax.Device]) -> Owned:
         """Pool and weights of both ends at once, with the pages of both and one null page."""
         sides = {"prefill.pages": self._config.prefill.pages}
         sides["decode.pages"] = self._config.decode.pages
@@ -118,7 +132,7 @@ class _Builder:
         rules: Rules,
         field: str | None,
         pages: int,
-    ) -> tuple[PoolOwner, Params]:
+    ) -> Owned:
         """Load the weights, then lay out `pages` pages, or fewer where `field` leaves it open."""
         mesh = make_mesh(devices, layout.stages, layout.tp)
         params = self._weights(mesh, rules, layout)
@@ -129,9 +143,15 @@ class _Builder:
             pages = room.limit(pages, devices)
         return PoolOwner(layout, pages, mesh, rules), params
 
-    def prefill_engine(self, pool: PoolOwner, params: Params) -> JaxPrefillEngine:
-        """A prefill engine of a pool."""
-        return JaxPrefillEngine(params, self._spec, pool, max_logprobs=self._config.max_logprobs)
+    def prefill_engine(self, pool: PoolOwner, params: Params, groups: int) -> JaxPrefillEngine:
+        """A prefill engine of a pool, whose steps are cut into `groups` layer groups."""
+        return JaxPrefillEngine(
+            params,
+            self._spec,
+            pool,
+            max_logprobs=self._config.max_logprobs,
+            layer_groups=groups,
+        )
 
     def decode_engine(self, pool: PoolOwner, params: Params) -> JaxDecodeEngine:
         """A decode engine of a pool."""
@@ -149,13 +169,12 @@ class _Builder:
         """Pages for so many sequences of the longest kind, and the null page."""
         return 1 + sequences * layout.pages_for(self._context)
 
-    def _layout(self, *, stages: int, tp: int) -> KVLayout:
-        dtype = self._config.kv.dtype or self._config.model.dtype
+    def _layout(self, stages: int, tp: int, page_size: int, dtype: str) -> KVLayout:
         return KVLayout(
             num_layers=self._spec.num_layers,
             kv_heads=self._spec.kv_heads,
             head_dim=self._spec.head_dim,
-            page_size=self._config.kv.page_size,
+            page_size=page_size,
             dtype=dtype,
             itemsize=jnp.dtype(dtype).itemsize,
             stages=stages,

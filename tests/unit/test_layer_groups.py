@@ -1,19 +1,24 @@
 """A prefill step cut into layer groups gives the same bits as the whole, and lets what each group
 has written leave before the next is computed."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, ModelConfig
+from pdjax.device.build import build_engines
 from pdjax.device.engine import JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer, ShipmentTicket
+from pdjax.device.layer_groups import measure_groups, step_flops
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
 from pdjax.device.model.weights import random_params
 from pdjax.device.steps.prefill import GroupedPrefillStep, make_prefill_step, pack
 from pdjax.engine_api import End, PrefillBatch, SamplingBatch, Shipment, Side
+from pdjax.handoff_plan import Link, plan_groups, small_divisor
 from pdjax.kv_layout import KVLayout, split_groups
 from pdjax.model_spec import ModelSpec
 
@@ -199,3 +204,76 @@ def test_groups_are_as_equal_as_can_be(layers, groups, sizes):
     assert [layer for group in cut for layer in group] == list(range(layers))
     with pytest.raises(ValueError, match=f"layer_groups=9: must be between 1 and .* {layers}"):
         split_groups(layers, 9)
+
+
+# How many.
+
+LINK = Link(latency_s=2e-4, bytes_per_s=2e11)
+CASES = [
+    # layers, bytes, prefill_s, overhead_s; the groups that end first
+    ((32, 0, 1e-1, 1e-4), 1),  # nothing to hide
+    ((32, 2**28, 0.0, 1e-4), 1),  # nothing to hide it behind
+    ((32, 2**28, 0.1, 1e-4), 4),  # 100 ms hide most of 1.3 ms; each group costs 0.1 ms
+    ((32, 2**32, 0.1, 1e-4), 16),
+    ((31, 2**32, 0.1, 1e-4), 15),  # a prime number of layers: worth a second program
+    ((2, 2**32, 0.1, 1e-4), 2),
+]
+
+
+@pytest.mark.parametrize(("case", "groups"), CASES)
+def test_the_planner_ends_first(case, groups):
+    layers, wire_bytes, prefill_s, overhead_s = case
+    assert plan_groups(layers, wire_bytes, LINK, prefill_s, overhead_s) == groups
+
+
+def test_a_link_is_a_line_through_two_puts():
+    link = Link.through((1_000_000, 0.003), (11_000_000, 0.013))
+    assert link.bytes_per_s == pytest.approx(1e9) and link.latency_s == pytest.approx(0.002)
+    assert Link.through((10, 0.5), (1000, 0.4)) == Link(0.0, 2500.0)  # noise
+    assert Link.through((10, 0.0), (1000, 0.4)) == Link(0.0, 2500.0)
+
+
+def test_without_a_clock_worth_reading_there_are_few_groups():
+    assert [small_divisor(layers) for layers in (32, 30, 7, 9, 2)] == [4, 3, 1, 3, 2]
+
+
+def test_groups_are_measured_within_a_second():
+    ours, theirs = take_devices([1, 2], ["prefill", "decode"])
+    source, target = pool_of(ours, 1, 1, "float32"), pool_of(theirs, 2, 1, "float32")
+    transfer = DeviceTransfer({PREFILL: source, DECODE: target})
+    assert 1 <= measure_groups(SPEC, transfer, source, 64, "float32") <= 7
+    inside = SPEC.num_params - 2 * SPEC.vocab_size * SPEC.model_dim
+    assert step_flops(SPEC, 3) == pytest.approx(2 * 3 * inside, rel=0.02)  # norms left out
+
+
+@pytest.mark.parametrize(
+    ("handoff", "groups"),
+    [({}, 1), ({"layer_groups": 3}, 3), ({"layer_groups": 3, "streaming": False}, 1)],
+)
+def test_engines_are_built_as_configured(handoff, groups):
+    config = Config(
+        model=ModelConfig(source="random", spec=SPEC),
+        kv=KVConfig(page_size=4),
+        decode=DecodeConfig(stages=2, page_size=8, kv_dtype="bfloat16"),
+        handoff=HandoffConfig(wire_dtype="int8", **handoff),
+    )
+    engines = build_engines(config, SPEC, 64, None)
+    assert [len(each.layer_groups) for each in engines.prefill] == [groups]
+    layouts = [engines.prefill[0].layout, engines.decode[0].layout]
+    assert [(each.page_size, each.dtype) for each in layouts] == [(4, "float32"), (8, "bfloat16")]
+    assert not engines.transfer.shares_pool(PREFILL, DECODE)
+    assert engines.transfer.path(DECODE, PREFILL).wire.dtype == "int8"
+
+
+def test_a_shared_pool_has_one_group():
+    config = Config(
+        model=ModelConfig(source="random", spec=SPEC),
+        colocated=True,
+        handoff=HandoffConfig(layer_groups=3),
+    )
+    engines = build_engines(config, SPEC, 64, None)
+    assert engines.prefill[0].layer_groups == (range(7),)
+    assert engines.transfer.shares_pool(PREFILL, DECODE)
+    too_many = replace(config, handoff=HandoffConfig(layer_groups=8))
+    with pytest.raises(ValueError, match="layer_groups=8: must be between 1 and"):
+        build_engines(too_many, SPEC, 64, None)
