@@ -231,6 +231,8 @@ class HandoffConfig:
       wire_dtype: what KV is rounded to for the way, "int8" or "float8_e4m3fn" with a scale a
         token and head; None keeps it exact.
       checksums: a checksum a page travels along, and is compared before the sequence may decode.
+      lease: seconds that room may be held on the decode side before its prefill has ended; None
+        holds it for ever.
       deadline: seconds that a hand-off may take from when its prefill has ended; None waits for
         ever.
       retries: times that what did not arrive is sent again.
@@ -247,6 +249,7 @@ class HandoffConfig:
     rebalance: bool = False
     wire_dtype: str | None = None
     checksums: bool = False
+    lease: float | None = None
     deadline: float | None = None
     retries: int = 1
     reprefills: int = 1
@@ -258,8 +261,10 @@ class HandoffConfig:
         _at_least("handoff", self, 1, "layer_groups", "max_bytes_in_flight")
         if self.wire_dtype is not None:
             _one_of("handoff.wire_dtype", self.wire_dtype, WIRE_DTYPES)
-        if self.deadline is not None and not self.deadline > 0:
-            raise ValueError(f"handoff.deadline={self.deadline}: must be None or above 0 seconds")
+        for name in ("lease", "deadline"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"handoff.{name}={seconds}: must be None or above 0 seconds")
 
 
 @dataclass(frozen=True)

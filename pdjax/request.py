@@ -183,7 +183,9 @@ LEGAL_MOVES: dict[State, frozenset[State]] = {
     State.PREFILLING: frozenset({State.PREFILLED, State.FINISHED, State.WAITING} | _ENDS),
     State.PREFILLED: frozenset({State.TRANSFERRING, State.DECODING, State.WAITING} | _ENDS),
     State.TRANSFERRING: frozenset({State.DECODING, State.WAITING} | _ENDS),
-    State.DECODING: frozenset({State.FINISHED, State.WAITING, State.PARKED} | _ENDS),
+    State.DECODING: frozenset(
+        {State.FINISHED, State.TRANSFERRING, State.WAITING, State.PARKED} | _ENDS
+    ),
     State.PARKED: frozenset({State.TRANSFERRING, State.WAITING} | _ENDS),
     State.FINISHED: frozenset(),
     State.ABORTED: frozenset(),
@@ -218,6 +220,11 @@ class Sequence:
       prefilled: tokens whose prefill has been dispatched in this epoch.
       pages: physical pages, in order, on the engine that holds the sequence now.
       engine: index of that engine among its kind; `row`: its decode row.
+      home: the prefill engine that last had it.
+      handoff: its hand-off, while there is one; see host/handoff.py.
+      failed_handoffs: those that failed for good, after which it was prefilled anew.
+      streams: whether its KV may leave before its prefill has ended.
+      page_keys: of its whole pages, as far as they have been asked for; see host/prefix.py.
       cached_tokens: prompt tokens whose KV was reused instead of computed.
       finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
         id; `error`: why.
@@ -237,6 +244,11 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     engine: int = -1
     row: int = -1
+    home: int = -1
+    handoff: Any = None
+    failed_handoffs: int = 0
+    streams: bool = True
+    page_keys: dict[int, list[bytes]] = field(default_factory=dict)
     cached_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: str | int | None = None

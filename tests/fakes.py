@@ -7,11 +7,11 @@ a page that is shared by mistake, freed too early or never filled, a stale row, 
 all come out as wrong tokens.
 
 The fakes are as unkind as the contract in `engine_api` allows: tickets become ready when they like,
-rows that nobody sits in scribble on the null page and on the history, and a transfer reads its
-source at any moment until it is ready.
+and rows that nobody sits in scribble on the null page and on the history.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,9 +21,12 @@ from pdjax.engine_api import (
     IDLE_ROW,
     USE_FED_BACK,
     DecodeBatch,
+    End,
     PrefillBatch,
     Sampled,
     SamplingBatch,
+    Shipment,
+    Side,
     TransferCost,
     TransferTicket,
 )
@@ -185,19 +188,31 @@ def _sample(sampling: SamplingBatch, row: int, context: int, length: int, tokens
 class FakePrefillEngine:
     """Prefills as soon as it is asked to; only the ticket takes its time."""
 
-    def __init__(self, layout: KVLayout, num_pages: int, chance: Chance) -> None:
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_pages: int,
+        chance: Chance,
+        layer_groups: tuple[range, ...] | None = None,
+    ) -> None:
         self.layout = layout
         self.num_pages = num_pages
+        self.layer_groups = layer_groups or (range(layout.num_layers),)
         self.pool = FakePool(layout, num_pages)
         self.shapes: set[tuple[int, int]] = set()
         self._chance = chance
 
-    def prefill(self, batch: PrefillBatch) -> FakeTicket[Sampled]:
+    def prefill(
+        self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
+    ) -> FakeTicket[Sampled]:
         self._chance.maybe_fail("prefill")
         self.shapes.add((len(batch.tokens), len(batch.kv_pages)))
         layers, size = tuple(range(self.layout.num_layers)), self.layout.page_size
-        for token, slot in zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True):
-            self.pool.write(layers, slot, token)
+        for group, its_layers in enumerate(self.layer_groups):
+            for token, slot in zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True):
+                self.pool.write(tuple(its_layers), slot, token)
+            if after_group is not None:
+                after_group(group)
         padding = batch.slot_mapping[batch.cu_q_lens[-1] :]
         assert (padding // size == NULL_PAGE).all(), "padding writes to a page of somebody"
         tokens = []
@@ -289,7 +304,8 @@ class FakeDecodeEngine:
 
 
 class FakeTransfer:
-    """Reads the source at some moment before it is ready, and writes to the target on landing."""
+    """Reads the source when it is asked to, as the contract says, and writes on landing; what is on
+    the way may fail, be damaged, or never arrive."""
 
     def __init__(
         self,
@@ -298,70 +314,81 @@ class FakeTransfer:
         chance: Chance,
         *,
         colocated: bool = False,
+        loss_rate: float = 0.0,
+        damage_rate: float = 0.0,
     ) -> None:
-        self._prefill, self._decode = prefill, decode
+        self._engines: dict[End, FakePrefillEngine | FakeDecodeEngine] = {
+            End(side, index): engine
+            for side, engines in ((Side.PREFILL, prefill), (Side.DECODE, decode))
+            for index, engine in enumerate(engines)
+        }
         self._chance = chance
         self._colocated = colocated
+        self.loss_rate, self.damage_rate = loss_rate, damage_rate
         self.pages_moved = 0
+        self.shipments: list[Shipment] = []
+        self.lost = self.damaged = 0
         if colocated:
             for source, target in zip(prefill, decode, strict=True):
                 target.pool = source.pool
 
-    def shares_pool(self, source: int, target: int) -> bool:
-        return self._colocated and source == target
+    def shares_pool(self, source: End, target: End) -> bool:
+        return self._colocated and source.engine == target.engine
 
-    def start(
-        self,
-        source: int,
-        target: int,
-        source_pages: np.ndarray,
-        target_pages: np.ndarray,
-        pages: int,
-    ) -> "FakeTransferTicket":
-        self._chance.maybe_fail("start")
-        for side in (source_pages, target_pages):
-            assert (side[pages:] == NULL_PAGE).all()
-            assert (side[:pages] != NULL_PAGE).all()
-        self.pages_moved += pages
-        pool = self._prefill[source].pool
-        return FakeTransferTicket(pool, source_pages, target, target_pages, pages, self._chance)
+    def send(self, shipment: Shipment) -> "FakeTransferTicket":
+        self._chance.maybe_fail("send")
+        assert np.count_nonzero(shipment.source_pages != NULL_PAGE) == shipment.pages
+        self.shipments.append(shipment)
+        self.pages_moved += shipment.pages
+        pool = self._engines[shipment.source].pool
+        lost = self._chance.random.random() < self.loss_rate
+        damaged = self._chance.random.random() < self.damage_rate
+        self.lost, self.damaged = self.lost + lost, self.damaged + damaged
+        return FakeTransferTicket(pool, shipment, self._chance, lost=lost, damaged=damaged)
 
-    def land(self, ticket: TransferTicket) -> None:
+    def land(self, ticket: TransferTicket, target_pages: np.ndarray) -> FakeTicket[int]:
         self._chance.maybe_fail("land")
         assert isinstance(ticket, FakeTransferTicket)
         assert ticket.arrived is not None, "nothing has arrived yet"
-        pool = self._decode[ticket.target].pool
-        pool.contents[:, slots_of(ticket.target_pages, pool.layout.page_size)] = ticket.arrived
+        shipment = ticket.shipment
+        pool = self._engines[shipment.target].pool
+        slots = slots_of(target_pages, pool.layout.page_size)
+        layers = slice(shipment.layers.start, shipment.layers.stop)
+        pool.contents[layers, slots] = ticket.arrived
+        wanted = bool((target_pages != NULL_PAGE).any())
+        return FakeTicket(int(ticket.damaged and shipment.checked and wanted), self._chance)
+
+    def probe(self, source: End, target: End, nbytes: int) -> float:
+        return nbytes / 1e9
 
 
 class FakeTransferTicket(FakeTicket[TransferCost]):
-    """Takes its copy at the last moment, or any before it."""
+    """Has its copy from the first; it arrives when it likes, or never."""
 
     def __init__(
-        self,
-        pool: FakePool,
-        source_pages: np.ndarray,
-        target: int,
-        target_pages: np.ndarray,
-        pages: int,
-        chance: Chance,
+        self, pool: FakePool, shipment: Shipment, chance: Chance, *, lost: bool, damaged: bool
     ) -> None:
-        cost = TransferCost(len(source_pages) * pool.layout.page_bytes, pages, 1, 1, 0)
-        super().__init__(cost, chance)
-        self.target, self.target_pages = target, target_pages
+        share = len(shipment.layers) / pool.layout.num_layers
+        nbytes = int(len(shipment.source_pages) * pool.layout.page_bytes * share)
+        super().__init__(TransferCost(nbytes, shipment.pages, 1, 1, 0), chance)
+        self.shipment, self.damaged, self._lost = shipment, damaged, lost
+        slots = slots_of(shipment.source_pages, pool.layout.page_size)
+        layers = slice(shipment.layers.start, shipment.layers.stop)
+        self._copy = pool.contents[layers, slots] + int(damaged)
         self.arrived: np.ndarray | None = None
-        self._pool, self._source_pages = pool, source_pages
+
+    def gathered(self) -> bool:
+        return self.arrived is not None or self._chance.random.random() < 0.5
 
     def ready(self) -> bool:
-        ready = super().ready()
-        if self.arrived is None and (ready or self._chance.random.random() < 0.2):
-            slots = slots_of(self._source_pages, self._pool.layout.page_size)
-            self.arrived = self._pool.contents[:, slots].copy()
-        return ready
+        if self._lost or not super().ready():
+            return False
+        self.arrived = self._copy
+        return True
 
     def result(self) -> TransferCost:
         while not self.ready():
-            pass
+            assert not self._lost, "somebody waits for ever"
         return super().result()
 
 

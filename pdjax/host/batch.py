@@ -6,7 +6,7 @@ here. Padding tokens write to the null page, and padding rows are greedy and ask
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,23 +46,30 @@ class Buckets:
       tokens: T of a prefill step.
       step_pages: Z of a prefill step.
       table_pages: W of a decode page table.
-      handoff_pages: pages of a hand-off.
+      handoff_spans: spans of a shipment, of `span` tokens.
       sequences: B of a prefill step.
       context: C of a history, tokens.
-      page_size: S.
+      page_size: S of the prefill pools.
+      table_page_size: S of the decode pools; one of the two divides the other.
     """
 
     tokens: tuple[int, ...]
     step_pages: tuple[int, ...]
     table_pages: tuple[int, ...]
-    handoff_pages: tuple[int, ...]
+    handoff_spans: tuple[int, ...]
     sequences: int
     context: int
     page_size: int
+    table_page_size: int
 
     @classmethod
     def of(
-        cls, prefill: PrefillConfig, decode: DecodeConfig, page_size: int, max_model_len: int
+        cls,
+        prefill: PrefillConfig,
+        decode: DecodeConfig,
+        page_size: int,
+        max_model_len: int,
+        table_page_size: int | None = None,
     ) -> "Buckets":
         """The configured buckets, or where there are none, few that waste little.
 
@@ -73,31 +80,42 @@ class Buckets:
         Raises:
           ValueError: configured buckets that cannot hold the longest context.
         """
-        context = -(-max_model_len // page_size)
+        table_page_size = table_page_size or page_size
+        context, widest = -(-max_model_len // page_size), -(-max_model_len // table_page_size)
         # Enough that a full token budget fits even if every prompt's last page is nearly empty.
         packed = -(-prefill.token_budget // page_size) + prefill.max_sequences
-        for name, buckets in (
-            ("prefill.page_buckets", prefill.page_buckets),
-            ("decode.page_buckets", decode.page_buckets),
+        for name, buckets, pages in (
+            ("prefill.page_buckets", prefill.page_buckets, context),
+            ("decode.page_buckets", decode.page_buckets, widest),
         ):
-            if buckets is not None and buckets[-1] < context:
+            if buckets is not None and buckets[-1] < pages:
                 raise ValueError(
-                    f"{name}={buckets}: the largest must hold the {context} pages of "
+                    f"{name}={buckets}: the largest must hold the {pages} pages of "
                     f"max_model_len={max_model_len}"
                 )
         return cls(
             tokens=prefill.token_buckets or _spread(prefill.token_budget, 16, 4),
             step_pages=prefill.page_buckets or _spread(max(context, packed), 4, 4),
-            table_pages=decode.page_buckets or _spread(context, 4, 4),
-            handoff_pages=_spread(context, 4, 2),
+            table_pages=decode.page_buckets or _spread(widest, 4, 4),
+            handoff_spans=_spread(min(context, widest), 4, 2),
             sequences=prefill.max_sequences,
             context=max_model_len,
             page_size=page_size,
+            table_page_size=table_page_size,
         )
 
+    @property
+    def span(self) -> int:
+        """Tokens of a span: of the larger page."""
+        return max(self.page_size, self.table_page_size)
+
     def pages_for(self, tokens: int) -> int:
-        """Pages that hold `tokens` tokens."""
+        """Pages of a prefill pool that hold `tokens` tokens."""
         return -(-tokens // self.page_size)
+
+    def table_pages_for(self, tokens: int) -> int:
+        """Pages of a decode pool that hold `tokens` tokens."""
+        return -(-tokens // self.table_page_size)
 
     def prefill_shapes(self) -> Iterator[tuple[int, int]]:
         """Every (T, Z) that a step may have: so many new tokens need at least their own pages."""
@@ -229,9 +247,23 @@ def empty_prefill_batch(
     )
 
 
-def handoff_pages(pages: Seq[int], buckets: Buckets) -> np.ndarray:
-    """`pages` i32[n], padded with the null page."""
-    return _padded(pages, fit(buckets.handoff_pages, len(pages)), NULL_PAGE)
+def span_pages(
+    holdings: Iterable[tuple[Seq[int], Seq[int]]], page_size: int, buckets: Buckets
+) -> np.ndarray:
+    """The pages of some spans of several sequences, one after another, padded with the null page to
+    a bucket of spans: i32[n].
+
+    Args:
+      holdings: of each sequence its pages, in order, and which spans of it are meant.
+      page_size: of the pool that the pages are of.
+    """
+    each = buckets.span // page_size  # pages of a span
+    pages: list[int] = []
+    for held, spans in holdings:
+        for span in spans:
+            own = held[span * each : (span + 1) * each]
+            pages += [*own, *[NULL_PAGE] * (each - len(own))]
+    return _padded(pages, fit(buckets.handoff_spans, len(pages) // each) * each, NULL_PAGE)
 
 
 def history(token_ids: Seq[int], buckets: Buckets) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 A sequence waits in the queue; is prefilled, whole or in chunks, in pages reserved for all of it;
 has its first token read; waits for a row and pages on the decode side, which are reserved before
-anything moves; is transferred; and decodes until it ends, or until it must give its pages to an
-older one and starts again from the queue with what it has written so far. It may be aborted
-anywhere on this way.
+anything moves (where there is room, they are reserved ahead, and KV leaves as it is computed); is
+transferred; and decodes until it ends, or until it must give its pages to an older one and starts
+again from the queue with what it has written so far. It may be aborted anywhere on this way.
 
 The coordinator never waits for a device: it looks whether a ticket is ready. It knows neither jax
 nor wall time, so the same loop drives real meshes, fakes in tests, and simulated engines.
@@ -18,18 +18,20 @@ from typing import Any, TypeVar
 from pdjax.clock import Clock
 from pdjax.config import Config
 from pdjax.engine_api import DecodeEngine, PrefillEngine, Sampled, Transfer
-from pdjax.host.batch import Buckets, Chunk, history, prefill_batch
+from pdjax.host.batch import Buckets, history
 from pdjax.host.handoffs import Handoffs
-from pdjax.host.lanes import DecodeLane, InFlight, PrefillLane, is_ready, make_lanes
+from pdjax.host.lanes import DecodeLane, InFlight, Lane, is_ready, make_lanes
 from pdjax.host.limits import Limits, choices
-from pdjax.host.member import Member, names
+from pdjax.host.member import names
 from pdjax.host.metrics import Recorder
 from pdjax.host.pipeline import Tick
-from pdjax.host.roster import Progress, Roster
-from pdjax.host.sched.api import DecodeView, PrefillView
+from pdjax.host.prefilling import Prefilling
+from pdjax.host.roster import Progress, Roster, read
 from pdjax.host.sched.decode import FcfsDecode
+from pdjax.host.sched.handoff import HandoffRules
 from pdjax.host.sched.prefill import FcfsPrefill
 from pdjax.host.sched.router import LeastLoaded
+from pdjax.host.views import decode_view, prefill_view
 from pdjax.host.warm_up import WarmUp, warm_ups
 from pdjax.request import QueueFull, Request, Sequence, State
 
@@ -68,10 +70,16 @@ class Coordinator:
         recorder: Recorder,
         make_text: Callable[[Request], Any] | None = None,
     ) -> None:
-        page_size = prefill_engines[0].layout.page_size
-        self.buckets = Buckets.of(config.prefill, config.decode, page_size, max_model_len)
+        size = prefill_engines[0].layout.page_size
+        table_size = decode_engines[0].layout.page_size
+        self.buckets = Buckets.of(config.prefill, config.decode, size, max_model_len, table_size)
         self._prefill, self._decode = make_lanes(
-            prefill_engines, decode_engines, transfer, config.decode.rows, self.buckets
+            prefill_engines,
+            decode_engines,
+            transfer,
+            config.decode.rows,
+            self.buckets,
+            prefix_cache=config.kv.prefix_cache,
         )
         self._config = config
         self._limits = Limits(
@@ -79,16 +87,29 @@ class Coordinator:
             max_model_len=max_model_len,
             max_logprobs=config.max_logprobs,
             max_waiting=config.max_waiting,
-            prefill_tokens=max(lane.allocator.total for lane in self._prefill) * page_size,
-            decode_tokens=max(lane.allocator.total for lane in self._decode) * page_size,
+            prefill_tokens=max(lane.allocator.total for lane in self._prefill) * size,
+            decode_tokens=max(lane.allocator.total for lane in self._decode) * table_size,
         )
         self._transfer, self._clock, self._recorder = transfer, clock, recorder
         self._make_text = make_text
         router = LeastLoaded()
         self._prefill_scheduler = FcfsPrefill(self.buckets, config.prefill.token_budget, router)
         self._decode_scheduler = FcfsDecode(self.buckets, router)
+        self._handoff_scheduler = HandoffRules(config.handoff, self.buckets)
         self._roster = Roster(self._prefill, self._decode, recorder, end_token_ids)
-        self._handoffs = Handoffs(transfer, self._roster, self.buckets, clock, recorder)
+        self._handoffs = Handoffs(
+            config.handoff, transfer, self._roster, self.buckets, clock, recorder
+        )
+        self._prefilling = Prefilling(
+            self._decode,
+            self._roster,
+            self._handoffs,
+            self._decode_scheduler,
+            self._handoff_scheduler,
+            self.buckets,
+            clock,
+            recorder,
+        )
         self._submitted = 0
         self._idle_turns = 0
 
@@ -139,8 +160,8 @@ class Coordinator:
     @property
     def has_work(self) -> bool:
         """Whether a step may still do something, or has something to tell."""
-        lanes: list[PrefillLane | DecodeLane] = [*self._prefill, *self._decode]
-        in_flight = bool(self._handoffs.in_flight) or any(lane.in_flight for lane in lanes)
+        lanes: list[Lane] = [*self._prefill, *self._decode]
+        in_flight = self._handoffs.busy or any(lane.in_flight for lane in lanes)
         return in_flight or bool(self._roster.live) or self._roster.has_news
 
     def step(self) -> list[Progress]:
@@ -154,7 +175,9 @@ class Coordinator:
         busy |= self._dispatch_decode()
         busy |= self._harvest_prefill()
         busy |= self._reserve_then_move()
+        busy |= self._rebalance()
         busy |= self._dispatch_prefill()
+        busy |= self._handoffs.pump()
         self._idle_turns = 0 if busy or self._roster.has_news else self._idle_turns + 1
         if self._idle_turns:
             self._clock.idle(self._idle_turns)
@@ -191,28 +214,39 @@ class Coordinator:
         busy = False
         for lane in self._prefill:
             for done in _take_ready(lane.in_flight):
-                self._harvest_step(lane, done)
+                self._prefilling.harvest(lane, done)
                 busy = True
         return busy
 
     def _reserve_then_move(self) -> bool:
         if not self._roster.prefilled:
             return False
-        views = [self._decode_view(lane) for lane in self._decode]
+        views = [decode_view(lane) for lane in self._decode]
         admissions = self._decode_scheduler.admit(self._roster.prefilled, views)
         for admission in admissions:
             source = self._prefill[admission.sequence.engine]
-            target = self._decode[admission.engine]
-            self._handoffs.begin(admission.sequence, source, target, admission.pages)
+            self._handoffs.begin(admission.sequence, source, self._decode[admission.engine])
         return bool(admissions)
+
+    def _rebalance(self) -> bool:
+        if not self._config.handoff.rebalance or self._roster.prefilled or self._handoffs.migrating:
+            return False
+        views = [decode_view(lane) for lane in self._decode]
+        decoding = {lane.index: lane.sequences for lane in self._decode}
+        migrations = self._handoff_scheduler.migrations(views, decoding)
+        for migration in migrations:
+            source = self._decode[migration.sequence.engine]
+            self._handoffs.migrate(migration.sequence, source, self._decode[migration.engine])
+        return bool(migrations)
 
     def _dispatch_prefill(self) -> bool:
         if not self._roster.waiting and not any(lane.running for lane in self._prefill):
             return False
-        views = [self._prefill_view(lane) for lane in self._prefill]
+        lookahead = self._config.prefill.lookahead
+        views = [prefill_view(lane, self._decode, lookahead) for lane in self._prefill]
         plans = self._prefill_scheduler.plan(self._roster.waiting, views)
         for plan in plans:
-            self._dispatch_step(self._prefill[plan.engine], plan.chunks)
+            self._prefilling.dispatch(self._prefill[plan.engine], plan.chunks)
         return bool(plans)
 
     # Decode.
@@ -220,13 +254,17 @@ class Coordinator:
     def _grow(self, lane: DecodeLane) -> None:
         """See that everybody who enters has a page for the position that he writes."""
         needy = lane.pipeline.needy()
-        if needy:
+        if len(needy) > lane.allocator.free_pages:
+            self._handoffs.withdraw(lane)
+        while needy:
             holders = self._roster.holders(lane)
             plan = self._decode_scheduler.grow(needy, holders, lane.allocator.free_pages)
             for victim in plan.victims:
                 self._roster.preempt(victim)
-            for sequence in plan.grown:
+            # A victim's pages may be somebody else's, too: then there are fewer than planned.
+            for sequence in plan.grown[: lane.allocator.free_pages]:
                 sequence.pages += lane.allocator.allocate(1)
+            needy = lane.pipeline.needy()
 
     def _remember(self, lane: DecodeLane) -> None:
         """Tell the device what those who join have said so far, if they are penalized for it.
@@ -265,90 +303,12 @@ class Coordinator:
             stages=lane.pipeline.stages,
             who=names(done.members),
         )
-        sampled = self._read(done)
-        if sampled is not None:
-            self._roster.accept(tick.leaving, sampled)
-
-    # Prefill.
-
-    def _dispatch_step(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
-        for chunk in chunks:
-            sequence = chunk.sequence
-            if sequence.state is State.WAITING:
-                self._roster.admit(sequence, lane, self.buckets.pages_for(sequence.length))
-                self._recorder.mark(sequence, "prefill_started")
-            sequence.prefilled = chunk.stop
-        batch, started = prefill_batch(chunks, self.buckets), self._clock.now()
-        members = tuple(Member.of(chunk.sequence) for chunk in chunks)
-        try:
-            ticket = lane.engine.prefill(batch)
-        except BaseException as error:
-            self._roster.fail_all(members, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            lane.in_flight.append(InFlight(chunks, ticket, started, members))
-
-    def _harvest_step(self, lane: PrefillLane, done: InFlight[tuple[Chunk, ...], Sampled]) -> None:
-        tokens = sum(chunk.tokens for chunk in done.work)
-        self._recorder.span(
-            f"prefill/{lane.index}",
-            "step",
-            done.started,
-            self._clock.now(),
-            tokens=tokens,
-            sequences=len(done.work),
-            who=names(done.members),
-        )
-        sampled = self._read(done)
+        sampled = read(done, self._roster)
         if sampled is None:
             return
-        for row, (chunk, member) in enumerate(zip(done.work, done.members, strict=True)):
-            if not member.current or not chunk.last:
-                continue
-            sequence = chunk.sequence
-            self._recorder.mark(sequence, "first_token")
-            self._roster.accept([(row, member)], sampled)
-            if not sequence.done:
-                self._roster.wait_for_decode(sequence)
-
-    def _read(self, done: InFlight[Any, Sampled]) -> Sampled | None:
-        """What has come back; None where it has failed, and those whom it was for with it."""
-        try:
-            return done.ticket.result()
-        except BaseException as error:
-            self._roster.fail_all(done.members, error)
-            if not isinstance(error, Exception):
-                raise
-            return None
-
-    # What the schedulers see.
-
-    def _prefill_view(self, lane: PrefillLane) -> PrefillView:
-        # In a shared pool, a page in hand for everybody who decodes: see FcfsDecode.
-        in_hand = sum(
-            decode.pipeline.taken_rows
-            for decode in self._decode
-            if lane.index in decode.shares_with
-        )
-        return PrefillView(
-            engine=lane.index,
-            open=len(lane.in_flight) <= self._config.prefill.lookahead,
-            running=tuple(seq for seq in lane.running if seq.prefilled < seq.length),
-            backlog=lane.backlog,
-            free_pages=max(0, lane.allocator.free_pages - in_hand),
-            total_pages=lane.allocator.total,
-        )
-
-    def _decode_view(self, lane: DecodeLane) -> DecodeView:
-        return DecodeView(
-            engine=lane.index,
-            rows=lane.pipeline.rows,
-            free_rows=lane.pipeline.rows - lane.pipeline.taken_rows,
-            free_pages=lane.allocator.free_pages,
-            total_pages=lane.allocator.total,
-            shares_with=lane.shares_with,
-        )
+        for sequence in self._roster.accept(tick.leaving, sampled):
+            if self._handoff_scheduler.gives_back(sequence):
+                self._handoffs.give_back(sequence, lane, self._prefill[sequence.home])
 
     # Before and after.
 
@@ -364,7 +324,14 @@ class Coordinator:
           how many there were.
         """
         assert not self.has_work, "somebody would have to wait"
-        todo = warm_ups(self._prefill, self._decode, self._transfer, self.buckets)
+        todo = warm_ups(
+            self._prefill,
+            self._decode,
+            self._transfer,
+            self.buckets,
+            self._config.handoff,
+            self._recorder,
+        )
         for warm_up in show(todo):
             warm_up()
         return len(todo)
@@ -372,13 +339,17 @@ class Coordinator:
     def check(self) -> None:
         """Assert that every page and row is free, or held by exactly those who are known."""
         held = self._roster.pages_held()
-        for handoff in self._handoffs.in_flight:
-            held[handoff.source.allocator] += handoff.source_pages
-            held[handoff.target.allocator] += handoff.target_pages
+        for handoff in self._handoffs.open:
+            for holder, pages in handoff.held():
+                held[holder.allocator] += pages
         for allocator, pages in held.items():
             allocator.check(pages)
+        lanes: list[Lane] = [*self._prefill, *self._decode]
+        for pool in {id(lane.pool): lane.pool for lane in lanes}.values():
+            if pool.prefixes is not None:
+                pool.prefixes.check()
         for lane in self._decode:
-            coming = sum(handoff.target is lane for handoff in self._handoffs.in_flight)
+            coming = sum(h.target is lane and h.row >= 0 for h in self._handoffs.open)
             taken = lane.pipeline.taken_rows
             assert taken == len(lane.sequences) + coming, f"decode/{lane.index}: rows leaked"
 

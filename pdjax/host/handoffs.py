@@ -1,124 +1,316 @@
-"""From a prefill engine to a decode engine: reserve, then move, then release."""
+"""The hand-offs of a deployment: reserve, then move, then release.
 
-from dataclasses import dataclass
+One mechanism moves KV between any two pools: from prefill to decode, while the prefill runs or
+after it; back to the prefill side; and from one decode engine to another. Who moves, when and where
+to is for `sched/` to decide; here is how, and what happens when it goes wrong:
+
+    what did not arrive is sent again; what fails for good is prefilled anew; then it fails
+
+An attempt fails if a shipment raises, arrives damaged, or has not landed when it is due. At any
+moment a hand-off can be closed, and every page that it holds, at both ends, is free again at once.
+"""
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+from functools import partial
 
 from pdjax.clock import Clock
-from pdjax.engine_api import Transfer, TransferCost
-from pdjax.host.batch import Buckets, handoff_pages
-from pdjax.host.lanes import DecodeLane, InFlight, PrefillLane, is_ready
+from pdjax.config import HandoffConfig
+from pdjax.engine_api import Transfer
+from pdjax.host.batch import Buckets, Chunk
+from pdjax.host.handoff import Handoff, Purpose, groups_of
+from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
 from pdjax.host.member import Member
 from pdjax.host.metrics import Recorder
+from pdjax.host.prefix import keys_of
 from pdjax.host.roster import Roster
-from pdjax.request import Sequence
+from pdjax.host.shipping import Shipping
+from pdjax.request import Sequence, State
 
 
-@dataclass(frozen=True, eq=False)
-class Handoff:
-    """A sequence between two engines. The pages of both ends and the row are the hand-off's own
-    until the copy has arrived, even if nobody wants it any longer: it cannot be called back."""
-
-    sequence: Sequence
-    source: PrefillLane
-    target: DecodeLane
-    source_pages: list[int]
-    target_pages: list[int]
-    row: int
-
-    @property
-    def track(self) -> str:
-        """Its name in metrics."""
-        return f"transfer/{self.source.index}->{self.target.index}"
-
-    def release_source(self) -> None:
-        """Let go of the pages that were copied."""
-        self.source.allocator.free(self.source_pages)
-
-    def release_target(self) -> None:
-        """Let go of the pages and the row that were to be used."""
-        self.target.allocator.free(self.target_pages)
-        self.target.pipeline.drop(self.row)
+class HandoffTimeout(RuntimeError):
+    """A hand-off had not landed when it was due."""
 
 
 class Handoffs:
-    """Those in flight. There are never more than the decode side has reserved room for."""
+    """Those that are open.
+
+    Args:
+      config: bounds of time, bytes and attempts.
+      transfer: moves the bytes.
+      roster: is told of every sequence that departs, arrives or fails.
+      buckets: sizes of pages and shipments.
+      clock, recorder: tell the time, and take down what happened when.
+    """
 
     def __init__(
         self,
+        config: HandoffConfig,
         transfer: Transfer,
         roster: Roster,
         buckets: Buckets,
         clock: Clock,
         recorder: Recorder,
     ) -> None:
-        self._transfer, self._roster, self._buckets = transfer, roster, buckets
+        self._config, self._roster, self._buckets = config, roster, buckets
         self._clock, self._recorder = clock, recorder
-        self._in_flight: list[InFlight[Handoff, TransferCost]] = []
+        self._shipping = Shipping(config, transfer, buckets, clock, recorder, self._failed)
+        self._open: list[Handoff] = []
+        self._opened = 0
+        self._interrupt: BaseException | None = None
 
     @property
-    def in_flight(self) -> list[Handoff]:
-        """Those that have begun and not landed."""
-        return [done.work for done in self._in_flight]
+    def open(self) -> list[Handoff]:
+        """Those that hold anything, the oldest first."""
+        return [handoff for handoff in self._open if not handoff.closed]
 
-    def begin(
-        self, sequence: Sequence, source: PrefillLane, target: DecodeLane, pages: int
-    ) -> None:
-        """Reserve a row and `pages` pages of the target, then begin to move. Where both ends share
-        a pool there is nothing to move."""
+    @property
+    def busy(self) -> bool:
+        """Whether anything is on its way, or still has to be."""
+        return bool(self.open) or self._shipping.busy
+
+    @property
+    def migrating(self) -> bool:
+        """Whether anybody is between two decode engines."""
+        return any(
+            isinstance(handoff.source, DecodeLane) and handoff.purpose is Purpose.DECODE
+            for handoff in self.open
+        )
+
+    # How they begin.
+
+    def reserve(self, sequence: Sequence, source: PrefillLane, target: DecodeLane) -> Handoff:
+        """Hold a row and pages for a sequence that is being prefilled, or has been; of its KV
+        nothing moves yet. What the target has of it already is not asked for again."""
         row = target.pipeline.reserve()
+        tokens = sequence.length if sequence.state is State.PREFILLING else sequence.length - 1
+        room = self._buckets.table_pages_for(sequence.length)
+        handoff = self._make(sequence, Purpose.DECODE, source, target, tokens, room, row)
+        sequence.handoff = handoff
+        return handoff
+
+    def begin(self, sequence: Sequence, source: PrefillLane, target: DecodeLane) -> None:
+        """Hand over a sequence that has been prefilled. Where both ends share a pool there is
+        nothing to move."""
         if target.shares_with:
-            self._roster.seat(sequence, target, row, sequence.pages)
+            self._roster.seat(sequence, target, target.pipeline.reserve(), sequence.pages)
             return
-        target_pages = target.allocator.allocate(pages)
-        source_pages = self._roster.depart(sequence)
-        handoff = Handoff(sequence, source, target, source_pages, target_pages, row)
-        started, moved = self._clock.now(), len(source_pages)
+        self.reserve(sequence, source, target)
+        self.depart(sequence)
+
+    def depart(self, sequence: Sequence) -> None:
+        """A sequence with a reservation has its first token, and nothing to do until its KV is
+        there."""
+        handoff = sequence.handoff
+        handoff.source_pages = self._roster.depart(sequence)
+        self._on_its_way(handoff)
+
+    def migrate(self, sequence: Sequence, source: DecodeLane, target: DecodeLane) -> None:
+        """Move a sequence from one decode engine to another. A token that is being made for it is
+        made again there: the same one, since chance depends on its position alone."""
+        row = target.pipeline.reserve()
+        pages = self._roster.leave_row(sequence)
+        room = self._buckets.table_pages_for(sequence.length)
+        tokens = sequence.length - 1
+        handoff = self._make(sequence, Purpose.DECODE, source, target, tokens, room, row)
+        sequence.handoff, handoff.source_pages = handoff, pages
+        self._on_its_way(handoff)
+
+    def give_back(self, sequence: Sequence, source: DecodeLane, target: PrefillLane) -> None:
+        """Send what is left of the KV of a sequence that has ended to where its next turn will be
+        prefilled. Does nothing if that would take more than half of the room there."""
+        here, there = source.pool.prefixes, target.pool.prefixes
+        if here is None or there is None or source.allocator is target.allocator:
+            return
+        pages = here.take(keys_of(sequence, here), sequence.length - 1)
+        span = self._buckets.span
+        tokens = len(pages) * here.page_size // span * span
+        room = tokens // there.page_size
+        known = len(there.match(keys_of(sequence, there)[:room]))
+        # Those that are known may be among the free ones.
+        if (
+            tokens == 0
+            or known == room
+            or room - known > (target.allocator.free_pages - known) // 2
+        ):
+            source.allocator.free(pages)
+            return
+        handoff = self._make(sequence, Purpose.CACHE, source, target, tokens, room, row=-1)
+        handoff.source_pages = pages
+        self._on_its_way(handoff)
+
+    def _make(
+        self,
+        sequence: Sequence,
+        purpose: Purpose,
+        source: Lane,
+        target: Lane,
+        tokens: int,
+        room: int,
+        row: int,
+    ) -> Handoff:
+        """Hold `room` pages of the target, of which some may have the KV of its first tokens."""
+        span, prefixes = self._buckets.span, target.pool.prefixes
+        there: list[int] = []
+        if prefixes is not None:
+            there = prefixes.take(keys_of(sequence, prefixes), tokens // span * span)
+            whole = len(there) * prefixes.page_size // span * span // prefixes.page_size
+            target.allocator.free(there[whole:])  # of a span that is not all there
+            del there[whole:]
+        self._opened += 1
+        handoff = Handoff(
+            id=self._opened,
+            member=Member.of(sequence),
+            purpose=purpose,
+            source=source,
+            target=target,
+            groups=groups_of(source),
+            tokens=tokens,
+            span=span,
+            target_pages=there + target.allocator.allocate(room - len(there)),
+            skipped_tokens=len(there) * target.engine.layout.page_size,
+            row=row,
+            opened=self._clock.now(),
+        )
+        handoff.costs.pages_skipped = len(there)
+        self._open.append(handoff)
+        return handoff
+
+    def _on_its_way(self, handoff: Handoff) -> None:
+        handoff.computed = handoff.tokens
+        handoff.departed = now = self._clock.now()
+        deadline = self._config.deadline
+        handoff.due = None if deadline is None else now + deadline
+        self._settle(handoff)
+
+    # How they go on.
+
+    def computing(self, chunks: Seq[Chunk]) -> Callable[[int], None] | None:
+        """What is to be called after each layer group of a step over `chunks`; None if nobody in
+        it has a reservation."""
+        streaming = [
+            (chunk.sequence.handoff, chunk.stop)
+            for chunk in chunks
+            if chunk.sequence.handoff is not None
+        ]
+        return partial(self._send_group, streaming) if streaming else None
+
+    def computed(self, chunks: Iterable[Chunk]) -> None:
+        """A step over `chunks` has been dispatched. Raises what interrupted its sending."""
+        for chunk in chunks:
+            if chunk.sequence.handoff is not None:
+                chunk.sequence.handoff.computed = chunk.stop
+        interrupt, self._interrupt = self._interrupt, None
+        if interrupt is not None:
+            raise interrupt
+
+    def _send_group(self, streaming: Seq[tuple[Handoff, int]], group: int) -> None:
+        if self._interrupt is not None:
+            return
         try:
-            ticket = self._transfer.start(
-                source.index,
-                target.index,
-                handoff_pages(source_pages, self._buckets),
-                # The newest token has no KV yet: the page that it may open has nothing to receive.
-                handoff_pages(target_pages[:moved], self._buckets),
-                moved,
+            self._shipping.send(
+                (handoff, handoff.sendable(group, computed), slice(group, group + 1))
+                for handoff, computed in streaming
+                if not handoff.closed
             )
         except BaseException as error:
-            handoff.release_source()
-            handoff.release_target()
-            self._roster.fail(sequence, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            members = (Member.of(sequence),)
-            self._in_flight.append(InFlight(handoff, ticket, started, members))
+            self._interrupt = error  # the engine is in the middle of a step
+
+    def pump(self) -> bool:
+        """Send whatever can leave now and has not. Returns whether there was anything."""
+        self._open = self.open
+        parts = []
+        for handoff in self._open:
+            whole, each = handoff.unsent()
+            parts.append((handoff, whole, slice(0, len(handoff.groups))))
+            parts += [(handoff, spans, slice(g, g + 1)) for g, spans in enumerate(each)]
+        return self._shipping.send(parts)
 
     def land(self) -> bool:
-        """Let those that have arrived decode. Returns whether there were any."""
-        arrived = [done for done in self._in_flight if is_ready(done.ticket)]
-        for done in arrived:
-            self._in_flight.remove(done)
-            self._land(done)
-        return bool(arrived)
+        """Write what has arrived; let those of whom all has landed decode. Returns whether there
+        was anything."""
+        busy = self._shipping.land()
+        # Everybody is looked at, not only those of whom something has come now: an interrupt may
+        # have been in the way last time.
+        for handoff in self.open:
+            self._settle(handoff)
+        return busy | self._expire()
 
-    def _land(self, done: InFlight[Handoff, TransferCost]) -> None:
-        """Write into the target's pool what is still wanted, then release the source."""
-        handoff, sequence, now = done.work, done.work.sequence, self._clock.now()
-        try:
-            cost = done.ticket.result()
-            if not sequence.done:
-                self._transfer.land(done.ticket)
-        except BaseException as error:
-            self._roster.fail_all(done.members, error)
-            if not isinstance(error, Exception):
-                raise
+    def _settle(self, handoff: Handoff) -> None:
+        """It is done, if it is complete and its sequence waits for nothing else."""
+        if handoff.closed or handoff.departed is None or not handoff.complete:
+            return
+        sequence, now = handoff.sequence, self._clock.now()
+        handoff.complete_and_leave()
+        costs = handoff.costs
+        costs.transfers, costs.seconds = 1, now - handoff.departed
+        costs.hidden_s = max(0.0, costs.wire_s - costs.exposed_s)
+        source, target = handoff.ends
+        self._recorder.span(
+            f"transfer/{source}->{target}",
+            sequence.id,
+            handoff.departed,
+            now,
+            bytes=costs.bytes,
+            pages=costs.pages,
+        )
+        self._recorder.transfer(sequence, costs)
+        prefixes = handoff.target.pool.prefixes
+        if prefixes is not None:
+            prefixes.insert(keys_of(sequence, prefixes), handoff.target_pages, handoff.tokens)
+        if handoff.purpose is Purpose.CACHE:
+            handoff.target.allocator.free(handoff.target_pages)
+            return
+        assert isinstance(handoff.target, DecodeLane)
+        sequence.handoff = None
+        self._recorder.mark(sequence, "transfer_landed")
+        self._roster.seat(sequence, handoff.target, handoff.row, handoff.target_pages)
+
+    # How they go wrong.
+
+    def withdraw(self, lane: DecodeLane) -> None:
+        """Those who hold room on a lane and do not need it yet give it back: somebody who decodes
+        needs it now. They will be handed over when they have been prefilled."""
+        for handoff in self.open:
+            if handoff.target is lane and handoff.departed is None:
+                self._withdraw(handoff)
+
+    def _withdraw(self, handoff: Handoff) -> None:
+        handoff.close()
+        handoff.sequence.handoff, handoff.sequence.streams = None, False
+
+    def _expire(self) -> bool:
+        """Give up what is overdue. Returns whether there was anything."""
+        now, lease, deadline = self._clock.now(), self._config.lease, self._config.deadline
+        overdue = []
+        for handoff in self.open:
+            if handoff.departed is None:
+                if lease is not None and now - handoff.opened > lease:
+                    self._withdraw(handoff)
+            elif handoff.due is not None and now > handoff.due:
+                overdue.append(handoff)
+                handoff.disown()
+                handoff.due = None if deadline is None else now + deadline
+        for handoff in overdue:
+            self._failed(handoff, HandoffTimeout(f"not landed within {deadline} s"))
+        return bool(overdue)
+
+    def _failed(self, handoff: Handoff, error: BaseException) -> None:
+        """An attempt went wrong. What it should have moved is unsent again."""
+        if not handoff.wanted:
+            return
+        handoff.attempts += 1
+        self._recorder.transfers.retries += 1
+        if handoff.attempts <= self._config.retries:
+            return
+        sequence = handoff.sequence
+        if handoff.purpose is Purpose.CACHE:
+            handoff.close()
+        elif handoff.departed is None:
+            self._withdraw(handoff)  # it is still being prefilled: there will be another
+        elif sequence.failed_handoffs < self._config.reprefills:
+            sequence.failed_handoffs += 1
+            self._recorder.transfers.reprefilled_tokens += sequence.length
+            self._roster.preempt(sequence)
         else:
-            self._recorder.span(
-                handoff.track, sequence.id, done.started, now, bytes=cost.bytes, pages=cost.pages
-            )
-            self._recorder.transfer(sequence, cost, now - done.started)
-        finally:
-            handoff.release_source()
-            if sequence.done:
-                handoff.release_target()
-            else:
-                self._recorder.mark(sequence, "transfer_landed")
-                self._roster.seat(sequence, handoff.target, handoff.row, handoff.target_pages)
+            self._roster.fail(sequence, error)

@@ -6,11 +6,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pdjax.engine_api import DecodeEngine, PrefillEngine, Sampled, Ticket, Transfer
+from pdjax.engine_api import DecodeEngine, End, PrefillEngine, Sampled, Side, Ticket, Transfer
 from pdjax.host.batch import Buckets, Chunk
 from pdjax.host.member import Member
 from pdjax.host.pages import PageAllocator
 from pdjax.host.pipeline import Pipeline, Tick
+from pdjax.host.prefix import PrefixIndex
 from pdjax.request import Sequence
 
 WorkT = TypeVar("WorkT")
@@ -28,14 +29,42 @@ class InFlight(Generic[WorkT, ResultT]):
 
 
 @dataclass(eq=False)
+class Pool:
+    """The pages of a pool, as the host keeps them; engines that share a pool share this.
+
+    `prefixes` finds the pages of what has been computed; None where nothing is kept.
+    """
+
+    allocator: PageAllocator
+    prefixes: PrefixIndex | None
+
+    @classmethod
+    def of(cls, engine: PrefillEngine | DecodeEngine, prefix_cache: bool) -> "Pool":
+        """All of an engine's pages, free."""
+        allocator = PageAllocator(engine.num_pages)
+        size = engine.layout.page_size
+        return cls(allocator, PrefixIndex(allocator, size) if prefix_cache else None)
+
+
+@dataclass(eq=False)
 class PrefillLane:
     """A prefill engine. `running` are its PREFILLING sequences, oldest first."""
 
     index: int
     engine: PrefillEngine
-    allocator: PageAllocator
+    pool: Pool
     running: list[Sequence] = field(default_factory=list)
     in_flight: deque[InFlight[tuple[Chunk, ...], Sampled]] = field(default_factory=deque)
+
+    @property
+    def end(self) -> End:
+        """Its name in a hand-off."""
+        return End(Side.PREFILL, self.index)
+
+    @property
+    def allocator(self) -> PageAllocator:
+        """Of its pool."""
+        return self.pool.allocator
 
     @property
     def backlog(self) -> int:
@@ -53,11 +82,24 @@ class DecodeLane:
 
     index: int
     engine: DecodeEngine
-    allocator: PageAllocator
+    pool: Pool
     pipeline: Pipeline
     shares_with: frozenset[int]
     sequences: list[Sequence] = field(default_factory=list)
     in_flight: deque[InFlight[Tick, Sampled]] = field(default_factory=deque)
+
+    @property
+    def end(self) -> End:
+        """Its name in a hand-off."""
+        return End(Side.DECODE, self.index)
+
+    @property
+    def allocator(self) -> PageAllocator:
+        """Of its pool."""
+        return self.pool.allocator
+
+
+Lane = PrefillLane | DecodeLane
 
 
 def make_lanes(
@@ -66,26 +108,29 @@ def make_lanes(
     transfer: Transfer,
     rows: int,
     buckets: Buckets,
+    *,
+    prefix_cache: bool,
 ) -> tuple[list[PrefillLane], list[DecodeLane]]:
-    """A lane an engine; engines that share a pool share its allocator.
+    """A lane an engine; engines that share a pool share its pages.
 
     Raises:
-      ValueError: pages that do not mean the same everywhere, or pools of which some are shared
+      ValueError: caches that do not mean the same everywhere, or pools of which some are shared
         and some are not.
     """
     prefill = [
-        PrefillLane(i, engine, PageAllocator(engine.num_pages))
+        PrefillLane(i, engine, Pool.of(engine, prefix_cache))
         for i, engine in enumerate(prefill_engines)
     ]
     decode = []
     for j, engine in enumerate(decode_engines):
         for lane in prefill:
-            lane.engine.layout.check_same_pages(engine.layout)
-        shared = [lane for lane in prefill if transfer.shares_pool(lane.index, j)]
-        allocator = shared[0].allocator if shared else PageAllocator(engine.num_pages)
+            lane.engine.layout.check_same_kv(engine.layout)
+        end = End(Side.DECODE, j)
+        shared = [lane for lane in prefill if transfer.shares_pool(lane.end, end)]
+        pool = shared[0].pool if shared else Pool.of(engine, prefix_cache)
         pipeline = Pipeline(engine.layout.stages, rows, buckets)
         shares_with = frozenset(lane.index for lane in shared)
-        decode.append(DecodeLane(j, engine, allocator, pipeline, shares_with))
+        decode.append(DecodeLane(j, engine, pool, pipeline, shares_with))
     sharing = sorted(index for lane in decode for index in lane.shares_with)
     if sharing and (sharing != list(range(len(prefill))) or len(decode) != len(prefill)):
         raise ValueError(

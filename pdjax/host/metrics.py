@@ -6,13 +6,14 @@ What the words mean is said once, in `summary.DEFINITIONS`.
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from pdjax.clock import Clock
-from pdjax.engine_api import TransferCost
+from pdjax.engine_api import End
+from pdjax.host.transfer_metrics import Link, TransferTotals
 from pdjax.request import Sequence
 
 MARKS = (
@@ -27,29 +28,6 @@ MARKS = (
     "finished",
 )
 """Moments of a sequence's life; those between the ends may come again, after a preemption."""
-
-
-@dataclass
-class TransferTotals:
-    """Sum of hand-offs: what they moved, in the terms of `engine_api.TransferCost`, and how long.
-
-    Hand-offs overlap one another and the steps, so `seconds` may exceed the run's duration.
-    """
-
-    transfers: int = 0
-    bytes: int = 0
-    pages: int = 0
-    pieces: int = 0
-    puts: int = 0
-    layout_changing_puts: int = 0
-    seconds: float = 0.0
-
-    def add(self, cost: TransferCost, seconds: float) -> None:
-        """Count one more hand-off."""
-        self.transfers += 1
-        self.seconds += seconds
-        for part in fields(TransferCost):
-            setattr(self, part.name, getattr(self, part.name) + getattr(cost, part.name))
 
 
 @dataclass(frozen=True)
@@ -136,7 +114,7 @@ class RequestMetrics:
             "e2el_ms": in_ms(self.e2e),
             "itls_ms": [in_ms(gap) for gap in self.itl],
             "preemptions": self.preemptions,
-            "transfer": asdict(self.transfer),
+            "transfer": self.transfer.to_json(),
         }
 
 
@@ -221,7 +199,7 @@ class Recorder:
     """Takes down what the coordinator reports, and answers with metrics.
 
     A server runs for weeks, so only the newest finished requests and spans are kept; the totals
-    (`engines`, `transfers`) are of the whole run.
+    (`engines`, `transfers`, `links`) are of the whole run.
 
     Args:
       clock: gives the moments.
@@ -237,6 +215,7 @@ class Recorder:
         self._spans: deque[Span] = deque(maxlen=keep)
         self.engines: dict[str, EngineMetrics] = {}
         self.transfers = TransferTotals()
+        self.links: dict[str, Link] = {}
 
     def mark(self, seq: Sequence, name: str) -> None:
         """Note that `seq` has come to `name`, now; "arrived" is dated by the request itself.
@@ -263,15 +242,19 @@ class Recorder:
         timeline = self._live.get(seq) or self._timeline(seq)
         timeline.token_times.append(moment)
 
-    def transfer(self, seq: Sequence, cost: TransferCost, seconds: float) -> None:
+    def transfer(self, seq: Sequence, costs: TransferTotals) -> None:
         """Note a hand-off of `seq` that has landed."""
-        self._timeline(seq).transfer.add(cost, seconds)
-        self.transfers.add(cost, seconds)
+        self._timeline(seq).transfer.add(costs)
+        self.transfers.add(costs)
+
+    def link(self, source: End, target: End) -> Link:
+        """What has moved from one engine to another."""
+        return self.links.setdefault(f"{source}->{target}", Link())
 
     def span(
         self, track: str, name: str, start: float, end: float, *, who: str = "", **args: float
     ) -> None:
-        """Note a piece of work: track "prefill/E", "decode/E" or "transfer/E->E", E an engine.
+        """Note a piece of work: track "prefill/E", "decode/E" or "transfer/END->END", E an engine.
 
         A decode tick carries `rows_active`, `rows`, `stages_active` and `stages`, the last two
         counting stages whose microbatch had an active row. Any other number may be added; it is
@@ -309,6 +292,7 @@ class Recorder:
         self._spans.clear()
         self.engines.clear()
         self.transfers = TransferTotals()
+        self.links = {name: Link(peak=link.peak) for name, link in self.links.items()}
 
     def _timeline(self, seq: Sequence) -> _Timeline:
         ended = self._ended.get(seq)

@@ -146,7 +146,7 @@ class Pipeline:
             sequence
             for i in beyond
             for sequence in (self._sequence(microbatch, i),)
-            if len(sequence.pages) * self._buckets.page_size <= self._next[microbatch, i]
+            if len(sequence.pages) * self._buckets.table_page_size <= self._next[microbatch, i]
         ]
 
     def tick(self) -> Tick:
@@ -217,7 +217,7 @@ class Pipeline:
     def _beyond_table(self, launched: np.ndarray) -> np.ndarray:
         """bool[b]: who of `launched`, in the microbatch that enters, would write past his table."""
         microbatch = self.entering
-        held = self._widths[microbatch] * self._buckets.page_size
+        held = self._widths[microbatch] * self._buckets.table_page_size
         return launched & (held <= self._next[microbatch])
 
     def _copy_pages(self, place: tuple[int, int], sequence: Sequence) -> None:

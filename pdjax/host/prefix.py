@@ -14,6 +14,7 @@ from hashlib import blake2b
 import numpy as np
 
 from pdjax.host.pages import PageAllocator
+from pdjax.request import Sequence
 
 _KEY_BYTES = 16
 
@@ -142,6 +143,15 @@ class PrefixIndex:
         """Assert that a page has one key, a key one page, and that the allocator knows the same."""
         assert {page: key for key, page in self._pages.items()} == self._keys, "keys and pages"
         assert self._keys.keys() == self._allocator.known, "known here or there only"
+
+
+def keys_of(sequence: Sequence, index: PrefixIndex) -> list[bytes]:
+    """The keys of a sequence's whole pages, kept with it; each token is hashed once."""
+    known = sequence.page_keys.get(index.page_size, [])
+    if sequence.length // index.page_size > len(known):
+        known = index.keys(sequence.token_ids, so_far=known)
+        sequence.page_keys[index.page_size] = known
+    return known
 
 
 def _digest(data: bytes) -> bytes:

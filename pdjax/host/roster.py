@@ -6,14 +6,15 @@ from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pdjax.engine_api import Sampled
-from pdjax.host.lanes import DecodeLane, PrefillLane
+from pdjax.host.lanes import DecodeLane, InFlight, PrefillLane
 from pdjax.host.member import Member
 from pdjax.host.metrics import Recorder
 from pdjax.host.output import ending, logprobs_of
 from pdjax.host.pages import PageAllocator
+from pdjax.host.prefix import keys_of
 from pdjax.request import Request, Sequence, State
 
 
@@ -80,14 +81,34 @@ class Roster:
         for sequence in sequences:
             self._recorder.mark(sequence, "arrived")
 
-    def admit(self, sequence: Sequence, lane: PrefillLane, pages: int) -> None:
-        """From the queue to a prefill engine, with all the pages that it needs there."""
-        self.waiting.remove(sequence)
-        sequence.pages = lane.allocator.allocate(pages)
-        sequence.engine = lane.index
-        sequence.move(State.PREFILLING)
-        insort(lane.running, sequence, key=_age)
-        self._recorder.mark(sequence, "admitted")
+    def admit(self, lane: PrefillLane, newcomers: Iterable[tuple[Sequence, int, int]]) -> None:
+        """From the queue to a prefill engine, each with all the pages that it needs there.
+
+        Args:
+          newcomers: sequences, the tokens of each whose KV is there already, and how many pages it
+            needs in all.
+        """
+        newcomers, prefixes = list(newcomers), lane.pool.prefixes
+        # First everybody takes what is there: to allocate may evict it.
+        for sequence, cached, _ in newcomers:
+            if prefixes is not None:
+                sequence.pages = prefixes.take(keys_of(sequence, prefixes), cached)
+            sequence.prefilled = cached
+            if not sequence.output:
+                sequence.cached_tokens = cached
+        for sequence, _, pages in newcomers:
+            self.waiting.remove(sequence)
+            sequence.pages += lane.allocator.allocate(pages - len(sequence.pages))
+            sequence.engine = sequence.home = lane.index
+            sequence.move(State.PREFILLING)
+            insort(lane.running, sequence, key=_age)
+            self._recorder.mark(sequence, "admitted")
+
+    def computed(self, sequence: Sequence, lane: PrefillLane, tokens: int) -> None:
+        """The KV of its first `tokens` tokens is there, and right: others may find it."""
+        prefixes = lane.pool.prefixes
+        if prefixes is not None:
+            prefixes.insert(keys_of(sequence, prefixes), sequence.pages, tokens)
 
     def wait_for_decode(self, sequence: Sequence) -> None:
         """Its KV is complete but for the newest token's, which decode writes."""
@@ -96,8 +117,21 @@ class Roster:
         insort(self.prefilled, sequence, key=_age)
 
     def depart(self, sequence: Sequence) -> list[int]:
-        """Its KV is copied to a decode engine. Returns its pages, which are the caller's now."""
+        """It waits for nothing but its KV. Returns its pages, which are the caller's now."""
         self.prefilled.remove(sequence)
+        return self._hand_over(sequence)
+
+    def leave_row(self, sequence: Sequence) -> list[int]:
+        """It gives up its row, but not its KV: that moves to another engine. Returns its pages,
+        which are the caller's now."""
+        lane = self._decode[sequence.engine]
+        lane.sequences.remove(sequence)
+        lane.pipeline.drop(sequence.row)
+        sequence.epoch += 1
+        sequence.row = -1
+        return self._hand_over(sequence)
+
+    def _hand_over(self, sequence: Sequence) -> list[int]:
         sequence.move(State.TRANSFERRING)
         pages, sequence.pages = sequence.pages, []
         self._recorder.mark(sequence, "transfer_started")
@@ -124,7 +158,7 @@ class Roster:
     def preempt(self, sequence: Sequence) -> None:
         """Back to the front of the queue, where only older ones stand before it; what it has
         written so far will be prefilled with its prompt."""
-        self._release(sequence)
+        self._release(sequence, sound=True)
         sequence.epoch += 1
         sequence.prefilled = 0
         sequence.move(State.WAITING)
@@ -133,13 +167,15 @@ class Roster:
 
     # At its end.
 
-    def accept(self, rows: Iterable[tuple[int, Member]], sampled: Sampled) -> None:
+    def accept(self, rows: Iterable[tuple[int, Member]], sampled: Sampled) -> list[Sequence]:
         """Whoever still has a use for it takes the token of his row, and ends if it is his last.
+        Returns those who have ended well.
 
         All of them came at one moment. This is the one loop over everybody in a decode step. What
         goes wrong for one, as in the making of his text, is nobody else's business.
         """
         tokens, moment = sampled.tokens.tolist(), self._recorder.now()
+        finished = []
         for row, member in rows:
             if not member.current:
                 continue
@@ -158,6 +194,8 @@ class Roster:
                 if end is not None:
                     sequence.stop_reason = end.stop_reason
                     self.end(sequence, State.FINISHED, end.finish_reason)
+                    finished.append(sequence)
+        return finished
 
     def fail_all(self, members: Iterable[Member], error: BaseException) -> None:
         """End those whose work went wrong, and who still had a use for it."""
@@ -172,7 +210,7 @@ class Roster:
 
     def end(self, sequence: Sequence, state: State, finish_reason: str) -> None:
         """It holds nothing any more, and is forgotten once it has been told of."""
-        self._release(sequence)
+        self._release(sequence, sound=state is not State.FAILED)
         sequence.move(state)
         if state is not State.FINISHED and sequence.text is not None:
             with suppress(Exception):  # it may be the text that went wrong
@@ -185,9 +223,16 @@ class Roster:
         if not choices:
             del self.live[sequence.request.id]
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence, *, sound: bool) -> None:
         """Take it from where it is, and let go of what it holds. Steps that were dispatched for it
-        may still write to its pages: whatever writes there next is dispatched after them."""
+        may still write to its pages: whatever writes there next is dispatched after them.
+
+        Args:
+          sound: whether what it has written is right, so that others may find it.
+        """
+        if sequence.handoff is not None:
+            sequence.handoff.close()
+            sequence.handoff = None
         match sequence.state:
             case State.WAITING:
                 self.waiting.remove(sequence)
@@ -199,11 +244,17 @@ class Roster:
                 self.prefilled.remove(sequence)
                 self._prefill[sequence.engine].allocator.free(sequence.pages)
             case State.TRANSFERRING:
-                pass  # what it held is the hand-off's until the copy has arrived
+                pass  # what it held was the hand-off's
             case State.DECODING:
                 decode = self._decode[sequence.engine]
                 decode.sequences.remove(sequence)
                 decode.pipeline.drop(sequence.row)
+                prefixes = decode.pool.prefixes
+                if sound and prefixes is not None:
+                    # Of the newest token nothing is written yet.
+                    prefixes.insert(
+                        keys_of(sequence, prefixes), sequence.pages, sequence.length - 1
+                    )
                 decode.allocator.free(sequence.pages)
             case state:
                 raise AssertionError(f"sequence {sequence.id} has nothing to release in {state}")
@@ -220,6 +271,17 @@ class Roster:
             pages = held.setdefault(decode.allocator, [])
             pages += [page for sequence in decode.sequences for page in sequence.pages]
         return held
+
+
+def read(done: InFlight[Any, Sampled], roster: Roster) -> Sampled | None:
+    """What has come back; None where it has failed, and those whom it was for with it."""
+    try:
+        return done.ticket.result()
+    except BaseException as error:
+        roster.fail_all(done.members, error)
+        if not isinstance(error, Exception):
+            raise
+        return None
 
 
 def _age(sequence: Sequence) -> int:

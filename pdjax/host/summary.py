@@ -6,7 +6,7 @@ benchmark, so that whatever plots its results plots these.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
 
@@ -117,7 +117,8 @@ def report(recorder: Recorder, slo: SLO | None = None) -> dict[str, Any]:
         **summarize(requests, slo),
         "requests": [metrics.to_json() for metrics in requests],
         "engines": {track: work.to_json() for track, work in sorted(recorder.engines.items())},
-        "transfers": asdict(recorder.transfers),
+        "transfers": recorder.transfers.to_json(),
+        "links": {name: link.to_json() for name, link in sorted(recorder.links.items())},
         "definitions": DEFINITIONS,
     }
 

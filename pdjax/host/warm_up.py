@@ -1,23 +1,32 @@
 """Every bucket once through the door, so that no request waits for a compilation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from functools import partial
+from itertools import permutations, product
 
-from pdjax.engine_api import DecodeEngine, PrefillBatch, PrefillEngine, Transfer
-from pdjax.host.batch import Buckets, empty_prefill_batch, handoff_pages, history
-from pdjax.host.lanes import DecodeLane, PrefillLane
+from pdjax.config import HandoffConfig
+from pdjax.engine_api import DecodeEngine, PrefillBatch, PrefillEngine, Shipment, Transfer
+from pdjax.host.batch import Buckets, empty_prefill_batch, history, span_pages
+from pdjax.host.handoff import groups_of
+from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
+from pdjax.host.metrics import Recorder
 from pdjax.host.pipeline import Pipeline
-from pdjax.kv_layout import NULL_PAGE
 
 WarmUp = Callable[[], None]
 """Sends one batch of nothing but padding, and waits for it; it touches null pages alone."""
 
 
 def warm_ups(
-    prefill: Seq[PrefillLane], decode: Seq[DecodeLane], transfer: Transfer, buckets: Buckets
+    prefill: Seq[PrefillLane],
+    decode: Seq[DecodeLane],
+    transfer: Transfer,
+    buckets: Buckets,
+    handoff: HandoffConfig,
+    recorder: Recorder,
 ) -> list[WarmUp]:
-    """A batch of every shape there is; one after another, memory holds no more than one."""
+    """A batch of every shape there is, and a look at each link; one after another, memory holds no
+    more than one."""
     todo: list[WarmUp] = []
     for lane in prefill:
         shapes = list(buckets.prefill_shapes())
@@ -29,12 +38,26 @@ def warm_ups(
         for pages in buckets.table_pages:
             todo.append(partial(_tick, target.engine, target.pipeline, pages))
         todo.append(partial(target.engine.remember, 0, history((), buckets)))
-        for source in prefill if not target.shares_with else ():
-            for pages in buckets.handoff_pages:
-                todo.append(
-                    partial(_hand_off, transfer, source.index, target.index, pages, buckets)
-                )
+    for ends in _pairs(prefill, decode, handoff):
+        groups = groups_of(ends[0])
+        layers = {*groups, range(groups[0].start, groups[-1].stop)}
+        for size, run in product(buckets.handoff_spans, sorted(layers, key=lambda run: run.start)):
+            todo.append(partial(_hand_off, transfer, *ends, run, size, buckets, handoff.checksums))
+        todo.append(partial(_probe, transfer, *ends, buckets, recorder))
     return todo
+
+
+def _pairs(
+    prefill: Seq[PrefillLane], decode: Seq[DecodeLane], handoff: HandoffConfig
+) -> Iterator[tuple[Lane, Lane]]:
+    """Between whom KV may move."""
+    for source, target in product(prefill, decode):
+        if not target.shares_with:
+            yield source, target
+            if handoff.give_back:
+                yield target, source
+    if handoff.rebalance:
+        yield from permutations(decode, 2)
 
 
 def _prefill(engine: PrefillEngine, batch: PrefillBatch) -> None:
@@ -45,9 +68,29 @@ def _tick(engine: DecodeEngine, pipeline: Pipeline, pages: int) -> None:
     engine.tick(pipeline.idle_tick(pages)).result()
 
 
-def _hand_off(transfer: Transfer, source: int, target: int, pages: int, buckets: Buckets) -> None:
-    nothing = [NULL_PAGE] * pages
-    from_, to = handoff_pages(nothing, buckets), handoff_pages(nothing, buckets)
-    ticket = transfer.start(source, target, from_, to, 0)
+def _hand_off(
+    transfer: Transfer,
+    source: Lane,
+    target: Lane,
+    layers: range,
+    spans: int,
+    buckets: Buckets,
+    checked: bool,
+) -> None:
+    nobody: list[tuple[list[int], range]] = [([], range(spans))]
+    from_, to = (
+        span_pages(nobody, lane.engine.layout.page_size, buckets) for lane in (source, target)
+    )
+    ticket = transfer.send(Shipment(source.end, target.end, layers, from_, 0, checked))
     ticket.result()
-    transfer.land(ticket)
+    transfer.land(ticket, to).result()
+
+
+def _probe(
+    transfer: Transfer, source: Lane, target: Lane, buckets: Buckets, recorder: Recorder
+) -> None:
+    """Measure the link by as many bytes as the longest context has."""
+    layout = source.engine.layout
+    nbytes = layout.page_bytes * -(-buckets.context // layout.page_size)
+    seconds = transfer.probe(source.end, target.end, nbytes)
+    recorder.link(source.end, target.end).peak = nbytes / seconds

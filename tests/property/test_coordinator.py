@@ -6,12 +6,14 @@ from collections.abc import Callable
 import pytest
 
 from pdjax.engine_api import IDLE_ROW
+from pdjax.host import shipping
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.handoffs import Handoff, Handoffs
+from pdjax.host.handoff import Handoff, Part
 from pdjax.host.member import Member
 from pdjax.host.pipeline import Pipeline
-from pdjax.host.roster import Roster
+from pdjax.host.prefix import PrefixIndex
 from pdjax.request import Sequence
+from tests.fakes import Chance, FakeTicket, FakeTransfer
 from tests.property.workload import REACHED, run_all
 
 SHARDS = 10
@@ -35,6 +37,8 @@ def test_faults_hurt_nobody_else(shard):
 def test_the_workloads_cover_what_may_happen():
     happened = run_all(range(20_000, 20_100)) + run_all(range(20_000, 20_100), faults=True)
     wanted = {"refused", "queue full", "preempted", "faults", "interrupted"}
+    wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
+    wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
     wanted |= {"FINISHED", "ABORTED", "FAILED"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
     assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
@@ -44,18 +48,55 @@ def test_the_workloads_cover_what_may_happen():
 # anybody counting pages.
 
 
-def source_released_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prefill pages are given back when the copy begins, not when it has arrived."""
-    release, begin = Handoff.release_source, Handoffs.begin
+def parts_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence decodes when something of it has landed, not when all of it has."""
+    monkeypatch.setattr(
+        Handoff, "complete", property(lambda self: bool((self._ledger == Part.LANDED).any()))
+    )
 
-    def begin_and_release(self, *args) -> None:
-        before = set(self.in_flight)
-        begin(self, *args)
-        for handoff in set(self.in_flight) - before:
-            release(handoff)
 
-    monkeypatch.setattr(Handoffs, "begin", begin_and_release)
-    monkeypatch.setattr(Handoff, "release_source", lambda self: None)
+def unwanted_pages_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What arrives for a hand-off that has been closed is written to pages that it had."""
+    monkeypatch.setattr(shipping._Item, "wanted", property(lambda self: True))
+
+
+def last_page_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last page of a prompt, partly filled, is not sent."""
+    spans = Handoff.spans.fget
+    monkeypatch.setattr(
+        Handoff, "spans", property(lambda self: max(1, spans(self) - bool(self.tokens % self.span)))
+    )
+
+
+def sent_before_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span leaves when its first token has been computed, not its last."""
+    sendable = Handoff.sendable
+    monkeypatch.setattr(
+        Handoff,
+        "sendable",
+        lambda self, group, computed: sendable(self, group, computed + self.span - 1),
+    )
+
+
+def damage_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages whose checksums differ are taken for good."""
+    land = FakeTransfer.land
+
+    def land_and_say_nothing(self, ticket, target_pages) -> FakeTicket[int]:
+        land(self, ticket, target_pages)
+        return FakeTicket(0, Chance(0))
+
+    monkeypatch.setattr(FakeTransfer, "land", land_and_say_nothing)
+
+
+def newest_token_found_in_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of a token that nothing has been written of yet is made findable."""
+    insert = PrefixIndex.insert
+
+    def insert_more(self, keys, pages, tokens) -> None:
+        insert(self, keys, pages, min(tokens + 1, len(keys) * self.page_size))
+
+    monkeypatch.setattr(PrefixIndex, "insert", insert_more)
 
 
 def stale_epoch_believed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,15 +131,9 @@ def dropped_row_left_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pipeline, "drop", drop_but_fly_on)
 
 
-def output_forgotten_by_recompute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A victim starts again behind its prompt, though it has said more."""
-    preempt = Roster.preempt
-
-    def preempt_and_forget(self, sequence: Sequence) -> None:
-        preempt(self, sequence)
-        sequence.prefilled = min(1, sequence.length - 1)
-
-    monkeypatch.setattr(Roster, "preempt", preempt_and_forget)
+def evicted_pages_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index does not hear that a page has been given to somebody else."""
+    monkeypatch.setattr(PrefixIndex, "forget", lambda self, page: None)
 
 
 def penalties_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,15 +144,25 @@ def penalties_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "bug",
     [
-        source_released_early,
+        parts_not_counted,
+        unwanted_pages_written,
+        last_page_left_behind,
+        sent_before_computed,
+        damage_ignored,
+        newest_token_found_in_cache,
         stale_epoch_believed,
         page_grown_late,
         dropped_row_left_in_flight,
-        output_forgotten_by_recompute,
+        evicted_pages_still_found,
         penalties_not_remembered,
     ],
 )
 def test_bugs_are_caught(bug: Patch, monkeypatch: pytest.MonkeyPatch):
     bug(monkeypatch)
+
+    def walks() -> None:
+        for faults in (False, True):
+            run_all(range(30_000, 30_300), faults=faults, check=False)
+
     with pytest.raises(AssertionError, match="seed"):
-        run_all(range(30_000, 30_300), check=False)
+        walks()

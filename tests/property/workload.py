@@ -5,11 +5,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pdjax.clock import VirtualClock
-from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.host.roster import Progress
-from pdjax.kv_layout import KVLayout
+from pdjax.kv_layout import KVLayout, split_groups
 from pdjax.request import LEGAL_MOVES, QueueFull, Request, SamplingParams, Sequence, State
 from tests.fakes import (
     END_TOKEN,
@@ -29,6 +29,9 @@ MOST_STEPS = 20_000
 """Steps after which a workload that is not done hangs; it takes a few hundred."""
 
 STOP = "enough"
+
+FAULTS = ("Injected", "HandoffTimeout", "CorruptPages")
+"""What may be the reason of a failure."""
 
 LIVE = {state for state, moves in LEGAL_MOVES.items() if moves}
 REACHED = LIVE - {State.PARKED} | {State.FINISHED}
@@ -85,26 +88,46 @@ class Workload:
         colocated = draw.random() < 0.2
         rows = draw.choice((1, 2, 3, 4, 6))
         self.layers = draw.randint(4, 6)
-        page_size = draw.choice((1, 2, 3, 4))
+        page_size, other = draw.choice((1, 2, 3, 4)), 1
+        if not colocated:
+            other = draw.choice((1, 1, 2, 3))
         self.max_model_len = draw.randint(4, 40)
-        context = -(-self.max_model_len // page_size)
+        sizes = draw.choice(((page_size, page_size * other), (page_size * other, page_size)))
 
-        def layout(stages: int) -> KVLayout:
-            return KVLayout(self.layers, 1, 1, page_size, "float32", 4, stages)
+        def layout(stages: int, size: int) -> KVLayout:
+            return KVLayout(self.layers, 1, 1, size, "float32", 4, stages)
 
-        def pages() -> int:
+        def pages(size: int) -> int:
+            context = -(-self.max_model_len // size)
             return 1 + draw.randint(max(1, context // 2), context + context // 2)
 
         stages = [n for n in (1, 2, 3, 4) if rows % n == 0]
-        prefill_pages = [pages() for _ in range(draw.randint(1, 3))]
-        decode_pages = prefill_pages if colocated else [pages() for _ in range(draw.randint(1, 3))]
-        self.prefill = [FakePrefillEngine(layout(1), n, self.chance) for n in prefill_pages]
+        prefill_pages = [pages(sizes[0]) for _ in range(draw.randint(1, 3))]
+        decode_pages = prefill_pages
+        if not colocated:
+            decode_pages = [pages(sizes[1]) for _ in range(draw.randint(1, 3))]
+        groups = split_groups(self.layers, draw.randint(1, 4))
+        self.prefill = [
+            FakePrefillEngine(layout(1, sizes[0]), n, self.chance, groups) for n in prefill_pages
+        ]
         self.decode = [
-            FakeDecodeEngine(layout(1 if colocated else draw.choice(stages)), n, rows, self.chance)
+            FakeDecodeEngine(
+                layout(1 if colocated else draw.choice(stages), sizes[1]), n, rows, self.chance
+            )
             for n in decode_pages
         ]
-        transfer = FakeTransfer(self.prefill, self.decode, self.chance, colocated=colocated)
+        handoff = self._handoff_config()
+        self.transfer = FakeTransfer(
+            self.prefill,
+            self.decode,
+            self.chance,
+            colocated=colocated,
+            loss_rate=0.1 if self._faults and handoff.deadline else 0.0,
+            damage_rate=0.1 if self._faults and handoff.checksums else 0.0,
+        )
         config = Config(
+            kv=KVConfig(prefix_cache=self.prefix_cache),
+            handoff=handoff,
             prefill=PrefillConfig(
                 token_budget=draw.randint(1, 16),
                 max_sequences=draw.randint(1, 4),
@@ -123,16 +146,37 @@ class Workload:
             end_token_ids=[END_TOKEN],
             prefill_engines=self.prefill,
             decode_engines=self.decode,
-            transfer=transfer,
+            transfer=self.transfer,
             clock=clock,
             recorder=Recorder(clock),
             make_text=self._make_text,
         )
 
+    def _handoff_config(self) -> HandoffConfig:
+        draw = self.random
+        self.prefix_cache = draw.random() < 0.5
+        return HandoffConfig(
+            streaming=draw.random() < 0.7,
+            after_tokens=draw.choice((0, 0, 0, 1, 3)),
+            stay_below=draw.choice((0, 0, 0, 4, 1000)),
+            give_back=self.prefix_cache and draw.random() < 0.5,
+            rebalance=draw.random() < 0.5,
+            checksums=draw.random() < 0.5,
+            lease=draw.choice((None, 3.0)),
+            deadline=draw.choice((None, 5.0)),
+            retries=draw.randint(0, 2),
+            reprefills=draw.randint(0, 2),
+            max_bytes_in_flight=draw.choice((None, 1, 200)),
+        )
+
     def _visit(self, name: str) -> Visit:
         draw = self.random
         most_prompt = draw.choice((2, self.max_model_len - 1))
-        prompt = [draw.randrange(VOCAB) for _ in range(draw.randint(1, most_prompt))]
+        length = draw.randint(1, most_prompt)
+        # Many prompts begin alike.
+        shared = draw.choice((0, length // 2, length - 1))
+        prompt = [1 + i % 7 for i in range(shared)]
+        prompt += [draw.randrange(VOCAB) for _ in range(length - shared)]
         n = draw.choice((1, 1, 1, 2, 3))
         params = SamplingParams(
             temperature=draw.choice((0.0, 1.0)) if n == 1 else 1.0,
@@ -254,7 +298,7 @@ class Workload:
             case State.FAILED:
                 assert self._faults, f"{name}: {sequence.error}"
                 assert sequence.error is not None
-                assert sequence.error.startswith("Injected"), sequence.error
+                assert sequence.error.startswith(FAULTS), sequence.error
             case State.ABORTED:
                 assert sequence.finish_reason == "abort"
             case state:
@@ -276,4 +320,11 @@ def run_all(seeds: range, *, faults: bool = False, check: bool = True) -> Counte
             raise AssertionError(f"seed {seed}, faults={faults}: {error!r}") from error
         happened += workload.happened
         happened["faults"] += workload.chance.faults
+        happened["lost"] += workload.transfer.lost
+        happened["damaged"] += workload.transfer.damaged
+        totals = workload.coordinator._recorder.transfers
+        for name in ("transfers", "retries", "pages_skipped", "reprefilled_tokens"):
+            happened[name] += getattr(totals, name)
+        for shipment in workload.transfer.shipments:
+            happened[f"{shipment.source.side.value} to {shipment.target.side.value}"] += 1
     return happened

@@ -8,9 +8,9 @@ from pdjax.host.batch import (
     SamplingRows,
     empty_prefill_batch,
     fit,
-    handoff_pages,
     history,
     prefill_batch,
+    span_pages,
 )
 from pdjax.request import Request, SamplingParams, Sequence
 
@@ -32,7 +32,7 @@ def test_default_buckets_are_few_and_hold_everything():
     assert buckets.tokens == (32, 128, 512)
     assert buckets.step_pages == (4, 16, 64)
     assert buckets.table_pages == (4, 16, 64)
-    assert buckets.handoff_pages == (4, 8, 16, 32, 64)
+    assert buckets.handoff_spans == (4, 8, 16, 32, 64)
 
 
 def test_a_full_budget_of_short_prompts_fits_a_step():
@@ -117,7 +117,8 @@ def test_history_travels_only_for_penalties():
 
 
 def test_padded_lists():
-    assert handoff_pages([7, 8, 9, 4, 5], BUCKETS).tolist() == [7, 8, 9, 4, 5, 0, 0, 0]
+    held = [([7, 8, 9, 4, 5], range(1, 4)), ([3], range(1))]
+    assert span_pages(held, 4, BUCKETS).tolist() == [8, 9, 4, 3]
     remembered = history([5, 6], BUCKETS)
     assert remembered.shape == (32,)
     assert remembered[:3].tolist() == [5, 6, 0]
@@ -129,3 +130,20 @@ def test_an_empty_batch_touches_the_null_page_alone():
     assert not batch.kv_pages.any()
     assert not batch.cu_q_lens.any()
     assert (batch.sampling.top_p == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "source", "target"),
+    [
+        ((4, 8), [7, 8, 9, 0, 0, 0, 0, 0], [1, 2, 0, 0]),  # four spans of 8 tokens, two unused
+        ((8, 4), [7, 8, 0, 0], [1, 2, 3, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_spans_of_pools_with_other_pages(sizes, source, target):
+    buckets = Buckets.of(
+        PREFILL, DecodeConfig(), sizes[0], max_model_len=32, table_page_size=sizes[1]
+    )
+    assert (buckets.span, buckets.handoff_spans) == (8, (4,))
+    for size, expected in zip(sizes, (source, target), strict=True):
+        pages = [page for page in expected if page]
+        assert span_pages([(pages, range(2))], size, buckets).tolist() == expected

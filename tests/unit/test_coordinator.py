@@ -12,7 +12,7 @@ from pdjax.config import Config, DecodeConfig, PrefillConfig
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.host.trace import trace_events
-from pdjax.kv_layout import KVLayout
+from pdjax.kv_layout import KVLayout, split_groups
 from pdjax.request import QueueFull, Request, SamplingParams, Sequence, State
 from tests.fakes import (
     END_TOKEN,
@@ -76,12 +76,17 @@ def deploy(
     colocated: bool = False,
     max_delay: int = 0,
     make_text: Callable[[Request], Any] | None = None,
+    groups: int = 1,
+    table_page_size: int = LAYOUT.page_size,
 ) -> Deployment:
-    """One prefill engine, and decode engines of so many stages."""
+    """One prefill engine, whose steps have so many layer groups, and decode engines of so many
+    stages."""
     chance = Chance(0, max_delay=max_delay)
-    prefill = [FakePrefillEngine(LAYOUT, pages[0], chance)]
+    layer_groups = split_groups(LAYOUT.num_layers, groups)
+    prefill = [FakePrefillEngine(LAYOUT, pages[0], chance, layer_groups)]
+    table = replace(LAYOUT, page_size=table_page_size)
     decode = [
-        FakeDecodeEngine(replace(LAYOUT, stages=n), pages[1], config.decode.rows, chance)
+        FakeDecodeEngine(replace(table, stages=n), pages[1], config.decode.rows, chance)
         for n in stages
     ]
     transfer = FakeTransfer(prefill, decode, chance, colocated=colocated)
@@ -318,9 +323,12 @@ def test_abort_is_told_and_leaves_nothing_behind():
     [progress] = house.coordinator.step()
     assert progress.finished
     assert progress.token_ids == []
-    assert house.coordinator.has_work  # the copy cannot be called back
+    for lane in (*house.coordinator._prefill, *house.coordinator._decode):
+        assert lane.allocator.used_pages == 0  # whatever is on its way lands nowhere
     house.run()
-    assert house.coordinator._decode[0].allocator.used_pages == 0
+    late = house.submit("late")
+    house.run()
+    assert late.output == expected(late)
 
 
 def test_a_step_that_changes_nothing_lets_time_pass():
@@ -337,8 +345,8 @@ def test_warm_up_drives_every_bucket():
     buckets = house.coordinator.buckets
     count = house.coordinator.warm_up()
     shapes = set(buckets.prefill_shapes())
-    tables, handoffs = len(buckets.table_pages), len(buckets.handoff_pages)
-    assert count == len(shapes) + 1 + 2 * (tables + 1 + handoffs)
+    tables, handoffs = len(buckets.table_pages), len(buckets.handoff_spans)
+    assert count == len(shapes) + 1 + 2 * (tables + 1 + handoffs + 1)
     assert house.prefill[0].shapes == shapes
     assert all(engine.widths == set(buckets.table_pages) for engine in house.decode)
     for pool in [house.prefill[0].pool, *(engine.pool for engine in house.decode)]:
@@ -348,11 +356,11 @@ def test_warm_up_drives_every_bucket():
     assert sequence.output == expected(sequence)
 
 
-def test_pools_whose_pages_differ_are_refused():
+def test_caches_of_other_heads_are_refused():
     chance = Chance(0)
     prefill = [FakePrefillEngine(LAYOUT, 9, chance)]
-    decode = [FakeDecodeEngine(replace(LAYOUT, page_size=8), 9, 2, chance)]
-    with pytest.raises(ValueError, match="page_size: the sending pool has 4, the receiving pool 8"):
+    decode = [FakeDecodeEngine(replace(LAYOUT, kv_heads=2), 9, 2, chance)]
+    with pytest.raises(ValueError, match="kv_heads"):
         Coordinator(
             CONFIG,
             vocab_size=VOCAB,

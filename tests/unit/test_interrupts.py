@@ -1,23 +1,27 @@
 """What the coordinator does with a sequence whose work was broken off."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pdjax.config import HandoffConfig
 from pdjax.host.text import TextStream
 from pdjax.request import State
 from tests.fakes import FakeTicket, InjectedError
-from tests.unit.test_coordinator import deploy, expected
+from tests.unit.test_coordinator import CONFIG, deploy, expected
 
 pytestmark = pytest.mark.smoke
 
+CONFIG_IN_BULK = replace(CONFIG, handoff=HandoffConfig(streaming=False))
+
 
 @pytest.mark.parametrize("stages", [1, 2])
-@pytest.mark.parametrize("where", ["prefill", "tick", "start"])
+@pytest.mark.parametrize("where", ["prefill", "tick"])
 def test_an_interrupt_ends_only_the_work_it_hit(monkeypatch, where, stages):
     """Who presses a key leaves nobody with half a step behind him: no wrong token, no hang."""
     house = deploy(stages=(stages,))
-    engine = {"prefill": house.prefill[0], "tick": house.decode[0], "start": house.transfer}[where]
+    engine = {"prefill": house.prefill[0], "tick": house.decode[0]}[where]
     early = house.submit("early")
     if where == "tick":
         house.run_until(lambda: len(early.output) >= 2)
@@ -36,21 +40,36 @@ def test_an_interrupt_ends_only_the_work_it_hit(monkeypatch, where, stages):
     assert late.output == expected(late)
 
 
-@pytest.mark.parametrize("door", ["prefill result", "tick result", "land"])
-def test_an_interrupt_while_reading_loses_nobody(door, monkeypatch):
+@pytest.mark.parametrize("where", ["send", "land"])
+def test_an_interrupted_hand_off_goes_on(monkeypatch, where):
+    """Nothing of it is lost: it is sent again."""
     house = deploy(stages=(2,))
     hit = house.submit("hit")
-    states = {"prefill result": State.PREFILLING, "land": State.TRANSFERRING}
-    house.run_until(lambda: hit.state is states.get(door, State.DECODING))
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        if door == "land":
-            patch.setattr(house.transfer, "land", interrupt)
-        else:
-            patch.setattr(FakeTicket, "result", interrupt)
+        patch.setattr(house.transfer, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            house.run()
+    house.coordinator.check()
+    house.run()
+    assert hit.output == expected(hit)
+
+
+@pytest.mark.parametrize("door", ["prefill", "tick"])
+def test_an_interrupt_while_reading_loses_nobody(door, monkeypatch):
+    house = deploy(CONFIG_IN_BULK, stages=(2,))
+    hit = house.submit("hit")
+    state = {"prefill": State.PREFILLING, "tick": State.DECODING}[door]
+    house.run_until(lambda: hit.state is state)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeTicket, "result", interrupt)
         with pytest.raises(KeyboardInterrupt):
             house.run()
     house.coordinator.check()

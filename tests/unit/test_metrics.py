@@ -1,17 +1,18 @@
 """Metrics of hand-made runs, whose numbers can be checked by eye."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pdjax.clock import VirtualClock
-from pdjax.engine_api import TransferCost
 from pdjax.host.metrics import Recorder
 from pdjax.host.summary import SLO, report, summarize
 from pdjax.host.trace import REQUESTS, phases, trace_events, write_trace
+from pdjax.host.transfer_metrics import TransferTotals
 from pdjax.request import Request, SamplingParams, Sequence
 
-COST = TransferCost(bytes=4096, pages=2, pieces=6, puts=1, layout_changing_puts=0)
+COST = TransferTotals(transfers=1, bytes=4096, pages=2, pieces=6, puts=1, seconds=2.0)
 
 
 def a_sequence(name: str = "a", arrival: float = 0.0, prompt_tokens: int = 5) -> Sequence:
@@ -45,7 +46,7 @@ def a_life(script: Script, seq: Sequence, start: float = 1.0) -> None:
     script.at(start + 3, seq, "first_token", "token")
     script.at(start + 4, seq, "transfer_started")
     script.at(start + 6, seq, "transfer_landed", "decoding")
-    script.recorder.transfer(seq, COST, 2.0)
+    script.recorder.transfer(seq, COST)
     script.at(start + 8, seq, "token")
     script.at(start + 9, seq, "token")
     script.at(start + 11, seq, "token", "finished")
@@ -186,12 +187,14 @@ def test_overlapping_steps_are_busy_once():
 def test_transfers_add_up():
     recorder = Script().recorder
     one, two = a_sequence("a"), a_sequence("b")
-    recorder.transfer(one, COST, 0.5)
-    recorder.transfer(one, COST, 0.25)
-    recorder.transfer(two, TransferCost(100, 1, 2, 1, 1), 0.25)
+    recorder.transfer(one, replace(COST, seconds=0.5))
+    recorder.transfer(one, replace(COST, seconds=0.25))
+    recorder.transfer(
+        two, TransferTotals(1, bytes=100, pages=1, layout_changing_puts=1, seconds=0.25)
+    )
     totals = recorder.transfers
     assert (totals.transfers, totals.bytes, totals.pages) == (3, 8292, 5)
-    assert (totals.pieces, totals.puts, totals.layout_changing_puts) == (14, 3, 1)
+    assert (totals.pieces, totals.puts, totals.layout_changing_puts) == (12, 2, 1)
     assert totals.seconds == 1.0
     assert recorder.request(one).transfer.bytes == 8192
 

@@ -36,6 +36,7 @@ def decode_scheduler() -> FcfsDecode:
 
 def prefill_view(engine: int = 0, *running: Sequence, **changes) -> PrefillView:
     values = {"open": True, "backlog": 0, "free_pages": 20, "total_pages": 20, **changes}
+    values.setdefault("cached", lambda sequence: 0)
     return PrefillView(engine=engine, running=running, **values)
 
 

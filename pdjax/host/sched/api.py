@@ -1,6 +1,7 @@
 """What a policy is: pure functions from what the host knows to a plan. Nothing moves until the
 coordinator carries a plan out, so a policy can be tried on made-up situations."""
 
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ class PrefillView:
       backlog: tokens that it holds and has not finished: the measure of its load.
       free_pages: pages that may be reserved now.
       total_pages: pages that it will ever have.
+      cached: of a sequence that waits, the tokens at its front whose KV is there already.
     """
 
     engine: int
@@ -28,6 +30,7 @@ class PrefillView:
     backlog: int
     free_pages: int
     total_pages: int
+    cached: Callable[[Sequence], int]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class DecodeView:
     free_pages: int
     total_pages: int
     shares_with: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A sequence that decodes is to go on on another decode engine."""
+
+    sequence: Sequence
+    engine: int
 
 
 @dataclass(frozen=True)
@@ -112,5 +123,37 @@ class DecodeScheduler(Protocol):
         ...
 
     def admit(self, prefilled: Seq[Sequence], engines: Seq[DecodeView]) -> list[Admission]:
-        """Who of `prefilled`, oldest first, is handed over now, and where to."""
+        """Who of `prefilled`, oldest first, is handed over now, and where to.
+
+        It is also asked who of those whose prefill is about to be dispatched gets room ahead, so
+        that his KV can leave meanwhile; but only when nobody prefilled waits for room.
+        """
+        ...
+
+
+class HandoffScheduler(Protocol):
+    """Decides whether KV moves, when and where to."""
+
+    def stays(self, sequence: Sequence) -> bool:
+        """Whether a sequence that has just been given a token by its prefill engine makes the next
+        one there, too. The prefill side's pages may run out: then it is handed over anyway."""
+        ...
+
+    def streams(self, sequence: Sequence) -> bool:
+        """Whether the KV of one that is prefilled may leave before that has ended."""
+        ...
+
+    def gives_back(self, sequence: Sequence) -> bool:
+        """Whether the KV of one that has finished goes back to the prefill side."""
+        ...
+
+    def migrations(
+        self, engines: Seq[DecodeView], decoding: Mapping[int, Seq[Sequence]]
+    ) -> list[Migration]:
+        """Who leaves his decode engine for another; asked while nobody is between two of them.
+
+        Args:
+          engines: all of them.
+          decoding: who decodes on each.
+        """
         ...

@@ -58,7 +58,7 @@ class FcfsDecode:
         return admissions
 
     def _pages_to_reserve(self, sequence: Sequence, view: DecodeView) -> int:
-        return 0 if view.shares_with else self._buckets.pages_for(sequence.length)
+        return 0 if view.shares_with else self._buckets.table_pages_for(sequence.length)
 
     def _can_admit(self, sequence: Sequence, view: DecodeView) -> bool:
         if not view.free_rows:
@@ -70,7 +70,7 @@ class FcfsDecode:
         in_hand = view.rows - view.free_rows
         return (
             self._pages_to_reserve(sequence, view) + in_hand <= view.free_pages
-            and self._buckets.pages_for(sequence.lifetime_tokens) <= view.total_pages
+            and self._buckets.table_pages_for(sequence.lifetime_tokens) <= view.total_pages
         )
 
 

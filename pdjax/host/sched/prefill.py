@@ -23,14 +23,13 @@ class _Step:
     def has_room(self) -> bool:
         return self.tokens > 0 and self.sequences > 0
 
-    def next_chunk(self, sequence: Sequence) -> Chunk:
-        """As much of what is left of `sequence` as fits; perhaps nothing."""
-        start = sequence.prefilled
+    def next_chunk(self, sequence: Sequence, start: int) -> Chunk:
+        """As much of `sequence` from `start` on as fits; perhaps nothing."""
         stop = min(sequence.length, start + self.tokens, self.pages * self.page_size)
         return Chunk(sequence, start, max(start, stop))
 
-    def add(self, sequence: Sequence) -> None:
-        chunk = self.next_chunk(sequence)
+    def add(self, sequence: Sequence, start: int) -> None:
+        chunk = self.next_chunk(sequence, start)
         if self.has_room and chunk.tokens:
             self.chunks.append(chunk)
             self.tokens -= chunk.tokens
@@ -42,7 +41,8 @@ class FcfsPrefill:
     """Packs the oldest first, up to `token_budget` tokens a step (chunked prefill, Agrawal et al.
     2023). A prompt longer than what is left of the budget is cut, and goes on in the next step.
 
-    All pages of a sequence are reserved when its first chunk is planned, so that what has begun
+    What is in the prefix cache of an engine is not computed again there. All pages of a sequence
+    are reserved when its first chunk is planned, so that what has begun
     can always be finished. If the oldest one waiting finds no room, nobody overtakes it.
 
     Args:
@@ -65,11 +65,12 @@ class FcfsPrefill:
             if not able:
                 break
             step = steps[self._router.prefill_engine(sequence, able).engine]
-            step.add(sequence)
+            start = step.view.cached(sequence)
+            step.add(sequence, start)
             step.view = replace(
                 step.view,
                 free_pages=step.view.free_pages - pages,
-                backlog=step.view.backlog + sequence.length,
+                backlog=step.view.backlog + sequence.length - start,
             )
         return [PrefillPlan(e, tuple(step.chunks)) for e, step in steps.items() if step.chunks]
 
@@ -79,13 +80,13 @@ class FcfsPrefill:
         pages = buckets.step_pages[-1]
         step = _Step(view, self._token_budget, buckets.sequences, pages, buckets.page_size)
         for sequence in view.running:
-            step.add(sequence)
+            step.add(sequence, sequence.prefilled)
         return step
 
     def _can_admit(self, sequence: Sequence, pages: int, step: _Step) -> bool:
         return (
             step.has_room
-            and step.next_chunk(sequence).tokens > 0
+            and step.next_chunk(sequence, step.view.cached(sequence)).tokens > 0
             and pages <= step.view.free_pages
             and self._buckets.pages_for(sequence.lifetime_tokens) <= step.view.total_pages
         )

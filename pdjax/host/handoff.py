@@ -1,0 +1,176 @@
+"""One hand-off: which part of a sequence's KV has to move from one pool to another, how far each
+piece of it has come, and what is held for it at both ends.
+
+    reserved -> (sent, landed) for each part -> complete: only then may the sequence decode
+
+KV is divided into spans of tokens (see `engine_api.Shipment`) and the layer groups of the source. A
+ledger has an entry for each part, so "all pages are present" is looked up, not believed.
+"""
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pdjax.engine_api import End
+from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
+from pdjax.host.member import Member
+from pdjax.host.transfer_metrics import TransferTotals
+from pdjax.request import Sequence
+
+
+class Part(enum.IntEnum):
+    """How far a part has come."""
+
+    UNSENT = 0
+    SENT = 1
+    LANDED = 2
+
+
+class Purpose(enum.Enum):
+    """What for the KV moves."""
+
+    DECODE = "decode"  # the sequence goes on there
+    CACHE = "cache"  # it has ended, and others may find its prefix there
+
+
+@dataclass(eq=False)
+class Handoff:
+    """A hand-off, from the moment that room is reserved for it at the receiving end.
+
+    Attributes:
+      id: unique within a coordinator.
+      member: the sequence, as it was then.
+      purpose: what for.
+      source, target: who owns the pages at each end.
+      groups: layers that leave together, in order; of the source.
+      tokens: how many of the sequence have KV that must be there in the end.
+      span: tokens of a span.
+      target_pages: held at the receiving end, in order; the first `skipped_tokens` of the KV were
+        in them already (delta hand-off).
+      row: reserved there; -1 where none is.
+      opened: moment of the reservation.
+      source_pages: held at the sending end, once the sequence has let go of them (`departed`).
+      departed: moment at which the sequence had nothing left to do but to wait for this.
+      due: moment at which what has not landed is given up; None if never.
+      computed: tokens of which KV has been dispatched through all layers.
+      attempts: that failed.
+      generation: counts disownments; what was sent in an earlier one is not wanted any more.
+      closed: it holds nothing any longer.
+      costs: what it has moved so far, and how long that took.
+    """
+
+    id: int
+    member: Member
+    purpose: Purpose
+    source: Lane
+    target: Lane
+    groups: tuple[range, ...]
+    tokens: int
+    span: int
+    target_pages: list[int]
+    skipped_tokens: int
+    row: int
+    opened: float
+    source_pages: list[int] = field(default_factory=list)
+    departed: float | None = None
+    due: float | None = None
+    computed: int = 0
+    attempts: int = 0
+    generation: int = 0
+    closed: bool = False
+    costs: TransferTotals = field(default_factory=TransferTotals)
+
+    def __post_init__(self) -> None:
+        self._ledger = np.full((self.spans, len(self.groups)), Part.UNSENT, np.uint8)
+        self._ledger[: self.skipped_tokens // self.span] = Part.LANDED
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.member.sequence
+
+    @property
+    def spans(self) -> int:
+        """How many there are; the last may be partly filled."""
+        return -(-self.tokens // self.span)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        return not self.closed and (self.purpose is Purpose.CACHE or self.member.current)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part has landed."""
+        return bool((self._ledger == Part.LANDED).all())
+
+    @property
+    def ends(self) -> tuple[End, End]:
+        """Where from and where to."""
+        return self.source.end, self.target.end
+
+    @property
+    def pages(self) -> list[int]:
+        """Where the KV is at the sending end."""
+        return self.source_pages if self.departed is not None else self.sequence.pages
+
+    def sendable(self, group: int, computed: int) -> np.ndarray:
+        """Spans of a layer group that may leave and have not, if KV of `computed` tokens has been
+        dispatched; i64[n]."""
+        ready = self.spans if computed >= self.tokens else computed // self.span
+        return np.flatnonzero(self._ledger[:ready, group] == Part.UNSENT)
+
+    def unsent(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Spans that may leave in all layer groups, and for each group those that may leave only
+        there."""
+        each = [self.sendable(group, self.computed) for group in range(len(self.groups))]
+        whole = each[0]
+        for spans in each[1:]:
+            whole = np.intersect1d(whole, spans, assume_unique=True)
+        return whole, [np.setdiff1d(spans, whole, assume_unique=True) for spans in each]
+
+    def mark(self, spans: np.ndarray, groups: slice, part: Part) -> None:
+        """These parts have come so far."""
+        self._ledger[spans, groups] = part
+
+    def disown(self) -> None:
+        """Whatever is on its way is not wanted any more, and has to be sent again."""
+        self.generation += 1
+        self._ledger[self._ledger == Part.SENT] = Part.UNSENT
+
+    def held(self) -> Iterator[tuple[Lane, list[int]]]:
+        """The pages that it holds, and where."""
+        if not self.closed:
+            yield self.target, self.target_pages
+            if self.departed is not None:
+                yield self.source, self.source_pages
+
+    def close(self) -> None:
+        """Let go of everything at both ends. What is still on its way lands nowhere: the source has
+        been read in order, and nothing is written to the target before it lands."""
+        self.target.allocator.free(self.target_pages)
+        if self.row >= 0:
+            assert isinstance(self.target, DecodeLane)
+            self.target.pipeline.drop(self.row)
+        self.let_source_go()
+        self.closed = True
+
+    def complete_and_leave(self) -> None:
+        """What was reserved is the sequence's now; only the source's pages are let go."""
+        assert self.complete, f"hand-off {self.id}: parts are missing"
+        self.let_source_go()
+        self.closed = True
+
+    def let_source_go(self) -> None:
+        """Let go of the pages that were copied."""
+        if self.departed is not None:
+            self.source.allocator.free(self.source_pages)
+            self.source_pages = []
+
+
+def groups_of(lane: Lane) -> tuple[range, ...]:
+    """The layers that leave a lane together."""
+    if isinstance(lane, PrefillLane):
+        return lane.engine.layer_groups
+    return (range(lane.engine.layout.num_layers),)

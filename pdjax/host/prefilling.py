@@ -1,0 +1,121 @@
+"""The steps of the prefill engines: who joins them, what leaves while they run, what comes back."""
+
+from collections.abc import Sequence as Seq
+
+from pdjax.clock import Clock
+from pdjax.engine_api import Sampled
+from pdjax.host.batch import Buckets, Chunk, prefill_batch
+from pdjax.host.handoffs import Handoffs
+from pdjax.host.lanes import DecodeLane, InFlight, PrefillLane
+from pdjax.host.member import Member, names
+from pdjax.host.metrics import Recorder
+from pdjax.host.roster import Roster, read
+from pdjax.host.sched.api import DecodeScheduler, HandoffScheduler
+from pdjax.host.views import decode_view
+from pdjax.request import Sequence, State
+
+
+class Prefilling:
+    """Carries out what the prefill scheduler has planned.
+
+    Args:
+      decode: where room can be reserved ahead.
+      roster, handoffs: move sequences, and their KV.
+      decode_scheduler, handoff_scheduler: say for whom room is reserved, and who stays.
+      buckets: sizes of batches and pages.
+      clock, recorder: tell the time, and take down what happened when.
+    """
+
+    def __init__(
+        self,
+        decode: Seq[DecodeLane],
+        roster: Roster,
+        handoffs: Handoffs,
+        decode_scheduler: DecodeScheduler,
+        handoff_scheduler: HandoffScheduler,
+        buckets: Buckets,
+        clock: Clock,
+        recorder: Recorder,
+    ) -> None:
+        self._decode, self._roster, self._handoffs = decode, roster, handoffs
+        self._decode_scheduler, self._handoff_scheduler = decode_scheduler, handoff_scheduler
+        self._buckets, self._clock, self._recorder = buckets, clock, recorder
+
+    def dispatch(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
+        """A step over `chunks`; KV of those who have room on the decode side leaves as it runs."""
+        newcomers = [chunk for chunk in chunks if chunk.sequence.state is State.WAITING]
+        self._roster.admit(
+            lane,
+            [
+                (chunk.sequence, chunk.start, self._buckets.pages_for(chunk.sequence.length))
+                for chunk in newcomers
+            ],
+        )
+        for chunk in newcomers:
+            self._recorder.mark(chunk.sequence, "prefill_started")
+        for chunk in chunks:
+            chunk.sequence.prefilled = chunk.stop
+        self._reserve_ahead(lane, chunks)
+        batch, started = prefill_batch(chunks, self._buckets), self._clock.now()
+        members = tuple(Member.of(chunk.sequence) for chunk in chunks)
+        try:
+            ticket = lane.engine.prefill(batch, self._handoffs.computing(chunks))
+        except BaseException as error:
+            self._roster.fail_all(members, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            lane.in_flight.append(InFlight(chunks, ticket, started, members))
+            self._handoffs.computed(chunks)
+
+    def _reserve_ahead(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
+        """Find room for those whose KV may leave while it is being computed."""
+        streaming = [
+            chunk.sequence
+            for chunk in chunks
+            if chunk.sequence.handoff is None and self._handoff_scheduler.streams(chunk.sequence)
+        ]
+        if streaming and not self._roster.prefilled:
+            views = [decode_view(each) for each in self._decode if not each.shares_with]
+            for admission in self._decode_scheduler.admit(streaming, views):
+                self._handoffs.reserve(admission.sequence, lane, self._decode[admission.engine])
+
+    def harvest(self, lane: PrefillLane, done: InFlight[tuple[Chunk, ...], Sampled]) -> None:
+        """A step has come back: whoever is prefilled by it has his next token."""
+        tokens = sum(chunk.tokens for chunk in done.work)
+        self._recorder.span(
+            f"prefill/{lane.index}",
+            "step",
+            done.started,
+            self._clock.now(),
+            tokens=tokens,
+            sequences=len(done.work),
+            who=names(done.members),
+        )
+        sampled = read(done, self._roster)
+        if sampled is None:
+            return
+        for row, (chunk, member) in enumerate(zip(done.work, done.members, strict=True)):
+            if not member.current:
+                continue
+            sequence = chunk.sequence
+            self._roster.computed(sequence, lane, chunk.stop)
+            if not chunk.last:
+                continue
+            if not sequence.output:
+                self._recorder.mark(sequence, "first_token")
+            self._roster.accept([(row, member)], sampled)
+            if not sequence.done and not self._stays(sequence, lane):
+                self._roster.wait_for_decode(sequence)
+                if sequence.handoff is not None:
+                    self._handoffs.depart(sequence)
+
+    def _stays(self, sequence: Sequence, lane: PrefillLane) -> bool:
+        """Whether its next token is made here, too, and there is room for that."""
+        if not self._handoff_scheduler.stays(sequence):
+            return False
+        missing = self._buckets.pages_for(sequence.length) - len(sequence.pages)
+        if missing > lane.allocator.free_pages:
+            return False
+        sequence.pages += lane.allocator.allocate(missing)
+        return True

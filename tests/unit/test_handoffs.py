@@ -1,0 +1,262 @@
+"""Hand-offs in situations made by hand; `tests/property` makes all the others."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pdjax.config import HandoffConfig, KVConfig
+from pdjax.engine_api import Side
+from pdjax.host.handoff import Handoff
+from pdjax.host.sched.api import DecodeView
+from pdjax.host.sched.handoff import HandoffRules
+from pdjax.request import State
+from tests.unit.test_coordinator import CONFIG, Deployment, deploy, expected
+
+pytestmark = pytest.mark.smoke
+
+
+def deployed(
+    *, prefix_cache: bool = False, stages: tuple[int, ...] = (1,), groups: int = 1, **handoff: Any
+) -> Deployment:
+    config = replace(
+        CONFIG, handoff=HandoffConfig(**handoff), kv=KVConfig(prefix_cache=prefix_cache)
+    )
+    return deploy(config, stages=stages, groups=groups)
+
+
+def sent(house: Deployment) -> list[tuple[int, int, int]]:
+    """First layer, last layer and pages of each shipment."""
+    return [(s.layers.start, s.layers.stop, s.pages) for s in house.transfer.shipments]
+
+
+def test_kv_leaves_by_chunk_and_layer_group_while_it_is_computed():
+    house = deployed(groups=2)
+    sequence = house.submit("a", prompt_len=19)  # chunks of 8, 8 and 3 tokens; pages of 4
+    house.run_until(lambda: bool(sequence.output))
+    assert sent(house) == [(0, 2, 2), (2, 4, 2)] * 2 + [(0, 2, 1), (2, 4, 1)]
+    house.run()
+    assert sequence.output == expected(sequence)
+    metrics = house.recorder.request(sequence)
+    assert (metrics.transfer.shipments, metrics.transfer.transfers) == (6, 1)
+    assert metrics.transfer.pages == 10
+
+
+def test_in_bulk_it_leaves_when_the_prefill_has_ended():
+    house = deployed(groups=2, streaming=False)
+    sequence = house.submit("a", prompt_len=19)
+    house.run_until(lambda: bool(sequence.output))
+    house.run()
+    assert sent(house) == [(0, 4, 5)]
+    assert sequence.output == expected(sequence)
+
+
+def test_room_that_is_not_free_ahead_is_found_afterwards():
+    house = deployed()
+    long = [house.submit(name, max_tokens=20) for name in "ab"]  # both rows
+    house.run_until(lambda: all(sequence.state is State.DECODING for sequence in long))
+    third = house.submit("c", prompt_len=17)
+    house.run_until(lambda: third.state is State.PREFILLED)
+    assert third.handoff is None
+    house.run()
+    assert third.output == expected(third)
+
+
+def test_what_arrives_damaged_is_sent_again():
+    house = deployed(checksums=True, retries=2)
+    house.transfer.damage_rate = 1.0
+    sequence = house.submit("a", prompt_len=6)
+    house.run_until(lambda: house.recorder.transfers.retries == 1)
+    assert sequence.state is not State.DECODING
+    house.transfer.damage_rate = 0.0
+    house.run()
+    assert sequence.output == expected(sequence)
+    assert house.recorder.transfers.reprefilled_tokens == 0
+
+
+@pytest.mark.parametrize("trouble", ["damage", "loss", "send", "land"])
+def test_what_fails_for_good_is_prefilled_anew_and_then_fails(trouble, monkeypatch):
+    house = deployed(checksums=True, deadline=3.0, retries=1, reprefills=1, streaming=False)
+    break_hand_off(house, trouble, monkeypatch)
+    hit = house.submit("hit", prompt_len=6)
+    house.run()
+    assert hit.state is State.FAILED
+    reason = {"damage": "CorruptPages: ", "loss": "HandoffTimeout: "}.get(trouble, "OSError: cut")
+    assert hit.error is not None
+    assert hit.error.startswith(reason)
+    totals = house.recorder.transfers
+    assert (totals.retries, totals.transfers) == (4, 0)  # two attempts, twice
+    assert totals.reprefilled_tokens == 7
+    monkeypatch.undo()
+    house.transfer.damage_rate = house.transfer.loss_rate = 0.0
+    late = house.submit("late", prompt_len=6)
+    house.run()
+    assert late.output == expected(late)
+
+
+def break_hand_off(house: Deployment, trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: Any) -> None:
+        raise OSError("cut")
+
+    match trouble:
+        case "damage":
+            house.transfer.damage_rate = 1.0
+        case "loss":
+            house.transfer.loss_rate = 1.0
+        case door:
+            monkeypatch.setattr(house.transfer, door, cut)
+
+
+def test_a_streamed_hand_off_that_fails_is_made_again_in_bulk(monkeypatch):
+    house = deployed(groups=2, retries=0)
+    send, calls = house.transfer.send, []
+
+    def cut_once(shipment):
+        calls.append(shipment)
+        if len(calls) == 1:
+            raise OSError("cut")
+        return send(shipment)
+
+    monkeypatch.setattr(house.transfer, "send", cut_once)
+    sequence = house.submit("a", prompt_len=12)
+    house.run()
+    assert sequence.output == expected(sequence)
+    assert (sequence.streams, sequence.epoch) == (False, 0)
+    assert sent(house) == [(0, 4, 3)]
+
+
+def test_a_lease_ends_and_room_is_free_again():
+    house = deployed(lease=2.0)
+    sequence = house.submit("a", prompt_len=20)
+    house.coordinator.step()
+    assert sequence.handoff is not None
+    house.clock.advance(3.0)
+    house.coordinator.step()
+    assert sequence.handoff is None
+    house.run()
+    assert sequence.output == expected(sequence)
+
+
+def test_no_more_is_on_the_way_than_allowed():
+    page = 4 * 4 * 2 * 4  # layers, tokens, K and V, bytes
+    house = deployed(max_bytes_in_flight=2 * page)
+    house.transfer._chance.max_delay = 3
+    shipping, most = house.coordinator._handoffs._shipping, 0
+    sequences = [house.submit(name, prompt_len=6) for name in "abcd"]
+    while house.coordinator.has_work:
+        house.coordinator.step()
+        most = max(most, shipping.bytes_in_flight)
+    assert most == 2 * page
+    assert [sequence.output for sequence in sequences] == [expected(each) for each in sequences]
+
+
+def test_only_what_is_missing_moves():
+    house = deployed(prefix_cache=True)
+    first = house.submit("a", prompt_len=17)
+    house.run()
+    second = house.submit("b", prompt_len=18)
+    house.run()
+    assert [first.output, second.output] == [expected(first), expected(second)]
+    assert second.cached_tokens == 16  # the prefill side had four pages of it
+    assert house.transfer.pages_moved == 5 + 1  # and so had the decode side
+    assert house.recorder.request(second).transfer.pages_skipped == 4
+
+
+def test_tokens_may_be_made_on_the_prefill_side_first():
+    house = deployed(after_tokens=3)
+    sequence = house.submit("a", prompt_len=6, max_tokens=8)
+    house.run()
+    assert sequence.output == expected(sequence)
+    assert house.recorder.engines["prefill/0"].steps == 4
+    assert house.recorder.engines["decode/0"].steps == 4
+    assert sent(house) == [(0, 4, 3)]  # six tokens of the prompt and three more
+
+
+def test_short_prompts_never_move():
+    house = deployed(stay_below=6)
+    short, long = house.submit("a", prompt_len=5), house.submit("b", prompt_len=6)
+    house.run()
+    assert [short.output, long.output] == [expected(short), expected(long)]
+    assert house.transfer.pages_moved == 2
+    [moved] = house.transfer.shipments
+    assert moved.source.side is Side.PREFILL
+
+
+def test_an_answer_goes_back_and_the_next_turn_uses_it():
+    house = deployed(prefix_cache=True, give_back=True)
+    first = house.submit("a", prompt_len=8, max_tokens=9)
+    house.run()
+    assert [s.source.side for s in house.transfer.shipments] == [Side.PREFILL, Side.DECODE]
+    assert house.transfer.shipments[-1].pages == 2  # of four, two are there already
+    turn = replace(first.request, id="b", prompt_token_ids=(*first.token_ids, 5))
+    [second] = house.coordinator.submit(turn)
+    house.run()
+    assert second.output == expected(second)
+    assert second.cached_tokens == 16
+
+
+def test_a_sequence_moves_to_an_engine_that_has_more_room():
+    house = deployed(stages=(1, 2), rebalance=True)
+    every = [house.submit(name, prompt_len=5, max_tokens=30) for name in "abcd"]
+    house.run_until(lambda: all(sequence.state is State.DECODING for sequence in every))
+    for sequence in every:
+        if sequence.engine == 1:
+            house.coordinator.abort(sequence.request.id)
+    house.run()
+    sides = [(s.source.side, s.source.engine, s.target.engine) for s in house.transfer.shipments]
+    assert (Side.DECODE, 0, 1) in sides
+    stayed = [sequence for sequence in every if sequence.state is State.FINISHED]
+    assert len(stayed) == 2
+    assert [sequence.output for sequence in stayed] == [expected(each) for each in stayed]
+    assert all(sequence.epoch <= 1 for sequence in stayed)
+
+
+def test_somebody_who_decodes_comes_before_somebody_who_will():
+    house = deploy(CONFIG, pages=(40, 11))
+    old = house.submit("old", prompt_len=15, max_tokens=20)
+    house.run_until(lambda: old.state is State.DECODING)
+    young = house.submit("young", prompt_len=17, max_tokens=3)
+    house.run()
+    assert old.epoch == 0
+    assert [old.output, young.output] == [expected(old), expected(young)]
+
+
+def test_pages_of_other_sizes():
+    for size in (2, 8):
+        house = deploy(CONFIG, table_page_size=size, groups=2)
+        sequences = [house.submit(f"{n}", prompt_len=n) for n in (1, 7, 8, 17)]
+        house.run()
+        assert [each.output for each in sequences] == [expected(each) for each in sequences]
+
+
+def test_a_hand_off_with_parts_missing_cannot_be_completed():
+    house = deployed(streaming=False)
+    sequence = house.submit("a")
+    house.run_until(lambda: sequence.state is State.TRANSFERRING)
+    handoff: Handoff = sequence.handoff
+    with pytest.raises(AssertionError, match="parts are missing"):
+        handoff.complete_and_leave()
+
+
+def view(engine: int, free_rows: int, free_pages: int = 20) -> DecodeView:
+    return DecodeView(engine, 4, free_rows, free_pages, 20, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("engines", "goes_to"),
+    [
+        ([view(0, 0), view(1, 2)], 1),
+        ([view(0, 1), view(1, 2)], None),  # it would only turn round
+        ([view(0, 0), view(1, 2, free_pages=2)], None),
+        ([view(0, 0)], None),
+    ],
+)
+def test_who_migrates(engines, goes_to):
+    house = deployed()
+    buckets = house.coordinator.buckets
+    sequences = [house.submit(name, prompt_len=size) for name, size in (("a", 9), ("b", 5))]
+    rules = HandoffRules(HandoffConfig(rebalance=True), buckets)
+    plan = rules.migrations(engines, {0: sequences, 1: []})
+    assert [(each.sequence, each.engine) for each in plan] == (
+        [] if goes_to is None else [(sequences[1], goes_to)]
+    )
