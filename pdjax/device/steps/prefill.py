@@ -67,8 +67,9 @@ def make_prefill_step(
 
 class GroupedPrefillStep:
     """The step in several programs, so that what one of them has written may leave while the next
-    computes. Groups of equal size share one. What crosses from one to the next is rounded as it is
-    within the whole step, so that both give the same bits.
+    computes. Groups of equal size share one. The residual stream crosses from one to the next
+    together with its scale, as it does between layers, so that both ways give the same bits (on the
+    CPU, where a test compares them).
 
     Attributes:
       groups: their layers.
