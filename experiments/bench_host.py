@@ -9,6 +9,7 @@ dispatch its program, which the next step can hide behind the one that runs.
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,15 @@ from absl import flags
 from experiments.tables import number, table
 from pdjax.clock import WallClock
 from pdjax.config import Config, DecodeConfig, PrefillConfig
-from pdjax.engine_api import DecodeBatch, PrefillBatch, Sampled, TransferCost
+from pdjax.engine_api import (
+    DecodeBatch,
+    End,
+    PrefillBatch,
+    Sampled,
+    Shipment,
+    Ticket,
+    TransferCost,
+)
 from pdjax.flags import new_flags, run
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
@@ -51,12 +60,15 @@ class InstantEngine:
 
     def __init__(self, layout: KVLayout, num_pages: int, rows: int) -> None:
         self.layout, self.num_pages = layout, num_pages
+        self.layer_groups = (range(layout.num_layers),)
         tokens = np.random.default_rng(0).integers(1, VOCAB, rows, dtype=np.int32)
         nothing = np.zeros(rows, np.float32), np.zeros((rows, 0), np.int32)
         self._done = Done(Sampled(tokens, *nothing, np.zeros((rows, 0), np.float32)))
 
-    def prefill(self, batch: PrefillBatch) -> Done:
-        del batch
+    def prefill(
+        self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
+    ) -> Done:
+        del batch, after_group
         return self._done
 
     def tick(self, batch: DecodeBatch) -> Done:
@@ -70,21 +82,27 @@ class InstantEngine:
 class OnePool:
     """Prefill and decode keep their pages together: there is nothing to move."""
 
-    def shares_pool(self, source: int, target: int) -> bool:
-        return source == target
+    def shares_pool(self, source: End, target: End) -> bool:
+        return source.engine == target.engine
 
-    def start(self, *_: object) -> "InstantTransferTicket":
+    def send(self, shipment: Shipment) -> "NoTicket":
         raise AssertionError("nothing moves")
 
-    def land(self, ticket: object) -> None:
+    def land(self, ticket: object, target_pages: object) -> Ticket[int]:
         raise AssertionError("nothing moves")
 
+    def probe(self, source: End, target: End, nbytes: int) -> float:
+        raise AssertionError("there is no link")
 
-class InstantTransferTicket:
-    """Never made; the type that `Transfer.start` names."""
+
+class NoTicket:
+    """Never made; the type that `Transfer.send` names."""
+
+    def gathered(self) -> bool:
+        raise AssertionError("nothing moves")
 
     def ready(self) -> bool:
-        return True
+        raise AssertionError("nothing moves")
 
     def result(self) -> TransferCost:
         raise AssertionError("nothing moves")

@@ -59,7 +59,7 @@ def prefill_batches(tokens: int, pages: int, page_size: int, vocab: int) -> Batc
             "hold as many and more"
         )
     one = (pages,)
-    buckets = Buckets((tokens,), one, one, one, 5, pages * page_size, page_size)
+    buckets = Buckets((tokens,), one, one, one, 5, pages * page_size, page_size, page_size)
     long, *others = _sequences([earlier + chunk, *whole], page_size, vocab, 0)
     chunks = [
         [Chunk(long, start, min(start + tokens, earlier))] for start in range(0, earlier, tokens)
@@ -87,7 +87,8 @@ def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches
     if longest < page_size:
         raise ValueError(f"decode={rows}x{width}: a table must hold more than {TICKS} tokens more")
     one = (width,)
-    pipeline = Pipeline(1, rows, Buckets((1,), one, one, one, 1, width * page_size, page_size))
+    buckets = Buckets((1,), one, one, one, 1, width * page_size, page_size, page_size)
+    pipeline = Pipeline(1, rows, buckets)
     lengths = np.linspace(longest, 1, max(1, rows - 1)).astype(int).tolist()
     if len(lengths) > 2:
         lengths[1] = page_size - 1  # comes to its second page on the way

@@ -60,7 +60,7 @@ def prefill_batches(
 def _buckets(page_size: int, tokens: int, pages: int, sequences: int, context: int) -> Buckets:
     """One of each."""
     one = (pages,)
-    return Buckets((tokens,), one, one, one, sequences, context, page_size)
+    return Buckets((tokens,), one, one, one, sequences, context, page_size, page_size)
 
 
 def _sequences(

@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pdjax.config import Config, load_config
+    from pdjax.config import Config
+    from pdjax.config_load import load_config
     from pdjax.llm import LLM
     from pdjax.request import RequestOutput, SamplingParams
 
@@ -17,7 +18,7 @@ __all__ = ["LLM", "Config", "RequestOutput", "SamplingParams", "load_config"]
 _HOMES = {
     "LLM": "pdjax.llm",
     "Config": "pdjax.config",
-    "load_config": "pdjax.config",
+    "load_config": "pdjax.config_load",
     "SamplingParams": "pdjax.request",
     "RequestOutput": "pdjax.request",
 }

@@ -1,21 +1,12 @@
 """What a run is: frozen dataclasses, composed, validated, and overridden field by field.
 
 A config is a Python file with `get_config() -> Config`, whose docstring holds the command and the
-expected result; or the name of a preset; or a Config. Fields are overridden by their dotted names:
-`{"decode.rows": 8}`.
+expected result; or the name of a preset; or a Config. See `config_load.load_config`.
 """
 
-import ast
-import contextlib
-import dataclasses
-import importlib.util
-import types
-import typing
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
+from pdjax.config_checks import at_least, check_buckets, check_types, one_of
 from pdjax.model_spec import ModelSpec
 
 RANDOM = "random"
@@ -25,45 +16,6 @@ DTYPES = ("float32", "bfloat16")
 
 WIRE_DTYPES = ("int8", "float8_e4m3fn")
 """What KV may be rounded to on its way between pools."""
-
-
-def _check_types(owner: str, config: object) -> None:
-    """Each field of a config has its declared type: a wrong one would fail far from here."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        _check_type(getattr(config, name), hint, f"{owner}.{name}")
-
-
-def _check_type(value: object, hint: Any, name: str) -> None:
-    kinds = _kinds(hint)
-    if type(value) not in kinds and not (float in kinds and type(value) is int):
-        allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"{name}={value!r}: must be {allowed}")
-
-
-def _kinds(hint: Any) -> list[type]:
-    """The classes that a field's type hint allows."""
-    union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return [typing.get_origin(kind) or kind for kind in union]
-
-
-def _at_least(owner: str, config: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{owner}.{name}={value}: must be at least {least}")
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}")
-
-
-def _check_buckets(name: str, buckets: tuple[int, ...] | None) -> None:
-    if buckets is None:
-        return
-    sizes = [size for size in buckets if type(size) is int and size >= 1]
-    if not buckets or sizes != sorted(set(sizes)) or len(sizes) < len(buckets):
-        raise ValueError(f"{name}={buckets}: must be whole numbers, positive and increasing")
 
 
 @dataclass(frozen=True)
@@ -85,9 +37,9 @@ class ModelConfig:
     spec: ModelSpec | None = None
 
     def __post_init__(self) -> None:
-        _check_types("model", self)
-        _one_of("model.dtype", self.dtype, DTYPES)
-        _at_least("model", self, 2, "max_model_len")
+        check_types("model", self)
+        one_of("model.dtype", self.dtype, DTYPES)
+        at_least("model", self, 2, "max_model_len")
         if (self.source == RANDOM) != (self.spec is not None):
             raise ValueError(
                 f'model.spec={self.spec}: needed where model.source="{RANDOM}", and only there; '
@@ -115,10 +67,10 @@ class KVConfig:
     memory_fraction: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_types("kv", self)
-        _at_least("kv", self, 1, "page_size")
+        check_types("kv", self)
+        at_least("kv", self, 1, "page_size")
         if self.dtype is not None:
-            _one_of("kv.dtype", self.dtype, DTYPES)
+            one_of("kv.dtype", self.dtype, DTYPES)
         if not 0 < self.memory_fraction <= 1:
             raise ValueError(f"kv.memory_fraction={self.memory_fraction}: must be in (0, 1]")
 
@@ -151,12 +103,12 @@ class PrefillConfig:
     page_buckets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_types("prefill", self)
-        _at_least("prefill", self, 1, "engines", "tp", "token_budget", "max_sequences")
-        _at_least("prefill", self, 2, "pages")
-        _at_least("prefill", self, 0, "lookahead")
-        _check_buckets("prefill.token_buckets", self.token_buckets)
-        _check_buckets("prefill.page_buckets", self.page_buckets)
+        check_types("prefill", self)
+        at_least("prefill", self, 1, "engines", "tp", "token_budget", "max_sequences")
+        at_least("prefill", self, 2, "pages")
+        at_least("prefill", self, 0, "lookahead")
+        check_buckets("prefill.token_buckets", self.token_buckets)
+        check_buckets("prefill.page_buckets", self.page_buckets)
         if self.token_buckets is not None and self.token_buckets[-1] < self.token_budget:
             raise ValueError(
                 f"prefill.token_buckets={self.token_buckets}: the largest must hold "
@@ -198,13 +150,13 @@ class DecodeConfig:
     kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        _check_types("decode", self)
-        _at_least("decode", self, 1, "engines", "stages", "tp", "rows", "page_size")
+        check_types("decode", self)
+        at_least("decode", self, 1, "engines", "stages", "tp", "rows", "page_size")
         if self.kv_dtype is not None:
-            _one_of("decode.kv_dtype", self.kv_dtype, DTYPES)
-        _at_least("decode", self, 2, "pages")
-        _at_least("decode", self, 0, "lookahead")
-        _check_buckets("decode.page_buckets", self.page_buckets)
+            one_of("decode.kv_dtype", self.kv_dtype, DTYPES)
+        at_least("decode", self, 2, "pages")
+        at_least("decode", self, 0, "lookahead")
+        check_buckets("decode.page_buckets", self.page_buckets)
         if self.rows % self.stages:
             raise ValueError(
                 f"decode.rows={self.rows}: must be a multiple of decode.stages={self.stages}, "
@@ -256,11 +208,11 @@ class HandoffConfig:
     max_bytes_in_flight: int | None = None
 
     def __post_init__(self) -> None:
-        _check_types("handoff", self)
-        _at_least("handoff", self, 0, "after_tokens", "stay_below", "retries", "reprefills")
-        _at_least("handoff", self, 1, "layer_groups", "max_bytes_in_flight")
+        check_types("handoff", self)
+        at_least("handoff", self, 0, "after_tokens", "stay_below", "retries", "reprefills")
+        at_least("handoff", self, 1, "layer_groups", "max_bytes_in_flight")
         if self.wire_dtype is not None:
-            _one_of("handoff.wire_dtype", self.wire_dtype, WIRE_DTYPES)
+            one_of("handoff.wire_dtype", self.wire_dtype, WIRE_DTYPES)
         for name in ("lease", "deadline"):
             seconds = getattr(self, name)
             if seconds is not None and not seconds > 0:
@@ -302,9 +254,9 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_types("config", self)
-        _at_least("config", self, 1, "max_waiting", "cpu_devices")
-        _at_least("config", self, 0, "max_logprobs")
+        check_types("config", self)
+        at_least("config", self, 1, "max_waiting", "cpu_devices")
+        at_least("config", self, 0, "max_logprobs")
         if self.compilation_cache == "":
             raise ValueError("config.compilation_cache='': must be a directory, or None")
         if not 0 <= self.seed < 2**32:
@@ -345,105 +297,3 @@ class Config:
         prefill = self.prefill.engines * self.prefill.tp
         decode = self.decode.engines * self.decode.stages * self.decode.tp
         return prefill if self.colocated else prefill + decode
-
-
-PRESETS: dict[str, Callable[[], Config]] = {
-    "smollm2": lambda: Config(model=ModelConfig(max_model_len=1024)),
-    "smollm2_colocated": lambda: Config(model=ModelConfig(max_model_len=1024), colocated=True),
-}
-"""Configs by name: the embedded model, prefill and decode on a device each, or both on one."""
-
-
-def load_config(
-    source: "str | Path | Config", overrides: Mapping[str, Any] | None = None
-) -> Config:
-    """A Config from a Config, a preset's name, or a Python file with `get_config()`.
-
-    Args:
-      overrides: dotted field names to values; a string is read as the field's type.
-
-    Raises:
-      ValueError: no such file or preset, a file that fails or has no `get_config`, an unknown
-        field, a value of another type or out of range.
-    """
-    if isinstance(source, Config):
-        config = source
-    elif str(source) in PRESETS:
-        config = PRESETS[str(source)]()
-    else:
-        config = _config_of_file(Path(source))
-    tree: dict[str, Any] = {}
-    for name, value in (overrides or {}).items():
-        branch = tree
-        *parents, leaf = name.split(".")
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-            if not isinstance(branch, dict):
-                raise ValueError(f"config.{name}: {parent} is overridden as a whole, too")
-        if leaf in branch:
-            raise ValueError(f"config.{name}: overridden as a whole, and fields of it, too")
-        branch[leaf] = value
-    # All at once: fields that constrain each other change together.
-    return _replace(config, tree, "config")
-
-
-def _config_of_file(path: Path) -> Config:
-    if path.suffix != ".py" or not path.is_file():
-        raise ValueError(
-            f"config={str(path)!r}: no such Python file, nor a preset's name; "
-            f"presets are {', '.join(PRESETS)}"
-        )
-    module_spec = importlib.util.spec_from_file_location(f"pdjax_config_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = None if get_config is None else get_config()
-    except Exception as error:  # the file is the user's: whatever goes wrong in it is bad input
-        reason = " ".join(str(error).split())
-        if not isinstance(error, ValueError) or not reason:
-            reason = f"{type(error).__name__}: {reason}"
-        raise ValueError(f"config={str(path)!r}: {reason}") from error
-    if get_config is None:
-        raise ValueError(f"config={str(path)!r}: the file has no get_config()")
-    if not isinstance(config, Config):
-        raise ValueError(
-            f"config={str(path)!r}: get_config() returned {type(config).__name__}, "
-            "not a pdjax.Config"
-        )
-    return config
-
-
-def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
-    """`config` with the fields of `tree` replaced; `name` is its own dotted name, for messages."""
-    hints = typing.get_type_hints(type(config))
-    changes = {}
-    for leaf, value in tree.items():
-        if leaf not in hints:
-            raise ValueError(
-                f"{name}.{leaf}: no such field; {type(config).__name__} has {', '.join(hints)}"
-            )
-        current, full = getattr(config, leaf), f"{name}.{leaf}"
-        if isinstance(value, dict) and not dataclasses.is_dataclass(current):
-            raise ValueError(f"{full}.{next(iter(value))}: {leaf} has no fields of its own")
-        nested = isinstance(value, dict)
-        changes[leaf] = (
-            _replace(current, value, full) if nested else _parse(value, hints[leaf], full)
-        )
-    return dataclasses.replace(config, **changes)
-
-
-def _parse(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type of the field; text is read as a Python literal, or as it stands for a
-    string field."""
-    if isinstance(value, str):
-        kinds = _kinds(hint)
-        if value == "None" and type(None) in kinds:
-            return None
-        if str not in kinds:
-            # What is no literal stays text, and the check below says what is allowed.
-            with contextlib.suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(value)
-    _check_type(value, hint, name)
-    return value

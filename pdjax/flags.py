@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from pdjax.config import PRESETS, Config, load_config
+from pdjax.config import Config
+from pdjax.config_load import PRESETS, load_config
 
 _FIELD = "config.FIELD"
 _HELP = {"-h", "--help", "-help", "--helpshort", "--helpfull"}

@@ -21,7 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pdjax.clock import Clock, WallClock
-from pdjax.config import RANDOM, Config, load_config
+from pdjax.config import RANDOM, Config
+from pdjax.config_load import load_config
 from pdjax.device.build import build_engines
 from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.device.model.checkpoints.orbax import convert as convert_checkpoint

@@ -317,11 +317,9 @@ class FakeTransfer:
         loss_rate: float = 0.0,
         damage_rate: float = 0.0,
     ) -> None:
-        self._engines: dict[End, FakePrefillEngine | FakeDecodeEngine] = {
-            End(side, index): engine
-            for side, engines in ((Side.PREFILL, prefill), (Side.DECODE, decode))
-            for index, engine in enumerate(engines)
-        }
+        self._engines: dict[End, FakePrefillEngine | FakeDecodeEngine] = {}
+        self._engines |= {End(Side.PREFILL, i): engine for i, engine in enumerate(prefill)}
+        self._engines |= {End(Side.DECODE, i): engine for i, engine in enumerate(decode)}
         self._chance = chance
         self._colocated = colocated
         self.loss_rate, self.damage_rate = loss_rate, damage_rate

@@ -51,7 +51,7 @@ JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 
 # Floors of a column, by the name below it; what is not named stands on floor 1.
 FLOORS = {
-    "host": {"coordinator*": 3, "sched*": 2},
+    "host": {"coordinator*": 4, "prefilling*": 3, "views*": 3, "sched*": 2},
     "device": {"build": 4, "engine*": 3, "steps*": 2, "mesh*": 0, "compat*": 0},
 }
 

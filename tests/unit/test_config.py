@@ -1,14 +1,14 @@
 import pytest
 
 from pdjax.config import (
-    PRESETS,
     Config,
     DecodeConfig,
+    HandoffConfig,
     KVConfig,
     ModelConfig,
     PrefillConfig,
-    load_config,
 )
+from pdjax.config_load import PRESETS, load_config
 
 pytestmark = pytest.mark.smoke
 
@@ -137,6 +137,23 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
             Config,
             {"compilation_cache": ""},
             "config.compilation_cache='': must be a directory, or None",
+        ),
+        (
+            HandoffConfig,
+            {"wire_dtype": "int4"},
+            "handoff.wire_dtype='int4': allowed are int8, float8_e4m3fn",
+        ),
+        (HandoffConfig, {"lease": 0.0}, "handoff.lease=0.0: must be None or above 0 seconds"),
+        (HandoffConfig, {"retries": -1}, "handoff.retries=-1: must be at least 0"),
+        (
+            Config,
+            {"handoff": HandoffConfig(give_back=True)},
+            "handoff.give_back=True: needs kv.prefix_cache=True, to be of any use",
+        ),
+        (
+            Config,
+            {"decode": DecodeConfig(page_size=24)},
+            "decode.page_size=24: must divide kv.page_size=16 or be a multiple of it",
         ),
         (Config, {"seed": -1}, r"config.seed=-1: must be in \[0, 2\*\*32\)"),
         (Config, {"seed": 2**32}, r"config.seed=4294967296: must be in \[0, 2\*\*32\)"),

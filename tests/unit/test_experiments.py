@@ -15,7 +15,7 @@ from experiments.tables import megabytes, number, percent, table
 from experiments.workload import Numbers, Workload
 from pdjax import LLM, SamplingParams
 from pdjax.clock import VirtualClock
-from pdjax.config import load_config
+from pdjax.config_load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Workload(batches=(1, 2), context=20, steps=4, prefill=64, rounds=1)
