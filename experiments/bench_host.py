@@ -60,7 +60,7 @@ class InstantEngine:
 
     def __init__(self, layout: KVLayout, num_pages: int, rows: int) -> None:
         self.layout, self.num_pages = layout, num_pages
-        self.layer_groups = (range(layout.num_layers),)
+        self.layer_groups: tuple[range, ...] = (range(layout.num_layers),)
         tokens = np.random.default_rng(0).integers(1, VOCAB, rows, dtype=np.int32)
         nothing = np.zeros(rows, np.float32), np.zeros((rows, 0), np.int32)
         self._done = Done(Sampled(tokens, *nothing, np.zeros((rows, 0), np.float32)))

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pdjax.config import Config, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.config import (
+    Config,
+    DecodeConfig,
+    HandoffConfig,
+    KVConfig,
+    ModelConfig,
+    PrefillConfig,
+)
 from pdjax.llm import LLM
 from pdjax.model_spec import ModelSpec
 from pdjax.request import SamplingParams
@@ -40,13 +47,15 @@ PROMPT_LENS = (1, 3, 4, 5, 16, 17, 40, 2, 33, 8, 1, 21)
 """Around a page, around a chunk, several chunks; three times as many requests as rows."""
 
 
-def disaggregated(tp_p: int, stages: int, tp_d: int, **decode: Any) -> Config:
-    """The same model with prefill on tp_p devices and decode on stages x tp_d others."""
+def disaggregated(tp_p: int, stages: int, tp_d: int, groups: int = 2, **decode: Any) -> Config:
+    """The same model with prefill on tp_p devices, in so many layer groups, and decode on stages x
+    tp_d others."""
     rows = {1: 4, 2: 4, 3: 6, 4: 4, 5: 5, 6: 6, 7: 7}[stages]
     return replace(
         MONOLITHIC,
         colocated=False,
         prefill=replace(MONOLITHIC.prefill, tp=tp_p),
+        handoff=HandoffConfig(layer_groups=groups),
         decode=replace(
             MONOLITHIC.decode, **({"stages": stages, "tp": tp_d, "rows": rows} | decode)
         ),

@@ -1,11 +1,14 @@
 """What the device column promises beside the right tokens: nothing compiles after the warm-up, and
 steps update their pools in place."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import pytest
 
+from pdjax.config import HandoffConfig
+from pdjax.engine_api import End, Side
 from pdjax.llm import LLM
 from tests.e2e.promise import MONOLITHIC, answers, disaggregated, expected
 
@@ -26,7 +29,14 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1)])
+EVERYTHING = replace(
+    disaggregated(2, 2, 1, page_size=8),
+    kv=replace(MONOLITHIC.kv, prefix_cache=True),
+    handoff=HandoffConfig(layer_groups=3, checksums=True, give_back=True, after_tokens=1),
+)
+
+
+@pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING])
 def test_nothing_compiles_after_the_warm_up(config, compilations):
     with LLM(config) as llm:
         assert compilations
@@ -54,7 +64,7 @@ class Compiled:
 
 
 def test_pools_are_updated_in_place():
-    config = disaggregated(1, 1, 1, pages=4001)
+    config = disaggregated(1, 1, 1, groups=1, pages=4001)
     with LLM(config, {"prefill.pages": 4001, "warm_up": False}) as llm:
         prefill, decode = llm.prefill_engines[0], llm.decode_engines[0]
         steps = {
@@ -63,7 +73,7 @@ def test_pools_are_updated_in_place():
         }
         prefill._step, decode._tick = steps["prefill"], steps["decode"]
         transfer: Any = llm.coordinator._transfer
-        [path] = transfer._paths.values()
+        path = transfer.path(End(Side.PREFILL, 0), End(Side.DECODE, 0))
         steps["land"] = path._scatter = Compiled(path._scatter)
         llm.generate([[1, 2, 3]])
     pool_bytes = prefill.layout.page_bytes * 4001

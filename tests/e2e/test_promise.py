@@ -1,9 +1,14 @@
 """The promise: disaggregated tokens equal monolithic tokens, exactly, for every pair of layouts."""
 
+import random
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from pdjax.device.kv.transfer import DeviceTransfer, LandingTicket, ShipmentTicket
+from pdjax.engine_api import Shipment
 from pdjax.llm import LLM
 from pdjax.request import SamplingParams, State
 from tests.e2e.promise import MONOLITHIC, answers, conserved, disaggregated, expected, workload
@@ -24,10 +29,100 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("tp_p", "stages", "tp_d"), LAYOUTS)
 def test_token_exact(tp_p, stages, tp_d):
-    with LLM(disaggregated(tp_p, stages, tp_d)) as llm:
+    groups = (1, 2, 3, 7)[(tp_p + stages) % 4]
+    with LLM(disaggregated(tp_p, stages, tp_d, groups)) as llm:
         assert answers(llm) == expected()
-        assert llm.recorder.transfers.transfers > 0
+        totals = llm.recorder.transfers
+        assert totals.shipments >= totals.transfers > 0
+        assert (totals.layout_changing_puts, totals.reprefilled_tokens) == (0, 0)
+
+
+VARIANTS = {
+    "in bulk": {"handoff.streaming": False},
+    "larger pages": {"decode.page_size": 8},
+    "smaller pages": {
+        "decode.page_size": 1,
+        "decode.page_buckets": (64,),
+        "handoff.checksums": True,
+    },
+    "tokens first": {"handoff.after_tokens": 3},
+    "short ones stay": {"handoff.stay_below": 9},
+    "prefixes kept": {"kv.prefix_cache": True, "decode.pages": 40},
+    "back": {"kv.prefix_cache": True, "handoff.give_back": True},
+    "sideways": {"decode.engines": 2, "handoff.rebalance": True},
+    "little at once": {"handoff.max_bytes_in_flight": 1, "handoff.checksums": True},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_way_of_moving_changes_a_token(name):
+    with LLM(disaggregated(2, 2, 1, 3), VARIANTS[name]) as llm:
+        assert answers(llm) == expected()
+        if "kv.prefix_cache" in VARIANTS[name]:
+            assert answers(llm) == expected()  # now from what is kept
+            assert llm.recorder.transfers.pages_skipped > 0
         assert llm.recorder.transfers.layout_changing_puts == 0
+
+
+class Unreliable:
+    """A transfer that fails now and then, damages what it moves, or never delivers it."""
+
+    def __init__(self, transfer: DeviceTransfer, seed: int) -> None:
+        self._transfer, self._random = transfer, random.Random(seed)
+        self.shares_pool, self.probe = transfer.shares_pool, transfer.probe
+        self.troubles: Counter[str] = Counter()
+
+    def _trouble(self, kind: str, chance: float) -> bool:
+        struck = self._random.random() < chance
+        self.troubles[kind] += struck
+        return struck
+
+    def send(self, shipment: Shipment) -> ShipmentTicket:
+        if self._trouble("send", 0.05):
+            raise OSError("the link is down")
+        ticket = self._transfer.send(shipment)
+        if self._trouble("lost", 0.05):
+            ticket.ready = lambda: False  # type: ignore[method-assign]
+        if self._trouble("damaged", 0.05):
+            ticket.pieces[0][0] = ticket.pieces[0][0] ^ 1
+        return ticket
+
+    def land(self, ticket: ShipmentTicket, target_pages: np.ndarray) -> LandingTicket:
+        if self._trouble("land", 0.05):
+            raise OSError("the link is down")
+        return self._transfer.land(ticket, target_pages)
+
+
+def test_a_storm_loses_nothing():
+    """Failures, damage, losses and aborts all the time: whoever is not hurt for good has the right
+    tokens, and nothing leaks."""
+    config = disaggregated(1, 3, 1, 3)
+    changes = {"handoff.checksums": True, "handoff.deadline": 0.05, "handoff.retries": 2}
+    with LLM(config, {**changes, "handoff.reprefills": 3, "kv.prefix_cache": True}) as llm:
+        storm = Unreliable(llm.coordinator._transfer, seed=5)
+        llm.coordinator._handoffs._shipping.transfer = storm
+        draw, outcomes = random.Random(7), Counter[str]()
+        for _ in range(5):
+            ids = [llm.submit(prompt, params) for prompt, params in workload()]
+            victims = {id: draw.randint(1, 40) for id in draw.sample(ids, 3)}
+            while llm.has_work:
+                llm.step()
+                llm.coordinator.check()
+                victims = {id: left - 1 for id, left in victims.items()}
+                for id in [id for id, left in victims.items() if left == 0]:
+                    llm.abort(id)
+            for id, tokens in zip(ids, expected(), strict=True):
+                answer = llm.take_output(id)
+                assert answer is not None
+                for choice, right in zip(answer.choices, tokens, strict=True):
+                    outcomes[choice.finish_reason or ""] += 1
+                    assert choice.token_ids == right[: len(choice.token_ids)]
+                    if choice.finish_reason in ("stop", "length"):
+                        assert choice.token_ids == right
+        conserved(llm)
+        assert all(storm.troubles[kind] for kind in ("send", "lost", "damaged", "land"))
+        assert outcomes["length"] + outcomes["stop"] > 40
+        assert outcomes["abort"] > 0
 
 
 @pytest.mark.smoke
