@@ -228,6 +228,9 @@ class Config:
       colocated: prefill and decode on one and the same mesh and pool (the rival that disaggregation
         is measured against): a hand-off moves ownership, not bytes. Needs one engine of one stage,
         and equal tp.
+      shared_devices: deal the same devices to the prefill engines as to the decode engines, each
+        with weights and a pool of its own: as for tensor-parallel prefill and pipelined decode over
+        all devices there are.
       max_waiting: most requests in the waiting queue; one more is refused.
       max_logprobs: most alternatives a request may ask for.
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
@@ -246,6 +249,7 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
     colocated: bool = False
+    shared_devices: bool = False
     max_waiting: int = 1024
     max_logprobs: int = 20
     cpu_devices: int | None = None
@@ -262,6 +266,10 @@ class Config:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"config.seed={self.seed}: must be in [0, 2**32)")
         self._check_handoff()
+        if self.colocated and self.shared_devices:
+            raise ValueError(
+                "shared_devices=True: is for separate engines; with colocated=True there is one"
+            )
         if self.colocated:
             p, d = self.prefill, self.decode
             if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
@@ -296,4 +304,6 @@ class Config:
         """Devices that the meshes need."""
         prefill = self.prefill.engines * self.prefill.tp
         decode = self.decode.engines * self.decode.stages * self.decode.tp
-        return prefill if self.colocated else prefill + decode
+        if self.colocated:
+            return prefill
+        return max(prefill, decode) if self.shared_devices else prefill + decode

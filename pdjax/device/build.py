@@ -63,13 +63,18 @@ def build_engines(
         [devices] = take_devices([p.tp], ["the colocated engine"])
         prefilling = decoding = [builder.shared(devices)]
     else:
-        dealt = take_devices(
-            [p.tp] * p.engines + [d.stages * d.tp] * d.engines,
-            [f"prefill engine {i}" for i in range(p.engines)]
-            + [f"decode engine {i}" for i in range(d.engines)],
+        sizes = [p.tp] * p.engines, [d.stages * d.tp] * d.engines
+        names = (
+            [f"prefill engine {i}" for i in range(p.engines)],
+            [f"decode engine {i}" for i in range(d.engines)],
         )
-        prefilling = [builder.source(devices) for devices in dealt[: p.engines]]
-        decoding = [builder.target(devices) for devices in dealt[p.engines :]]
+        if config.shared_devices:
+            sides = [take_devices(*side) for side in zip(sizes, names, strict=True)]
+        else:
+            dealt = take_devices([*sizes[0], *sizes[1]], [*names[0], *names[1]])
+            sides = [dealt[: p.engines], dealt[p.engines :]]
+        prefilling = [builder.source(devices) for devices in sides[0]]
+        decoding = [builder.target(devices) for devices in sides[1]]
     transfer = DeviceTransfer(_ends(prefilling, decoding), config.handoff.wire_dtype)
     groups = choose_groups(config, spec, transfer, prefilling[0][0])
     prefill = [builder.prefill_engine(*each, groups) for each in prefilling]

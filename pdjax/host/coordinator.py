@@ -109,7 +109,9 @@ class Coordinator:
             self.buckets,
             clock,
             recorder,
+            self._serve_decode,
         )
+        self._ended: list[tuple[Sequence, DecodeLane]] = []
         self._submitted = 0
         self._idle_turns = 0
 
@@ -170,13 +172,12 @@ class Coordinator:
         Decode goes first, both to be read and to be dispatched, since it is the side whose
         latency is felt with every token.
         """
-        busy = self._harvest_decode()
-        busy |= self._land_transfers()
-        busy |= self._dispatch_decode()
+        busy = self._serve_decode()
         busy |= self._harvest_prefill()
         busy |= self._reserve_then_move()
         busy |= self._rebalance()
         busy |= self._dispatch_prefill()
+        self._give_back()
         busy |= self._handoffs.pump()
         self._idle_turns = 0 if busy or self._roster.has_news else self._idle_turns + 1
         if self._idle_turns:
@@ -184,6 +185,11 @@ class Coordinator:
         return self._roster.take_news()
 
     # The parts of a step, in its order. Each returns whether it changed anything.
+
+    def _serve_decode(self) -> bool:
+        busy = self._harvest_decode()
+        busy |= self._land_transfers()
+        return busy | self._dispatch_decode()
 
     def _harvest_decode(self) -> bool:
         busy = False
@@ -238,6 +244,12 @@ class Coordinator:
             source = self._decode[migration.sequence.engine]
             self._handoffs.migrate(migration.sequence, source, self._decode[migration.engine])
         return bool(migrations)
+
+    def _give_back(self) -> None:
+        """Not as soon as they end: a step may be in the middle of being planned and dispatched."""
+        ended, self._ended = self._ended, []
+        for sequence, lane in ended:
+            self._handoffs.give_back(sequence, lane, self._prefill[sequence.home])
 
     def _dispatch_prefill(self) -> bool:
         if not self._roster.waiting and not any(lane.running for lane in self._prefill):
@@ -308,7 +320,7 @@ class Coordinator:
             return
         for sequence in self._roster.accept(tick.leaving, sampled):
             if self._handoff_scheduler.gives_back(sequence):
-                self._handoffs.give_back(sequence, lane, self._prefill[sequence.home])
+                self._ended.append((sequence, lane))
 
     # Before and after.
 

@@ -185,15 +185,15 @@ class Handoffs:
 
     # How they go on.
 
-    def computing(self, chunks: Seq[Chunk]) -> Callable[[int], None] | None:
-        """What is to be called after each layer group of a step over `chunks`; None if nobody in
-        it has a reservation."""
+    def computing(self, chunks: Seq[Chunk], between: Callable[[], object]) -> Callable[[int], None]:
+        """What is to be called after each layer group of a step over `chunks`: it sends what the
+        group has written for those who have a reservation, and then calls `between`."""
         streaming = [
             (chunk.sequence.handoff, chunk.stop)
             for chunk in chunks
             if chunk.sequence.handoff is not None
         ]
-        return partial(self._send_group, streaming) if streaming else None
+        return partial(self._after_group, streaming, between)
 
     def computed(self, chunks: Iterable[Chunk]) -> None:
         """A step over `chunks` has been dispatched. Raises what interrupted its sending."""
@@ -204,7 +204,9 @@ class Handoffs:
         if interrupt is not None:
             raise interrupt
 
-    def _send_group(self, streaming: Seq[tuple[Handoff, int]], group: int) -> None:
+    def _after_group(
+        self, streaming: Seq[tuple[Handoff, int]], between: Callable[[], object], group: int
+    ) -> None:
         if self._interrupt is not None:
             return
         try:
@@ -213,6 +215,7 @@ class Handoffs:
                 for handoff, computed in streaming
                 if not handoff.closed
             )
+            between()
         except BaseException as error:
             self._interrupt = error  # the engine is in the middle of a step
 

@@ -1,5 +1,6 @@
 """The steps of the prefill engines: who joins them, what leaves while they run, what comes back."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from pdjax.clock import Clock
@@ -24,6 +25,8 @@ class Prefilling:
       decode_scheduler, handoff_scheduler: say for whom room is reserved, and who stays.
       buckets: sizes of batches and pages.
       clock, recorder: tell the time, and take down what happened when.
+      between: called between the layer groups of a step. To dispatch a step of a large model takes
+        the host as long as a decode step takes, and decode must not wait for it.
     """
 
     def __init__(
@@ -36,7 +39,9 @@ class Prefilling:
         buckets: Buckets,
         clock: Clock,
         recorder: Recorder,
+        between: Callable[[], object],
     ) -> None:
+        self._between = between
         self._decode, self._roster, self._handoffs = decode, roster, handoffs
         self._decode_scheduler, self._handoff_scheduler = decode_scheduler, handoff_scheduler
         self._buckets, self._clock, self._recorder = buckets, clock, recorder
@@ -59,7 +64,10 @@ class Prefilling:
         batch, started = prefill_batch(chunks, self._buckets), self._clock.now()
         members = tuple(Member.of(chunk.sequence) for chunk in chunks)
         try:
-            ticket = lane.engine.prefill(batch, self._handoffs.computing(chunks))
+            after_group = None
+            if not any(lane.index in decode.shares_with for decode in self._decode):
+                after_group = self._handoffs.computing(chunks, self._between)
+            ticket = lane.engine.prefill(batch, after_group)
         except BaseException as error:
             self._roster.fail_all(members, error)
             if not isinstance(error, Exception):

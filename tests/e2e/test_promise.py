@@ -39,6 +39,7 @@ def test_token_exact(tp_p, stages, tp_d):
 
 VARIANTS = {
     "in bulk": {"handoff.streaming": False},
+    "on the same devices": {"shared_devices": True},
     "larger pages": {"decode.page_size": 8},
     "smaller pages": {
         "decode.page_size": 1,

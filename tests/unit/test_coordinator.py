@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdjax.clock import VirtualClock
-from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.config import Config, DecodeConfig, HandoffConfig, PrefillConfig
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.host.trace import trace_events
@@ -314,7 +314,8 @@ def test_what_can_never_fit_is_refused_at_the_door():
 
 
 def test_abort_is_told_and_leaves_nothing_behind():
-    house = deploy(max_delay=20)
+    in_bulk = replace(CONFIG, handoff=HandoffConfig(streaming=False))
+    house = deploy(in_bulk, max_delay=20)
     assert not house.coordinator.abort("nobody")
     sequence = house.submit("a")
     house.run_until(lambda: sequence.state is State.TRANSFERRING)
