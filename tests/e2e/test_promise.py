@@ -3,12 +3,12 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pdjax.device.kv.transfer import DeviceTransfer, LandingTicket, ShipmentTicket
-from pdjax.engine_api import Shipment
+from pdjax.engine_api import Shipment, Ticket, Transfer, TransferTicket
 from pdjax.llm import LLM
 from pdjax.request import SamplingParams, State
 from tests.e2e.promise import MONOLITHIC, answers, conserved, disaggregated, expected, workload
@@ -37,7 +37,7 @@ def test_token_exact(tp_p, stages, tp_d):
         assert (totals.layout_changing_puts, totals.reprefilled_tokens) == (0, 0)
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "in bulk": {"handoff.streaming": False},
     "on the same devices": {"shared_devices": True},
     "larger pages": {"decode.page_size": 8},
@@ -68,7 +68,7 @@ def test_no_way_of_moving_changes_a_token(name):
 class Unreliable:
     """A transfer that fails now and then, damages what it moves, or never delivers it."""
 
-    def __init__(self, transfer: DeviceTransfer, seed: int) -> None:
+    def __init__(self, transfer: Transfer, seed: int) -> None:
         self._transfer, self._random = transfer, random.Random(seed)
         self.shares_pool, self.probe = transfer.shares_pool, transfer.probe
         self.troubles: Counter[str] = Counter()
@@ -78,17 +78,17 @@ class Unreliable:
         self.troubles[kind] += struck
         return struck
 
-    def send(self, shipment: Shipment) -> ShipmentTicket:
+    def send(self, shipment: Shipment) -> TransferTicket:
         if self._trouble("send", 0.05):
             raise OSError("the link is down")
-        ticket = self._transfer.send(shipment)
+        ticket: Any = self._transfer.send(shipment)
         if self._trouble("lost", 0.05):
-            ticket.ready = lambda: False  # type: ignore[method-assign]
+            ticket.ready = lambda: False
         if self._trouble("damaged", 0.05):
             ticket.pieces[0][0] = ticket.pieces[0][0] ^ 1
         return ticket
 
-    def land(self, ticket: ShipmentTicket, target_pages: np.ndarray) -> LandingTicket:
+    def land(self, ticket: TransferTicket, target_pages: np.ndarray) -> Ticket[int]:
         if self._trouble("land", 0.05):
             raise OSError("the link is down")
         return self._transfer.land(ticket, target_pages)
