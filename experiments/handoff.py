@@ -22,37 +22,23 @@ The floor is bytes over the link's bandwidth, measured by one large plain put.
 import gc
 import itertools
 import json
-import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
+from experiments.handoff_house import OUTPUT, SOURCE, TARGET, House, Watch, Way
 from experiments.handoff_picture import draw
 from experiments.origin import origin
 from experiments.shapes import MODELS
 from experiments.tables import megabytes, number, percent, table
-from pdjax import LLM, Config, SamplingParams
-from pdjax.config import (
-    RANDOM,
-    DecodeConfig,
-    HandoffConfig,
-    KVConfig,
-    ModelConfig,
-    PrefillConfig,
-)
-from pdjax.device.engine import JaxPrefillEngine
+from pdjax import Config
+from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.device.kv.transfer import DeviceTransfer
-from pdjax.engine_api import End, Shipment, Side
 from pdjax.flags import new_flags, run
-from pdjax.host.batch import span_pages
-from pdjax.host.coordinator import Coordinator
-from pdjax.host.metrics import Recorder
-from pdjax.request import Request
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
@@ -68,79 +54,6 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "prompts of each kind", flag_values=
 _PEAK = flags.DEFINE_integer("peak_bytes", 1 << 30, "of the large put", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", "results/handoff.json", "file", flag_values=FLAGS)
 _PLOT = flags.DEFINE_string("plot", None, "file of a picture; needs matplotlib", flag_values=FLAGS)
-
-SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
-OUTPUT = 4
-"""Tokens of an answer: the first from the prefill, the others decoded."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """How the KV of a prompt travels: from which layout to which, in how many layer groups (1: in
-    bulk), in which format."""
-
-    layout: str
-    groups: int
-    wire: str
-    checksums: bool
-
-    @property
-    def handoff(self) -> HandoffConfig:
-        return HandoffConfig(
-            streaming=self.groups > 1,
-            layer_groups=self.groups,
-            wire_dtype=None if self.wire == "exact" else self.wire,
-            checksums=self.checksums,
-        )
-
-
-@dataclass(frozen=True)
-class Alone:
-    """A shipment with nothing beside it; milliseconds, the best of a few.
-
-    Attributes:
-      nbytes: that travelled.
-      gather_wire_ms: from its dispatch to its arrival.
-      scatter_ms: from its arrival to its being written.
-      put_ms: one plain put of as many bytes as a link carries of them.
-    """
-
-    nbytes: int
-    gather_wire_ms: float
-    scatter_ms: float
-    put_ms: float
-
-    @property
-    def of_put(self) -> float:
-        """Its rate from dispatch to arrival, as a share of the plain put's."""
-        return self.put_ms / self.gather_wire_ms
-
-
-@dataclass(frozen=True)
-class Served:
-    """Medians over the prompts of a kind; milliseconds.
-
-    Attributes:
-      prefill_ms: dispatch of the first chunk to the first token.
-      added_ms: first token to the dispatch of the first decode tick with the sequence in it.
-      wire_ms, exposed_ms, gather_ms: see `transfer_metrics.TransferTotals`.
-      floor_ms: bytes over the link's bandwidth.
-      nbytes, shipments: of one prompt.
-    """
-
-    prefill_ms: float
-    added_ms: float
-    wire_ms: float
-    exposed_ms: float
-    gather_ms: float
-    floor_ms: float
-    nbytes: float
-    shipments: int
-
-    @property
-    def hidden(self) -> float:
-        """Share of the time on the wire that the prefill hid."""
-        return 1 - self.exposed_ms / self.wire_ms if self.wire_ms else 1.0
 
 
 def make_config(model: str, layers: int | None, layout: str, prompts: list[int]) -> Config:
@@ -179,126 +92,14 @@ def make_config(model: str, layers: int | None, layout: str, prompts: list[int])
     )
 
 
-class House:
-    """One pair of engines, and the ways to hand over between them.
-
-    Args:
-      config: of the engines.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.llm = llm = LLM(config)
-        self._engine = llm.prefill_engines[0]
-        self._pools = {SOURCE: self._engine._pool, TARGET: llm.decode_engines[0]._pool}
-
-    def open(self, way: Way) -> tuple[Coordinator, Recorder, DeviceTransfer]:
-        """A coordinator for one way, warm; weights and pools are the same for all of them."""
-        llm = self.llm
-        engine = JaxPrefillEngine(
-            self._engine._params,
-            llm.spec,
-            self._pools[SOURCE],
-            max_logprobs=llm.config.max_logprobs,
-            layer_groups=way.groups,
-        )
-        transfer = DeviceTransfer(self._pools, way.handoff.wire_dtype)
-        recorder = Recorder(llm.clock)
-        coordinator = Coordinator(
-            replace(llm.config, handoff=way.handoff),
-            vocab_size=llm.spec.vocab_size,
-            max_model_len=llm.max_model_len,
-            end_token_ids=(),
-            prefill_engines=[engine],
-            decode_engines=llm.decode_engines,
-            transfer=transfer,
-            clock=llm.clock,
-            recorder=recorder,
-        )
-        coordinator.warm_up()
-        return coordinator, recorder, transfer
-
-    def links(self) -> int:
-        """Pairs of devices over which the KV of all layers travels at once."""
-        source, target = (self._pools[end].layout for end in (SOURCE, TARGET))
-        return min(source.tp, target.tp * target.stages)
-
-    def alone(self, way: Way, coordinator: Coordinator, transfer: DeviceTransfer, n: int) -> Alone:
-        """A shipment of the pages of n tokens."""
-        layout, buckets, now = self._engine.layout, coordinator.buckets, self.llm.clock.now
-        spans = -(-n // buckets.span)
-        pages = list(range(1, 1 + layout.pages_for(n)))
-        from_ = span_pages([(pages, range(spans))], layout.page_size, buckets)
-        size = self._pools[TARGET].layout.page_size
-        table_pages = list(range(1, 1 + -(-n // size)))
-        to = span_pages([(table_pages, range(spans))], size, buckets)
-        layers = range(layout.num_layers)
-        moving, writing, nbytes = [], [], 0
-        for _ in range(5):
-            began = now()
-            shipment = Shipment(SOURCE, TARGET, layers, from_, len(pages), way.checksums)
-            ticket = transfer.send(shipment)
-            nbytes = ticket.result().bytes
-            arrived = now()
-            transfer.land(ticket, to).result()
-            moving.append(arrived - began)
-            writing.append(now() - arrived)
-        put = transfer.probe(SOURCE, TARGET, nbytes // self.links())
-        return Alone(nbytes, min(moving) * 1e3, min(writing) * 1e3, put * 1e3)
-
-    def served(
-        self, coordinator: Coordinator, recorder: Recorder, n: int, rounds: int, rate: float
-    ) -> Served:
-        """Prompts of n random tokens, one at a time; `rate` bytes a second is the link's."""
-        rng, clock = np.random.default_rng(n), self.llm.clock
-        params = SamplingParams(temperature=0.0, max_tokens=OUTPUT, ignore_eos=True)
-        seen: list[list[float]] = []
-        shipments = 0
-        for turn in range(1 + rounds):
-            recorder.clear()
-            prompt = tuple(rng.integers(1, self.llm.spec.vocab_size, n).tolist())
-            name = f"{n}/{turn}"
-            [sequence] = coordinator.submit(Request(name, prompt, params, clock.now()))
-            while coordinator.has_work:
-                coordinator.step()
-            if sequence.error is not None:
-                raise RuntimeError(f"prompt={n}: {sequence.error}")
-            metrics = recorder.request(sequence)
-            marks, moved = dict(metrics.marks), metrics.transfer
-            ticks = [s.start for s in recorder.spans() if s.track == "decode/0"]
-            seen.append(
-                [
-                    marks["first_token"] - marks["prefill_started"],
-                    min(ticks) - marks["first_token"],
-                    moved.wire_s,
-                    moved.exposed_s,
-                    moved.gather_s,
-                    moved.bytes / rate,
-                    moved.bytes,
-                ]
-            )
-            shipments = moved.shipments
-        # The first one warms up.
-        columns = zip(*seen[1:], strict=True)
-        prefill, added, wire, exposed, gather, floor, nbytes = map(statistics.median, columns)
-        return Served(
-            prefill_ms=prefill * 1e3,
-            added_ms=added * 1e3,
-            wire_ms=wire * 1e3,
-            exposed_ms=exposed * 1e3,
-            gather_ms=gather * 1e3,
-            floor_ms=floor * 1e3,
-            nbytes=nbytes,
-            shipments=shipments,
-        )
-
-
 def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list[dict[str, Any]]:
     """All prompts of one way, as plain values."""
     coordinator, recorder, transfer = house.open(way)
-    points = []
+    points, watch = [], Watch(transfer, house.llm.clock.now)
     for n in prompts:
         alone = house.alone(way, coordinator, transfer, n)
-        served = house.served(coordinator, recorder, n, _ROUNDS.value or 1, rate)
+        watch.take(0.0)
+        served = house.served(coordinator, recorder, watch, n, _ROUNDS.value or 1, rate)
         points.append(
             asdict(way)
             | {"prompt": n, "alone": asdict(alone) | {"of_put": alone.of_put}}
@@ -324,7 +125,7 @@ def show(points: list[dict[str, Any]]) -> str:
         ]
         for name, p in zip(names, points, strict=True)
     ]
-    keys = ("prefill_ms", "floor_ms", "wire_ms", "exposed_ms", "added_ms")
+    keys = ("prefill_ms", "floor_ms", "wire_ms", "exposed_ms", "added_ms", "delay_ms")
     served = [
         [
             name,
@@ -335,7 +136,8 @@ def show(points: list[dict[str, Any]]) -> str:
         for name, p in zip(names, points, strict=True)
     ]
     head = ["alone: layout wire groups x tokens", "MB", "put, ms", "moved", "written", "of put"]
-    served_head = ["served", "prefill, ms", "floor", "wire", "exposed", "added", "hidden", "pieces"]
+    served_head = ["served", "prefill, ms", "floor", "wire", "exposed", "added", "delay"]
+    served_head += ["hidden", "shipments"]
     return table(head, alone) + "\n\n" + table(served_head, served)
 
 

@@ -173,7 +173,9 @@ class Coordinator:
         latency is felt with every token.
         """
         busy = self._serve_decode()
-        busy |= self._harvest_prefill()
+        if self._harvest_prefill():
+            busy = True
+            self._dispatch_decode()  # whose KV is there already need not wait for what follows
         busy |= self._reserve_then_move()
         busy |= self._rebalance()
         busy |= self._dispatch_prefill()

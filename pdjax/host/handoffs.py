@@ -243,31 +243,34 @@ class Handoffs:
         """It is done, if it is complete and its sequence waits for nothing else."""
         if handoff.closed or handoff.departed is None or not handoff.complete:
             return
-        sequence, now = handoff.sequence, self._clock.now()
+        sequence, target, landed = handoff.sequence, handoff.target, self._clock.now()
         handoff.complete_and_leave()
-        costs = handoff.costs
-        costs.transfers, costs.seconds = 1, now - handoff.departed
-        costs.hidden_s = max(0.0, costs.wire_s - costs.exposed_s)
-        source, target = handoff.ends
-        self._recorder.span(
-            f"transfer/{source}->{target}",
-            sequence.id,
-            handoff.departed,
-            now,
-            bytes=costs.bytes,
-            pages=costs.pages,
-        )
-        self._recorder.transfer(sequence, costs)
-        prefixes = handoff.target.pool.prefixes
+        prefixes = target.pool.prefixes
         if prefixes is not None:
             prefixes.insert(keys_of(sequence, prefixes), handoff.target_pages, handoff.tokens)
         if handoff.purpose is Purpose.CACHE:
-            handoff.target.allocator.free(handoff.target_pages)
-            return
-        assert isinstance(handoff.target, DecodeLane)
-        sequence.handoff = None
-        self._recorder.mark(sequence, "transfer_landed")
-        self._roster.seat(sequence, handoff.target, handoff.row, handoff.target_pages)
+            target.allocator.free(handoff.target_pages)
+        else:
+            assert isinstance(target, DecodeLane)
+            sequence.handoff = None
+            self._recorder.mark(sequence, "transfer_landed")
+            self._roster.seat(sequence, target, handoff.row, handoff.target_pages)
+        self._account(handoff, handoff.departed, landed)
+
+    def _account(self, handoff: Handoff, departed: float, landed: float) -> None:
+        """Take down what a hand-off has cost."""
+        costs, (source, there) = handoff.costs, handoff.ends
+        costs.transfers, costs.seconds = 1, landed - departed
+        costs.hidden_s = max(0.0, costs.wire_s - costs.exposed_s)
+        self._recorder.span(
+            f"transfer/{source}->{there}",
+            handoff.sequence.id,
+            departed,
+            landed,
+            bytes=costs.bytes,
+            pages=costs.pages,
+        )
+        self._recorder.transfer(handoff.sequence, costs)
 
     # How they go wrong.
 

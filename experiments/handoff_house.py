@@ -1,0 +1,257 @@
+"""One pair of engines, and hand-offs between them, alone and served: what `handoff` measures."""
+
+import statistics
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from experiments.step_times import replace_method
+from pdjax import LLM, Config, SamplingParams
+from pdjax.config import HandoffConfig
+from pdjax.device.engine import JaxPrefillEngine
+from pdjax.device.kv.transfer import DeviceTransfer, ShipmentTicket
+from pdjax.engine_api import End, Shipment, Side
+from pdjax.host.batch import span_pages
+from pdjax.host.coordinator import Coordinator
+from pdjax.host.metrics import Recorder
+from pdjax.request import Request
+
+SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
+OUTPUT = 8
+"""Tokens of an answer: the first from the prefill, the others decoded."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the KV of a prompt travels: from which layout to which, in how many layer groups (1: in
+    bulk), in which format."""
+
+    layout: str
+    groups: int
+    wire: str
+    checksums: bool
+
+    @property
+    def handoff(self) -> HandoffConfig:
+        return HandoffConfig(
+            streaming=self.groups > 1,
+            layer_groups=self.groups,
+            wire_dtype=None if self.wire == "exact" else self.wire,
+            checksums=self.checksums,
+        )
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A shipment with nothing beside it; milliseconds, the best of a few.
+
+    Attributes:
+      nbytes: that travelled.
+      gather_wire_ms: from its dispatch to its arrival.
+      scatter_ms: from its arrival to its being written.
+      put_ms: one plain put of as many bytes as a link carries of them.
+    """
+
+    nbytes: int
+    gather_wire_ms: float
+    scatter_ms: float
+    put_ms: float
+
+    @property
+    def of_put(self) -> float:
+        """Its rate from dispatch to arrival, as a share of the plain put's."""
+        return self.put_ms / self.gather_wire_ms
+
+
+@dataclass(frozen=True)
+class Served:
+    """Medians over the prompts of a kind; milliseconds.
+
+    Attributes:
+      prefill_ms: dispatch of the first chunk to the first token.
+      added_ms: first token to the dispatch of the first decode tick with the sequence in it.
+      delay_ms: first token to second, less the usual gap between later ones: what the hand-off adds
+        for a reader, the writing of pages before the tick included.
+      wire_ms: time in which any of it was on the wire.
+      exposed_ms: of that, what was after the first token.
+      floor_ms: bytes over the link's bandwidth.
+      nbytes, shipments: of one prompt.
+    """
+
+    prefill_ms: float
+    added_ms: float
+    delay_ms: float
+    wire_ms: float
+    exposed_ms: float
+    floor_ms: float
+    nbytes: float
+    shipments: int
+
+    @property
+    def hidden(self) -> float:
+        """Share of the time on the wire that the prefill hid."""
+        return 1 - self.exposed_ms / self.wire_ms if self.wire_ms else 1.0
+
+
+class Watch:
+    """Sees, in threads of its own, when each shipment's pages have been read and when they have
+    arrived: the coordinator looks only between other things.
+
+    Args:
+      transfer: whose shipments.
+      now: the clock.
+    """
+
+    def __init__(self, transfer: DeviceTransfer, now: Callable[[], float]) -> None:
+        self._now, self._threads = now, ThreadPoolExecutor(32)
+        self._seen: list[Future[tuple[float, float]]] = []
+        send = transfer.send
+
+        def watched(shipment: Shipment) -> ShipmentTicket:
+            ticket = send(shipment)
+            self._seen.append(self._threads.submit(self._see, ticket))
+            return ticket
+
+        replace_method(transfer, "send", watched)
+
+    def _see(self, ticket: ShipmentTicket) -> tuple[float, float]:
+        jax.block_until_ready(ticket.read)
+        read = self._now()
+        jax.block_until_ready(ticket.pieces)
+        return read, self._now()
+
+    def take(self, ended: float) -> tuple[float, float]:
+        """Seconds in which anything was on the wire since the last time, and how much of that was
+        after the moment `ended`."""
+        seen, self._seen = sorted(each.result() for each in self._seen), []
+        wire = exposed = 0.0
+        last = float("-inf")
+        for read, arrived in seen:
+            start = max(read, last)
+            wire += max(0.0, arrived - start)
+            exposed += max(0.0, arrived - max(start, ended))
+            last = max(last, arrived)
+        return wire, exposed
+
+
+class House:
+    """One pair of engines, and the ways to hand over between them.
+
+    Args:
+      config: of the engines.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.llm = llm = LLM(config)
+        self._engine = llm.prefill_engines[0]
+        self._pools = {SOURCE: self._engine._pool, TARGET: llm.decode_engines[0]._pool}
+
+    def open(self, way: Way) -> tuple[Coordinator, Recorder, DeviceTransfer]:
+        """A coordinator for one way, warm; weights and pools are the same for all of them."""
+        llm = self.llm
+        engine = JaxPrefillEngine(
+            self._engine._params,
+            llm.spec,
+            self._pools[SOURCE],
+            max_logprobs=llm.config.max_logprobs,
+            layer_groups=way.groups,
+        )
+        transfer = DeviceTransfer(self._pools, way.handoff.wire_dtype)
+        recorder = Recorder(llm.clock)
+        coordinator = Coordinator(
+            replace(llm.config, handoff=way.handoff),
+            vocab_size=llm.spec.vocab_size,
+            max_model_len=llm.max_model_len,
+            end_token_ids=(),
+            prefill_engines=[engine],
+            decode_engines=llm.decode_engines,
+            transfer=transfer,
+            clock=llm.clock,
+            recorder=recorder,
+        )
+        coordinator.warm_up()
+        return coordinator, recorder, transfer
+
+    def links(self) -> int:
+        """Pairs of devices over which the KV of all layers travels at once."""
+        source, target = (self._pools[end].layout for end in (SOURCE, TARGET))
+        return min(source.tp, target.tp * target.stages)
+
+    def alone(self, way: Way, coordinator: Coordinator, transfer: DeviceTransfer, n: int) -> Alone:
+        """A shipment of the pages of n tokens."""
+        layout, buckets, now = self._engine.layout, coordinator.buckets, self.llm.clock.now
+        spans = -(-n // buckets.span)
+        pages = list(range(1, 1 + layout.pages_for(n)))
+        from_ = span_pages([(pages, range(spans))], layout.page_size, buckets)
+        size = self._pools[TARGET].layout.page_size
+        table_pages = list(range(1, 1 + -(-n // size)))
+        to = span_pages([(table_pages, range(spans))], size, buckets)
+        layers = range(layout.num_layers)
+        moving, writing, nbytes = [], [], 0
+        for _ in range(5):
+            began = now()
+            shipment = Shipment(SOURCE, TARGET, layers, from_, len(pages), way.checksums)
+            ticket = transfer.send(shipment)
+            nbytes = ticket.result().bytes
+            arrived = now()
+            transfer.land(ticket, to).result()
+            moving.append(arrived - began)
+            writing.append(now() - arrived)
+        put = transfer.probe(SOURCE, TARGET, nbytes // self.links())
+        return Alone(nbytes, min(moving) * 1e3, min(writing) * 1e3, put * 1e3)
+
+    def served(
+        self,
+        coordinator: Coordinator,
+        recorder: Recorder,
+        watch: Watch,
+        n: int,
+        rounds: int,
+        rate: float,
+    ) -> Served:
+        """Prompts of n random tokens, one at a time; `rate` bytes a second is the link's."""
+        rng, clock = np.random.default_rng(n), self.llm.clock
+        params = SamplingParams(temperature=0.0, max_tokens=OUTPUT, ignore_eos=True)
+        seen: list[list[float]] = []
+        shipments = 0
+        for turn in range(1 + rounds):
+            recorder.clear()
+            prompt = tuple(rng.integers(1, self.llm.spec.vocab_size, n).tolist())
+            name = f"{n}/{turn}"
+            [sequence] = coordinator.submit(Request(name, prompt, params, clock.now()))
+            while coordinator.has_work:
+                coordinator.step()
+            if sequence.error is not None:
+                raise RuntimeError(f"prompt={n}: {sequence.error}")
+            metrics = recorder.request(sequence)
+            marks, moved, gaps = dict(metrics.marks), metrics.transfer, metrics.itl
+            wire, exposed = watch.take(marks["first_token"])
+            ticks = [s.start for s in recorder.spans() if s.track == "decode/0"]
+            seen.append(
+                [
+                    marks["first_token"] - marks["prefill_started"],
+                    min(ticks) - marks["first_token"],
+                    gaps[0] - statistics.median(gaps[1:]),
+                    wire,
+                    exposed,
+                    moved.bytes / rate,
+                    moved.bytes,
+                ]
+            )
+            shipments = moved.shipments
+        # The first one warms up.
+        columns = zip(*seen[1:], strict=True)
+        prefill, added, delay, wire, exposed, floor, nbytes = map(statistics.median, columns)
+        return Served(
+            prefill_ms=prefill * 1e3,
+            added_ms=added * 1e3,
+            delay_ms=delay * 1e3,
+            wire_ms=wire * 1e3,
+            exposed_ms=exposed * 1e3,
+            floor_ms=floor * 1e3,
+            nbytes=nbytes,
+            shipments=shipments,
+        )

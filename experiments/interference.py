@@ -1,0 +1,396 @@
+"""What does prefill do to the time between tokens of those who decode?
+
+The same rows decode twice on the same devices: in a quiet phase with nothing beside them, and in a
+loaded one while long prompts come back to back. These intruders are prefilled, handed over and
+answered by a few tokens, and whenever one has its answer the next is asked. Each mode starts anew:
+
+  disaggregated  the intruders are prefilled on a device of their own
+  colocated      one device does both, in chunks of --chunk tokens (the rival: chunked prefill)
+
+Every gap between two tokens of a row counts; the first ticks of a phase are dropped. Weights are
+random, and so are the prompts.
+
+  python -m experiments.interference --model=llama3_8b --plot=results/interference.png
+  python -m experiments.interference --model=tiny --rows=3 --prompt=24 --long=80 --chunk=32
+
+Any field of the configs that this makes may be overridden, as in --config.handoff.streaming=False.
+Prints tables, writes JSON, and a picture with --plot.
+"""
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.interference_picture import PHASES, SHARES, draw
+from experiments.origin import origin
+from experiments.shapes import MODELS
+from experiments.step_times import IDLE, POLLS, StepTimes, replace_method
+from experiments.tables import megabytes, number, percent, table
+from pdjax import LLM, Config, SamplingParams, load_config
+from pdjax import request as states
+from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.flags import new_flags, run
+from pdjax.host.metrics import Recorder, RequestMetrics
+
+MODES = ("disaggregated", "colocated")
+
+FLAGS = new_flags()
+_MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
+_ROWS = flags.DEFINE_integer("rows", 64, "that decode all the time", flag_values=FLAGS)
+_PROMPT = flags.DEFINE_integer("prompt", 1024, "tokens of a row's prompt", flag_values=FLAGS)
+_LONG = flags.DEFINE_integer("long", 8192, "tokens of an intruder's prompt", flag_values=FLAGS)
+_LONG_OUTPUT = flags.DEFINE_integer(
+    "long_output", 4, "tokens of an intruder's answer", flag_values=FLAGS
+)
+_INTRUDERS = flags.DEFINE_integer("intruders", 2, "at once, waiting or not", flag_values=FLAGS)
+_SPARE = flags.DEFINE_integer("spare", 8, "further rows, for intruders", flag_values=FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 200, "gaps a row and phase", flag_values=FLAGS)
+_WARM = flags.DEFINE_integer("warm", 20, "ticks dropped as a phase begins", flag_values=FLAGS)
+_CHUNK = flags.DEFINE_integer("chunk", 2048, "tokens of a colocated step", flag_values=FLAGS)
+_BUDGET = flags.DEFINE_integer(
+    "budget",
+    None,
+    "tokens of a disaggregated prefill step; --chunk unless given",
+    flag_values=FLAGS,
+)
+_MODES = flags.DEFINE_multi_enum("modes", list(MODES), MODES, "may be repeated", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/interference.json", "file", flag_values=FLAGS)
+_PLOT = flags.DEFINE_string("plot", None, "file of a picture; needs matplotlib", flag_values=FLAGS)
+_FIELDS = flags.DEFINE_multi_string(
+    "config.FIELD", [], "override a field of the configs; may be repeated", flag_values=FLAGS
+)
+PAGE_SIZE = 64
+"""Tokens a page, unless a flag says otherwise: as `bench_engine` has them."""
+
+VLLM: dict[str, Any] = {
+    "version": "0.26.0",
+    "device": "H200",
+    "point": {"model": "llama3_8b", "rows": 64, "prompt": 1024, "long": 8192},
+    "itl_ms": {
+        "disaggregated quiet": (6.90, 16.1, 60.6),
+        "disaggregated loaded": (7.14, 60.6, 65.0),
+        "colocated quiet": (6.90, 16.1, 60.6),
+        "colocated loaded": (9.91, 203.8, 205.0),
+    },
+}
+"""What vLLM reached, to be printed beside what is measured: constants, not a run. Gaps as (median,
+99th percentile, longest), of one quiet run.
+
+Two H200 SXM joined by NVLink, Llama-3-8B shapes, random bfloat16 weights, prefix caching off,
+chunked prefill on; disaggregated by the NIXL pull connector over UCX; one client over HTTP. An H200
+reads its memory faster than an H100: against another card hold tails and ratios, not medians.
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Who decodes, who intrudes, and how long it is looked at; see the flags.
+
+    Raises:
+      ValueError: a number too small to measure anything.
+    """
+
+    rows: int
+    prompt: int
+    long: int
+    long_output: int
+    intruders: int
+    spare: int
+    steps: int
+    warm: int
+
+    def __post_init__(self) -> None:
+        # An answer of one token is never handed over.
+        least = dict.fromkeys(asdict(self), 1) | {"long_output": 2, "steps": 2}
+        for name, value in asdict(self).items():
+            if value < least[name]:
+                raise ValueError(f"{name}={value}: must be at least {least[name]}")
+
+    @property
+    def output(self) -> int:
+        """Tokens that a row may have: the first, two phases, and what is on the way at an end."""
+        return 1 + len(PHASES) * (self.warm + self.steps) + 32
+
+
+def make_config(
+    model: str, mode: str, load: Load, budget: int, overrides: Mapping[str, str]
+) -> Config:
+    """A config with the buckets that this load needs, and room for all of it at once."""
+    page_size = int(overrides.get("kv.page_size", PAGE_SIZE))
+    longest = max(load.prompt + load.output, load.long + load.long_output)
+    row, context = (-(-n // page_size) for n in (load.prompt + load.output, longest))
+    sequences = max(1, min(64, budget // min(load.prompt, load.long)))
+    spec = MODELS[model]
+    config = Config(
+        model=ModelConfig(
+            source=RANDOM,
+            spec=replace(spec, context=max(spec.context, longest)),
+            dtype="float32" if model == "tiny" else "bfloat16",
+            max_model_len=longest,
+        ),
+        kv=KVConfig(page_size=page_size),
+        prefill=PrefillConfig(
+            pages=1 + (2 + load.intruders) * context,
+            token_budget=budget,
+            max_sequences=sequences,
+            token_buckets=(budget,),
+            page_buckets=(max(context, -(-budget // page_size) + sequences),),
+        ),
+        decode=DecodeConfig(
+            rows=load.rows + load.spare,
+            # One page more for each, which is kept in hand for who decodes.
+            pages=1 + load.rows * (row + 1) + load.spare * (context + 1),
+            page_buckets=tuple(sorted({row, context})),
+        ),
+        colocated=mode == "colocated",
+        cpu_devices=2,  # for either mode: JAX asks once
+        max_waiting=max(1024, load.rows + load.intruders),
+        warm_up=False,  # nobody asks for a bar here
+    )
+    return load_config(config, overrides)
+
+
+class Intruders:
+    """Long prompts, so many of them at once: whenever one has its answer the next is asked.
+
+    Attributes:
+      finished: the metrics of those who have their answer.
+    """
+
+    def __init__(self, llm: LLM, load: Load) -> None:
+        self.finished: list[RequestMetrics] = []
+        self._llm, self._load = llm, load
+        self._rng = np.random.default_rng(1)
+        self._ids: list[str] = []
+
+    def keep_coming(self) -> None:
+        """Take the answers that are there, and fill up."""
+        for request_id in list(self._ids):
+            answer = self._llm.take_output(request_id)
+            if answer is None:
+                continue
+            if answer.choices[0].error is not None:
+                raise RuntimeError(f"an intruder failed: {answer.choices[0].error}")
+            self._ids.remove(request_id)
+            self.finished.append(answer.metrics)
+        while len(self._ids) < self._load.intruders:
+            prompt = self._rng.integers(1, self._llm.spec.vocab_size, self._load.long).tolist()
+            self._ids.append(self._llm.submit(prompt, _greedy(self._load.long_output)))
+
+
+class Watch:
+    """Rows that decode all the time, and what is seen of them in one phase after another.
+
+    All of them are prefilled and handed over while decode is held back, so that they start
+    together.
+    """
+
+    def __init__(self, llm: LLM, load: Load) -> None:
+        self._llm, self._load = llm, load
+        self._times = StepTimes(llm)
+        rng, coordinator = np.random.default_rng(0), llm.coordinator
+        prompts = rng.integers(1, llm.spec.vocab_size, (load.rows, load.prompt)).tolist()
+        ids = [llm.submit(prompt, _greedy(load.output)) for prompt in prompts]
+        self._rows = [llm._asked[request_id].sequences[0] for request_id in ids]
+        release = coordinator._dispatch_decode
+        replace_method(coordinator, "_dispatch_decode", lambda: False)
+        while not all(row.state is states.State.DECODING for row in self._rows):
+            self._step()
+        replace_method(coordinator, "_dispatch_decode", release)
+
+    def phase(self, intruders: Intruders | None = None) -> dict[str, Any]:
+        """What is seen from the end of the dropped ticks until every row has had all its gaps.
+        Intruders come from before the first dropped tick until the end."""
+        llm, load = self._llm, self._load
+        begun = [len(row.output) for row in self._rows]
+        self._decode(begun, load.warm, intruders)
+        llm.recorder.clear()
+        self._times.seconds.clear()
+        if intruders is not None:
+            intruders.finished.clear()
+        start = llm.clock.now()
+        self._decode(begun, load.warm + load.steps, intruders)
+        seconds = llm.clock.now() - start
+        gaps: list[float] = []
+        preemptions = 0
+        for row, first in zip(self._rows, begun, strict=True):
+            metrics = llm.recorder.request(row)
+            preemptions += metrics.preemptions
+            last = first + load.warm + load.steps
+            moments = metrics.token_times[first + load.warm - 1 : last]
+            gaps += [after - before for before, after in pairwise(moments)]
+        seen = spread(gaps) | {
+            "seconds": seconds,
+            "preemptions": preemptions,
+            "host_busy": 1 - (self._times.seconds[IDLE] + self._times.seconds[POLLS]) / seconds,
+        }
+        if intruders is not None:
+            seen |= prefilled(llm.recorder, intruders.finished, seconds)
+        return seen
+
+    def _decode(self, begun: list[int], tokens: int, intruders: Intruders | None) -> None:
+        """Go on until each row has written so many tokens since it had `begun`."""
+        while min(len(row.output) - n for row, n in zip(self._rows, begun, strict=True)) < tokens:
+            if intruders is not None:
+                intruders.keep_coming()
+            self._step()
+
+    def _step(self) -> None:
+        self._llm.step()
+        for row in self._rows:
+            if row.done:
+                raise RuntimeError(f"a row has ended ({row.finish_reason}): {row.error}")
+
+
+def _greedy(tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+
+
+def spread(gaps: Sequence[float]) -> dict[str, Any]:
+    """How gaps in seconds are spread, in milliseconds; `curve_ms` are their quantiles at SHARES."""
+    ms = np.array(gaps) * 1e3
+    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
+    itl = {"p50": p50, "p90": p90, "p99": p99, "max": float(ms.max()), "mean": float(ms.mean())}
+    return {
+        "gaps": len(gaps),
+        "itl_ms": itl,
+        "curve_ms": np.quantile(ms, SHARES).round(4).tolist(),
+    }
+
+
+def prefilled(
+    recorder: Recorder, finished: Sequence[RequestMetrics], seconds: float
+) -> dict[str, Any]:
+    """What became of the intruders in a phase of so many seconds, and what their hand-offs took."""
+    ttft = [m.ttft * 1e3 for m in finished if m.ttft is not None]
+    alone = [(m.ttft - m.queue) * 1e3 for m in finished if m.ttft is not None and m.queue]
+    steps = [work for track, work in recorder.engines.items() if track.startswith("prefill/")]
+    tokens = sum(work.sums["tokens"] for work in steps)
+    totals = recorder.transfers
+    each = max(1, totals.transfers)
+    return {
+        "intruders": {
+            "finished": len(finished),
+            "ttft_ms": {f"p{n}": _percentile(ttft, n) for n in (50, 99)},
+            "prefill_ms": _percentile(alone, 50),
+            "prefill_tokens_per_s": tokens / seconds,
+        },
+        "transfers": totals.to_json()
+        | {
+            "bytes_each": totals.bytes / each,
+            "exposed_ms_each": totals.exposed_s / each * 1e3,
+            "hidden": totals.hidden_s / totals.wire_s if totals.wire_s else None,
+        },
+    }
+
+
+def _percentile(values: Sequence[float], n: int) -> float | None:
+    return float(np.percentile(values, n)) if values else None
+
+
+def measure(config: Config, load: Load) -> dict[str, Any]:
+    """Both phases of a mode."""
+    gc.collect()  # what the last mode held on the devices
+    jax.clear_caches()
+    with LLM(config) as llm:
+        llm.coordinator.warm_up()
+        watch = Watch(llm, load)
+        seen: dict[str, Any] = {"quiet": watch.phase(), "loaded": watch.phase(Intruders(llm, load))}
+        seen["layer_groups"] = len(llm.prefill_engines[0].layer_groups)
+        for request_id in list(llm._asked):
+            llm.abort(request_id)
+    llm.coordinator.check()
+    return seen
+
+
+def show(whole: dict[str, Any]) -> str:
+    """The tables, and what it comes to."""
+    points = {f"{mode} {p}": seen[p] for mode, seen in whole["modes"].items() for p in PHASES}
+    keys = ("p50", "p90", "p99", "max")
+    gaps = [
+        [
+            name,
+            *(number(seen["itl_ms"][key], 2) for key in keys),
+            percent(seen["host_busy"]),
+            *(number(ms) for ms in (whole["vllm"]["itl_ms"][name] if whole["vllm"] else ())),
+        ]
+        for name, seen in points.items()
+    ]
+    loaded = {mode: seen["loaded"] for mode, seen in whole["modes"].items()}
+    intruders = [
+        [
+            mode,
+            str(seen["intruders"]["finished"]),
+            *(number(seen["intruders"]["ttft_ms"][key], 0) for key in ("p50", "p99")),
+            number(seen["intruders"]["prefill_ms"], 0),
+            number(seen["intruders"]["prefill_tokens_per_s"], 0),
+            str(seen["transfers"]["transfers"]),
+            megabytes(seen["transfers"]["bytes_each"]),
+            number(seen["transfers"]["exposed_ms_each"], 2),
+            percent(seen["transfers"]["hidden"]),
+            number(seen["transfers"]["layout_changing_puts"], 0),
+        ]
+        for mode, seen in loaded.items()
+    ]
+    head = ["time between tokens, ms", *keys, "host busy"]
+    head += ["vLLM p50", "p99", "max"] if whole["vllm"] else []
+    asked = ["intruders", "finished", "TTFT p50, ms", "p99", "prefill, ms", "tokens/s"]
+    moved = ["hand-offs", "MB each", "exposed, ms", "hidden", "layout changes"]
+    return "\n\n".join(
+        [
+            table(head, gaps),
+            table([*asked, *moved], intruders),
+            *map(headline, whole["modes"].items()),
+        ]
+    )
+
+
+def headline(of: tuple[str, dict[str, Any]]) -> str:
+    """What a (mode, its phases) comes to in a line."""
+    mode, seen = of
+    quiet, loaded = (seen[phase]["itl_ms"]["p99"] for phase in PHASES)
+    return f"{mode}: p99 {loaded:.2f} ms under load, {quiet:.2f} quiet: {loaded / quiet:.2f} times"
+
+
+def main() -> None:
+    """Measure, print, save; see the module."""
+    names = ("rows", "prompt", "long", "long_output", "intruders", "spare", "steps", "warm")
+    sizes: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    load, model = Load(**sizes), _MODEL.value or ""
+    overrides = dict(item.split("=", 1) for item in _FIELDS.value or ())
+    chunk = _CHUNK.value or 0
+    budgets = {"disaggregated": chunk if _BUDGET.value is None else _BUDGET.value}
+    modes: dict[str, dict[str, Any]] = {}
+    for mode in dict.fromkeys(_MODES.value or ()):
+        config = make_config(model, mode, load, budgets.get(mode, chunk), overrides)
+        modes[mode] = {"budget": config.prefill.token_budget} | measure(config, load)
+        print(headline((mode, modes[mode])), flush=True)
+    point = {"model": model, **asdict(load)}
+    comparable = VLLM["point"].items() <= point.items()
+    whole = {
+        "model": model,
+        "load": asdict(load),
+        "modes": modes,
+        "vllm": VLLM if comparable else None,
+        **origin(),
+    }
+    print(show(whole))
+    out = Path(_OUT.value or "")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(whole) + "\n")
+    print(f"saved {out}")
+    if _PLOT.value:
+        draw(whole, Path(_PLOT.value))
+        print(f"saved {_PLOT.value}")
+
+
+if __name__ == "__main__":
+    run(main, FLAGS, __doc__ or "")

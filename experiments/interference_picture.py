@@ -1,0 +1,71 @@
+"""The picture of `interference`: how many of the gaps between tokens are at most so long."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PHASES = ("quiet", "loaded")
+
+SHARES = np.arange(1, 1000) / 1000
+"""Of the gaps; those at which a curve is kept."""
+
+_LOOKS = {
+    "disaggregated": ("#1f77b4", "disaggregated, prefill on devices of its own"),
+    "colocated": ("#d62728", "colocated, prefill in chunks of {budget:,} tokens"),
+}
+
+
+def draw(whole: dict[str, Any], path: Path) -> None:
+    """A curve for each phase of each mode, and where vLLM's 99th percentile lies, as PNG, PDF or
+    SVG by the name.
+
+    Raises:
+      ValueError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    except ImportError as error:
+        raise ValueError("plot: needs matplotlib; pip install 'pdjax[plot]'") from error
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    rival = whole["vllm"] or {"itl_ms": {}}
+    for mode, seen in whole["modes"].items():
+        color, name = _LOOKS[mode]
+        for phase, style in zip(PHASES, (":", "-"), strict=True):
+            p99 = seen[phase]["itl_ms"]["p99"]
+            label = f"{name.format(**seen)}; {phase}: p99 {p99:.1f} ms"
+            axes.plot(seen[phase]["curve_ms"], SHARES, style, color=color, label=label)
+        if f"{mode} loaded" in rival["itl_ms"]:
+            _, p99, _ = rival["itl_ms"][f"{mode} loaded"]
+            axes.plot([p99], [0.99], "|", color=color, markersize=20, mew=2)
+            text = f"vLLM, {mode},\n{rival['device']}, loaded:\np99 {p99} ms"
+            where = {"xytext": (-6, 0), "textcoords": "offset points", "ha": "right"}
+            axes.annotate(text, (p99, 0.99), color=color, va="bottom", fontsize=8, **where)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("function", functions=(_nines, lambda nines: 1 - 10.0 ** -np.asarray(nines)))
+    axes.set_ylim(0, SHARES[-1])
+    shares = (0, 0.5, 0.9, 0.99, 0.999)
+    axes.set_yticks(shares, [f"{100 * share:g}%" for share in shares])
+    axes.grid(alpha=0.3, which="both")
+    axes.set_xlabel("time between two tokens of a row, ms")
+    axes.set_ylabel("share of the gaps at or below")
+    load, kinds = whole["load"], whole.get("devices", [])
+    devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds)))
+    axes.set_title(
+        f"{whole['model']} on {devices}: {load['rows']} rows decode after {load['prompt']:,} tokens\n"
+        f"loaded: meanwhile prompts of {load['long']:,} tokens come back to back",
+        fontsize=10,
+    )
+    figure.legend(fontsize=8, loc="outside lower center", ncols=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _nines(share: Any) -> Any:
+    """As much room for each further nine: the tail is what this is about."""
+    return -np.log10(np.maximum(1 - np.asarray(share), 1e-9))
