@@ -4,8 +4,7 @@ end, for the many rows of prefill.
 XLA writes the product, 2F numbers a token, and reads it again; here it stays in registers. A block
 of threads takes 128 rows of x by 128 columns of gate and the same 128 of up: one warpgroup copies
 tiles of x and of the weights into a ring in shared memory, by the tensor memory accelerator, two
-others take 64 rows each. Two blocks on neighbouring processors take the same columns, and each
-fetches half of the weights for both.
+others take 64 rows each.
 
 Blocks of threads stay: the ring runs on from one tile to the next, so that the next tile's operands
 are on their way while this one's SwiGLU is taken and its result leaves.
@@ -30,7 +29,7 @@ _COMPUTE = 2  # warpgroups that compute
 _TILE = _COMPUTE * ROWS  # rows of a block of threads
 _COLUMNS = 128  # of gate, and of up
 _DEPTH = 64  # of a stage: numbers that are summed
-_FEWEST = 512  # tokens that were worth a kernel
+_FEWEST = 1024  # tokens for which the kernel was held against XLA and won
 _BUSY = 0.9  # of the processors' turns, at least
 
 
@@ -41,26 +40,24 @@ class Plan:
     tokens: int
     model_dim: int
     mlp_dim: int
-    programs: int = PROCESSORS // 2
-    """Pairs of blocks, at most."""
+    programs: int = PROCESSORS
+    """Blocks of threads, at most."""
     stages: int = 4
     """Of the ring."""
-    members: int = 2
-    """Blocks that share their columns."""
-    band: int = 8
-    """Pairs of blocks below one another that run at about the same time, so that memory is read
-    once for several of them."""
+    band: int = 16
+    """Tiles below one another that are computed at about the same time, so that weights are read
+    from memory once for all of them."""
     one_product: bool = True
     """Of gate and up, as it should be; Pallas' interpreter takes them one by one."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tiles of a pair of blocks: down, across."""
-        return pl.cdiv(self.tokens, _TILE * self.members), self.mlp_dim // _COLUMNS
+        """Tiles: down, across."""
+        return pl.cdiv(self.tokens, _TILE), self.mlp_dim // _COLUMNS
 
     @property
     def blocks(self) -> int:
-        """Pairs that run: each takes a tile in its turn until there are no more."""
+        """Blocks of threads: each takes one tile after another."""
         down, across = self.grid
         return min(self.programs, down * across)
 
@@ -69,7 +66,7 @@ class Plan:
         """Share of the processors' time that goes into rows that there are."""
         down, across = self.grid
         turns = pl.cdiv(down * across, self.programs)
-        return self.tokens / (_TILE * self.members) * across / (turns * self.programs)
+        return self.tokens / _TILE * across / (turns * self.programs)
 
     @property
     def steps(self) -> int:
@@ -86,7 +83,7 @@ class _Refs:
     x_ring: Any  # [stages, 128, 64]
     w_ring: Any  # [stages, 64, 2, 128]
     full: Any  # barriers [stages]: the copies into a stage have arrived
-    free: Any  # barriers [stages]: every reader of both blocks is done with a stage
+    free: Any  # barriers [stages]: every reader is done with a stage
 
 
 def refusal(x: jax.Array, w_gate_up: jax.Array) -> str | None:
@@ -132,11 +129,6 @@ def _launch(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
     tiles = plgpu.TilingTransform((8, 1, 64))  # type: ignore[abstract]
     swizzle = plgpu.SwizzleTransform(128)  # type: ignore[abstract]
     w_ring = (plan.stages, _DEPTH, 2, _COLUMNS)
-    free = (
-        partial(plgpu.Barrier)
-        if plan.members == 1
-        else partial(plgpu.ClusterBarrier, collective_axes=("member",))
-    )
     kernel = plgpu.kernel(
         partial(_body, plan),
         out_type=jax.ShapeDtypeStruct((plan.tokens, plan.mlp_dim), dtype),
@@ -145,12 +137,10 @@ def _launch(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
             "w_ring": plgpu.SMEM(w_ring, dtype, transforms=(tiles, swizzle)),
             "out_tiles": tiled((_COMPUTE, ROWS, _COLUMNS), dtype),
             "full": plgpu.Barrier(num_arrivals=2, num_barriers=plan.stages),
-            "free": free(num_arrivals=_COMPUTE, num_barriers=plan.stages),
+            "free": plgpu.Barrier(num_arrivals=_COMPUTE, num_barriers=plan.stages),
         },
         grid=(plan.blocks,),
         grid_names=("program",),
-        cluster=(plan.members,),
-        cluster_names=("member",),
         num_threads=_COMPUTE + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
@@ -184,8 +174,8 @@ def _each_tile(plan: Plan, do: Callable[[jax.Array, jax.Array, jax.Array], None]
 
     @pl.loop(0, count)
     def _(n: jax.Array) -> None:
-        pair, column = plgpu.planar_snake(first + n * plan.blocks, (down, across), 0, plan.band)
-        row = pair * plan.members + lax.axis_index("member")
+        index = first + n * plan.blocks
+        row, column = plgpu.planar_snake(index, (down, across), 0, plan.band)
         do(
             pl.multiple_of(row * _TILE, _TILE),
             pl.multiple_of(column * _COLUMNS, _COLUMNS),
@@ -212,7 +202,6 @@ def _copy(plan: Plan, refs: _Refs) -> None:
                 refs.w.at[depth, :, pl.ds(column, _COLUMNS)],
                 refs.w_ring.at[stage],
                 refs.full.at[stage],
-                collective_axes=("member",) if plan.members > 1 else None,
             )
 
     steps = _each_tile(plan, copy_tile)

@@ -1,6 +1,6 @@
 """swiglu: every implementation against plain numpy, and what the interface promises.
 
-Pallas' interpreter takes a thread of XLA's for each warpgroup of a cluster, here six: conftest's
+Pallas' interpreter takes a thread of XLA's for each of a kernel's three warpgroups: conftest's
 sixteen devices see to it that there are enough.
 """
 
@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
 from pallas_kernels.check import LIMITS, swiglu_error
-from pallas_kernels.swiglu import api, mosaic_gpu
+from pallas_kernels.swiglu import mosaic_gpu
 from pallas_kernels.swiglu.api import swiglu
 from pallas_kernels.swiglu.cases import CASES, LARGE_CASES, Case, make_inputs
 
@@ -75,7 +75,7 @@ def test_enough_cases_are_taken():
 @needs_gpu_interpreter
 @pytest.mark.parametrize("case", TAKEN, ids=name_of)
 def test_kernel(case: Case):
-    """Two pairs of blocks, so that they take several tiles each and reuse their ring."""
+    """Two blocks of threads, so that they take several tiles each and reuse their rings."""
     check(case, interpreted(programs=2))
 
 
@@ -86,7 +86,7 @@ def test_kernel_of_another_plan(plan: dict[str, Any]):
 
 
 @needs_gpu_interpreter
-def test_kernel_reuses_its_ring_without_races(capsys: pytest.CaptureFixture[str]):
+def test_kernel_reuses_its_rings_without_races(capsys: pytest.CaptureFixture[str]):
     check(RAGGED, interpreted(programs=2, races=True))
     assert "RACE" not in capsys.readouterr().out
 
@@ -110,10 +110,9 @@ def test_kernel_lowers(case: Case):
     ],
 )
 def test_the_platform_chooses_also_within_shard_map(
-    monkeypatch: pytest.MonkeyPatch, platform: str, tokens: int, dtype: str, kernels: int
+    platform: str, tokens: int, dtype: str, kernels: int
 ):
     """The kernel where it takes the arguments and rows are many; the reference everywhere else."""
-    monkeypatch.setitem(api._PROVEN, "cuda", "mosaic_gpu")
     mesh = AbstractMesh((2,), ("tp",), axis_types=(AxisType.Auto,), abstract_device=H100)
     run = jax.shard_map(
         swiglu,
@@ -125,6 +124,26 @@ def test_the_platform_chooses_also_within_shard_map(
     traced = jax.jit(run).trace(*shapes(Case("split", tokens, 128, 2 * 14336, dtype)))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == kernels
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mlp_dim", "pays"),
+    [
+        (64, 14336, False),
+        (512, 14336, False),
+        (1024, 14336, True),
+        (1024, 7168, False),  # a half of it: 448 tiles keep 132 processors busy for 3.4 turns
+        (1024, 8192, True),
+        (2048, 7168, True),
+        (8192, 14336, True),
+    ],
+)
+def test_the_kernel_pays_where_rows_are_many_and_processors_busy(
+    tokens: int, mlp_dim: int, pays: bool
+):
+    ask: Callable[..., bool] = mosaic_gpu.pays
+    x, _, w_gate_up = shapes(Case("any", tokens, 64, mlp_dim, "bfloat16"))
+    assert ask(x, w_gate_up) == pays
 
 
 @pytest.mark.parametrize(
