@@ -31,6 +31,8 @@ from pallas_kernels.paged_attention import append_cases
 from pallas_kernels.paged_attention import cases as paged_cases
 from pallas_kernels.prefill_attention import api as prefill_api
 from pallas_kernels.prefill_attention import cases as prefill_cases
+from pallas_kernels.swiglu import api as swiglu_api
+from pallas_kernels.swiglu import cases as swiglu_cases
 
 _ONLY = flags.DEFINE_string("only", "", "Run the cases whose label contains this.")
 _SEED = flags.DEFINE_integer("seed", None, "Seed of the inputs; a fresh one if not given.")
@@ -92,6 +94,11 @@ def add_error(inputs: add_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) 
     return float(np.abs(scale / expected_scale - 1).max())
 
 
+def swiglu_error(inputs: swiglu_cases.Inputs, out: np.ndarray) -> float:
+    """The largest error of a token, by its own largest number: tokens differ in size."""
+    return max(relative_error(*token) for token in zip(out, inputs.expected, strict=True))
+
+
 @dataclass(frozen=True)
 class Subject:
     """An operation, how its results are judged, and how one call leads to the next."""
@@ -140,7 +147,15 @@ ADD = Subject(
     error=add_error,
     feed=lambda fed, out: (out[0],),
 )
-SUBJECTS = (ADD, WRITE, PAGED, APPEND, PREFILL)
+SWIGLU = Subject(
+    swiglu_api.swiglu,
+    swiglu_api.PLATFORMS,
+    swiglu_cases,
+    error=swiglu_error,
+    fed=(1,),  # scale
+    feed=lambda fed, out: (fed[0] + 0 * out[:, 0].astype(fed[0].dtype),),
+)
+SUBJECTS = (ADD, WRITE, SWIGLU, PAGED, APPEND, PREFILL)
 
 
 @dataclass(frozen=True)

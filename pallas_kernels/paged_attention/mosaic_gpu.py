@@ -88,7 +88,8 @@ def paged_attention(
     plan = _make_plan(
         grouped, k_pages, page_table, parts, programs, False, scale, logit_soft_cap, sliding_window
     )
-    return _read(plan, interpret, grouped, k_pages, v_pages, page_table, kv_lens)
+    metadata = _aligned(page_table), _aligned(kv_lens)
+    return _read(plan, interpret, grouped, k_pages, v_pages, *metadata)
 
 
 def append_attention(
@@ -120,8 +121,17 @@ def append_attention(
     plan = _make_plan(
         qkv, k_pages, page_table, parts, programs, True, scale, logit_soft_cap, sliding_window
     )
-    operands = (qkv, k_pages, v_pages, page_table, kv_lens, row_scale, cos, sin)
-    return _append(plan, interpret, *operands)
+    metadata = _aligned(page_table), _aligned(kv_lens)
+    return _append(plan, interpret, qkv, k_pages, v_pages, *metadata, row_scale, cos, sin)
+
+
+def _aligned(x: jax.Array) -> jax.Array:
+    """x, whose numbers are not negative, in memory of its own.
+
+    XLA (of JAX 0.11.2) hands a kernel that takes a slice of something longer a pointer into that if
+    the slice fills whole units of memory, wherever it begins; Mosaic then refuses to run.
+    """
+    return jnp.maximum(x, 0)
 
 
 def _choose_parts(pieces: int, blocks: int, programs: int) -> int:

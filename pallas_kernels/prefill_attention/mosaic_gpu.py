@@ -83,7 +83,10 @@ def prefill_attention(
     )
     padded = jnp.pad(q, ((0, padding), (0, 0), (0, 0))) if padding else q
     tile_table = _tile_table(tiles, padded.shape[0], cu_pages, cu_q_lens, kv_lens)
-    return _launch(plan, interpret, padded, k_pages, v_pages, kv_pages, tile_table)[:tokens]
+    # In memory of its own: XLA (of JAX 0.11.2) hands a kernel that takes a slice of something a
+    # pointer into that, aligned or not, and Mosaic refuses what is not.
+    own_pages = jnp.maximum(kv_pages, 0)
+    return _launch(plan, interpret, padded, k_pages, v_pages, own_pages, tile_table)[:tokens]
 
 
 def _tile_table(

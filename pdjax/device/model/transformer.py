@@ -27,6 +27,7 @@ from jax import lax
 
 from pallas_kernels.add_rms.api import add_rms
 from pallas_kernels.add_rms.reference import rms_scale
+from pallas_kernels.swiglu.api import swiglu
 from pdjax.model_spec import ModelSpec
 
 Leaf = Any
@@ -92,13 +93,9 @@ def dot(x: jax.Array, w: jax.Array, out_dtype: jax.typing.DTypeLike | None = Non
     return lax.dot(x, w, precision=precision, preferred_element_type=out_dtype)
 
 
-def swiglu(x: jax.Array, scale: jax.Array, layer: Layer) -> jax.Array:
+def mlp(x: jax.Array, scale: jax.Array, layer: Layer) -> jax.Array:
     """x [T, D], to be scaled by f32[T] -> [T, D], a partial sum over the shards of F."""
-    mlp_dim = layer.w_gate_up.shape[2]
-    gate_up = dot(x, layer.w_gate_up.reshape(x.shape[1], 2 * mlp_dim))
-    scaled = gate_up.astype(jnp.float32) * scale[:, None]
-    hidden = jax.nn.silu(scaled[:, :mlp_dim]) * scaled[:, mlp_dim:]  # [T, F]
-    return dot(hidden.astype(x.dtype), layer.w_down)
+    return dot(swiglu(x, scale, layer.w_gate_up), layer.w_down)
 
 
 def forward(
@@ -149,7 +146,7 @@ def through(
         bias = None if layer.bqkv is None else layer.bqkv.reshape(heads)
         o, cache = attend(qkv, scale, bias, cache)  # [T, N, H]
         x, scale = add_rms(x, reduce(dot(o.reshape(x.shape[0], -1), layer.wo)), eps=spec.norm_eps)
-        x, scale = add_rms(x, reduce(swiglu(x, scale, layer)), eps=spec.norm_eps)
+        x, scale = add_rms(x, reduce(mlp(x, scale, layer)), eps=spec.norm_eps)
         return x, scale, cache
 
     after = []

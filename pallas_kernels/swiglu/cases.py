@@ -1,0 +1,88 @@
+"""The shapes at which swiglu is tested and timed, with answers."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of the operation."""
+
+    name: str
+    tokens: int
+    model_dim: int
+    mlp_dim: int
+    dtype: str = "float32"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the operation."""
+        return {}
+
+    @property
+    def work(self) -> tuple[float, str]:
+        """Floating-point operations of the product."""
+        return 4.0 * self.tokens * self.model_dim * self.mlp_dim, "FLOP"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call, as numpy arrays."""
+
+    case: Case
+    x: np.ndarray  # [T, D]
+    scale: np.ndarray  # f32[T]
+    w_gate_up: np.ndarray  # [D, 2, F]
+
+    @property
+    def operands(self) -> tuple[np.ndarray, ...]:
+        """Positional arguments of the operation."""
+        return self.x, self.scale, self.w_gate_up
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """float32[T, F]."""
+        gate, up = (
+            (self.x.astype(np.float32) @ self.w_gate_up[:, i].astype(np.float32))
+            * self.scale[:, None]
+            for i in range(2)
+        )
+        return 0.5 * gate * (1 + np.tanh(0.5 * gate)) * up
+
+
+def make_inputs(case: Case, seed: int) -> Inputs:
+    """Random arguments. Tokens differ in size by orders of magnitude, and their scales make up for
+    that, but for every seventh token, whose gates are so large that exp(-gate) may overflow."""
+    rng = np.random.default_rng(seed)
+    dtype = jnp.dtype(case.dtype)
+    sizes = np.exp(rng.uniform(-3, 3, case.tokens)).astype(np.float32)
+    x = sizes[:, None] * rng.standard_normal((case.tokens, case.model_dim), np.float32)
+    scale = rng.uniform(0.5, 2, case.tokens).astype(np.float32) / sizes
+    scale[::7] *= 100
+    shape = (case.model_dim, 2, case.mlp_dim)
+    w = rng.standard_normal(shape, np.float32) * case.model_dim**-0.5
+    return Inputs(case, x.astype(dtype), scale, w.astype(dtype))
+
+
+CASES = (
+    Case("one token", 1, 64, 128),
+    Case("odd", 5, 77, 31),
+    Case("smollm2", 3, 576, 1536),
+    Case("bf16 few", 3, 128, 256, dtype="bfloat16"),
+    Case("bf16 64", 64, 64, 128, dtype="bfloat16"),
+    Case("bf16 256", 256, 320, 384, dtype="bfloat16"),
+    Case("bf16 ragged", 320, 192, 256, dtype="bfloat16"),
+)
+"""Small enough for an interpreter."""
+
+LARGE_CASES = (
+    Case("llama 8b 1k", 1024, 4096, 14336, dtype="bfloat16"),
+    Case("llama 8b 1984", 1984, 4096, 14336, dtype="bfloat16"),
+    Case("llama 8b 8k", 8192, 4096, 14336, dtype="bfloat16"),
+    Case("llama 1b 2k", 2048, 2048, 8192, dtype="bfloat16"),
+)
+"""Of Llama 3, for accelerators."""

@@ -1,0 +1,16 @@
+"""Specification of swiglu, and what runs where rows are few or no kernel is."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def swiglu(x: jax.Array, scale: jax.Array, w_gate_up: jax.Array) -> jax.Array:
+    """See `pallas_kernels.swiglu.api.swiglu`; arguments are taken as checked."""
+    model_dim, _, mlp_dim = w_gate_up.shape
+    # Accelerators would otherwise round what is float32.
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    gate_up = lax.dot(x, w_gate_up.reshape(model_dim, 2 * mlp_dim), precision=precision)
+    scaled = gate_up.astype(jnp.float32) * scale[:, None]
+    hidden = jax.nn.silu(scaled[:, :mlp_dim]) * scaled[:, mlp_dim:]
+    return hidden.astype(x.dtype)

@@ -1,0 +1,178 @@
+"""swiglu: every implementation against plain numpy, and what the interface promises.
+
+Pallas' interpreter takes a thread of XLA's for each of a kernel's three warpgroups: conftest's
+sixteen devices see to it that there are enough.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
+
+from pallas_kernels.check import LIMITS, swiglu_error
+from pallas_kernels.swiglu import mosaic_gpu
+from pallas_kernels.swiglu.api import swiglu
+from pallas_kernels.swiglu.cases import CASES, LARGE_CASES, Case, make_inputs
+
+# Of products with memory that nobody wrote.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+needs_gpu_interpreter = pytest.mark.skipif(
+    not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
+)
+H100 = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+
+
+def shapes(case: Case) -> tuple[jax.ShapeDtypeStruct, ...]:
+    dtype = jnp.dtype(case.dtype)
+    return (
+        jax.ShapeDtypeStruct((case.tokens, case.model_dim), dtype),
+        jax.ShapeDtypeStruct((case.tokens,), jnp.float32),
+        jax.ShapeDtypeStruct((case.model_dim, 2, case.mlp_dim), dtype),
+    )
+
+
+def taken(case: Case) -> bool:
+    refusal: Callable[..., str | None] = mosaic_gpu.refusal
+    x, _, w_gate_up = shapes(case)
+    return refusal(x, w_gate_up) is None
+
+
+TAKEN = [case for case in CASES if taken(case)]
+RAGGED = TAKEN[-1]
+
+
+def name_of(case: Case) -> str:
+    return case.name.replace(" ", "_")
+
+
+def interpreted(*, races: bool = False, **plan: Any) -> Callable[..., jax.Array]:
+    interpreter = plgpu.InterpretGPUParams(detect_races=races)
+    return partial(mosaic_gpu.swiglu, interpret=interpreter, **plan)
+
+
+def check(case: Case, operation: Callable[..., jax.Array]) -> None:
+    inputs = make_inputs(case, seed=1)
+    out = np.asarray(jax.jit(operation)(*inputs.operands))
+    assert out.dtype == inputs.x.dtype
+    assert swiglu_error(inputs, out) <= LIMITS[case.dtype]
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_reference(case: Case):
+    check(case, partial(swiglu, implementation="reference"))
+
+
+def test_enough_cases_are_taken():
+    assert {case.tokens for case in TAKEN} == {64, 256, 320}
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("case", TAKEN, ids=name_of)
+def test_kernel(case: Case):
+    """Two blocks of threads, so that they take several tiles each and reuse their rings."""
+    check(case, interpreted(programs=2))
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("plan", [{"band": 1}, {"stages": 2}], ids=str)
+def test_kernel_of_another_plan(plan: dict[str, Any]):
+    check(RAGGED, interpreted(programs=3, **plan))
+
+
+@needs_gpu_interpreter
+def test_kernel_reuses_its_rings_without_races(capsys: pytest.CaptureFixture[str]):
+    check(RAGGED, interpreted(programs=2, races=True))
+    assert "RACE" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", [*TAKEN, *LARGE_CASES], ids=name_of)
+def test_kernel_lowers(case: Case):
+    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=H100)
+    run = jax.jit(partial(swiglu, implementation="mosaic_gpu"))
+    with use_abstract_mesh(mesh):
+        text = run.trace(*shapes(case)).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("platform", "tokens", "dtype", "kernels"),
+    [
+        ("cuda", 1024, "bfloat16", 1),
+        ("cuda", 512, "bfloat16", 0),
+        ("cuda", 1024, "float32", 0),
+        ("cpu", 1024, "bfloat16", 0),
+    ],
+)
+def test_the_platform_chooses_also_within_shard_map(
+    platform: str, tokens: int, dtype: str, kernels: int
+):
+    """The kernel where it takes the arguments and rows are many; the reference everywhere else."""
+    mesh = AbstractMesh((2,), ("tp",), axis_types=(AxisType.Auto,), abstract_device=H100)
+    run = jax.shard_map(
+        swiglu,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(None, None, "tp")),
+        out_specs=PartitionSpec(None, "tp"),
+        check_vma=False,
+    )
+    traced = jax.jit(run).trace(*shapes(Case("split", tokens, 128, 2 * 14336, dtype)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") == kernels
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mlp_dim", "pays"),
+    [
+        (64, 14336, False),
+        (512, 14336, False),
+        (1024, 14336, True),
+        (1024, 7168, False),  # a half of it: 448 tiles keep 132 processors busy for 3.4 turns
+        (1024, 8192, True),
+        (2048, 7168, True),
+        (8192, 14336, True),
+    ],
+)
+def test_the_kernel_pays_where_rows_are_many_and_processors_busy(
+    tokens: int, mlp_dim: int, pays: bool
+):
+    ask: Callable[..., bool] = mosaic_gpu.pays
+    x, _, w_gate_up = shapes(Case("any", tokens, 64, mlp_dim, "bfloat16"))
+    assert ask(x, w_gate_up) == pays
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": jnp.zeros((2, 65))}, "D = 64, but x has D = 65"),
+        ({"scale": jnp.ones(3)}, "scale .* has T = 3, but x has T = 2"),
+        ({"scale": jnp.ones(2, jnp.bfloat16)}, "scale must be float32"),
+        ({"w_gate_up": jnp.zeros((64, 3, 8))}, r"must be \[D, 2, F\], but its shape is"),
+        ({"w_gate_up": jnp.zeros((64, 2, 8), jnp.bfloat16)}, "is bfloat16, but x is float32"),
+        ({"x": jnp.zeros((2, 64), jnp.int32)}, "x must be of a floating type"),
+        ({"implementation": "fast"}, "one of reference, mosaic_gpu, not 'fast'"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str):
+    good = {"x": jnp.zeros((2, 64)), "scale": jnp.ones(2), "w_gate_up": jnp.zeros((64, 2, 8))}
+    with pytest.raises(ValueError, match=message):
+        swiglu(**{**good, **changes})
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (Case("f32", 64, 64, 128, "float32"), "both be bfloat16, not float32"),
+        (Case("rows", 65, 64, 128, "bfloat16"), "tokens must be a multiple of 64, not 65"),
+        (Case("narrow", 64, 64, 192, "bfloat16"), "MLP dim of 128, not 64 and 192"),
+    ],
+)
+def test_the_kernel_refuses_with_the_reason(case: Case, reason: str):
+    operation = partial(swiglu, implementation="mosaic_gpu")
+    with pytest.raises(NotImplementedError, match=f"swiglu by mosaic_gpu: .*{reason}"):
+        jax.eval_shape(operation, *shapes(case))
