@@ -30,14 +30,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.handoff_house import OUTPUT, SOURCE, TARGET, House, Watch, Way
+from experiments.handoff_house import OUTPUT, House, Watch, Way
 from experiments.handoff_picture import draw
 from experiments.origin import origin
 from experiments.shapes import MODELS
 from experiments.tables import megabytes, number, percent, table
 from pdjax import Config
 from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
-from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.flags import new_flags, run
 
 FLAGS = new_flags()
@@ -148,9 +147,7 @@ def main() -> None:
     peaks: dict[str, float] = {}
     for layout in _LAYOUT.value or ():
         house = House(make_config(_MODEL.value or "", _LAYERS.value, layout, prompts))
-        nbytes = _PEAK.value or 1
-        probe = DeviceTransfer(house._pools).probe(SOURCE, TARGET, nbytes)
-        peaks[layout] = house.links() * nbytes / probe
+        peaks[layout] = house.bandwidth(_PEAK.value or 1)
         for groups, wire in itertools.product(_GROUPS.value or (), _WIRE.value or ()):
             way = Way(layout, groups, wire, bool(_CHECKSUMS.value))
             points += measure(house, way, prompts, peaks[layout])

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +12,7 @@ import numpy as np
 from experiments.step_times import replace_method
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import HandoffConfig
-from pdjax.device.engine import JaxPrefillEngine
-from pdjax.device.kv.transfer import DeviceTransfer, ShipmentTicket
-from pdjax.engine_api import End, Shipment, Side
+from pdjax.engine_api import End, Shipment, Side, Transfer, TransferTicket
 from pdjax.host.batch import span_pages
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
@@ -105,19 +104,19 @@ class Watch:
       now: the clock.
     """
 
-    def __init__(self, transfer: DeviceTransfer, now: Callable[[], float]) -> None:
+    def __init__(self, transfer: Transfer, now: Callable[[], float]) -> None:
         self._now, self._threads = now, ThreadPoolExecutor(32)
         self._seen: list[Future[tuple[float, float]]] = []
         send = transfer.send
 
-        def watched(shipment: Shipment) -> ShipmentTicket:
-            ticket = send(shipment)
+        def watched(shipment: Shipment) -> TransferTicket:
+            ticket: Any = send(shipment)
             self._seen.append(self._threads.submit(self._see, ticket))
             return ticket
 
         replace_method(transfer, "send", watched)
 
-    def _see(self, ticket: ShipmentTicket) -> tuple[float, float]:
+    def _see(self, ticket: Any) -> tuple[float, float]:
         jax.block_until_ready(ticket.read)
         read = self._now()
         jax.block_until_ready(ticket.pieces)
@@ -147,19 +146,20 @@ class House:
     def __init__(self, config: Config) -> None:
         self.llm = llm = LLM(config)
         self._engine = llm.prefill_engines[0]
+        self._transfer: Any = type(llm.coordinator._transfer)
         self._pools = {SOURCE: self._engine._pool, TARGET: llm.decode_engines[0]._pool}
 
-    def open(self, way: Way) -> tuple[Coordinator, Recorder, DeviceTransfer]:
+    def open(self, way: Way) -> tuple[Coordinator, Recorder, Transfer]:
         """A coordinator for one way, warm; weights and pools are the same for all of them."""
         llm = self.llm
-        engine = JaxPrefillEngine(
+        engine = type(self._engine)(
             self._engine._params,
             llm.spec,
             self._pools[SOURCE],
             max_logprobs=llm.config.max_logprobs,
             layer_groups=way.groups,
         )
-        transfer = DeviceTransfer(self._pools, way.handoff.wire_dtype)
+        transfer = self._transfer(self._pools, way.handoff.wire_dtype)
         recorder = Recorder(llm.clock)
         coordinator = Coordinator(
             replace(llm.config, handoff=way.handoff),
@@ -175,12 +175,17 @@ class House:
         coordinator.warm_up()
         return coordinator, recorder, transfer
 
+    def bandwidth(self, nbytes: int) -> float:
+        """Bytes a second over all links, by a plain put of so many on one of them."""
+        put = self._transfer(self._pools).probe(SOURCE, TARGET, nbytes)
+        return self.links() * nbytes / put
+
     def links(self) -> int:
         """Pairs of devices over which the KV of all layers travels at once."""
         source, target = (self._pools[end].layout for end in (SOURCE, TARGET))
         return min(source.tp, target.tp * target.stages)
 
-    def alone(self, way: Way, coordinator: Coordinator, transfer: DeviceTransfer, n: int) -> Alone:
+    def alone(self, way: Way, coordinator: Coordinator, transfer: Transfer, n: int) -> Alone:
         """A shipment of the pages of n tokens."""
         layout, buckets, now = self._engine.layout, coordinator.buckets, self.llm.clock.now
         spans = -(-n // buckets.span)

@@ -55,6 +55,7 @@ class Handoff:
       departed: moment at which the sequence had nothing left to do but to wait for this.
       due: moment at which what has not landed is given up; None if never.
       computed: tokens of which KV has been dispatched through all layers.
+      idle: nothing can be sent until more has been computed or something has failed.
       attempts: that failed.
       generation: counts disownments; what was sent in an earlier one is not wanted any more.
       closed: it holds nothing any longer.
@@ -77,6 +78,7 @@ class Handoff:
     departed: float | None = None
     due: float | None = None
     computed: int = 0
+    idle: bool = False
     attempts: int = 0
     generation: int = 0
     closed: bool = False
@@ -121,22 +123,35 @@ class Handoff:
         ready = self.spans if computed >= self.tokens else computed // self.span
         return np.flatnonzero(self._ledger[:ready, group] == Part.UNSENT)
 
-    def unsent(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Spans that may leave in all layer groups, and for each group those that may leave only
+    def unsent(self) -> list[tuple[np.ndarray, slice]]:
+        """What may leave now: spans in all layer groups, and in each those that may leave only
         there."""
+        if self.idle:
+            return []
         each = [self.sendable(group, self.computed) for group in range(len(self.groups))]
+        self.idle = not any(spans.size for spans in each)
         whole = each[0]
         for spans in each[1:]:
             whole = np.intersect1d(whole, spans, assume_unique=True)
-        return whole, [np.setdiff1d(spans, whole, assume_unique=True) for spans in each]
+        rest = [np.setdiff1d(spans, whole, assume_unique=True) for spans in each]
+        parts = [(whole, slice(0, len(self.groups)))]
+        parts += [(spans, slice(group, group + 1)) for group, spans in enumerate(rest)]
+        return [(spans, groups) for spans, groups in parts if spans.size]
 
     def mark(self, spans: np.ndarray, groups: slice, part: Part) -> None:
         """These parts have come so far."""
         self._ledger[spans, groups] = part
+        if part is Part.UNSENT:
+            self.idle = False
+
+    def has_computed(self, tokens: int) -> None:
+        """KV of the first `tokens` has been dispatched through all layers."""
+        self.computed, self.idle = tokens, False
 
     def disown(self) -> None:
         """Whatever is on its way is not wanted any more, and has to be sent again."""
         self.generation += 1
+        self.idle = False
         self._ledger[self._ledger == Part.SENT] = Part.UNSENT
 
     def held(self) -> Iterator[tuple[Lane, list[int]]]:

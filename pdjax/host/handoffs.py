@@ -177,7 +177,7 @@ class Handoffs:
         return handoff
 
     def _on_its_way(self, handoff: Handoff) -> None:
-        handoff.computed = handoff.tokens
+        handoff.has_computed(handoff.tokens)
         handoff.departed = now = self._clock.now()
         deadline = self._config.deadline
         handoff.due = None if deadline is None else now + deadline
@@ -199,7 +199,7 @@ class Handoffs:
         """A step over `chunks` has been dispatched. Raises what interrupted its sending."""
         for chunk in chunks:
             if chunk.sequence.handoff is not None:
-                chunk.sequence.handoff.computed = chunk.stop
+                chunk.sequence.handoff.has_computed(chunk.stop)
         interrupt, self._interrupt = self._interrupt, None
         if interrupt is not None:
             raise interrupt
@@ -222,12 +222,9 @@ class Handoffs:
     def pump(self) -> bool:
         """Send whatever can leave now and has not. Returns whether there was anything."""
         self._open = self.open
-        parts = []
-        for handoff in self._open:
-            whole, each = handoff.unsent()
-            parts.append((handoff, whole, slice(0, len(handoff.groups))))
-            parts += [(handoff, spans, slice(g, g + 1)) for g, spans in enumerate(each)]
-        return self._shipping.send(parts)
+        return self._shipping.send(
+            (handoff, spans, groups) for handoff in self._open for spans, groups in handoff.unsent()
+        )
 
     def land(self) -> bool:
         """Write what has arrived; let those of whom all has landed decode. Returns whether there

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
+from pallas_kernels.page_copy import api as page_copy
 from pdjax.device.mesh import Rules, sharding
 from pdjax.kv_layout import KVLayout
 
@@ -71,13 +72,16 @@ def _zeros(layout: KVLayout, num_pages: int, where: NamedSharding) -> KVPool:
 def gather_pages(layers: Layers, heads: slice, page_ids: jax.Array) -> jax.Array:
     """K and V of `heads` of `layers` in the pages `page_ids` i32[n] -> one array [layers * 2 *
     heads, n, S, H]."""
-    return jnp.concatenate([side[heads, page_ids] for layer in layers for side in layer])
+    return page_copy.gather(_sides(layers), page_ids, heads=heads)
 
 
 def scatter_pages(layers: Layers, pages: jax.Array, page_ids: jax.Array) -> Layers:
     """The inverse of `gather_pages` for all heads of a shard: [layers * 2, K, n, S, H] into
-    `page_ids` i32[n]."""
-    return [
-        (k.at[:, page_ids].set(pages[2 * i]), v.at[:, page_ids].set(pages[2 * i + 1]))
-        for i, (k, v) in enumerate(layers)
-    ]
+    `page_ids` i32[n]. What the null page then holds is left open."""
+    after = page_copy.scatter(_sides(layers), pages.reshape(-1, *pages.shape[2:]), page_ids)
+    return list(zip(after[::2], after[1::2], strict=True))
+
+
+def _sides(layers: Layers) -> list[jax.Array]:
+    """K and V of each layer slot, one after another."""
+    return [side for layer in layers for side in layer]
