@@ -41,8 +41,16 @@ def draw(whole: dict[str, Any], path: Path) -> None:
             _, p99, _ = rival["itl_ms"][f"{mode} loaded"]
             axes.plot([p99], [0.99], "|", color=color, markersize=20, mew=2)
             text = f"vLLM, {mode},\n{rival['device']}, loaded:\np99 {p99} ms"
-            where = {"xytext": (-6, 0), "textcoords": "offset points", "ha": "right"}
-            axes.annotate(text, (p99, 0.99), color=color, va="bottom", fontsize=8, **where)
+            axes.annotate(
+                text,
+                (p99, 0.99),
+                xytext=(-6, 0),
+                textcoords="offset points",
+                color=color,
+                fontsize=8,
+                ha="right",
+                va="bottom",
+            )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -57,7 +65,7 @@ def draw(whole: dict[str, Any], path: Path) -> None:
     load, kinds = whole["load"], whole.get("devices", [])
     devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds)))
     axes.set_title(
-        f"{whole['model']} on {devices}: {load['rows']} rows decode after {load['prompt']:,} tokens\n"
+        f"{whole['model']} on {devices}: {load['rows']} rows decode, {load['prompt']:,} tokens in\n"
         f"loaded: meanwhile prompts of {load['long']:,} tokens come back to back",
         fontsize=10,
     )

@@ -26,6 +26,9 @@ from pallas_kernels.add_rms import api as add_api
 from pallas_kernels.add_rms import cases as add_cases
 from pallas_kernels.kv_write import api as write_api
 from pallas_kernels.kv_write import cases as write_cases
+from pallas_kernels.page_copy import api as copy_api
+from pallas_kernels.page_copy import cases as gather_cases
+from pallas_kernels.page_copy import scatter_cases
 from pallas_kernels.paged_attention import api as paged_api
 from pallas_kernels.paged_attention import append_cases
 from pallas_kernels.paged_attention import cases as paged_cases
@@ -97,6 +100,18 @@ def add_error(inputs: add_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) 
 def swiglu_error(inputs: swiglu_cases.Inputs, out: np.ndarray) -> float:
     """The largest error of a token, by its own largest number: tokens differ in size."""
     return max(relative_error(*token) for token in zip(out, inputs.expected, strict=True))
+
+
+def gather_error(inputs: gather_cases.Inputs, out: np.ndarray) -> float:
+    """0, or infinite if a bit is not what it must be."""
+    return 0.0 if out.tobytes() == inputs.expected.tobytes() else float("inf")
+
+
+def scatter_error(inputs: scatter_cases.Inputs, pools: tuple[np.ndarray, ...]) -> float:
+    """As `gather_error`, of all pages but the null page."""
+    pairs = zip(pools, inputs.expected, strict=True)
+    same = all(pool[:, 1:].tobytes() == want[:, 1:].tobytes() for pool, want in pairs)
+    return 0.0 if same else float("inf")
 
 
 @dataclass(frozen=True)
@@ -212,7 +227,7 @@ def seconds_per_call(
 
         return lax.fori_loop(0, count, again, fed)
 
-    fed = tuple(operands[i].copy() for i in subject.fed)
+    fed = jax.tree.map(lambda x: x.copy(), tuple(operands[i] for i in subject.fed))
 
     def step(count: int) -> None:
         nonlocal fed
