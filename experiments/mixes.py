@@ -1,0 +1,398 @@
+"""Are the tokens exact in every mix of prefill and decode on the devices at hand, and what does a
+step take?
+
+A small model with random weights in float32 answers the same prompts, greedily: first on one device
+that does both phases, which is the truth; then in every mix that the devices allow. "a + b" has
+prefill a on devices of its own, "a & b" has both phases over the same devices, each with weights
+and pools of its own; the other mixes hand over in another way between tp1 and tp1. Prompts are cut
+into chunks and streamed in layer groups, unless a mix says otherwise.
+
+  python -m experiments.mixes                               on all accelerators there are
+  python -m experiments.mixes --model=tiny --devices=4      on four virtual CPU devices
+  python -m experiments.mixes --mixes=stages --mixes=pages  only those with such a name
+
+Prints a table and writes JSON. Exit status 1 where a token differs or a mix cannot run. In float32
+two layouts differ in the last bits; so beside a token that differs stands by how much the truth
+preferred its own: a bug shows as a clear choice, a coin's toss as one of 1e-5 and less. Attention
+in float32 runs by the reference on GPUs: compare times with one another only. Wire time is what the
+host's looks tell; where it looks seldom, as on a CPU, the share of the peak means nothing.
+"""
+
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.origin import origin
+from experiments.tables import megabytes, number, percent, table
+from pdjax import LLM, Config, RequestOutput, SamplingParams, load_config
+from pdjax.config import RANDOM, DecodeConfig, HandoffConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.engine_api import End, Side
+from pdjax.flags import new_flags, run
+from pdjax.host.metrics import Recorder, Span
+from pdjax.model_spec import ModelSpec
+
+PROBE_BYTES = 64 << 20
+"""Of the plain put that a link is measured with."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A model, and what it is asked.
+
+    Attributes:
+      spec: its shapes; every tp of 1, 2 and 4 divides them.
+      lengths: tokens of the prompts: around a page, around a chunk, several chunks.
+      outputs: tokens of the answers, in turns, so that rows come free at different times.
+      page_size, budget, rows: of the config.
+    """
+
+    spec: ModelSpec
+    lengths: tuple[int, ...]
+    outputs: tuple[int, ...]
+    page_size: int
+    budget: int
+    rows: int = 8
+
+    def prompts(self, seed: int) -> list[list[int]]:
+        """Random ones, the same for the same seed."""
+        rng = np.random.default_rng(seed)
+        return [rng.integers(1, self.spec.vocab_size, n).tolist() for n in self.lengths]
+
+    def params(self, most: int = 1 << 20, logprobs: int | None = None) -> list[SamplingParams]:
+        """How they are answered, by at most so many tokens."""
+        how: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "logprobs": logprobs}
+        each = [SamplingParams(max_tokens=min(n, most), **how) for n in self.outputs]
+        return [params for params, _ in zip(cycle(each), self.lengths, strict=False)]
+
+
+SCALES = {
+    "small": Scale(
+        ModelSpec(
+            vocab_size=32000,
+            num_layers=8,
+            model_dim=1024,
+            mlp_dim=2816,
+            query_heads=16,
+            kv_heads=8,
+            head_dim=64,
+            context=1024,
+        ),
+        lengths=(5, 600, 16, 17, 129, 31, 450, 64, 100, 511, 127, 256, 40, 383, 200, 300),
+        outputs=(48, 24),
+        page_size=16,
+        budget=128,
+    ),
+    # small enough that a CPU compiles and runs it in seconds
+    "tiny": Scale(
+        ModelSpec(
+            vocab_size=211,
+            num_layers=4,
+            model_dim=32,
+            mlp_dim=64,
+            query_heads=8,
+            kv_heads=4,
+            head_dim=8,
+            context=128,
+        ),
+        lengths=(1, 60, 4, 5, 17, 8, 45, 16, 10, 51),
+        outputs=(12, 6),
+        page_size=4,
+        budget=16,
+        rows=4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A way to serve: `changes` of the config of the truth, by dotted names.
+
+    `passes` over the same prompts: from the second on they are found in the prefix cache.
+    """
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    passes: int = 1
+
+
+FLAGS = new_flags()
+_MODEL = flags.DEFINE_enum("model", "small", list(SCALES), "and its prompts", flag_values=FLAGS)
+_DEVICES = flags.DEFINE_integer(
+    "devices", None, "to use; on a CPU, to make; unless given, those there are", flag_values=FLAGS
+)
+_MIXES = flags.DEFINE_multi_string(
+    "mixes", [], "only those whose name has this in it; may be repeated", flag_values=FLAGS
+)
+_CACHE = flags.DEFINE_string(
+    "cache", "", "compilation cache to use; unless given, one for this run", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", "results/mixes.json", "file", flag_values=FLAGS)
+
+
+def truth(scale: Scale, devices: int, cache: str | None) -> Config:
+    """One device for both phases, one bucket of everything."""
+    # And a page more, which the coordinator keeps in hand for everybody who decodes.
+    longest = max(scale.lengths) + max(scale.outputs) + scale.page_size
+    context, sequences = -(-longest // scale.page_size), 4
+    return Config(
+        model=ModelConfig(source=RANDOM, spec=scale.spec, max_model_len=longest),
+        kv=KVConfig(page_size=scale.page_size),
+        prefill=PrefillConfig(
+            token_budget=scale.budget,
+            max_sequences=sequences,
+            token_buckets=(scale.budget,),
+            page_buckets=(max(context, scale.budget // scale.page_size + sequences),),
+        ),
+        decode=DecodeConfig(rows=scale.rows, page_buckets=(context,)),
+        handoff=HandoffConfig(layer_groups=4),
+        colocated=True,
+        cpu_devices=devices,
+        warm_up=False,  # a few prompts compile what the others need, and no more
+        compilation_cache=cache,
+    )
+
+
+def mixes(devices: int, scale: Scale) -> list[Mix]:
+    """What so many devices allow; of them a power of two is used, and no more than KV heads."""
+    most = min(devices, scale.spec.kv_heads)
+    n = 1 << (most.bit_length() - 1)
+    return [*layouts(n), *handoffs(n, scale)]
+
+
+def layouts(n: int) -> list[Mix]:
+    """Every kind of mesh for either phase, over n devices, a power of two."""
+    same = {"shared_devices": True}
+    if n == 1:
+        return [Mix("tp1 & tp1", same)]
+    found = [
+        Mix("tp1 + tp1"),
+        Mix(f"tp{n} & {n} stages", same | {"prefill.tp": n, "decode.stages": n}),
+        Mix(f"tp{n} & tp{n}", same | {"prefill.tp": n, "decode.tp": n}),
+        Mix(f"tp1 & {n} stages", same | {"decode.stages": n}),
+        Mix(f"tp{n} & tp1", same | {"prefill.tp": n}),
+    ]
+    if n >= 4:
+        half = n // 2
+        halves, whole = {"prefill.tp": half}, same | {"prefill.tp": n}
+        found += [
+            Mix(f"tp{half} + {half} stages", halves | {"decode.stages": half}),
+            Mix(f"tp{half} + tp{half}", halves | {"decode.tp": half}),
+            Mix(f"tp{n} & {half} stages of tp2", whole | {"decode.stages": half, "decode.tp": 2}),
+            Mix("two tp1 + two tp1", {"prefill.engines": 2, "decode.engines": 2}),
+        ]
+    return found
+
+
+def handoffs(n: int, scale: Scale) -> list[Mix]:
+    """Every other way to hand over, from a single device to another, or to itself if n is 1."""
+    base = {"shared_devices": n == 1}
+    kept = {"kv.prefix_cache": True, "handoff.give_back": True}
+    found = [
+        Mix("in bulk", base | {"handoff.streaming": False}),
+        Mix("checksums", base | {"handoff.checksums": True}),
+        Mix("decode pages doubled", base | {"decode.page_size": 2 * scale.page_size}),
+        Mix("given back, asked twice", base | kept, passes=2),
+    ]
+    if n >= 2:
+        two = {"decode.engines": 2, "handoff.rebalance": True, "shared_devices": n == 2}
+        joined = "&" if n == 2 else "+"
+        found.append(Mix(f"tp1 {joined} two tp1, rebalanced", two))
+    return found
+
+
+def chosen(all_of_them: Sequence[Mix], wanted: Iterable[str]) -> list[Mix]:
+    """Those whose name has one of `wanted` in it; all, if nothing is wanted.
+
+    Raises:
+      ValueError: there are none.
+    """
+    wanted = list(wanted)
+    found = [mix for mix in all_of_them if not wanted or any(part in mix.name for part in wanted)]
+    if not found:
+        names = ", ".join(mix.name for mix in all_of_them)
+        raise ValueError(f"mixes={wanted}: none of {names}")
+    return found
+
+
+def serve(config: Config, scale: Scale, passes: int = 1, logprobs: int | None = None) -> "Served":
+    """Answer the prompts, `passes` times, after others that make everything compile."""
+    gc.collect()  # what the last one held on the devices
+    began = time.perf_counter()
+    with LLM(config) as llm:
+        llm.generate(scale.prompts(seed=1), scale.params(4, logprobs), progress=False)
+        _come_to_rest(llm)
+        if not config.shared_devices and not config.colocated:
+            _measure_links(llm)
+        llm.recorder.clear()
+        compiled, answers = time.perf_counter(), list[RequestOutput]()
+        for _ in range(passes):
+            params = scale.params(logprobs=logprobs)
+            answers += llm.generate(scale.prompts(seed=0), params, progress=False)
+            _come_to_rest(llm)
+        ended = time.perf_counter()
+    return Served(answers, llm.recorder, compiled - began, ended - compiled)
+
+
+def _come_to_rest(llm: LLM) -> None:
+    """What is given back may still be on its way; then every page must be free."""
+    while llm.has_work:
+        llm.step()
+    llm.coordinator.check()
+
+
+def _measure_links(llm: LLM) -> None:
+    """What a plain put reaches between engines that lie on different devices."""
+    for i, _ in enumerate(llm.prefill_engines):
+        for j, _ in enumerate(llm.decode_engines):
+            ends = End(Side.PREFILL, i), End(Side.DECODE, j)
+            seconds = llm.coordinator._transfer.probe(*ends, PROBE_BYTES)
+            llm.recorder.link(*ends).peak = PROBE_BYTES / seconds
+
+
+@dataclass(frozen=True)
+class Served:
+    """The answers of all passes, and what was taken down meanwhile; seconds before and within."""
+
+    answers: list[RequestOutput]
+    recorder: Recorder
+    start_s: float
+    serve_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers of the run."""
+        spans, totals = self.recorder.spans(), self.recorder.transfers
+        links = [link for link in self.recorder.links.values() if link.peak and link.wire_s]
+        could = sum(link.wire_s * (link.peak or 0) for link in links)
+        return {
+            "prefill_ms": step_ms(spans, "prefill/"),
+            "tick_ms": step_ms(spans, "decode/"),
+            "of_peak": sum(link.bytes for link in links) / could if could else None,
+            "transfers": totals.to_json(),
+            "start_s": self.start_s,
+            "serve_s": self.serve_s,
+        }
+
+
+def step_ms(spans: Iterable[Span], tracks: str) -> float | None:
+    """The median step of engines whose track begins with `tracks`, from the moment at which its
+    predecessor had ended: with lookahead it is dispatched before."""
+    ends: dict[str, float] = {}
+    took = []
+    for span in spans:
+        if span.track.startswith(tracks):
+            took.append(span.end - max(span.start, ends.get(span.track, span.start)))
+            ends[span.track] = span.end
+    return statistics.median(took) * 1e3 if took else None
+
+
+def compare(answers: Sequence[RequestOutput], right: Sequence[RequestOutput]) -> dict[str, Any]:
+    """How many answers, and tokens up to the first that differs, are those of the truth, which was
+    asked once. `margin` is the largest by which, where one differs, the truth preferred its own
+    token to the next best, in nats; None where none does."""
+    exact = same = total = 0
+    margins: list[float] = []
+    for mine, its in zip(answers, cycle(right), strict=False):
+        agree, pairs = 0, zip(mine.token_ids, its.token_ids, strict=False)
+        while (pair := next(pairs, None)) is not None and pair[0] == pair[1]:
+            agree += 1
+        same, total = same + agree, total + len(its.token_ids)
+        exact += mine.token_ids == its.token_ids
+        if agree < len(its.token_ids) and its.logprobs:
+            (_, best), (_, second), *_ = its.logprobs[agree].top
+            margins.append(best - second)
+    return {
+        "answers": len(answers),
+        "exact": exact,
+        "tokens": total,
+        "tokens_right": same,
+        "margin": max(margins, default=None),
+    }
+
+
+def try_mix(
+    config: Config, mix: Mix, scale: Scale, right: Sequence[RequestOutput]
+) -> dict[str, Any]:
+    """A line of the table. One that cannot run says why, and the others go on."""
+    try:
+        served = serve(load_config(config, {"colocated": False, **mix.changes}), scale, mix.passes)
+    except Exception as error:
+        return {"mix": mix.name, "error": " ".join(f"{type(error).__name__}: {error}".split())}
+    return {"mix": mix.name} | compare(served.answers, right) | served.to_json()
+
+
+def wrong(row: Mapping[str, Any]) -> bool:
+    """Whether a mix did not keep the promise."""
+    return "error" in row or row["exact"] < row["answers"]
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table, and the errors below it."""
+    head = ["mix", "exact", "prefill step, ms", "tick, ms", "MB moved", "of peak"]
+    head += ["layout changes", "re-prefilled", "start, s", "serve, s"]
+    lines, errors = [], []
+    for row in rows:
+        if "error" in row:
+            lines.append([row["mix"], "failed", *"-" * (len(head) - 2)])
+            errors.append(f"{row['mix']}: {row['error']}")
+            continue
+        moved = row["transfers"]
+        lines.append(
+            [
+                row["mix"],
+                f"{row['exact']} of {row['answers']}",
+                number(row["prefill_ms"], 2),
+                number(row["tick_ms"], 2),
+                megabytes(moved["bytes"]),
+                percent(row["of_peak"]),
+                number(moved["layout_changing_puts"], 0),
+                str(moved["reprefilled_tokens"]),
+                number(row["start_s"]),
+                number(row["serve_s"]),
+            ]
+        )
+        if row["margin"] is not None:
+            margin = f"{row['margin']:.1e} nats"
+            errors.append(f"{row['mix']}: the truth preferred its own token by up to {margin}")
+    return "\n".join([table(head, lines), *errors])
+
+
+def main() -> int:
+    """Run them, print, save; see the module."""
+    scale = SCALES[_MODEL.value or ""]
+    devices = len(jax.devices()) if _DEVICES.value is None else _DEVICES.value
+    if devices < 1:
+        raise ValueError(f"devices={devices}: must be at least 1")
+    todo = chosen(mixes(devices, scale), _MIXES.value or ())
+    with ExitStack() as stack:
+        cache = _CACHE.value or stack.enter_context(tempfile.TemporaryDirectory())
+        config = truth(scale, devices, cache)
+        right = serve(config, scale, logprobs=2)
+        rows = [
+            {"mix": "one device (truth)"} | compare(right.answers, right.answers) | right.to_json()
+        ]
+        for mix in todo:
+            rows.append(try_mix(config, mix, scale, right.answers))
+            print(f"{mix.name}: {'wrong' if wrong(rows[-1]) else 'exact'}", flush=True)
+    print(show(rows))
+    out = Path(_OUT.value or "")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"model": _MODEL.value, "devices_used": devices, "mixes": rows} | origin()
+    out.write_text(json.dumps(whole, indent=1) + "\n")
+    print(f"saved {out}")
+    return int(any(map(wrong, rows)))
+
+
+if __name__ == "__main__":
+    run(main, FLAGS, __doc__ or "")
