@@ -19,6 +19,7 @@ from pallas_kernels.add_rms import api as add_rms
 from pallas_kernels.kv_write import api as kv_write
 from pallas_kernels.paged_attention import api as paged_attention
 from pallas_kernels.prefill_attention import api as prefill_attention
+from pallas_kernels.product import api as product
 from pallas_kernels.swiglu import api as swiglu
 from pdjax.device.kv.pool import KVPool, PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
@@ -31,7 +32,7 @@ from pdjax.model_spec import ModelSpec
 
 REFERENCE = "reference"
 KERNELS = ("mosaic_gpu", "mosaic_tpu")
-_OPERATIONS = (add_rms, kv_write, paged_attention, prefill_attention, swiglu)
+_OPERATIONS = (add_rms, kv_write, paged_attention, prefill_attention, product, swiglu)
 _KERNEL = re.compile(r"custom_call @(?:mosaic_gpu\w*|tpu_custom_call)")
 _LOWERED = {"gpu": "cuda"}  # what a platform is called where programs are lowered
 

@@ -34,6 +34,8 @@ from pallas_kernels.paged_attention import append_cases
 from pallas_kernels.paged_attention import cases as paged_cases
 from pallas_kernels.prefill_attention import api as prefill_api
 from pallas_kernels.prefill_attention import cases as prefill_cases
+from pallas_kernels.product import api as product_api
+from pallas_kernels.product import cases as product_cases
 from pallas_kernels.swiglu import api as swiglu_api
 from pallas_kernels.swiglu import cases as swiglu_cases
 
@@ -170,7 +172,13 @@ SWIGLU = Subject(
     fed=(1,),  # scale
     feed=lambda fed, out: (fed[0] + 0 * out[:, 0].astype(fed[0].dtype),),
 )
-SUBJECTS = (ADD, WRITE, SWIGLU, PAGED, APPEND, PREFILL)
+PRODUCT = Subject(
+    product_api.product,
+    product_api.PLATFORMS,
+    product_cases,
+    feed=lambda fed, out: (fed[0] + 0 * out[:, :1],),
+)
+SUBJECTS = (ADD, WRITE, PRODUCT, SWIGLU, PAGED, APPEND, PREFILL)
 
 
 @dataclass(frozen=True)

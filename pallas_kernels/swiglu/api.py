@@ -37,7 +37,7 @@ def swiglu(
       w_gate_up: [D, 2, F], gate first, of the type of x.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
         program is lowered for, which is the reference where no kernel takes these arguments or
-        rows are few.
+        XLA's product is as fast.
 
     Returns:
       [T, F] in the type of x.

@@ -73,13 +73,17 @@ CASES = (
     Case("odd", 5, 77, 31),
     Case("smollm2", 3, 576, 1536),
     Case("bf16 few", 3, 128, 256, dtype="bfloat16"),
+    Case("bf16 8", 8, 128, 192, dtype="bfloat16"),
     Case("bf16 64", 64, 64, 128, dtype="bfloat16"),
+    Case("bf16 72", 72, 320, 384, dtype="bfloat16"),
     Case("bf16 256", 256, 320, 384, dtype="bfloat16"),
     Case("bf16 ragged", 320, 192, 256, dtype="bfloat16"),
 )
 """Small enough for an interpreter."""
 
 LARGE_CASES = (
+    Case("llama 8b 64", 64, 4096, 14336, dtype="bfloat16"),
+    Case("llama 8b 128", 128, 4096, 14336, dtype="bfloat16"),
     Case("llama 8b 1k", 1024, 4096, 14336, dtype="bfloat16"),
     Case("llama 8b 1984", 1984, 4096, 14336, dtype="bfloat16"),
     Case("llama 8b 8k", 8192, 4096, 14336, dtype="bfloat16"),

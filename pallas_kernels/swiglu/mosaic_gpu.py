@@ -1,5 +1,5 @@
 """The first half of the MLP as a Mosaic kernel for Hopper GPUs: a product with the SwiGLU at its
-end, for the many rows of prefill.
+end, for the many rows of prefill. For the few of decode there is `pallas_kernels.few_rows`.
 
 XLA writes the product, 2F numbers a token, and reads it again; here it stays in registers. A block
 of threads takes 128 rows of x by 128 columns of gate and the same 128 of up: one warpgroup copies
@@ -23,6 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import few_rows
 from pallas_kernels.hopper import LOG2_E, PROCESSORS, ROWS, spread, tiled
 
 _COMPUTE = 2  # warpgroups that compute
@@ -89,6 +90,8 @@ class _Refs:
 def refusal(x: jax.Array, w_gate_up: jax.Array) -> str | None:
     """Why the kernel does not take these arguments, or None."""
     (tokens, model_dim), mlp_dim = x.shape, w_gate_up.shape[2]
+    if tokens <= few_rows.MOST_ROWS:
+        return few_rows.refusal(x, w_gate_up, mlp_dim)
     if x.dtype != jnp.bfloat16 or w_gate_up.dtype != x.dtype:
         return f"x and weights must both be bfloat16, not {x.dtype} and {w_gate_up.dtype}"
     if tokens % ROWS:
@@ -102,10 +105,17 @@ def refusal(x: jax.Array, w_gate_up: jax.Array) -> str | None:
 
 
 def pays(x: jax.Array, w_gate_up: jax.Array) -> bool:
-    """Whether the kernel is faster than XLA's product: it has one size of tiles, and where the last
-    turn leaves processors idle, as 512 rows of F = 14336 do, smaller ones are better."""
-    plan = Plan(x.shape[0], x.shape[1], w_gate_up.shape[2])
-    return plan.tokens >= _FEWEST and plan.busy >= _BUSY
+    """Whether the kernel is faster than XLA's product.
+
+    That of many rows has one size of tiles, and where the last turn leaves processors idle, as 512
+    rows of F = 14336 do, smaller ones are better. That of few rows reads no faster than XLA at 16.
+    """
+    tokens = x.shape[0]
+    if tokens <= few_rows.MOST_ROWS:
+        taken = tokens >= ROWS and refusal(x, w_gate_up) is None
+        return taken and few_rows.pays(few_rows.plan_of(tokens, *w_gate_up.shape))
+    plan = Plan(tokens, x.shape[1], w_gate_up.shape[2])
+    return tokens >= _FEWEST and plan.busy >= _BUSY
 
 
 def swiglu(
@@ -115,9 +125,12 @@ def swiglu(
 
     Args:
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
-      **plan: fields of `Plan` that differ from what is best.
+      **plan: fields of `Plan`, or of `few_rows.Plan`, that differ from what is best.
     """
     model_dim, _, mlp_dim = w_gate_up.shape
+    if x.shape[0] <= few_rows.MOST_ROWS:
+        few = few_rows.plan_of(x.shape[0], *w_gate_up.shape, **plan)
+        return few_rows.few_rows(few, interpret, x, w_gate_up, scale)
     launch = Plan(x.shape[0], model_dim, mlp_dim, one_product=interpret is None, **plan)
     return _launch(launch, interpret, x, scale, w_gate_up)
 

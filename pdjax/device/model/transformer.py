@@ -27,6 +27,7 @@ from jax import lax
 
 from pallas_kernels.add_rms.api import add_rms
 from pallas_kernels.add_rms.reference import rms_scale
+from pallas_kernels.product.api import product
 from pallas_kernels.swiglu.api import swiglu
 from pdjax.model_spec import ModelSpec
 
@@ -86,16 +87,9 @@ class Attend(Protocol):
         ...
 
 
-def dot(x: jax.Array, w: jax.Array, out_dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-    """x [T, A] @ w [A, B] -> [T, B], in x's dtype unless asked otherwise; float32 stays float32 on
-    accelerators that would otherwise round it."""
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot(x, w, precision=precision, preferred_element_type=out_dtype)
-
-
 def mlp(x: jax.Array, scale: jax.Array, layer: Layer) -> jax.Array:
     """x [T, D], to be scaled by f32[T] -> [T, D], a partial sum over the shards of F."""
-    return dot(swiglu(x, scale, layer.w_gate_up), layer.w_down)
+    return product(swiglu(x, scale, layer.w_gate_up), layer.w_down)
 
 
 def forward(
@@ -142,10 +136,11 @@ def through(
     def one(
         x: jax.Array, scale: jax.Array, layer: Layer, cache: Any
     ) -> tuple[jax.Array, jax.Array, Any]:
-        qkv = dot(x, layer.wqkv).reshape(x.shape[0], *heads)
+        qkv = product(x, layer.wqkv).reshape(x.shape[0], *heads)
         bias = None if layer.bqkv is None else layer.bqkv.reshape(heads)
         o, cache = attend(qkv, scale, bias, cache)  # [T, N, H]
-        x, scale = add_rms(x, reduce(dot(o.reshape(x.shape[0], -1), layer.wo)), eps=spec.norm_eps)
+        o = reduce(product(o.reshape(x.shape[0], -1), layer.wo))  # [T, D]
+        x, scale = add_rms(x, o, eps=spec.norm_eps)
         x, scale = add_rms(x, reduce(mlp(x, scale, layer)), eps=spec.norm_eps)
         return x, scale, cache
 
@@ -178,7 +173,10 @@ def unembed(
     """
     normed = x.astype(jnp.float32) * rms_scale(x, spec.norm_eps)[:, None]
     normed = normed.astype(x.dtype) * params.final_norm
-    logits = dot(normed, params.unembed, jnp.float32)
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    logits = lax.dot(
+        normed, params.unembed, precision=precision, preferred_element_type=jnp.float32
+    )
     if vocab_axes:
         logits = lax.all_gather(logits, tuple(vocab_axes), axis=1, tiled=True)
     return logits[:, : spec.vocab_size]  # the shards pad V to a common size

@@ -1,0 +1,39 @@
+"""A product of few rows as a Mosaic kernel for Hopper GPUs; see `pallas_kernels.few_rows`.
+
+XLA, too, cuts the sums of narrow products into parts, but writes those to memory and sums them in a
+kernel of its own. The tests interpret and lower this one; `pallas_kernels.check` runs it where
+there is a GPU.
+"""
+
+from typing import Any
+
+import jax
+
+from pallas_kernels import few_rows
+from pallas_kernels.hopper import ROWS
+
+
+def refusal(x: jax.Array, w: jax.Array) -> str | None:
+    """Why the kernel does not take these arguments, or None."""
+    return few_rows.refusal(x, w, w.shape[1])
+
+
+def pays(x: jax.Array, w: jax.Array) -> bool:
+    """Whether the kernel is faster than XLA's product; only at 64 rows were both timed. At 16 XLA's
+    reads nearly as fast as memory gives; at 128 a block would read twice as much of x as of the
+    weights."""
+    if x.shape[0] != ROWS or refusal(x, w) is not None:
+        return False
+    return few_rows.pays(few_rows.plan_of(ROWS, w.shape[0], 1, w.shape[1]))
+
+
+def product(x: jax.Array, w: jax.Array, *, interpret: Any = None, **plan: Any) -> jax.Array:
+    """See `pallas_kernels.product.api.product`; arguments are taken as checked.
+
+    Args:
+      interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
+      **plan: fields of `few_rows.Plan` that differ from what is best.
+    """
+    depth, columns = w.shape
+    launch = few_rows.plan_of(x.shape[0], depth, 1, columns, **plan)
+    return few_rows.few_rows(launch, interpret, x, w.reshape(depth, 1, columns))
