@@ -9,7 +9,6 @@ from pdjax.clock import WallClock
 from pdjax.config import Config
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer
-from pdjax.device.model.transformer import dot
 from pdjax.engine_api import End, Side
 from pdjax.handoff_plan import Link, plan_groups, small_divisor
 from pdjax.model_spec import ModelSpec
@@ -68,7 +67,7 @@ def matmul_rate(device: jax.Device, spec: ModelSpec, tokens: int, dtype: str) ->
     where = SingleDeviceSharding(device)
     shapes = (tokens, spec.model_dim), (spec.model_dim, 2 * spec.mlp_dim)
     make = jax.jit(lambda: [jnp.ones(shape, dtype) for shape in shapes], out_shardings=where)
-    product = jax.jit(dot, out_shardings=where)
+    product = jax.jit(jnp.dot, out_shardings=where)
     x, w = make()
     clock, took = WallClock(), []
     for _ in range(4):  # the first compiles

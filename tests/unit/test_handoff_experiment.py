@@ -6,6 +6,7 @@ import pytest
 
 from experiments import handoff, handoff_house
 from experiments.handoff_house import Watch, Way
+from experiments.handoff_picture import draw
 from pdjax.engine_api import End, Shipment, Side
 
 
@@ -24,7 +25,7 @@ def test_it_measures_every_way(tmp_path, monkeypatch):
     assert bulk["alone"]["nbytes"] >= bulk["served"]["nbytes"] > 0
     assert whole["peak_bytes_per_s"]["1x1x1"] > 0
     pytest.importorskip("matplotlib")
-    handoff.draw(whole, picture)
+    draw(whole, picture)
     assert picture.stat().st_size > 0
 
 
