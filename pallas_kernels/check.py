@@ -47,6 +47,7 @@ LIMITS = {"float32": 2e-5, "bfloat16": 1e-2}
 
 _RUNS = 3
 _TIMED_SECONDS = 0.05
+_HUGE = 1e30  # no input is
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -139,6 +140,11 @@ def _feed_pools(fed: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ..
     return fed[0] + 0 * first[:, 0, 0].astype(fed[0].dtype), k_pages, v_pages
 
 
+def _feed_ids(fed: tuple[Any, ...], out: Any) -> tuple[Any, ...]:
+    """The same ids, which wait for the output."""
+    return (fed[0] + (out[0, :, 0, 0] > _HUGE).astype(fed[0].dtype),)
+
+
 PAGED = Subject(paged_api.paged_attention, paged_api.PLATFORMS, paged_cases)
 PREFILL = Subject(prefill_api.prefill_attention, prefill_api.PLATFORMS, prefill_cases)
 WRITE = Subject(
@@ -178,7 +184,16 @@ PRODUCT = Subject(
     product_cases,
     feed=lambda fed, out: (fed[0] + 0 * out[:, :1],),
 )
-SUBJECTS = (ADD, WRITE, PRODUCT, SWIGLU, PAGED, APPEND, PREFILL)
+GATHER = Subject(
+    copy_api.gather,
+    copy_api.PLATFORMS,
+    gather_cases,
+    error=gather_error,
+    fed=(1,),  # page_ids
+    feed=_feed_ids,
+)
+SCATTER = Subject(copy_api.scatter, copy_api.PLATFORMS, scatter_cases, error=scatter_error)
+SUBJECTS = (ADD, WRITE, PRODUCT, SWIGLU, PAGED, APPEND, PREFILL, GATHER, SCATTER)
 
 
 @dataclass(frozen=True)

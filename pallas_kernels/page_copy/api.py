@@ -1,0 +1,103 @@
+"""Pages out of many pools into one array, and back: the two ends of a transfer.
+
+All of the time is memory's: a page of a head is one run of S * H numbers, which is copied whole.
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+from pallas_kernels.dims import bind_dims, check_int32
+from pallas_kernels.implementations import Operation
+
+PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
+"""Where each implementation runs compiled; interpreted they all run on the CPU."""
+
+IMPLEMENTATIONS = tuple(PLATFORMS)
+
+# What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
+# enters when `python -m pallas_kernels.check` has passed on that hardware.
+_PROVEN: dict[str, str] = {}
+
+_GATHER, _SCATTER = (
+    Operation(name, "pallas_kernels.page_copy", IMPLEMENTATIONS, _PROVEN)
+    for name in ("gather", "scatter")
+)
+
+
+def gather(
+    arrays: Sequence[jax.Array],
+    page_ids: jax.Array,
+    *,
+    heads: slice = slice(None),
+    implementation: str | None = None,
+) -> jax.Array:
+    """The listed pages of some heads of every pool.
+
+    Args:
+      arrays: A pools [K, P, S, H], at least one, all alike.
+      page_ids: i32[Z], all valid.
+      heads: of K' of the K heads, one after another.
+      implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
+        program is lowered for, which is the reference where no kernel takes these arguments.
+
+    Returns:
+      [A * K', Z, S, H], the heads of a pool one after another.
+
+    Raises:
+      ValueError: shapes, types or heads contradict the above, or no such implementation.
+      NotImplementedError: the named implementation does not take these arguments.
+    """
+    _check(arrays, page_ids)
+    start, stop, step = heads.indices(arrays[0].shape[0])
+    if step != 1 or start >= stop:
+        raise ValueError(f"heads must be one or more in a row, but they are {heads}")
+    options = {"heads": slice(start, stop)}
+    operands = tuple(arrays), page_ids
+    return _GATHER.run(implementation, operands, options, shown=(arrays[0],))
+
+
+def scatter(
+    arrays: Sequence[jax.Array],
+    pages: jax.Array,
+    page_ids: jax.Array,
+    *,
+    implementation: str | None = None,
+) -> tuple[jax.Array, ...]:
+    """The inverse of `gather` for all heads: the pools with the listed pages replaced.
+
+    The pools are updated in place if they are donated; no other memory of theirs changes.
+
+    Args:
+      arrays: A pools [K, P, S, H], at least one, all alike.
+      pages: [A * K, Z, S, H], of the pools' type.
+      page_ids: i32[Z], all valid. Several may be 0, the null page; all others differ.
+      implementation: as in `gather`.
+
+    Returns:
+      The pools. What their null pages then hold is left open.
+
+    Raises:
+      ValueError: shapes or types contradict the above, or no such implementation.
+      NotImplementedError: the named implementation does not take these arguments.
+    """
+    _check(arrays, page_ids)
+    pool = arrays[0]
+    needed = (len(arrays) * pool.shape[0], *page_ids.shape, *pool.shape[2:])
+    if pages.shape != needed or pages.dtype != pool.dtype:
+        raise ValueError(
+            f"pages must be [A * K, Z, S, H] = {pool.dtype}{list(needed)}, "
+            f"but they are {pages.dtype}{list(pages.shape)}"
+        )
+    return _SCATTER.run(implementation, (tuple(arrays), pages, page_ids), {}, shown=(pool,))
+
+
+def _check(arrays: Sequence[jax.Array], page_ids: jax.Array) -> None:
+    if not arrays:
+        raise ValueError("arrays must not be empty")
+    named = {f"arrays[{i}]": (array, "KPSH") for i, array in enumerate(arrays)}
+    bind_dims(**named, page_ids=(page_ids, "Z"))
+    check_int32(page_ids=page_ids)
+    for i, array in enumerate(arrays):
+        if array.dtype != arrays[0].dtype:
+            raise ValueError(f"arrays[{i}] is {array.dtype}, but arrays[0] is {arrays[0].dtype}")

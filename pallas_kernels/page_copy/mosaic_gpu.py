@@ -1,0 +1,215 @@
+"""gather and scatter as Mosaic kernels for Hopper GPUs: nothing but copies.
+
+A program takes some pieces of pages of one pool. The tensor memory accelerator brings them all to
+shared memory, and takes each away as soon as it has arrived; other programs of the same processor
+keep memory busy meanwhile. No number ever reaches a register.
+
+The tests interpret and lower the kernels; `pallas_kernels.check` runs them where there is a GPU.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+_POOLS = 16  # of a kernel: the descriptor of each takes room among its parameters
+_PROGRAM_BYTES = 64 << 10  # of shared memory, so that three programs share a processor
+_PIECE_BYTES = 32 << 10
+_LONGEST = 256  # of an axis of a copy
+_ALIGNMENT = 128  # bytes, in shared memory
+_COLUMN_ALIGNMENT = 16  # bytes
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known of a launch before it is traced."""
+
+    gather: bool
+    first_head: int  # of the pools
+    heads: int
+    ids: int
+    page_size: int
+    piece: int  # tokens of a copy
+    depth: int  # pieces of a program
+
+    @property
+    def pieces(self) -> int:
+        """Of a pool."""
+        return self.heads * self.ids * (self.page_size // self.piece)
+
+
+def refusal(pool: jax.Array) -> str | None:
+    """Why the kernel does not take pools such as this one, or None."""
+    _, _, page_size, head_dim = pool.shape
+    if pool.dtype.itemsize not in (2, 4):
+        return f"pages must be of a type of 2 or 4 bytes, not {pool.dtype}"
+    row = head_dim * pool.dtype.itemsize
+    if row % _COLUMN_ALIGNMENT or head_dim > _LONGEST:
+        return (
+            f"the head dim must be at most {_LONGEST} and of a multiple of {_COLUMN_ALIGNMENT} "
+            f"bytes, not {head_dim} of {pool.dtype}"
+        )
+    if page_size * row % _ALIGNMENT:
+        return f"a page must be of a multiple of {_ALIGNMENT} bytes, not {page_size * row}"
+    return None
+
+
+def _piece(page_size: int, row: int) -> int:
+    """Tokens of a copy: as many as may be, and a page is a whole number of them."""
+    return next(
+        tokens
+        for tokens in range(min(page_size, _LONGEST, _PIECE_BYTES // row), 0, -1)
+        if page_size % tokens == 0 and tokens * row % _ALIGNMENT == 0
+    )
+
+
+def gather(
+    arrays: tuple[jax.Array, ...],
+    page_ids: jax.Array,
+    *,
+    heads: slice,
+    interpret: Any = None,
+) -> jax.Array:
+    """See `pallas_kernels.page_copy.api.gather`; arguments are taken as checked.
+
+    Args:
+      interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
+    """
+    plan = _plan(arrays[0], page_ids, gather=True, heads=heads)
+    shape = len(arrays) * plan.heads, len(page_ids), *arrays[0].shape[2:]
+    pages = lax.empty(shape, arrays[0].dtype)
+    for first in range(0, len(arrays), _POOLS):
+        group = arrays[first : first + _POOLS]
+        pages = _gather(plan, interpret, group, jnp.array([first], jnp.int32), page_ids, pages)
+    return pages
+
+
+def scatter(
+    arrays: tuple[jax.Array, ...],
+    pages: jax.Array,
+    page_ids: jax.Array,
+    *,
+    interpret: Any = None,
+) -> tuple[jax.Array, ...]:
+    """See `pallas_kernels.page_copy.api.scatter`; arguments are taken as checked.
+
+    Args:
+      interpret: as in `gather`.
+    """
+    plan = _plan(arrays[0], page_ids, gather=False, heads=slice(0, arrays[0].shape[0]))
+    after: list[jax.Array] = []
+    for first in range(0, len(arrays), _POOLS):
+        group = arrays[first : first + _POOLS]
+        after += _scatter(plan, interpret, group, jnp.array([first], jnp.int32), page_ids, pages)
+    return tuple(after)
+
+
+def _plan(pool: jax.Array, page_ids: jax.Array, *, gather: bool, heads: slice) -> _Plan:
+    _, _, page_size, head_dim = pool.shape
+    row = head_dim * pool.dtype.itemsize
+    piece = _piece(page_size, row)
+    return _Plan(
+        gather=gather,
+        first_head=heads.start,
+        heads=heads.stop - heads.start,
+        ids=len(page_ids),
+        page_size=page_size,
+        piece=piece,
+        depth=_PROGRAM_BYTES // (piece * row),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _gather(
+    plan: _Plan,
+    interpret: Any,
+    pools: tuple[jax.Array, ...],
+    first: jax.Array,
+    page_ids: jax.Array,
+    pages: jax.Array,
+) -> jax.Array:
+    """`pages` with those of these pools, of which there are `first` i32[1] before them.
+
+    A function of its own, so that the kernels of a program share one lowering.
+    """
+    written = jax.new_ref(pages)
+    _kernel(plan, interpret, pools)(*pools, first, page_ids, written)
+    return jax.freeze(written)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scatter(
+    plan: _Plan,
+    interpret: Any,
+    pools: tuple[jax.Array, ...],
+    first: jax.Array,
+    page_ids: jax.Array,
+    pages: jax.Array,
+) -> list[jax.Array]:
+    """The pools after it; see `_gather`."""
+    written = [jax.new_ref(pool) for pool in pools]
+    _kernel(plan, interpret, pools)(*written, first, page_ids, pages)
+    return [jax.freeze(pool) for pool in written]
+
+
+def _kernel(plan: _Plan, interpret: Any, pools: tuple[jax.Array, ...]) -> Any:
+    head_dim, dtype = pools[0].shape[-1], pools[0].dtype
+    return plgpu.kernel(
+        partial(_body, plan),
+        scratch_types={
+            "buffer": plgpu.SMEM((plan.depth, plan.piece, head_dim), dtype),
+            "arrived": plgpu.Barrier(num_barriers=plan.depth),
+        },
+        grid=(len(pools), pl.cdiv(plan.pieces, plan.depth)),
+        grid_names=("pool", "program"),
+        interpret=interpret,
+        kernel_name="gather_pages" if plan.gather else "scatter_pages",
+    )
+
+
+def _body(plan: _Plan, *refs: Any, buffer: Any, arrived: Any) -> None:
+    """
+    Args:
+      refs: pools [K, P, S, H], first i32[1], page ids i32[Z], pages [A * K', Z, S, H].
+      buffer: [depth, piece, H].
+      arrived: barriers [depth].
+    """
+    *pools, first, page_ids, pages = refs
+    start = lax.axis_index("program") * plan.depth
+    count = jnp.minimum(plan.depth, plan.pieces - start)
+    for i, pool in enumerate(pools):
+        ends = partial(_ends, plan, pool, page_ids, pages, (first[0] + i) * plan.heads)
+
+        @pl.when(lax.axis_index("pool") == i)
+        def _(ends: Any = ends) -> None:
+            @pl.loop(0, count)
+            def _(at: jax.Array) -> None:
+                plgpu.copy_gmem_to_smem(ends(start + at)[0], buffer.at[at], arrived.at[at])
+
+            @pl.loop(0, count)
+            def _(at: jax.Array) -> None:
+                plgpu.barrier_wait(arrived.at[at])
+                plgpu.copy_smem_to_gmem(buffer.at[at], ends(start + at)[1])
+
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _ends(
+    plan: _Plan, pool: Any, page_ids: Any, pages: Any, row: jax.Array, index: jax.Array
+) -> tuple[Any, Any]:
+    """Whence and whither a piece of a pool, whose heads are those from `row` on of the pages."""
+    page, part = _divided(index, plan.page_size // plan.piece)
+    head, listed = _divided(page, plan.ids)
+    tokens = pl.ds(pl.multiple_of(part * plan.piece, plan.piece), plan.piece)
+    there = pool.at[plan.first_head + head, page_ids[listed], tokens]
+    here = pages.at[row + head, listed, tokens]
+    return (there, here) if plan.gather else (here, there)
+
+
+def _divided(x: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
+    return lax.div(x, jnp.int32(by)), lax.rem(x, jnp.int32(by))
