@@ -54,6 +54,7 @@ class _Shipped:
     nbytes: int
     sent: float
     gathered: float | None = None
+    on_wire: float = 0.0
     arrived: float = 0.0
     cost: TransferCost | None = None
     landing: Ticket[int] | None = None
@@ -186,8 +187,13 @@ class Shipping:
         try:
             cost = shipped.cost = shipped.ticket.result()
             source, target = shipped.ends
-            start = shipped.sent if shipped.gathered is None else shipped.gathered
-            self.recorder.link(source, target).add(cost.bytes, start, now)
+            link = self.recorder.link(source, target)
+            # The host looks now and then: if it saw both ends of the way at once, the way took
+            # what it must at least.
+            seen = now if shipped.gathered is None else shipped.gathered
+            least = cost.bytes / link.peak if link.peak else 0.0
+            shipped.on_wire = max(shipped.sent, min(seen, now - least))
+            link.add(cost.bytes, shipped.on_wire, now)
             size = shipped.items[0].handoff.target.engine.layout.page_size
             pages = span_pages(
                 (
@@ -221,7 +227,7 @@ class Shipping:
         """Parts that are there, and can be relied on."""
         assert shipped.cost is not None
         total = sum(item.spans.size for item in shipped.items)
-        gathered = shipped.sent if shipped.gathered is None else shipped.gathered
+        gathered = shipped.on_wire
         for item in shipped.items:
             if not item.wanted:
                 continue

@@ -24,7 +24,8 @@ class TransferTotals:
         hand-off if that was later: what it delays.
       gather_s: from the dispatch of a shipment, or the end of its prefill if that was later, to
         the reading of its pages.
-      wire_s: from there to its arrival.
+      wire_s: from there to its arrival; where the host did not look in between, the time that so
+        many bytes take at the link's peak.
       scatter_s: from its arrival to its being written.
       exposed_s: of the time on the wire, what came after the end of the prefill; `hidden_s`: the
         rest, while the prefill still ran.

@@ -112,8 +112,18 @@ class DeviceTransfer:
         differing = path.scatter(shipment.layers, ticket.pieces, target_pages, shipment.checked)
         return LandingTicket(differing)
 
+    def _link(self, source: End, target: End) -> tuple[jax.Device, jax.Device]:
+        """Two devices between which pieces travel; of different ones, if the meshes have any."""
+        layers = range(self._pools[source].layout.num_layers)
+        meshes = [self._pools[end].mesh.devices.flat for end in (source, target)]
+        links = [
+            (meshes[0][hop.source[2]], meshes[1][hop.target[2]])
+            for hop in self.path(source, target).hops(layers)
+        ]
+        return next((link for link in links if link[0] is not link[1]), links[0])
+
     def probe(self, source: End, target: End, nbytes: int) -> float:
-        here, there = (self._pools[end].mesh.devices.flat[0] for end in (source, target))
+        here, there = self._link(source, target)
         payload = jax.block_until_ready(jax.device_put(np.zeros(nbytes, np.uint8), here))
         clock, took = WallClock(), []
         for _ in range(4):  # the first finds the way
