@@ -304,8 +304,14 @@ def measure(config: Config, load: Load) -> dict[str, Any]:
     jax.clear_caches()
     with LLM(config) as llm:
         llm.coordinator.warm_up()
+        gc.collect()
+        gc.freeze()  # as a server does, lest a search through all that was compiled delay a token
         watch = Watch(llm, load)
-        seen: dict[str, Any] = {"quiet": watch.phase(), "loaded": watch.phase(Intruders(llm, load))}
+        try:
+            quiet, loaded = watch.phase(), watch.phase(Intruders(llm, load))
+        finally:
+            gc.unfreeze()
+        seen: dict[str, Any] = {"quiet": quiet, "loaded": loaded}
         seen["layer_groups"] = len(llm.prefill_engines[0].layer_groups)
         for request_id in list(llm._asked):
             llm.abort(request_id)

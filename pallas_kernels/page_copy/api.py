@@ -17,7 +17,7 @@ IMPLEMENTATIONS = tuple(PLATFORMS)
 
 # What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
 # enters when `python -m pallas_kernels.check` has passed on that hardware.
-_PROVEN: dict[str, str] = {}
+_PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _GATHER, _SCATTER = (
     Operation(name, "pallas_kernels.page_copy", IMPLEMENTATIONS, _PROVEN)
