@@ -47,13 +47,9 @@ _MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_va
 _ROWS = flags.DEFINE_integer("rows", 64, "that decode all the time", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_integer("prompt", 1024, "tokens of a row's prompt", flag_values=FLAGS)
 _LONG = flags.DEFINE_integer("long", 8192, "tokens of an intruder's prompt", flag_values=FLAGS)
-_LONG_OUTPUT = flags.DEFINE_integer(
-    "long_output", 4, "tokens of an intruder's answer", flag_values=FLAGS
-)
+_LONG_OUTPUT = flags.DEFINE_integer("long_output", 4, "tokens it gets", flag_values=FLAGS)
 _INTRUDERS = flags.DEFINE_integer("intruders", 2, "at once, waiting or not", flag_values=FLAGS)
-_SPARE = flags.DEFINE_integer(
-    "spare", 8, "further rows of a tick, for intruders", flag_values=FLAGS
-)
+_SPARE = flags.DEFINE_integer("spare", 8, "further rows, for intruders", flag_values=FLAGS)
 _STEPS = flags.DEFINE_integer("steps", 200, "gaps a row and phase", flag_values=FLAGS)
 _WARM = flags.DEFINE_integer("warm", 20, "ticks dropped as a phase begins", flag_values=FLAGS)
 _CHUNK = flags.DEFINE_integer("chunk", 2048, "tokens of a colocated step", flag_values=FLAGS)
