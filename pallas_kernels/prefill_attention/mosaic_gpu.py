@@ -97,25 +97,34 @@ def _tile_table(
     sequence's pages begin in the list. Rows that pad the batch are those of a last sequence without
     context; pieces that do not exist have no rows.
 
-    Every layer of a model asks for the same table, which XLA then computes once.
+    Every layer of a model asks for the same table, which XLA then computes once. It is made by
+    comparing everything with everything, which takes XLA few kernels, where a sort takes many.
     """
     starts = cu_q_lens
     ends = jnp.append(cu_q_lens[1:], tokens)
     context = jnp.append(kv_lens - (cu_q_lens[1:] - cu_q_lens[:-1]), -tokens)
-    pages = cu_pages
     first = starts // TILE
     counts = jnp.where(ends > starts, (ends - 1) // TILE + 1 - first, 0)
-    through = jnp.cumsum(counts)
+    sequence = jnp.arange(starts.shape[0], dtype=jnp.int32)
+    before = jnp.where(sequence < sequence[:, None], counts, 0).sum(axis=1)
+
     piece = jnp.arange(tiles, dtype=jnp.int32)
-    b = jnp.minimum(jnp.searchsorted(through, piece, side="right"), starts.shape[0] - 1)
-    token = (first[b] + piece - (through[b] - counts[b])) * TILE
-    exists = piece < through[-1]
-    begin = jnp.clip(starts[b] - token, 0, TILE)
-    end = jnp.where(exists, jnp.clip(ends[b] - token, 0, TILE), begin)
-    position = token - starts[b] + context[b]
-    table = jnp.stack([jnp.where(exists, token, 0), begin, end, position, pages[b]], axis=1)
-    longest_first = jnp.argsort(-jnp.where(exists, position + end, -2 * tokens))
-    return table[longest_first].astype(jnp.int32)
+    nth = piece[:, None] - before  # [tiles, B + 1], of a sequence's
+    token = (first + nth) * TILE
+    begin, end = jnp.clip(starts - token, 0, TILE), jnp.clip(ends - token, 0, TILE)
+    position = token - starts + context
+    pages = jnp.broadcast_to(cu_pages, token.shape)
+    is_its = (nth >= 0) & (nth < counts)
+    fields = jnp.stack([token, begin, end, position, pages], axis=2)
+    table = jnp.where(is_its[:, :, None], fields, 0).sum(axis=1)
+
+    context_end = jnp.where(table[:, 2] > 0, table[:, 3] + table[:, 2], -2 * tokens)
+    is_longer = (context_end > context_end[:, None]) | (
+        (context_end == context_end[:, None]) & (piece < piece[:, None])
+    )
+    rank = is_longer.astype(jnp.int32).sum(axis=1)
+    is_there = (rank == piece[:, None])[:, :, None]
+    return jnp.where(is_there, table, 0).sum(axis=1).astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+ALIGNMENT = 64
+"""Words between which arrays begin: 256 bytes, as the kernels of GPUs ask of what they are given.
+XLA may hand them a part of the upload without a copy, and does not look where it begins."""
+
 Field = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of an array."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Named arrays of 4-byte elements, one after another. What they are called, their types and
-    shapes are static: a program is compiled for them."""
+    """Named arrays of 4-byte elements, one after another, aligned. What they are called, their
+    types and shapes are static: a program is compiled for them."""
 
     words: Any  # i32[n], numpy or jax: the bits of all elements
     fields: tuple[Field, ...]
@@ -28,8 +32,12 @@ class Packed:
         for name, array in arrays.items():
             assert array.dtype.itemsize == 4, f"{name}: {array.dtype} has not 4 bytes an element"
         fields = tuple((name, array.dtype.name, array.shape) for name, array in arrays.items())
-        words = [np.ravel(array).view(np.int32) for array in arrays.values()]
-        return cls(np.concatenate(words), fields)
+        words = np.zeros(sum(_room(array.size) for array in arrays.values()), np.int32)
+        start = 0
+        for array in arrays.values():
+            words[start : start + array.size] = np.ravel(array).view(np.int32)
+            start += _room(array.size)
+        return cls(words, fields)
 
     def unpack(self) -> dict[str, jax.Array]:
         """The arrays, within a program."""
@@ -38,8 +46,13 @@ class Packed:
             size = int(np.prod(shape))
             words = lax.slice(self.words, (start,), (start + size,)).reshape(shape)
             arrays[name] = lax.bitcast_convert_type(words, jnp.dtype(dtype))
-            start += size
+            start += _room(size)
         return arrays
+
+
+def _room(words: int) -> int:
+    """Words up to where the next array begins."""
+    return -(-words // ALIGNMENT) * ALIGNMENT
 
 
 jax.tree_util.register_dataclass(Packed, data_fields=["words"], meta_fields=["fields"])

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -58,6 +59,22 @@ def check(case: Case, operation: Callable[..., jax.Array]) -> None:
 def test_enough_cases_are_taken():
     assert {case.head_dim for case in taken()} == {64, 128}
     assert {case.group for case in taken()} >= {1, 2, 8}
+
+
+def test_tile_table():
+    """Each row once, longest context first; what follows has no rows."""
+    cu_pages, cu_q_lens, kv_lens = [0, 3, 3, 11, 12], [0, 150, 150, 200, 250], [150, 0, 500, 60]
+    table = mosaic_gpu._tile_table(6, 384, *map(jnp.asarray, (cu_pages, cu_q_lens, kv_lens)))
+    assert np.asarray(table).tolist() == [
+        [128, 22, 72, 428, 3],
+        [128, 0, 22, 128, 0],
+        [0, 0, 128, 0, 0],
+        [128, 72, 122, -62, 11],
+        [256, 0, 128, -378, 12],
+        [128, 122, 128, -506, 12],
+    ]
+    nothing = mosaic_gpu._tile_table(5, 128, *(jnp.zeros(n, jnp.int32) for n in (5, 5, 4)))
+    assert [end > begin for _, begin, end, *_ in nothing.tolist()] == [True, *[False] * 4]
 
 
 @needs_gpu_interpreter

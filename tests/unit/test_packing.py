@@ -24,6 +24,11 @@ def test_bits_types_and_shapes_survive():
         assert np.asarray(out[name]).tobytes() == array.tobytes()
 
 
+def test_every_array_begins_where_a_kernel_may_read_it():
+    packed = Packed.of({"one": np.ones(1, np.int32), "many": np.full(65, 2, np.int32)})
+    assert packed.words.tolist() == [1] + 63 * [0] + 65 * [2] + 63 * [0]
+
+
 def test_it_is_a_copy():
     ids = np.zeros(4, np.int32)
     packed = Packed.of({"ids": ids})
