@@ -192,7 +192,7 @@ GATHER = Subject(
     fed=(1,),  # page_ids
     feed=_feed_ids,
 )
-SCATTER = Subject(copy_api.scatter, copy_api.PLATFORMS, scatter_cases, error=scatter_error)
+SCATTER = Subject(copy_api.scatter, copy_api.SCATTER_PLATFORMS, scatter_cases, error=scatter_error)
 SUBJECTS = (ADD, WRITE, PRODUCT, SWIGLU, PAGED, APPEND, PREFILL, GATHER, SCATTER)
 
 

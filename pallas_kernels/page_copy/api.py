@@ -11,7 +11,10 @@ from pallas_kernels.dims import bind_dims, check_int32
 from pallas_kernels.implementations import Operation
 
 PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
-"""Where each implementation runs compiled; interpreted they all run on the CPU."""
+"""Where each implementation of gather runs compiled; interpreted they all run on the CPU."""
+
+SCATTER_PLATFORMS = {"reference": PLATFORMS["reference"]}
+"""Those of scatter: on an H100 XLA's is as fast as a kernel of copies was."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
 
@@ -19,10 +22,9 @@ IMPLEMENTATIONS = tuple(PLATFORMS)
 # enters when `python -m pallas_kernels.check` has passed on that hardware.
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
-_GATHER, _SCATTER = (
-    Operation(name, "pallas_kernels.page_copy", IMPLEMENTATIONS, _PROVEN)
-    for name in ("gather", "scatter")
-)
+_FOLDER = "pallas_kernels.page_copy"
+_GATHER = Operation("gather", _FOLDER, IMPLEMENTATIONS, _PROVEN)
+_SCATTER = Operation("scatter", _FOLDER, tuple(SCATTER_PLATFORMS), {})
 
 
 def gather(
@@ -72,14 +74,13 @@ def scatter(
       arrays: A pools [K, P, S, H], at least one, all alike.
       pages: [A * K, Z, S, H], of the pools' type.
       page_ids: i32[Z], all valid. Several may be 0, the null page; all others differ.
-      implementation: as in `gather`.
+      implementation: "reference", or None for the same.
 
     Returns:
       The pools. What their null pages then hold is left open.
 
     Raises:
       ValueError: shapes or types contradict the above, or no such implementation.
-      NotImplementedError: the named implementation does not take these arguments.
     """
     _check(arrays, page_ids)
     pool = arrays[0]

@@ -1,10 +1,10 @@
-"""gather and scatter as Mosaic kernels for Hopper GPUs: nothing but copies.
+"""gather as a Mosaic kernel for Hopper GPUs: nothing but copies.
 
 A program takes some pieces of pages of one pool. The tensor memory accelerator brings them all to
 shared memory, and takes each away as soon as it has arrived; other programs of the same processor
 keep memory busy meanwhile. No number ever reaches a register.
 
-The tests interpret and lower the kernels; `pallas_kernels.check` runs them where there is a GPU.
+The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,6 @@ _COLUMN_ALIGNMENT = 16  # bytes
 class _Plan:
     """What is known of a launch before it is traced."""
 
-    gather: bool
     first_head: int  # of the pools
     heads: int
     ids: int
@@ -80,41 +79,10 @@ def gather(
     Args:
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
     """
-    plan = _plan(arrays[0], page_ids, gather=True, heads=heads)
-    shape = len(arrays) * plan.heads, len(page_ids), *arrays[0].shape[2:]
-    pages = lax.empty(shape, arrays[0].dtype)
-    for first in range(0, len(arrays), _POOLS):
-        group = arrays[first : first + _POOLS]
-        pages = _gather(plan, interpret, group, jnp.array([first], jnp.int32), page_ids, pages)
-    return pages
-
-
-def scatter(
-    arrays: tuple[jax.Array, ...],
-    pages: jax.Array,
-    page_ids: jax.Array,
-    *,
-    interpret: Any = None,
-) -> tuple[jax.Array, ...]:
-    """See `pallas_kernels.page_copy.api.scatter`; arguments are taken as checked.
-
-    Args:
-      interpret: as in `gather`.
-    """
-    plan = _plan(arrays[0], page_ids, gather=False, heads=slice(0, arrays[0].shape[0]))
-    after: list[jax.Array] = []
-    for first in range(0, len(arrays), _POOLS):
-        group = arrays[first : first + _POOLS]
-        after += _scatter(plan, interpret, group, jnp.array([first], jnp.int32), page_ids, pages)
-    return tuple(after)
-
-
-def _plan(pool: jax.Array, page_ids: jax.Array, *, gather: bool, heads: slice) -> _Plan:
-    _, _, page_size, head_dim = pool.shape
-    row = head_dim * pool.dtype.itemsize
+    _, _, page_size, head_dim = arrays[0].shape
+    row = head_dim * arrays[0].dtype.itemsize
     piece = _piece(page_size, row)
-    return _Plan(
-        gather=gather,
+    plan = _Plan(
         first_head=heads.start,
         heads=heads.stop - heads.start,
         ids=len(page_ids),
@@ -122,6 +90,12 @@ def _plan(pool: jax.Array, page_ids: jax.Array, *, gather: bool, heads: slice) -
         piece=piece,
         depth=_PROGRAM_BYTES // (piece * row),
     )
+    shape = len(arrays) * plan.heads, len(page_ids), *arrays[0].shape[2:]
+    pages = lax.empty(shape, arrays[0].dtype)
+    for first in range(0, len(arrays), _POOLS):
+        group = arrays[first : first + _POOLS]
+        pages = _gather(plan, interpret, group, jnp.array([first], jnp.int32), page_ids, pages)
+    return pages
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -137,29 +111,8 @@ def _gather(
 
     A function of its own, so that the kernels of a program share one lowering.
     """
-    written = jax.new_ref(pages)
-    _kernel(plan, interpret, pools)(*pools, first, page_ids, written)
-    return jax.freeze(written)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _scatter(
-    plan: _Plan,
-    interpret: Any,
-    pools: tuple[jax.Array, ...],
-    first: jax.Array,
-    page_ids: jax.Array,
-    pages: jax.Array,
-) -> list[jax.Array]:
-    """The pools after it; see `_gather`."""
-    written = [jax.new_ref(pool) for pool in pools]
-    _kernel(plan, interpret, pools)(*written, first, page_ids, pages)
-    return [jax.freeze(pool) for pool in written]
-
-
-def _kernel(plan: _Plan, interpret: Any, pools: tuple[jax.Array, ...]) -> Any:
-    head_dim, dtype = pools[0].shape[-1], pools[0].dtype
-    return plgpu.kernel(
+    head_dim, dtype = pages.shape[-1], pages.dtype
+    kernel = plgpu.kernel(
         partial(_body, plan),
         scratch_types={
             "buffer": plgpu.SMEM((plan.depth, plan.piece, head_dim), dtype),
@@ -168,8 +121,11 @@ def _kernel(plan: _Plan, interpret: Any, pools: tuple[jax.Array, ...]) -> Any:
         grid=(len(pools), pl.cdiv(plan.pieces, plan.depth)),
         grid_names=("pool", "program"),
         interpret=interpret,
-        kernel_name="gather_pages" if plan.gather else "scatter_pages",
+        kernel_name="gather_pages",
     )
+    written = jax.new_ref(pages)
+    kernel(*pools, first, page_ids, written)
+    return jax.freeze(written)
 
 
 def _body(plan: _Plan, *refs: Any, buffer: Any, arrived: Any) -> None:
@@ -206,9 +162,8 @@ def _ends(
     page, part = _divided(index, plan.page_size // plan.piece)
     head, listed = _divided(page, plan.ids)
     tokens = pl.ds(pl.multiple_of(part * plan.piece, plan.piece), plan.piece)
-    there = pool.at[plan.first_head + head, page_ids[listed], tokens]
-    here = pages.at[row + head, listed, tokens]
-    return (there, here) if plan.gather else (here, there)
+    source = pool.at[plan.first_head + head, page_ids[listed], tokens]
+    return source, pages.at[row + head, listed, tokens]
 
 
 def _divided(x: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
