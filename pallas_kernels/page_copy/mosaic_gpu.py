@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+_JAX = (0, 11)
 _POOLS = 16  # of a kernel: the descriptor of each takes room among its parameters
 _PROGRAM_BYTES = 64 << 10  # of shared memory, so that three programs share a processor
 _PIECE_BYTES = 32 << 10
@@ -45,6 +46,8 @@ class _Plan:
 def refusal(pool: jax.Array) -> str | None:
     """Why the kernel does not take pools such as this one, or None."""
     _, _, page_size, head_dim = pool.shape
+    if jax.__version_info__ < _JAX:
+        return f"JAX must be {_JAX[0]}.{_JAX[1]} or newer: the kernel writes into what it is given"
     if pool.dtype.itemsize not in (2, 4):
         return f"pages must be of a type of 2 or 4 bytes, not {pool.dtype}"
     row = head_dim * pool.dtype.itemsize

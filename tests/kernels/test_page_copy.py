@@ -34,6 +34,9 @@ def pool_of(case: Case, pages: int = 9) -> Any:
     return jax.ShapeDtypeStruct(shape, jnp.dtype(case.dtype))
 
 
+needs_jax_11 = pytest.mark.skipif(
+    jax.__version_info__ < mosaic_gpu._JAX, reason="the kernel needs JAX 0.11"
+)
 TAKEN = [case for case in CASES if mosaic_gpu.refusal(pool_of(case)) is None]
 
 
@@ -90,6 +93,7 @@ def lowered(run: Callable[..., Any], *operands: Any) -> str:
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
+@needs_jax_11
 @pytest.mark.parametrize("case", [*TAKEN, *LARGE_CASES], ids=name_of)
 def test_gpu_kernel_lowers(case: Case):
     """Kernels of one program share a lowering, but for that of fewer pools, and write into one
@@ -103,6 +107,7 @@ def test_gpu_kernel_lowers(case: Case):
     assert text.count("@AllocateBuffer") == 1
 
 
+@needs_jax_11
 def test_the_platform_chooses_among_the_proven():
     assert "mosaic_gpu" in lowered(gather, (POOL,), IDS)
     narrow = jax.ShapeDtypeStruct((2, 9, 16, 6), jnp.float32)
@@ -161,6 +166,7 @@ def test_pages_must_fit(wrong: tuple[tuple[int, ...], str]):
         jax.eval_shape(scatter, (POOL,), pages, IDS)
 
 
+@needs_jax_11
 @pytest.mark.parametrize(
     ("pool", "reason"),
     [
