@@ -185,8 +185,8 @@ class HandoffConfig:
       checksums: a checksum a page travels along, and is compared before the sequence may decode.
       lease: seconds that room may be held on the decode side before its prefill has ended; None
         holds it for ever.
-      deadline: seconds that a hand-off may take from when its prefill has ended; None waits for
-        ever.
+      deadline: seconds that an attempt may take, from when the prefill has ended and the last of it
+        has left; None waits for ever.
       retries: times that what did not arrive is sent again.
       reprefills: times that a sequence whose hand-off has failed for good is prefilled anew; after
         that it fails.
@@ -201,8 +201,8 @@ class HandoffConfig:
     rebalance: bool = False
     wire_dtype: str | None = None
     checksums: bool = False
-    lease: float | None = None
-    deadline: float | None = None
+    lease: float | None = 60.0
+    deadline: float | None = 60.0
     retries: int = 1
     reprefills: int = 1
     max_bytes_in_flight: int | None = None
@@ -287,6 +287,13 @@ class Config:
             )
         if self.handoff.give_back and not self.kv.prefix_cache:
             raise ValueError("handoff.give_back=True: needs kv.prefix_cache=True, to be of any use")
+        lossy = self.handoff.wire_dtype or self.decode.kv_dtype
+        if self.handoff.give_back and lossy:
+            raise ValueError(
+                f"handoff.give_back=True: with handoff.wire_dtype={self.handoff.wire_dtype!r}, "
+                f"decode.kv_dtype={self.decode.kv_dtype!r} rounded KV would come back; both must "
+                "be None"
+            )
         if self.colocated and (self.decode.page_size or self.decode.kv_dtype):
             raise ValueError(
                 f"decode.page_size={self.decode.page_size}, decode.kv_dtype="

@@ -28,6 +28,7 @@ from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.device.model.checkpoints.orbax import convert as convert_checkpoint
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
+from pdjax.host.roster import Progress
 from pdjax.host.text import TextStream
 from pdjax.model_spec import ModelSpec
 from pdjax.request import Completion, Request, RequestOutput, SamplingParams, Sequence
@@ -92,6 +93,7 @@ class LLM:
             recorder=self.recorder,
             make_text=self._make_text if self.tokenizer else None,
         )
+        self.coordinator.on_news = self._pass_on
         self._asked: dict[str, _Asked] = {}
         self._answers: dict[str, RequestOutput] = {}
         self._count = 0
@@ -218,8 +220,12 @@ class LLM:
           Exception: whatever an `on_text` raised, once everybody's news has been taken; its own
             request is aborted, and nobody else is hurt.
         """
+        self._pass_on(self.coordinator.step())
+
+    def _pass_on(self, news: list[Progress]) -> None:
+        """Tell everybody what is new of his request."""
         told = []
-        for progress in self.coordinator.step():
+        for progress in news:
             asked = self._asked.get(progress.sequence.request.id)
             if asked is None:
                 continue

@@ -223,7 +223,8 @@ class Sequence:
       home: the prefill engine that last had it.
       handoff: its hand-off, while there is one; see host/handoff.py.
       failed_handoffs: those that failed for good, after which it was prefilled anew.
-      streams: whether its KV may leave before its prefill has ended.
+      streams: whether its KV may leave before it has to: while it is prefilled, or for another
+        decode engine.
       page_keys: of its whole pages, as far as they have been asked for; see host/prefix.py.
       cached_tokens: prompt tokens whose KV was reused instead of computed.
       finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token

@@ -52,6 +52,10 @@ class Coordinator:
       clock, recorder: tell the time, and take down what happened when.
       make_text: makes the TextStream of each sequence of a request; None makes no text.
 
+    Attributes:
+      on_news: told, in the middle of a step, what is new since the last time, if that step takes
+        long; what it has been told, `step` does not return. None leaves all news to `step`.
+
     Raises:
       ValueError: engines or buckets that do not fit together.
     """
@@ -109,8 +113,9 @@ class Coordinator:
             self.buckets,
             clock,
             recorder,
-            self._serve_decode,
+            self._between_groups,
         )
+        self.on_news: Callable[[list[Progress]], None] | None = None
         self._ended: list[tuple[Sequence, DecodeLane]] = []
         self._submitted = 0
         self._idle_turns = 0
@@ -192,6 +197,11 @@ class Coordinator:
         busy = self._harvest_decode()
         busy |= self._land_transfers()
         return busy | self._dispatch_decode()
+
+    def _between_groups(self) -> None:
+        self._serve_decode()
+        if self.on_news is not None and self._roster.has_news:
+            self.on_news(self._roster.take_news())
 
     def _harvest_decode(self) -> bool:
         busy = False

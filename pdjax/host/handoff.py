@@ -53,7 +53,7 @@ class Handoff:
       opened: moment of the reservation.
       source_pages: held at the sending end, once the sequence has let go of them (`departed`).
       departed: moment at which the sequence had nothing left to do but to wait for this.
-      due: moment at which what has not landed is given up; None if never.
+      left: moment at which something of it last left.
       computed: tokens of which KV has been dispatched through all layers.
       idle: nothing can be sent until more has been computed or something has failed.
       attempts: that failed.
@@ -76,7 +76,7 @@ class Handoff:
     opened: float
     source_pages: list[int] = field(default_factory=list)
     departed: float | None = None
-    due: float | None = None
+    left: float = 0.0
     computed: int = 0
     idle: bool = False
     attempts: int = 0
@@ -106,6 +106,11 @@ class Handoff:
     def complete(self) -> bool:
         """Whether every part has landed."""
         return bool((self._ledger == Part.LANDED).all())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any part is on its way."""
+        return bool((self._ledger == Part.SENT).any())
 
     @property
     def ends(self) -> tuple[End, End]:
@@ -176,6 +181,12 @@ class Handoff:
         assert self.complete, f"hand-off {self.id}: parts are missing"
         self.let_source_go()
         self.closed = True
+
+    def stay(self) -> list[int]:
+        """Let go of the target alone. Returns the source's pages, which are the caller's now."""
+        pages, self.source_pages = self.source_pages, []
+        self.close()
+        return pages
 
     def let_source_go(self) -> None:
         """Let go of the pages that were copied."""

@@ -10,6 +10,7 @@ An attempt fails if a shipment raises, arrives damaged, or has not landed when i
 moment a hand-off can be closed, and every page that it holds, at both ends, is free again at once.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from functools import partial
@@ -26,6 +27,8 @@ from pdjax.host.prefix import keys_of
 from pdjax.host.roster import Roster
 from pdjax.host.shipping import Shipping
 from pdjax.request import Sequence, State
+
+_LOG = logging.getLogger("pdjax")
 
 
 class HandoffTimeout(RuntimeError):
@@ -54,7 +57,9 @@ class Handoffs:
     ) -> None:
         self._config, self._roster, self._buckets = config, roster, buckets
         self._clock, self._recorder = clock, recorder
-        self._shipping = Shipping(config, transfer, buckets, clock, recorder, self._failed)
+        self._shipping = Shipping(
+            config, transfer, buckets, clock, recorder, self._failed, self._lost
+        )
         self._open: list[Handoff] = []
         self._opened = 0
         self._interrupt: BaseException | None = None
@@ -178,9 +183,7 @@ class Handoffs:
 
     def _on_its_way(self, handoff: Handoff) -> None:
         handoff.has_computed(handoff.tokens)
-        handoff.departed = now = self._clock.now()
-        deadline = self._config.deadline
-        handoff.due = None if deadline is None else now + deadline
+        handoff.departed = self._clock.now()
         self._settle(handoff)
 
     # How they go on.
@@ -196,10 +199,13 @@ class Handoffs:
         return partial(self._after_group, streaming, between)
 
     def computed(self, chunks: Iterable[Chunk]) -> None:
-        """A step over `chunks` has been dispatched. Raises what interrupted its sending."""
+        """A step over `chunks` has been dispatched."""
         for chunk in chunks:
             if chunk.sequence.handoff is not None:
                 chunk.sequence.handoff.has_computed(chunk.stop)
+
+    def raise_interrupt(self) -> None:
+        """Raise what came between the layer groups of a step and had to wait for its end."""
         interrupt, self._interrupt = self._interrupt, None
         if interrupt is not None:
             raise interrupt
@@ -210,11 +216,12 @@ class Handoffs:
         if self._interrupt is not None:
             return
         try:
-            self._shipping.send(
-                (handoff, handoff.sendable(group, computed), slice(group, group + 1))
-                for handoff, computed in streaming
-                if not handoff.closed
-            )
+            if not self._shipping.blocked:  # or it would overtake
+                self._shipping.send(
+                    (handoff, handoff.sendable(group, computed), slice(group, group + 1))
+                    for handoff, computed in streaming
+                    if not handoff.closed
+                )
             between()
         except BaseException as error:
             self._interrupt = error  # the engine is in the middle of a step
@@ -268,14 +275,18 @@ class Handoffs:
             pages=costs.pages,
         )
         self._recorder.transfer(handoff.sequence, costs)
+        if costs.layout_changing_puts:
+            _LOG.warning("%s: its hand-off changed a layout in a put, by way of the host", there)
 
     # How they go wrong.
 
     def withdraw(self, lane: DecodeLane) -> None:
-        """Those who hold room on a lane and do not need it yet give it back: somebody who decodes
-        needs it now. They will be handed over when they have been prefilled."""
+        """Those who hold room on a lane and do not need it, or not yet, give it back: somebody who
+        decodes needs it now. Who is being prefilled will be handed over when he has been."""
         for handoff in self.open:
-            if handoff.target is lane and handoff.departed is None:
+            if handoff.purpose is Purpose.CACHE and lane in (handoff.source, handoff.target):
+                handoff.close()
+            elif handoff.target is lane and handoff.departed is None:
                 self._withdraw(handoff)
 
     def _withdraw(self, handoff: Handoff) -> None:
@@ -290,18 +301,18 @@ class Handoffs:
             if handoff.departed is None:
                 if lease is not None and now - handoff.opened > lease:
                     self._withdraw(handoff)
-            elif handoff.due is not None and now > handoff.due:
-                overdue.append(handoff)
-                handoff.disown()
-                handoff.due = None if deadline is None else now + deadline
+            elif deadline is not None and now > max(handoff.departed, handoff.left) + deadline:
+                overdue += [handoff] * handoff.waiting
         for handoff in overdue:
             self._failed(handoff, HandoffTimeout(f"not landed within {deadline} s"))
         return bool(overdue)
 
     def _failed(self, handoff: Handoff, error: BaseException) -> None:
-        """An attempt went wrong. What it should have moved is unsent again."""
+        """An attempt went wrong. Whatever of it is on its way has to be sent again, so that it is
+        one attempt, however many shipments it had."""
         if not handoff.wanted:
             return
+        handoff.disown()
         handoff.attempts += 1
         self._recorder.transfers.retries += 1
         if handoff.attempts <= self._config.retries:
@@ -311,9 +322,28 @@ class Handoffs:
             handoff.close()
         elif handoff.departed is None:
             self._withdraw(handoff)  # it is still being prefilled: there will be another
+        elif isinstance(handoff.source, DecodeLane):
+            self._stay(handoff, handoff.source)
         elif sequence.failed_handoffs < self._config.reprefills:
             sequence.failed_handoffs += 1
+            _LOG.warning("%s: prefilled anew, its hand-off failed: %s", sequence.id, error)
             self._recorder.transfers.reprefilled_tokens += sequence.length
             self._roster.preempt(sequence)
         else:
             self._roster.fail(sequence, error)
+
+    def _stay(self, handoff: Handoff, source: DecodeLane) -> None:
+        """A sequence that was to change engines goes on where it was, if there still is a row."""
+        sequence = handoff.sequence
+        sequence.streams = False
+        if source.pipeline.taken_rows == source.pipeline.rows:
+            self._roster.preempt(sequence)
+            return
+        pages = handoff.stay()
+        sequence.handoff = None
+        self._roster.seat(sequence, source, source.pipeline.reserve(), pages)
+
+    def _lost(self, handoff: Handoff, error: BaseException) -> None:
+        """What had landed has not been written after all: whoever decodes by it has failed."""
+        if handoff.purpose is Purpose.DECODE and handoff.member.current:
+            self._roster.fail(handoff.sequence, error)

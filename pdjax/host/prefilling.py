@@ -75,6 +75,7 @@ class Prefilling:
         else:
             lane.in_flight.append(InFlight(chunks, ticket, started, members))
             self._handoffs.computed(chunks)
+        self._handoffs.raise_interrupt()
 
     def _reserve_ahead(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
         """Find room for those whose KV may leave while it is being computed."""

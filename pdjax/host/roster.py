@@ -93,6 +93,8 @@ class Roster:
         for sequence, cached, _ in newcomers:
             if prefixes is not None:
                 sequence.pages = prefixes.take(keys_of(sequence, prefixes), cached)
+                known = len(sequence.pages) * prefixes.page_size
+                assert known == cached, f"{sequence.id}: {known} of {cached} tokens are there"
             sequence.prefilled = cached
             if not sequence.output:
                 sequence.cached_tokens = cached

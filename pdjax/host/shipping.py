@@ -14,13 +14,18 @@ import numpy as np
 from pdjax.clock import Clock
 from pdjax.config import HandoffConfig
 from pdjax.engine_api import End, Shipment, Ticket, Transfer, TransferCost, TransferTicket
-from pdjax.host.batch import Buckets, span_pages
+from pdjax.host.batch import Buckets, fit, span_pages
 from pdjax.host.handoff import Handoff, Part
 from pdjax.host.lanes import is_ready
 from pdjax.host.metrics import Recorder
+from pdjax.host.transfer_metrics import TransferTotals
 
 Parts = tuple[Handoff, np.ndarray, slice]
 """Spans of a hand-off, i64[n], in some of its layer groups."""
+
+
+_PATIENCE = 60.0
+"""Seconds after which what nobody waits for is given up, where there is no deadline."""
 
 
 class CorruptPages(RuntimeError):
@@ -77,8 +82,9 @@ class Shipping:
       transfer: moves the bytes.
       buckets: sizes of shipments.
       clock, recorder: tell the time, and take down what happened when.
-      failed: told of each hand-off that a shipment failed for, when what it had of it is unsent
-        again.
+      failed: told of each hand-off that a shipment failed for.
+      lost: told of each hand-off whose pages were counted as landed and then not written.
+      blocked: something could not leave at the last `send`, since too much is on the way.
     """
 
     config: HandoffConfig
@@ -87,6 +93,8 @@ class Shipping:
     clock: Clock
     recorder: Recorder
     failed: Callable[[Handoff, BaseException], None]
+    lost: Callable[[Handoff, BaseException], None]
+    blocked: bool = field(default=False, init=False)
     _sent: list[_Shipped] = field(default_factory=list)
     _landing: list[_Shipped] = field(default_factory=list)
 
@@ -97,27 +105,39 @@ class Shipping:
 
     @property
     def bytes_in_flight(self) -> int:
-        """Of what has left, has not arrived, and is still wanted."""
-        return sum(shipped.nbytes for shipped in self._sent if shipped.wanted)
+        """Of what has left and not arrived, wanted or not."""
+        return sum(shipped.nbytes for shipped in self._sent)
 
     def send(self, parts: Iterable[Parts]) -> bool:
-        """Send as much of `parts` as may be on the way. Returns whether anything left."""
+        """Send as much of `parts` as may be on the way, those of the oldest hand-off first; nobody
+        overtakes. Returns whether anything left."""
         together: dict[tuple[End, End, int, int], list[Parts]] = defaultdict(list)
         for handoff, spans, groups in parts:
             if spans.size:
                 key = (*handoff.ends, groups.start, groups.stop)
                 together[key].append((handoff, spans, groups))
-        busy = False
-        for alike in together.values():
-            for items in self._loads(alike):
-                if self._may_leave(items):
-                    self._send(items)
-                    busy = True
+        loads = [load for alike in together.values() for load in self._loads(alike)]
+        loads.sort(key=lambda load: load[0].handoff.id)
+        busy = self.blocked = False
+        for load in loads:
+            items = tuple(item for item in load if item.wanted)
+            if not items:
+                continue
+            if not self._may_leave(items):
+                self.blocked = True
+                break
+            self._send(items)
+            busy = True
         return busy
 
     def _loads(self, alike: list[Parts]) -> list[tuple[_Item, ...]]:
-        """Parts between the same pools, cut into shipments of at most the largest bucket."""
-        most, loads, room = self.buckets.handoff_spans[-1], list[list[_Item]](), 0
+        """Parts between the same pools, cut into shipments that keep within the bound of bytes, or
+        are as small as shipments are."""
+        handoff, _, groups = alike[0]
+        bound, each = self.config.max_bytes_in_flight, _span_bytes(handoff, groups)
+        sizes = self.buckets.handoff_spans
+        fitting = [size for size in sizes if bound is None or size * each <= bound]
+        most, loads, room = (fitting or sizes[:1])[-1], list[list[_Item]](), 0
         for handoff, spans, groups in alike:
             while spans.size:
                 if not room:
@@ -131,9 +151,13 @@ class Shipping:
     def _may_leave(self, items: tuple[_Item, ...]) -> bool:
         """Whether it keeps within the bound of bytes; a shipment that is larger than the bound
         travels alone."""
-        most = self.config.max_bytes_in_flight
-        on_the_way = self.bytes_in_flight
-        return most is None or not on_the_way or on_the_way + _nbytes(items) <= most
+        most, on_the_way = self.config.max_bytes_in_flight, self.bytes_in_flight
+        return most is None or not on_the_way or on_the_way + self._nbytes(items) <= most
+
+    def _nbytes(self, items: tuple[_Item, ...]) -> int:
+        """Of the KV that leaves, padding included."""
+        spans = fit(self.buckets.handoff_spans, sum(item.spans.size for item in items))
+        return spans * _span_bytes(items[0].handoff, items[0].groups)
 
     def _send(self, items: tuple[_Item, ...]) -> None:
         first = items[0].handoff
@@ -154,19 +178,25 @@ class Shipping:
         now = self.clock.now()
         for item in items:
             item.mark(Part.SENT)
+            item.handoff.left = now
         try:
             ticket = self.transfer.send(shipment)
         except BaseException as error:
             self._fail(items, error)
         else:
-            self._sent.append(_Shipped(items, ticket, _nbytes(items), now))
+            self._sent.append(_Shipped(items, ticket, self._nbytes(items), now))
 
     def land(self) -> bool:
         """Write what has arrived. Returns whether there was anything."""
         before = len(self._sent), len(self._landing)
-        # What nobody wants any longer is not waited for: it may never come.
-        self._sent = [shipped for shipped in self._sent if shipped.wanted]
+        oldest = self.clock.now() - (self.config.deadline or _PATIENCE)
         for shipped in list(self._sent):
+            if not shipped.wanted:
+                # Nobody waits for it, but it takes its room as long as it is on the way; unless
+                # it has been for so long that it will never come.
+                if is_ready(shipped.ticket) or shipped.sent < oldest:
+                    self._sent.remove(shipped)
+                continue
             if shipped.gathered is None and shipped.ticket.gathered():
                 shipped.gathered = self.clock.now()
             if is_ready(shipped.ticket):
@@ -218,8 +248,13 @@ class Shipping:
                 raise CorruptPages(f"{damaged} pages arrived damaged")
         except BaseException as error:
             self._fail(shipped.items, error)
+            for item in () if self.config.checksums else shipped.items:
+                self.lost(item.handoff, error)
             return
-        self.recorder.transfers.scatter_s += seconds
+        total = sum(item.spans.size for item in shipped.items)
+        for item in shipped.items:
+            share = TransferTotals(scatter_s=seconds * item.spans.size / total)
+            self.recorder.transfer(item.handoff.sequence, share)
         if self.config.checksums:
             self._landed(shipped)
 
@@ -250,12 +285,8 @@ class Shipping:
             raise error
 
 
-def _nbytes(items: tuple[_Item, ...]) -> int:
-    """Of KV that a shipment carries, padding left out."""
-    total = 0
-    for item in items:
-        layout, handoff = item.handoff.source.engine.layout, item.handoff
-        layers = sum(len(group) for group in handoff.groups[item.groups])
-        tokens = item.spans.size * handoff.span
-        total += tokens * layers * layout.page_bytes // (layout.num_layers * layout.page_size)
-    return total
+def _span_bytes(handoff: Handoff, groups: slice) -> int:
+    """Of one span in some layer groups, at the sending end."""
+    layout = handoff.source.engine.layout
+    layers = sum(len(group) for group in handoff.groups[groups])
+    return handoff.span * layers * layout.page_bytes // (layout.num_layers * layout.page_size)

@@ -31,6 +31,11 @@ percentiles interpolate linearly. Each choice of a request counts as a request, 
 prefilled."""
 
 
+ALARMS = ("layout_changing_puts", "reprefilled_tokens")
+"""Totals of transfers that must be 0: bytes that went by way of the host's memory, and tokens
+computed again since a hand-off had failed for good."""
+
+
 @dataclass(frozen=True)
 class SLO:
     """Service-level objective: the most milliseconds allowed of each latency; None allows any.
@@ -118,6 +123,7 @@ def report(recorder: Recorder, slo: SLO | None = None) -> dict[str, Any]:
         "requests": [metrics.to_json() for metrics in requests],
         "engines": {track: work.to_json() for track, work in sorted(recorder.engines.items())},
         "transfers": recorder.transfers.to_json(),
+        "alarms": [name for name in ALARMS if getattr(recorder.transfers, name)],
         "links": {name: link.to_json() for name, link in sorted(recorder.links.items())},
         "definitions": DEFINITIONS,
     }

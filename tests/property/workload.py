@@ -163,7 +163,7 @@ class Workload:
             rebalance=draw.random() < 0.5,
             checksums=draw.random() < 0.5,
             lease=draw.choice((None, 3.0)),
-            deadline=draw.choice((None, 5.0)),
+            deadline=draw.choice((None, 20.0)),  # no delay of a fake comes near
             retries=draw.randint(0, 2),
             reprefills=draw.randint(0, 2),
             max_bytes_in_flight=draw.choice((None, 1, 200)),

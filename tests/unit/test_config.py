@@ -152,6 +152,15 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
         ),
         (
             Config,
+            {
+                "handoff": HandoffConfig(give_back=True, wire_dtype="int8"),
+                "kv": KVConfig(prefix_cache=True),
+            },
+            "handoff.give_back=True: with handoff.wire_dtype='int8', decode.kv_dtype=None rounded "
+            "KV would come back; both must be None",
+        ),
+        (
+            Config,
             {"decode": DecodeConfig(page_size=24)},
             "decode.page_size=24: must divide kv.page_size=16 or be a multiple of it",
         ),

@@ -15,6 +15,9 @@ from tests.unit.test_coordinator import CONFIG, Deployment, deploy, expected
 
 pytestmark = pytest.mark.smoke
 
+PAGE_BYTES = 4 * 4 * 2 * 4
+"""Layers, tokens, K and V, bytes of an element."""
+
 
 def deployed(
     *, prefix_cache: bool = False, stages: tuple[int, ...] = (1,), groups: int = 1, **handoff: Any
@@ -138,16 +141,98 @@ def test_a_lease_ends_and_room_is_free_again():
 
 
 def test_no_more_is_on_the_way_than_allowed():
-    page = 4 * 4 * 2 * 4  # layers, tokens, K and V, bytes
-    house = deployed(max_bytes_in_flight=2 * page)
+    house = deployed(max_bytes_in_flight=2 * PAGE_BYTES)  # the smallest shipment has five
     house.transfer._chance.max_delay = 3
     shipping, most = house.coordinator._handoffs._shipping, 0
     sequences = [house.submit(name, prompt_len=6) for name in "abcd"]
     while house.coordinator.has_work:
         house.coordinator.step()
         most = max(most, shipping.bytes_in_flight)
-    assert most == 2 * page
+    assert most == 5 * PAGE_BYTES
     assert [sequence.output for sequence in sequences] == [expected(each) for each in sequences]
+
+
+def test_shipments_keep_within_the_bound_and_nobody_overtakes():
+    config = replace(
+        CONFIG,
+        prefill=replace(CONFIG.prefill, token_budget=40, max_sequences=8),
+        decode=replace(CONFIG.decode, rows=8),
+        handoff=HandoffConfig(streaming=False, max_bytes_in_flight=9 * PAGE_BYTES),
+        max_waiting=20,
+    )
+    house = deploy(config, max_delay=3)
+    shipping, most = house.coordinator._handoffs._shipping, 0
+    large = house.submit("large", prompt_len=24)
+    small = [house.submit(f"small {n}", prompt_len=3) for n in range(12)]
+    while house.coordinator.has_work:
+        house.coordinator.step()
+        most = max(most, shipping.bytes_in_flight)
+    assert most == 5 * PAGE_BYTES
+    landed = [
+        (moment, metrics.id)
+        for metrics in house.recorder.requests()
+        for name, moment in metrics.marks
+        if name == "transfer_landed"
+    ]
+    assert "large#0" in [name for _, name in sorted(landed)[:5]]
+    assert [each.output for each in (large, *small)] == [expected(each) for each in (large, *small)]
+
+
+def test_what_nobody_wants_takes_its_room_until_it_has_come():
+    house = deployed(streaming=False)
+    sequence = house.submit("a")
+    house.transfer._chance.max_delay = 50
+    house.run_until(lambda: sequence.state is State.TRANSFERRING)
+    shipping = house.coordinator._handoffs._shipping
+    before = shipping.bytes_in_flight
+    house.coordinator.abort("a")
+    assert shipping.bytes_in_flight == before > 0
+    assert not house.coordinator._handoffs.busy
+
+
+def test_a_burst_is_one_attempt():
+    house = deployed(groups=4, retries=1, checksums=True)
+    house.transfer.damage_rate = 1.0
+    house.transfer._chance.max_delay = 40  # all four are on the way at once
+    sequence = house.submit("a", prompt_len=6)
+    house.run_until(lambda: len(house.transfer.shipments) == 4)
+    house.transfer.damage_rate = 0.0
+    house.run()
+    assert sequence.output == expected(sequence)
+    assert (sequence.epoch, house.recorder.transfers.retries) == (0, 1)
+
+
+def test_who_cannot_leave_his_engine_stays_there(monkeypatch):
+    house = deployed(stages=(1, 2), rebalance=True, retries=0, reprefills=0)
+    every = [house.submit(name, prompt_len=5, max_tokens=30) for name in "abcd"]
+    house.run_until(lambda: all(sequence.state is State.DECODING for sequence in every))
+
+    def cut(*_: Any) -> None:
+        raise OSError("cut")
+
+    monkeypatch.setattr(house.transfer, "send", cut)
+    for sequence in every:
+        if sequence.engine == 1:
+            house.coordinator.abort(sequence.request.id)
+    house.run()
+    assert house.recorder.transfers.retries > 0
+    stayed = [sequence for sequence in every if sequence.state is not State.ABORTED]
+    assert [sequence.output for sequence in stayed] == [expected(each) for each in stayed]
+    assert house.recorder.transfers.reprefilled_tokens == 0
+
+
+def test_tokens_are_told_of_between_layer_groups():
+    house = deployed(groups=4)
+    early = house.submit("early", max_tokens=20)
+    house.run_until(lambda: len(early.output) > 2)
+    told: list[int] = []
+    house.coordinator.on_news = lambda news: told.extend(each.stop for each in news)
+    house.submit("late", prompt_len=8)
+    returned = house.coordinator.step()
+    assert told == sorted(set(told)) != []
+    assert all(progress.start >= told[-1] for progress in returned if progress.sequence is early)
+    house.run()
+    assert early.output == expected(early)
 
 
 def test_only_what_is_missing_moves():

@@ -53,7 +53,7 @@ class HandoffRules:
         able = [
             sequence
             for sequence in decoding[fullest.engine]
-            if self._fits(sequence, emptiest, taken[emptiest.engine])
+            if sequence.streams and self._fits(sequence, emptiest, taken[emptiest.engine])
         ]
         if taken[fullest.engine] - taken[emptiest.engine] < 2 or not able:
             return []

@@ -42,8 +42,8 @@ class FcfsPrefill:
     2023). A prompt longer than what is left of the budget is cut, and goes on in the next step.
 
     What is in the prefix cache of an engine is not computed again there. All pages of a sequence
-    are reserved when its first chunk is planned, so that what has begun
-    can always be finished. If the oldest one waiting finds no room, nobody overtakes it.
+    are reserved when its first chunk is planned, so that what has begun can always be finished. If
+    the oldest one waiting finds no room, nobody overtakes it.
 
     Args:
       buckets: bound the sequences and the pages of a step.
@@ -75,11 +75,16 @@ class FcfsPrefill:
         return [PrefillPlan(e, tuple(step.chunks)) for e, step in steps.items() if step.chunks]
 
     def _begin(self, view: PrefillView) -> _Step:
-        """A step that goes on with what has begun."""
+        """A step that goes on with what has begun: prompts first, then those who decode where they
+        were prefilled, who get half of the places, so that prompts can begin beside them."""
         buckets = self._buckets
         pages = buckets.step_pages[-1]
         step = _Step(view, self._token_budget, buckets.sequences, pages, buckets.page_size)
+        decoding = [sequence for sequence in view.running if _decodes(sequence)]
         for sequence in view.running:
+            if not _decodes(sequence):
+                step.add(sequence, sequence.prefilled)
+        for sequence in decoding[: max(1, buckets.sequences // 2)]:
             step.add(sequence, sequence.prefilled)
         return step
 
@@ -90,3 +95,8 @@ class FcfsPrefill:
             and pages <= step.view.free_pages
             and self._buckets.pages_for(sequence.lifetime_tokens) <= step.view.total_pages
         )
+
+
+def _decodes(sequence: Sequence) -> bool:
+    """Whether all that is left to compute is its newest token, which was made here."""
+    return bool(sequence.output) and sequence.length - sequence.prefilled == 1
