@@ -25,7 +25,7 @@ test: $(READY)  ## Run every test, a file a process
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 smoke: $(SMOKE_READY)  ## Run the smoke subset on Python 3.11 and the oldest JAX supported
-	$(SMOKE_VENV)/bin/python -m pytest -m smoke
+	$(SMOKE_VENV)/bin/python -m pytest -m smoke --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(READY)  ## Check style and format
 	$(VENV)/bin/python -m ruff check

@@ -17,9 +17,7 @@ LAYOUTS = [
     (1, 1, 1),
     (2, 1, 1),
     (1, 2, 1),
-    (1, 1, 2),
     (2, 3, 2),
-    (3, 5, 1),
     (3, 2, 2),
     (4, 4, 1),
     (4, 6, 2),
@@ -41,17 +39,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "in bulk": {"handoff.streaming": False},
     "on the same devices": {"shared_devices": True},
     "larger pages": {"decode.page_size": 8},
-    "smaller pages": {
+    "smaller pages, checked, little at once": {
         "decode.page_size": 1,
         "decode.page_buckets": (64,),
         "handoff.checksums": True,
+        "handoff.max_bytes_in_flight": 1,
     },
-    "tokens first": {"handoff.after_tokens": 3},
-    "short ones stay": {"handoff.stay_below": 9},
-    "prefixes kept": {"kv.prefix_cache": True, "decode.pages": 40},
-    "back": {"kv.prefix_cache": True, "handoff.give_back": True},
+    "tokens first, and short ones stay": {"handoff.after_tokens": 3, "handoff.stay_below": 9},
+    "back, to what is kept": {"kv.prefix_cache": True, "handoff.give_back": True},
     "sideways": {"decode.engines": 2, "handoff.rebalance": True},
-    "little at once": {"handoff.max_bytes_in_flight": 1, "handoff.checksums": True},
 }
 
 

@@ -17,7 +17,7 @@ from tests.fakes import Chance, FakeTicket, FakeTransfer
 from tests.property.workload import REACHED, run_all
 
 SHARDS = 10
-SEEDS = 100
+SEEDS = 60
 """Workloads a shard."""
 
 Patch = Callable[[pytest.MonkeyPatch], None]
