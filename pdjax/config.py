@@ -287,12 +287,12 @@ class Config:
             )
         if self.handoff.give_back and not self.kv.prefix_cache:
             raise ValueError("handoff.give_back=True: needs kv.prefix_cache=True, to be of any use")
-        lossy = self.handoff.wire_dtype or self.decode.kv_dtype
-        if self.handoff.give_back and lossy:
+        same = self.decode.kv_dtype in (None, self.kv.dtype or self.model.dtype)
+        if self.handoff.give_back and (self.handoff.wire_dtype or not same):
             raise ValueError(
                 f"handoff.give_back=True: with handoff.wire_dtype={self.handoff.wire_dtype!r}, "
-                f"decode.kv_dtype={self.decode.kv_dtype!r} rounded KV would come back; both must "
-                "be None"
+                f"decode.kv_dtype={self.decode.kv_dtype!r} rounded KV would come back; the former "
+                "must be None, the latter None or the prefill side's"
             )
         if self.colocated and (self.decode.page_size or self.decode.kv_dtype):
             raise ValueError(

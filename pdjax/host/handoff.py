@@ -58,7 +58,7 @@ class Handoff:
       idle: nothing can be sent until more has been computed or something has failed.
       attempts: that failed.
       generation: counts disownments; what was sent in an earlier one is not wanted any more.
-      closed: it holds nothing any longer.
+      closed: it holds nothing any longer. `completed`: since all of it has landed.
       costs: what it has moved so far, and how long that took.
     """
 
@@ -82,6 +82,7 @@ class Handoff:
     attempts: int = 0
     generation: int = 0
     closed: bool = False
+    completed: bool = False
     costs: TransferTotals = field(default_factory=TransferTotals)
 
     def __post_init__(self) -> None:
@@ -107,10 +108,11 @@ class Handoff:
         """Whether every part has landed."""
         return bool((self._ledger == Part.LANDED).all())
 
-    @property
-    def waiting(self) -> bool:
-        """Whether any part is on its way."""
-        return bool((self._ledger == Part.SENT).any())
+    def waiting_since(self, now: float) -> float:
+        """Seconds for which the sequence has waited for what is on its way; 0 if nothing is."""
+        if self.departed is None or not (self._ledger == Part.SENT).any():
+            return 0.0
+        return now - max(self.departed, self.left)
 
     @property
     def ends(self) -> tuple[End, End]:
@@ -180,7 +182,7 @@ class Handoff:
         """What was reserved is the sequence's now; only the source's pages are let go."""
         assert self.complete, f"hand-off {self.id}: parts are missing"
         self.let_source_go()
-        self.closed = True
+        self.closed = self.completed = True
 
     def stay(self) -> list[int]:
         """Let go of the target alone. Returns the source's pages, which are the caller's now."""

@@ -191,6 +191,7 @@ class Handoffs:
     def computing(self, chunks: Seq[Chunk], between: Callable[[], object]) -> Callable[[int], None]:
         """What is to be called after each layer group of a step over `chunks`: it sends what the
         group has written for those who have a reservation, and then calls `between`."""
+        self._interrupt = None  # of a step that was broken off itself
         streaming = [
             (chunk.sequence.handoff, chunk.stop)
             for chunk in chunks
@@ -301,8 +302,8 @@ class Handoffs:
             if handoff.departed is None:
                 if lease is not None and now - handoff.opened > lease:
                     self._withdraw(handoff)
-            elif deadline is not None and now > max(handoff.departed, handoff.left) + deadline:
-                overdue += [handoff] * handoff.waiting
+            elif deadline is not None and handoff.waiting_since(now) > deadline:
+                overdue.append(handoff)
         for handoff in overdue:
             self._failed(handoff, HandoffTimeout(f"not landed within {deadline} s"))
         return bool(overdue)
@@ -345,5 +346,11 @@ class Handoffs:
 
     def _lost(self, handoff: Handoff, error: BaseException) -> None:
         """What had landed has not been written after all: whoever decodes by it has failed."""
+        if not handoff.completed:
+            return  # nobody relied on it, and it is sent again where anybody still wants it
+        prefixes = handoff.target.pool.prefixes
+        if prefixes is not None:
+            for page in handoff.target_pages:
+                prefixes.forget(page)
         if handoff.purpose is Purpose.DECODE and handoff.member.current:
             self._roster.fail(handoff.sequence, error)

@@ -48,6 +48,10 @@ class Prefilling:
 
     def dispatch(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
         """A step over `chunks`; KV of those who have room on the decode side leaves as it runs."""
+        # Between the layer groups of another engine's step somebody may have been aborted.
+        chunks = tuple(chunk for chunk in chunks if not chunk.sequence.done)
+        if not chunks:
+            return
         newcomers = [chunk for chunk in chunks if chunk.sequence.state is State.WAITING]
         self._roster.admit(
             lane,

@@ -83,7 +83,7 @@ class Shipping:
       buckets: sizes of shipments.
       clock, recorder: tell the time, and take down what happened when.
       failed: told of each hand-off that a shipment failed for.
-      lost: told of each hand-off whose pages were counted as landed and then not written.
+      lost: told of each hand-off whose pages have not been written, though they had arrived.
       blocked: something could not leave at the last `send`, since too much is on the way.
     """
 
@@ -247,9 +247,9 @@ class Shipping:
             if damaged:
                 raise CorruptPages(f"{damaged} pages arrived damaged")
         except BaseException as error:
-            self._fail(shipped.items, error)
-            for item in () if self.config.checksums else shipped.items:
+            for item in shipped.items:
                 self.lost(item.handoff, error)
+            self._fail(shipped.items, error)
             return
         total = sum(item.spans.size for item in shipped.items)
         for item in shipped.items:

@@ -72,8 +72,8 @@ class Link:
     Attributes:
       bytes, shipments: that arrived.
       wire_s: seconds in which at least one shipment was on the wire.
-      peak: bytes a second of one plain put of single-device arrays, measured at the start; None if
-        it was not.
+      peak: bytes a second of a plain put between one pair of devices, measured at the start, times
+        the pairs that there are; None if it was not.
     """
 
     bytes: int = 0

@@ -13,6 +13,9 @@ from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
 from pdjax.host.metrics import Recorder
 from pdjax.host.pipeline import Pipeline
 
+_MOST_PROBED = 1 << 28
+"""Bytes that a link is measured with at the most: the pools leave little memory free."""
+
 WarmUp = Callable[[], None]
 """Sends one batch of nothing but padding, and waits for it; it touches null pages alone."""
 
@@ -89,8 +92,11 @@ def _hand_off(
 def _probe(
     transfer: Transfer, source: Lane, target: Lane, buckets: Buckets, recorder: Recorder
 ) -> None:
-    """Measure the link by as many bytes as the longest context has."""
-    layout = source.engine.layout
-    nbytes = layout.page_bytes * -(-buckets.context // layout.page_size)
+    """Measure the link by as many bytes as the longest context has on one pair of devices; all
+    pairs together carry as much more as there are."""
+    here, there = (lane.engine.layout for lane in (source, target))
+    pairs = min(here.stages * here.tp, there.stages * there.tp)
+    whole = here.page_bytes * here.pages_for(buckets.context)
+    nbytes = min(-(-whole // pairs), _MOST_PROBED)
     seconds = transfer.probe(source.end, target.end, nbytes)
-    recorder.link(source.end, target.end).peak = nbytes / seconds
+    recorder.link(source.end, target.end).peak = pairs * nbytes / seconds

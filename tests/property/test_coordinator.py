@@ -38,6 +38,7 @@ def test_the_workloads_cover_what_may_happen():
     happened = run_all(range(20_000, 20_100)) + run_all(range(20_000, 20_100), faults=True)
     wanted = {"refused", "queue full", "preempted", "faults", "interrupted"}
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
+    wanted |= {"told between layer groups", "abort between layer groups"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
     wanted |= {"FINISHED", "ABORTED", "FAILED"}
     wanted |= {f"abort in {state.name}" for state in REACHED}

@@ -151,6 +151,7 @@ class Workload:
             recorder=Recorder(clock),
             make_text=self._make_text,
         )
+        self.coordinator.on_news = self._hear_and_lose_patience
 
     def _handoff_config(self) -> HandoffConfig:
         draw = self.random
@@ -214,9 +215,7 @@ class Workload:
             todo = [visit for visit in todo if not self._submit(visit, step)]
             for visit in self.visits:
                 self._lose_patience(visit, step)
-            for progress in self._step():
-                self._streamed.setdefault(progress.sequence, []).extend(progress.token_ids)
-                self._finished[progress.sequence] += progress.finished
+            self._hear(self._step())
             if check:
                 self.coordinator.check()
             if not todo and not self.coordinator.has_work:
@@ -230,6 +229,19 @@ class Workload:
         self._verify_shapes()
         if check:
             self.coordinator.check()
+
+    def _hear(self, news: list[Progress]) -> None:
+        for progress in news:
+            self._streamed.setdefault(progress.sequence, []).extend(progress.token_ids)
+            self._finished[progress.sequence] += progress.finished
+
+    def _hear_and_lose_patience(self, news: list[Progress]) -> None:
+        """Called in the middle of a step, where somebody who listens may abort anybody."""
+        self._hear(news)
+        self.happened["told between layer groups"] += 1
+        if self.random.random() < 0.2:
+            visit = self.random.choice(self.visits)
+            self.happened["abort between layer groups"] += self.coordinator.abort(visit.request.id)
 
     def _step(self) -> list[Progress]:
         try:

@@ -157,7 +157,7 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
                 "kv": KVConfig(prefix_cache=True),
             },
             "handoff.give_back=True: with handoff.wire_dtype='int8', decode.kv_dtype=None rounded "
-            "KV would come back; both must be None",
+            "KV would come back; the former must be None, the latter None or the prefill side's",
         ),
         (
             Config,

@@ -221,6 +221,30 @@ def test_who_cannot_leave_his_engine_stays_there(monkeypatch):
     assert house.recorder.transfers.reprefilled_tokens == 0
 
 
+def test_pages_that_were_never_written_fail_whoever_relied_on_them(monkeypatch):
+    """Without checksums a sequence sits down before the writing has been looked at."""
+    house = deployed(prefix_cache=True, streaming=False)
+
+    class Broken:
+        looks = 0
+
+        def ready(self) -> bool:
+            self.looks += 1
+            return self.looks > 2
+
+        def result(self) -> int:
+            raise OSError("the device has gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.transfer, "land", lambda *_: Broken())
+        hit = house.submit("hit", prompt_len=9, max_tokens=20)
+        house.run()
+    assert (hit.state, hit.error) == (State.FAILED, "OSError: the device has gone")
+    late = house.submit("late", prompt_len=9)
+    house.run()
+    assert late.output == expected(late)  # not from pages that hold nothing
+
+
 def test_tokens_are_told_of_between_layer_groups():
     house = deployed(groups=4)
     early = house.submit("early", max_tokens=20)
