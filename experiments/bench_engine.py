@@ -19,13 +19,11 @@ tables and writes everything as JSON.
 
 import gc
 import itertools
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from experiments.bare import Bare
-from experiments.origin import origin
+from experiments.origin import origin, save
 from experiments.shapes import MODELS
 from experiments.step_times import LABELS, StepTimes, replace_method
 from experiments.tables import number, table
@@ -278,10 +276,7 @@ def main() -> None:
         whole = bench(_MODEL.value or "", points, _CACHE.value or empty)
     whole |= origin()
     print(show(whole))
-    out = Path(_OUT.value or "")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(whole, indent=1) + "\n")
-    print(f"saved {out}")
+    save(whole, _OUT.value)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ The floor is bytes over the link's bandwidth, measured by one large plain put.
 
 import gc
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from absl import flags
 
 from experiments.handoff_house import OUTPUT, House, Watch, Way
 from experiments.handoff_picture import draw
-from experiments.origin import origin
+from experiments.origin import origin, save
 from experiments.shapes import MODELS
 from experiments.tables import megabytes, number, percent, table
 from pdjax import Config
@@ -157,10 +156,7 @@ def main() -> None:
     print(show(points))
     print("\n".join(f"{layout}: link {rate / 1e9:.1f} GB/s" for layout, rate in peaks.items()))
     whole = {"model": _MODEL.value, "peak_bytes_per_s": peaks, "points": points} | origin()
-    out = Path(_OUT.value or "")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(whole, indent=1) + "\n")
-    print(f"saved {out}")
+    save(whole, _OUT.value)
     if _PLOT.value:
         draw(whole, Path(_PLOT.value))
         print(f"saved {_PLOT.value}")

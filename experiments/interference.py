@@ -18,7 +18,6 @@ Prints tables, writes JSON, and a picture with --plot.
 """
 
 import gc
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -30,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from experiments.interference_picture import PHASES, SHARES, draw
-from experiments.origin import origin
+from experiments.origin import origin, save
 from experiments.shapes import MODELS
 from experiments.step_times import IDLE, POLLS, StepTimes, replace_method
 from experiments.tables import megabytes, number, percent, table
@@ -387,10 +386,7 @@ def main() -> None:
         **origin(),
     }
     print(show(whole))
-    out = Path(_OUT.value or "")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(whole) + "\n")
-    print(f"saved {out}")
+    save(whole, _OUT.value)
     if _PLOT.value:
         draw(whole, Path(_PLOT.value))
         print(f"saved {_PLOT.value}")

@@ -19,7 +19,6 @@ host's looks tell; where it looks seldom, as on a CPU, the share of the peak mea
 """
 
 import gc
-import json
 import statistics
 import tempfile
 import time
@@ -27,14 +26,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.origin import origin
+from experiments.origin import origin, save
 from experiments.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, RequestOutput, SamplingParams, load_config
 from pdjax.config import RANDOM, DecodeConfig, HandoffConfig, KVConfig, ModelConfig, PrefillConfig
@@ -386,11 +384,8 @@ def main() -> int:
             rows.append(try_mix(config, mix, scale, right.answers))
             print(f"{mix.name}: {'wrong' if wrong(rows[-1]) else 'exact'}", flush=True)
     print(show(rows))
-    out = Path(_OUT.value or "")
-    out.parent.mkdir(parents=True, exist_ok=True)
     whole = {"model": _MODEL.value, "devices_used": devices, "mixes": rows} | origin()
-    out.write_text(json.dumps(whole, indent=1) + "\n")
-    print(f"saved {out}")
+    save(whole, _OUT.value)
     return int(any(map(wrong, rows)))
 
 

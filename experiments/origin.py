@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -28,6 +29,14 @@ def origin() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": commit(),
     }
+
+
+def save(whole: dict[str, Any], path: str | None) -> None:
+    """Write what was measured as JSON, its folder too, and say where."""
+    out = Path(path or "")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(whole, indent=1) + "\n")
+    print(f"saved {out}")
 
 
 def commit() -> str | None:
