@@ -4,9 +4,13 @@ program, however many tests build it.
 `JAX_PLATFORMS=cuda pytest tests/e2e -k 1-1-1` runs what fits on the accelerators there are.
 """
 
+import os
 from pathlib import Path
 
-import jax
+# Tests compile much and run each program a few times: a fifth of their time.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+import jax  # noqa: E402
 
 if not jax.config.jax_platforms:
     jax.config.update("jax_platforms", "cpu")
