@@ -7,10 +7,12 @@ program, however many tests build it.
 import os
 from pathlib import Path
 
-# Tests compile much and run each program a few times: a fifth of their time.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+    # Tests compile much and run each program a few times: a fifth of their time.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
 
-import jax  # noqa: E402
+import jax
 
 if not jax.config.jax_platforms:
     jax.config.update("jax_platforms", "cpu")
