@@ -26,6 +26,7 @@ from pdjax.device.mesh import PREFILL_RULES, make_mesh
 from pdjax.device.model.transformer import Params
 from pdjax.device.model.weights import random_params
 from pdjax.device.steps import decode, prefill
+from pdjax.device.steps.sample import Undecided
 from pdjax.engine_api import IDLE_ROW, DecodeBatch, PrefillBatch
 from pdjax.kv_layout import NULL_PAGE, KVLayout
 from pdjax.model_spec import ModelSpec
@@ -107,11 +108,14 @@ class Steps:
         self._params, self._pages = params, batches.pages
         first = batches.steps[0]
         step: Any
-        self._between: tuple[jax.Array, ...] = ()
+        self._between: tuple[Any, ...] = ()
         if isinstance(first, DecodeBatch):
             step = decode.make_decode_tick(params, spec, self._layout, attention=None)
             rows = len(first.tokens)
-            self._between = (jnp.zeros((rows, spec.model_dim), dtype), jnp.zeros(rows, jnp.int32))
+            no_tokens = jnp.zeros(rows, jnp.int32)
+            undecided = Undecided(jnp.zeros((rows, spec.vocab_size)), no_tokens, jnp.int32(0))
+            carried = decode.Carried(jnp.zeros((rows, spec.model_dim), dtype), undecided)
+            self._between = carried, no_tokens
         else:
             step = prefill.make_prefill_step(params, spec, self._layout.tp)
         shape = spec.kv_heads, batches.pages, page_size, spec.head_dim
@@ -132,10 +136,9 @@ class Steps:
         _fill(owner.arrays)
         logits = []
         for batch in batches.steps:
-            between = [x.copy() for x in self._between]  # the first is donated
-            owner.arrays, *_, undecided = self._compiled(
-                self._params, owner.arrays, *between, _pack(batch)
-            )
+            between = jax.tree.map(jnp.copy, self._between)  # the first is donated
+            owner.arrays, left = self._compiled(self._params, owner.arrays, *between, _pack(batch))
+            undecided = left.undecided if isinstance(batch, DecodeBatch) else left
             found = np.asarray(undecided.logits)
             seated = isinstance(batch, PrefillBatch) or batch.positions[-1] != IDLE_ROW
             logits.append(found if seated is True else found[seated])

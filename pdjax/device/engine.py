@@ -79,7 +79,7 @@ class JaxPrefillEngine:
         undecided = self._dispatch(prefill.pack(batch), after_group or (lambda group: None))
         for asked in self._asked(batch):
             history = batch.history if asked.variant.penalize else None
-            choice, _ = self._sample(undecided, history, asked)
+            *_, choice = self._sample(undecided, None, history, asked)
         return SampledTicket(choice, batch.sampling, self._max_logprobs)
 
     def _dispatch(self, packed: Packed, after_group: Callable[[int], None]) -> Undecided:
@@ -121,25 +121,35 @@ class JaxDecodeEngine:
         self._tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
         self._sample = make_sample_step(pool.mesh, self._max_logprobs)
         self._uploads = _Uploads(pool.mesh)
-        # What lives on the device from tick to tick, see `make_decode_tick`; and i32[R * b, C], the
+        # What lives on the device from tick to tick: see `make_decode_tick`; and i32[R * b, C], the
         # tokens of every row, for penalties.
-        self._x, self._fed_back, self._history = _zeros(
+        b = rows // pool.layout.stages
+        x, logits, positions, row, self._fed_back, self._history = _zeros(
             pool.mesh,
             (decode.X_SPEC, (rows, spec.model_dim), params.final_norm.dtype),
-            (PartitionSpec(), (rows // pool.layout.stages,), jnp.dtype("int32")),
+            (PartitionSpec(), (b, spec.vocab_size), jnp.dtype("float32")),
+            (PartitionSpec(), (b,), jnp.dtype("int32")),
+            (PartitionSpec(), (), jnp.dtype("int32")),
+            (PartitionSpec(), (b,), jnp.dtype("int32")),
             (PartitionSpec(), (rows, context), jnp.dtype("int32")),
         )
+        self._carried = decode.Carried(x, Undecided(logits, positions, row))
         self._write_history = jax.jit(
             lambda history, row, ids: history.at[row].set(ids), donate_argnums=0
         )
 
     def tick(self, batch: DecodeBatch) -> SampledTicket:
-        self._pool.arrays, self._x, undecided = self._tick(
-            self._params, self._pool.arrays, self._x, self._fed_back, decode.pack(batch)
+        self._pool.arrays, self._carried = self._tick(
+            self._params,
+            self._pool.arrays,
+            self._carried,
+            self._fed_back,
+            decode.pack(batch),
         )
         for asked in self._asked(batch):
-            choice, self._history = self._sample(undecided, self._history, asked)
-        self._fed_back = choice.tokens
+            self._fed_back, self._history, choice = self._sample(
+                self._carried.undecided, self._fed_back, self._history, asked
+            )
         return SampledTicket(choice, batch.sampling, self._max_logprobs)
 
     def remember(self, row: int, token_ids: np.ndarray) -> None:

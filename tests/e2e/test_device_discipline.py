@@ -10,6 +10,7 @@ import pytest
 from pdjax.config import HandoffConfig
 from pdjax.engine_api import End, Side
 from pdjax.llm import LLM
+from pdjax.request import SamplingParams
 from tests.e2e.promise import MONOLITHIC, answers, disaggregated, expected
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -82,3 +83,25 @@ def test_pools_are_updated_in_place():
         for memory in step.memory:
             assert memory.alias_size_in_bytes >= pool_bytes, name
             assert memory.temp_size_in_bytes < pool_bytes / 20, name
+
+
+def test_what_a_tick_makes_stays_where_it_is():
+    # On a GPU every address that changes makes the launch of the next tick dearer.
+    with LLM(disaggregated(1, 2, 1), {"warm_up": False}) as llm:
+        engine, seen = llm.decode_engines[0], []
+        tick = engine.tick
+
+        def watched(batch):
+            ticket = tick(batch)
+            kept = engine._pool.arrays, engine._carried, engine._fed_back, engine._history
+            seen.append([addresses(leaf) for leaf in jax.tree.leaves(kept)])
+            return ticket
+
+        engine.tick = watched
+        llm.generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
+    assert len(seen) > 8
+    assert all(each == seen[1] for each in seen[2:])
+
+
+def addresses(array):
+    return [shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards]

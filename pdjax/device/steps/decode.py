@@ -6,6 +6,11 @@ the one that leaves has its next tokens chosen by `sample_step`. Activations and
 device between ticks, so there is no bubble to fill or drain. The vocabulary is sharded over all
 devices, so that neither the first nor the last stage carries it alone.
 
+What the tick makes goes where it made the like of it before, and only the small upload of the host
+has a new address each time. On GPUs XLA launches a tick as one CUDA graph, and rewrites every node
+of it that touches an address which has changed; to rewrite all took the host longer than anything
+else that it does.
+
 With one stage and one shard this is a plain decode step without a collective.
 """
 
@@ -17,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -25,7 +31,7 @@ from pallas_kernels.paged_attention.api import append_attention
 from pdjax.device.kv.pool import PAGE_AXES, KVPool
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition, shardings
 from pdjax.device.model.attention import AttendPages, attend_at
-from pdjax.device.model.transformer import Params, embed, forward, unembed
+from pdjax.device.model.transformer import Leaf, Params, embed, forward, unembed
 from pdjax.device.packing import Packed
 from pdjax.device.steps.sample import Undecided
 from pdjax.engine_api import IDLE_ROW, USE_FED_BACK, DecodeBatch
@@ -34,10 +40,6 @@ from pdjax.model_spec import ModelSpec
 
 X_SPEC = P(STAGE)
 """Of the residual stream about to enter each stage, [R * b, D]: a stage's b rows on the stage."""
-
-DecodeTick = Callable[
-    [Params, KVPool, jax.Array, jax.Array, Packed], tuple[KVPool, jax.Array, Undecided]
-]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class TickInput:
     positions: Any  # i32[R, b]
     page_table: Any  # i32[R, b, W]
     leaving_row: Any  # i32[]: first row of the microbatch that leaves
+
+
+@struct.dataclass
+class Carried:
+    """What a tick leaves on the device for what follows; the next tick writes over it."""
+
+    x: Leaf  # [R * b, D], see X_SPEC
+    undecided: Undecided  # [b], of the microbatch that has left
+
+
+DecodeTick = Callable[[Params, KVPool, Carried, jax.Array, Packed], tuple[KVPool, Carried]]
 
 
 def leaving_microbatch(batch: DecodeBatch) -> int:
@@ -65,11 +78,9 @@ def pack(batch: DecodeBatch) -> Packed:
 def make_decode_tick(
     params: Params, spec: ModelSpec, layout: KVLayout, *, attention: str | None
 ) -> DecodeTick:
-    """(params, pool DONATED, x DONATED, fed_back, packed input) -> (pool, x, undecided [b]).
+    """(params, pool DONATED, carried DONATED, fed_back, packed input) -> (pool, carried).
 
-    x is the residual stream about to enter each stage, see X_SPEC; `fed_back` i32[b] are the tokens
-    of the microbatch that left at the last tick and enters now; undecided are the tokens of the one
-    that leaves now.
+    `fed_back` i32[b] are the tokens of the microbatch that left at the last tick and enters now.
 
     Args:
       params: as they lie on the decode mesh, layers stacked over stages; their shardings are the
@@ -82,8 +93,8 @@ def make_decode_tick(
     vocab_axes = tuple(axis for axis, size in ((STAGE, stages), (TP, tp)) if size > 1)
 
     def tick(
-        params: Params, pool: KVPool, x: jax.Array, fed_back: jax.Array, packed: Packed
-    ) -> tuple[KVPool, jax.Array, Undecided]:
+        params: Params, pool: KVPool, carried: Carried, fed_back: jax.Array, packed: Packed
+    ) -> tuple[KVPool, Carried]:
         inp = TickInput(**packed.unpack())
         stage = lax.axis_index(STAGE) if stages > 1 else 0
         positions, page_table = inp.positions[stage], inp.page_table[stage]  # [b], [b, W]
@@ -91,7 +102,7 @@ def make_decode_tick(
 
         entering = jnp.where(inp.tokens == USE_FED_BACK, fed_back, inp.tokens)
         embedded = embed(params, entering, vocab_axes)  # [b, D]
-        x = jnp.where(stage == 0, embedded, x) if stages > 1 else embedded
+        x = jnp.where(stage == 0, embedded, carried.x) if stages > 1 else embedded
         x, layers = forward(
             params,
             x,
@@ -107,7 +118,7 @@ def make_decode_tick(
             positions=inp.positions[-1] + 1,  # of the next token; 0 in an idle row
             row=inp.leaving_row,
         )
-        return KVPool.of_layers(layers), _to_next_stage(x, stages), undecided
+        return KVPool.of_layers(layers), Carried(_to_next_stage(x, stages), undecided)
 
     return _compile(tick, params, mesh)
 
@@ -115,11 +126,13 @@ def make_decode_tick(
 def _compile(tick: Callable, params: Params, mesh: Mesh) -> DecodeTick:
     pages = partition(DECODE_RULES, PAGE_AXES, stacked=True)
     weights = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
-    ins, outs = (weights, pages, X_SPEC, P(), P()), (pages, X_SPEC, P())
+    carried = Carried(X_SPEC, Undecided(P(), P(), P()))
+    ins, outs = (weights, pages, carried, P(), P()), (pages, carried)
     mapped = jax.shard_map(tick, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False)
     return jax.jit(
         mapped,
         donate_argnums=(1, 2),
+        keep_unused=True,  # what is only written over
         in_shardings=shardings(mesh, ins),
         out_shardings=shardings(mesh, outs),
     )

@@ -28,14 +28,16 @@ class Undecided:
     row: Leaf  # i32[]: of the history, the first that is theirs
 
 
-SampleStep = Callable[[Undecided, Any, Asked], tuple[Choice, Any]]
+SampleStep = Callable[[Undecided, Any, Any, Asked], tuple[Any, Any, Choice]]
 
 
 def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
-    """(undecided, history i32[rows, C] DONATED or None, asked) -> (Choice [B], history).
+    """(undecided, fed_back i32[B] DONATED or None, history i32[rows, C] DONATED or None, asked) ->
+    (fed_back, history, Choice [B]).
 
-    The history is what penalties look at. Every variant appends the chosen tokens to it: who asks
-    for penalties later finds what was chosen before.
+    The chosen tokens come twice, in the choice and where `fed_back` was, for who reads them where
+    they always are. The history is what penalties look at. Every variant appends the chosen tokens
+    to it: who asks for penalties later finds what was chosen before.
 
     Args:
       mesh: where the logits are.
@@ -43,8 +45,8 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
     """
 
     def step(
-        undecided: Undecided, history: jax.Array | None, asked: Asked
-    ) -> tuple[Choice, jax.Array | None]:
+        undecided: Undecided, fed_back: jax.Array | None, history: jax.Array | None, asked: Asked
+    ) -> tuple[jax.Array | None, jax.Array | None, Choice]:
         logits, positions = undecided.logits, undecided.positions
         theirs = None
         if history is not None:
@@ -54,8 +56,15 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
             rows = undecided.row + jnp.arange(logits.shape[0])
             at = jnp.where(positions > 0, positions, history.shape[1])  # past the end: dropped
             history = history.at[rows, at].set(choice.tokens, mode="drop")
-        return choice, history
+        # Before the choice: what is donated goes to the first result of its shape.
+        return None if fed_back is None else choice.tokens, history, choice
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     everywhere = shardings(mesh, P())
-    return jax.jit(mapped, donate_argnums=1, in_shardings=everywhere, out_shardings=everywhere)
+    return jax.jit(
+        mapped,
+        donate_argnums=(1, 2),
+        keep_unused=True,
+        in_shardings=everywhere,
+        out_shardings=everywhere,
+    )
