@@ -98,6 +98,8 @@ class OnePool:
 class NoTicket:
     """Never made; the type that `Transfer.send` names."""
 
+    shipment: Shipment
+
     def gathered(self) -> bool:
         raise AssertionError("nothing moves")
 

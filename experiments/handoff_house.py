@@ -117,6 +117,7 @@ class Watch:
         replace_method(transfer, "send", watched)
 
     def _see(self, ticket: Any) -> tuple[float, float]:
+        ticket = getattr(ticket, "ticket", ticket)  # a thread's order, until it has sent it
         jax.block_until_ready(ticket.read)
         read = self._now()
         jax.block_until_ready(ticket.pieces)
@@ -145,8 +146,12 @@ class House:
 
     def __init__(self, config: Config) -> None:
         self.llm = llm = LLM(config)
-        self._engine = llm.prefill_engines[0]
-        self._transfer: Any = type(llm.coordinator._transfer)
+        asked: Any = llm.prefill_engines[0]
+        transfer: Any = llm.coordinator._transfer
+        # Either may be asked by a thread.
+        self._engine, self._transfer = _within(asked), type(_within(transfer))
+        self._threaded = None if asked is self._engine else (type(asked), type(transfer))
+        self._orders = getattr(asked, "orders", None)
         self._pools = {SOURCE: self._engine._pool, TARGET: llm.decode_engines[0]._pool}
 
     def open(self, way: Way) -> tuple[Coordinator, Recorder, Transfer]:
@@ -160,6 +165,9 @@ class House:
             layer_groups=way.groups,
         )
         transfer = self._transfer(self._pools, way.handoff.wire_dtype)
+        if self._threaded is not None:
+            engine = self._threaded[0](engine, self._orders)
+            transfer = self._threaded[1](transfer, {SOURCE: self._orders})
         recorder = Recorder(llm.clock)
         coordinator = Coordinator(
             replace(llm.config, handoff=way.handoff),
@@ -260,3 +268,8 @@ class House:
             nbytes=nbytes,
             shipments=shipments,
         )
+
+
+def _within(asked: Any) -> Any:
+    """What a thread asks, or what is asked without one."""
+    return getattr(asked, "inner", asked)

@@ -91,6 +91,8 @@ class PrefillConfig:
         and so on.
       page_buckets: padded sizes of a step in pages read; None takes those of the longest context
         or of a full budget, a fourth of them, and so on.
+      dispatch_thread: a thread for each engine dispatches its steps, so that decode need not wait
+        for that; None: where its devices are neither decode's nor the host's own cores.
     """
 
     engines: int = 1
@@ -101,6 +103,7 @@ class PrefillConfig:
     lookahead: int = 1
     token_buckets: tuple[int, ...] | None = None
     page_buckets: tuple[int, ...] | None = None
+    dispatch_thread: bool | None = None
 
     def __post_init__(self) -> None:
         check_types("prefill", self)
@@ -266,6 +269,11 @@ class Config:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"config.seed={self.seed}: must be in [0, 2**32)")
         self._check_handoff()
+        if self.prefill.dispatch_thread and (self.colocated or self.shared_devices):
+            raise ValueError(
+                "prefill.dispatch_thread=True: needs devices that decode does not use, so neither "
+                "colocated nor shared_devices: two threads would start programs there in any order"
+            )
         if self.colocated and self.shared_devices:
             raise ValueError(
                 "shared_devices=True: is for separate engines; with colocated=True there is one"

@@ -3,7 +3,7 @@ and protocols.
 
 Everything that goes through it is numpy, and *fresh*: an array handed over is never written again,
 since a device may read it after the call has returned. Every call returns at once; work in flight
-is a Ticket.
+is a Ticket. What goes wrong is raised by the call, or by its ticket's `result`.
 
 There are three kinds of engine behind these protocols: real ones (`device/engine.py`), fake ones in
 the tests, whose answers can be worked out by hand, and simulated ones.
@@ -213,6 +213,11 @@ class TransferCost:
 
 class TransferTicket(Ticket[TransferCost], Protocol):
     """A shipment in flight: ready once every piece has arrived on the receiving mesh."""
+
+    @property
+    def shipment(self) -> Shipment:
+        """What was sent."""
+        ...
 
     def gathered(self) -> bool:
         """Whether the source's pages have been read."""

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from pallas_kernels.paged_attention.api import PLATFORMS
 from pdjax.config import Config
 from pdjax.device.compat import keep_compilations, use_virtual_cpu_devices
+from pdjax.device.dispatch import OrderedPrefillEngine, OrderedTransfer, on_threads
 from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Room
@@ -31,9 +32,9 @@ class Engines:
     `on_host_cores`: whether the devices are the cores that the host itself needs.
     """
 
-    prefill: list[JaxPrefillEngine]
+    prefill: list[JaxPrefillEngine] | list[OrderedPrefillEngine]
+    transfer: DeviceTransfer | OrderedTransfer
     decode: list[JaxDecodeEngine]
-    transfer: DeviceTransfer
     on_host_cores: bool
 
 
@@ -79,7 +80,19 @@ def build_engines(
     groups = choose_groups(config, spec, transfer, prefilling[0][0])
     prefill = [builder.prefill_engine(*each, groups) for each in prefilling]
     decode = [builder.decode_engine(*each) for each in decoding]
-    return Engines(prefill, decode, transfer, platform == "cpu")
+    on_host_cores = platform == "cpu"
+    if has_dispatch_threads(config):
+        return Engines(*on_threads(prefill, transfer), decode=decode, on_host_cores=on_host_cores)
+    return Engines(prefill, transfer, decode, on_host_cores)
+
+
+def has_dispatch_threads(config: Config) -> bool:
+    """Whether prefill engines are dispatched by threads of their own."""
+    asked = config.prefill.dispatch_thread
+    if asked is not None:
+        return asked
+    shared = config.colocated or config.shared_devices
+    return not shared and jax.default_backend() != "cpu"
 
 
 Owned = tuple[PoolOwner, Params]

@@ -67,7 +67,8 @@ class Compiled:
 def test_pools_are_updated_in_place():
     config = disaggregated(1, 1, 1, groups=1, pages=4001)
     with LLM(config, {"prefill.pages": 4001, "warm_up": False}) as llm:
-        prefill, decode = llm.prefill_engines[0], llm.decode_engines[0]
+        prefill: Any = llm.prefill_engines[0]
+        decode = llm.decode_engines[0]
         steps = {
             "prefill": Compiled(prefill._step),
             "decode": Compiled(decode._tick),
@@ -88,7 +89,8 @@ def test_pools_are_updated_in_place():
 def test_what_a_tick_makes_stays_where_it_is():
     # On a GPU every address that changes makes the launch of the next tick dearer.
     with LLM(disaggregated(1, 2, 1), {"warm_up": False}) as llm:
-        engine, seen = llm.decode_engines[0], []
+        engine: Any = llm.decode_engines[0]
+        seen: list[Any] = []
         tick = engine.tick
 
         def watched(batch):

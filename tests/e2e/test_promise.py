@@ -38,6 +38,7 @@ def test_token_exact(tp_p, stages, tp_d):
 VARIANTS: dict[str, dict[str, Any]] = {
     "in bulk": {"handoff.streaming": False},
     "on the same devices": {"shared_devices": True},
+    "by a thread": {"prefill.engines": 2, "prefill.dispatch_thread": True},
     "larger pages": {"decode.page_size": 8},
     "smaller pages, checked, little at once": {
         "decode.page_size": 1,
@@ -47,6 +48,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "tokens first, and short ones stay": {"handoff.after_tokens": 3, "handoff.stay_below": 9},
     "back, to what is kept": {"kv.prefix_cache": True, "handoff.give_back": True},
+    "back, by a thread": {
+        "kv.prefix_cache": True,
+        "handoff.give_back": True,
+        "prefill.dispatch_thread": True,
+    },
     "sideways": {"decode.engines": 2, "handoff.rebalance": True},
 }
 

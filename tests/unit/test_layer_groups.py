@@ -262,6 +262,7 @@ def test_engines_are_built_as_configured(handoff, groups):
     layouts = [engines.prefill[0].layout, engines.decode[0].layout]
     assert [(each.page_size, each.dtype) for each in layouts] == [(4, "float32"), (8, "bfloat16")]
     assert not engines.transfer.shares_pool(PREFILL, DECODE)
+    assert isinstance(engines.transfer, DeviceTransfer)
     assert engines.transfer.path(DECODE, PREFILL).wire.dtype == "int8"
 
 
