@@ -64,6 +64,11 @@ def test_text_is_read_as_the_type_of_the_field(field, text, value):
         ({"kv.dtype": "int4"}, r"kv.dtype='int4': allowed are float32, bfloat16"),
         ({"model.source": "random"}, r"model.spec=None: needed"),
         ({"colocated": True, "decode.stages": 2}, r"colocated=True: needs"),
+        (
+            {"prefill.dispatch_thread": True, "colocated": True},
+            r"dispatch_thread=True: needs devic",
+        ),
+        ({"prefill.dispatch_thread": True, "shared_devices": True}, r"dispatch_thread=True: needs"),
     ],
 )
 def test_bad_overrides_say_what_is_allowed(overrides, message):
