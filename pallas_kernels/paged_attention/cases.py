@@ -1,6 +1,6 @@
 """The shapes at which paged_attention is tested and timed, with hostile inputs and answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -171,6 +171,11 @@ LARGE_CASES = (
     _llama8b("64 x 1k page 128", (1024,) * 64, page_size=128),
     _llama8b("128 x 1k", (1024,) * 128),
     _llama8b("64 x 4k", (4096,) * 64),
+    _llama8b("63 x 1k and 1 x 8k", (*(1060,) * 40, 8192, *(1060,) * 23)),
+    replace(
+        _llama8b("window, short, empty and long", (0, 1, *(200, 5000) * 31, 8192)),
+        sliding_window=4000,
+    ),
     _llama8b("ragged", tuple(range(40, 8192, 256))),
 )
 """One layer of Llama 3 8B, for accelerators."""

@@ -4,8 +4,9 @@ Flash-decoding (Dao et al., 2023) over pages, in blocks of threads that stay: ea
 of work after another, a row's share for one KV head, and one of its two warpgroups copies pages
 into a ring in shared memory, by the tensor memory accelerator, while the other takes the two
 products from it. The ring runs on from one piece of work to the next, so memory never waits for a
-piece to be finished or begun. Where there are fewer pieces than processors, a row is cut into
-parts, and their results are put together afterwards.
+piece to be finished or begun. Where there are fewer pieces than processors, every row is cut into
+parts, and their results are put together afterwards. Where there are more, a row is cut only if it
+is long: all others would wait for one that is many times as long as they are.
 
 `append_attention` also does what comes before: it takes the projection's output as it is, scales
 and rotates it, and writes the new K and V to their page. The new token's own score starts the
@@ -25,8 +26,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import PROCESSORS, ROWS
+from pallas_kernels.online_softmax import LOWEST
 from pallas_kernels.paged_attention.mosaic_gpu_body import body, scratch_types
-from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, Plan
+from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, ByLength, Plan, cut
 
 # In the time that a block of 64 tokens takes where every processor reads, 1.5 us on an H100 at head
 # dim 128: to begin and end a piece of work, and to put parts together. Estimates from profiles of a
@@ -34,6 +36,13 @@ from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, Plan
 _PIECE_COST = 1.5
 _JOIN_COST = 2.0
 _MOST_PARTS = 32
+
+# Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
+# parts of a row that fills the page table, since there is room for as many of each, and all are put
+# together at once.
+_WHOLE = 64
+_PART = 32
+_MOST_OF_A_LONG_ROW = 16
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
@@ -71,7 +80,7 @@ def paged_attention(
     scale: float,
     logit_soft_cap: float | None = None,
     sliding_window: int | None = None,
-    parts: int | None = None,
+    parts: int | ByLength | None = None,
     programs: int = PROCESSORS,
     interpret: Any = None,
 ) -> jax.Array:
@@ -88,8 +97,8 @@ def paged_attention(
     plan = _make_plan(
         grouped, k_pages, page_table, parts, programs, False, scale, logit_soft_cap, sliding_window
     )
-    metadata = _aligned(page_table), _aligned(kv_lens)
-    return _read(plan, interpret, grouped, k_pages, v_pages, *metadata)
+    metadata, parts_of_rows = _metadata(plan, page_table, kv_lens)
+    return _read(plan, interpret, parts_of_rows, grouped, k_pages, v_pages, *metadata)
 
 
 def append_attention(
@@ -106,7 +115,7 @@ def append_attention(
     scale: float,
     logit_soft_cap: float | None = None,
     sliding_window: int | None = None,
-    parts: int | None = None,
+    parts: int | ByLength | None = None,
     programs: int = PROCESSORS,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -121,8 +130,21 @@ def append_attention(
     plan = _make_plan(
         qkv, k_pages, page_table, parts, programs, True, scale, logit_soft_cap, sliding_window
     )
-    metadata = _aligned(page_table), _aligned(kv_lens)
-    return _append(plan, interpret, qkv, k_pages, v_pages, *metadata, row_scale, cos, sin)
+    metadata, parts_of_rows = _metadata(plan, page_table, kv_lens)
+    token = row_scale, cos, sin
+    return _append(plan, interpret, parts_of_rows, qkv, k_pages, v_pages, *metadata, *token)
+
+
+def _metadata(
+    plan: Plan, page_table: jax.Array, kv_lens: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+    """What the kernel is told of the rows; and of how many parts each is, if of its own number.
+    Neither depends on the layer: a model's layers share it."""
+    table, lens = _aligned(page_table), _aligned(kv_lens)
+    if plan.by_length is None:
+        return (table, lens), None
+    entries, parts = cut(plan, kv_lens)
+    return (table, lens, entries), parts
 
 
 def _aligned(x: jax.Array) -> jax.Array:
@@ -134,7 +156,30 @@ def _aligned(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-def _choose_parts(pieces: int, blocks: int, programs: int) -> int:
+def visible_blocks(tokens: int, sliding_window: int | None) -> int:
+    """Of a row that fills its page table, at most."""
+    blocks = pl.cdiv(tokens, BLOCK)
+    return blocks if sliding_window is None else min(blocks, pl.cdiv(sliding_window, BLOCK) + 1)
+
+
+def choose_parts(
+    pieces: int, tokens: int, sliding_window: int | None, programs: int
+) -> int | ByLength:
+    """Into how many parts rows are cut: by length where whole ones are work enough for all programs
+    and one can be long.
+
+    Args:
+      pieces: rows * KV heads.
+      tokens: of a row that fills its page table.
+    """
+    parts = _even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
+    visible = visible_blocks(tokens, sliding_window)
+    if (parts > 1 and pieces < programs) or visible <= _WHOLE:
+        return parts
+    return ByLength(_WHOLE, max(_PART, pl.cdiv(visible, _MOST_OF_A_LONG_ROW)))
+
+
+def _even_parts(pieces: int, blocks: int, programs: int) -> int:
     """Into how many parts to cut each of so many pieces of work of so many blocks: those with which
     the busiest program is done first."""
 
@@ -149,7 +194,7 @@ def _make_plan(
     loaded: jax.Array,
     k_pages: jax.Array,
     page_table: jax.Array,
-    parts: int | None,
+    parts: int | ByLength | None,
     programs: int,
     append: bool,
     scale: float,
@@ -158,8 +203,13 @@ def _make_plan(
 ) -> Plan:
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
     page_size, width = k_pages.shape[2], page_table.shape[1]
-    blocks = pl.cdiv(width * page_size, BLOCK)
-    parts = parts or _choose_parts(rows * kv_heads, blocks, programs)
+    pieces, tokens = rows * kv_heads, width * page_size
+    parts = parts or choose_parts(pieces, tokens, sliding_window, programs)
+    if isinstance(parts, ByLength):
+        most = parts.parts(visible_blocks(tokens, sliding_window))
+        by_length = parts if most > 1 else None
+    else:
+        most, by_length = parts, None
     return Plan(
         rows=rows,
         kv_heads=kv_heads,
@@ -167,8 +217,9 @@ def _make_plan(
         head_dim=head_dim,
         width=width,
         page_size=page_size,
-        parts=parts,
-        programs=min(programs, rows * kv_heads * parts),
+        parts=most,
+        by_length=by_length,
+        programs=min(programs, pieces * (1 if by_length else most)),
         append=append,
         scale=scale,
         logit_soft_cap=logit_soft_cap,
@@ -180,14 +231,21 @@ def _make_plan(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _read(plan: Plan, interpret: Any, q: jax.Array, *operands: jax.Array) -> jax.Array:
-    return _put_together(plan, _launch(plan, interpret, q, *operands), q.dtype)
+def _read(
+    plan: Plan,
+    interpret: Any,
+    parts: jax.Array | None,
+    q: jax.Array,
+    *operands: jax.Array,
+) -> jax.Array:
+    return _put_together(plan, parts, _launch(plan, interpret, q, *operands), q.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _append(
     plan: Plan,
     interpret: Any,
+    parts: jax.Array | None,
     qkv: jax.Array,
     k_pages: jax.Array,
     v_pages: jax.Array,
@@ -195,13 +253,15 @@ def _append(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     # Mutable, so that the kernel writes into the pools it is given.
     pools = jax.new_ref(k_pages), jax.new_ref(v_pages)
-    out = _put_together(plan, _launch(plan, interpret, qkv, *pools, *operands), qkv.dtype)
+    out = _launch(plan, interpret, qkv, *pools, *operands)
+    out = _put_together(plan, parts, out, qkv.dtype)
     return out, jax.freeze(pools[0]), jax.freeze(pools[1])
 
 
 def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> Any:
-    """[B, K, G, H] of one part, or of several float32[B, K, parts, G, H] and log2 of the sums of
-    their weights, f32[B, K, parts, G] with G padded."""
+    """[B, K, G, H] of rows of one part; of those of several, float32[B, K, parts, G, H] and log2 of
+    the sums of their weights, f32[B, K, parts, G] with G padded. These come first where there are
+    both, and a row is in either."""
     shape = (plan.rows, plan.kv_heads, plan.group, plan.head_dim)
     split = (*shape[:2], plan.parts, *shape[2:])
     whole = (jax.ShapeDtypeStruct(shape, loaded.dtype),)
@@ -209,36 +269,60 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
         jax.ShapeDtypeStruct(split, jnp.float32),
         jax.ShapeDtypeStruct((*split[:3], plan.group + plan.padding), jnp.float32),
     )
+    one_part = plan.parts == 1 or plan.by_length is not None
     kernel = plgpu.kernel(
         partial(body, plan),
-        out_type=whole if plan.parts == 1 else in_parts,
+        out_type=in_parts * (plan.parts > 1) + whole * one_part,
         scratch_types=scratch_types(plan, loaded.dtype),
         grid=(plan.programs,),
         grid_names=("program",),
         num_threads=2,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True,
+            # Reductions along rows stay within a warp, and pages leave no room for Mosaic's 2 KB.
+            reduction_scratch_bytes=1024,
+        ),
         interpret=interpret,
         kernel_name="append_attention" if plan.append else "paged_attention",
     )
     return kernel(loaded, *operands)
 
 
-def _put_together(plan: Plan, out: Any, dtype: Any) -> jax.Array:
-    """[B, N, H] of the parts' results.
+def _put_together(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> jax.Array:
+    """[B, N, H] of what `_launch` returns.
 
     Written without a reduction, so that XLA makes one kernel of it.
+
+    Args:
+      parts: i32[B] of the rows, where each has its own number.
     """
     heads = (plan.rows, plan.kv_heads * plan.group, plan.head_dim)
     if plan.parts == 1:
         return out[0].reshape(heads)
     values, log_totals = (
-        [x[:, :, part, : plan.group] for part in range(plan.parts)]
-        for x in (out[0], out[1][..., None])
+        [_part(x, part, parts) for part in range(plan.parts)]
+        for x in (out[0], out[1][..., : plan.group, None])
     )
+    if parts is not None:
+        exists = [(part < parts)[:, None, None, None] for part in range(plan.parts)]
+        log_totals = [jnp.where(*each, LOWEST) for each in zip(exists, log_totals, strict=True)]
     highest = log_totals[0]
     for other in log_totals[1:]:
         highest = jnp.maximum(highest, other)
     weights = [jnp.exp2(log_total - highest) for log_total in log_totals]
     weighted = sum(value * weight for value, weight in zip(values, weights, strict=True))
-    return (weighted / sum(weights)).reshape(heads).astype(dtype)
+    joined = jnp.divide(weighted, sum(weights)).astype(dtype)
+    if parts is not None:
+        joined = jnp.where((parts > 1)[:, None, None, None], joined, out[-1])
+    return joined.reshape(heads)
+
+
+def _part(x: jax.Array, part: int, parts: jax.Array | None) -> jax.Array:
+    """x[:, :, part], or something finite of the same row where it is not among its parts. Nothing
+    is known of rows of one part: for them the first row is read, since others would come from
+    memory."""
+    if parts is None:
+        return x[:, :, part]
+    row = jnp.where(parts > 1, jnp.arange(len(parts)), 0)
+    return x.at[row, :, jnp.where(part < parts, part, 0)].get(mode="promise_in_bounds")

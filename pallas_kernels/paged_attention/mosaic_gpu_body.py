@@ -12,9 +12,17 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import LOG2_E, ROWS, Rings, base_two, iota, product, spread, tiled
 from pallas_kernels.online_softmax import LOWEST, MASKED
-from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, Plan, Refs, Work, each_work
+from pallas_kernels.paged_attention.mosaic_gpu_work import (
+    BLOCK,
+    Plan,
+    Refs,
+    Work,
+    each_work,
+    pieces,
+    place,
+    turn,
+)
 
-_OUT_COLUMNS = 64  # of a float32 result on its way out: shared memory is full of pages
 _NO_SUM = 1e-30  # in place of 0 where a part saw nothing: 0 / it is 0, and its logarithm finite
 
 
@@ -36,7 +44,7 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         "rows_full": plgpu.Barrier(num_barriers=plan.slots),
     }
     if plan.parts > 1:
-        scratch["out_tile"] = plgpu.SMEM((ROWS, _OUT_COLUMNS), jnp.float32)
+        scratch["out_tile"] = plgpu.SMEM((ROWS, plan.out_columns), jnp.float32)
         scratch["log_total"] = plgpu.SMEM((ROWS,), jnp.float32)
     return scratch
 
@@ -49,10 +57,11 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
         place of rings; then its results.
       scratch: see `scratch_types`.
     """
-    inputs, outputs = (refs[:5], refs[5:]) if plan.append else (refs[:2], refs[2:])
-    table, lens, *rest = inputs
+    given = 2 + (plan.by_length is not None) + 3 * plan.append
+    (table, lens, *rest), outputs = refs[:given], refs[given:]
+    cut = None if plan.by_length is None else rest.pop(0)
     rings = Rings.take(k_pages, v_pages, scratch)
-    operands = Refs(loaded, table, lens, rings, *rest)
+    operands = Refs(loaded, table, lens, rings, cut, *rest)
 
     @pl.when(lax.axis_index("warpgroup") == 1)
     def _() -> None:
@@ -107,24 +116,23 @@ def _compute(
         """Begin to load the rows of the n-th piece of work into its slot, once what a former one
         left there has gone out. What is past them is undefined."""
         slot = lax.rem(n, jnp.int32(plan.slots))
-        head = lax.rem(lax.div(index, jnp.int32(plan.parts)), jnp.int32(plan.kv_heads))
-        row = lax.div(index, jnp.int32(plan.parts * plan.kv_heads))
+        row, head, _ = place(plan, refs, index)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         plgpu.copy_gmem_to_smem(
             refs.loaded.at[row, head], rows.at[slot, pl.ds(0, plan.loaded)], rows_full.at[slot]
         )
 
-    program = lax.axis_index("program")
+    count = pieces(plan, refs)
     if plan.slots > 1:
-        fetch(jnp.int32(0), program)
+        first = jnp.int32(0)
+        fetch(first, turn(plan, first))
 
     def compute_work(n: jax.Array, work: Work, steps: jax.Array) -> None:
-        index = program + n * plan.programs
         if plan.slots > 1:
-            following = index + plan.programs
-            pl.when(following < plan.work)(partial(fetch, n + 1, following))
+            following = turn(plan, n + 1)
+            pl.when(following < count)(partial(fetch, n + 1, following))
         else:
-            fetch(n, index)
+            fetch(n, turn(plan, n))
         slot = lax.rem(n, jnp.int32(plan.slots))
         mine = rows.at[slot]
         plgpu.barrier_wait(rows_full.at[slot])
@@ -138,11 +146,14 @@ def _compute(
         weighted, highest, total = _attend(plan, refs, work, steps, q_tile, weights, seen)
         total = jnp.maximum(total, _NO_SUM)
         out = [x / spread(total, x.shape[1]) for x in weighted]
-        if plan.parts == 1:
-            _store_whole(plan, work, outputs, out, mine)
+        whole = partial(_store_whole, plan, work, outputs, out, mine)
+        log_sum = highest + jnp.log(total) * LOG2_E
+        part = partial(_store_part, plan, work, outputs, out, log_sum, out_tile, log_total)
+        if plan.by_length is not None:
+            pl.when(work.parts == 1)(whole)
+            pl.when(work.parts > 1)(part)
         else:
-            log_total[...] = highest + jnp.log(total) * LOG2_E
-            _store_part(plan, work, outputs, out, out_tile, log_total)
+            (whole if plan.parts == 1 else part)()
 
     each_work(plan, refs, compute_work)
     plgpu.wait_smem_to_gmem(0)
@@ -290,7 +301,7 @@ def _store_whole(
         _put(rows, columns.start, x)
     plgpu.commit_smem()
     result = rows.at[pl.ds(0, plan.group)]
-    plgpu.copy_smem_to_gmem(result, outputs[0].at[work.row, work.head])
+    plgpu.copy_smem_to_gmem(result, outputs[-1].at[work.row, work.head])
 
 
 def _store_part(
@@ -298,21 +309,24 @@ def _store_part(
     work: Work,
     outputs: tuple[Any, ...],
     out: list[jax.Array],
+    log_sum: jax.Array,
     out_tile: Any,
     log_total: Any,
 ) -> None:
     """A part's float32 result, a few columns at a time."""
-    place = (work.row, work.head, work.part)
+    at_part = (work.row, work.head, work.part)
     for columns, x in zip(plan.columns, out, strict=True):
-        for start in range(0, x.shape[1], _OUT_COLUMNS):
+        for start in range(0, x.shape[1], plan.out_columns):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            out_tile[...] = x[:, start : start + _OUT_COLUMNS]
+            out_tile[...] = x[:, start : start + plan.out_columns]
+            if columns.start + start == 0:
+                log_total[...] = log_sum
             plgpu.commit_smem()
-            at = pl.ds(columns.start + start, _OUT_COLUMNS)
-            result = outputs[0].at[(*place, slice(None), at)]
+            at = pl.ds(columns.start + start, plan.out_columns)
+            result = outputs[0].at[(*at_part, slice(None), at)]
             plgpu.copy_smem_to_gmem(out_tile.at[pl.ds(0, plan.group)], result)
     padded = pl.ds(0, plan.group + plan.padding)
-    plgpu.copy_smem_to_gmem(log_total.at[padded], outputs[1].at[place])
+    plgpu.copy_smem_to_gmem(log_total.at[padded], outputs[1].at[at_part])
 
 
 def _scaled(plan: Plan, scores: jax.Array) -> jax.Array:

@@ -1,4 +1,10 @@
-"""The work of decode attention on Hopper GPUs: a launch cut into pieces, and dealt to programs."""
+"""The work of decode attention on Hopper GPUs: a launch cut into pieces, and dealt to programs.
+
+Every row is cut into as many parts as any other, or each into as many as its own length asks for.
+Then there is a list of them, made on the device, where the lengths are: the longest come first, so
+that no program begins one when the others are about to end. A row's parts depend on its own length
+and on the launch's shapes, never on other rows, since how sums are grouped shows in their bits.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +24,22 @@ _RING_BYTES = 160 << 10
 
 
 @dataclass(frozen=True)
+class ByLength:
+    """How a row of so many blocks is cut.
+
+    Attributes:
+      whole: blocks of a row that is not, at most.
+      part: blocks of a part of any other, at most.
+    """
+
+    whole: int
+    part: int
+
+    def parts(self, blocks: int) -> int:
+        return 1 if blocks <= self.whole else -(-blocks // self.part)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is known of a launch before it is traced."""
 
@@ -27,7 +49,8 @@ class Plan:
     head_dim: int
     width: int  # entries of a row of the page table
     page_size: int
-    parts: int  # pieces of work that share a row and a KV head
+    parts: int  # pieces of work that share a row and a KV head; with `by_length`, at most
+    by_length: ByLength | None  # where each row has a number of its own
     programs: int
     append: bool
     scale: float
@@ -42,7 +65,12 @@ class Plan:
     @property
     def slots(self) -> int:
         """For the queries of a piece of work, so that the next one's are there when it begins."""
-        return 1 if self.head_dim > 128 or self.parts > 1 else 2
+        return 1 if self.head_dim > 128 or (self.parts > 1 and self.by_length is None) else 2
+
+    @property
+    def out_columns(self) -> int:
+        """Of a part's float32 result on its way out: shared memory is full of pages."""
+        return 64 if self.slots == 1 else 32
 
     @property
     def columns(self) -> tuple[slice, ...]:
@@ -61,9 +89,9 @@ class Plan:
         return -self.group % 4
 
     @property
-    def work(self) -> int:
-        """Pieces of work."""
-        return self.rows * self.kv_heads * self.parts
+    def capacity(self) -> int:
+        """Parts of all rows together, at most."""
+        return self.rows * self.parts
 
 
 @dataclass(frozen=True)
@@ -74,6 +102,7 @@ class Refs:
     table: Any  # i32[B, W]
     lens: Any  # i32[B]
     rings: Rings
+    cut: Any = None  # i32[B * parts + 1], see `cut`; None where all rows have as many parts
     row_scale: Any = None  # f32[B]
     cos: Any = None  # f32[B, H/2]
     sin: Any = None  # f32[B, H/2]
@@ -86,6 +115,7 @@ class Work:
     row: jax.Array
     head: jax.Array
     part: jax.Array
+    parts: jax.Array  # of the row
     kv_len: jax.Array
     oldest: jax.Array  # position of the first visible token
     end: jax.Array  # position behind the last one that is in the pages
@@ -93,33 +123,104 @@ class Work:
     count: jax.Array  # of blocks
 
 
+def cut(plan: Plan, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where each row is cut by its own length, the list of parts, and how many each row has.
+
+    Made by comparing everything with everything, in two small kernels: XLA's sort takes longer.
+
+    Args:
+      lens: i32[B]
+
+    Returns:
+      i32[B * parts + 1] row * parts + part, those of most blocks first, and in the end how many
+      there are; i32[B].
+    """
+    _, _, start, stop = _visible(plan, lens)
+    parts = _parts(plan, stop - start)
+    size = _up(stop - start, parts)
+    row = jnp.arange(plan.rows, dtype=jnp.int32)
+    earlier = (size > size[:, None]) | ((size == size[:, None]) & (row < row[:, None]))
+    begin = jnp.where(earlier, parts, 0).sum(axis=1)  # [B]
+    at = jnp.arange(plan.capacity + 1, dtype=jnp.int32)[:, None]
+    part = at - begin
+    here = jnp.where((part >= 0) & (part < parts), row * plan.parts + part, 0)
+    return jnp.where(at == plan.capacity, parts, here).sum(axis=1), parts
+
+
+def pieces(plan: Plan, refs: Refs) -> jax.Array:
+    """How many there are in all, at least as many as programs."""
+    parts = jnp.int32(plan.capacity) if refs.cut is None else refs.cut[plan.capacity]
+    return parts * plan.kv_heads
+
+
+def turn(plan: Plan, n: jax.Array) -> jax.Array:
+    """Index of the piece that this program takes as its n-th. Where the longest come first, the
+    program that began with the longest goes on with the shortest."""
+    program = lax.axis_index("program")
+    if plan.by_length is not None:
+        program = jnp.where(n == 0, program, plan.programs - 1 - program)
+    return program + n * plan.programs
+
+
+def place(plan: Plan, refs: Refs, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Row, KV head and part of a piece."""
+    if refs.cut is None:
+        part = lax.rem(index, jnp.int32(plan.parts))
+        head = lax.rem(lax.div(index, jnp.int32(plan.parts)), jnp.int32(plan.kv_heads))
+        return lax.div(index, jnp.int32(plan.parts * plan.kv_heads)), head, part
+    entry = refs.cut[lax.div(index, jnp.int32(plan.kv_heads))]
+    head = lax.rem(index, jnp.int32(plan.kv_heads))
+    return lax.div(entry, jnp.int32(plan.parts)), head, lax.rem(entry, jnp.int32(plan.parts))
+
+
 def each_work(
     plan: Plan, refs: Refs, do: Callable[[jax.Array, Work, jax.Array], None]
 ) -> jax.Array:
     """Calls do(n, work, steps) for the n-th piece of work of this program; `steps` counts the
     blocks of those before. Returns that of all of them."""
-    program = lax.axis_index("program")
 
-    def turn(n: jax.Array, steps: jax.Array) -> jax.Array:
-        work = _work(plan, refs, program + n * plan.programs)
+    def take(n: jax.Array, steps: jax.Array) -> jax.Array:
+        work = _work(plan, refs, turn(plan, n))
         do(n, work, steps)
         return steps + work.count
 
-    mine = lax.div(plan.work - program + plan.programs - 1, jnp.int32(plan.programs))
-    return lax.fori_loop(0, mine, turn, jnp.int32(0))
+    count = pieces(plan, refs)
+    rounds = lax.div(count, jnp.int32(plan.programs))  # those that all programs take part in
+    mine = rounds + (turn(plan, rounds) < count).astype(jnp.int32)
+    return lax.fori_loop(0, mine, take, jnp.int32(0))
 
 
 def _work(plan: Plan, refs: Refs, index: jax.Array) -> Work:
     """Splits a row's blocks evenly; the last parts of a short row may get none."""
-    part = lax.rem(index, jnp.int32(plan.parts))
-    head = lax.rem(lax.div(index, jnp.int32(plan.parts)), jnp.int32(plan.kv_heads))
-    row = lax.div(index, jnp.int32(plan.parts * plan.kv_heads))
+    row, head, part = place(plan, refs, index)
     kv_len = refs.lens[row]
-    window = plan.sliding_window
-    oldest = jnp.int32(0) if window is None else jnp.maximum(kv_len - window, 0)
-    end = jnp.maximum(kv_len - 1, 0) if plan.append else kv_len
-    start = lax.div(oldest, jnp.int32(BLOCK))
-    stop = lax.div(end + (BLOCK - 1), jnp.int32(BLOCK))
-    each = lax.div(jnp.maximum(stop - start, 0) + (plan.parts - 1), jnp.int32(plan.parts))
+    oldest, end, start, stop = _visible(plan, kv_len)
+    parts = _parts(plan, stop - start)
+    each = _up(stop - start, parts)
     first = start + part * each
-    return Work(row, head, part, kv_len, oldest, end, first, jnp.clip(stop - first, 0, each))
+    count = jnp.clip(stop - first, 0, each)
+    return Work(row, head, part, parts, kv_len, oldest, end, first, count)
+
+
+def _visible(plan: Plan, kv_len: jax.Array) -> tuple[jax.Array, ...]:
+    """Position of the first visible token, and that behind the last one that is in the pages; first
+    block, and that behind the last."""
+    window = plan.sliding_window
+    oldest = jnp.zeros_like(kv_len) if window is None else jnp.maximum(kv_len - window, 0)
+    end = jnp.maximum(kv_len - 1, 0) if plan.append else kv_len
+    start, stop = lax.div(oldest, jnp.full_like(oldest, BLOCK)), _up(end, BLOCK)
+    return oldest, end, start, jnp.maximum(start, stop)
+
+
+def _parts(plan: Plan, blocks: jax.Array) -> jax.Array:
+    """Of a row of so many visible blocks."""
+    if plan.by_length is None:
+        return jnp.full_like(blocks, plan.parts)
+    whole = blocks <= plan.by_length.whole
+    return jnp.where(whole, 1, _up(blocks, plan.by_length.part))
+
+
+def _up(x: jax.Array, by: jax.Array | int) -> jax.Array:
+    """x / by, rounded up."""
+    by = jnp.broadcast_to(jnp.asarray(by, x.dtype), x.shape)
+    return lax.div(x + by - 1, by)

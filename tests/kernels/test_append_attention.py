@@ -17,6 +17,7 @@ from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.paged_attention import append_cases, mosaic_gpu
 from pallas_kernels.paged_attention.api import append_attention, paged_attention
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
+from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -91,7 +92,12 @@ def test_append_updates_donated_pools_in_place():
 
 
 def check_gpu(
-    case: Case, *, bias: bool, parts: int | None, programs: int = 3, **options: Any
+    case: Case,
+    *,
+    bias: bool = False,
+    parts: int | ByLength | None = None,
+    programs: int = 3,
+    **options: Any,
 ) -> None:
     inputs = append_cases.make_inputs(case, seed=5)
     if bias:
@@ -117,20 +123,31 @@ def test_gpu_kernel(case: Case, parts: int):
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize(("parts", "programs"), [(1, 1), (2, 2), (None, 132)])
+@pytest.mark.parametrize("case", APPENDED[:5], ids=lambda case: case.name)
+def test_gpu_kernel_cuts_long_rows(case: Case):
+    """A part of one block each: of a long row, which others are beside, the first alone sees the
+    newest token."""
+    check_gpu(replace(case, kv_lens=(*case.kv_lens, 300, 0)), parts=ByLength(1, 1))
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize(
+    ("parts", "programs"),
+    [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)],
+)
 def test_gpu_kernel_reuses_its_ring_without_races(
-    parts: int | None, programs: int, capsys: pytest.CaptureFixture[str]
+    parts: int | ByLength | None, programs: int, capsys: pytest.CaptureFixture[str]
 ):
     """The newest tokens begin a block. Where one does not, its block is read while it is written,
     which the detector calls a race; what was read of it is masked."""
     case = Case("10 blocks", (641, 0, 65), kv_heads=1, dtype="bfloat16")
-    check_gpu(case, bias=False, parts=parts, programs=programs, detect_races=True)
+    check_gpu(case, parts=parts, programs=programs, detect_races=True)
     assert "RACE" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, 2, ByLength(1, 1)])
 @pytest.mark.parametrize("case", [*APPENDED, LARGE_CASES[0]], ids=lambda case: case.name)
-def test_gpu_kernel_lowers(case: Case, parts: int | None):
+def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
     """The pools are updated in place: the kernel's results are the pools it is given."""
     inputs = make_inputs(case, seed=0)
     shapes = jax.tree.map(

@@ -17,12 +17,20 @@ from pallas_kernels.check import LIMITS, relative_error
 from pallas_kernels.paged_attention import api, mosaic_gpu, mosaic_tpu
 from pallas_kernels.paged_attention.api import paged_attention
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
+from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength, Plan, cut
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
 )
 SMALL = Case("small", (5, 0, 40))
 SMALL_BF16 = replace(SMALL, dtype="bfloat16")
+RAGGED = (
+    Case("ragged", (70, 1, 700, 129, 0, 65), group=3, dtype="bfloat16"),
+    Case("ragged window", (70, 1, 0, 700, 400), dtype="bfloat16", sliding_window=260),
+    Case("ragged head dim 128", (700, 64, 0, 65), 2, 8, 128, 64, dtype="bfloat16"),
+    Case("ragged head dim 256", (40, 300), 1, 8, 256, 128, dtype="bfloat16"),
+)
+"""Rows of one to eleven blocks of 64 tokens."""
 HARDWARE = {
     "v5e": (mosaic_tpu, "tpu", AbstractDevice("TPU v5 lite", 1, platform="tpu")),
     "v6e": (mosaic_tpu, "tpu", AbstractDevice("TPU v6 lite", 1, platform="tpu")),
@@ -59,12 +67,15 @@ def interpreted_tpu(**options: Any) -> Callable[..., jax.Array]:
 
 
 def interpreted_gpu(
-    parts: int | None, *, programs: int = 3, **options: Any
+    parts: int | ByLength | None, *, programs: int = 3, **options: Any
 ) -> Callable[..., jax.Array]:
     """Few programs, so that each does several pieces of work and reuses its rings."""
     interpreter = plgpu.InterpretGPUParams(**options)
     return partial(
-        mosaic_gpu.paged_attention, parts=parts, programs=programs, interpret=interpreter
+        mosaic_gpu.paged_attention,
+        parts=parts,
+        programs=programs,
+        interpret=interpreter,
     )
 
 
@@ -109,13 +120,77 @@ def test_gpu_kernel_with_whole_rows(head_dim: int):
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize(("parts", "programs"), [(1, 1), (2, 2), (None, 132)])
+@pytest.mark.parametrize("case", RAGGED, ids=name_of)
+def test_gpu_kernel_cuts_long_rows(case: Case):
+    """Some rows are whole, some in parts, some empty."""
+    check(case, interpreted_gpu(ByLength(3, 2)))
+
+
+@needs_gpu_interpreter
+def test_gpu_kernel_cuts_a_row_by_its_own_length():
+    """The same bits, however long the others are."""
+    case = RAGGED[0]
+    inputs = make_inputs(case, seed=2)
+    run = jax.jit(partial(interpreted_gpu(ByLength(3, 2)), **case.options))
+    together = np.asarray(run(*inputs.operands))
+    for row, others in ((2, 1), (3, 0)):
+        lens = np.minimum(inputs.kv_lens, others)
+        lens[row] = inputs.kv_lens[row]
+        alone = np.asarray(run(*inputs.operands[:-1], lens))
+        np.testing.assert_array_equal(alone[row], together[row])
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize(
+    ("parts", "programs"),
+    [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)],
+)
 def test_gpu_kernel_reuses_its_ring_without_races(
-    parts: int | None, programs: int, capsys: pytest.CaptureFixture[str]
+    parts: int | ByLength | None, programs: int, capsys: pytest.CaptureFixture[str]
 ):
     case = Case("10 blocks", (600, 0, 65), kv_heads=1, sliding_window=590, dtype="bfloat16")
     check(case, interpreted_gpu(parts, programs=programs, detect_races=True))
     assert "RACE" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "window", "parts"),
+    [
+        (64, 1088, None, 1),  # no row can be long
+        (64, 4096, None, 1),
+        (128, 8256, 1000, 1),  # nor be seen to be
+        (64, 8256, None, ByLength(64, 32)),
+        (128, 8256, 4096, ByLength(64, 32)),
+        (64, 131072, None, ByLength(64, 128)),
+        (16, 8256, None, ByLength(64, 32)),
+        (1, 1088, None, 9),  # fewer pieces than processors
+        (8, 8256, None, 2),
+    ],
+)
+def test_gpu_kernel_chooses_how_to_cut(
+    rows: int, tokens: int, window: int | None, parts: int | ByLength
+):
+    assert mosaic_gpu.choose_parts(rows * 8, tokens, window, 132) == parts
+
+
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("window", [None, 260])
+def test_gpu_kernel_lists_every_part_once(window: int | None, append: bool):
+    """Those of most blocks first, and how many there are."""
+    lens = np.array([70, 1, 0, 700, 64, 65, 129, 704, 300, 257], np.int32)
+    plan = Plan(len(lens), 2, 4, 64, 44, 16, 6, ByLength(4, 2), 3, append, 1.0, None, window)
+    last = np.maximum(lens - 1, 0) if append else lens
+    first = np.maximum(lens - (window or 10_000), 0) // 64
+    blocks = np.maximum(-(-last // 64) - first, 0)
+    expected = np.where(blocks <= 4, 1, -(-blocks // 2))
+    entries, parts = (np.asarray(x) for x in jax.jit(partial(cut, plan))(lens))
+    np.testing.assert_array_equal(parts, expected)
+    assert entries[-1] == expected.sum()
+    listed = entries[: expected.sum()]
+    wanted = [6 * row + part for row, count in enumerate(expected) for part in range(count)]
+    assert sorted(listed) == wanted
+    sizes = -(-blocks // expected)[listed // 6]
+    assert (np.diff(sizes) <= 0).all()
 
 
 @pytest.mark.parametrize(
