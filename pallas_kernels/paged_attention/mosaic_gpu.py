@@ -29,6 +29,7 @@ from pallas_kernels.hopper import PROCESSORS, ROWS
 from pallas_kernels.online_softmax import LOWEST
 from pallas_kernels.paged_attention.mosaic_gpu_body import body, scratch_types
 from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, ByLength, Plan, cut
+from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 
 # In the time that a block of 64 tokens takes where every processor reads, 1.5 us on an H100 at head
 # dim 128: to begin and end a piece of work, and to put parts together. Estimates from profiles of a
@@ -59,8 +60,12 @@ def append_refusal(qkv: jax.Array, k_pages: jax.Array, page_table: jax.Array) ->
 
 def _refusal(dtype: Any, group: int, most: int, k_pages: jax.Array) -> str | None:
     _, _, page_size, head_dim = k_pages.shape
-    if dtype != jnp.bfloat16 or k_pages.dtype != dtype:
-        return f"q and pages must both be bfloat16, not {dtype} and {k_pages.dtype}"
+    if dtype != jnp.bfloat16 or k_pages.dtype not in (dtype, jnp.int8):
+        return (
+            f"q and pages must both be bfloat16, or the pages int8, not {dtype} and {k_pages.dtype}"
+        )
+    if k_pages.dtype == jnp.int8 and page_size in (8, 16):
+        return f"the page size of int8 must be at least 32, not {page_size}"
     if page_size not in (8, 16, 32) and page_size % BLOCK:
         return f"the page size must be 8, 16, 32 or a multiple of {BLOCK}, not {page_size}"
     if head_dim not in (64, 128, 256):
@@ -72,8 +77,8 @@ def _refusal(dtype: Any, group: int, most: int, k_pages: jax.Array) -> str | Non
 
 def paged_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: jax.Array,
     kv_lens: jax.Array,
     *,
@@ -92,13 +97,14 @@ def paged_attention(
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
     """
     rows, heads, head_dim = q.shape
-    kv_heads = k_pages.shape[0]
+    kv_heads = elements_of(k_pages).shape[0]
     grouped = q.reshape(rows, kv_heads, heads // kv_heads, head_dim)
     plan = _make_plan(
         grouped, k_pages, page_table, parts, programs, False, scale, logit_soft_cap, sliding_window
     )
     metadata, parts_of_rows = _metadata(plan, page_table, kv_lens)
-    return _read(plan, interpret, parts_of_rows, grouped, k_pages, v_pages, *metadata)
+    pools = _arrays(k_pages, v_pages)
+    return _read(plan, interpret, parts_of_rows, grouped, *pools, *metadata)
 
 
 def append_attention(
@@ -107,8 +113,8 @@ def append_attention(
     bias: jax.Array | None,
     cos: jax.Array,
     sin: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: jax.Array,
     kv_lens: jax.Array,
     *,
@@ -118,7 +124,7 @@ def append_attention(
     parts: int | ByLength | None = None,
     programs: int = PROCESSORS,
     interpret: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Pages, Pages]:
     """See `pallas_kernels.paged_attention.api.append_attention`; arguments are taken as checked.
 
     Args:
@@ -131,8 +137,18 @@ def append_attention(
         qkv, k_pages, page_table, parts, programs, True, scale, logit_soft_cap, sliding_window
     )
     metadata, parts_of_rows = _metadata(plan, page_table, kv_lens)
-    token = row_scale, cos, sin
-    return _append(plan, interpret, parts_of_rows, qkv, k_pages, v_pages, *metadata, *token)
+    pools, token = _arrays(k_pages, v_pages), (row_scale, cos, sin)
+    out, k, v, *scales = _append(plan, interpret, parts_of_rows, qkv, pools, *metadata, *token)
+    return out, *(
+        (QuantisedPages(k, scales[0]), QuantisedPages(v, scales[1])) if scales else (k, v)
+    )
+
+
+def _arrays(k_pages: Pages, v_pages: Pages) -> tuple[jax.Array, ...]:
+    """Elements of K and of V, then scales, if they have any."""
+    both = k_pages, v_pages
+    scales = (pages.scales for pages in both if isinstance(pages, QuantisedPages))
+    return *map(elements_of, both), *scales
 
 
 def _metadata(
@@ -172,14 +188,14 @@ def choose_parts(
       pieces: rows * KV heads.
       tokens: of a row that fills its page table.
     """
-    parts = _even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
+    parts = even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
     visible = visible_blocks(tokens, sliding_window)
     if (parts > 1 and pieces < programs) or visible <= _WHOLE:
         return parts
     return ByLength(_WHOLE, max(_PART, pl.cdiv(visible, _MOST_OF_A_LONG_ROW)))
 
 
-def _even_parts(pieces: int, blocks: int, programs: int) -> int:
+def even_parts(pieces: int, blocks: int, programs: int) -> int:
     """Into how many parts to cut each of so many pieces of work of so many blocks: those with which
     the busiest program is done first."""
 
@@ -192,7 +208,7 @@ def _even_parts(pieces: int, blocks: int, programs: int) -> int:
 
 def _make_plan(
     loaded: jax.Array,
-    k_pages: jax.Array,
+    k_pages: Pages,
     page_table: jax.Array,
     parts: int | ByLength | None,
     programs: int,
@@ -202,8 +218,11 @@ def _make_plan(
     sliding_window: int | None,
 ) -> Plan:
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
-    page_size, width = k_pages.shape[2], page_table.shape[1]
+    page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
     pieces, tokens = rows * kv_heads, width * page_size
+    scaled = isinstance(k_pages, QuantisedPages)
+    if parts is None and scaled:  # its results leave whole or in parts, not some of them so
+        parts = even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
     parts = parts or choose_parts(pieces, tokens, sliding_window, programs)
     if isinstance(parts, ByLength):
         most = parts.parts(visible_blocks(tokens, sliding_window))
@@ -221,6 +240,7 @@ def _make_plan(
         by_length=by_length,
         programs=min(programs, pieces * (1 if by_length else most)),
         append=append,
+        scaled=scaled,
         scale=scale,
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
@@ -247,27 +267,25 @@ def _append(
     interpret: Any,
     parts: jax.Array | None,
     qkv: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    pools: tuple[jax.Array, ...],
     *operands: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     # Mutable, so that the kernel writes into the pools it is given.
-    pools = jax.new_ref(k_pages), jax.new_ref(v_pages)
-    out = _launch(plan, interpret, qkv, *pools, *operands)
-    out = _put_together(plan, parts, out, qkv.dtype)
-    return out, jax.freeze(pools[0]), jax.freeze(pools[1])
+    refs = [jax.new_ref(pool) for pool in pools]
+    out = _launch(plan, interpret, qkv, *refs, *operands)
+    return _put_together(plan, parts, out, qkv.dtype), *map(jax.freeze, refs)
 
 
 def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> Any:
     """[B, K, G, H] of rows of one part; of those of several, float32[B, K, parts, G, H] and log2 of
-    the sums of their weights, f32[B, K, parts, G] with G padded. These come first where there are
+    the sums of their weights, f32[B, K, parts, G], with G padded. These come first where there are
     both, and a row is in either."""
     shape = (plan.rows, plan.kv_heads, plan.group, plan.head_dim)
-    split = (*shape[:2], plan.parts, *shape[2:])
+    split = (*shape[:2], plan.parts)
     whole = (jax.ShapeDtypeStruct(shape, loaded.dtype),)
     in_parts = (
-        jax.ShapeDtypeStruct(split, jnp.float32),
-        jax.ShapeDtypeStruct((*split[:3], plan.group + plan.padding), jnp.float32),
+        jax.ShapeDtypeStruct((*split, *plan.part_shape), jnp.float32),
+        jax.ShapeDtypeStruct((*split, plan.group + plan.padding), jnp.float32),
     )
     one_part = plan.parts == 1 or plan.by_length is not None
     kernel = plgpu.kernel(
@@ -278,15 +296,20 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
         grid_names=("program",),
         num_threads=2,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True,
-            # Reductions along rows stay within a warp, and pages leave no room for Mosaic's 2 KB.
-            reduction_scratch_bytes=1024,
-        ),
+        compiler_params=plgpu.CompilerParams(approx_math=True, **_room_to_reduce(plan)),
         interpret=interpret,
         kernel_name="append_attention" if plan.append else "paged_attention",
     )
-    return kernel(loaded, *operands)
+    out = kernel(loaded, *operands)
+    if plan.scaled and plan.parts > 1:
+        out = out[0].swapaxes(-1, -2)[..., : plan.group, :], out[1]
+    return out
+
+
+def _room_to_reduce(plan: Plan) -> dict[str, Any]:
+    """Reductions along rows stay within a warp, and pages of bfloat16 leave no room for Mosaic's 2
+    KB; those of int8 cross warps."""
+    return {} if plan.scaled else {"reduction_scratch_bytes": 1024}
 
 
 def _put_together(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> jax.Array:

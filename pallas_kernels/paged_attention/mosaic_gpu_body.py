@@ -1,5 +1,5 @@
 """What a block of threads of decode attention does on Hopper GPUs: one warpgroup copies pages into
-the rings, one computes."""
+the rings, one computes; over quantised pages as `mosaic_gpu_scaled` says."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,22 +12,22 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import LOG2_E, ROWS, Rings, base_two, iota, product, spread, tiled
 from pallas_kernels.online_softmax import LOWEST, MASKED
+from pallas_kernels.paged_attention import mosaic_gpu_scaled
+from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows, put
 from pallas_kernels.paged_attention.mosaic_gpu_work import (
     BLOCK,
+    NO_SUM,
     Plan,
     Refs,
     Work,
     each_work,
-    pieces,
-    place,
-    turn,
 )
-
-_NO_SUM = 1e-30  # in place of 0 where a part saw nothing: 0 / it is 0, and its logarithm finite
 
 
 def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
     """Shared memory and barriers, by `body`'s names for them."""
+    if plan.scaled:
+        return mosaic_gpu_scaled.scratch_types(plan, dtype)
     rings = Rings.scratch(
         dtype,
         stages=plan.stages,
@@ -54,14 +54,16 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
 
     Args:
       loaded, k_pages, v_pages, refs: the launch's operands in the order of `Refs`, pools in the
-        place of rings; then its results.
+        place of rings, and their scales behind them if they have any; then its results.
       scratch: see `scratch_types`.
     """
+    scales, refs = (refs[:2], refs[2:]) if plan.scaled else ((), refs)
     given = 2 + (plan.by_length is not None) + 3 * plan.append
     (table, lens, *rest), outputs = refs[:given], refs[given:]
     cut = None if plan.by_length is None else rest.pop(0)
-    rings = Rings.take(k_pages, v_pages, scratch)
+    rings = Rings.take(k_pages, v_pages, scratch, scales)
     operands = Refs(loaded, table, lens, rings, cut, *rest)
+    compute = mosaic_gpu_scaled.compute if plan.scaled else _compute
 
     @pl.when(lax.axis_index("warpgroup") == 1)
     def _() -> None:
@@ -71,7 +73,7 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
     @pl.when(lax.axis_index("warpgroup") == 0)
     def _() -> None:
         plgpu.set_max_registers(232, action="increase")
-        _compute(plan, operands, outputs, **scratch)
+        compute(plan, operands, outputs, **scratch)
 
 
 class _Seen(NamedTuple):
@@ -112,39 +114,16 @@ def _compute(
     out_tile: Any = None,  # f32[64, columns]
     log_total: Any = None,  # f32[64]
 ) -> None:
-    def fetch(n: jax.Array, index: jax.Array) -> None:
-        """Begin to load the rows of the n-th piece of work into its slot, once what a former one
-        left there has gone out. What is past them is undefined."""
-        slot = lax.rem(n, jnp.int32(plan.slots))
-        row, head, _ = place(plan, refs, index)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        plgpu.copy_gmem_to_smem(
-            refs.loaded.at[row, head], rows.at[slot, pl.ds(0, plan.loaded)], rows_full.at[slot]
-        )
+    begun = Rows(plan, refs, rows, rows_full)
 
-    count = pieces(plan, refs)
-    if plan.slots > 1:
-        first = jnp.int32(0)
-        fetch(first, turn(plan, first))
-
-    def compute_work(n: jax.Array, work: Work, steps: jax.Array) -> None:
-        if plan.slots > 1:
-            following = turn(plan, n + 1)
-            pl.when(following < count)(partial(fetch, n + 1, following))
-        else:
-            fetch(n, turn(plan, n))
-        slot = lax.rem(n, jnp.int32(plan.slots))
-        mine = rows.at[slot]
-        plgpu.barrier_wait(rows_full.at[slot])
-        if plan.append:
-            _rotate(plan, refs, work, mine)
+    def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
         q_tile[...] = plgpu.load(mine, layout=plgpu.Layout.WGMMA, optimized=False)
         plgpu.commit_smem()
         seen = _begin(plan, work, q_tile, weights)
         if plan.append:
-            _store_new(plan, refs, work, mine)
+            begun.store_new(work, mine)
         weighted, highest, total = _attend(plan, refs, work, steps, q_tile, weights, seen)
-        total = jnp.maximum(total, _NO_SUM)
+        total = jnp.maximum(total, NO_SUM)
         out = [x / spread(total, x.shape[1]) for x in weighted]
         whole = partial(_store_whole, plan, work, outputs, out, mine)
         log_sum = highest + jnp.log(total) * LOG2_E
@@ -155,57 +134,8 @@ def _compute(
         else:
             (whole if plan.parts == 1 else part)()
 
-    each_work(plan, refs, compute_work)
+    begun.each(compute_work)
     plgpu.wait_smem_to_gmem(0)
-
-
-def _put(rows: Any, start: int, x: jax.Array) -> None:
-    """rows[:, start : start + columns] = x [64, columns], 8 columns at a time.
-
-    Mosaic infers how shared memory is tiled from how it is sliced, and miscompiles the tiles of one
-    row that it finds where slices are of 16 columns or more (JAX 0.11.2).
-    """
-    for at in range(0, x.shape[1], 8):
-        rows[:, pl.ds(start + at, 8)] = x[:, at : at + 8].astype(rows.dtype)
-
-
-def _rotate(plan: Plan, refs: Refs, work: Work, rows: Any) -> None:
-    """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty row:
-    products mix what they find, and nothing times NaN is NaN."""
-    half = plan.head_dim // 2
-    wide = plgpu.Layout.WGMMA
-    row = iota((ROWS, half), 0)
-    is_value = row == plan.group + 1
-    is_nothing = (row > plan.group + 1) | jnp.full(row.shape, work.kv_len == 0)
-    scale = refs.row_scale[work.row]
-
-    def angle(ref: Any) -> jax.Array:
-        one = plgpu.load(ref.at[work.row], layout=wide.reduce(0), optimized=False)
-        return lax.broadcast_in_dim(one, (ROWS, half), (1,))
-
-    def part(start: int) -> jax.Array:
-        ref = rows.at[:, pl.ds(start, half)]
-        x = plgpu.load(ref, layout=wide, optimized=False).astype(jnp.float32)
-        return jnp.where(is_nothing, jnp.zeros_like(x), x * scale)
-
-    a, b, cos, sin = part(0), part(half), angle(refs.cos), angle(refs.sin)
-    turned_a = jnp.where(is_value, a, a * cos - b * sin)
-    turned_b = jnp.where(is_value, b, b * cos + a * sin)
-    _put(rows, 0, turned_a)
-    _put(rows, half, turned_b)
-    plgpu.commit_smem()
-
-
-def _store_new(plan: Plan, refs: Refs, work: Work, rows: Any) -> None:
-    """The new K and V go to the slot of the row's newest position."""
-
-    @pl.when((work.part == 0) & (work.kv_len > 0))
-    def _() -> None:
-        page = refs.table[work.row, lax.div(work.end, jnp.int32(plan.page_size))]
-        offset = lax.rem(work.end, jnp.int32(plan.page_size))
-        for ring, at in ((refs.rings.k, plan.group), (refs.rings.v, plan.group + 1)):
-            target = ring.pages.at[work.head, page, pl.ds(offset, 1)]
-            plgpu.copy_smem_to_gmem(rows.at[pl.ds(at, 1)], target)
 
 
 def _begin(plan: Plan, work: Work, q_tile: Any, weights: Any) -> _Seen:
@@ -225,7 +155,7 @@ def _begin(plan: Plan, work: Work, q_tile: Any, weights: Any) -> _Seen:
         return nothing
     column = iota((ROWS, BLOCK), 1)
     mine = jnp.full((ROWS, BLOCK), (work.part == 0) & (work.kv_len > 0))
-    scores = _scaled(plan, product(q_tile, q_tile.transpose((1, 0)), BLOCK))
+    scores = _base_two(plan, product(q_tile, q_tile.transpose((1, 0)), BLOCK))
     scores = jnp.where(mine & (column == plan.group), scores, MASKED)
     weight = jnp.where(
         mine & (column == plan.group + 1), jnp.ones_like(scores), jnp.zeros_like(scores)
@@ -263,7 +193,7 @@ def _attend(
         plgpu.barrier_wait(k.full.at[stage])
         scores = product(q_tile, k.buffer.at[stage].transpose((1, 0)), BLOCK)
         plgpu.barrier_arrive(k.free.at[stage])
-        scores = jnp.where(visible((ROWS, BLOCK), 1, block), _scaled(plan, scores), MASKED)
+        scores = jnp.where(visible((ROWS, BLOCK), 1, block), _base_two(plan, scores), MASKED)
         higher = jnp.maximum(seen.highest, scores.max(axis=1))
         fade = jnp.exp2(seen.highest - higher)
         weight = jnp.exp2(scores - spread(higher, BLOCK))
@@ -298,7 +228,7 @@ def _store_whole(
     """The result, over the rows that the work began with."""
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the new K and V
     for columns, x in zip(plan.columns, out, strict=True):
-        _put(rows, columns.start, x)
+        put(rows, columns.start, x)
     plgpu.commit_smem()
     result = rows.at[pl.ds(0, plan.group)]
     plgpu.copy_smem_to_gmem(result, outputs[-1].at[work.row, work.head])
@@ -329,5 +259,5 @@ def _store_part(
     plgpu.copy_smem_to_gmem(log_total.at[padded], outputs[1].at[at_part])
 
 
-def _scaled(plan: Plan, scores: jax.Array) -> jax.Array:
+def _base_two(plan: Plan, scores: jax.Array) -> jax.Array:
     return base_two(scores, plan.scale, plan.logit_soft_cap)

@@ -24,6 +24,7 @@ needs_gpu_interpreter = pytest.mark.skipif(
 )
 SMALL = Case("small", (5, 0, 40))
 SMALL_BF16 = replace(SMALL, dtype="bfloat16")
+SMALL_INT8 = replace(SMALL_BF16, kv_dtype="int8", page_size=64)
 TPU = AbstractDevice("TPU v5 lite", 1, platform="tpu")
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
 APPENDED = (
@@ -33,6 +34,12 @@ APPENDED = (
     Case("head dim 256", (33, 70), 1, head_dim=256, page_size=128, dtype="bfloat16"),
     replace(SMALL_BF16, name="window", kv_lens=(200, 7), sliding_window=20),
     replace(SMALL_BF16, name="soft cap", kv_lens=(90,), kv_heads=1, logit_soft_cap=3.0),
+    replace(
+        SMALL_INT8, name="int8 edges", kv_lens=(0, 1, 32, 33, 64, 65, 70), group=3, page_size=32
+    ),
+    replace(SMALL_INT8, name="int8 many queries", kv_lens=(33, 129), group=11, head_dim=128),
+    replace(SMALL_INT8, name="int8 head dim 256", kv_lens=(33, 70), kv_heads=1, head_dim=256),
+    replace(SMALL_INT8, name="int8 window", kv_lens=(200, 7), sliding_window=20),
 )
 """What the Hopper kernel is interpreted over."""
 
@@ -50,7 +57,14 @@ def newest_tokens(case: Case, seed: int, *, bias: bool) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    "case", [SMALL, SMALL_BF16, *(case for case in CASES if case.name in ("page edges", "window"))]
+    "case",
+    [
+        SMALL,
+        SMALL_BF16,
+        replace(SMALL, name="float8", kv_dtype="float8_e4m3fn"),
+        *(case for case in CASES if case.name in ("page edges", "window", "int8", "bf16 int8")),
+    ],
+    ids=lambda case: case.name,
 )
 def test_append_is_write_then_attend(case: Case, bias: bool):
     """The newest token's K and V end up at its place in the row's pages, nothing else changes, and
@@ -63,7 +77,8 @@ def test_append_is_write_then_attend(case: Case, bias: bool):
     page = table[np.arange(len(lens)), at // case.page_size]
     slots = np.where(lens > 0, page * case.page_size + at % case.page_size, 0).astype(np.int32)
     q, *written = jax.jit(rope_and_write)(*token, *pools, slots)
-    for arrays in zip(after, written, pools, strict=True):
+    sides = (jax.tree.leaves(side) for side in (after, written, pools))  # scales are sides, too
+    for arrays in zip(*sides, strict=True):
         ours, theirs, before = (np.asarray(array, np.float32) for array in arrays)
         np.testing.assert_array_equal(ours[:, 1:], theirs[:, 1:])  # but for the null page
         changed = np.zeros(before.shape[1:3], bool)
@@ -130,23 +145,44 @@ def test_gpu_kernel_cuts_long_rows(case: Case):
     check_gpu(replace(case, kv_lens=(*case.kv_lens, 300, 0)), parts=ByLength(1, 1))
 
 
+PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]
+"""Parts and programs."""
+
+
 @needs_gpu_interpreter
 @pytest.mark.parametrize(
-    ("parts", "programs"),
-    [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)],
+    ("parts", "programs", "kv_dtype"),
+    [*((*each, None) for each in PIECES), *((*each, "int8") for each in PIECES[:3])],
 )
 def test_gpu_kernel_reuses_its_ring_without_races(
-    parts: int | ByLength | None, programs: int, capsys: pytest.CaptureFixture[str]
+    parts: int | ByLength | None,
+    programs: int,
+    kv_dtype: str | None,
+    capsys: pytest.CaptureFixture[str],
 ):
     """The newest tokens begin a block. Where one does not, its block is read while it is written,
     which the detector calls a race; what was read of it is masked."""
-    case = Case("10 blocks", (641, 0, 65), kv_heads=1, dtype="bfloat16")
-    check_gpu(case, parts=parts, programs=programs, detect_races=True)
+    page_size = 16 if kv_dtype is None else 64
+    case = Case(
+        "10 blocks",
+        (641, 0, 65),
+        kv_heads=1,
+        page_size=page_size,
+        dtype="bfloat16",
+        kv_dtype=kv_dtype,
+    )
+    check_gpu(case, bias=False, parts=parts, programs=programs, detect_races=True)
     assert "RACE" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("parts", [1, 2, ByLength(1, 1)])
-@pytest.mark.parametrize("case", [*APPENDED, LARGE_CASES[0]], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        pytest.param(case, parts, id=f"{case.name}-{parts}")
+        for case in (*APPENDED, LARGE_CASES[0])
+        for parts in ((1, 2) if case.kv_dtype else (1, 2, ByLength(1, 1)))
+    ],
+)
 def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
     """The pools are updated in place: the kernel's results are the pools it is given."""
     inputs = make_inputs(case, seed=0)
@@ -160,7 +196,7 @@ def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
         traced = jax.jit(run, donate_argnums=(5, 6)).trace(*shapes)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
-    assert text.count("output_operand_alias<") == 2
+    assert text.count("output_operand_alias<") == (2 if case.kv_dtype is None else 4)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +205,10 @@ def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
         ("cuda", SMALL_BF16, 1),
         ("cuda", SMALL, 0),
         ("cuda", replace(SMALL_BF16, page_size=24), 0),
+        ("cuda", SMALL_INT8, 1),
+        ("cuda", replace(SMALL_INT8, page_size=16), 0),
+        ("cuda", replace(SMALL_INT8, kv_dtype="float8_e4m3fn"), 0),
+        ("cpu", SMALL_INT8, 0),
         ("cpu", SMALL_BF16, 0),
     ],
 )
@@ -189,7 +229,7 @@ def test_the_platform_chooses_also_within_shard_map(platform: str, case: Case, k
     assert text.count("stablehlo.custom_call @mosaic_gpu") == kernels
 
 
-@pytest.mark.parametrize("case", [SMALL, CASES[-1]])
+@pytest.mark.parametrize("case", [SMALL, replace(SMALL_BF16, sliding_window=20)])
 def test_append_lowers_for_tpu(case: Case):
     token, inputs = newest_tokens(case, 0, bias=True), make_inputs(case, seed=0)
     run = partial(append_attention, implementation="mosaic_tpu", **case.options)
@@ -203,7 +243,8 @@ def test_append_lowers_for_tpu(case: Case):
     ("implementation", "case", "reason"),
     [
         ("mosaic_tpu", replace(SMALL, head_dim=32), "head dim must be a multiple of 64, not 32"),
-        ("mosaic_gpu", SMALL, "both be bfloat16, not float32"),
+        ("mosaic_tpu", SMALL_INT8, "not bfloat16 and int8"),
+        ("mosaic_gpu", SMALL, "both be bfloat16, or the pages int8, not float32"),
     ],
 )
 def test_a_named_kernel_refuses_to_append_with_the_reason(
