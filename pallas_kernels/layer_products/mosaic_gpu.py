@@ -22,11 +22,42 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.few_rows import MOST_ROWS
 from pallas_kernels.hopper import ROWS, tiled
 from pallas_kernels.layer_products.mosaic_gpu_body import PIECE, Refs, Steps, body
 from pallas_kernels.layer_products.mosaic_gpu_plan import BOXES, COLUMNS, DEPTH, Plan
 
 _COUNTERS = 8
+_UNIT = 128  # of every dimension
+_LONGEST = 8192  # numbers of a token that a warpgroup's registers hold
+
+
+def refusal(
+    o: jax.Array,
+    x: jax.Array,
+    wo: jax.Array,
+    w_gate_up: jax.Array,
+    w_down: jax.Array,
+    wqkv: jax.Array | None = None,
+) -> str | None:
+    """Why the kernel does not take these arguments, or None."""
+    del w_gate_up
+    if x.dtype != jnp.bfloat16:
+        return f"x must be bfloat16, not {x.dtype}"
+    if x.shape[0] > MOST_ROWS:
+        return f"there may be at most {MOST_ROWS} tokens, not {x.shape[0]}"
+    dims = [o.shape[1], x.shape[1], w_down.shape[0], *(() if wqkv is None else wqkv.shape[1:])]
+    if any(dim % _UNIT for dim in dims):
+        return f"every dimension must be a multiple of {_UNIT}, not {', '.join(map(str, dims))}"
+    if wo.shape[1] > _LONGEST:
+        return f"the model dim must be at most {_LONGEST}, not {wo.shape[1]}"
+    return None
+
+
+def pays(*operands: jax.Array) -> bool:
+    """Whether the kernel is faster than a kernel for each product."""
+    del operands
+    return False
 
 
 def layer_products(
@@ -35,7 +66,7 @@ def layer_products(
     wo: jax.Array,
     w_gate_up: jax.Array,
     w_down: jax.Array,
-    wqkv: jax.Array | None,
+    wqkv: jax.Array | None = None,
     *,
     eps: float,
     interpret: Any = None,
@@ -102,7 +133,7 @@ def _kernel(plan: Plan, interpret: Any, steps: Steps, dtype: Any) -> Any:
         "w_ring": tiled((plan.ring, BOXES, DEPTH, COLUMNS), dtype),
         "w_full": plgpu.Barrier(num_arrivals=BOXES, num_barriers=plan.ring),
         "w_free": plgpu.Barrier(num_arrivals=plan.computes, num_barriers=plan.ring),
-        "x_ring": tiled((plan.x_ring, plan.tall, DEPTH), dtype),
+        "x_ring": tiled(((plan.x_ring - 1) * plan.padded + plan.tall, DEPTH), dtype),
         "x_full": plgpu.Barrier(num_barriers=plan.x_ring),
         "x_free": plgpu.Barrier(num_arrivals=plan.computes, num_barriers=plan.x_ring),
         "sums": tiled((plan.computes, ROWS, PIECE), jnp.float32),

@@ -46,7 +46,7 @@ class Refs:
     w_ring: Any  # [stages, 2, 64, 128]
     w_full: Any  # barriers [stages]: the copies into a stage have arrived
     w_free: Any  # barriers [stages]: every reader is done with a stage
-    x_ring: Any  # [x_stages, tall, 64]
+    x_ring: Any  # [x_stages * padded and what is missing to whole warpgroups, 64]
     x_full: Any
     x_free: Any
     sums: Any  # f32[computes, 64, 64], on their way out
@@ -130,9 +130,6 @@ def _copy_weights(plan: Plan, steps: Steps, refs: Refs) -> None:
         def _(i: jax.Array) -> None:
             step = before.w + i
             stage = lax.rem(step, size)
-            if plan.ahead < plan.ring:
-                late = refs.w_full.at[lax.rem(step + plan.ring - plan.ahead, size)]
-                pl.when(step >= plan.ahead)(partial(plgpu.barrier_wait, late))
             pl.when(step >= plan.ring)(partial(plgpu.barrier_wait, refs.w_free.at[stage]))
             for box in range(BOXES):
                 plgpu.copy_gmem_to_smem(
@@ -177,7 +174,7 @@ def _copy_rows(plan: Plan, steps: Steps, refs: Refs) -> None:
             rows = pl.ds(0 * unit.tile, plan.padded)
             plgpu.copy_gmem_to_smem(
                 source.at[rows, pl.ds(start, DEPTH)],
-                refs.x_ring.at[stage, pl.ds(0, plan.padded)],
+                refs.x_ring.at[pl.ds(pl.multiple_of(stage * plan.padded, 8), plan.padded)],
                 refs.x_full.at[stage],
             )
 
@@ -246,7 +243,8 @@ def _compute_unit(
                 x_stage = x_stages[box % product.below]
                 if box < product.below:
                     plgpu.barrier_wait(refs.x_full.at[x_stage])
-                rows = refs.x_ring.at[x_stage, pl.ds(start, ROWS)]
+                first = pl.multiple_of(x_stage * plan.padded + start, 8)
+                rows = refs.x_ring.at[pl.ds(first, ROWS)]
                 plgpu.wgmma(into[box % len(into)], rows, refs.w_ring.at[stage, box])
             plgpu.wgmma_wait(0)
             plgpu.barrier_arrive(refs.w_free.at[stage])

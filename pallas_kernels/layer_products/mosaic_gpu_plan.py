@@ -90,8 +90,8 @@ class Plan:
     blocks: int = PROCESSORS - _ROUND
     stages: int | None = None
     """Of the weights' ring; None: as many as shared memory has room for."""
-    most_ahead: int | None = None
-    """Stages that may be on their way at once; None: all that are free."""
+    x_stages: int | None = None
+    """Of the activations' ring; None: as many as shared memory has room for."""
     fused: bool = True
     """One kernel for all, in which blocks wait for one another, as it should be. Pallas'
     interpreter runs blocks one by one; there each step is a kernel."""
@@ -147,11 +147,6 @@ class Plan:
         return self.stages or (5 if self.computes == 1 else 4)
 
     @property
-    def ahead(self) -> int:
-        """Stages that may be on their way at once."""
-        return min(self.ring, self.most_ahead or self.ring)
-
-    @property
     def x_ring(self) -> int:
         """Stages of activations, of 64 numbers each."""
-        return 4 if self.computes == 1 else 3
+        return self.x_stages or (4 if self.computes == 1 else 3)
