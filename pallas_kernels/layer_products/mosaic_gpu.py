@@ -2,9 +2,9 @@
 
 They wait for memory, and between kernels memory waits: one kernel ends, its successor begins, and
 the first weights are on their way for a microsecond. Here blocks of threads stay for the whole
-layer. Weights depend on nothing, so that a block's copies of them run on into the next product while
-the results of this one are still being written, summed and waited for: the ring in shared memory
-holds what memory gives in 6 us.
+layer. Weights depend on nothing, so that a block's copies of them run on into the next product
+while the results of this one are still being written, summed and waited for: the ring in shared
+memory holds what memory gives in 6 us.
 
 Products of one side are cut into parts along the depth, so that every block has as much to read,
 and parts go through memory in float32; rows are dealt out to blocks that sum them, always in the
@@ -117,13 +117,14 @@ def _launch(
         memory(plan.tall, of=jnp.float32),
         memory(plan.padded, plan.mlp_dim),
     )
-    results = (memory(plan.rows, plan.model_dim), memory(plan.rows, of=jnp.float32))
+    results: tuple[Any, ...] = (
+        memory(plan.rows, plan.model_dim),
+        memory(plan.rows, of=jnp.float32),
+    )
     if plan.qkv_dim:
         results = (*results, memory(plan.rows, plan.qkv_dim))
     for steps in (plan.steps,) if plan.fused else ((step,) for step in plan.steps):
-        _kernel(plan, interpret, steps, dtype)(
-            counts, o, x, *weights, *parts, *between, *results
-        )
+        _kernel(plan, interpret, steps, dtype)(counts, o, x, *weights, *parts, *between, *results)
     return jax.freeze(counts), *(jax.freeze(ref) for ref in results)
 
 
@@ -152,7 +153,9 @@ def _kernel(plan: Plan, interpret: Any, steps: Steps, dtype: Any) -> Any:
     )
 
 
-def _with_refs(plan: Plan, steps: Steps, counters: Any, o: Any, x: Any, *rest: Any, **scratch: Any) -> None:
+def _with_refs(
+    plan: Plan, steps: Steps, counters: Any, o: Any, x: Any, *rest: Any, **scratch: Any
+) -> None:
     count = len(plan.products)
     weights, rest = rest[:count], rest[count:]
     parts, rest = rest[: count - 1], rest[count - 1 :]

@@ -257,8 +257,14 @@ def _compute_unit(
     boxes = pl.run_scoped(multiply, *[sums] * (BOXES // product.below))
     rows = pl.ds(start, plan.mine)
     if product.sides > 1:
-        _leave(plan, refs.hidden_tiles.at[warpgroup], _swiglu(refs, start, *boxes), refs.hidden,
-               (rows,), unit.tile * COLUMNS)
+        _leave(
+            plan,
+            refs.hidden_tiles.at[warpgroup],
+            _swiglu(refs, start, *boxes),
+            refs.hidden,
+            (rows,),
+            unit.tile * COLUMNS,
+        )
         return
     for n, part in enumerate(boxes):
         column = (unit.tile * len(boxes) + n) * COLUMNS
@@ -348,9 +354,7 @@ def _targets(plan: Plan, steps: Steps, refs: Refs) -> list[jax.Array]:
         return []
     counts = [plan.arrivals(*step) for step in steps]
     seen = [refs.counters[at] for at in range(len(steps))]
-    return [
-        x - lax.rem(x, jnp.int32(count)) + count for x, count in zip(seen, counts, strict=True)
-    ]
+    return [x - lax.rem(x, jnp.int32(count)) + count for x, count in zip(seen, counts, strict=True)]
 
 
 def _arrive(counters: Any, at: int) -> None:

@@ -86,7 +86,7 @@ def test_kernel_lowers(case: Case):
 
 
 def test_plan_of_llama():
-    """Every block has work in every product, but for a few, and reads about as much as the others."""
+    """Every block has work in every product, but for a few, and about as much to read."""
     plan = Plan(64, 4096, 4096, 14336, 6144, 1e-5)
     assert [x.units for x in plan.products] == [128, 112, 128, 120]
     assert [x.longest(plan.blocks) for x in plan.products] == [8, 64, 28, 13]
