@@ -26,8 +26,6 @@ from pallas_kernels.add_rms import api as add_api
 from pallas_kernels.add_rms import cases as add_cases
 from pallas_kernels.kv_write import api as write_api
 from pallas_kernels.kv_write import cases as write_cases
-from pallas_kernels.layer_products import api as layer_api
-from pallas_kernels.layer_products import cases as layer_cases
 from pallas_kernels.page_copy import api as copy_api
 from pallas_kernels.page_copy import cases as gather_cases
 from pallas_kernels.page_copy import scatter_cases
@@ -105,11 +103,6 @@ def add_error(inputs: add_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) 
 def swiglu_error(inputs: swiglu_cases.Inputs, out: np.ndarray) -> float:
     """The largest error of a token, by its own largest number: tokens differ in size."""
     return max(relative_error(*token) for token in zip(out, inputs.expected, strict=True))
-
-
-def layer_error(inputs: layer_cases.Inputs, outputs: tuple[np.ndarray, ...]) -> float:
-    """The largest error of the residual stream, its scale and the next product."""
-    return max(relative_error(*pair) for pair in zip(outputs, inputs.expected, strict=True))
 
 
 def gather_error(inputs: gather_cases.Inputs, out: np.ndarray) -> float:
@@ -191,14 +184,6 @@ PRODUCT = Subject(
     product_cases,
     feed=lambda fed, out: (fed[0] + 0 * out[:, :1],),
 )
-LAYER = Subject(
-    layer_api.layer_products,
-    layer_api.PLATFORMS,
-    layer_cases,
-    error=layer_error,
-    fed=(1,),  # x
-    feed=lambda fed, out: (out[0],),
-)
 GATHER = Subject(
     copy_api.gather,
     copy_api.PLATFORMS,
@@ -208,7 +193,7 @@ GATHER = Subject(
     feed=_feed_ids,
 )
 SCATTER = Subject(copy_api.scatter, copy_api.SCATTER_PLATFORMS, scatter_cases, error=scatter_error)
-SUBJECTS = (ADD, WRITE, PRODUCT, SWIGLU, LAYER, PAGED, APPEND, PREFILL, GATHER, SCATTER)
+SUBJECTS = (ADD, WRITE, PRODUCT, SWIGLU, PAGED, APPEND, PREFILL, GATHER, SCATTER)
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,6 @@ class Plan:
     what one received would else be overwritten."""
     stages: int | None = None
     """Of the ring; None: as many as are good."""
-    early: bool = False
-    """Weights are copied before the kernel before this one has ended, which must not be what made
-    them; and the next kernel, if it is such a one, too, may begin before this one has ended."""
     joined: bool = True
     """The parts are summed within a cluster, as they should be. Pallas' interpreter cannot send
     from block to block; there they go out one by one."""
@@ -147,7 +144,7 @@ def few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
     """[B, N] of x [B, K] and w [K, sides, N]: their product, or, of two sides and f32[B] to scale
     each row's sums, the SwiGLU of both."""
     if interpret is not None:
-        plan = replace(plan, joined=False, early=False)
+        plan = replace(plan, joined=False)
     out = _few_rows(plan, interpret, *operands)
     return out.sum(axis=0).astype(operands[0].dtype) if out.ndim == 3 else out
 
@@ -248,65 +245,41 @@ def _turns(plan: Plan) -> jax.Array:
     return lax.div(plan.tiles - 1 - lax.axis_index("cluster"), jnp.int32(plan.clusters)) + 1
 
 
-def _tile(plan: Plan, turn: jax.Array | int) -> jax.Array:
+def _tile(plan: Plan, turn: jax.Array) -> jax.Array:
     return lax.axis_index("cluster") + turn * plan.clusters
 
 
 def _copy(plan: Plan, refs: _Refs) -> None:
     """The warpgroup that copies."""
-
-    def copy_weights(turn: jax.Array | int, i: jax.Array) -> None:
-        stage = _free_stage(plan, refs, turn, i)
-        columns = pl.ds(pl.multiple_of(_tile(plan, turn) * plan.tile, plan.tile), plan.tile)
-        for side in range(plan.sides):
-            plgpu.copy_gmem_to_smem(
-                refs.w.at[_depth(plan, i), side, columns],
-                refs.w_ring.at[stage, side],
-                refs.full.at[stage],
-            )
-
-    def copy_rows(turn: jax.Array | int, i: jax.Array) -> None:
-        stage = lax.rem(turn * plan.steps + i, jnp.int32(plan.ring))
-        rows = refs.x_ring.at[stage, pl.ds(0, plan.rows)]
-        plgpu.copy_gmem_to_smem(refs.x.at[:, _depth(plan, i)], rows, refs.full.at[stage])
-
-    ahead = min(plan.ring, plan.steps) if plan.early else 0
-    if plan.early:
-        plgpu.griddepcontrol_launch_dependents()
-        pl.loop(0, ahead)(lambda i: copy_weights(0, i))
-        plgpu.griddepcontrol_wait()
     if plan.sides > 1:
         known = refs.factors.at[pl.ds(0, plan.rows)]
         plgpu.copy_gmem_to_smem(refs.scale, known, refs.factors_full)
-    if plan.early:
-        pl.loop(0, ahead)(lambda i: copy_rows(0, i))
 
     @pl.loop(0, _turns(plan))
     def _(turn: jax.Array) -> None:
-        @pl.loop(jnp.where(turn == 0, ahead, 0), plan.steps)
+        columns = pl.ds(pl.multiple_of(_tile(plan, turn) * plan.tile, plan.tile), plan.tile)
+
+        @pl.loop(0, plan.steps)
         def _(i: jax.Array) -> None:
-            copy_weights(turn, i)
-            copy_rows(turn, i)
+            step = turn * plan.steps + i
+            stage = lax.rem(step, jnp.int32(plan.ring))
+            pl.when(step >= plan.ring)(partial(plgpu.barrier_wait, refs.free.at[stage]))
+            start = (lax.axis_index("split") * plan.steps + i) * _DEPTH
+            depth = pl.ds(pl.multiple_of(start, _DEPTH), _DEPTH)
+            for side in range(plan.sides):
+                plgpu.copy_gmem_to_smem(
+                    refs.w.at[depth, side, columns],
+                    refs.w_ring.at[stage, side],
+                    refs.full.at[stage],
+                )
+            rows = refs.x_ring.at[stage, pl.ds(0, plan.rows)]
+            plgpu.copy_gmem_to_smem(refs.x.at[:, depth], rows, refs.full.at[stage])
 
     # Every arrival must be observed before the barriers go out of scope.
     steps = _turns(plan) * plan.steps
     for t in range(plan.ring):
         stage = lax.rem(steps + t, jnp.int32(plan.ring))
         pl.when(steps + t >= plan.ring)(partial(plgpu.barrier_wait, refs.free.at[stage]))
-
-
-def _free_stage(plan: Plan, refs: _Refs, turn: jax.Array | int, i: jax.Array) -> jax.Array:
-    """The stage of a step, once it is free."""
-    step = turn * plan.steps + i
-    stage = lax.rem(step, jnp.int32(plan.ring))
-    pl.when(step >= plan.ring)(partial(plgpu.barrier_wait, refs.free.at[stage]))
-    return stage
-
-
-def _depth(plan: Plan, i: jax.Array) -> Any:
-    """The numbers that a step sums."""
-    start = (lax.axis_index("split") * plan.steps + i) * _DEPTH
-    return pl.ds(pl.multiple_of(start, _DEPTH), _DEPTH)
 
 
 def _compute_tile(plan: Plan, refs: _Refs, warpgroup: jax.Array, turn: jax.Array) -> None:

@@ -27,9 +27,9 @@ def refusal(x: jax.Array) -> str | None:
     return None
 
 
-@partial(jax.jit, static_argnames=("eps", "interpret", "early"))
+@partial(jax.jit, static_argnames=("eps", "interpret"))
 def add_rms(
-    x: jax.Array, y: jax.Array, *, eps: float, interpret: Any = None, early: bool = False
+    x: jax.Array, y: jax.Array, *, eps: float, interpret: Any = None
 ) -> tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.add_rms.api.add_rms`; arguments are taken as checked.
 
@@ -45,9 +45,6 @@ def add_rms(
 
     def body(x_ref: Any, y_ref: Any, sum_ref: Any, scale_ref: Any) -> None:
         token = lax.axis_index("token")
-        if early:
-            plgpu.griddepcontrol_launch_dependents()
-            plgpu.griddepcontrol_wait()
 
         def load(ref: Any) -> jax.Array:
             return plgpu.load(ref.at[token], layout=layout, optimized=False).astype(jnp.float32)
