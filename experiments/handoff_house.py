@@ -150,8 +150,7 @@ class House:
         transfer: Any = llm.coordinator._transfer
         # Either may be asked by a thread.
         self._engine, self._transfer = _within(asked), type(_within(transfer))
-        self._threaded = None if asked is self._engine else (type(asked), type(transfer))
-        self._orders = getattr(asked, "orders", None)
+        self._threaded = None if asked is self._engine else (asked, transfer)
         self._pools = {SOURCE: self._engine._pool, TARGET: llm.decode_engines[0]._pool}
 
     def open(self, way: Way) -> tuple[Coordinator, Recorder, Transfer]:
@@ -166,8 +165,10 @@ class House:
         )
         transfer = self._transfer(self._pools, way.handoff.wire_dtype)
         if self._threaded is not None:
-            engine = self._threaded[0](engine, self._orders)
-            transfer = self._threaded[1](transfer, {SOURCE: self._orders})
+            engine, transfer = (
+                ours.beside(each)
+                for ours, each in zip(self._threaded, (engine, transfer), strict=True)
+            )
         recorder = Recorder(llm.clock)
         coordinator = Coordinator(
             replace(llm.config, handoff=way.handoff),

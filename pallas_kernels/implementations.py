@@ -5,6 +5,7 @@ operation's name and, but for the reference, which takes all, with `refusal`: of
 the operation's api shows it, why it does not take them, or None.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +15,15 @@ from typing import Any
 
 import jax
 from jax import lax
+
+
+_LOG = logging.getLogger("pallas_kernels")
+
+
+@cache
+def _warn(operation: str, reason: str) -> None:
+    """Once for each reason."""
+    _LOG.warning("%s: no kernel runs on this GPU, only the slow reference: %s", operation, reason)
 
 
 def _foreign(name: str) -> bool:
@@ -42,6 +52,8 @@ class Operation:
     implementations: tuple[str, ...]
     proven: Mapping[str, str]
     """Platform -> implementation that `None` lowers to there, where it takes the arguments."""
+    warns: bool = False
+    """Whether the reference is so slow on GPUs that to run it there is worth a warning."""
 
     def run(
         self,
@@ -99,11 +111,15 @@ class Operation:
             if reason := why_not(implementation):
                 raise NotImplementedError(f"{self.name} by {implementation}: {reason}")
             return bound(implementation)(*operands)
+        reasons = {name: why_not(name) for name in set(self.proven.values()) if not _foreign(name)}
         kernels = {
             platform: bound(name)
             for platform, name in self.proven.items()
-            if not _foreign(name) and why_not(name) is None
+            if name in reasons and reasons[name] is None
         }
+        reason = reasons.get(self.proven.get("cuda", ""))
+        if self.warns and reason is not None and jax.default_backend() == "gpu":
+            _warn(self.name, reason)
         if not kernels:
             return bound("reference")(*operands)
         return lax.platform_dependent(*operands, default=bound("reference"), **kernels)

@@ -129,9 +129,10 @@ class PrefillEngine(Protocol):
         """Dispatch one packed step. Steps run in the order of the calls.
 
         Args:
-          after_group: called with g as soon as `layer_groups[g]` has been dispatched, and before
-            the next one is: what a Transfer is asked to send then has the KV that the group
-            writes, and leaves while the next group is computed. It must not raise.
+          after_group: called with g when `layer_groups[g]` has been dispatched, or will be before
+            anything that is asked from then on, and before the next group is: what a Transfer is
+            asked to send then has the KV that the group writes, and leaves while the next group is
+            computed. It must not raise.
         """
         ...
 

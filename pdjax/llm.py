@@ -77,7 +77,7 @@ class LLM:
             checkpoint = open_checkpoint(config.model.source)
             self.spec, self.tokenizer = checkpoint.spec, checkpoint.tokenizer()
         self.max_model_len = _context(config, self.spec)
-        engines = build_engines(config, self.spec, self.max_model_len, checkpoint)
+        self._engines = engines = build_engines(config, self.spec, self.max_model_len, checkpoint)
         self.prefill_engines, self.decode_engines = engines.prefill, engines.decode
         self.clock = clock or (WallClock(patience=0) if engines.on_host_cores else WallClock())
         self.recorder = Recorder(self.clock)
@@ -260,6 +260,7 @@ class LLM:
         self._answers.clear()
         while self.coordinator.has_work:
             self.coordinator.step()
+        self._engines.rest()
 
     def __enter__(self) -> "LLM":
         return self

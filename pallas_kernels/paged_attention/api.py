@@ -29,7 +29,7 @@ IMPLEMENTATIONS = tuple(PLATFORMS)
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _ATTEND, _APPEND = (
-    Operation(name, "pallas_kernels.paged_attention", IMPLEMENTATIONS, _PROVEN)
+    Operation(name, "pallas_kernels.paged_attention", IMPLEMENTATIONS, _PROVEN, warns=True)
     for name in ("paged_attention", "append_attention")
 )
 

@@ -28,7 +28,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hopper import PROCESSORS, ROWS
 from pallas_kernels.online_softmax import LOWEST
 from pallas_kernels.paged_attention.mosaic_gpu_body import body, scratch_types
-from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, ByLength, Plan, cut
+from pallas_kernels.paged_attention.mosaic_gpu_work import (
+    BLOCK,
+    ByLength,
+    Plan,
+    cut,
+    scaled_stages,
+)
 from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 
 # In the time that a block of 64 tokens takes where every processor reads, 1.5 us on an H100 at head
@@ -49,16 +55,16 @@ _MOST_OF_A_LONG_ROW = 16
 def refusal(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
     """Why `paged_attention` does not take these arguments, or None."""
     del page_table
-    return _refusal(q.dtype, q.shape[1] // k_pages.shape[0], ROWS, k_pages)
+    return _refusal(q.dtype, q.shape[1] // k_pages.shape[0], k_pages, append=False)
 
 
 def append_refusal(qkv: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
     """Why `append_attention` does not take these arguments, or None."""
     del page_table
-    return _refusal(qkv.dtype, qkv.shape[2] - 2, ROWS - 2, k_pages)  # K and V are rows, too
+    return _refusal(qkv.dtype, qkv.shape[2] - 2, k_pages, append=True)
 
 
-def _refusal(dtype: Any, group: int, most: int, k_pages: jax.Array) -> str | None:
+def _refusal(dtype: Any, group: int, k_pages: jax.Array, *, append: bool) -> str | None:
     _, _, page_size, head_dim = k_pages.shape
     if dtype != jnp.bfloat16 or k_pages.dtype not in (dtype, jnp.int8):
         return (
@@ -70,8 +76,12 @@ def _refusal(dtype: Any, group: int, most: int, k_pages: jax.Array) -> str | Non
         return f"the page size must be 8, 16, 32 or a multiple of {BLOCK}, not {page_size}"
     if head_dim not in (64, 128, 256):
         return f"the head dim must be 64, 128 or 256, not {head_dim}"
+    most = ROWS - 2 * append  # K and V are rows, too
     if group > most:
         return f"a KV head may have at most {most} query heads, not {group}"
+    queries, slots = group + -group % 8, 1 if head_dim > 128 else 2
+    if k_pages.dtype == jnp.int8 and scaled_stages(head_dim, queries, slots, append) < 2:
+        return f"{group} query heads a KV head of {head_dim} leave no room for pages of int8"
     return None
 
 
@@ -181,8 +191,8 @@ def visible_blocks(tokens: int, sliding_window: int | None) -> int:
 def choose_parts(
     pieces: int, tokens: int, sliding_window: int | None, programs: int
 ) -> int | ByLength:
-    """Into how many parts rows are cut: by length where whole ones are work enough for all programs
-    and one can be long.
+    """Into how many parts rows are cut: by length where one can be long and whole ones are work
+    enough for all programs, or nearly so.
 
     Args:
       pieces: rows * KV heads.

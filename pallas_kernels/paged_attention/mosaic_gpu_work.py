@@ -3,7 +3,8 @@
 Every row is cut into as many parts as any other, or each into as many as its own length asks for.
 Then there is a list of them, made on the device, where the lengths are: the longest come first, so
 that no program begins one when the others are about to end. A row's parts depend on its own length
-and on the launch's shapes, never on other rows, since how sums are grouped shows in their bits.
+and on the launch's shapes, the width of the table among them, not on how long other rows are: how
+sums are grouped shows in their bits.
 """
 
 from collections.abc import Callable
@@ -43,6 +44,14 @@ class ByLength:
         return 1 if blocks <= self.whole else -(-blocks // self.part)
 
 
+def scaled_stages(head_dim: int, queries: int, slots: int, append: bool) -> int:
+    """Of rings over quantised pages, for which there is room; it takes two."""
+    # Rows of pieces of work, two tiles, new elements; queries, weights and results beside them.
+    fixed = (2 * slots + 4 + 2 * append) * BLOCK * head_dim
+    fixed += queries * (6 * head_dim + 2 * BLOCK)
+    return (_SCALED_BYTES - fixed) // (2 * BLOCK * (head_dim + 4))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is known of a launch before it is traced."""
@@ -67,10 +76,7 @@ class Plan:
         """Of the rings; a stage holds a block of K and of V."""
         if not self.scaled:
             return max(2, min(8, _RING_BYTES // (4 * BLOCK * self.head_dim)))
-        # Rows of pieces of work, two tiles, new elements; queries, weights and results beside them.
-        fixed = (2 * self.slots + 4 + 2 * self.append) * BLOCK * self.head_dim
-        fixed += self.queries * (6 * self.head_dim + 2 * BLOCK)
-        return max(2, min(8, (_SCALED_BYTES - fixed) // (2 * BLOCK * (self.head_dim + 4))))
+        return min(8, scaled_stages(self.head_dim, self.queries, self.slots, self.append))
 
     @property
     def queries(self) -> int:

@@ -25,7 +25,7 @@ IMPLEMENTATIONS = tuple(PLATFORMS)
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _OPERATION = Operation(
-    "prefill_attention", "pallas_kernels.prefill_attention", IMPLEMENTATIONS, _PROVEN
+    "prefill_attention", "pallas_kernels.prefill_attention", IMPLEMENTATIONS, _PROVEN, warns=True
 )
 
 

@@ -37,6 +37,12 @@ class Engines:
     decode: list[JaxDecodeEngine]
     on_host_cores: bool
 
+    def rest(self) -> None:
+        """Wait until everything that engines were asked has been dispatched."""
+        for engine in self.prefill:
+            if isinstance(engine, OrderedPrefillEngine):
+                engine.rest()
+
 
 def build_engines(
     config: Config, spec: ModelSpec, context: int, checkpoint: Checkpoint | None
@@ -81,12 +87,12 @@ def build_engines(
     prefill = [builder.prefill_engine(*each, groups) for each in prefilling]
     decode = [builder.decode_engine(*each) for each in decoding]
     on_host_cores = platform == "cpu"
-    if has_dispatch_threads(config):
+    if _has_dispatch_threads(config):
         return Engines(*on_threads(prefill, transfer), decode=decode, on_host_cores=on_host_cores)
     return Engines(prefill, transfer, decode, on_host_cores)
 
 
-def has_dispatch_threads(config: Config) -> bool:
+def _has_dispatch_threads(config: Config) -> bool:
     """Whether prefill engines are dispatched by threads of their own."""
     asked = config.prefill.dispatch_thread
     if asked is not None:

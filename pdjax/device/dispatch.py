@@ -8,9 +8,12 @@ each for devices of its own, hardly wait for one another.
 
 Whatever an engine is asked, and whatever is read from its pool or written to it, goes through one
 queue in the order of the calls. So the promises of `engine_api` hold, and nothing else here needs a
-lock.
+lock. What was asked for after a group of a step that fails is sent all the same, and means nothing:
+nobody is seated before the step's own ticket has been read. Moments that the host takes down are
+those at which it has asked.
 """
 
+import atexit
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -93,13 +96,21 @@ class _Mark:
 
 Queue = SimpleQueue[Order[Any] | _Mark | None]
 
+_END_SECONDS = 60.0
+"""How long a process that ends waits for what has been asked to be dispatched."""
+
+_NO_MORE = _Mark()
+"""In place of all further marks: whoever asks has given up."""
+
 
 class Orders:
-    """A thread, and the queue of what it is asked. It ends when nobody can ask it any longer."""
+    """A thread, and the queue of what it is asked. It ends when nobody can ask it any longer, or
+    with the process: XLA must not be called while that is taken down."""
 
     def __init__(self) -> None:
         self._queue: Queue = SimpleQueue()
         weakref.finalize(self, self._queue.put, None)
+        _alive.add(self)
         self.thread = threading.Thread(
             target=_carry_out, args=(self._queue,), name="pdjax dispatch", daemon=True
         )
@@ -115,10 +126,48 @@ class Orders:
         self._queue.put(mark)
         return mark
 
-    def carry_out_until(self, mark: "SimpleQueue[_Mark]") -> None:
-        """Within an order: carry out those that were given after it, up to the mark that comes out
-        of a queue, which may not have been made yet."""
-        _carry_out(self._queue, mark.get())
+    def carry_out_until(self, marks: "SimpleQueue[_Mark]") -> None:
+        """Within an order: carry out those that were given after it, up to the next of its marks,
+        which may not have been made yet."""
+        mark = marks.get()
+        if mark is _NO_MORE:
+            marks.put(mark)
+        else:
+            _carry_out(self._queue, mark)
+
+    def rest(self) -> None:
+        """Wait until all that was given has been carried out."""
+        done = Order(_nothing)
+        self.give(done)
+        done.result()
+
+    def end(self, seconds: float) -> None:
+        """End the thread after what it was given; wait so long at most."""
+        self._queue.put(None)
+        self.thread.join(seconds)
+
+
+_alive: "weakref.WeakSet[Orders]" = weakref.WeakSet()
+
+
+@atexit.register  # after JAX did so, and so before it takes its clients down
+def _end_all() -> None:
+    for orders in list(_alive):
+        orders.end(_END_SECONDS)
+
+
+class _Nothing:
+    """The ticket of no work."""
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> None:
+        return None
+
+
+def _nothing() -> _Nothing:
+    return _Nothing()
 
 
 def _carry_out(queue: Queue, until: _Mark | None = None) -> None:
@@ -158,18 +207,24 @@ class OrderedPrefillEngine:
             self.orders.carry_out_until(marks)
 
         order = Order(partial(self.inner.prefill, batch, sent))
-        self.orders.give(order)
         try:
+            self.orders.give(order)
             for group in range(len(self.layer_groups)):
                 if after_group is not None:
                     after_group(group)
                 marks.put(self.orders.mark())
-        except BaseException:
-            # It must not raise; if it does, the thread must not wait for ever.
-            for _ in self.layer_groups:
-                marks.put(self.orders.mark())
-            raise
+        finally:
+            # Where somebody pressed a key the thread must not wait for marks that never come.
+            marks.put(_NO_MORE)
         return order
+
+    def rest(self) -> None:
+        """Wait until all that was asked has been dispatched."""
+        self.orders.rest()
+
+    def beside(self, engine: PrefillEngine) -> "OrderedPrefillEngine":
+        """Another engine over the same pool, asked by the same thread."""
+        return OrderedPrefillEngine(engine, self.orders)
 
 
 class OrderedTransfer:
@@ -182,6 +237,10 @@ class OrderedTransfer:
 
     def __init__(self, transfer: Transfer, orders: Mapping[End, Orders]) -> None:
         self.inner, self._orders = transfer, dict(orders)
+
+    def beside(self, transfer: Transfer) -> "OrderedTransfer":
+        """Another transfer between the same pools."""
+        return OrderedTransfer(transfer, self._orders)
 
     def shares_pool(self, source: End, target: End) -> bool:
         return self.inner.shares_pool(source, target)

@@ -1,6 +1,8 @@
 """What the device column promises beside the right tokens: nothing compiles after the warm-up, and
 steps update their pools in place."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +39,10 @@ EVERYTHING = replace(
 )
 
 
-@pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING])
+BY_A_THREAD = replace(EVERYTHING, prefill=replace(EVERYTHING.prefill, dispatch_thread=True))
+
+
+@pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING, BY_A_THREAD])
 def test_nothing_compiles_after_the_warm_up(config, compilations):
     with LLM(config) as llm:
         assert compilations
@@ -107,3 +112,19 @@ def test_what_a_tick_makes_stays_where_it_is():
 
 def addresses(array):
     return [shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards]
+
+
+LEAVES = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from pdjax.llm import LLM
+from tests.e2e.promise import disaggregated, workload
+llm = LLM(disaggregated(1, 1, 1, 3), {"prefill.dispatch_thread": True, "warm_up": False})
+for prompt, params in workload():
+    llm.submit(prompt, params)
+llm.step()
+"""
+
+
+def test_a_process_may_end_while_its_thread_dispatches():
+    subprocess.run([sys.executable, "-c", LEAVES], check=True, timeout=300)

@@ -43,6 +43,12 @@ APPENDED = (
 )
 """What the Hopper kernel is interpreted over."""
 
+FULL = tuple(
+    replace(SMALL_INT8, name=f"int8 {dim} x {group}", kv_lens=(70,), group=group, head_dim=dim)
+    for dim, group in ((64, 62), (128, 62), (256, 8))
+)
+"""As many query heads as there is room for beside pages of int8."""
+
 
 def newest_tokens(case: Case, seed: int, *, bias: bool) -> tuple[Any, ...]:
     """What `append_attention` takes before the pages: qkv, row_scale, bias, cos, sin."""
@@ -179,7 +185,7 @@ def test_gpu_kernel_reuses_its_ring_without_races(
     ("case", "parts"),
     [
         pytest.param(case, parts, id=f"{case.name}-{parts}")
-        for case in (*APPENDED, LARGE_CASES[0])
+        for case in (*APPENDED, *FULL, LARGE_CASES[0])
         for parts in ((1, 2) if case.kv_dtype else (1, 2, ByLength(1, 1)))
     ],
 )
@@ -275,3 +281,14 @@ def test_bad_arguments_of_append_are_named(
     operands[place] = change(operands[place])
     with pytest.raises(ValueError, match=message):
         append_attention(*operands, scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "group", "fits"),
+    [(64, 62, True), (128, 62, True), (256, 8, True), (256, 32, False)],
+)
+def test_gpu_kernel_refuses_int8_where_there_is_no_room(head_dim: int, group: int, fits: bool):
+    qkv = jax.ShapeDtypeStruct((1, 1, group + 2, head_dim), jnp.bfloat16)
+    pages: Any = jax.ShapeDtypeStruct((1, 3, 64, head_dim), jnp.int8)
+    refusal = mosaic_gpu.append_refusal(qkv, pages, pages)  # type: ignore[arg-type]
+    assert refusal is None if fits else "no room for pages of int8" in (refusal or "")

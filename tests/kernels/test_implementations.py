@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import implementations
+from pallas_kernels.implementations import Operation
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,31 @@ def test_hopper_kernels_are_for_hopper(
     monkeypatch.setattr(implementations, "_other_gpus", implementations._other_gpus.__wrapped__)
     assert implementations._foreign("mosaic_gpu") == foreign
     assert not implementations._foreign("mosaic_tpu")
+
+
+@pytest.mark.parametrize(("backend", "warns", "told"), [("gpu", True, 1), ("gpu", False, 0)])
+def test_where_no_kernel_takes_the_arguments_a_gpu_is_warned_once(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    backend: str,
+    warns: bool,
+    told: int,
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(implementations, "_foreign", lambda name: False)
+    names = ("reference", "mosaic_gpu")
+    operation = Operation("odd", "nowhere", names, {"cuda": "mosaic_gpu"}, warns=warns)
+    implementations._warn.cache_clear()
+    for _ in range(2):
+        found = operation.choose(
+            None,
+            (jnp.ones(2),),
+            bound=lambda name: lambda x: x + 1,
+            refusal=lambda name: "pages of 24 tokens",
+        )
+        assert found.tolist() == [2, 2]
+    messages = [record.getMessage() for record in caplog.records]
+    assert (
+        messages
+        == ["odd: no kernel runs on this GPU, only the slow reference: pages of 24 tokens"] * told
+    )

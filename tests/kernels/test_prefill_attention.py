@@ -161,9 +161,12 @@ def test_chunks_and_neighbours_change_nothing(
             )
         )
 
-    np.testing.assert_array_equal(alone(0, 200), together)
-    np.testing.assert_array_equal(alone(0, 90), together[:90])
-    np.testing.assert_array_equal(alone(90, 200), together[90:])
+    # Interpreted, a kernel's products are the CPU's: some group their sums by the number of rows.
+    exact = operation is prefill_attention
+    same = partial(np.testing.assert_allclose, rtol=0, atol=0 if exact else 1e-6)
+    same(alone(0, 200), together)
+    same(alone(0, 90), together[:90])
+    same(alone(90, 200), together[90:])
 
 
 def test_one_token_chunks_are_decode():

@@ -149,6 +149,31 @@ def test_the_rest_of_a_step_goes_on_where_its_listener_fails():
     assert names(device) == ["first 0", "first 1", "second 0", "second 1"]
 
 
+def test_a_key_pressed_while_a_step_is_handed_over_stops_nobody(monkeypatch):
+    device, engine, _ = make()
+    device.hold.set()
+    give = engine.orders.give
+
+    def interrupted(order):
+        give(order)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.orders, "give", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.prefill("first", lambda group: None)
+    monkeypatch.undo()
+    assert engine.prefill("second").result() == "second"
+    assert names(device) == ["first 0", "first 1", "second 0", "second 1"]
+
+
+def test_rest_waits_for_all_that_was_asked():
+    device, engine, transfer = make()
+    device.hold.set()
+    engine.prefill("first", lambda group: transfer.send(shipment(group)))
+    engine.rest()
+    assert names(device) == ["first 0", "send 0", "first 1", "send 1"]
+
+
 def test_the_thread_ends_with_those_who_could_ask_it():
     orders = Orders()
     device = Device()

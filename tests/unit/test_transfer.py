@@ -171,7 +171,7 @@ def test_dispatch_returns_before_the_source_is_ready():
         def burn(_, m):
             return jnp.tanh(m @ m)
 
-        one = 1 + 0 * jax.lax.fori_loop(0, 60, burn, jnp.ones((700, 700)))[0, 0]
+        one = 1 + 0 * jax.lax.fori_loop(0, 200, burn, jnp.ones((700, 700)))[0, 0]
         return jax.tree.map(lambda pages: pages + one, pool)
 
     slow(source.arrays)  # compiled; its result is dropped
