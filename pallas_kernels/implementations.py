@@ -16,7 +16,6 @@ from typing import Any
 import jax
 from jax import lax
 
-
 _LOG = logging.getLogger("pallas_kernels")
 
 
