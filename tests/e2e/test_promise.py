@@ -96,14 +96,20 @@ class Unreliable:
         return self._transfer.land(ticket, target_pages)
 
 
-def test_a_storm_loses_nothing():
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_storm_loses_nothing(thread):
     """Failures, damage, losses and aborts all the time: whoever is not hurt for good has the right
     tokens, and nothing leaks."""
     config = disaggregated(1, 3, 1, 3)
+    config = replace(config, prefill=replace(config.prefill, dispatch_thread=thread))
     changes = {"handoff.checksums": True, "handoff.deadline": 0.05, "handoff.retries": 2}
     with LLM(config, {**changes, "handoff.reprefills": 3, "kv.prefix_cache": True}) as llm:
-        storm = Unreliable(llm.coordinator._transfer, seed=5)
-        llm.coordinator._handoffs._shipping.transfer = storm
+        transfer: Any = llm.coordinator._transfer
+        if thread:
+            storm = transfer.inner = Unreliable(transfer.inner, seed=5)
+        else:
+            storm = Unreliable(transfer, seed=5)
+            llm.coordinator._handoffs._shipping.transfer = storm
         draw, outcomes = random.Random(7), Counter[str]()
         for _ in range(5):
             ids = [llm.submit(prompt, params) for prompt, params in workload()]
