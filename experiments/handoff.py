@@ -36,14 +36,21 @@ from experiments.shapes import MODELS
 from experiments.tables import megabytes, number, percent, table
 from pdjax import Config
 from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.config_checks import one_of
 from pdjax.flags import new_flags, run
+from pdjax.kv_layout import QUANTISED_DTYPES
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
 _LAYERS = flags.DEFINE_integer("layers", None, "instead of the model's", flag_values=FLAGS)
 _LAYOUT = flags.DEFINE_multi_string("layout", ["1x1x1"], "TPxSTAGESxTP", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_multi_integer("prompt", [2048], "tokens", flag_values=FLAGS)
-_GROUPS = flags.DEFINE_multi_integer("groups", [1, 8], "layer groups; 1: bulk", flag_values=FLAGS)
+_GROUPS = flags.DEFINE_multi_integer(
+    "groups",
+    None,
+    "layer groups, 1: bulk; 1 and 8, or one a layer, unless given",
+    flag_values=FLAGS,
+)
 _WIRE = flags.DEFINE_multi_string("wire", ["exact"], "exact, or a wire_dtype", flag_values=FLAGS)
 _CHECKSUMS = flags.DEFINE_bool("checksums", False, "check every page", flag_values=FLAGS)
 _BUDGET = flags.DEFINE_integer("budget", 2048, "tokens of a prefill step", flag_values=FLAGS)
@@ -139,15 +146,32 @@ def show(points: list[dict[str, Any]]) -> str:
     return table(head, alone) + "\n\n" + table(served_head, served)
 
 
+def asked_ways(layers: int) -> list[tuple[int, str]]:
+    """Layer groups and wire types to go through.
+
+    Raises:
+      ValueError: one that cannot be, before anything has been built.
+    """
+    groups = _GROUPS.value or sorted({1, min(8, layers)})
+    for n in groups:
+        if not 1 <= n <= layers:
+            raise ValueError(f"groups={n}: must be between 1 and the model's {layers} layers")
+    wires = _WIRE.value or ()
+    for wire in wires:
+        one_of("wire", wire, ("exact", *QUANTISED_DTYPES))
+    return list(itertools.product(groups, wires))
+
+
 def main() -> None:
     """Measure, print, save; see the module."""
     prompts = sorted(_PROMPT.value or ())
+    ways = asked_ways(_LAYERS.value or MODELS[_MODEL.value or ""].num_layers)
     points: list[dict[str, Any]] = []
     peaks: dict[str, float] = {}
     for layout in _LAYOUT.value or ():
         house = House(make_config(_MODEL.value or "", _LAYERS.value, layout, prompts))
         peaks[layout] = house.bandwidth(_PEAK.value or 1)
-        for groups, wire in itertools.product(_GROUPS.value or (), _WIRE.value or ()):
+        for groups, wire in ways:
             way = Way(layout, groups, wire, bool(_CHECKSUMS.value))
             points += measure(house, way, prompts, peaks[layout])
         del house
