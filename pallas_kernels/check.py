@@ -11,7 +11,7 @@ loop, and the rate at which it read KV, computed, or moved what it must.
 import sys
 import timeit
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -32,10 +32,12 @@ from pallas_kernels.page_copy import scatter_cases
 from pallas_kernels.paged_attention import api as paged_api
 from pallas_kernels.paged_attention import append_cases
 from pallas_kernels.paged_attention import cases as paged_cases
+from pallas_kernels.paged_attention.cases import Pool, decoded
 from pallas_kernels.prefill_attention import api as prefill_api
 from pallas_kernels.prefill_attention import cases as prefill_cases
 from pallas_kernels.product import api as product_api
 from pallas_kernels.product import cases as product_cases
+from pallas_kernels.quantised import LIMITS as LARGEST
 from pallas_kernels.swiglu import api as swiglu_api
 from pallas_kernels.swiglu import cases as swiglu_cases
 
@@ -72,23 +74,41 @@ def write_error(
     return max(relative_error(q[real], inputs.expected[0][real]), *pool_errors(inputs, pools))
 
 
-def pool_errors(inputs: write_cases.Inputs, pools: list[np.ndarray]) -> list[float]:
+def pool_errors(
+    inputs: write_cases.Inputs,
+    pools: Sequence[Any],
+    error_of: Callable[..., float] = relative_error,
+) -> list[float]:
     """Of K and of V, where they were written; infinite if memory changed that nobody writes."""
     errors = []
     before = inputs.k_pages, inputs.v_pages
     for pool, expected, was in zip(pools, inputs.expected[1:], before, strict=True):
         same = [x[:, inputs.kept].tobytes() for x in (pool, was)]  # NaN is the same as itself
-        error = relative_error(pool[:, inputs.written], expected[:, inputs.written])
+        error = error_of(pool[:, inputs.written], expected[:, inputs.written])
         errors.append(error if same[0] == same[1] else float("inf"))
     return errors
 
 
-def append_error(
-    inputs: append_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> float:
-    """The largest error in the attention and in both pools."""
+def append_error(inputs: append_cases.Inputs, outputs: tuple[np.ndarray, Pool, Pool]) -> float:
+    """The largest error in the attention and in both pools; where the newest tokens are rounded to
+    small numbers, of the attention over what has been written, and beyond what rounding explains.
+    """
     o, *pools = outputs
-    return max(relative_error(o, inputs.expected[0]), *pool_errors(inputs.write, pools))
+    dtype = inputs.paged.case.kv_dtype
+    if dtype is None:
+        return max(relative_error(o, inputs.expected[0]), *pool_errors(inputs.write, pools))
+    attention = relative_error(o, inputs.attention(*pools))
+    values = [decoded(pool) for pool in pools]
+    return max(attention, *pool_errors(inputs.write, values, partial(rounding_error, dtype=dtype)))
+
+
+def rounding_error(actual: np.ndarray, exact: np.ndarray, *, dtype: str) -> float:
+    """As `relative_error`, of what `quantised.encode` to the type cannot have made of
+    [..., H]."""
+    size = np.abs(exact)
+    scale = size.max(axis=-1, keepdims=True, initial=0) / LARGEST[dtype]
+    allowed = scale / 2 if dtype == "int8" else np.maximum(size / 16, scale / 1024)
+    return relative_error(exact + np.maximum(np.abs(actual - exact) - allowed, 0), exact)
 
 
 def add_error(inputs: add_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) -> float:

@@ -58,8 +58,6 @@ def check_floating(**arrays: jax.Array) -> None:
 def check_attention(
     sizes: dict[str, int],
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
     scale: float,
     logit_soft_cap: float | None,
     sliding_window: int | None,
@@ -68,7 +66,7 @@ def check_attention(
 
     Args:
       sizes: what `bind_dims` returned.
-      q, k_pages, v_pages: the operands.
+      q: the queries.
       scale, logit_soft_cap, sliding_window: the options.
     """
     if sizes["N"] % sizes["K"]:
@@ -76,9 +74,7 @@ def check_attention(
             f"q has N = {sizes['N']} query heads, "
             f"which must be a multiple of the K = {sizes['K']} KV heads of k_pages"
         )
-    check_floating(q=q, k_pages=k_pages, v_pages=v_pages)
-    if v_pages.dtype != k_pages.dtype:
-        raise ValueError(f"v_pages is {v_pages.dtype}, but k_pages is {k_pages.dtype}")
+    check_floating(q=q)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a finite number > 0, but it is {scale}")
     if logit_soft_cap is not None and not (math.isfinite(logit_soft_cap) and logit_soft_cap > 0):

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.quantised import Pages, QuantisedPages, decode
+
 MASKED = -1e30
 """Score of a key that a query does not see; finite, so that differences of scores are too."""
 
@@ -76,12 +78,20 @@ def attention_of(seen: Running) -> jax.Array:
     return seen.weighted / jnp.where(seen.total > 0, seen.total, 1)
 
 
-def gather_pages(pages: jax.Array, page_ids: jax.Array) -> jax.Array:
-    """float32[K, C, H] of the listed pages i32[C / S] of a pool [K, P, S, H]; ids must be valid.
+def gather_pages(pages: Pages, page_ids: jax.Array) -> jax.Array:
+    """float32[K, C, H] of the listed pages i32[C / S] of a pool [K, P, S, H]; ids must be valid."""
+    if not isinstance(pages, QuantisedPages):
+        return _tokens(pages, page_ids).astype(jnp.float32)
+    scales = _tokens(pages.scales[..., None], page_ids)
+    return decode(_tokens(pages.elements, page_ids), scales[..., 0])
+
+
+def _tokens(pages: jax.Array, page_ids: jax.Array) -> jax.Array:
+    """[K, C, H] of the listed pages.
 
     A page is copied as one run of S * H numbers: three times as fast on the CPU as S runs of H.
     """
     kv_heads, count, page_size, head_dim = pages.shape
     flat = pages.reshape(kv_heads, count, page_size * head_dim)
     taken = flat.at[:, page_ids].get(mode="promise_in_bounds")
-    return taken.reshape(kv_heads, -1, head_dim).astype(jnp.float32)
+    return taken.reshape(kv_heads, -1, head_dim)

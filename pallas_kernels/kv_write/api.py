@@ -8,6 +8,7 @@ import jax
 
 from pallas_kernels.dims import bind_dims, check_float32, check_floating, check_int32
 from pallas_kernels.implementations import Operation
+from pallas_kernels.quantised import Pages, check_pages, dims_of, elements_of
 
 PLATFORMS = {
     "reference": ("cpu", "gpu", "tpu"),
@@ -31,12 +32,12 @@ def rope_and_write(
     bias: jax.Array | None,
     cos: jax.Array,
     sin: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     slot_mapping: jax.Array,
     *,
     implementation: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Pages, Pages]:
     """Scales, shifts and rotates q, k and v of every token, and writes k and v to their pages.
 
     Taken in float32: x = scale * qkv + bias; then of q and k, but not of v, the halves (a, b) of H
@@ -49,7 +50,7 @@ def rope_and_write(
       scale: f32[T].
       bias: [K, J, H], or None.
       cos, sin: f32[T, H/2] of each token's angles.
-      k_pages, v_pages: [K, P, S, H].
+      k_pages, v_pages: [K, P, S, H], or QuantisedPages, for which new K and V are rounded.
       slot_mapping: i32[T], flat addresses page * S + offset, all valid. Those of page 0, the null
         page, are for padding tokens, and several may be the same; all others differ.
 
@@ -67,8 +68,7 @@ def rope_and_write(
         **({} if bias is None else {"bias": (bias, "KJH")}),
         cos=(cos, "TI"),
         sin=(sin, "TI"),
-        k_pages=(k_pages, "KPSH"),
-        v_pages=(v_pages, "KPSH"),
+        **dims_of(k_pages=k_pages, v_pages=v_pages),
         slot_mapping=(slot_mapping, "T"),
     )
     if sizes["J"] < 3:
@@ -77,8 +77,9 @@ def rope_and_write(
         raise ValueError(f"cos must have I = H/2, but H = {sizes['H']} and I = {sizes['I']}")
     check_int32(slot_mapping=slot_mapping)
     check_float32(scale=scale, cos=cos, sin=sin)
-    check_floating(qkv=qkv, k_pages=k_pages, **({} if bias is None else {"bias": bias}))
-    if v_pages.dtype != k_pages.dtype:
-        raise ValueError(f"v_pages is {v_pages.dtype}, but k_pages is {k_pages.dtype}")
+    check_floating(qkv=qkv, **({} if bias is None else {"bias": bias}))
+    check_pages(k_pages, v_pages)
     operands = (qkv, scale, bias, cos, sin, k_pages, v_pages, slot_mapping)
-    return _OPERATION.run(implementation, operands, {}, shown=(qkv, k_pages, slot_mapping))
+    return _OPERATION.run(
+        implementation, operands, {}, shown=(qkv, elements_of(k_pages), slot_mapping)
+    )

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.quantised import Pages, QuantisedPages, elements_of, encode
+
 
 def rope_and_write(
     qkv: jax.Array,
@@ -10,10 +12,10 @@ def rope_and_write(
     bias: jax.Array | None,
     cos: jax.Array,
     sin: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     slot_mapping: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Pages, Pages]:
     """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are taken as checked."""
     tokens, kv_heads, rows, head_dim = qkv.shape
     x = qkv.astype(jnp.float32) * scale[:, None, None, None]
@@ -32,11 +34,18 @@ def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def _write(pages: jax.Array, new: jax.Array, slot_mapping: jax.Array) -> jax.Array:
+def _write(pages: Pages, new: jax.Array, slot_mapping: jax.Array) -> Pages:
     """`pages` [K, P, S, H] with `new` [T, K, H] at the flat addresses `slot_mapping`.
 
     The pool is never reshaped: through a flattened view, XLA on the CPU would copy it.
     """
-    page_size = pages.shape[2]
+    page_size = elements_of(pages).shape[2]
     page, offset = slot_mapping // page_size, slot_mapping % page_size
-    return pages.at[:, page, offset].set(new.swapaxes(0, 1).astype(pages.dtype))
+    new = new.swapaxes(0, 1)
+    if not isinstance(pages, QuantisedPages):
+        return pages.at[:, page, offset].set(new.astype(pages.dtype))
+    elements, scales = encode(new, pages.elements.dtype.name)
+    return QuantisedPages(
+        pages.elements.at[:, page, offset].set(elements),
+        pages.scales.at[:, page, offset].set(scales),
+    )

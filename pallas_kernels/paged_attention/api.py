@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from pallas_kernels.dims import bind_dims, check_attention, check_int32
 from pallas_kernels.implementations import Operation
 from pallas_kernels.kv_write.api import rope_and_write
+from pallas_kernels.quantised import Pages, check_pages, dims_of, elements_of
 
 PLATFORMS = {
     "reference": ("cpu", "gpu", "tpu"),
@@ -35,8 +36,8 @@ _ATTEND, _APPEND = (
 
 def paged_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: jax.Array,
     kv_lens: jax.Array,
     *,
@@ -53,7 +54,8 @@ def paged_attention(
 
     Args:
       q: [B, N, H], the query of each row's newest token, whose K and V are in the pages already.
-      k_pages, v_pages: [K, P, S, H]; query head n reads KV head n // (N / K).
+      k_pages, v_pages: [K, P, S, H], or QuantisedPages, which stand for what `quantised.decode`
+        makes of them; query head n reads KV head n // (N / K).
       page_table: i32[B, W]; entry w is the page of tokens w * S to w * S + S - 1 of the row. Every
         entry is a valid page, also those beyond `kv_lens`.
       kv_lens: i32[B], 0 to W * S; 0 is an empty row, whose output is zeros.
@@ -72,20 +74,22 @@ def paged_attention(
     """
     sizes = bind_dims(
         q=(q, "BNH"),
-        k_pages=(k_pages, "KPSH"),
-        v_pages=(v_pages, "KPSH"),
+        **dims_of(k_pages=k_pages, v_pages=v_pages),
         page_table=(page_table, "BW"),
         kv_lens=(kv_lens, "B"),
     )
     check_int32(page_table=page_table, kv_lens=kv_lens)
-    check_attention(sizes, q, k_pages, v_pages, scale, logit_soft_cap, sliding_window)
+    check_pages(k_pages, v_pages)
+    check_attention(sizes, q, scale, logit_soft_cap, sliding_window)
     options = {
         "scale": scale,
         "logit_soft_cap": logit_soft_cap,
         "sliding_window": sliding_window,
     }
     operands = (q, k_pages, v_pages, page_table, kv_lens)
-    return _ATTEND.run(implementation, operands, options, shown=(q, k_pages, page_table))
+    return _ATTEND.run(
+        implementation, operands, options, shown=(q, elements_of(k_pages), page_table)
+    )
 
 
 def append_attention(
@@ -94,8 +98,8 @@ def append_attention(
     bias: jax.Array | None,
     cos: jax.Array,
     sin: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: jax.Array,
     kv_lens: jax.Array,
     *,
@@ -103,7 +107,7 @@ def append_attention(
     logit_soft_cap: float | None = None,
     sliding_window: int | None = None,
     implementation: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Pages, Pages]:
     """Decode's whole attention: `rope_and_write` of each row's newest token, the one at position
     `kv_lens - 1`, and `paged_attention` of its query over the row.
 
@@ -114,7 +118,8 @@ def append_attention(
         KV head, to no other.
       bias: [K, G + 2, H], added after that, or None.
       cos, sin: f32[B, H/2] of each row's angles; rows of qkv are rotated as in `rope_and_write`.
-      k_pages, v_pages: [K, P, S, H], updated in place if they are donated.
+      k_pages, v_pages: [K, P, S, H], or QuantisedPages, updated in place if they are donated. What
+        is written is what is attended to: of QuantisedPages, the newest token as it was rounded.
       page_table: i32[B, W]; see `paged_attention`. The pages of the newest tokens differ, but for
         those of empty rows.
       kv_lens: i32[B], 0 to W * S, the newest token included; 0 is an empty row, which may write to
@@ -130,8 +135,7 @@ def append_attention(
     """
     sizes = bind_dims(
         qkv=(qkv, "BKJH"),
-        k_pages=(k_pages, "KPSH"),
-        v_pages=(v_pages, "KPSH"),
+        **dims_of(k_pages=k_pages, v_pages=v_pages),
         page_table=(page_table, "BW"),
         kv_lens=(kv_lens, "B"),
     )
@@ -141,14 +145,15 @@ def append_attention(
     write = partial(rope_and_write, implementation="reference")
     q, _, _ = jax.eval_shape(write, *token, k_pages, v_pages, kv_lens)
     sizes["N"] = q.shape[1]
-    check_attention(sizes, q, k_pages, v_pages, scale, logit_soft_cap, sliding_window)
+    check_pages(k_pages, v_pages)
+    check_attention(sizes, q, scale, logit_soft_cap, sliding_window)
     options = {
         "scale": scale,
         "logit_soft_cap": logit_soft_cap,
         "sliding_window": sliding_window,
     }
 
-    def bound(name: str) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    def bound(name: str) -> Callable[..., tuple[jax.Array, Pages, Pages]]:
         if name in _FUSED:
             return partial(_APPEND.module(name).append_attention, **options)
         write = "reference" if name == "reference" else None
@@ -158,8 +163,8 @@ def append_attention(
 
     def refusal(name: str) -> str | None:
         if name in _FUSED:
-            return _APPEND.module(name).append_refusal(qkv, k_pages, page_table)
-        return _APPEND.module(name).refusal(q, k_pages, page_table)
+            return _APPEND.module(name).append_refusal(qkv, elements_of(k_pages), page_table)
+        return _APPEND.module(name).refusal(q, elements_of(k_pages), page_table)
 
     operands = (*token, k_pages, v_pages, page_table, kv_lens)
     return _APPEND.choose(implementation, operands, bound=bound, refusal=refusal)
@@ -177,14 +182,14 @@ def _write_then_attend(
     bias: jax.Array | None,
     cos: jax.Array,
     sin: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: jax.Array,
     kv_lens: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Pages, Pages]:
     """append_attention out of two operations: `write` names the implementation of the first,
     `attend` is the second."""
-    slots = _newest_slots(page_table, kv_lens, page_size=k_pages.shape[2])
+    slots = _newest_slots(page_table, kv_lens, page_size=elements_of(k_pages).shape[2])
     q, k_pages, v_pages = rope_and_write(
         qkv, row_scale, bias, cos, sin, k_pages, v_pages, slots, implementation=write
     )

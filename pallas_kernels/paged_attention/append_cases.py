@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_kernels.kv_write import cases as write_cases
 from pallas_kernels.paged_attention import cases as paged_cases
-from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case
+from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, Pool, decoded
 
 __all__ = ["CASES", "LARGE_CASES", "Case", "Inputs", "make_inputs"]
 
@@ -18,21 +18,27 @@ __all__ = ["CASES", "LARGE_CASES", "Case", "Inputs", "make_inputs"]
 class Inputs:
     """Arguments of one call, as numpy arrays: what is written, and what is then attended to."""
 
-    write: write_cases.Inputs
+    write: write_cases.Inputs  # whose pools are what those of `paged` stand for
     paged: paged_cases.Inputs
 
     @property
-    def operands(self) -> tuple[np.ndarray | None, ...]:
+    def operands(self) -> tuple[Pool | None, ...]:
         """Positional arguments of the operation."""
-        return *self.write.operands[:-1], self.paged.page_table, self.paged.kv_lens
+        return *self.write.operands[:5], *self.paged.operands[1:]
 
     @cached_property
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """float32: o [B, N, H] and the pools [K, P, S, H]; the null page means nothing."""
-        q, k_pages, v_pages = self.write.expected
-        rounded = [x.astype(self.paged.q.dtype) for x in (q, k_pages, v_pages)]
-        after = replace(self.paged, q=rounded[0], k_pages=rounded[1], v_pages=rounded[2])
-        return after.expected, k_pages, v_pages
+        """float32: o [B, N, H] and the pools [K, P, S, H]; the null page means nothing. Of pages
+        without scales: where the newest tokens are rounded to small numbers, o is the `attention`
+        over the pools that come out."""
+        _, k_pages, v_pages = self.write.expected
+        rounded = [x.astype(self.paged.q.dtype) for x in (k_pages, v_pages)]
+        return self.attention(*rounded), k_pages, v_pages
+
+    def attention(self, k_pages: Pool, v_pages: Pool) -> np.ndarray:
+        """float32[B, N, H] over pools that hold the newest tokens."""
+        q = self.write.expected[0].astype(self.paged.q.dtype)
+        return replace(self.paged, q=q, k_pages=k_pages, v_pages=v_pages).expected
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
@@ -65,8 +71,8 @@ def make_inputs(case: Case, seed: int) -> Inputs:
         bias=None,
         cos=np.cos(angle),
         sin=np.sin(angle),
-        k_pages=paged.k_pages,
-        v_pages=paged.v_pages,
+        k_pages=decoded(paged.k_pages),
+        v_pages=decoded(paged.v_pages),
         slot_mapping=slots.astype(np.int32),
     )
     return Inputs(write, paged)

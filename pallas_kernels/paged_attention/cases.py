@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.naive import naive_attention
+from pallas_kernels.quantised import LIMITS, QuantisedPages
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Case:
     head_dim: int = 64
     page_size: int = 16
     dtype: str = "float32"
+    kv_dtype: str | None = None
+    """Of the pages' elements, which then have scales; None is `dtype`, without."""
     logit_soft_cap: float | None = None
     sliding_window: int | None = None
 
@@ -50,8 +53,19 @@ class Case:
     def work(self) -> tuple[float, str]:
         """Bytes of K and V that one call must read."""
         tokens = sum(n - self.first_visible(n) for n in self.kv_lens)
-        size = jnp.dtype(self.dtype).itemsize
-        return 2.0 * tokens * self.kv_heads * self.head_dim * size, "B"
+        size = self.head_dim * jnp.dtype(self.kv_dtype or self.dtype).itemsize
+        return 2.0 * tokens * self.kv_heads * (size + 4 * (self.kv_dtype is not None)), "B"
+
+
+Pool = np.ndarray | QuantisedPages
+"""K or V, as numpy arrays."""
+
+
+def decoded(pool: Pool) -> np.ndarray:
+    """[K, P, S, H] that a pool stands for."""
+    if isinstance(pool, QuantisedPages):
+        return np.asarray(pool.elements, np.float32) * np.asarray(pool.scales)[..., None]
+    return pool
 
 
 @dataclass(frozen=True)
@@ -60,13 +74,13 @@ class Inputs:
 
     case: Case
     q: np.ndarray  # [B, N, H]
-    k_pages: np.ndarray  # [K, P, S, H]
-    v_pages: np.ndarray  # [K, P, S, H]
+    k_pages: Pool  # [K, P, S, H]
+    v_pages: Pool  # [K, P, S, H]
     page_table: np.ndarray  # i32[B, W]
     kv_lens: np.ndarray  # i32[B]
 
     @property
-    def operands(self) -> tuple[np.ndarray, ...]:
+    def operands(self) -> tuple[Pool, ...]:
         """Positional arguments of the operation."""
         return self.q, self.k_pages, self.v_pages, self.page_table, self.kv_lens
 
@@ -79,7 +93,9 @@ class Inputs:
                 pages = self.page_table[row]
                 seen = slice(self.case.first_visible(kv_len), kv_len)
                 k, v = (
-                    pool[:, pages].reshape(self.case.kv_heads, -1, self.case.head_dim)[:, seen]
+                    decoded(pool)[:, pages].reshape(self.case.kv_heads, -1, self.case.head_dim)[
+                        :, seen
+                    ]
                     for pool in (self.k_pages, self.v_pages)
                 )
                 out[row] = naive_attention(
@@ -114,16 +130,30 @@ def make_inputs(case: Case, seed: int) -> Inputs:
         position = np.arange(count * page_size).reshape(count, page_size)
         seen[own] = (case.first_visible(kv_len) <= position) & (position < kv_len)
 
-    def pool() -> np.ndarray:
+    def pool() -> Pool:
         shape = (case.kv_heads, pages, page_size, case.head_dim)
-        values = rng.standard_normal(shape, np.float32).astype(dtype)
-        values[:, ~seen] = np.nan
-        return values
+        values = rng.standard_normal(shape, np.float32)
+        if case.kv_dtype is None:
+            values[:, ~seen] = np.nan
+            return values.astype(dtype)
+        return _scaled(values, seen, case.kv_dtype)
 
     heads = case.kv_heads * case.group
     q = rng.standard_normal((rows, heads, case.head_dim), np.float32).astype(dtype)
     lens = np.asarray(case.kv_lens, np.int32)
     return Inputs(case, q, pool(), pool(), page_table, lens)
+
+
+def _scaled(values: np.ndarray, seen: np.ndarray, dtype: str) -> QuantisedPages:
+    """Normal numbers in a type, and scales of any size; NaN where nothing is seen, and whatever an
+    element of the type may be."""
+    limit = LIMITS[dtype]
+    elements = np.clip(values * (limit / 3), -limit, limit)
+    scales = np.exp(values[..., 0]) * (3 / limit)
+    elements[:, ~seen] = limit if dtype == "int8" else np.nan
+    scales[:, ~seen] = np.nan
+    whole = np.rint(elements) if dtype == "int8" else elements
+    return QuantisedPages(whole.astype(jnp.dtype(dtype)), scales.astype(np.float32))
 
 
 _EDGES = (0, 1, 15, 16, 17, 31, 32, 33, 0, 100)  # around pages of 16
@@ -151,14 +181,24 @@ CASES = (
     Case("bf16 head dim 256", (40, 150), kv_heads=1, group=8, head_dim=256, dtype="bfloat16"),
     Case("bf16 soft cap", (5, 200), dtype="bfloat16", logit_soft_cap=3.0),
     Case("bf16 window", (5, 300), dtype="bfloat16", sliding_window=100),
+    Case("int8", _EDGES, kv_dtype="int8"),
+    Case("int8 window", _EDGES, kv_dtype="int8", sliding_window=20),
+    Case("float8", (0, 1, 16, 33), kv_dtype="float8_e4m3fn"),
+    Case("bf16 int8", (0, 1, 16, 33), dtype="bfloat16", kv_dtype="int8"),
+    Case("bf16 int8 gqa 8", (70, 300), 2, 8, head_dim=128, dtype="bfloat16", kv_dtype="int8"),
+    Case("bf16 int8 page 64", (64, 65, 300), 2, 4, 128, 64, dtype="bfloat16", kv_dtype="int8"),
+    Case("bf16 int8 page 128", (130, 500), 2, 4, 128, 128, dtype="bfloat16", kv_dtype="int8"),
+    Case("bf16 int8 soft cap", (5, 200), dtype="bfloat16", kv_dtype="int8", logit_soft_cap=3.0),
+    Case("bf16 int8 window", (5, 300), dtype="bfloat16", kv_dtype="int8", sliding_window=100),
+    Case("bf16 float8", (20, 150), dtype="bfloat16", kv_dtype="float8_e4m3fn"),
 )
 """Small enough for an interpreter."""
 
 
-def _llama8b(name: str, kv_lens: tuple[int, ...], page_size: int = 64) -> Case:
-    return Case(
-        f"llama 8b {name}", kv_lens, 8, 4, head_dim=128, page_size=page_size, dtype="bfloat16"
-    )
+def _llama8b(
+    name: str, kv_lens: tuple[int, ...], page_size: int = 64, kv_dtype: str | None = None
+) -> Case:
+    return Case(f"llama 8b {name}", kv_lens, 8, 4, 128, page_size, "bfloat16", kv_dtype)
 
 
 LARGE_CASES = (
@@ -172,5 +212,10 @@ LARGE_CASES = (
     _llama8b("128 x 1k", (1024,) * 128),
     _llama8b("64 x 4k", (4096,) * 64),
     _llama8b("ragged", tuple(range(40, 8192, 256))),
+    _llama8b("int8 1 x 8k", (8192,), kv_dtype="int8"),
+    _llama8b("int8 64 x 1k", (1024,) * 64, kv_dtype="int8"),
+    _llama8b("int8 128 x 1k", (1024,) * 128, kv_dtype="int8"),
+    _llama8b("int8 64 x 4k", (4096,) * 64, kv_dtype="int8"),
+    _llama8b("int8 ragged", tuple(range(40, 8192, 256)), kv_dtype="int8"),
 )
 """One layer of Llama 3 8B, for accelerators."""

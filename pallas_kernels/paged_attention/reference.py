@@ -16,6 +16,7 @@ from pallas_kernels.online_softmax import (
     nothing_seen,
     see_block,
 )
+from pallas_kernels.quantised import Pages, elements_of
 
 # Two blocks of K and V in float32 stay in a core's second-level cache for a few heads.
 _BLOCK_TOKENS = 128
@@ -23,8 +24,8 @@ _BLOCK_TOKENS = 128
 
 def paged_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: jax.Array,
     kv_lens: jax.Array,
     *,
@@ -34,7 +35,7 @@ def paged_attention(
 ) -> jax.Array:
     """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are taken as checked."""
     _, heads, head_dim = q.shape
-    kv_heads, _, page_size, _ = k_pages.shape
+    kv_heads, _, page_size, _ = elements_of(k_pages).shape
     block_pages = max(1, _BLOCK_TOKENS // page_size)
     block = block_pages * page_size
     # Whole blocks: a slice that ran over the end would be moved, not cut.

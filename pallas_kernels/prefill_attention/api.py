@@ -9,6 +9,7 @@ import jax
 
 from pallas_kernels.dims import bind_dims, check_attention, check_int32
 from pallas_kernels.implementations import Operation
+from pallas_kernels.quantised import check_pages
 
 PLATFORMS = {
     "reference": ("cpu", "gpu", "tpu"),
@@ -84,7 +85,8 @@ def prefill_attention(
                 f"{name} must be [B + 1] = [{sizes['B'] + 1}], but its shape is {array.shape}"
             )
     check_int32(kv_pages=kv_pages, cu_pages=cu_pages, cu_q_lens=cu_q_lens, kv_lens=kv_lens)
-    check_attention(sizes, q, k_pages, v_pages, scale, logit_soft_cap, sliding_window)
+    check_pages(k_pages, v_pages)
+    check_attention(sizes, q, scale, logit_soft_cap, sliding_window)
     operands = (q, k_pages, v_pages, kv_pages, cu_pages, cu_q_lens, kv_lens)
     options = {
         "scale": scale,

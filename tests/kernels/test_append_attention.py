@@ -49,7 +49,14 @@ def newest_tokens(case: Case, seed: int, *, bias: bool) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    "case", [SMALL, SMALL_BF16, *(case for case in CASES if case.name in ("page edges", "window"))]
+    "case",
+    [
+        SMALL,
+        SMALL_BF16,
+        replace(SMALL, name="float8", kv_dtype="float8_e4m3fn"),
+        *(case for case in CASES if case.name in ("page edges", "window", "int8", "bf16 int8")),
+    ],
+    ids=lambda case: case.name,
 )
 def test_append_is_write_then_attend(case: Case, bias: bool):
     """The newest token's K and V end up at its place in the row's pages, nothing else changes, and
@@ -62,7 +69,8 @@ def test_append_is_write_then_attend(case: Case, bias: bool):
     page = table[np.arange(len(lens)), at // case.page_size]
     slots = np.where(lens > 0, page * case.page_size + at % case.page_size, 0).astype(np.int32)
     q, *written = jax.jit(rope_and_write)(*token, *pools, slots)
-    for arrays in zip(after, written, pools, strict=True):
+    sides = (jax.tree.leaves(side) for side in (after, written, pools))  # scales are sides, too
+    for arrays in zip(*sides, strict=True):
         ours, theirs, before = (np.asarray(array, np.float32) for array in arrays)
         np.testing.assert_array_equal(ours[:, 1:], theirs[:, 1:])  # but for the null page
         changed = np.zeros(before.shape[1:3], bool)

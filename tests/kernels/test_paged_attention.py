@@ -17,6 +17,7 @@ from pallas_kernels.check import LIMITS, relative_error
 from pallas_kernels.paged_attention import api, mosaic_gpu, mosaic_tpu
 from pallas_kernels.paged_attention.api import paged_attention
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
+from pallas_kernels.quantised import QuantisedPages, elements_of
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -48,10 +49,18 @@ def taken_by(kernel: Any, *cases: Case) -> list[Case]:
     """The cases that a kernel does not refuse."""
     taken = []
     for case in cases:
-        inputs = make_inputs(replace(case, kv_lens=(1,)), seed=0)
-        if kernel.refusal(inputs.q, inputs.k_pages, inputs.page_table) is None:
+        inputs: Any = make_inputs(replace(case, kv_lens=(1,)), seed=0)
+        if kernel.refusal(inputs.q, elements_of(inputs.k_pages), inputs.page_table) is None:
             taken.append(case)
     return taken
+
+
+def pool_of(case: Case, pages: int) -> Any:
+    """The shapes of K or V."""
+    shape = (case.kv_heads, pages, case.page_size, case.head_dim)
+    elements = jax.ShapeDtypeStruct(shape, jnp.dtype(case.kv_dtype or case.dtype))
+    scales = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
+    return elements if case.kv_dtype is None else QuantisedPages(elements, scales)
 
 
 def interpreted_tpu(**options: Any) -> Callable[..., jax.Array]:
@@ -130,7 +139,7 @@ def test_kernels_lower(hardware: str, case: Case):
     kernel, platform, device = HARDWARE[hardware]
     rows, heads, pages = len(case.kv_lens), case.kv_heads * case.group, 100
     dtype = jnp.dtype(case.dtype)
-    pool = jax.ShapeDtypeStruct((case.kv_heads, pages, case.page_size, case.head_dim), dtype)
+    pool = pool_of(case, pages)
     operands = (
         jax.ShapeDtypeStruct((rows, heads, case.head_dim), dtype),
         pool,
@@ -154,6 +163,7 @@ def test_kernels_lower(hardware: str, case: Case):
         ("mosaic_tpu", replace(SMALL, dtype="float16"), "not float16"),
         ("mosaic_tpu", replace(SMALL, kv_heads=64, page_size=128), "exceed the buffer"),
         ("mosaic_tpu", replace(SMALL, kv_lens=(16 * 200_000,)), "page table of 800004 bytes"),
+        ("mosaic_tpu", replace(SMALL, kv_dtype="int8"), "not float32 and int8"),
         ("mosaic_gpu", SMALL, "both be bfloat16, not float32"),
         ("mosaic_gpu", replace(SMALL_BF16, head_dim=32), "must be 64, 128 or 256, not 32"),
         ("mosaic_gpu", replace(SMALL_BF16, page_size=24), "multiple of 64, not 24"),
@@ -161,7 +171,7 @@ def test_kernels_lower(hardware: str, case: Case):
     ],
 )
 def test_a_named_kernel_refuses_with_the_reason(implementation: str, case: Case, reason: str):
-    pool = jax.ShapeDtypeStruct((case.kv_heads, 9, case.page_size, case.head_dim), case.dtype)
+    pool = pool_of(case, pages=9)
     rows = len(case.kv_lens)
     q = jax.ShapeDtypeStruct((rows, case.kv_heads * case.group, case.head_dim), case.dtype)
     table = jax.ShapeDtypeStruct((rows, case.width), jnp.int32)
@@ -202,6 +212,13 @@ def test_a_row_depends_on_nothing_beside_it():
         np.testing.assert_array_equal(np.asarray(alone), together[one])
 
 
+def shaped(shape: tuple[int, ...], dtype: str) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+SCALED = QuantisedPages(shaped((4, 9, 16, 64), "int8"), shaped((4, 9, 16), "float32"))
+
+
 def arguments(**changes: Any) -> dict[str, Any]:
     int32, shape = jnp.int32, jax.ShapeDtypeStruct
     good = {
@@ -238,12 +255,23 @@ def arguments(**changes: Any) -> dict[str, Any]:
         ({"scale": float("nan")}, "scale .*nan"),
         ({"logit_soft_cap": -1.0}, "logit_soft_cap .*-1.0"),
         ({"sliding_window": 0}, "sliding_window .*: 0"),
+        ({"k_pages": SCALED}, "v_pages is float32, but k_pages is int8 with scales"),
+        (
+            {"k_pages": SCALED, "v_pages": SCALED._replace(scales=shaped((4, 9, 8), "float32"))},
+            r"v_pages.scales \[K, P, S\] has S = 8, but k_pages has S = 16",
+        ),
+        (
+            {"k_pages": SCALED._replace(elements=shaped((4, 9, 16, 64), "int4"))},
+            "but they are int4",
+        ),
+        ({"v_pages": SCALED._replace(scales=shaped((4, 9, 16), "bfloat16"))}, "must be float32"),
         ({"implementation": "cuda"}, "one of reference, mosaic_tpu, mosaic_gpu, not 'cuda'"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str):
     given = arguments(**changes)
-    operands = {k: v for k, v in given.items() if isinstance(v, jax.ShapeDtypeStruct)}
+    arrays = jax.ShapeDtypeStruct, QuantisedPages
+    operands = {k: v for k, v in given.items() if isinstance(v, arrays)}
     options = {k: v for k, v in given.items() if k not in operands}
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(partial(paged_attention, **options), *operands.values())
