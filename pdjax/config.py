@@ -7,15 +7,13 @@ expected result; or the name of a preset; or a Config. See `config_load.load_con
 from dataclasses import dataclass, field
 
 from pdjax.config_checks import at_least, check_buckets, check_types, one_of
+from pdjax.kv_layout import QUANTISED_DTYPES
 from pdjax.model_spec import ModelSpec
 
 RANDOM = "random"
 """The model source that makes random weights of `model.spec`'s shapes."""
 
 DTYPES = ("float32", "bfloat16")
-
-WIRE_DTYPES = ("int8", "float8_e4m3fn")
-"""What KV may be rounded to on its way between pools."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,8 @@ class KVConfig:
 
     Attributes:
       page_size: tokens a page.
-      dtype: of the pools; None takes the model's.
+      dtype: of the pools, "float32" or "bfloat16"; None takes the model's. Decode pools may have
+        another, see decode.kv_dtype.
       prefix_cache: keep the pages of what has been computed, for as long as nobody needs their
         room, and reuse those of a prompt's longest known prefix.
       memory_fraction: where a pool's `pages` are None and the device tells how much memory it has,
@@ -69,6 +68,11 @@ class KVConfig:
     def __post_init__(self) -> None:
         check_types("kv", self)
         at_least("kv", self, 1, "page_size")
+        if self.dtype in QUANTISED_DTYPES:
+            raise ValueError(
+                f"kv.dtype={self.dtype!r}: prefill attention reads no quantised pages; allowed are "
+                f"{', '.join(DTYPES)}, and decode.kv_dtype={self.dtype!r} for the decode side"
+            )
         if self.dtype is not None:
             one_of("kv.dtype", self.dtype, DTYPES)
         if not 0 < self.memory_fraction <= 1:
@@ -135,7 +139,8 @@ class DecodeConfig:
         the platform.
       page_size: tokens a page of its pools; None takes kv.page_size. Another one is converted on
         the way; it must divide kv.page_size or be a multiple of it.
-      kv_dtype: of its pools; None takes kv.dtype. Another one is converted on the way.
+      kv_dtype: of its pools, "float32", "bfloat16", or "int8" or "float8_e4m3fn" with a scale a
+        token and head; None takes kv.dtype. Another one is converted on the way.
     """
 
     engines: int = 1
@@ -153,7 +158,7 @@ class DecodeConfig:
         check_types("decode", self)
         at_least("decode", self, 1, "engines", "stages", "tp", "rows", "page_size")
         if self.kv_dtype is not None:
-            one_of("decode.kv_dtype", self.kv_dtype, DTYPES)
+            one_of("decode.kv_dtype", self.kv_dtype, DTYPES + QUANTISED_DTYPES)
         at_least("decode", self, 2, "pages")
         at_least("decode", self, 0, "lookahead")
         check_buckets("decode.page_buckets", self.page_buckets)
@@ -181,7 +186,8 @@ class HandoffConfig:
         the conversation; needs kv.prefix_cache.
       rebalance: move sequences from decode engines that are full to others that are not.
       wire_dtype: what KV is rounded to for the way, "int8" or "float8_e4m3fn" with a scale a
-        token and head; None keeps it exact.
+        token and head; None keeps it exact, but for what a decode.kv_dtype of these types rounds
+        it to, before it leaves.
       checksums: a checksum a page travels along, and is compared before the sequence may decode.
       lease: seconds that room may be held on the decode side before its prefill has ended; None
         holds it for ever.
@@ -212,7 +218,7 @@ class HandoffConfig:
         at_least("handoff", self, 0, "after_tokens", "stay_below", "retries", "reprefills")
         at_least("handoff", self, 1, "layer_groups", "max_bytes_in_flight")
         if self.wire_dtype is not None:
-            one_of("handoff.wire_dtype", self.wire_dtype, WIRE_DTYPES)
+            one_of("handoff.wire_dtype", self.wire_dtype, QUANTISED_DTYPES)
         for name in ("lease", "deadline"):
             seconds = getattr(self, name)
             if seconds is not None and not seconds > 0:
@@ -294,11 +300,20 @@ class Config:
                 f"decode.kv_dtype={self.decode.kv_dtype!r} rounded KV would come back; the former "
                 "must be None, the latter None or the prefill side's"
             )
+        self._check_rounding()
         if self.colocated and (self.decode.page_size or self.decode.kv_dtype):
             raise ValueError(
                 f"decode.page_size={self.decode.page_size}, decode.kv_dtype="
                 f"{self.decode.kv_dtype!r}: must be None with colocated=True, where both phases "
-                "share a pool"
+                "share a pool, and prefill attention reads no quantised pages"
+            )
+
+    def _check_rounding(self) -> None:
+        wire, own = self.handoff.wire_dtype, self.decode.kv_dtype
+        if own in QUANTISED_DTYPES and wire not in (None, own):
+            raise ValueError(
+                f"handoff.wire_dtype={wire!r}: must be None or {own!r} with decode.kv_dtype="
+                f"{own!r}, whose pages travel with the scales that they keep"
             )
 
     @property

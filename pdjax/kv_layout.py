@@ -2,7 +2,8 @@
 part of it.
 
 A pool keeps, for each layer, two arrays of pages (K and V apart), `[K, P, S, H]`: KV heads, pages,
-tokens in a page, head dim. Heads are sharded over `tp`; layers are dealt out to `stage`s.
+tokens in a page, head dim. Beside elements of a quantised type lies a float32 scale for each token
+and head, `[K, P, S]`. Heads are sharded over `tp`; layers are dealt out to `stage`s.
 Everything that touches KV (kernels, pools, the hand-off, tiers) takes its geometry from here, and
 addresses a piece by its *global* layer index and its *global* KV head, never by its place inside a
 shard.
@@ -13,6 +14,10 @@ from math import lcm
 
 NULL_PAGE = 0
 """Page 0 of every pool: padding writes there, nobody reads it, no allocator hands it out."""
+
+
+QUANTISED_DTYPES = ("int8", "float8_e4m3fn")
+"""Types of elements that have scales, as `pallas_kernels.quantised` rounds to them."""
 
 
 def split_layers(num_layers: int, stages: int) -> tuple[tuple[int, ...], ...]:
@@ -107,16 +112,26 @@ class KVLayout:
         return self.kv_heads // self.tp
 
     @property
+    def quantised(self) -> bool:
+        """Whether elements have scales."""
+        return self.dtype in QUANTISED_DTYPES
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of one token and KV head, K or V, with its scale if it has one."""
+        return self.head_dim * self.itemsize + 4 * self.quantised
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers and heads, K and V together."""
-        return 2 * self.num_layers * self.kv_heads * self.page_size * self.head_dim * self.itemsize
+        return 2 * self.num_layers * self.kv_heads * self.page_size * self.head_bytes
 
     @property
     def device_page_bytes(self) -> int:
         """Bytes of one page on one device: the layer slots of a stage, empty ones too, and the
         heads of a shard."""
         heads = self.slots * self.local_heads
-        return 2 * heads * self.page_size * self.head_dim * self.itemsize
+        return 2 * heads * self.page_size * self.head_bytes
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold `tokens` tokens."""

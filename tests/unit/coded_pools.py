@@ -1,8 +1,12 @@
 """Pools in which every element says where it belongs, for tests of what moves pages."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.quantised import LIMITS, QuantisedPages, decode, encode
 from pdjax.device.kv.pool import KVPool, PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
@@ -29,7 +33,7 @@ def layout(
     page_size: int = PAGE_SIZE,
     dtype: str = "float32",
 ) -> KVLayout:
-    itemsize = {"float32": 4, "bfloat16": 2}[dtype]
+    itemsize = {"float32": 4, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}[dtype]
     return KVLayout(layers, heads, HEAD_DIM, page_size, dtype, itemsize, stages, tp)
 
 
@@ -60,17 +64,21 @@ def coded(pool: PoolOwner, sign: int = 1) -> Values:
 def fill(pool: PoolOwner, values: Values) -> None:
     """Put K and V into a pool, whatever its layout; short stages keep zeros."""
 
-    def slot_array(side: np.ndarray, slot: int) -> jax.Array:
+    def slot_pages(side: np.ndarray, slot: int) -> Any:
         stages = [
             layers[slot] if slot < len(layers) else None for layers in pool.layout.stage_layers
         ]
         parts = [np.zeros_like(side[0]) if layer is None else side[layer] for layer in stages]
-        return jax.device_put(np.concatenate(parts).astype(pool.layout.dtype), pool.sharding)
+        whole, dtype = np.concatenate(parts), pool.layout.dtype
+        pages: Any = whole.astype(dtype)
+        if pool.layout.quantised:
+            pages = QuantisedPages(*encode(jnp.asarray(whole), dtype))
+        return jax.tree.map(lambda x: jax.device_put(x, pool.sharding), pages)
 
     slots = range(pool.layout.slots)
     pool.arrays = KVPool(
-        k=[slot_array(values[0], slot) for slot in slots],
-        v=[slot_array(values[1], slot) for slot in slots],
+        k=[slot_pages(values[0], slot) for slot in slots],
+        v=[slot_pages(values[1], slot) for slot in slots],
     )
 
 
@@ -79,12 +87,28 @@ def read(pool: PoolOwner) -> Values:
     heads, sides = pool.layout.kv_heads, []
     for arrays in (pool.arrays.k, pool.arrays.v):
         layers = {}
-        for stage, held in enumerate(pool.layout.stage_layers):
-            for slot, layer in enumerate(held):
-                rows = np.asarray(arrays[slot])[stage * heads : (stage + 1) * heads]
+        for stage, own in enumerate(pool.layout.stage_layers):
+            for slot, layer in enumerate(own):
+                rows = _numbers(arrays[slot])[stage * heads : (stage + 1) * heads]
                 layers[layer] = rows.astype(np.float32)
         sides.append(np.stack([layers[i] for i in range(pool.layout.num_layers)]))
     return sides[0], sides[1]
+
+
+def _numbers(pages: Any) -> np.ndarray:
+    return np.asarray(decode(*pages) if isinstance(pages, QuantisedPages) else pages)
+
+
+def held(values: Values, *dtypes: str) -> Values:
+    """What is left of K and V, float32, that lie in pools of these types one after another. Between
+    equal types nothing is rounded again."""
+    k, v = values
+    for i, dtype in enumerate(dtypes):
+        if dtype in LIMITS and dtype not in dtypes[:i]:
+            k, v = (np.asarray(decode(*encode(jnp.asarray(x), dtype))) for x in (k, v))
+        elif dtype not in LIMITS:
+            k, v = (x.astype(dtype).astype(np.float32) for x in (k, v))
+    return k, v
 
 
 def tokens_of(side: np.ndarray, pages: list[int] | np.ndarray) -> np.ndarray:

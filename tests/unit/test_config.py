@@ -160,6 +160,42 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
             "KV would come back; the former must be None, the latter None or the prefill side's",
         ),
         (
+            KVConfig,
+            {"dtype": "int8"},
+            "kv.dtype='int8': prefill attention reads no quantised pages; allowed are float32, "
+            "bfloat16, and decode.kv_dtype='int8' for the decode side",
+        ),
+        (
+            DecodeConfig,
+            {"kv_dtype": "int4"},
+            "decode.kv_dtype='int4': allowed are float32, bfloat16, int8, float8_e4m3fn",
+        ),
+        (
+            Config,
+            {"decode": DecodeConfig(kv_dtype="int8"), "colocated": True},
+            "decode.page_size=None, decode.kv_dtype='int8': must be None with colocated=True, "
+            "where both phases share a pool, and prefill attention reads no quantised pages",
+        ),
+        (
+            Config,
+            {
+                "decode": DecodeConfig(kv_dtype="int8"),
+                "handoff": HandoffConfig(wire_dtype="float8_e4m3fn"),
+            },
+            "handoff.wire_dtype='float8_e4m3fn': must be None or 'int8' with decode.kv_dtype="
+            "'int8', whose pages travel with the scales that they keep",
+        ),
+        (
+            Config,
+            {
+                "decode": DecodeConfig(kv_dtype="int8"),
+                "handoff": HandoffConfig(give_back=True),
+                "kv": KVConfig(prefix_cache=True),
+            },
+            "handoff.give_back=True: with handoff.wire_dtype=None, decode.kv_dtype='int8' rounded "
+            "KV would come back; the former must be None, the latter None or the prefill side's",
+        ),
+        (
             Config,
             {"decode": DecodeConfig(page_size=24)},
             "decode.page_size=24: must divide kv.page_size=16 or be a multiple of it",

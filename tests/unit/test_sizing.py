@@ -6,13 +6,14 @@ import jax
 import pytest
 
 from experiments.shapes import MODELS
+from pallas_kernels.quantised import LIMITS
 from pdjax.config import Config, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.device.build import build_engines
 from pdjax.device.kv import sizing
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Room, free_bytes
 from pdjax.device.mesh import DECODE_RULES, make_mesh
-from pdjax.kv_layout import KVLayout
+from pdjax.kv_layout import QUANTISED_DTYPES, KVLayout
 
 LAYOUT = KVLayout(
     num_layers=5, kv_heads=2, head_dim=4, page_size=8, dtype="float32", itemsize=4, stages=2, tp=2
@@ -35,11 +36,22 @@ def room(fraction: float = 0.5, context: int = 40) -> Room:
     return Room("decode.pages", fraction, LAYOUT, context)
 
 
-def test_a_page_on_a_device_is_what_the_pool_allocates_there():
+@pytest.mark.parametrize(
+    ("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2), ("int8", 1), ("float8_e4m3fn", 1)]
+)
+def test_a_page_on_a_device_is_what_the_pool_allocates_there(dtype, itemsize):
     mesh = make_mesh(jax.devices()[:4], 2, 2)
-    pool = PoolOwner(LAYOUT, 3, mesh, DECODE_RULES).arrays
-    shards = [array.addressable_shards[0].data for array in (*pool.k, *pool.v)]
-    assert sum(shard.nbytes for shard in shards) == 3 * LAYOUT.device_page_bytes
+    layout = replace(LAYOUT, dtype=dtype, itemsize=itemsize)
+    pool = PoolOwner(layout, 3, mesh, DECODE_RULES).arrays
+    shards = [array.addressable_shards[0].data for array in jax.tree.leaves(pool)]
+    assert sum(shard.nbytes for shard in shards) == 3 * layout.device_page_bytes
+    whole = 6 / 5 * layout.page_bytes  # 5 layers fill 6 slots
+    assert layout.device_page_bytes * 4 == whole
+
+
+def test_types_with_scales_are_those_that_kernels_round_to():
+    assert set(QUANTISED_DTYPES) == set(LIMITS)
+    assert replace(LAYOUT, dtype="int8", itemsize=1).head_bytes == 4 + 4
 
 
 def test_the_fullest_device_decides():

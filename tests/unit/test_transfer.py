@@ -23,6 +23,7 @@ from tests.unit.coded_pools import (
     TARGET,
     coded,
     fill,
+    held,
     ids,
     layout,
     move,
@@ -49,8 +50,10 @@ LAYOUTS = [
 ]
 
 
-def coded_pools(source_cut, target_cut) -> tuple[DeviceTransfer, PoolOwner, PoolOwner]:
-    source, target = pools(layout(*source_cut), layout(*target_cut))
+def coded_pools(
+    source_cut, target_cut, dtype: str = "float32"
+) -> tuple[DeviceTransfer, PoolOwner, PoolOwner]:
+    source, target = pools(layout(*source_cut, dtype=dtype), layout(*target_cut, dtype=dtype))
     fill(source, coded(source))
     fill(target, coded(target, -1))
     return transfer_of(source, target), source, target
@@ -58,9 +61,10 @@ def coded_pools(source_cut, target_cut) -> tuple[DeviceTransfer, PoolOwner, Pool
 
 def check(target: PoolOwner, source: PoolOwner, moved: dict[tuple[int, int], range]) -> None:
     """Page by page: {(source page, target page): layers} have moved and nothing else has."""
-    expected = [side.copy() for side in coded(target, -1)]
+    expected = [side.copy() for side in held(coded(target, -1), target.layout.dtype)]
     for (source_page, target_page), layers in moved.items():
-        for new, old in zip(expected, coded(source), strict=True):
+        sent = held(coded(source), source.layout.dtype)
+        for new, old in zip(expected, sent, strict=True):
             rows = slice(layers.start, layers.stop)
             new[rows, :, target_page] = old[rows, :, source_page]
     for got, wanted in zip(read(target), expected, strict=True):
@@ -85,12 +89,13 @@ def test_moves_exactly_the_pages_named(source_cut, target_cut, checked):
     assert (cost.pages, cost.puts, cost.layout_changing_puts) == (3, 1, 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize(
     ("source_cut", "target_cut"), [((1, 1), (1, 1)), ((1, 2), (3, 1)), ((3, 1), (2, 2))]
 )
-def test_a_sequence_arrives_in_parts(source_cut, target_cut):
+def test_a_sequence_arrives_in_parts(source_cut, target_cut, dtype):
     """By layer groups and by pages, in any order, with other groups landing in between."""
-    transfer, source, target = coded_pools(source_cut, target_cut)
+    transfer, source, target = coded_pools(source_cut, target_cut, dtype)
     groups = split_groups(LAYERS, 3)
     sent = [
         (([4, 9], [1, 2]), groups[0]),
@@ -122,9 +127,10 @@ def test_what_nobody_wants_lands_on_the_null_page():
     check(target, source, {(2, 4): range(LAYERS)})
 
 
-def test_pages_come_home():
+@pytest.mark.parametrize("dtype", ["float32", "int8", "float8_e4m3fn"])
+def test_pages_come_home(dtype):
     """There and back again: what returns is what left."""
-    transfer, source, _ = coded_pools((1, 2), (3, 1))
+    transfer, source, _ = coded_pools((1, 2), (3, 1), dtype)
     move(transfer, [1, 2], [8, 9])
     before = read(source)
     back = transfer.send(replace(shipment([9, 8]), source=TARGET, target=SOURCE))

@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.quantised import LIMITS, decode, encode
 from pdjax.device.kv.checksums import checksums
-from pdjax.device.kv.wire import LIMITS, Wire, decode, encode
+from pdjax.device.kv.wire import Wire
 from tests.unit.coded_pools import (
     HEAD_DIM,
     HEADS,
     LAYERS,
+    SOURCE,
+    TARGET,
     Values,
     coded,
     fill,
+    held,
     ids,
     layout,
     move,
@@ -89,6 +93,56 @@ def test_types_are_cast_where_fewer_bytes_travel(ours, theirs, bytes_each, check
     assert cost.bytes == elements * bytes_each + (4 * 2 * cost.pieces if checked else 0)
 
 
+QUANTISED = [
+    ("float32", "int8"),
+    ("bfloat16", "int8"),
+    ("bfloat16", "float8_e4m3fn"),
+    ("int8", "int8"),
+    ("float8_e4m3fn", "float8_e4m3fn"),
+    ("int8", "float8_e4m3fn"),
+    ("int8", "float32"),
+    ("float8_e4m3fn", "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize(("ours", "theirs"), QUANTISED)
+@pytest.mark.parametrize(
+    ("source_cut", "target_cut", "size", "their_size"),
+    [((1, 1), (1, 1), 2, 2), ((1, 2), (3, 1), 2, 4), ((2, 2), (3, 2), 4, 2)],
+)
+def test_quantised_pools(source_cut, target_cut, size, their_size, ours, theirs, checked):
+    """What comes is what the two pools' types make of it, rounded once and to the bit; scales
+    travel beside their elements, and nothing else changes."""
+    source, target = pools(
+        layout(*source_cut, page_size=size, dtype=ours),
+        layout(*target_cut, page_size=their_size, dtype=theirs),
+    )
+    fill(source, coded(source))
+    fill(target, coded(target, -1))
+    old = read(target)
+    transfer = transfer_of(source, target)
+    pages = [5, 2, 7, 1][: 2 * max(size, their_size) // size]
+    their_pages = [3, 8, 4, 1][: 2 * max(size, their_size) // their_size]
+    ticket = transfer.send(shipment(pages, checked=checked))
+    cost = ticket.result()
+    assert transfer.land(ticket, ids(their_pages)).result() == 0
+    for got, sent, was in zip(read(target), held(coded(source), ours, theirs), old, strict=True):
+        np.testing.assert_array_equal(tokens_of(got, their_pages), tokens_of(sent, pages))
+        others = [page for page in range(1, target.num_pages) if page not in their_pages]
+        np.testing.assert_array_equal(got[:, :, others], was[:, :, others])
+    tokens = len(pages) * size
+    spans = tokens // lcm(size, their_size) * cost.pieces if checked else 0
+    assert cost.bytes == 2 * LAYERS * HEADS * tokens * (HEAD_DIM + 4) + 4 * spans
+
+
+def test_the_wire_of_a_quantised_pool_is_its_own():
+    cuts = layout(), layout(dtype="int8")
+    assert transfer_of(*pools(*cuts), "int8").path(SOURCE, TARGET).wire.dtype == "int8"
+    with pytest.raises(ValueError, match="wire_dtype='float8_e4m3fn': must be None or 'int8'"):
+        transfer_of(*pools(*cuts), "float8_e4m3fn")
+
+
 def rows(pool, draw) -> Values:
     """Drawn K and V of a pool, to be filled in."""
     shape = coded(pool)[0].shape
@@ -143,7 +197,7 @@ def test_what_the_wire_can_say_is_said_exactly(wire_dtype, elements, scale):
     x = np.stack([elements, np.full(len(elements), limit)], axis=1).astype(np.float32) * scale
     coded_x, scales = jax.jit(encode, static_argnums=1)(x, wire_dtype)
     assert coded_x.dtype == wire_dtype
-    np.testing.assert_array_equal(scales, np.full((len(x), 1), scale, np.float32))
+    np.testing.assert_array_equal(scales, np.full(len(x), scale, np.float32))
     np.testing.assert_array_equal(jax.jit(decode)(coded_x, scales), x)
 
 
@@ -179,10 +233,12 @@ def test_words_hold_any_number_of_elements(dtype, shape):
     ("source_cut", "target_cut"),
     [((1, 1), (1, 1)), ((1, 2), (3, 1)), ((3, 1), (1, 4)), ((2, 2), (4, 1)), ((1, 1), (1, 3))],
 )
-@pytest.mark.parametrize("wire_dtype", [None, "int8"])
-def test_a_flipped_bit_is_caught(source_cut, target_cut, wire_dtype):
+@pytest.mark.parametrize(
+    ("wire_dtype", "dtype"), [(None, "float32"), ("int8", "float32"), (None, "int8")]
+)
+def test_a_flipped_bit_is_caught(source_cut, target_cut, wire_dtype, dtype):
     """On the device where it happened, in whatever word of a piece, and nowhere else."""
-    source, target = pools(layout(*source_cut), layout(*target_cut))
+    source, target = pools(layout(*source_cut), layout(*target_cut, dtype=dtype))
     fill(source, coded(source))
     transfer = transfer_of(source, target, wire_dtype)
     ticket = transfer.send(shipment([3, 1, 2, 0], checked=True))

@@ -1,9 +1,11 @@
 """KVPool: the arrays that hold pages, and the pure functions that gather and scatter them.
 
-One pair of arrays a layer slot, K and V apart, `[K, P, S, H]`, zero-initialised (a stray NaN times
-a zero probability would still poison a row), page 0 the null page. A pool is donated to every step
-that writes it and has one owner.
+One pair of arrays a layer slot, K and V apart, `[K, P, S, H]`, of a quantised layout with their
+scales, zero-initialised (a stray NaN times a zero probability would still poison a row), page 0 the
+null page. A pool is donated to every step that writes it and has one owner.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,15 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
 from pallas_kernels.page_copy import api as page_copy
+from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 from pdjax.device.mesh import Rules, sharding
 from pdjax.kv_layout import KVLayout
 
-PAGE_AXES = ("kv_heads", None, None, None)
-"""Logical axes of a layer's pages, [K, P, S, H]."""
+PAGE_AXES = ("kv_heads",)
+"""Logical axes of a layer's pages, [K, P, S, H], and of their scales, [K, P, S]; the axes that are
+not named lie whole on each device."""
 
-Layers = list[tuple[jax.Array, jax.Array]]
+Layers = list[tuple[Pages, Pages]]
 """K and V of some layer slots, each [K, P, S, H]."""
 
 
@@ -25,8 +29,8 @@ Layers = list[tuple[jax.Array, jax.Array]]
 class KVPool:
     """Pages of all layer slots of a mesh; within `shard_map`, those of one shard."""
 
-    k: list[jax.Array]  # of [K, P, S, H], one a layer slot
-    v: list[jax.Array]
+    k: list[Pages]  # of [K, P, S, H], one a layer slot
+    v: list[Pages]
 
     @property
     def layers(self) -> Layers:
@@ -65,23 +69,50 @@ class PoolOwner:
 
 def _zeros(layout: KVLayout, num_pages: int, where: NamedSharding) -> KVPool:
     shape = (layout.stages * layout.kv_heads, num_pages, layout.page_size, layout.head_dim)
-    make = jax.jit(lambda: jnp.zeros(shape, layout.dtype), out_shardings=where)
+
+    def pages() -> Pages:
+        elements = jnp.zeros(shape, layout.dtype)
+        if not layout.quantised:
+            return elements
+        return QuantisedPages(elements, jnp.zeros(shape[:-1], jnp.float32))
+
+    make = jax.jit(pages, out_shardings=where)
     return KVPool(k=[make() for _ in range(layout.slots)], v=[make() for _ in range(layout.slots)])
 
 
-def gather_pages(layers: Layers, heads: slice, page_ids: jax.Array) -> jax.Array:
+def gather_pages(layers: Layers, heads: slice, page_ids: jax.Array) -> Pages:
     """K and V of `heads` of `layers` in the pages `page_ids` i32[n] -> one array [layers * 2 *
-    heads, n, S, H]."""
-    return page_copy.gather(_sides(layers), page_ids, heads=heads)
+    heads, n, S, H], with scales [layers * 2 * heads, n, S] if they have any."""
+    sides = _sides(layers)
+    elements = page_copy.gather([elements_of(side) for side in sides], page_ids, heads=heads)
+    scales = _scales(sides)
+    if not scales:
+        return elements
+    return QuantisedPages(elements, page_copy.gather(scales, page_ids, heads=heads)[..., 0])
 
 
-def scatter_pages(layers: Layers, pages: jax.Array, page_ids: jax.Array) -> Layers:
-    """The inverse of `gather_pages` for all heads of a shard: [layers * 2, K, n, S, H] into
-    `page_ids` i32[n]. What the null page then holds is left open."""
-    after = page_copy.scatter(_sides(layers), pages.reshape(-1, *pages.shape[2:]), page_ids)
+def scatter_pages(layers: Layers, pages: Pages, page_ids: jax.Array) -> Layers:
+    """The inverse of `gather_pages` for all heads of a shard: [layers * 2, K, n, S, H], with scales
+    if the layers have any, into `page_ids` i32[n]. What the null page then holds is left open."""
+    sides = _sides(layers)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pages)
+    after: Sequence[Pages] = page_copy.scatter(
+        [elements_of(side) for side in sides], elements_of(rows), page_ids
+    )
+    if isinstance(rows, QuantisedPages):
+        scales = page_copy.scatter(_scales(sides), rows.scales[..., None], page_ids)
+        after = [
+            QuantisedPages(elements, scale[..., 0])
+            for elements, scale in zip(after, scales, strict=True)
+        ]
     return list(zip(after[::2], after[1::2], strict=True))
 
 
-def _sides(layers: Layers) -> list[jax.Array]:
+def _sides(layers: Layers) -> list[Pages]:
     """K and V of each layer slot, one after another."""
     return [side for layer in layers for side in layer]
+
+
+def _scales(sides: list[Pages]) -> list[jax.Array]:
+    """Those of pages that have any, as pages whose head dim is 1."""
+    return [side.scales[..., None] for side in sides if isinstance(side, QuantisedPages)]

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels.quantised import Pages
 from pdjax.device.kv.pool import Layers, PoolOwner, gather_pages, scatter_pages
 from pdjax.device.kv.transfer_route import Route
 from pdjax.device.kv.wire import Wire
@@ -183,14 +184,15 @@ class Path:
             spans = tokens // span
             after, differs = [], jnp.zeros(pages, bool)
             for layers, units, own in zip(parts, pieces, ids[:, 0], strict=True):
-                rows = []
+                sides, rows = 2 * len(layers), []
                 for piece in units:
-                    shape = 2 * len(layers) * unit, tokens, layout.head_dim
-                    x, intact = wire.read(piece, shape, spans, checked=checked)
-                    rows.append(x.reshape(2 * len(layers), unit, pages, *layers[0][0].shape[2:]))
+                    shape = sides * unit, tokens, layout.head_dim
+                    came, intact = wire.read(piece, shape, spans, checked=checked)
+                    rows.append(_paged(came, (sides, unit, pages, layout.page_size)))
                     if intact is not None:
                         differs |= jnp.repeat(~intact, pages // spans) & (own != NULL_PAGE)
-                after.append(scatter_pages(layers, jnp.concatenate(rows, axis=1), own))
+                whole = jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *rows)
+                after.append(scatter_pages(layers, whole, own))
             return after, jnp.sum(differs, dtype=jnp.int32)[None]
 
         def program(
@@ -211,6 +213,11 @@ class Path:
             in_shardings=(where, NamedSharding(mesh, PIECE), NamedSharding(mesh, P(None, STAGE))),
             out_shardings=(where, NamedSharding(mesh, PIECE)),
         )
+
+
+def _paged(tokens: Pages, shape: tuple[int, int, int, int]) -> Pages:
+    """[X, T, H], scales [X, T] -> [*shape, H], [*shape]."""
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), tokens)
 
 
 def _by_device(array: jax.Array) -> dict[jax.Device, jax.Array]:

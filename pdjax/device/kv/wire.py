@@ -2,14 +2,9 @@
 programs at both ends.
 
 Exact KV travels as it is, in the narrower of the two pools' types. Rounded KV travels as small
-elements with one float32 scale a token and KV head, K and V apart:
-
-    scale = largest magnitude / limit        element = round(x / scale)        x' = element * scale
-
-so that |x - x'| is at most half a scale (int8), or the larger of |x| / 16 and scale / 1024
-(float8_e4m3fn), and x' == x wherever x / scale is such an element. A token and head of zeros stays
-zeros; one whose largest magnitude is too small for its scale to be a normal float32 (below about
-1e-35) becomes zeros; one with a NaN or an infinity in it arrives as NaNs throughout.
+elements with one float32 scale a token and KV head, K and V apart, as `pallas_kernels.quantised`
+makes them. Pages of a quantised pool are such already: they travel as they are, and to one they
+arrive as they are.
 
 Scales and checksums travel in the same piece as what they are of, since each piece of a put has a
 price of its own: as words u32[n], elements first.
@@ -24,11 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.quantised import LIMITS, Pages, QuantisedPages, decode, encode
 from pdjax.device.kv.checksums import checksums
 from pdjax.kv_layout import KVLayout
-
-LIMITS = {"int8": 127.0, "float8_e4m3fn": 448.0}
-"""Types to round to, and the largest number that each holds."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +38,22 @@ class Wire:
 
     @classmethod
     def between(cls, source: KVLayout, target: KVLayout, wire_dtype: str | None) -> "Wire":
-        """Rounded to `wire_dtype`, or exact.
+        """Rounded to `wire_dtype`, or to the type of a pool that is quantised, or exact.
 
         Raises:
-          ValueError: nothing is rounded to such a type.
+          ValueError: nothing is rounded to such a type, or a pool is quantised in another.
         """
         if wire_dtype is not None and wire_dtype not in LIMITS:
             raise ValueError(f"wire_dtype={wire_dtype!r}: allowed are None and {', '.join(LIMITS)}")
+        rounded = [pool.dtype for pool in (target, source) if pool.quantised]
+        if wire_dtype is not None and rounded and wire_dtype not in rounded:
+            raise ValueError(
+                f"wire_dtype={wire_dtype!r}: must be None or {rounded[0]!r}, the type of a pool "
+                "whose pages travel with the scales that they have there"
+            )
         narrower = source if source.itemsize <= target.itemsize else target
-        return cls(wire_dtype or narrower.dtype, target.dtype)
+        dtype = [*rounded, wire_dtype or narrower.dtype][0]
+        return cls(dtype, target.dtype)
 
     @property
     def rounded(self) -> bool:
@@ -64,25 +64,29 @@ class Wire:
         """Bytes of one token and KV head, K or V."""
         return head_dim * jnp.dtype(self.dtype).itemsize + 4 * self.rounded
 
-    def write(self, x: jax.Array, spans: int, *, checked: bool) -> jax.Array:
-        """x [X, n, S, H] of some spans of tokens -> a piece: [X, n, S, H], or words."""
-        if not self.rounded:
-            elements, scales = x.astype(self.dtype), []
-        else:
-            elements, scale = encode(x, self.dtype)
-            scales = [scale]
+    def write(self, pages: Pages, spans: int, *, checked: bool) -> jax.Array:
+        """Pages [X, n, S, H] of some spans of tokens -> a piece: [X, n, S, H], or words."""
+        elements, *scales = self._encoded(pages)
         if not scales and not checked:
             return elements
-        tokens = x.shape[1] * x.shape[2]
-        arrays = [array.reshape(len(x), tokens, -1) for array in (elements, *scales)]
+        heads, pages_, page_size, _ = elements.shape
+        arrays = [x.reshape(heads, pages_ * page_size, -1) for x in (elements, *scales)]
         words = [_words(array) for array in arrays]
         return jnp.concatenate([*words, checksums(arrays, spans)] if checked else words)
 
+    def _encoded(self, pages: Pages) -> tuple[jax.Array, ...]:
+        """Elements in the wire's type, and their scales if they are rounded."""
+        if isinstance(pages, QuantisedPages):
+            if pages.elements.dtype == self.dtype:
+                return tuple(pages)
+            pages = decode(*pages)
+        return encode(pages, self.dtype) if self.rounded else (pages.astype(self.dtype),)
+
     def read(
         self, piece: jax.Array, shape: tuple[int, int, int], spans: int, *, checked: bool
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """A piece -> [X, T, H] of that shape; and bool[spans], whether a span is as it was
-        written."""
+    ) -> tuple[Pages, jax.Array | None]:
+        """A piece -> [X, T, H] of that shape, with scales [X, T] if the target's have any; and
+        bool[spans], whether a span is as it was written."""
         if not self.rounded and not checked:
             return piece.reshape(shape).astype(self.target_dtype), None
         arrays = [_elements(piece, shape, self.dtype)]
@@ -90,22 +94,12 @@ class Wire:
             rest = piece[_num_words(shape, self.dtype) :]
             arrays.append(_elements(rest, (*shape[:2], 1), "float32"))
         intact = piece[-spans:] == checksums(arrays, spans) if checked else None
-        x = arrays[0] if len(arrays) == 1 else decode(arrays[0], arrays[1])
-        return x.astype(self.target_dtype), intact
-
-
-def encode(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
-    """x [..., H] -> elements [..., H] and their scales f32[..., 1]."""
-    limit = LIMITS[dtype]
-    x = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / limit
-    scaled = jnp.clip(x / jnp.where(scale > 0, scale, 1), -limit, limit)
-    return (jnp.round(scaled) if dtype == "int8" else scaled).astype(dtype), scale
-
-
-def decode(elements: jax.Array, scale: jax.Array) -> jax.Array:
-    """The inverse, in float32."""
-    return elements.astype(jnp.float32) * scale
+        if not self.rounded:
+            return arrays[0].astype(self.target_dtype), intact
+        came = QuantisedPages(arrays[0], arrays[1][..., 0])
+        if self.target_dtype in LIMITS:
+            return came, intact
+        return decode(*came).astype(self.target_dtype), intact
 
 
 def _num_words(shape: tuple[int, ...], dtype: str) -> int:

@@ -6,25 +6,26 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.quantised import Pages
 from pdjax.device.model.transformer import Attend
 from pdjax.model_spec import ModelSpec
 
-Pages = tuple[jax.Array, jax.Array]
+LayerPages = tuple[Pages, Pages]
 """Those of a layer: K and V, [K, P, S, H]."""
 
-AttendPages = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+AttendPages = Callable[..., tuple[jax.Array, Pages, Pages]]
 """(qkv [T, K, G + 2, H], scale f32[T], bias [K, G + 2, H] or None, cos and sin f32[T, H/2], k_pages
 and v_pages [K, P, S, H]) -> ([T, N, H], k_pages, v_pages): scales, shifts and rotates q and k,
 writes k and v to their pages, and reads attention back from the pages of that layer."""
 
 
 def attend_at(spec: ModelSpec, positions: jax.Array, attend_pages: AttendPages) -> Attend:
-    """`transformer.Attend` of tokens at `positions` i32[T], whose cache is the Pages of a layer."""
+    """`transformer.Attend` of tokens at `positions` i32[T]; its cache is the LayerPages of a layer."""
     cos, sin = rope_table(spec, positions)
 
     def attend(
-        qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: Pages
-    ) -> tuple[jax.Array, Pages]:
+        qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: LayerPages
+    ) -> tuple[jax.Array, LayerPages]:
         o, k_pages, v_pages = attend_pages(qkv, scale, bias, cos, sin, *cache)
         return o, (k_pages, v_pages)
 
