@@ -13,14 +13,18 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from pallas_kernels.quantised import decode, encode
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition
 from pdjax.device.model import transformer
 from pdjax.device.model.transformer import LAYER_AXES, MODEL_AXES, Attend, Layer, Params
 from pdjax.model_spec import ModelSpec
 
 
-def dense_attend(spec: ModelSpec, length: int) -> Attend:
-    """Causal attention over `length` tokens of one sequence, whose positions start at 0."""
+def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None = None) -> Attend:
+    """Causal attention over `length` tokens of one sequence, whose positions start at 0.
+
+    `rounded` (n, type): tokens from the n-th on see K and V as `quantised.encode` rounds them.
+    """
     frequencies, stretch = spec.rope.frequencies(spec.head_dim)
     angles = np.arange(length)[:, None] * frequencies
     cos = (stretch * np.cos(angles)).astype(np.float32)[:, None, None]  # [T, 1, 1, H/2]
@@ -37,18 +41,32 @@ def dense_attend(spec: ModelSpec, length: int) -> Attend:
         qkv = qkv * scale[:, None, None, None] + (0 if bias is None else bias)
         rotated = rotate(qkv[:, :, :-1])
         q, k, v = rotated[:, :, :-1], rotated[:, :, -1], qkv[:, :, -1]  # q [T, K, G, H]
+        o = see(q, k, v)
+        if rounded is not None:
+            first, dtype = rounded
+            seen = see(q, *(decode(*encode(x, dtype)) for x in (k, v)))
+            o = jnp.where((jnp.arange(length) >= first)[:, None, None, None], seen, o)
+        return o.reshape(length, -1, spec.head_dim), cache
+
+    def see(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         scores = jnp.einsum("qkgh,tkh->kgqt", q, k) / spec.head_dim**0.5
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
-        o = jnp.einsum("kgqt,tkh->qkgh", weights, v).reshape(length, -1, spec.head_dim)
-        return o, cache
+        return jnp.einsum("kgqt,tkh->qkgh", weights, v)
 
     return attend
 
 
-@functools.partial(jax.jit, static_argnames="spec")
-def dense_logits(params: Params, tokens: jax.Array, *, spec: ModelSpec) -> jax.Array:
-    """tokens i32[T] of one sequence -> logits f32[T, V], on one device."""
-    attend = dense_attend(spec, len(tokens))
+@functools.partial(jax.jit, static_argnames=("spec", "rounded"))
+def dense_logits(
+    params: Params,
+    tokens: jax.Array,
+    *,
+    spec: ModelSpec,
+    rounded: tuple[int, str] | None = None,
+) -> jax.Array:
+    """tokens i32[T] of one sequence -> logits f32[T, V], on one device; `rounded` as in
+    `dense_attend`."""
+    attend = dense_attend(spec, len(tokens), rounded)
     nothing = [None] * len(params.layers)
     x = transformer.embed(params, tokens)
     x, _ = transformer.forward(params, x, nothing, attend, spec=spec)

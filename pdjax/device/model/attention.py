@@ -20,7 +20,7 @@ writes k and v to their pages, and reads attention back from the pages of that l
 
 
 def attend_at(spec: ModelSpec, positions: jax.Array, attend_pages: AttendPages) -> Attend:
-    """`transformer.Attend` of tokens at `positions` i32[T]; its cache is the LayerPages of a layer."""
+    """`transformer.Attend` of tokens at `positions` i32[T], whose cache are LayerPages."""
     cos, sin = rope_table(spec, positions)
 
     def attend(

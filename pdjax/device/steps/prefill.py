@@ -186,7 +186,8 @@ class _Programs:
 
 def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
     """Write the chunks' KV, then attend to it and to what earlier chunks wrote."""
-    write = partial(rope_and_write, slot_mapping=batch.slot_mapping)
+    # Of floating pages alone: a config puts no others here, and prefill attention reads none.
+    write: Any = partial(rope_and_write, slot_mapping=batch.slot_mapping)
 
     def attend(*layer: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k_pages, v_pages = write(*layer)
