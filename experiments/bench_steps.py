@@ -12,6 +12,7 @@ In one run, on one device, with random weights and greedy tokens:
 
   python -m experiments.bench_steps --model=llama3_8b
   python -m experiments.bench_steps --sections=ceilings,decode --decode=64x1060 --layers=4 --profile
+  python -m experiments.bench_steps --sections=ceilings,kernels,decode --kv_dtype=int8
   python -m experiments.bench_steps --model=tiny
 
 Shapes: 64x1060 is rows x context to --decode, and 8x1024 prompts x length to --prefill, which also
@@ -42,6 +43,7 @@ from experiments.step_engines import StepEngines, StepTime
 from pallas_kernels.paged_attention.api import IMPLEMENTATIONS
 from pdjax.device.compat import keep_compilations
 from pdjax.flags import new_flags, run
+from pdjax.kv_layout import QUANTISED_DTYPES
 
 SECTIONS = ("ceilings", "kernels", "decode", "prefill")
 PREFILL_TOKENS = 32768
@@ -68,6 +70,13 @@ _ATTENTION = flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 _PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "tokens a page", flag_values=FLAGS)
+_KV_DTYPE = flags.DEFINE_enum(
+    "kv_dtype",
+    None,
+    ["float32", "bfloat16", *QUANTISED_DTYPES],
+    "type of the pools of decode attention and of ticks; else the model's",
+    flag_values=FLAGS,
+)
 _STEPS = flags.DEFINE_integer("steps", 32, "ticks of a round", flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds, of which the median", flag_values=FLAGS)
 _PROFILE = flags.DEFINE_bool("profile", False, "kernels of each step, too", flag_values=FLAGS)
@@ -83,20 +92,29 @@ class Bench:
       layers: how many instead of the model's, or None.
       attention: an implementation by name, or None.
       page_size: tokens a page.
+      kv_dtype: of decode's pools, if it is not that of the weights.
       out: file that is written after each number.
     """
 
     def __init__(
-        self, model: str, layers: int | None, attention: str | None, page_size: int, out: Path
+        self,
+        model: str,
+        layers: int | None,
+        attention: str | None,
+        page_size: int,
+        kv_dtype: str | None,
+        out: Path,
     ) -> None:
         spec = MODELS[model]
         self.spec = replace(spec, num_layers=layers or spec.num_layers)
         self.dtype = "float32" if model == "tiny" else "bfloat16"
         self.usual = TINY if model == "tiny" else LARGE
         self.attention, self.page_size = attention, page_size
+        self.kv_dtype = kv_dtype or self.dtype
         self.itemsize = jnp.dtype(self.dtype).itemsize
         # vLLM was measured with this very model only.
         self.with_rival = model == rival_vllm.MODEL and self.spec == spec
+        self.with_rival &= self.kv_dtype == self.dtype
         self.ceilings: ceilings.Ceilings | None = None
         self.failed: list[str] = []
         self._out = out
@@ -105,6 +123,7 @@ class Bench:
             "layers": f"{self.spec.num_layers} of {spec.num_layers}",
             "dtype": self.dtype,
             "page_size": page_size,
+            "kv_dtype": self.kv_dtype,
             "attention": attention,
             **origin(),
             "failed": self.failed,
@@ -145,7 +164,7 @@ class Bench:
         steps, rounds = _STEPS.value or 1, _ROUNDS.value or 1
         batches, pages = decode_batches(case, steps, self.page_size, self.spec.vocab_size)
         took, again = engines.time_decode(batches, pages, self.attention, rounds)
-        work = decode_bytes(self.spec, case, self.itemsize)
+        work = decode_bytes(self.spec, case, self.itemsize, self.kv_dtype)
         row = {"case": case.name, **_step_row(took), "bytes": work}
         row |= _beside(took.seconds, work, self._ceiling("copy"))
         if self.with_rival:
@@ -201,7 +220,7 @@ def bench(sections: list[str], one: Bench) -> None:
     if "ceilings" in sections:
         one.attempt("ceilings", one.measure_ceilings)
     if "kernels" in sections:
-        setting = Setting(one.spec, one.dtype, one.page_size, one.attention)
+        setting = Setting(one.spec, one.dtype, one.page_size, one.kv_dtype, one.attention)
         for kernel in kernels(setting, one.usual):
             if _asked(kernel.label):
                 one.attempt(kernel.label, partial(one.measure_kernel, kernel))
@@ -212,7 +231,7 @@ def bench(sections: list[str], one: Bench) -> None:
         *((f"prefill {case.name}", partial(one.measure_prefill, case)) for case in steps),
     ]
     if whole := [each for each in whole if _asked(each[0])]:
-        engines = StepEngines(one.spec, one.dtype, one.page_size)
+        engines = StepEngines(one.spec, one.dtype, one.page_size, one.kv_dtype)
         one.whole["weights_s"] = engines.weights_s
         print(f"weights made in {engines.weights_s:.1f} s", flush=True)
         for label, measure in whole:
@@ -236,8 +255,25 @@ def main() -> int:
     if _CACHE.value:
         keep_compilations(_CACHE.value)
     out = Path(_OUT.value or "")
-    one = Bench(_MODEL.value or "", _LAYERS.value, _ATTENTION.value, _PAGE_SIZE.value or 64, out)
-    said = ("model", "layers", "dtype", "page_size", "attention", "devices", "versions", "commit")
+    one = Bench(
+        _MODEL.value or "",
+        _LAYERS.value,
+        _ATTENTION.value,
+        _PAGE_SIZE.value or 64,
+        _KV_DTYPE.value,
+        out,
+    )
+    said = (
+        "model",
+        "layers",
+        "dtype",
+        "kv_dtype",
+        "page_size",
+        "attention",
+        "devices",
+        "versions",
+        "commit",
+    )
     print("\n".join(f"{name}: {one.whole[name]}" for name in said), flush=True)
     bench(sections, one)
     print("\n" + step_tables.show(one.whole))

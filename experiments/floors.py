@@ -1,6 +1,9 @@
 """What a step cannot do without: bytes that it must read, operations that it must compute."""
 
+import jax.numpy as jnp
+
 from experiments.step_cases import DecodeCase, PrefillCase
+from pdjax.kv_layout import KVLayout
 from pdjax.model_spec import ModelSpec
 
 
@@ -11,15 +14,21 @@ def layer_matrices(spec: ModelSpec) -> int:
     return qkv + out + 3 * spec.model_dim * spec.mlp_dim
 
 
-def token_kv(spec: ModelSpec) -> int:
-    """Elements of K and V that one layer keeps of a token."""
-    return 2 * spec.kv_heads * spec.head_dim
+def token_kv_bytes(spec: ModelSpec, dtype: str) -> int:
+    """Bytes of K and V that one layer keeps of a token, with their scales if the type has any."""
+    itemsize = jnp.dtype(dtype).itemsize
+    return KVLayout(1, spec.kv_heads, spec.head_dim, 1, dtype, itemsize).page_bytes
 
 
-def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int) -> int:
-    """Read by a decode step: every matrix once, the embedding not, and all KV once."""
+def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int, kv_dtype: str) -> int:
+    """Read by a decode step: every matrix once, the embedding not, and all KV once.
+
+    Args:
+      itemsize: of weights.
+      kv_dtype: of the pool.
+    """
     weights = spec.num_layers * layer_matrices(spec) + spec.model_dim * spec.vocab_size
-    return itemsize * (weights + spec.num_layers * token_kv(spec) * case.tokens)
+    return itemsize * weights + spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.tokens
 
 
 def attention_flops(spec: ModelSpec, case: PrefillCase) -> int:

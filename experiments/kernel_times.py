@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.floors import attention_flops, token_kv
-from experiments.loops import noise, seconds_a_call
+from experiments.floors import attention_flops, token_kv_bytes
+from experiments.loops import noise, noisy_pages, seconds_a_call
 from experiments.step_cases import DecodeCase, PrefillCase, Usual
 from pallas_kernels.paged_attention.api import append_attention, paged_attention
 from pallas_kernels.prefill_attention.api import prefill_attention
+from pallas_kernels.quantised import Pages
 from pdjax.model_spec import ModelSpec
 
 _COLD_BYTES = 100e6
@@ -53,22 +54,24 @@ class Setting:
     Attributes:
       spec: heads and their dim.
       dtype, page_size: of q and the pools.
+      kv_dtype: of the pools of decode attention.
       implementation: by name, or None for the platform's.
     """
 
     spec: ModelSpec
     dtype: str
     page_size: int
+    kv_dtype: str
     implementation: str | None
 
     def kv_bytes(self, tokens: int) -> int:
-        """Bytes of so many tokens' K and V, in one layer."""
-        return tokens * token_kv(self.spec) * jnp.dtype(self.dtype).itemsize
+        """Bytes of so many tokens' K and V, in one layer of decode pools."""
+        return tokens * token_kv_bytes(self.spec, self.kv_dtype)
 
-    def pools(self, pages: int) -> tuple[jax.Array, jax.Array]:
+    def pools(self, pages: int, dtype: str) -> tuple[Pages, Pages]:
         """K and V of one layer, [K, P, S, H], full of noise."""
         shape = (self.spec.kv_heads, pages, self.page_size, self.spec.head_dim)
-        return noise(shape, self.dtype, 1), noise(shape, self.dtype, 2)
+        return noisy_pages(shape, dtype, 1), noisy_pages(shape, dtype, 2)
 
     def seconds(
         self, operation: Callable[..., Any], carry: Any, operands: Any, work: float, unit: str
@@ -121,7 +124,8 @@ def _tables(setting: Setting, case: DecodeCase, turns: int) -> list[jax.Array]:
 def _paged(setting: Setting, case: DecodeCase) -> float:
     spec, work = setting.spec, setting.kv_bytes(case.tokens)
     tables = _tables(setting, case, _turns(work))
-    k_pages, v_pages = setting.pools(1 + sum(table.size for table in tables))
+    pages = 1 + sum(table.size for table in tables)
+    k_pages, v_pages = setting.pools(pages, setting.kv_dtype)
     kv_lens = jnp.full(case.rows, case.context, jnp.int32)
     attend = partial(
         paged_attention, scale=spec.head_dim**-0.5, implementation=setting.implementation
@@ -139,7 +143,8 @@ def _append(setting: Setting, case: DecodeCase) -> float:
     """The pools go from call to call, each of which must wait for the one before to write."""
     spec, work = setting.spec, setting.kv_bytes(case.tokens)
     tables = _tables(setting, case, _turns(work))
-    pools = setting.pools(1 + sum(table.size for table in tables))
+    pages = 1 + sum(table.size for table in tables)
+    pools = setting.pools(pages, setting.kv_dtype)
     qkv = noise((case.rows, spec.kv_heads, spec.group + 2, spec.head_dim), setting.dtype)
     angles = noise((case.rows, spec.head_dim // 2), jnp.float32)
     token = (qkv, jnp.ones(case.rows, jnp.float32), None, jnp.cos(angles), jnp.sin(angles))
@@ -163,7 +168,7 @@ def _prefill(setting: Setting, case: PrefillCase) -> float:
     kv_lens = [length + earlier for length, earlier in case.chunks]
     turns = _turns(setting.kv_bytes(sum(kv_lens)))
     pages = _scattered(turns, case.pages(setting.page_size))
-    k_pages, v_pages = setting.pools(1 + pages.size)
+    k_pages, v_pages = setting.pools(1 + pages.size, setting.dtype)
     counts = [-(-n // setting.page_size) for n in kv_lens]
     lengths = [length for length, _ in case.chunks]
     tail = (

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.quantised import LIMITS, Pages, QuantisedPages, encode
+
 Operation = Callable[[Any, Any], Any]
 """(carry, operands) -> the carry of the next call."""
 
@@ -18,6 +20,18 @@ def noise(shape: Sequence[int], dtype: jax.typing.DTypeLike, seed: int = 0) -> j
     """Numbers of mean 0 and variance 1, made on the device. What is computed with zeros draws less
     power than real numbers do, and a card that draws less clocks higher."""
     return _noise(tuple(shape), jnp.dtype(dtype).name, seed)
+
+
+def noisy_pages(shape: Sequence[int], dtype: str, seed: int = 0) -> Pages:
+    """Pages [K, P, S, H] full of noise, of a type with scales as they are written."""
+    if dtype not in LIMITS:
+        return noise(shape, dtype, seed)
+    return _noisy_pages(tuple(shape), dtype, seed)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _noisy_pages(shape: tuple[int, ...], dtype: str, seed: jax.Array) -> QuantisedPages:
+    return QuantisedPages(*encode(_noise(shape, "bfloat16", seed), dtype))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -3,15 +3,16 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.loops import noise
+from experiments.loops import noisy_pages
 from experiments.step_times import replace_method
+from pallas_kernels.quantised import elements_of
 from pdjax.config import Config
 from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
@@ -49,9 +50,12 @@ class StepEngines:
       spec: the model.
       dtype: of weights and pools.
       page_size: tokens a page.
+      kv_dtype: of decode pools, if it is another.
     """
 
-    def __init__(self, spec: ModelSpec, dtype: str, page_size: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, dtype: str, page_size: int, kv_dtype: str | None = None
+    ) -> None:
         self.spec = spec
         self.layout = KVLayout(
             num_layers=spec.num_layers,
@@ -61,6 +65,8 @@ class StepEngines:
             dtype=dtype,
             itemsize=jnp.dtype(dtype).itemsize,
         )
+        own = kv_dtype or dtype
+        self._decode_layout = replace(self.layout, dtype=own, itemsize=jnp.dtype(own).itemsize)
         # On one device the rules of both phases put everything in the same place.
         self._mesh = make_mesh(jax.devices()[:1], 1, 1)
         began = time.perf_counter()
@@ -81,7 +87,7 @@ class StepEngines:
         engine = JaxDecodeEngine(
             self._params,
             self.spec,
-            self._pool(pages),
+            self._pool(self._decode_layout, pages),
             rows=rows,
             context=width * self.layout.page_size,
             max_logprobs=Config().max_logprobs,
@@ -101,7 +107,10 @@ class StepEngines:
           Its time, and what runs it once more.
         """
         engine = JaxPrefillEngine(
-            self._params, self.spec, self._pool(pages), max_logprobs=Config().max_logprobs
+            self._params,
+            self.spec,
+            self._pool(self.layout, pages),
+            max_logprobs=Config().max_logprobs,
         )
         program = _Program(engine, "_step")
         for batch in batches[:-1]:
@@ -109,14 +118,14 @@ class StepEngines:
         times = _time([partial(engine.prefill, batches[-1])] * steps, rounds)
         return program.step_time(*times), lambda: engine.prefill(batches[-1]).result()
 
-    def _pool(self, pages: int) -> PoolOwner:
+    def _pool(self, layout: KVLayout, pages: int) -> PoolOwner:
         """A pool full of noise."""
-        pool = PoolOwner(self.layout, pages, self._mesh, PREFILL_RULES)
-        some = pool.arrays.k[0]
+        pool = PoolOwner(layout, pages, self._mesh, PREFILL_RULES)
+        shape = elements_of(pool.arrays.k[0]).shape
         fill = jax.jit(
-            lambda seed: noise(some.shape, some.dtype, seed), out_shardings=some.sharding
+            lambda seed: noisy_pages(shape, layout.dtype, seed), out_shardings=pool.sharding
         )
-        for layer in range(self.layout.slots):  # one at a time: two whole pools might not fit
+        for layer in range(layout.slots):  # one at a time: two whole pools might not fit
             pool.arrays.k[layer] = fill(2 * layer)
             pool.arrays.v[layer] = fill(2 * layer + 1)
         return pool

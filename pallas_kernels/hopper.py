@@ -28,10 +28,12 @@ _TILE_BYTES = 128  # of a row of a tile
 
 
 def tiled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory in the layout of the products: swizzled tiles of 8 rows of 128 bytes."""
-    columns = _TILE_BYTES // jnp.dtype(dtype).itemsize
-    tiles = plgpu.TilingTransform((_TILE_ROWS, columns))  # type: ignore[abstract]
-    swizzle = plgpu.SwizzleTransform(_TILE_BYTES)  # type: ignore[abstract]
+    """Shared memory in the layout of the products: swizzled tiles of 8 rows of 128 bytes, or of a
+    shorter row as it is."""
+    size = jnp.dtype(dtype).itemsize
+    row = min(_TILE_BYTES, shape[-1] * size)
+    tiles = plgpu.TilingTransform((_TILE_ROWS, row // size))  # type: ignore[abstract]
+    swizzle = plgpu.SwizzleTransform(row)  # type: ignore[abstract]
     return plgpu.SMEM(shape, dtype, transforms=(tiles, swizzle))
 
 
@@ -71,6 +73,8 @@ class Ring:
     buffer: Any  # [stages, C, H], shared
     full: Any  # barriers [stages]: the copies into a stage have arrived
     free: Any  # barriers [stages]: every reader is done with a stage
+    scales: Any = None  # f32[K, P, S], global, of pages that are quantised
+    scale_buffer: Any = None  # f32[stages, C], shared
 
 
 @dataclass(frozen=True)
@@ -82,27 +86,43 @@ class Rings:
 
     @staticmethod
     def scratch(
-        dtype: Any, *, stages: int, block: int, head_dim: int, page_size: int, readers: int
+        dtype: Any,
+        *,
+        stages: int,
+        block: int,
+        head_dim: int,
+        page_size: int,
+        readers: int,
+        scaled: bool = False,
     ) -> dict[str, Any]:
         """Shared memory and barriers, by `take`'s names for them.
 
         Args:
           block: tokens of a stage.
           readers: warpgroups that free a stage.
+          scaled: whether pages are quantised, and their scales come beside them.
         """
         buffer = tiled((stages, block, head_dim), dtype)
-        copies = block // _piece(block, page_size)
+        copies = (1 + scaled) * block // _piece(block, page_size)
         full = plgpu.Barrier(num_arrivals=copies, num_barriers=stages)
         free = plgpu.Barrier(num_arrivals=readers, num_barriers=stages)
         parts = {"buffer": buffer, "full": full, "free": free}
+        if scaled:
+            parts["scale_buffer"] = plgpu.SMEM((stages, block), jnp.float32)
         return {f"{kind}_{part}": x for kind in "kv" for part, x in parts.items()}
 
     @staticmethod
-    def take(k_pages: Any, v_pages: Any, scratch: dict[str, Any]) -> "Rings":
-        """The rings of these pools, whose shared memory and barriers leave `scratch`."""
+    def take(
+        k_pages: Any, v_pages: Any, scratch: dict[str, Any], scales: tuple[Any, ...] = ()
+    ) -> "Rings":
+        """The rings of these pools, whose shared memory and barriers leave `scratch`; `scales` are
+        those of K and of V, if they have any."""
+        parts = ("buffer", "full", "free", *(("scale_buffer",) if scales else ()))
         k, v = (
-            Ring(pages, *(scratch.pop(f"{kind}_{part}") for part in ("buffer", "full", "free")))
-            for kind, pages in (("k", k_pages), ("v", v_pages))
+            Ring(pages, scales=own, **{part: scratch.pop(f"{kind}_{part}") for part in parts})
+            for kind, pages, own in zip(
+                "kv", (k_pages, v_pages), scales or (None, None), strict=True
+            )
         )
         return Rings(k, v)
 
@@ -136,11 +156,13 @@ class Rings:
                     token = (first + i) * block + at
                     page = page_of(lax.div(token, jnp.int32(page_size)))
                     start = pl.multiple_of(lax.rem(token, jnp.int32(page_size)), piece)
-                    plgpu.copy_gmem_to_smem(
-                        ring.pages.at[head, page, pl.ds(start, piece)],
-                        ring.buffer.at[stage, pl.ds(at, piece)],
-                        ring.full.at[stage],
-                    )
+                    tokens, place = (head, page, pl.ds(start, piece)), (stage, pl.ds(at, piece))
+                    full = ring.full.at[stage]
+                    plgpu.copy_gmem_to_smem(ring.pages.at[tokens], ring.buffer.at[place], full)
+                    if ring.scales is not None:
+                        plgpu.copy_gmem_to_smem(
+                            ring.scales.at[tokens], ring.scale_buffer.at[place], full
+                        )
 
     def drain(self, steps: jax.Array) -> None:
         """After `steps` blocks in all: every arrival must be observed before the barriers go out of

@@ -185,11 +185,12 @@ CASES = (
     Case("int8 window", _EDGES, kv_dtype="int8", sliding_window=20),
     Case("float8", (0, 1, 16, 33), kv_dtype="float8_e4m3fn"),
     Case("bf16 int8", (0, 1, 16, 33), dtype="bfloat16", kv_dtype="int8"),
-    Case("bf16 int8 gqa 8", (70, 300), 2, 8, head_dim=128, dtype="bfloat16", kv_dtype="int8"),
-    Case("bf16 int8 page 64", (64, 65, 300), 2, 4, 128, 64, dtype="bfloat16", kv_dtype="int8"),
-    Case("bf16 int8 page 128", (130, 500), 2, 4, 128, 128, dtype="bfloat16", kv_dtype="int8"),
-    Case("bf16 int8 soft cap", (5, 200), dtype="bfloat16", kv_dtype="int8", logit_soft_cap=3.0),
-    Case("bf16 int8 window", (5, 300), dtype="bfloat16", kv_dtype="int8", sliding_window=100),
+    Case("bf16 int8 page 32", (0, 1, 31, 32, 33, 64, 65), 2, 3, 64, 32, "bfloat16", "int8"),
+    Case("bf16 int8 gqa 8", (70, 300), 2, 8, 128, 64, "bfloat16", "int8"),
+    Case("bf16 int8 page 128", (130, 500), 2, 4, 128, 128, "bfloat16", "int8"),
+    Case("bf16 int8 head dim 256", (40, 150), 1, 8, 256, 64, "bfloat16", "int8"),
+    Case("bf16 int8 soft cap", (5, 200), 1, 4, 64, 32, "bfloat16", "int8", logit_soft_cap=3.0),
+    Case("bf16 int8 window", (5, 300), 1, 4, 128, 64, "bfloat16", "int8", sliding_window=100),
     Case("bf16 float8", (20, 150), dtype="bfloat16", kv_dtype="float8_e4m3fn"),
 )
 """Small enough for an interpreter."""

@@ -27,6 +27,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hopper import PROCESSORS, ROWS
 from pallas_kernels.paged_attention.mosaic_gpu_body import body, scratch_types
 from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, Plan
+from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 
 # In the time that a block of 64 tokens takes where every processor reads, 1.5 us on an H100 at head
 # dim 128: to begin and end a piece of work, and to put parts together. Estimates from profiles of a
@@ -50,8 +51,12 @@ def append_refusal(qkv: jax.Array, k_pages: jax.Array, page_table: jax.Array) ->
 
 def _refusal(dtype: Any, group: int, most: int, k_pages: jax.Array) -> str | None:
     _, _, page_size, head_dim = k_pages.shape
-    if dtype != jnp.bfloat16 or k_pages.dtype != dtype:
-        return f"q and pages must both be bfloat16, not {dtype} and {k_pages.dtype}"
+    if dtype != jnp.bfloat16 or k_pages.dtype not in (dtype, jnp.int8):
+        return (
+            f"q and pages must both be bfloat16, or the pages int8, not {dtype} and {k_pages.dtype}"
+        )
+    if k_pages.dtype == jnp.int8 and page_size in (8, 16):
+        return f"the page size of int8 must be at least 32, not {page_size}"
     if page_size not in (8, 16, 32) and page_size % BLOCK:
         return f"the page size must be 8, 16, 32 or a multiple of {BLOCK}, not {page_size}"
     if head_dim not in (64, 128, 256):
@@ -63,8 +68,8 @@ def _refusal(dtype: Any, group: int, most: int, k_pages: jax.Array) -> str | Non
 
 def paged_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: jax.Array,
     kv_lens: jax.Array,
     *,
@@ -83,13 +88,13 @@ def paged_attention(
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
     """
     rows, heads, head_dim = q.shape
-    kv_heads = k_pages.shape[0]
+    kv_heads = elements_of(k_pages).shape[0]
     grouped = q.reshape(rows, kv_heads, heads // kv_heads, head_dim)
     plan = _make_plan(
         grouped, k_pages, page_table, parts, programs, False, scale, logit_soft_cap, sliding_window
     )
     metadata = _aligned(page_table), _aligned(kv_lens)
-    return _read(plan, interpret, grouped, k_pages, v_pages, *metadata)
+    return _read(plan, interpret, grouped, *_arrays(k_pages, v_pages), *metadata)
 
 
 def append_attention(
@@ -98,8 +103,8 @@ def append_attention(
     bias: jax.Array | None,
     cos: jax.Array,
     sin: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: jax.Array,
     kv_lens: jax.Array,
     *,
@@ -109,7 +114,7 @@ def append_attention(
     parts: int | None = None,
     programs: int = PROCESSORS,
     interpret: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Pages, Pages]:
     """See `pallas_kernels.paged_attention.api.append_attention`; arguments are taken as checked.
 
     Args:
@@ -122,7 +127,18 @@ def append_attention(
         qkv, k_pages, page_table, parts, programs, True, scale, logit_soft_cap, sliding_window
     )
     metadata = _aligned(page_table), _aligned(kv_lens)
-    return _append(plan, interpret, qkv, k_pages, v_pages, *metadata, row_scale, cos, sin)
+    pools = _arrays(k_pages, v_pages)
+    out, k, v, *scales = _append(plan, interpret, qkv, pools, *metadata, row_scale, cos, sin)
+    return out, *(
+        (QuantisedPages(k, scales[0]), QuantisedPages(v, scales[1])) if scales else (k, v)
+    )
+
+
+def _arrays(k_pages: Pages, v_pages: Pages) -> tuple[jax.Array, ...]:
+    """Elements of K and of V, then scales, if they have any."""
+    both = k_pages, v_pages
+    scales = (pages.scales for pages in both if isinstance(pages, QuantisedPages))
+    return *map(elements_of, both), *scales
 
 
 def _aligned(x: jax.Array) -> jax.Array:
@@ -147,7 +163,7 @@ def _choose_parts(pieces: int, blocks: int, programs: int) -> int:
 
 def _make_plan(
     loaded: jax.Array,
-    k_pages: jax.Array,
+    k_pages: Pages,
     page_table: jax.Array,
     parts: int | None,
     programs: int,
@@ -157,7 +173,7 @@ def _make_plan(
     sliding_window: int | None,
 ) -> Plan:
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
-    page_size, width = k_pages.shape[2], page_table.shape[1]
+    page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
     blocks = pl.cdiv(width * page_size, BLOCK)
     parts = parts or _choose_parts(rows * kv_heads, blocks, programs)
     return Plan(
@@ -170,6 +186,7 @@ def _make_plan(
         parts=parts,
         programs=min(programs, rows * kv_heads * parts),
         append=append,
+        scaled=isinstance(k_pages, QuantisedPages),
         scale=scale,
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
@@ -189,14 +206,13 @@ def _append(
     plan: Plan,
     interpret: Any,
     qkv: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    pools: tuple[jax.Array, ...],
     *operands: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     # Mutable, so that the kernel writes into the pools it is given.
-    pools = jax.new_ref(k_pages), jax.new_ref(v_pages)
-    out = _put_together(plan, _launch(plan, interpret, qkv, *pools, *operands), qkv.dtype)
-    return out, jax.freeze(pools[0]), jax.freeze(pools[1])
+    refs = [jax.new_ref(pool) for pool in pools]
+    out = _put_together(plan, _launch(plan, interpret, qkv, *refs, *operands), qkv.dtype)
+    return out, *map(jax.freeze, refs)
 
 
 def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> Any:

@@ -10,9 +10,20 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import LOG2_E, ROWS, Rings, base_two, iota, product, spread, tiled
+from pallas_kernels.hopper import (
+    LOG2_E,
+    ROWS,
+    Ring,
+    Rings,
+    base_two,
+    iota,
+    product,
+    spread,
+    tiled,
+)
 from pallas_kernels.online_softmax import LOWEST, MASKED
 from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, Plan, Refs, Work, each_work
+from pallas_kernels.quantised import LIMITS
 
 _OUT_COLUMNS = 64  # of a float32 result on its way out: shared memory is full of pages
 _NO_SUM = 1e-30  # in place of 0 where a part saw nothing: 0 / it is 0, and its logarithm finite
@@ -21,12 +32,13 @@ _NO_SUM = 1e-30  # in place of 0 where a part saw nothing: 0 / it is 0, and its 
 def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
     """Shared memory and barriers, by `body`'s names for them."""
     rings = Rings.scratch(
-        dtype,
+        jnp.int8 if plan.scaled else dtype,
         stages=plan.stages,
         block=BLOCK,
         head_dim=plan.head_dim,
         page_size=plan.page_size,
         readers=1,
+        scaled=plan.scaled,
     )
     scratch = {
         **rings,
@@ -35,6 +47,13 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         "weights": tiled((ROWS, BLOCK), dtype),
         "rows_full": plgpu.Barrier(num_barriers=plan.slots),
     }
+    if plan.scaled:
+        scratch["tile"] = tiled((BLOCK, plan.head_dim), dtype)
+    if plan.scaled and plan.append:
+        # A row is a copy's own, which must begin at a multiple of 128 bytes.
+        copies = max(1, 128 // plan.head_dim)
+        scratch["new"] = plgpu.SMEM((ROWS, copies, plan.head_dim), jnp.int8)
+        scratch["new_scales"] = plgpu.SMEM((ROWS,), jnp.float32)
     if plan.parts > 1:
         scratch["out_tile"] = plgpu.SMEM((ROWS, _OUT_COLUMNS), jnp.float32)
         scratch["log_total"] = plgpu.SMEM((ROWS,), jnp.float32)
@@ -49,9 +68,10 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
         place of rings; then its results.
       scratch: see `scratch_types`.
     """
+    scales, refs = (refs[:2], refs[2:]) if plan.scaled else ((), refs)
     inputs, outputs = (refs[:5], refs[5:]) if plan.append else (refs[:2], refs[2:])
     table, lens, *rest = inputs
-    rings = Rings.take(k_pages, v_pages, scratch)
+    rings = Rings.take(k_pages, v_pages, scratch, scales)
     operands = Refs(loaded, table, lens, rings, *rest)
 
     @pl.when(lax.axis_index("warpgroup") == 1)
@@ -100,6 +120,9 @@ def _compute(
     q_tile: Any,  # [64, H], as a product takes it
     weights: Any,  # [64, C], likewise
     rows_full: Any,  # barriers [slots]
+    tile: Any = None,  # [C, H], what elements of a block become
+    new: Any = None,  # int8[64, _, H], of which K and V are rows
+    new_scales: Any = None,  # f32[64], of the same rows
     out_tile: Any = None,  # f32[64, columns]
     log_total: Any = None,  # f32[64]
 ) -> None:
@@ -129,13 +152,13 @@ def _compute(
         mine = rows.at[slot]
         plgpu.barrier_wait(rows_full.at[slot])
         if plan.append:
-            _rotate(plan, refs, work, mine)
+            _rotate(plan, refs, work, mine, new, new_scales)
         q_tile[...] = plgpu.load(mine, layout=plgpu.Layout.WGMMA, optimized=False)
         plgpu.commit_smem()
-        seen = _begin(plan, work, q_tile, weights)
+        seen = _begin(plan, work, q_tile, weights, new_scales)
         if plan.append:
-            _store_new(plan, refs, work, mine)
-        weighted, highest, total = _attend(plan, refs, work, steps, q_tile, weights, seen)
+            _store_new(plan, refs, work, mine, new, new_scales)
+        weighted, highest, total = _attend(plan, refs, work, steps, q_tile, weights, tile, seen)
         total = jnp.maximum(total, _NO_SUM)
         out = [x / spread(total, x.shape[1]) for x in weighted]
         if plan.parts == 1:
@@ -158,9 +181,10 @@ def _put(rows: Any, start: int, x: jax.Array) -> None:
         rows[:, pl.ds(start + at, 8)] = x[:, at : at + 8].astype(rows.dtype)
 
 
-def _rotate(plan: Plan, refs: Refs, work: Work, rows: Any) -> None:
+def _rotate(plan: Plan, refs: Refs, work: Work, rows: Any, new: Any, new_scales: Any) -> None:
     """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty row:
-    products mix what they find, and nothing times NaN is NaN."""
+    products mix what they find, and nothing times NaN is NaN. K and V that are to be quantised
+    become whole numbers here, which bfloat16 holds."""
     half = plan.head_dim // 2
     wide = plgpu.Layout.WGMMA
     row = iota((ROWS, half), 0)
@@ -180,12 +204,35 @@ def _rotate(plan: Plan, refs: Refs, work: Work, rows: Any) -> None:
     a, b, cos, sin = part(0), part(half), angle(refs.cos), angle(refs.sin)
     turned_a = jnp.where(is_value, a, a * cos - b * sin)
     turned_b = jnp.where(is_value, b, b * cos + a * sin)
+    if plan.scaled:
+        is_new = (row == plan.group) | is_value
+        turned_a, turned_b = _rounded(plan, is_new, turned_a, turned_b, new, new_scales)
     _put(rows, 0, turned_a)
     _put(rows, half, turned_b)
     plgpu.commit_smem()
 
 
-def _store_new(plan: Plan, refs: Refs, work: Work, rows: Any) -> None:
+def _rounded(
+    plan: Plan, is_new: jax.Array, a: jax.Array, b: jax.Array, new: Any, new_scales: Any
+) -> tuple[jax.Array, jax.Array]:
+    """`quantised.encode` of the new rows of [64, H/2] twice, into `new` and `new_scales`; and the
+    halves with the elements in those rows."""
+    limit = LIMITS["int8"]
+    # A maximum drops NaNs, a sum does not, and nothing times infinity is one.
+    poison = (a * 0.0 + b * 0.0).sum(axis=1)
+    scales = jnp.maximum(jnp.abs(a).max(axis=1), jnp.abs(b).max(axis=1)) / limit + poison
+    new_scales[...] = scales
+    half = plan.head_dim // 2
+    divisor = spread(jnp.where(scales > 0, scales, jnp.ones_like(scales)), half)
+    halves = []
+    for start, x in ((0, a), (half, b)):
+        elements = lax.round(x / divisor, lax.RoundingMethod.TO_NEAREST_EVEN)
+        _put(new.at[:, 0], start, jnp.clip(elements, -limit, limit))
+        halves.append(jnp.where(is_new, elements, x))
+    return halves[0], halves[1]
+
+
+def _store_new(plan: Plan, refs: Refs, work: Work, rows: Any, new: Any, new_scales: Any) -> None:
     """The new K and V go to the slot of the row's newest position."""
 
     @pl.when((work.part == 0) & (work.kv_len > 0))
@@ -194,10 +241,14 @@ def _store_new(plan: Plan, refs: Refs, work: Work, rows: Any) -> None:
         offset = lax.rem(work.end, jnp.int32(plan.page_size))
         for ring, at in ((refs.rings.k, plan.group), (refs.rings.v, plan.group + 1)):
             target = ring.pages.at[work.head, page, pl.ds(offset, 1)]
-            plgpu.copy_smem_to_gmem(rows.at[pl.ds(at, 1)], target)
+            if not plan.scaled:
+                plgpu.copy_smem_to_gmem(rows.at[pl.ds(at, 1)], target)
+                continue
+            plgpu.copy_smem_to_gmem(new.at[at, pl.ds(0, 1)], target)
+            ring.scales[work.head, page, offset] = new_scales[at]
 
 
-def _begin(plan: Plan, work: Work, q_tile: Any, weights: Any) -> _Seen:
+def _begin(plan: Plan, work: Work, q_tile: Any, weights: Any, new_scales: Any) -> _Seen:
     """The running softmax before the first block. With `append` the first part has seen the new
     token, whose K and V are rows of `q_tile`: products with the tile itself find its score, and its
     V times a weight of 1."""
@@ -214,12 +265,16 @@ def _begin(plan: Plan, work: Work, q_tile: Any, weights: Any) -> _Seen:
         return nothing
     column = iota((ROWS, BLOCK), 1)
     mine = jnp.full((ROWS, BLOCK), (work.part == 0) & (work.kv_len > 0))
-    scores = _scaled(plan, product(q_tile, q_tile.transpose((1, 0)), BLOCK))
+    scores = product(q_tile, q_tile.transpose((1, 0)), BLOCK)
+    if plan.scaled:
+        scores = scores * new_scales[plan.group]
+    scores = _scaled(plan, scores)
     scores = jnp.where(mine & (column == plan.group), scores, MASKED)
     weight = jnp.where(
         mine & (column == plan.group + 1), jnp.ones_like(scores), jnp.zeros_like(scores)
     )
-    weights[...] = weight.astype(weights.dtype)
+    value = weight * new_scales[plan.group + 1] if plan.scaled else weight
+    weights[...] = value.astype(weights.dtype)
     plgpu.commit_smem()
     return _Seen(
         weighted=tuple(
@@ -237,9 +292,12 @@ def _attend(
     steps: jax.Array,
     q_tile: Any,
     weights: Any,
+    tile: Any,
     seen: _Seen,
 ) -> _Seen:
     """What has been seen after the blocks of `work`."""
+    if plan.scaled:
+        return _attend_scaled(plan, refs, work, steps, q_tile, weights, tile, seen)
     k, v = refs.rings.k, refs.rings.v
 
     def visible(shape: tuple[int, int], axis: int, block: jax.Array) -> jax.Array:
@@ -276,6 +334,59 @@ def _attend(
             for x, at in zip(seen.weighted, plan.columns, strict=True)
         )
         plgpu.barrier_arrive(v.free.at[stage])
+        return _Seen(weighted, higher, total)
+
+    return lax.fori_loop(0, work.count, step, seen)
+
+
+def _attend_scaled(
+    plan: Plan,
+    refs: Refs,
+    work: Work,
+    steps: jax.Array,
+    q_tile: Any,
+    weights: Any,
+    tile: Any,
+    seen: _Seen,
+) -> _Seen:
+    """The same over int8 pages: elements, which bfloat16 holds, go into the products, and scales to
+    scores and weights."""
+    k, v = refs.rings.k, refs.rings.v
+    column = iota((ROWS, BLOCK), 1)
+
+    def unpack(ring: Ring, stage: jax.Array) -> jax.Array:
+        """Moves a stage into `tile`, and frees it; its scales, [64, C]."""
+        plgpu.barrier_wait(ring.full.at[stage])
+        by_token = plgpu.Layout.WGMMA.reduce(0)
+        scales = plgpu.load(ring.scale_buffer.at[stage], layout=by_token, optimized=False)
+        elements = plgpu.load(ring.buffer.at[stage], layout=plgpu.Layout.WGMMA_UPCAST_2X)
+        tile[...] = elements.astype(tile.dtype)
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(ring.free.at[stage])
+        return lax.broadcast_in_dim(scales, (ROWS, BLOCK), (1,))
+
+    def step(i: jax.Array, seen: _Seen) -> _Seen:
+        stage, block = lax.rem(steps + i, jnp.int32(plan.stages)), work.first + i
+        token = column + block * BLOCK
+        visible = (work.oldest <= token) & (token < work.end)
+
+        k_scales = unpack(k, stage)
+        scores = product(q_tile, tile.transpose((1, 0)), BLOCK)
+        scores = jnp.where(visible, _scaled(plan, scores * k_scales), MASKED)
+        higher = jnp.maximum(seen.highest, scores.max(axis=1))
+        fade = jnp.exp2(seen.highest - higher)
+        weight = jnp.exp2(scores - spread(higher, BLOCK))
+        total = seen.total * fade + weight.sum(axis=1)
+
+        v_scales = unpack(v, stage)
+        # A weight of 0 does not silence a NaN, and unread memory may hold one for a scale.
+        value = jnp.where(visible, weight * v_scales, jnp.zeros_like(weight))
+        weights[...] = value.astype(weights.dtype)
+        plgpu.commit_smem()
+        weighted = tuple(
+            x * spread(fade, x.shape[1]) + product(weights, tile.at[:, at], x.shape[1])
+            for x, at in zip(seen.weighted, plan.columns, strict=True)
+        )
         return _Seen(weighted, higher, total)
 
     return lax.fori_loop(0, work.count, step, seen)

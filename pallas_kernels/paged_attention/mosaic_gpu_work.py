@@ -30,6 +30,7 @@ class Plan:
     parts: int  # pieces of work that share a row and a KV head
     programs: int
     append: bool
+    scaled: bool  # whether pages are int8 with scales
     scale: float
     logit_soft_cap: float | None
     sliding_window: int | None
@@ -37,7 +38,11 @@ class Plan:
     @property
     def stages(self) -> int:
         """Of the rings; a stage holds a block of K and of V."""
-        return max(2, min(8, _RING_BYTES // (4 * BLOCK * self.head_dim)))
+        room, token = _RING_BYTES, 4 * self.head_dim
+        if self.scaled:
+            room -= 6 * BLOCK * self.head_dim  # what elements become, and new ones
+            token = 2 * (self.head_dim + 4)
+        return max(2, min(8, room // (BLOCK * token)))
 
     @property
     def slots(self) -> int:
