@@ -217,13 +217,13 @@ def _append(
 
 def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> Any:
     """[B, K, G, H] of one part, or of several float32[B, K, parts, G, H] and log2 of the sums of
-    their weights, f32[B, K, parts, G] with G padded."""
+    their weights, f32[B, K, parts, G], with G padded."""
     shape = (plan.rows, plan.kv_heads, plan.group, plan.head_dim)
-    split = (*shape[:2], plan.parts, *shape[2:])
+    split = (*shape[:2], plan.parts)
     whole = (jax.ShapeDtypeStruct(shape, loaded.dtype),)
     in_parts = (
-        jax.ShapeDtypeStruct(split, jnp.float32),
-        jax.ShapeDtypeStruct((*split[:3], plan.group + plan.padding), jnp.float32),
+        jax.ShapeDtypeStruct((*split, *plan.part_shape), jnp.float32),
+        jax.ShapeDtypeStruct((*split, plan.group + plan.padding), jnp.float32),
     )
     kernel = plgpu.kernel(
         partial(body, plan),
@@ -237,7 +237,8 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
         interpret=interpret,
         kernel_name="append_attention" if plan.append else "paged_attention",
     )
-    return kernel(loaded, *operands)
+    out = kernel(loaded, *operands)
+    return (out[0].swapaxes(-1, -2), out[1]) if plan.scaled and plan.parts > 1 else out
 
 
 def _put_together(plan: Plan, out: Any, dtype: Any) -> jax.Array:

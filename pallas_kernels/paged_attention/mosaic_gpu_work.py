@@ -13,8 +13,12 @@ from pallas_kernels.hopper import Rings
 BLOCK = 64
 """Tokens of a stage of the rings."""
 
+NO_SUM = 1e-30
+"""In place of a sum of 0 where a part saw nothing: 0 / it is 0, and its logarithm finite."""
+
 _COLUMNS = 128  # of a product with V, at most: registers hold its result beside the running sums
 _RING_BYTES = 160 << 10
+_SCALED_BYTES = 216 << 10  # of all that a program over quantised pages shares
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,17 @@ class Plan:
     @property
     def stages(self) -> int:
         """Of the rings; a stage holds a block of K and of V."""
-        room, token = _RING_BYTES, 4 * self.head_dim
-        if self.scaled:
-            room -= 6 * BLOCK * self.head_dim  # what elements become, and new ones
-            token = 2 * (self.head_dim + 4)
-        return max(2, min(8, room // (BLOCK * token)))
+        if not self.scaled:
+            return max(2, min(8, _RING_BYTES // (4 * BLOCK * self.head_dim)))
+        # Rows of pieces of work, two tiles, new elements; queries, weights and results beside them.
+        fixed = (2 * self.slots + 4 + 2 * self.append) * BLOCK * self.head_dim
+        fixed += self.queries * (6 * self.head_dim + 2 * BLOCK)
+        return max(2, min(8, (_SCALED_BYTES - fixed) // (2 * BLOCK * (self.head_dim + 4))))
+
+    @property
+    def queries(self) -> int:
+        """Of a KV head, as columns of a product."""
+        return self.group + -self.group % 8
 
     @property
     def slots(self) -> int:
@@ -62,8 +72,16 @@ class Plan:
 
     @property
     def padding(self) -> int:
-        """Queries that make a copy of a float32 for each a multiple of 16 bytes."""
-        return -self.group % 4
+        """Queries that make a copy of a float32 for each a multiple of 16 bytes; over quantised
+        pages, all columns of a product."""
+        return self.queries - self.group if self.scaled else -self.group % 4
+
+    @property
+    def part_shape(self) -> tuple[int, int]:
+        """Of a part's result: [G, H], or over quantised pages [H, Q]."""
+        if self.scaled:
+            return self.head_dim, self.queries
+        return self.group, self.head_dim
 
     @property
     def work(self) -> int:

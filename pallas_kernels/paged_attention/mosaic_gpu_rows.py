@@ -1,0 +1,152 @@
+"""The rows that a piece of decode attention's work begins with on Hopper GPUs: the queries of a KV
+head, and with `append` the new K and V as they leave the projection."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.hopper import ROWS, iota, spread
+from pallas_kernels.paged_attention.mosaic_gpu_work import Plan, Refs, Work, each_work
+from pallas_kernels.quantised import LIMITS
+
+
+class Rows:
+    """Those rows in shared memory, a slot for each piece of work under way.
+
+    Args:
+      rows: [slots, 64, H]; in the end a slot may take the result.
+      rows_full: barriers [slots].
+      new: int8[64, _, H], of which the quantised K and V become rows.
+      new_scales: f32[64], of the same rows.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        refs: Refs,
+        rows: Any,
+        rows_full: Any,
+        new: Any = None,
+        new_scales: Any = None,
+    ) -> None:
+        self._plan, self._refs = plan, refs
+        self._rows, self._full = rows, rows_full
+        self._new, self.new_scales = new, new_scales
+
+    def each(self, do: Callable[[Work, jax.Array, Any], None]) -> None:
+        """Calls do(work, steps, rows [64, H]) for each piece of work of this program, as in
+        `each_work`, with the rows as products take them."""
+        plan, program = self._plan, lax.axis_index("program")
+        if plan.slots > 1:
+            self._fetch(jnp.int32(0), program)
+
+        def turn(n: jax.Array, work: Work, steps: jax.Array) -> None:
+            index = program + n * plan.programs
+            if plan.slots > 1:
+                following = index + plan.programs
+                pl.when(following < plan.work)(partial(self._fetch, n + 1, following))
+            else:
+                self._fetch(n, index)
+            slot = lax.rem(n, jnp.int32(plan.slots))
+            plgpu.barrier_wait(self._full.at[slot])
+            if plan.append:
+                self._rotate(work, self._rows.at[slot])
+            do(work, steps, self._rows.at[slot])
+
+        each_work(plan, self._refs, turn)
+
+    def _fetch(self, n: jax.Array, index: jax.Array) -> None:
+        """Begin to load the rows of the n-th piece of work into its slot, once what a former one
+        left there has gone out. What is past them is undefined."""
+        plan = self._plan
+        slot = lax.rem(n, jnp.int32(plan.slots))
+        head = lax.rem(lax.div(index, jnp.int32(plan.parts)), jnp.int32(plan.kv_heads))
+        row = lax.div(index, jnp.int32(plan.parts * plan.kv_heads))
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.copy_gmem_to_smem(
+            self._refs.loaded.at[row, head],
+            self._rows.at[slot, pl.ds(0, plan.loaded)],
+            self._full.at[slot],
+        )
+
+    def _rotate(self, work: Work, rows: Any) -> None:
+        """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty row:
+        products mix what they find, and nothing times NaN is NaN. K and V that are to be quantised
+        become whole numbers, which bfloat16 holds."""
+        plan, refs = self._plan, self._refs
+        half = plan.head_dim // 2
+        wide = plgpu.Layout.WGMMA
+        row = iota((ROWS, half), 0)
+        is_value = row == plan.group + 1
+        is_nothing = (row > plan.group + 1) | jnp.full(row.shape, work.kv_len == 0)
+        scale = refs.row_scale[work.row]
+
+        def angle(ref: Any) -> jax.Array:
+            one = plgpu.load(ref.at[work.row], layout=wide.reduce(0), optimized=False)
+            return lax.broadcast_in_dim(one, (ROWS, half), (1,))
+
+        def part(start: int) -> jax.Array:
+            ref = rows.at[:, pl.ds(start, half)]
+            x = plgpu.load(ref, layout=wide, optimized=False).astype(jnp.float32)
+            return jnp.where(is_nothing, jnp.zeros_like(x), x * scale)
+
+        a, b, cos, sin = part(0), part(half), angle(refs.cos), angle(refs.sin)
+        turned_a = jnp.where(is_value, a, a * cos - b * sin)
+        turned_b = jnp.where(is_value, b, b * cos + a * sin)
+        if plan.scaled:
+            is_new = (row == plan.group) | is_value
+            turned_a, turned_b = self._rounded(is_new, turned_a, turned_b)
+        put(rows, 0, turned_a)
+        put(rows, half, turned_b)
+        plgpu.commit_smem()
+
+    def _rounded(
+        self, is_new: jax.Array, a: jax.Array, b: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`quantised.encode` of rows whose halves are [64, H/2], into `new` and `new_scales`; and the
+        halves, with elements in the new rows."""
+        limit = LIMITS["int8"]
+        # A maximum drops NaNs, a sum does not, and nothing times infinity is one.
+        poison = (a * 0.0 + b * 0.0).sum(axis=1)
+        scales = jnp.maximum(jnp.abs(a).max(axis=1), jnp.abs(b).max(axis=1)) / limit + poison
+        self.new_scales[...] = scales
+        half = self._plan.head_dim // 2
+        divisor = spread(jnp.where(scales > 0, scales, jnp.ones_like(scales)), half)
+        halves = []
+        for start, x in ((0, a), (half, b)):
+            elements = lax.round(x / divisor, lax.RoundingMethod.TO_NEAREST_EVEN)
+            put(self._new.at[:, 0], start, jnp.clip(elements, -limit, limit))
+            halves.append(jnp.where(is_new, elements, x))
+        return halves[0], halves[1]
+
+    def store_new(self, work: Work, rows: Any) -> None:
+        """The new K and V go to the slot of the row's newest position."""
+        plan, refs = self._plan, self._refs
+
+        @pl.when((work.part == 0) & (work.kv_len > 0))
+        def _() -> None:
+            page = refs.table[work.row, lax.div(work.end, jnp.int32(plan.page_size))]
+            offset = lax.rem(work.end, jnp.int32(plan.page_size))
+            for ring, at in ((refs.rings.k, plan.group), (refs.rings.v, plan.group + 1)):
+                target = ring.pages.at[work.head, page, pl.ds(offset, 1)]
+                if not plan.scaled:
+                    plgpu.copy_smem_to_gmem(rows.at[pl.ds(at, 1)], target)
+                    continue
+                plgpu.copy_smem_to_gmem(self._new.at[at, pl.ds(0, 1)], target)
+                ring.scales[work.head, page, offset] = self.new_scales[at]
+
+
+def put(rows: Any, start: int, x: jax.Array) -> None:
+    """rows[:, start : start + columns] = x [64, columns], 8 columns at a time.
+
+    Mosaic infers how shared memory is tiled from how it is sliced, and miscompiles the tiles of one
+    row that it finds where slices are of 16 columns or more (JAX 0.11.2).
+    """
+    for at in range(0, x.shape[1], 8):
+        rows[:, pl.ds(start + at, 8)] = x[:, at : at + 8].astype(rows.dtype)

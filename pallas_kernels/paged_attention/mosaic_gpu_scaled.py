@@ -1,0 +1,233 @@
+"""What the computing warpgroup of decode attention does over int8 pages on Hopper GPUs.
+
+The two products are turned around. A block of tokens is their left operand, as 64 rows, and the few
+queries of a KV head are columns, of which eight will do; so that scores and weights take an eighth
+of the work that they take as rows, which leaves time to make bfloat16 of the pages. That holds
+every int8 exactly. Scales are those of tokens: they multiply scores, and weights.
+
+    scores [C, Q] = K [C, H] q^T [H, Q]        result [H, Q] += V^T [H, C] weights [C, Q]
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.hopper import LOG2_E, ROWS, Ring, Rings, base_two, iota, tiled
+from pallas_kernels.online_softmax import LOWEST, MASKED
+from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows
+from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, NO_SUM, Plan, Refs, Work
+
+
+def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
+    """Shared memory and barriers, by the names that `compute` and the rings have for them."""
+    rings = Rings.scratch(
+        jnp.int8,
+        stages=plan.stages,
+        block=BLOCK,
+        head_dim=plan.head_dim,
+        page_size=plan.page_size,
+        readers=1,
+        scaled=True,
+    )
+    scratch = {
+        **rings,
+        "rows": plgpu.SMEM((plan.slots, ROWS, plan.head_dim), dtype),
+        "rows_full": plgpu.Barrier(num_barriers=plan.slots),
+        "q_tile": tiled((plan.queries, plan.head_dim), dtype),
+        "k_tile": tiled((BLOCK, plan.head_dim), dtype),
+        "v_tile": tiled((BLOCK, plan.head_dim), dtype),
+        "weights": tiled((plan.queries, BLOCK), dtype),
+    }
+    if plan.parts == 1:
+        scratch["out"] = plgpu.SMEM((plan.queries, plan.head_dim), dtype)
+    else:
+        scratch["out"] = plgpu.SMEM((plan.head_dim, plan.queries), jnp.float32)
+    if plan.append:
+        # A row of `new` leaves in a copy of its own, which must begin at a multiple of 128 bytes.
+        each = max(1, 128 // plan.head_dim)
+        scratch["new"] = plgpu.SMEM((ROWS, each, plan.head_dim), jnp.int8)
+        scratch["new_scales"] = plgpu.SMEM((ROWS,), jnp.float32)
+    if plan.parts > 1:
+        scratch["log_total"] = plgpu.SMEM((plan.queries,), jnp.float32)
+    return scratch
+
+
+class _Seen(NamedTuple):
+    """The running softmax of a piece of work, float32."""
+
+    weighted: jax.Array  # [H, Q], the sum of weight * value
+    highest: jax.Array  # [Q], base-2 score
+    total: jax.Array  # [64, Q], of whose rows the sum of weights is the sum
+
+
+def compute(
+    plan: Plan,
+    refs: Refs,
+    outputs: tuple[Any, ...],
+    *,
+    rows: Any,  # [slots, 64, H]: what a piece of work begins with
+    rows_full: Any,  # barriers [slots]
+    q_tile: Any,  # [Q, H], as a product takes it
+    k_tile: Any,  # [C, H], likewise
+    v_tile: Any,  # [C, H], likewise
+    weights: Any,  # [Q, C], likewise
+    out: Any,  # [Q, H], or of a part f32[H, Q], on its way out
+    new: Any = None,  # int8[64, _, H], of which K and V are rows
+    new_scales: Any = None,  # f32[64], of the same rows
+    log_total: Any = None,  # f32[Q]
+) -> None:
+    begun = Rows(plan, refs, rows, rows_full, new, new_scales)
+    tiles = _Tiles(q_tile, k_tile, v_tile, weights)
+
+    def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
+        wide = plgpu.Layout.WGMMA
+        queries = mine.at[pl.ds(0, plan.queries)].transpose((1, 0))
+        q_tile.transpose((1, 0))[...] = plgpu.load(queries, layout=wide, optimized=False)
+        if plan.append:
+            k_tile[...] = plgpu.load(mine, layout=wide, optimized=False)
+        plgpu.commit_smem()
+        seen = _begin(plan, work, tiles, new_scales)
+        if plan.append:
+            begun.store_new(work, mine)
+        seen = _attend(plan, refs, work, steps, tiles, seen)
+        total = jnp.maximum(seen.total.sum(axis=0), NO_SUM)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the former result
+        result = seen.weighted / _across(total, plan.head_dim)
+        if plan.parts == 1:
+            out.transpose((1, 0))[...] = result.astype(out.dtype)
+        else:
+            out[...] = result
+            log_total[...] = seen.highest + jnp.log(total) * LOG2_E
+        plgpu.commit_smem()
+        _store(plan, work, outputs, out, log_total)
+
+    begun.each(compute_work)
+    plgpu.wait_smem_to_gmem(0)
+
+
+class _Tiles(NamedTuple):
+    """Operands of products."""
+
+    q: Any
+    k: Any
+    v: Any
+    weights: Any
+
+    def scores(self, between: Any = lambda: None) -> tuple[jax.Array, Any]:
+        """float32[C, Q] of K and the queries, and what `between` returns, which runs meanwhile."""
+
+        def multiply(into: Any) -> tuple[jax.Array, Any]:
+            plgpu.wgmma(into, self.k, self.q.transpose((1, 0)))
+            returned = between()
+            return into[...], returned
+
+        shape = BLOCK, self.q.shape[0]
+        return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))  # type: ignore[attr-defined]
+
+    def values(self, v: Any) -> jax.Array:
+        """float32[H, Q] of V and the weights."""
+
+        def multiply(into: Any) -> jax.Array:
+            plgpu.wgmma(into, v.transpose((1, 0)), self.weights.transpose((1, 0)))
+            return into[...]
+
+        shape = v.shape[1], self.q.shape[0]
+        return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))  # type: ignore[attr-defined]
+
+    def weigh(self, weights: jax.Array) -> None:
+        """Weights [C, Q] as the product takes them."""
+        self.weights.transpose((1, 0))[...] = weights.astype(self.weights.dtype)
+        plgpu.commit_smem()
+
+
+def _across(x: jax.Array, rows: int) -> jax.Array:
+    """[rows, Q] of x [Q]."""
+    return lax.broadcast_in_dim(x, (rows, *x.shape), (1,))
+
+
+def _begin(plan: Plan, work: Work, tiles: _Tiles, new_scales: Any) -> _Seen:
+    """The running softmax before the first block. With `append` the first part has seen the new
+    token, whose K and V are rows of K's tile: products with the tile itself find its score, and its
+    V times a weight of 1."""
+    wide, shape = plgpu.Layout.WGMMA, (BLOCK, plan.queries)
+    lowest = jnp.full((plan.queries,), LOWEST, jnp.float32)
+    nothing = _Seen(
+        weighted=plgpu.layout_cast(jnp.zeros((plan.head_dim, plan.queries), jnp.float32), wide),
+        highest=plgpu.layout_cast(lowest, wide.reduce(0)),
+        total=plgpu.layout_cast(jnp.zeros(shape, jnp.float32), wide),
+    )
+    if not plan.append:
+        return nothing
+    row = iota(shape, 0)
+    mine = jnp.full(shape, (work.part == 0) & (work.kv_len > 0))
+    scores = _base_two(plan, tiles.scores()[0] * new_scales[plan.group])
+    scores = jnp.where(mine & (row == plan.group), scores, MASKED)
+    is_value = mine & (row == plan.group + 1)
+    weight = jnp.where(is_value, jnp.ones_like(scores), jnp.zeros_like(scores))
+    value = jnp.where(is_value, jnp.full(shape, new_scales[plan.group + 1]), weight)
+    tiles.weigh(value)
+    return _Seen(
+        weighted=tiles.values(tiles.k),
+        highest=jnp.maximum(scores.max(axis=0), nothing.highest),
+        total=weight,
+    )
+
+
+def _attend(
+    plan: Plan, refs: Refs, work: Work, steps: jax.Array, tiles: _Tiles, seen: _Seen
+) -> _Seen:
+    """What has been seen after the blocks of `work`."""
+    k, v = refs.rings.k, refs.rings.v
+    shape = BLOCK, plan.queries
+    row = iota(shape, 0)
+
+    def unpack(ring: Ring, stage: jax.Array, tile: Any) -> jax.Array:
+        """Moves the elements of a stage to `tile` and frees it; its scales, [C, Q]."""
+        plgpu.barrier_wait(ring.full.at[stage])
+        tall = plgpu.Layout.WGMMA.reduce(1)
+        scales = plgpu.load(ring.scale_buffer.at[stage], layout=tall, optimized=False)
+        elements = plgpu.load(ring.buffer.at[stage], layout=plgpu.Layout.WGMMA_UPCAST_2X)
+        tile[...] = elements.astype(tile.dtype)
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(ring.free.at[stage])
+        return lax.broadcast_in_dim(scales, shape, (0,))
+
+    def step(i: jax.Array, seen: _Seen) -> _Seen:
+        stage, block = lax.rem(steps + i, jnp.int32(plan.stages)), work.first + i
+        token = row + block * BLOCK
+        visible = (work.oldest <= token) & (token < work.end)
+
+        k_scales = unpack(k, stage, tiles.k)
+        scores, v_scales = tiles.scores(lambda: unpack(v, stage, tiles.v))
+        scores = jnp.where(visible, _base_two(plan, scores * k_scales), MASKED)
+        higher = jnp.maximum(seen.highest, scores.max(axis=0))
+        fade = jnp.exp2(seen.highest - higher)
+        weight = jnp.exp2(scores - _across(higher, BLOCK))
+        # A weight of 0 does not silence a NaN, and unread memory may hold one for a scale.
+        tiles.weigh(jnp.where(visible, weight * v_scales, jnp.zeros_like(weight)))
+        return _Seen(
+            weighted=seen.weighted * _across(fade, plan.head_dim) + tiles.values(tiles.v),
+            highest=higher,
+            total=seen.total * _across(fade, BLOCK) + weight,
+        )
+
+    return lax.fori_loop(0, work.count, step, seen)
+
+
+def _store(plan: Plan, work: Work, outputs: tuple[Any, ...], out: Any, log_total: Any) -> None:
+    """The result, or that of a part."""
+    if plan.parts == 1:
+        result = out.at[pl.ds(0, plan.group)]
+        plgpu.copy_smem_to_gmem(result, outputs[0].at[work.row, work.head])
+        return
+    place = (work.row, work.head, work.part)
+    plgpu.copy_smem_to_gmem(out, outputs[0].at[place])
+    plgpu.copy_smem_to_gmem(log_total, outputs[1].at[place])
+
+
+def _base_two(plan: Plan, scores: jax.Array) -> jax.Array:
+    return base_two(scores, plan.scale, plan.logit_soft_cap)
