@@ -65,6 +65,37 @@ def base_two(scores: jax.Array, scale: float, logit_soft_cap: float | None) -> j
     return jnp.tanh(scores * (scale / logit_soft_cap)) * (logit_soft_cap * LOG2_E)
 
 
+def for_each(programs: int, one: Any) -> Any:
+    """Shared memory or barriers for several programs of a block of threads, of which each has what
+    `one` says; see `one_of`."""
+    if isinstance(one, plgpu.Barrier):
+        [count] = one.num_barriers
+        return plgpu.Barrier(num_arrivals=one.num_arrivals, num_barriers=programs * count)
+    return plgpu.SMEM((programs, *one.shape), one.dtype, transforms=one.transforms)
+
+
+def one_of(programs: int, ref: Any, index: jax.Array) -> Any:
+    """What one of the programs has of a ref that was made by `for_each`."""
+    if ref.dtype.name == "barrier":
+        return _Barriers(ref, index * (ref.shape[0] // programs))
+    return ref.at[index]
+
+
+@dataclass(frozen=True)
+class _Barriers:
+    """Barriers from the `first` on of a longer row: Pallas' interpreter takes no slices of them."""
+
+    barriers: Any
+    first: jax.Array
+
+    @property
+    def at(self) -> "_Barriers":
+        return self
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.barriers.at[self.first + index]
+
+
 @dataclass(frozen=True)
 class Ring:
     """Pages of K or of V on their way through shared memory."""

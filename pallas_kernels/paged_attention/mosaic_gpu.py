@@ -35,6 +35,8 @@ from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 _PIECE_COST = 1.5
 _JOIN_COST = 2.0
 _MOST_PARTS = 32
+_PAIRS = 2  # of warpgroups, over quantised pages: one makes bfloat16 of them while the other waits
+_MOST_SHARED = 128  # head dim of which two programs fit into shared memory
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
@@ -84,7 +86,7 @@ def paged_attention(
 
     Args:
       parts: pieces of work that share a row and a KV head; None chooses.
-      programs: blocks of threads, at most.
+      programs: blocks of threads, at most; over quantised pages each is two programs.
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
     """
     rows, heads, head_dim = q.shape
@@ -175,7 +177,11 @@ def _make_plan(
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
     page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
     blocks = pl.cdiv(width * page_size, BLOCK)
+    scaled = isinstance(k_pages, QuantisedPages)
+    pairs = _PAIRS if scaled and head_dim <= _MOST_SHARED else 1
+    programs *= pairs
     parts = parts or _choose_parts(rows * kv_heads, blocks, programs)
+    work = rows * kv_heads * parts
     return Plan(
         rows=rows,
         kv_heads=kv_heads,
@@ -184,9 +190,10 @@ def _make_plan(
         width=width,
         page_size=page_size,
         parts=parts,
-        programs=min(programs, rows * kv_heads * parts),
+        programs=min(programs, work + -work % pairs),
+        pairs=pairs,
         append=append,
-        scaled=isinstance(k_pages, QuantisedPages),
+        scaled=scaled,
         scale=scale,
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
@@ -229,9 +236,9 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
         partial(body, plan),
         out_type=whole if plan.parts == 1 else in_parts,
         scratch_types=scratch_types(plan, loaded.dtype),
-        grid=(plan.programs,),
+        grid=(plan.programs // plan.pairs,),
         grid_names=("program",),
-        num_threads=2,
+        num_threads=2 * plan.pairs,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,

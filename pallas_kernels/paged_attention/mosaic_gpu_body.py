@@ -1,7 +1,6 @@
 """What a block of threads of decode attention does on Hopper GPUs: one warpgroup copies pages into
 the rings, one computes; over quantised pages as `mosaic_gpu_scaled` says."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import LOG2_E, ROWS, Rings, base_two, iota, product, spread, tiled
+from pallas_kernels.hopper import (
+    LOG2_E,
+    ROWS,
+    Rings,
+    base_two,
+    iota,
+    one_of,
+    product,
+    spread,
+    tiled,
+)
 from pallas_kernels.online_softmax import LOWEST, MASKED
 from pallas_kernels.paged_attention import mosaic_gpu_scaled
 from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows, put
@@ -59,21 +68,26 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
         place of rings, and their scales behind them if they have any; then its results.
       scratch: see `scratch_types`.
     """
+    program, warpgroup = lax.axis_index("program"), lax.axis_index("warpgroup")
+    if plan.scaled:
+        pair = lax.rem(warpgroup, jnp.int32(plan.pairs))
+        program = program * plan.pairs + pair
+        scratch = {name: one_of(plan.pairs, each, pair) for name, each in scratch.items()}
     scales, refs = (refs[:2], refs[2:]) if plan.scaled else ((), refs)
     inputs, outputs = (refs[:5], refs[5:]) if plan.append else (refs[:2], refs[2:])
     table, lens, *rest = inputs
     rings = Rings.take(k_pages, v_pages, scratch, scales)
-    operands = Refs(loaded, table, lens, rings, *rest)
+    operands = Refs(program, loaded, table, lens, rings, *rest)
     compute = mosaic_gpu_scaled.compute if plan.scaled else _compute
 
-    @pl.when(lax.axis_index("warpgroup") == 1)
+    @pl.when(warpgroup >= plan.pairs)
     def _() -> None:
         plgpu.set_max_registers(40, action="decrease")
         _copy_pages(plan, operands)
 
-    @pl.when(lax.axis_index("warpgroup") == 0)
+    @pl.when(warpgroup < plan.pairs)
     def _() -> None:
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(232 if plan.pairs == 1 else 216, action="increase")
         compute(plan, operands, outputs, **scratch)
 
 

@@ -42,9 +42,9 @@ class Rows:
     def each(self, do: Callable[[Work, jax.Array, Any], None]) -> None:
         """Calls do(work, steps, rows [64, H]) for each piece of work of this program, as in
         `each_work`, with the rows as products take them."""
-        plan, program = self._plan, lax.axis_index("program")
+        plan, program = self._plan, self._refs.program
         if plan.slots > 1:
-            self._fetch(jnp.int32(0), program)
+            pl.when(program < plan.work)(partial(self._fetch, jnp.int32(0), program))
 
         def turn(n: jax.Array, work: Work, steps: jax.Array) -> None:
             index = program + n * plan.programs
@@ -76,9 +76,9 @@ class Rows:
         )
 
     def _rotate(self, work: Work, rows: Any) -> None:
-        """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty row:
-        products mix what they find, and nothing times NaN is NaN. K and V that are to be quantised
-        become whole numbers, which bfloat16 holds."""
+        """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty
+        row: products mix what they find, and nothing times NaN is NaN. K and V that are to be
+        quantised become whole numbers, which bfloat16 holds."""
         plan, refs = self._plan, self._refs
         half = plan.head_dim // 2
         wide = plgpu.Layout.WGMMA
@@ -109,8 +109,8 @@ class Rows:
     def _rounded(
         self, is_new: jax.Array, a: jax.Array, b: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """`quantised.encode` of rows whose halves are [64, H/2], into `new` and `new_scales`; and the
-        halves, with elements in the new rows."""
+        """`quantised.encode` of rows whose halves are these, [64, H/2], into `new` and
+        `new_scales`; and the halves, with elements in the new rows."""
         limit = LIMITS["int8"]
         # A maximum drops NaNs, a sum does not, and nothing times infinity is one.
         poison = (a * 0.0 + b * 0.0).sum(axis=1)

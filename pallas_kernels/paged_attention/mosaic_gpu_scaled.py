@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import LOG2_E, ROWS, Ring, Rings, base_two, iota, tiled
+from pallas_kernels.hopper import LOG2_E, ROWS, Ring, Rings, base_two, for_each, iota, tiled
 from pallas_kernels.online_softmax import LOWEST, MASKED
 from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows
 from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, NO_SUM, Plan, Refs, Work
@@ -53,7 +53,7 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         scratch["new_scales"] = plgpu.SMEM((ROWS,), jnp.float32)
     if plan.parts > 1:
         scratch["log_total"] = plgpu.SMEM((plan.queries,), jnp.float32)
-    return scratch
+    return {name: for_each(plan.pairs, each) for name, each in scratch.items()}
 
 
 class _Seen(NamedTuple):
@@ -80,6 +80,7 @@ def compute(
     new_scales: Any = None,  # f32[64], of the same rows
     log_total: Any = None,  # f32[Q]
 ) -> None:
+    """Every piece of work of a program, into `outputs`."""
     begun = Rows(plan, refs, rows, rows_full, new, new_scales)
     tiles = _Tiles(q_tile, k_tile, v_tile, weights)
 

@@ -32,7 +32,8 @@ class Plan:
     width: int  # entries of a row of the page table
     page_size: int
     parts: int  # pieces of work that share a row and a KV head
-    programs: int
+    programs: int  # a multiple of `pairs`
+    pairs: int  # of warpgroups in a block of threads, each of which is a program
     append: bool
     scaled: bool  # whether pages are int8 with scales
     scale: float
@@ -47,7 +48,8 @@ class Plan:
         # Rows of pieces of work, two tiles, new elements; queries, weights and results beside them.
         fixed = (2 * self.slots + 4 + 2 * self.append) * BLOCK * self.head_dim
         fixed += self.queries * (6 * self.head_dim + 2 * BLOCK)
-        return max(2, min(8, (_SCALED_BYTES - fixed) // (2 * BLOCK * (self.head_dim + 4))))
+        room = _SCALED_BYTES // self.pairs - fixed
+        return max(2, min(8, room // (2 * BLOCK * (self.head_dim + 4))))
 
     @property
     def queries(self) -> int:
@@ -57,7 +59,7 @@ class Plan:
     @property
     def slots(self) -> int:
         """For the queries of a piece of work, so that the next one's are there when it begins."""
-        return 1 if self.head_dim > 128 or self.parts > 1 else 2
+        return 1 if self.head_dim > 128 or self.parts > 1 or self.pairs > 1 else 2
 
     @property
     def columns(self) -> tuple[slice, ...]:
@@ -91,8 +93,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Refs:
-    """The operands of a launch; those of `append` alone may be missing."""
+    """The operands of a launch, as a program sees them; those of `append` alone may be missing."""
 
+    program: jax.Array  # its index
     loaded: Any  # [B, K, G, H] queries, or [B, K, G + 2, H] with K and V
     table: Any  # i32[B, W]
     lens: Any  # i32[B]
@@ -121,7 +124,7 @@ def each_work(
 ) -> jax.Array:
     """Calls do(n, work, steps) for the n-th piece of work of this program; `steps` counts the
     blocks of those before. Returns that of all of them."""
-    program = lax.axis_index("program")
+    program = refs.program
 
     def turn(n: jax.Array, steps: jax.Array) -> jax.Array:
         work = _work(plan, refs, program + n * plan.programs)
