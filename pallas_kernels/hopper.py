@@ -69,7 +69,7 @@ def for_each(programs: int, one: Any) -> Any:
     """Shared memory or barriers for several programs of a block of threads, of which each has what
     `one` says; see `one_of`."""
     if isinstance(one, plgpu.Barrier):
-        [count] = one.num_barriers
+        [count] = tuple(one.num_barriers)  # type: ignore[arg-type]
         return plgpu.Barrier(num_arrivals=one.num_arrivals, num_barriers=programs * count)
     return plgpu.SMEM((programs, *one.shape), one.dtype, transforms=one.transforms)
 

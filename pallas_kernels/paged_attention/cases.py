@@ -212,11 +212,11 @@ LARGE_CASES = (
     _llama8b("64 x 1k page 128", (1024,) * 64, page_size=128),
     _llama8b("128 x 1k", (1024,) * 128),
     _llama8b("64 x 4k", (4096,) * 64),
-    _llama8b("ragged", tuple(range(40, 8192, 256))),
     _llama8b("int8 1 x 8k", (8192,), kv_dtype="int8"),
     _llama8b("int8 64 x 1k", (1024,) * 64, kv_dtype="int8"),
     _llama8b("int8 128 x 1k", (1024,) * 128, kv_dtype="int8"),
     _llama8b("int8 64 x 4k", (4096,) * 64, kv_dtype="int8"),
     _llama8b("int8 ragged", tuple(range(40, 8192, 256)), kv_dtype="int8"),
+    _llama8b("ragged", tuple(range(40, 8192, 256))),
 )
 """One layer of Llama 3 8B, for accelerators."""

@@ -23,6 +23,7 @@ needs_gpu_interpreter = pytest.mark.skipif(
 )
 SMALL = Case("small", (5, 0, 40))
 SMALL_BF16 = replace(SMALL, dtype="bfloat16")
+SMALL_INT8 = replace(SMALL_BF16, kv_dtype="int8", page_size=64)
 TPU = AbstractDevice("TPU v5 lite", 1, platform="tpu")
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
 APPENDED = (
@@ -32,6 +33,12 @@ APPENDED = (
     Case("head dim 256", (33, 70), 1, head_dim=256, page_size=128, dtype="bfloat16"),
     replace(SMALL_BF16, name="window", kv_lens=(200, 7), sliding_window=20),
     replace(SMALL_BF16, name="soft cap", kv_lens=(90,), kv_heads=1, logit_soft_cap=3.0),
+    replace(
+        SMALL_INT8, name="int8 edges", kv_lens=(0, 1, 32, 33, 64, 65, 70), group=3, page_size=32
+    ),
+    replace(SMALL_INT8, name="int8 many queries", kv_lens=(33, 129), group=11, head_dim=128),
+    replace(SMALL_INT8, name="int8 head dim 256", kv_lens=(33, 70), kv_heads=1, head_dim=256),
+    replace(SMALL_INT8, name="int8 window", kv_lens=(200, 7), sliding_window=20),
 )
 """What the Hopper kernel is interpreted over."""
 
@@ -125,13 +132,22 @@ def test_gpu_kernel(case: Case, parts: int):
 
 
 @needs_gpu_interpreter
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
 @pytest.mark.parametrize(("parts", "programs"), [(1, 1), (2, 2), (None, 132)])
 def test_gpu_kernel_reuses_its_ring_without_races(
-    parts: int | None, programs: int, capsys: pytest.CaptureFixture[str]
+    parts: int | None, programs: int, kv_dtype: str | None, capsys: pytest.CaptureFixture[str]
 ):
     """The newest tokens begin a block. Where one does not, its block is read while it is written,
     which the detector calls a race; what was read of it is masked."""
-    case = Case("10 blocks", (641, 0, 65), kv_heads=1, dtype="bfloat16")
+    page_size = 16 if kv_dtype is None else 64
+    case = Case(
+        "10 blocks",
+        (641, 0, 65),
+        kv_heads=1,
+        page_size=page_size,
+        dtype="bfloat16",
+        kv_dtype=kv_dtype,
+    )
     check_gpu(case, bias=False, parts=parts, programs=programs, detect_races=True)
     assert "RACE" not in capsys.readouterr().out
 
@@ -151,7 +167,7 @@ def test_gpu_kernel_lowers(case: Case, parts: int | None):
         traced = jax.jit(run, donate_argnums=(5, 6)).trace(*shapes)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
-    assert text.count("output_operand_alias<") == 2
+    assert text.count("output_operand_alias<") == (2 if case.kv_dtype is None else 4)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +176,10 @@ def test_gpu_kernel_lowers(case: Case, parts: int | None):
         ("cuda", SMALL_BF16, 1),
         ("cuda", SMALL, 0),
         ("cuda", replace(SMALL_BF16, page_size=24), 0),
+        ("cuda", SMALL_INT8, 1),
+        ("cuda", replace(SMALL_INT8, page_size=16), 0),
+        ("cuda", replace(SMALL_INT8, kv_dtype="float8_e4m3fn"), 0),
+        ("cpu", SMALL_INT8, 0),
         ("cpu", SMALL_BF16, 0),
     ],
 )
@@ -180,7 +200,7 @@ def test_the_platform_chooses_also_within_shard_map(platform: str, case: Case, k
     assert text.count("stablehlo.custom_call @mosaic_gpu") == kernels
 
 
-@pytest.mark.parametrize("case", [SMALL, CASES[-1]])
+@pytest.mark.parametrize("case", [SMALL, replace(SMALL_BF16, sliding_window=20)])
 def test_append_lowers_for_tpu(case: Case):
     token, inputs = newest_tokens(case, 0, bias=True), make_inputs(case, seed=0)
     run = partial(append_attention, implementation="mosaic_tpu", **case.options)
@@ -194,7 +214,8 @@ def test_append_lowers_for_tpu(case: Case):
     ("implementation", "case", "reason"),
     [
         ("mosaic_tpu", replace(SMALL, head_dim=32), "head dim must be a multiple of 64, not 32"),
-        ("mosaic_gpu", SMALL, "both be bfloat16, not float32"),
+        ("mosaic_tpu", SMALL_INT8, "not bfloat16 and int8"),
+        ("mosaic_gpu", SMALL, "both be bfloat16, or the pages int8, not float32"),
     ],
 )
 def test_a_named_kernel_refuses_to_append_with_the_reason(

@@ -118,11 +118,14 @@ def test_gpu_kernel_with_whole_rows(head_dim: int):
 
 
 @needs_gpu_interpreter
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
 @pytest.mark.parametrize(("parts", "programs"), [(1, 1), (2, 2), (None, 132)])
 def test_gpu_kernel_reuses_its_ring_without_races(
-    parts: int | None, programs: int, capsys: pytest.CaptureFixture[str]
+    parts: int | None, programs: int, kv_dtype: str | None, capsys: pytest.CaptureFixture[str]
 ):
-    case = Case("10 blocks", (600, 0, 65), kv_heads=1, sliding_window=590, dtype="bfloat16")
+    page_size = 16 if kv_dtype is None else 64
+    case = Case("10 blocks", (600, 0, 65), 1, page_size=page_size, sliding_window=590)
+    case = replace(case, dtype="bfloat16", kv_dtype=kv_dtype)
     check(case, interpreted_gpu(parts, programs=programs, detect_races=True))
     assert "RACE" not in capsys.readouterr().out
 
@@ -164,7 +167,13 @@ def test_kernels_lower(hardware: str, case: Case):
         ("mosaic_tpu", replace(SMALL, kv_heads=64, page_size=128), "exceed the buffer"),
         ("mosaic_tpu", replace(SMALL, kv_lens=(16 * 200_000,)), "page table of 800004 bytes"),
         ("mosaic_tpu", replace(SMALL, kv_dtype="int8"), "not float32 and int8"),
-        ("mosaic_gpu", SMALL, "both be bfloat16, not float32"),
+        ("mosaic_gpu", SMALL, "both be bfloat16, or the pages int8, not float32 and float32"),
+        ("mosaic_gpu", replace(SMALL_BF16, kv_dtype="int8"), "of int8 must be at least 32, not 16"),
+        (
+            "mosaic_gpu",
+            replace(SMALL_BF16, kv_dtype="float8_e4m3fn"),
+            "not bfloat16 and float8_e4m3fn",
+        ),
         ("mosaic_gpu", replace(SMALL_BF16, head_dim=32), "must be 64, 128 or 256, not 32"),
         ("mosaic_gpu", replace(SMALL_BF16, page_size=24), "multiple of 64, not 24"),
         ("mosaic_gpu", replace(SMALL_BF16, kv_heads=1, group=65), "at most 64 query heads, not 65"),
