@@ -145,7 +145,6 @@ def append_attention(
     write = partial(rope_and_write, implementation="reference")
     q, _, _ = jax.eval_shape(write, *token, k_pages, v_pages, kv_lens)
     sizes["N"] = q.shape[1]
-    check_pages(k_pages, v_pages)
     check_attention(sizes, q, scale, logit_soft_cap, sliding_window)
     options = {
         "scale": scale,

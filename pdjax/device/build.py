@@ -88,7 +88,8 @@ def build_engines(
     decode = [builder.decode_engine(*each) for each in decoding]
     on_host_cores = platform == "cpu"
     if _has_dispatch_threads(config):
-        return Engines(*on_threads(prefill, transfer), decode=decode, on_host_cores=on_host_cores)
+        ordered, ordered_transfer = on_threads(prefill, transfer)
+        return Engines(ordered, ordered_transfer, decode, on_host_cores)
     return Engines(prefill, transfer, decode, on_host_cores)
 
 

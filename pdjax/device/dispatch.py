@@ -71,6 +71,10 @@ class Order(Generic[ResultT]):
         assert self._ticket is not None
         return self._ticket
 
+    def wait(self, seconds: float) -> bool:
+        """Wait so long at most for the call; whether it has been made."""
+        return self._made.wait(seconds)
+
     def ready(self) -> bool:
         return self._made.is_set() and self.ticket.ready()
 
@@ -98,6 +102,9 @@ Queue = SimpleQueue[Order[Any] | _Mark | None]
 
 _END_SECONDS = 60.0
 """How long a process that ends waits for what has been asked to be dispatched."""
+
+_LOOK_SECONDS = 0.1
+"""How often whoever waits for a thread looks whether there still is one."""
 
 _NO_MORE = _Mark()
 """In place of all further marks: whoever asks has given up."""
@@ -136,10 +143,12 @@ class Orders:
             _carry_out(self._queue, mark)
 
     def rest(self) -> None:
-        """Wait until all that was given has been carried out."""
+        """Wait until all that was given has been carried out; of a thread that has ended it has
+        been."""
         done = Order(_nothing)
         self.give(done)
-        done.result()
+        while self.thread.is_alive() and not done.wait(_LOOK_SECONDS):
+            pass
 
     def end(self, seconds: float) -> None:
         """End the thread after what it was given; wait so long at most."""

@@ -174,6 +174,15 @@ def test_rest_waits_for_all_that_was_asked():
     assert names(device) == ["first 0", "send 0", "first 1", "send 1"]
 
 
+def test_nobody_waits_for_a_thread_that_has_ended():
+    device, engine, _ = make()
+    device.hold.set()
+    last = engine.prefill("last")
+    engine.orders.end(10)
+    assert last.result() == "last"
+    engine.rest()
+
+
 def test_the_thread_ends_with_those_who_could_ask_it():
     orders = Orders()
     device = Device()
