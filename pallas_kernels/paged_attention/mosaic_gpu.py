@@ -1,9 +1,9 @@
 """Decode attention as a Mosaic kernel for Hopper GPUs.
 
 Flash-decoding (Dao et al., 2023) over pages, in blocks of threads that stay: each takes one piece
-of work after another, a row's share for one KV head, and one of its two warpgroups copies pages
-into a ring in shared memory, by the tensor memory accelerator, while the other takes the two
-products from it. The ring runs on from one piece of work to the next, so memory never waits for a
+of work after another, a row's share for one KV head, and one of its warpgroups copies pages into
+a ring in shared memory, by the tensor memory accelerator, while the others take the two products
+from it. The ring runs on from one piece of work to the next, so memory never waits for a
 piece to be finished or begun. Where there are fewer pieces than processors, every row is cut into
 parts, and their results are put together afterwards. Where there are more, a row is cut only if it
 is long: all others would wait for one that is many times as long as they are.
@@ -22,34 +22,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import PROCESSORS, ROWS
+from pallas_kernels.hopper import ROWS
 from pallas_kernels.online_softmax import LOWEST
 from pallas_kernels.paged_attention.mosaic_gpu_body import body, scratch_types
-from pallas_kernels.paged_attention.mosaic_gpu_work import (
-    BLOCK,
-    ByLength,
-    Plan,
-    cut,
-    scaled_stages,
-)
+from pallas_kernels.paged_attention.mosaic_gpu_plan import make_plan
+from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, Plan, cut, scaled_stages
 from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
-
-# In the time that a block of 64 tokens takes where every processor reads, 1.5 us on an H100 at head
-# dim 128: to begin and end a piece of work, and to put parts together. Estimates from profiles of a
-# few shapes; other numbers of parts have not been timed beside those that they choose.
-_PIECE_COST = 1.5
-_JOIN_COST = 2.0
-_MOST_PARTS = 32
-
-# Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
-# parts of a row that fills the page table, since there is room for as many of each, and all are put
-# together at once.
-_WHOLE = 64
-_PART = 32
-_MOST_OF_A_LONG_ROW = 16
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
@@ -95,22 +75,27 @@ def paged_attention(
     scale: float,
     logit_soft_cap: float | None = None,
     sliding_window: int | None = None,
-    parts: int | ByLength | None = None,
-    programs: int = PROCESSORS,
     interpret: Any = None,
+    **chosen: Any,
 ) -> jax.Array:
     """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are taken as checked.
 
     Args:
-      parts: pieces of work that share a row and a KV head; None chooses.
-      programs: blocks of threads, at most.
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
+      **chosen: what else would be chosen, see `make_plan`.
     """
     rows, heads, head_dim = q.shape
     kv_heads = elements_of(k_pages).shape[0]
     grouped = q.reshape(rows, kv_heads, heads // kv_heads, head_dim)
-    plan = _make_plan(
-        grouped, k_pages, page_table, parts, programs, False, scale, logit_soft_cap, sliding_window
+    plan = make_plan(
+        grouped,
+        k_pages,
+        page_table,
+        append=False,
+        scale=scale,
+        logit_soft_cap=logit_soft_cap,
+        sliding_window=sliding_window,
+        **chosen,
     )
     metadata, parts_of_rows = _metadata(plan, page_table, kv_lens)
     pools = _arrays(k_pages, v_pages)
@@ -131,20 +116,26 @@ def append_attention(
     scale: float,
     logit_soft_cap: float | None = None,
     sliding_window: int | None = None,
-    parts: int | ByLength | None = None,
-    programs: int = PROCESSORS,
     interpret: Any = None,
+    **chosen: Any,
 ) -> tuple[jax.Array, Pages, Pages]:
     """See `pallas_kernels.paged_attention.api.append_attention`; arguments are taken as checked.
 
     Args:
-      parts, programs, interpret: as in `paged_attention`.
+      interpret, **chosen: as in `paged_attention`.
     """
     if bias is not None:
         qkv = (qkv * row_scale[:, None, None, None] + bias).astype(qkv.dtype)
         row_scale = jnp.ones_like(row_scale)
-    plan = _make_plan(
-        qkv, k_pages, page_table, parts, programs, True, scale, logit_soft_cap, sliding_window
+    plan = make_plan(
+        qkv,
+        k_pages,
+        page_table,
+        append=True,
+        scale=scale,
+        logit_soft_cap=logit_soft_cap,
+        sliding_window=sliding_window,
+        **chosen,
     )
     metadata, parts_of_rows = _metadata(plan, page_table, kv_lens)
     pools, token = _arrays(k_pages, v_pages), (row_scale, cos, sin)
@@ -180,81 +171,6 @@ def _aligned(x: jax.Array) -> jax.Array:
     the slice fills whole units of memory, wherever it begins; Mosaic then refuses to run.
     """
     return jnp.maximum(x, 0)
-
-
-def visible_blocks(tokens: int, sliding_window: int | None) -> int:
-    """Of a row that fills its page table, at most."""
-    blocks = pl.cdiv(tokens, BLOCK)
-    return blocks if sliding_window is None else min(blocks, pl.cdiv(sliding_window, BLOCK) + 1)
-
-
-def choose_parts(
-    pieces: int, tokens: int, sliding_window: int | None, programs: int
-) -> int | ByLength:
-    """Into how many parts rows are cut: by length where one can be long and whole ones are work
-    enough for all programs, or nearly so.
-
-    Args:
-      pieces: rows * KV heads.
-      tokens: of a row that fills its page table.
-    """
-    parts = even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
-    visible = visible_blocks(tokens, sliding_window)
-    if (parts > 1 and pieces < programs) or visible <= _WHOLE:
-        return parts
-    return ByLength(_WHOLE, max(_PART, pl.cdiv(visible, _MOST_OF_A_LONG_ROW)))
-
-
-def even_parts(pieces: int, blocks: int, programs: int) -> int:
-    """Into how many parts to cut each of so many pieces of work of so many blocks: those with which
-    the busiest program is done first."""
-
-    def time(parts: int) -> float:
-        turns = pl.cdiv(pieces * parts, programs)
-        return turns * (pl.cdiv(blocks, parts) + _PIECE_COST) + (parts > 1) * _JOIN_COST
-
-    return min(range(1, min(blocks, _MOST_PARTS) + 1), key=time)
-
-
-def _make_plan(
-    loaded: jax.Array,
-    k_pages: Pages,
-    page_table: jax.Array,
-    parts: int | ByLength | None,
-    programs: int,
-    append: bool,
-    scale: float,
-    logit_soft_cap: float | None,
-    sliding_window: int | None,
-) -> Plan:
-    rows, kv_heads, loaded_rows, head_dim = loaded.shape
-    page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
-    pieces, tokens = rows * kv_heads, width * page_size
-    scaled = isinstance(k_pages, QuantisedPages)
-    if parts is None and scaled:  # its results leave whole or in parts, not some of them so
-        parts = even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
-    parts = parts or choose_parts(pieces, tokens, sliding_window, programs)
-    if isinstance(parts, ByLength):
-        most = parts.parts(visible_blocks(tokens, sliding_window))
-        by_length = parts if most > 1 else None
-    else:
-        most, by_length = parts, None
-    return Plan(
-        rows=rows,
-        kv_heads=kv_heads,
-        group=loaded_rows - 2 * append,
-        head_dim=head_dim,
-        width=width,
-        page_size=page_size,
-        parts=most,
-        by_length=by_length,
-        programs=min(programs, pieces * (1 if by_length else most)),
-        append=append,
-        scaled=scaled,
-        scale=scale,
-        logit_soft_cap=logit_soft_cap,
-        sliding_window=sliding_window,
-    )
 
 
 # Functions of their own, so that a model's layers share one lowering: it takes a second.
@@ -304,7 +220,7 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
         scratch_types=scratch_types(plan, loaded.dtype),
         grid=(plan.programs,),
         grid_names=("program",),
-        num_threads=2,
+        num_threads=plan.readers + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True, **_room_to_reduce(plan)),
         interpret=interpret,

@@ -1,6 +1,13 @@
 """What a block of threads of decode attention does on Hopper GPUs: one warpgroup copies pages into
-the rings, one computes; over quantised pages as `mosaic_gpu_scaled` says."""
+the rings, one or two compute; over quantised pages as `mosaic_gpu_scaled` says.
 
+From one block of tokens to the next the softmax is a chain of steps that each wait for the one
+before: a program that has more to do than others, or the chip to itself, is held up by that rather
+than by memory. A second warpgroup then takes every other block of the same piece of work, and hands
+what it has seen to the first, which begins and ends the piece.
+"""
+
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,18 +41,20 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         block=BLOCK,
         head_dim=plan.head_dim,
         page_size=plan.page_size,
-        readers=1,
+        readers=plan.readers,
     )
     scratch = {
         **rings,
         "rows": plgpu.SMEM((plan.slots, ROWS, plan.head_dim), dtype),
         "q_tile": tiled((ROWS, plan.head_dim), dtype),
-        "weights": tiled((ROWS, BLOCK), dtype),
+        "weights": tiled((plan.readers, ROWS, BLOCK), dtype),
         "rows_full": plgpu.Barrier(num_barriers=plan.slots),
     }
-    if plan.parts > 1:
-        scratch["out_tile"] = plgpu.SMEM((ROWS, plan.out_columns), jnp.float32)
-        scratch["log_total"] = plgpu.SMEM((ROWS,), jnp.float32)
+    if plan.parts > 1 or plan.readers > 1:
+        scratch["columns"] = plgpu.SMEM((ROWS, plan.out_columns), jnp.float32)
+        scratch["numbers"] = plgpu.SMEM((2, ROWS), jnp.float32)
+    if plan.readers > 1:
+        scratch |= {name: plgpu.Barrier() for name in ("begun", "handed_over", "taken_over")}
     return scratch
 
 
@@ -65,15 +74,24 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
     operands = Refs(loaded, table, lens, rings, cut, *rest)
     compute = mosaic_gpu_scaled.compute if plan.scaled else _compute
 
-    @pl.when(lax.axis_index("warpgroup") == 1)
+    warpgroup = lax.axis_index("warpgroup")
+
+    @pl.when(warpgroup == plan.readers)
     def _() -> None:
         plgpu.set_max_registers(40, action="decrease")
         _copy_pages(plan, operands)
 
-    @pl.when(lax.axis_index("warpgroup") == 0)
+    @pl.when(warpgroup == 0)
     def _() -> None:
         plgpu.set_max_registers(232, action="increase")
         compute(plan, operands, outputs, **scratch)
+
+    if plan.readers > 1:
+
+        @pl.when(warpgroup == 1)
+        def _() -> None:
+            plgpu.set_max_registers(232, action="increase")
+            _help(plan, operands, _Shared(**scratch))
 
 
 class _Seen(NamedTuple):
@@ -99,35 +117,49 @@ def _copy_pages(plan: Plan, refs: Refs) -> None:
     refs.rings.drain(each_work(plan, refs, copy_work))
 
 
-# The warpgroup that computes.
+# The warpgroups that compute.
 
 
-def _compute(
-    plan: Plan,
-    refs: Refs,
-    outputs: tuple[Any, ...],
-    *,
-    rows: Any,  # [slots, 64, H]: what a piece of work begins with, in the end its result
-    q_tile: Any,  # [64, H], as a product takes it
-    weights: Any,  # [64, C], likewise
-    rows_full: Any,  # barriers [slots]
-    out_tile: Any = None,  # f32[64, columns]
-    log_total: Any = None,  # f32[64]
-) -> None:
-    begun = Rows(plan, refs, rows, rows_full)
+@dataclass(frozen=True)
+class _Shared:
+    """Shared memory and barriers beside the rings; see `scratch_types`."""
+
+    rows: Any  # [slots, 64, H]: what a piece of work begins with, in the end its result
+    q_tile: Any  # [64, H], as a product takes it
+    weights: Any  # [readers, 64, C], likewise
+    rows_full: Any  # barriers [slots]
+    columns: Any = None  # f32[64, columns], of what goes from one to the other, or out as a part
+    numbers: Any = None  # f32[2, 64], likewise
+    begun: Any = None  # barrier: `q_tile` is there, and what was handed over has been read
+    handed_over: Any = None  # barrier: `columns` are there, with the first of them `numbers`, too
+    taken_over: Any = None  # barrier: `columns` have been read
+
+
+def _compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) -> None:
+    """Every piece of work of a program, into `outputs`."""
+    shared = _Shared(**scratch)
+    begun = Rows(plan, refs, shared.rows, shared.rows_full)
+    weights = shared.weights.at[0]
 
     def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
+        q_tile = shared.q_tile
         q_tile[...] = plgpu.load(mine, layout=plgpu.Layout.WGMMA, optimized=False)
         plgpu.commit_smem()
+        if plan.readers > 1:
+            if plan.parts > 1:  # the last part's columns leave before the other reader writes there
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            plgpu.barrier_arrive(shared.begun)
         seen = _begin(plan, work, q_tile, weights)
         if plan.append:
             begun.store_new(work, mine)
-        weighted, highest, total = _attend(plan, refs, work, steps, q_tile, weights, seen)
-        total = jnp.maximum(total, NO_SUM)
-        out = [x / spread(total, x.shape[1]) for x in weighted]
+        seen = _attend(plan, refs, work, steps, q_tile, weights, seen, 0)
+        if plan.readers > 1:
+            seen = _take_over(plan, shared, seen)
+        total = jnp.maximum(seen.total, NO_SUM)
+        out = [x / spread(total, x.shape[1]) for x in seen.weighted]
         whole = partial(_store_whole, plan, work, outputs, out, mine)
-        log_sum = highest + jnp.log(total) * LOG2_E
-        part = partial(_store_part, plan, work, outputs, out, log_sum, out_tile, log_total)
+        log_sum = seen.highest + jnp.log(total) * LOG2_E
+        part = partial(_store_part, plan, work, outputs, out, log_sum, shared)
         if plan.by_length is not None:
             pl.when(work.parts == 1)(whole)
             pl.when(work.parts > 1)(part)
@@ -138,12 +170,58 @@ def _compute(
     plgpu.wait_smem_to_gmem(0)
 
 
-def _begin(plan: Plan, work: Work, q_tile: Any, weights: Any) -> _Seen:
-    """The running softmax before the first block. With `append` the first part has seen the new
-    token, whose K and V are rows of `q_tile`: products with the tile itself find its score, and its
-    V times a weight of 1."""
+def _help(plan: Plan, refs: Refs, shared: _Shared) -> None:
+    """The second warpgroup's share of every piece of work."""
+
+    def help_with(n: jax.Array, work: Work, steps: jax.Array) -> None:
+        del n
+        plgpu.barrier_wait(shared.begun)
+        weights, seen = shared.weights.at[1], _nothing(plan)
+        _hand_over(plan, shared, _attend(plan, refs, work, steps, shared.q_tile, weights, seen, 1))
+
+    each_work(plan, refs, help_with)
+
+
+def _hand_over(plan: Plan, shared: _Shared, seen: _Seen) -> None:
+    """A few columns at a time."""
+    [weighted] = seen.weighted
+    shared.numbers[0] = seen.highest
+    shared.numbers[1] = seen.total
+    for start in range(0, plan.head_dim, plan.out_columns):
+        if start:
+            plgpu.barrier_wait(shared.taken_over)
+        shared.columns[...] = weighted[:, start : start + plan.out_columns]
+        plgpu.barrier_arrive(shared.handed_over)
+
+
+def _take_over(plan: Plan, shared: _Shared, seen: _Seen) -> _Seen:
+    """What both have seen."""
+    tall = plgpu.Layout.WGMMA.reduce(1)
+    [weighted] = seen.weighted
+    plgpu.barrier_wait(shared.handed_over)
+    highest, total = (
+        plgpu.load(shared.numbers.at[i], layout=tall, optimized=False) for i in range(2)
+    )
+    higher = jnp.maximum(seen.highest, highest)
+    fade, other_fade = jnp.exp2(seen.highest - higher), jnp.exp2(highest - higher)
+    both = []
+    for start in range(0, plan.head_dim, plan.out_columns):
+        if start:
+            plgpu.barrier_wait(shared.handed_over)
+        other = plgpu.load(shared.columns, layout=plgpu.Layout.WGMMA, optimized=False)
+        if start + plan.out_columns < plan.head_dim:
+            plgpu.barrier_arrive(shared.taken_over)
+        mine = weighted[:, start : start + plan.out_columns]
+        columns = plan.out_columns
+        both.append(mine * spread(fade, columns) + other * spread(other_fade, columns))
+    joined = both[0] if len(both) == 1 else jnp.concatenate(both, axis=1)
+    return _Seen((joined,), higher, seen.total * fade + total * other_fade)
+
+
+def _nothing(plan: Plan) -> _Seen:
+    """The running softmax before anything has been seen."""
     wide, tall = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
-    nothing = _Seen(
+    return _Seen(
         weighted=tuple(
             plgpu.layout_cast(jnp.zeros((ROWS, at.stop - at.start), jnp.float32), wide)
             for at in plan.columns
@@ -151,6 +229,13 @@ def _begin(plan: Plan, work: Work, q_tile: Any, weights: Any) -> _Seen:
         highest=plgpu.layout_cast(jnp.full((ROWS,), LOWEST, jnp.float32), tall),
         total=plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), tall),
     )
+
+
+def _begin(plan: Plan, work: Work, q_tile: Any, weights: Any) -> _Seen:
+    """The running softmax before the first block. With `append` the first part has seen the new
+    token, whose K and V are rows of `q_tile`: products with the tile itself find its score, and its
+    V times a weight of 1."""
+    nothing = _nothing(plan)
     if not plan.append:
         return nothing
     column = iota((ROWS, BLOCK), 1)
@@ -179,9 +264,17 @@ def _attend(
     q_tile: Any,
     weights: Any,
     seen: _Seen,
+    reader: int,
 ) -> _Seen:
-    """What has been seen after the blocks of `work`."""
+    """What has been seen after this reader's blocks of `work`: of two readers each has every other
+    one. Barriers count how often they are waited for, so that each waits for all blocks."""
     k, v = refs.rings.k, refs.rings.v
+
+    def skip(i: jax.Array) -> None:
+        stage = lax.rem(steps + i, jnp.int32(plan.stages))
+        for ring in (k, v):
+            plgpu.barrier_wait(ring.full.at[stage])
+            plgpu.barrier_arrive(ring.free.at[stage])
 
     def visible(shape: tuple[int, int], axis: int, block: jax.Array) -> jax.Array:
         token = iota(shape, axis) + block * BLOCK
@@ -219,7 +312,25 @@ def _attend(
         plgpu.barrier_arrive(v.free.at[stage])
         return _Seen(weighted, higher, total)
 
-    return lax.fori_loop(0, work.count, step, seen)
+    if plan.readers == 1:
+        return lax.fori_loop(0, work.count, step, seen)
+
+    def first_of_two(j: jax.Array, seen: _Seen) -> _Seen:
+        seen = step(2 * j, seen)
+        pl.when(2 * j + 1 < work.count)(partial(skip, 2 * j + 1))
+        return seen
+
+    def second_of_two(j: jax.Array, seen: _Seen) -> _Seen:
+        skip(2 * j)
+        return step(2 * j + 1, seen)
+
+    pairs = lax.div(work.count, jnp.int32(2))
+    rest = work.count - 2 * pairs
+    if reader == 0:
+        return lax.fori_loop(0, pairs + rest, first_of_two, seen)
+    seen = lax.fori_loop(0, pairs, second_of_two, seen)
+    pl.when(rest > 0)(partial(skip, 2 * pairs))
+    return seen
 
 
 def _store_whole(
@@ -240,23 +351,22 @@ def _store_part(
     outputs: tuple[Any, ...],
     out: list[jax.Array],
     log_sum: jax.Array,
-    out_tile: Any,
-    log_total: Any,
+    shared: _Shared,
 ) -> None:
     """A part's float32 result, a few columns at a time."""
     at_part = (work.row, work.head, work.part)
     for columns, x in zip(plan.columns, out, strict=True):
         for start in range(0, x.shape[1], plan.out_columns):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            out_tile[...] = x[:, start : start + plan.out_columns]
+            shared.columns[...] = x[:, start : start + plan.out_columns]
             if columns.start + start == 0:
-                log_total[...] = log_sum
+                shared.numbers[0] = log_sum
             plgpu.commit_smem()
             at = pl.ds(columns.start + start, plan.out_columns)
             result = outputs[0].at[(*at_part, slice(None), at)]
-            plgpu.copy_smem_to_gmem(out_tile.at[pl.ds(0, plan.group)], result)
+            plgpu.copy_smem_to_gmem(shared.columns.at[pl.ds(0, plan.group)], result)
     padded = pl.ds(0, plan.group + plan.padding)
-    plgpu.copy_smem_to_gmem(log_total.at[padded], outputs[1].at[at_part])
+    plgpu.copy_smem_to_gmem(shared.numbers.at[0, padded], outputs[1].at[at_part])
 
 
 def _base_two(plan: Plan, scores: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ NO_SUM = 1e-30
 
 _COLUMNS = 128  # of a product with V, at most: registers hold its result beside the running sums
 _RING_BYTES = 160 << 10
+_SHARED_RING_BYTES = 128 << 10  # of two readers, which need room beside it
 _SCALED_BYTES = 216 << 10  # of all that a program over quantised pages shares
 
 
@@ -65,6 +66,7 @@ class Plan:
     parts: int  # pieces of work that share a row and a KV head; with `by_length`, at most
     by_length: ByLength | None  # where each row has a number of its own
     programs: int
+    readers: int  # warpgroups of a program that compute
     append: bool
     scaled: bool  # whether pages are int8 with scales
     scale: float
@@ -75,7 +77,8 @@ class Plan:
     def stages(self) -> int:
         """Of the rings; a stage holds a block of K and of V."""
         if not self.scaled:
-            return max(2, min(8, _RING_BYTES // (4 * BLOCK * self.head_dim)))
+            size = _RING_BYTES if self.readers == 1 else _SHARED_RING_BYTES
+            return max(2, min(8, size // (4 * BLOCK * self.head_dim)))
         return min(8, scaled_stages(self.head_dim, self.queries, self.slots, self.append))
 
     @property
@@ -90,8 +93,9 @@ class Plan:
 
     @property
     def out_columns(self) -> int:
-        """Of a part's float32 result on its way out: shared memory is full of pages."""
-        return 64 if self.slots == 1 else 32
+        """Of a float32 result on its way out, or from one reader to the other: shared memory is
+        full of pages."""
+        return 64 if self.slots == 1 or self.readers > 1 else 32
 
     @property
     def columns(self) -> tuple[slice, ...]:

@@ -118,6 +118,7 @@ def check_gpu(
     bias: bool = False,
     parts: int | ByLength | None = None,
     programs: int = 3,
+    readers: int | None = None,
     **options: Any,
 ) -> None:
     inputs = append_cases.make_inputs(case, seed=5)
@@ -128,6 +129,7 @@ def check_gpu(
         mosaic_gpu.append_attention,
         parts=parts,
         programs=programs,  # few, so that each does several pieces of work and reuses its rings
+        readers=readers,
         interpret=plgpu.InterpretGPUParams(**options),
         **case.options,
     )
@@ -137,10 +139,10 @@ def check_gpu(
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("parts", "readers"), [(1, 2), (2, 1)])
 @pytest.mark.parametrize("case", APPENDED, ids=lambda case: case.name)
-def test_gpu_kernel(case: Case, parts: int):
-    check_gpu(case, bias=case.name == "page 8", parts=parts)
+def test_gpu_kernel(case: Case, parts: int, readers: int):
+    check_gpu(case, bias=case.name == "page 8", parts=parts, readers=readers)
 
 
 @needs_gpu_interpreter
@@ -157,12 +159,16 @@ PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]
 
 @needs_gpu_interpreter
 @pytest.mark.parametrize(
-    ("parts", "programs", "kv_dtype"),
-    [*((*each, None) for each in PIECES), *((*each, "int8") for each in PIECES[:3])],
+    ("parts", "programs", "readers", "kv_dtype"),
+    [
+        *((*each, readers, None) for each in PIECES for readers in (1, 2)),
+        *((*each, 1, "int8") for each in PIECES[:3]),
+    ],
 )
 def test_gpu_kernel_reuses_its_ring_without_races(
     parts: int | ByLength | None,
     programs: int,
+    readers: int,
     kv_dtype: str | None,
     capsys: pytest.CaptureFixture[str],
 ):
@@ -177,7 +183,7 @@ def test_gpu_kernel_reuses_its_ring_without_races(
         dtype="bfloat16",
         kv_dtype=kv_dtype,
     )
-    check_gpu(case, bias=False, parts=parts, programs=programs, detect_races=True)
+    check_gpu(case, parts=parts, programs=programs, readers=readers, detect_races=True)
     assert "RACE" not in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from pallas_kernels.check import LIMITS, relative_error
-from pallas_kernels.paged_attention import api, mosaic_gpu, mosaic_tpu
+from pallas_kernels.paged_attention import api, mosaic_gpu, mosaic_gpu_plan, mosaic_tpu
 from pallas_kernels.paged_attention.api import paged_attention
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
 from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength, Plan, cut
@@ -76,7 +76,7 @@ def interpreted_tpu(**options: Any) -> Callable[..., jax.Array]:
 
 
 def interpreted_gpu(
-    parts: int | ByLength | None, *, programs: int = 3, **options: Any
+    parts: int | ByLength | None, *, programs: int = 3, readers: int | None = None, **options: Any
 ) -> Callable[..., jax.Array]:
     """Few programs, so that each does several pieces of work and reuses its rings."""
     interpreter = plgpu.InterpretGPUParams(**options)
@@ -84,6 +84,7 @@ def interpreted_gpu(
         mosaic_gpu.paged_attention,
         parts=parts,
         programs=programs,
+        readers=readers,
         interpret=interpreter,
     )
 
@@ -117,15 +118,23 @@ def test_tpu_kernel_reuses_its_buffer_without_races(monkeypatch: pytest.MonkeyPa
 @needs_gpu_interpreter
 @pytest.mark.parametrize("case", taken_by(mosaic_gpu, *CASES), ids=name_of)
 def test_gpu_kernel(case: Case):
-    check(case, interpreted_gpu(parts=2))
+    check(case, interpreted_gpu(parts=2, readers=1))
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("head_dim", [64, 256])
-def test_gpu_kernel_with_whole_rows(head_dim: int):
-    """More pieces of work than slots for their queries, some of them empty."""
+@pytest.mark.parametrize(("head_dim", "readers"), [(64, 1), (64, 2), (128, 2), (256, 1)])
+def test_gpu_kernel_with_whole_rows(head_dim: int, readers: int):
+    """More pieces of work than slots for their queries, some of them empty, of one block, or of an
+    odd number."""
     case = replace(SMALL_BF16, kv_lens=(70, 0, 5, 140), group=3, head_dim=head_dim)
-    check(case, interpreted_gpu(parts=1))
+    check(case, interpreted_gpu(parts=1, readers=readers))
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("case", RAGGED, ids=name_of)
+def test_gpu_kernel_with_two_readers(case: Case, parts: int):
+    check(case, interpreted_gpu(parts, readers=2))
 
 
 @needs_gpu_interpreter
@@ -155,19 +164,24 @@ PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]
 
 @needs_gpu_interpreter
 @pytest.mark.parametrize(
-    ("parts", "programs", "kv_dtype"),
-    [*((*each, None) for each in PIECES), *((*each, "int8") for each in PIECES[:3])],
+    ("parts", "programs", "readers", "kv_dtype"),
+    [
+        *((*each, readers, None) for each in PIECES for readers in (1, 2)),
+        *((*each, 1, "int8") for each in PIECES[:3]),
+    ],
 )
 def test_gpu_kernel_reuses_its_ring_without_races(
     parts: int | ByLength | None,
     programs: int,
+    readers: int,
     kv_dtype: str | None,
     capsys: pytest.CaptureFixture[str],
 ):
     page_size = 16 if kv_dtype is None else 64
     case = Case("10 blocks", (600, 0, 65), 1, page_size=page_size, sliding_window=590)
     case = replace(case, dtype="bfloat16", kv_dtype=kv_dtype)
-    check(case, interpreted_gpu(parts, programs=programs, detect_races=True))
+    run = interpreted_gpu(parts, programs=programs, readers=readers, detect_races=True)
+    check(case, run)
     assert "RACE" not in capsys.readouterr().out
 
 
@@ -188,7 +202,23 @@ def test_gpu_kernel_reuses_its_ring_without_races(
 def test_gpu_kernel_chooses_how_to_cut(
     rows: int, tokens: int, window: int | None, parts: int | ByLength
 ):
-    assert mosaic_gpu.choose_parts(rows * 8, tokens, window, 132) == parts
+    assert mosaic_gpu_plan.choose_parts(rows * 8, tokens, window, 132) == parts
+
+
+@pytest.mark.parametrize(
+    ("pieces", "blocks", "by_length", "readers"),
+    [
+        (512, 17, False, 1),  # 64 rows of 1,060 tokens
+        (512, 64, False, 2),
+        (512, 129, True, 2),
+        (128, 17, False, 2),
+        (192, 17, False, 2),
+        (256, 17, False, 1),
+        (72, 2, False, 1),  # a row in parts
+    ],
+)
+def test_gpu_kernel_chooses_its_readers(pieces: int, blocks: int, by_length: bool, readers: int):
+    assert mosaic_gpu_plan.choose_readers(pieces, blocks, by_length, 132) == readers
 
 
 @pytest.mark.parametrize("append", [False, True])
@@ -196,7 +226,9 @@ def test_gpu_kernel_chooses_how_to_cut(
 def test_gpu_kernel_lists_every_part_once(window: int | None, append: bool):
     """Those of most blocks first, and how many there are."""
     lens = np.array([70, 1, 0, 700, 64, 65, 129, 704, 300, 257], np.int32)
-    plan = Plan(len(lens), 2, 4, 64, 44, 16, 6, ByLength(4, 2), 3, append, False, 1.0, None, window)
+    plan = Plan(
+        len(lens), 2, 4, 64, 44, 16, 6, ByLength(4, 2), 3, 1, append, False, 1.0, None, window
+    )
     last = np.maximum(lens - 1, 0) if append else lens
     first = np.maximum(lens - (window or 10_000), 0) // 64
     blocks = np.maximum(-(-last // 64) - first, 0)

@@ -1,0 +1,138 @@
+"""How a launch of decode attention is cut on Hopper GPUs: into how many pieces of work, and how many
+warpgroups compute each. By shape alone, since it shows in the bits of a result.
+"""
+
+import jax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.hopper import PROCESSORS
+from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, ByLength, Plan
+from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
+
+# In the time that a block of 64 tokens takes where every processor reads, 1.5 us on an H100 at head
+# dim 128: to begin and end a piece of work, and to put parts together. Estimates from profiles of a
+# few shapes; other numbers of parts have not been timed beside those that they choose.
+_PIECE_COST = 1.5
+_JOIN_COST = 2.0
+_MOST_PARTS = 32
+
+# Where two warpgroups of a program compute, timed on an H200: pieces of work of so many blocks are
+# long, or long enough where most programs have one. Of a larger head dim there is no room for what
+# goes from one to the other; and over quantised pages maxima are taken across warps, through shared
+# memory of which Mosaic (of JAX 0.11.2) has but one piece for all warpgroups.
+_LONG_PIECE = 48
+_SHARED_PIECE = 4
+_MOST_SHARED = 128
+
+# Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
+# parts of a row that fills the page table, since there is room for as many of each, and all are put
+# together at once.
+_WHOLE = 64
+_PART = 32
+_MOST_OF_A_LONG_ROW = 16
+
+
+def make_plan(
+    loaded: jax.Array,
+    k_pages: Pages,
+    page_table: jax.Array,
+    *,
+    append: bool,
+    scale: float,
+    logit_soft_cap: float | None,
+    sliding_window: int | None,
+    parts: int | ByLength | None = None,
+    programs: int = PROCESSORS,
+    readers: int | None = None,
+) -> Plan:
+    """The plan of a launch.
+
+    Args:
+      loaded: [B, K, G, H] queries, with `append` [B, K, G + 2, H].
+      k_pages, page_table, append, scale, logit_soft_cap, sliding_window: as in the operations.
+      parts: pieces of work that share a row and a KV head; None chooses.
+      programs: blocks of threads, at most.
+      readers: warpgroups of a program that compute, 1 or 2; None chooses. Quantised pages and a
+        head dim of 256 have one.
+    """
+    rows, kv_heads, loaded_rows, head_dim = loaded.shape
+    page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
+    pieces, tokens = rows * kv_heads, width * page_size
+    scaled = isinstance(k_pages, QuantisedPages)
+    if parts is None and scaled:  # its results leave whole or in parts, not some of them so
+        parts = even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
+    parts = parts or choose_parts(pieces, tokens, sliding_window, programs)
+    if isinstance(parts, ByLength):
+        most = parts.parts(visible_blocks(tokens, sliding_window))
+        by_length = parts if most > 1 else None
+    else:
+        most, by_length = parts, None
+    if readers is None:
+        blocks = pl.cdiv(visible_blocks(tokens, sliding_window), most)
+        readers = choose_readers(pieces * most, blocks, by_length is not None, programs)
+    if scaled or head_dim > _MOST_SHARED:
+        readers = 1
+    return Plan(
+        rows=rows,
+        kv_heads=kv_heads,
+        group=loaded_rows - 2 * append,
+        head_dim=head_dim,
+        width=width,
+        page_size=page_size,
+        parts=most,
+        by_length=by_length,
+        programs=min(programs, pieces * (1 if by_length else most)),
+        readers=readers,
+        append=append,
+        scaled=scaled,
+        scale=scale,
+        logit_soft_cap=logit_soft_cap,
+        sliding_window=sliding_window,
+    )
+
+
+def visible_blocks(tokens: int, sliding_window: int | None) -> int:
+    """Of a row that fills its page table, at most."""
+    blocks = pl.cdiv(tokens, BLOCK)
+    return blocks if sliding_window is None else min(blocks, pl.cdiv(sliding_window, BLOCK) + 1)
+
+
+def choose_parts(
+    pieces: int, tokens: int, sliding_window: int | None, programs: int
+) -> int | ByLength:
+    """Into how many parts rows are cut: by length where one can be long and whole ones are work
+    enough for all programs, or nearly so.
+
+    Args:
+      pieces: rows * KV heads.
+      tokens: of a row that fills its page table.
+    """
+    parts = even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
+    visible = visible_blocks(tokens, sliding_window)
+    if (parts > 1 and pieces < programs) or visible <= _WHOLE:
+        return parts
+    return ByLength(_WHOLE, max(_PART, pl.cdiv(visible, _MOST_OF_A_LONG_ROW)))
+
+
+def even_parts(pieces: int, blocks: int, programs: int) -> int:
+    """Into how many parts to cut each of so many pieces of work of so many blocks: those with which
+    the busiest program is done first."""
+
+    def time(parts: int) -> float:
+        turns = pl.cdiv(pieces * parts, programs)
+        return turns * (pl.cdiv(blocks, parts) + _PIECE_COST) + (parts > 1) * _JOIN_COST
+
+    return min(range(1, min(blocks, _MOST_PARTS) + 1), key=time)
+
+
+def choose_readers(pieces: int, blocks: int, by_length: bool, programs: int) -> int:
+    """How many warpgroups compute. Two share what a piece of work waits for, and begin and end it
+    later: that pays where pieces are long or some programs have more of them than others.
+
+    Args:
+      pieces: of work.
+      blocks: of each, at most.
+    """
+    if by_length or blocks >= _LONG_PIECE:
+        return 2
+    return 2 if blocks >= _SHARED_PIECE and pieces <= 1.5 * programs else 1
