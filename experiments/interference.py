@@ -1,8 +1,9 @@
 """What does prefill do to the time between tokens of those who decode?
 
-The same rows decode twice on the same devices: in a quiet phase with nothing beside them, and in a
-loaded one while long prompts come back to back. These intruders are prefilled, handed over and
-answered by a few tokens, and whenever one has its answer the next is asked. Each mode starts anew:
+Rows of the same length decode twice on the same devices: in a quiet phase with nothing beside
+them, and in a loaded one while long prompts come back to back. These intruders are prefilled,
+handed over and answered by a few tokens, and whenever one has its answer the next is asked. Each
+mode starts anew:
 
   disaggregated  the intruders are prefilled on a device of their own
   colocated      one device does both, in chunks of --chunk tokens (the rival: chunked prefill)
@@ -113,8 +114,8 @@ class Load:
 
     @property
     def output(self) -> int:
-        """Tokens that a row may have: the first, two phases, and what is on the way at an end."""
-        return 1 + len(PHASES) * (self.warm + self.steps) + 32
+        """Tokens that a row may have: the first, a phase, and what is on the way at its end."""
+        return 1 + self.warm + self.steps + 32
 
 
 def make_config(
@@ -186,27 +187,22 @@ class Intruders:
 class Watch:
     """Rows that decode all the time, and what is seen of them in one phase after another.
 
-    All of them are prefilled and handed over while decode is held back, so that they start
+    Each phase has rows of its own: those of the phase before have grown, and longer rows take more
+    time. All of them are prefilled and handed over while decode is held back, so that they start
     together.
     """
 
     def __init__(self, llm: LLM, load: Load) -> None:
         self._llm, self._load = llm, load
         self._times = StepTimes(llm)
-        rng, coordinator = np.random.default_rng(0), llm.coordinator
-        prompts = rng.integers(1, llm.spec.vocab_size, (load.rows, load.prompt)).tolist()
-        ids = [llm.submit(prompt, _greedy(load.output)) for prompt in prompts]
-        self._rows = [llm._asked[request_id].sequences[0] for request_id in ids]
-        release = coordinator._dispatch_decode
-        replace_method(coordinator, "_dispatch_decode", lambda: False)
-        while not all(row.state is states.State.DECODING for row in self._rows):
-            self._step()
-        replace_method(coordinator, "_dispatch_decode", release)
+        self._rng = np.random.default_rng(0)
+        self._rows: list[states.Sequence] = []
 
     def phase(self, intruders: Intruders | None = None) -> dict[str, Any]:
         """What is seen from the end of the dropped ticks until every row has had all its gaps.
         Intruders come from before the first dropped tick until the end."""
         llm, load = self._llm, self._load
+        ids = self._begin()
         begun = [len(row.output) for row in self._rows]
         self._decode(begun, load.warm, intruders)
         llm.recorder.clear()
@@ -226,12 +222,36 @@ class Watch:
             gaps += [after - before for before, after in pairwise(moments)]
         seen = spread(gaps) | {
             "seconds": seconds,
+            "context": [load.prompt + n + load.warm for n in (min(begun), max(begun) + load.steps)],
             "preemptions": preemptions,
             "host_busy": 1 - (self._times.seconds[IDLE] + self._times.seconds[POLLS]) / seconds,
         }
         if intruders is not None:
             seen |= prefilled(llm.recorder, intruders.finished, seconds)
+        self._end(ids)
         return seen
+
+    def _begin(self) -> list[str]:
+        """Rows that are about to decode."""
+        llm, load, coordinator = self._llm, self._load, self._llm.coordinator
+        shape = (load.rows, load.prompt)
+        prompts = self._rng.integers(1, llm.spec.vocab_size, shape).tolist()
+        ids = [llm.submit(prompt, _greedy(load.output)) for prompt in prompts]
+        self._rows = [llm._asked[request_id].sequences[0] for request_id in ids]
+        release = coordinator._dispatch_decode
+        replace_method(coordinator, "_dispatch_decode", lambda: False)
+        while not all(row.state is states.State.DECODING for row in self._rows):
+            self._step()
+        replace_method(coordinator, "_dispatch_decode", release)
+        return ids
+
+    def _end(self, ids: Sequence[str]) -> None:
+        """Give back what the rows hold."""
+        rows, self._rows = self._rows, []
+        for request_id in ids:
+            self._llm.abort(request_id)
+        while not all(row.done for row in rows):
+            self._step()
 
     def _decode(self, begun: list[int], tokens: int, intruders: Intruders | None) -> None:
         """Go on until each row has written so many tokens since it had `begun`."""
