@@ -81,3 +81,9 @@ def check_attention(
         raise ValueError(f"logit_soft_cap must be None or a finite number > 0: {logit_soft_cap}")
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window must be None or at least 1 token: {sliding_window}")
+
+
+def check_eps(eps: float) -> None:
+    """Raises ValueError where eps is not what RMSNorm may add to a mean of squares."""
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be a finite number >= 0, but it is {eps}")

@@ -10,7 +10,12 @@ then sends the other one its share of the columns, from registers into the other
 that nothing is written to memory but the result. The halves are summed in one order: the same bits
 in every run. (Pairs alone: clusters of four do not all find room on the chip at once.)
 
-`product` and `swiglu` are made of this. Pallas' interpreter runs all of it but the sending.
+What stands between the products of a layer would cost kernels of its own, so it is done here: a
+result may be added onto the residual stream, and the rows of x scaled to unit root mean square,
+whose squares a block sums as x passes through its ring.
+
+`product`, `add_product` and `swiglu` are made of this. Pallas' interpreter runs all of it but the
+sending.
 """
 
 from dataclasses import dataclass, replace
@@ -50,6 +55,10 @@ class Plan:
     what one received would else be overwritten."""
     stages: int | None = None
     """Of the ring; None: as many as are good."""
+    adds: bool = False
+    """The result is added onto something."""
+    eps: float | None = None
+    """Of RMSNorm, if rows of x are scaled by that; a block then has the whole depth."""
     joined: bool = True
     """The parts are summed within a cluster, as they should be. Pallas' interpreter cannot send
     from block to block; there they go out one by one."""
@@ -89,6 +98,11 @@ class Plan:
     def sends(self) -> bool:
         """Whether blocks send their parts to one another."""
         return self.joined and self.splits > 1
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the rows' scales are an operand."""
+        return self.sides > 1 and self.eps is None
 
     @property
     def share(self) -> int:
@@ -141,12 +155,17 @@ def pays(plan: Plan) -> bool:
 
 
 def few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
-    """[B, N] of x [B, K] and w [K, sides, N]: their product, or, of two sides and f32[B] to scale
-    each row's sums, the SwiGLU of both."""
-    if interpret is not None:
-        plan = replace(plan, joined=False)
-    out = _few_rows(plan, interpret, *operands)
-    return out.sum(axis=0).astype(operands[0].dtype) if out.ndim == 3 else out
+    """[B, N] of x [B, K] and w [K, sides, N]: their product, or of two sides the SwiGLU of both.
+
+    Args:
+      operands: x and w; with `plan.scaled` f32[B] to scale each row's sums; with `plan.adds` what
+        the result is added onto, [B, N].
+    """
+    if interpret is None or plan.splits == 1:
+        return _few_rows(plan, interpret, *operands)
+    given = operands[:-1] if plan.adds else operands
+    parts = _few_rows(replace(plan, joined=False, adds=False), interpret, *given).sum(axis=0)
+    return (parts + operands[-1] if plan.adds else parts).astype(operands[0].dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -178,9 +197,11 @@ def _few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
     if plan.sends:
         scratch["received"] = _tiled((plan.computes, plan.splits, ROWS, plan.share), jnp.float32)
         scratch["sent"] = plgpu.Barrier(num_arrivals=plan.splits, num_barriers=plan.computes)
-    if plan.sides > 1:
+    if plan.scaled:
         scratch["factors"] = plgpu.SMEM((tall,), jnp.float32)
         scratch["factors_full"] = plgpu.Barrier()
+    if plan.adds:
+        scratch["onto_full"] = plgpu.Barrier(num_barriers=plan.computes)
     kernel = plgpu.kernel(
         partial(_body, plan),
         out_type=out,
@@ -208,7 +229,8 @@ def _tiled(shape: tuple[int, ...], dtype: Any) -> Any:
 class _Refs:
     x: Any  # [B, K]
     w: Any  # [K, sides, N]
-    scale: Any  # f32[B], or None where there is one side
+    scale: Any  # f32[B], or None
+    onto: Any  # [B, N], or None
     out: Any  # [B, N], or float32[splits, B, N]
     w_ring: Any  # [stages, sides, 64, tile]
     x_ring: Any  # [stages, rows, 64], rows in whole warpgroups
@@ -219,11 +241,13 @@ class _Refs:
     sent: Any = None  # barriers [computes]
     factors: Any = None  # f32[rows]
     factors_full: Any = None  # barrier
+    onto_full: Any = None  # barriers [computes]: what is added onto lies in `out_tiles`
 
 
 def _body(plan: Plan, x: Any, w: Any, *rest: Any, **scratch: Any) -> None:
-    scale, out = rest if plan.sides > 1 else (None, *rest)
-    refs = _Refs(x, w, scale, out, **scratch)
+    scale = rest[0] if plan.scaled else None
+    onto, out = rest[-2] if plan.adds else None, rest[-1]
+    refs = _Refs(x, w, scale, onto, out, **scratch)
     warpgroup = lax.axis_index("warpgroup")
 
     @pl.when(warpgroup == plan.computes)
@@ -234,7 +258,7 @@ def _body(plan: Plan, x: Any, w: Any, *rest: Any, **scratch: Any) -> None:
     @pl.when(warpgroup < plan.computes)
     def _() -> None:
         plgpu.set_max_registers(232, action="increase")
-        if plan.sides > 1:
+        if plan.scaled:
             plgpu.barrier_wait(refs.factors_full)
         pl.loop(0, _turns(plan))(partial(_compute_tile, plan, refs, warpgroup))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -251,7 +275,7 @@ def _tile(plan: Plan, turn: jax.Array) -> jax.Array:
 
 def _copy(plan: Plan, refs: _Refs) -> None:
     """The warpgroup that copies."""
-    if plan.sides > 1:
+    if plan.scaled:
         known = refs.factors.at[pl.ds(0, plan.rows)]
         plgpu.copy_gmem_to_smem(refs.scale, known, refs.factors_full)
 
@@ -284,46 +308,71 @@ def _copy(plan: Plan, refs: _Refs) -> None:
 
 def _compute_tile(plan: Plan, refs: _Refs, warpgroup: jax.Array, turn: jax.Array) -> None:
     """A warpgroup that computes: 64 rows of a tile."""
-    tile, split = _tile(plan, turn), lax.axis_index("split")
+    split = lax.axis_index("split")
     start = pl.multiple_of(warpgroup * ROWS, ROWS)
-
-    def multiply(*into: Any) -> list[jax.Array]:
-        @pl.loop(0, plan.steps)
-        def _(i: jax.Array) -> None:
-            stage = lax.rem(turn * plan.steps + i, jnp.int32(plan.ring))
-            plgpu.barrier_wait(refs.full.at[stage])
-            rows = refs.x_ring.at[stage, pl.ds(start, ROWS)]
-            for side in range(plan.sides):
-                plgpu.wgmma(into[side], rows, refs.w_ring.at[stage, side])
-            plgpu.wgmma_wait(0)
-            plgpu.barrier_arrive(refs.free.at[stage])
-
-        return [sums[...] for sums in into]
+    first = _tile(plan, turn) * plan.tile + split * plan.share * plan.sends
+    columns = pl.ds(pl.multiple_of(first, plan.share), plan.share)
+    place: tuple[Any, ...] = pl.ds(start, plan.mine), columns
+    mine = refs.out_tiles.at[warpgroup]
+    ours = mine.at[pl.ds(0, plan.mine)]
+    if plan.adds:
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.copy_gmem_to_smem(refs.onto.at[place], ours, refs.onto_full.at[warpgroup])
 
     sums = plgpu.ACC((ROWS, plan.tile), jnp.float32)  # type: ignore[attr-defined]
-    sides = pl.run_scoped(multiply, *[sums] * plan.sides)
-    out = sides[0] if plan.sides == 1 else _swiglu(plan, refs, start, *sides)
+    multiply = partial(_multiply, plan, refs, start, turn)
+    factor, *sides = pl.run_scoped(multiply, *[sums] * plan.sides)
+    out = sides[0] if plan.sides == 1 else _swiglu(factor, *sides)
     if plan.sends:
         out = _join(plan, refs, warpgroup, out)
-    mine = refs.out_tiles.at[warpgroup]
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    if plan.adds:
+        plgpu.barrier_wait(refs.onto_full.at[warpgroup])
+        out = out + plgpu.load(mine, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+    else:
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     mine[...] = out.astype(mine.dtype)
     plgpu.commit_smem()
-    first = tile * plan.tile + split * plan.share * plan.sends
-    place: tuple[Any, ...] = (
-        pl.ds(start, plan.mine),
-        pl.ds(pl.multiple_of(first, plan.share), plan.share),
-    )
     if plan.splits > 1 and not plan.joined:
         place = (split, *place)
-    plgpu.copy_smem_to_gmem(mine.at[pl.ds(0, plan.mine)], refs.out.at[place])
+    plgpu.copy_smem_to_gmem(ours, refs.out.at[place])
 
 
-def _swiglu(plan: Plan, refs: _Refs, start: jax.Array, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up of both, scaled."""
+def _multiply(
+    plan: Plan, refs: _Refs, start: jax.Array, turn: jax.Array, *into: Any
+) -> list[jax.Array | None]:
+    """What scales the 64 rows from `start` on, [64] or None, and the sums of each side."""
     tall = plgpu.Layout.WGMMA.reduce(1)
-    factor = plgpu.load(refs.factors.at[pl.ds(start, ROWS)], layout=tall, optimized=False)
-    factors = spread(factor, plan.tile)
+
+    def step(i: jax.Array, squares: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        stage = lax.rem(turn * plan.steps + i, jnp.int32(plan.ring))
+        plgpu.barrier_wait(refs.full.at[stage])
+        rows = refs.x_ring.at[stage, pl.ds(start, ROWS)]
+        for side in range(plan.sides):
+            plgpu.wgmma(into[side], rows, refs.w_ring.at[stage, side])
+        if plan.eps is not None:
+            x = plgpu.load(rows, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+            squares = (squares[0] + x * x,)
+        plgpu.wgmma_wait(0)
+        plgpu.barrier_arrive(refs.free.at[stage])
+        return squares
+
+    if plan.eps is None:
+        lax.fori_loop(0, plan.steps, step, ())
+        factor = None
+        if plan.scaled:
+            known = refs.factors.at[pl.ds(start, ROWS)]
+            factor = plgpu.load(known, layout=tall, optimized=False)
+    else:
+        nothing = jnp.zeros((ROWS, _DEPTH), jnp.float32)
+        nothing = plgpu.layout_cast(nothing, plgpu.Layout.WGMMA)
+        [squares] = lax.fori_loop(0, plan.steps, step, (nothing,))
+        factor = lax.rsqrt(squares.sum(axis=1) * (1.0 / plan.depth) + plan.eps)
+    return [factor, *(sums[...] for sums in into)]
+
+
+def _swiglu(factor: jax.Array, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up of both, scaled by [64]."""
+    factors = spread(factor, gate.shape[1])
     gate, up = gate * factors, up * factors
     return gate / (1.0 + jnp.exp(-gate)) * up
 

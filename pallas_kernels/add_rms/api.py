@@ -3,11 +3,9 @@
 RMSNorm needs the sum, and nothing else does before the next product; so both are one pass.
 """
 
-import math
-
 import jax
 
-from pallas_kernels.dims import bind_dims, check_floating
+from pallas_kernels.dims import bind_dims, check_eps, check_floating
 from pallas_kernels.implementations import Operation
 
 PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
@@ -48,6 +46,5 @@ def add_rms(
     check_floating(x=x)
     if y.dtype != x.dtype:
         raise ValueError(f"y is {y.dtype}, but x is {x.dtype}")
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps must be a finite number >= 0, but it is {eps}")
+    check_eps(eps)
     return _OPERATION.run(implementation, (x, y), {"eps": eps}, shown=(x,))

@@ -1,5 +1,5 @@
-"""How a launch of decode attention is cut on Hopper GPUs: into how many pieces of work, and how many
-warpgroups compute each. By shape alone, since it shows in the bits of a result.
+"""How a launch of decode attention is cut on Hopper GPUs: into how many pieces of work, and how
+many warpgroups compute each. By shape alone, since it shows in the bits of a result.
 """
 
 import jax

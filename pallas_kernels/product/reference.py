@@ -1,4 +1,4 @@
-"""Specification of product, and what runs wherever XLA's product is as fast as any."""
+"""Specification of the products, and what runs wherever XLA's is as fast as any."""
 
 import jax
 import jax.numpy as jnp
@@ -9,3 +9,8 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
     """See `pallas_kernels.product.api.product`; arguments are taken as checked."""
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return lax.dot(x, w, precision=precision)
+
+
+def add_product(x: jax.Array, y: jax.Array, w: jax.Array) -> jax.Array:
+    """x + y @ w; see `pallas_kernels.product.api.add_product`."""
+    return x + product(y, w)

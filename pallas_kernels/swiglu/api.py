@@ -6,7 +6,7 @@ needs no pass of its own.
 
 import jax
 
-from pallas_kernels.dims import bind_dims, check_float32, check_floating
+from pallas_kernels.dims import bind_dims, check_eps, check_float32, check_floating
 from pallas_kernels.implementations import Operation
 
 PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
@@ -23,7 +23,12 @@ _OPERATION = Operation("swiglu", "pallas_kernels.swiglu", IMPLEMENTATIONS, _PROV
 
 
 def swiglu(
-    x: jax.Array, scale: jax.Array, w_gate_up: jax.Array, *, implementation: str | None = None
+    x: jax.Array,
+    scale: jax.Array,
+    w_gate_up: jax.Array,
+    *,
+    eps: float | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     """silu(gate) * up, where [gate, up] = scale * (x @ w_gate_up) for each token.
 
@@ -35,6 +40,8 @@ def swiglu(
       x: [T, D].
       scale: f32[T].
       w_gate_up: [D, 2, F], gate first, of the type of x.
+      eps: where `scale` is that of RMSNorm for x with this eps, >= 0: a kernel that has x at hand
+        anyway takes it anew, and nothing has to run before it.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
         program is lowered for, which is the reference where no kernel takes these arguments or
         XLA's product is as fast.
@@ -43,7 +50,7 @@ def swiglu(
       [T, F] in the type of x.
 
     Raises:
-      ValueError: shapes or types contradict the above, or no such implementation.
+      ValueError: shapes, types or eps contradict the above, or no such implementation.
       NotImplementedError: the named implementation does not take these arguments.
     """
     bind_dims(x=(x, "TD"), scale=(scale, "T"), w_gate_up=(w_gate_up, "DUF"))
@@ -53,7 +60,10 @@ def swiglu(
     check_floating(x=x)
     if w_gate_up.dtype != x.dtype:
         raise ValueError(f"w_gate_up is {w_gate_up.dtype}, but x is {x.dtype}")
-    if implementation is None and not _OPERATION.module("mosaic_gpu").pays(x, w_gate_up):
+    if eps is not None:
+        check_eps(eps)
+    normed = eps is not None
+    if implementation is None and not _OPERATION.module("mosaic_gpu").pays(x, w_gate_up, normed):
         implementation = "reference"
     operands = (x, scale, w_gate_up)
-    return _OPERATION.run(implementation, operands, {}, shown=(x, w_gate_up))
+    return _OPERATION.run(implementation, operands, {"eps": eps}, shown=(x, w_gate_up))

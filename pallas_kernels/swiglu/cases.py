@@ -17,11 +17,12 @@ class Case:
     model_dim: int
     mlp_dim: int
     dtype: str = "float32"
+    eps: float | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of the operation."""
-        return {}
+        return {"eps": self.eps}
 
     @property
     def work(self) -> tuple[float, str]:
@@ -56,13 +57,17 @@ class Inputs:
 
 def make_inputs(case: Case, seed: int) -> Inputs:
     """Random arguments. Tokens differ in size by orders of magnitude, and their scales make up for
-    that, but for every seventh token, whose gates are so large that exp(-gate) may overflow."""
+    that, but for every seventh token, whose gates are so large that exp(-gate) may overflow. With
+    eps scales are RMSNorm's."""
     rng = np.random.default_rng(seed)
     dtype = jnp.dtype(case.dtype)
     sizes = np.exp(rng.uniform(-3, 3, case.tokens)).astype(np.float32)
     x = sizes[:, None] * rng.standard_normal((case.tokens, case.model_dim), np.float32)
     scale = rng.uniform(0.5, 2, case.tokens).astype(np.float32) / sizes
     scale[::7] *= 100
+    if case.eps is not None:
+        rounded = x.astype(dtype).astype(np.float32)
+        scale = 1 / np.sqrt(np.mean(np.square(rounded), axis=1) + np.float32(case.eps))
     shape = (case.model_dim, 2, case.mlp_dim)
     w = rng.standard_normal(shape, np.float32) * case.model_dim**-0.5
     return Inputs(case, x.astype(dtype), scale, w.astype(dtype))
@@ -76,6 +81,9 @@ CASES = (
     Case("bf16 8", 8, 128, 192, dtype="bfloat16"),
     Case("bf16 64", 64, 64, 128, dtype="bfloat16"),
     Case("bf16 72", 72, 320, 384, dtype="bfloat16"),
+    Case("bf16 normed 8", 8, 128, 192, "bfloat16", 1e-3),
+    Case("bf16 normed 72", 72, 320, 384, "bfloat16", 1e-5),
+    Case("bf16 normed 128", 128, 128, 256, "bfloat16", 1e-5),
     Case("bf16 256", 256, 320, 384, dtype="bfloat16"),
     Case("bf16 ragged", 320, 192, 256, dtype="bfloat16"),
 )
@@ -84,6 +92,9 @@ CASES = (
 LARGE_CASES = (
     Case("llama 8b 64", 64, 4096, 14336, dtype="bfloat16"),
     Case("llama 8b 128", 128, 4096, 14336, dtype="bfloat16"),
+    Case("llama 8b normed 16", 16, 4096, 14336, "bfloat16", 1e-5),
+    Case("llama 8b normed 64", 64, 4096, 14336, "bfloat16", 1e-5),
+    Case("llama 8b normed 128", 128, 4096, 14336, "bfloat16", 1e-5),
     Case("llama 8b 1k", 1024, 4096, 14336, dtype="bfloat16"),
     Case("llama 8b 1984", 1984, 4096, 14336, dtype="bfloat16"),
     Case("llama 8b 8k", 8192, 4096, 14336, dtype="bfloat16"),

@@ -30,6 +30,7 @@ _COMPUTE = 2  # warpgroups that compute
 _TILE = _COMPUTE * ROWS  # rows of a block of threads
 _COLUMNS = 128  # of gate, and of up
 _DEPTH = 64  # of a stage: numbers that are summed
+_FEWEST_NORMED = 16  # tokens, of those whose scale need not be taken elsewhere
 _FEWEST = 1024  # tokens for which the kernel was held against XLA and won
 _BUSY = 0.9  # of the processors' turns, at least
 
@@ -104,22 +105,30 @@ def refusal(x: jax.Array, w_gate_up: jax.Array) -> str | None:
     return None
 
 
-def pays(x: jax.Array, w_gate_up: jax.Array) -> bool:
+def pays(x: jax.Array, w_gate_up: jax.Array, normed: bool = False) -> bool:
     """Whether the kernel is faster than XLA's product.
 
     That of many rows has one size of tiles, and where the last turn leaves processors idle, as 512
-    rows of F = 14336 do, smaller ones are better. That of few rows reads no faster than XLA at 16.
+    rows of F = 14336 do, smaller ones are better. That of few rows reads no faster than XLA at 16,
+    but saves what takes the scale, if that is RMSNorm's.
     """
     tokens = x.shape[0]
     if tokens <= few_rows.MOST_ROWS:
-        taken = tokens >= ROWS and refusal(x, w_gate_up) is None
+        fewest = _FEWEST_NORMED if normed else ROWS
+        taken = tokens >= fewest and refusal(x, w_gate_up) is None
         return taken and few_rows.pays(few_rows.plan_of(tokens, *w_gate_up.shape))
     plan = Plan(tokens, x.shape[1], w_gate_up.shape[2])
     return tokens >= _FEWEST and plan.busy >= _BUSY
 
 
 def swiglu(
-    x: jax.Array, scale: jax.Array, w_gate_up: jax.Array, *, interpret: Any = None, **plan: Any
+    x: jax.Array,
+    scale: jax.Array,
+    w_gate_up: jax.Array,
+    *,
+    eps: float | None = None,
+    interpret: Any = None,
+    **plan: Any,
 ) -> jax.Array:
     """See `pallas_kernels.swiglu.api.swiglu`; arguments are taken as checked.
 
@@ -129,8 +138,8 @@ def swiglu(
     """
     model_dim, _, mlp_dim = w_gate_up.shape
     if x.shape[0] <= few_rows.MOST_ROWS:
-        few = few_rows.plan_of(x.shape[0], *w_gate_up.shape, **plan)
-        return few_rows.few_rows(few, interpret, x, w_gate_up, scale)
+        few = few_rows.plan_of(x.shape[0], *w_gate_up.shape, eps=eps, **plan)
+        return few_rows.few_rows(few, interpret, x, w_gate_up, *([scale] * few.scaled))
     launch = Plan(x.shape[0], model_dim, mlp_dim, one_product=interpret is None, **plan)
     return _launch(launch, interpret, x, scale, w_gate_up)
 

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def swiglu(x: jax.Array, scale: jax.Array, w_gate_up: jax.Array) -> jax.Array:
+def swiglu(
+    x: jax.Array, scale: jax.Array, w_gate_up: jax.Array, *, eps: float | None = None
+) -> jax.Array:
     """See `pallas_kernels.swiglu.api.swiglu`; arguments are taken as checked."""
+    del eps  # the scale is there
     model_dim, _, mlp_dim = w_gate_up.shape
     # Accelerators would otherwise round what is float32.
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None

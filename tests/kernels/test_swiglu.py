@@ -58,7 +58,7 @@ def interpreted(*, races: bool = False, **plan: Any) -> Callable[..., jax.Array]
 
 def check(case: Case, operation: Callable[..., jax.Array]) -> None:
     inputs = make_inputs(case, seed=1)
-    out = np.asarray(jax.jit(operation)(*inputs.operands))
+    out = np.asarray(jax.jit(partial(operation, **case.options))(*inputs.operands))
     assert out.dtype == inputs.x.dtype
     assert swiglu_error(inputs, out) <= LIMITS[case.dtype]
 
@@ -69,7 +69,7 @@ def test_reference(case: Case):
 
 
 def test_enough_cases_are_taken():
-    assert {case.tokens for case in TAKEN} == {8, 64, 72, 256, 320}
+    assert {case.tokens for case in TAKEN} == {8, 64, 72, 128, 256, 320}
 
 
 @needs_gpu_interpreter
@@ -77,6 +77,15 @@ def test_enough_cases_are_taken():
 def test_kernel(case: Case):
     """Two blocks of threads, so that they take several tiles each and reuse their rings."""
     check(case, interpreted(programs=2))
+
+
+@needs_gpu_interpreter
+def test_kernel_of_few_rows_takes_their_scale_itself():
+    [case] = [case for case in TAKEN if case.name == "bf16 normed 72"]
+    x, scale, w = make_inputs(case, seed=2).operands
+    run = jax.jit(partial(interpreted(programs=2), **case.options))
+    with_nothing = run(x, np.full_like(scale, np.nan), w)
+    np.testing.assert_array_equal(np.asarray(with_nothing), np.asarray(run(x, scale, w)))
 
 
 @needs_gpu_interpreter
@@ -94,7 +103,7 @@ def test_kernel_reuses_its_rings_without_races(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("case", [*TAKEN, *LARGE_CASES], ids=name_of)
 def test_kernel_lowers(case: Case):
     mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=H100)
-    run = jax.jit(partial(swiglu, implementation="mosaic_gpu"))
+    run = jax.jit(partial(swiglu, implementation="mosaic_gpu", **case.options))
     with use_abstract_mesh(mesh):
         text = run.trace(*shapes(case)).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
@@ -129,24 +138,26 @@ def test_the_platform_chooses_also_within_shard_map(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "mlp_dim", "pays"),
+    ("tokens", "mlp_dim", "normed", "pays"),
     [
-        (16, 14336, False),
-        (64, 14336, True),
-        (128, 14336, True),
-        (128, 4096, False),  # tiles of 64 columns keep 64 processors busy
-        (512, 14336, False),
-        (1024, 14336, True),
-        (1024, 7168, False),  # a half of it: 448 tiles keep 132 processors busy for 3.4 turns
-        (1024, 8192, True),
-        (2048, 7168, True),
-        (8192, 14336, True),
+        (8, 14336, True, False),
+        (16, 14336, False, False),
+        (16, 14336, True, True),
+        (64, 14336, False, True),
+        (128, 14336, False, True),
+        (128, 4096, False, False),  # tiles of 64 columns keep 64 processors busy
+        (512, 14336, True, False),
+        (1024, 14336, False, True),
+        (1024, 7168, True, False),  # a half: 448 tiles keep 132 processors busy for 3.4 turns
+        (1024, 8192, False, True),
+        (2048, 7168, False, True),
+        (8192, 14336, False, True),
     ],
 )
-def test_the_kernel_pays_where_xla_was_slower(tokens: int, mlp_dim: int, pays: bool):
+def test_the_kernel_pays_where_xla_was_slower(tokens: int, mlp_dim: int, normed: bool, pays: bool):
     ask: Callable[..., bool] = mosaic_gpu.pays
     x, _, w_gate_up = shapes(Case("any", tokens, 64, mlp_dim, "bfloat16"))
-    assert ask(x, w_gate_up) == pays
+    assert ask(x, w_gate_up, normed) == pays
 
 
 @pytest.mark.parametrize(
@@ -158,6 +169,7 @@ def test_the_kernel_pays_where_xla_was_slower(tokens: int, mlp_dim: int, pays: b
         ({"w_gate_up": jnp.zeros((64, 3, 8))}, r"must be \[D, 2, F\], but its shape is"),
         ({"w_gate_up": jnp.zeros((64, 2, 8), jnp.bfloat16)}, "is bfloat16, but x is float32"),
         ({"x": jnp.zeros((2, 64), jnp.int32)}, "x must be of a floating type"),
+        ({"eps": -1.0}, "eps must be a finite number >= 0, but it is -1.0"),
         ({"implementation": "fast"}, "one of reference, mosaic_gpu, not 'fast'"),
     ],
 )

@@ -27,7 +27,7 @@ from jax import lax
 
 from pallas_kernels.add_rms.api import add_rms
 from pallas_kernels.add_rms.reference import rms_scale
-from pallas_kernels.product.api import product
+from pallas_kernels.product.api import add_product, product
 from pallas_kernels.swiglu.api import swiglu
 from pdjax.model_spec import ModelSpec
 
@@ -87,11 +87,6 @@ class Attend(Protocol):
         ...
 
 
-def mlp(x: jax.Array, scale: jax.Array, layer: Layer) -> jax.Array:
-    """x [T, D], to be scaled by f32[T] -> [T, D], a partial sum over the shards of F."""
-    return product(swiglu(x, scale, layer.w_gate_up), layer.w_down)
-
-
 def forward(
     params: Params,
     x: jax.Array,
@@ -99,7 +94,7 @@ def forward(
     attend: Attend,
     *,
     spec: ModelSpec,
-    reduce: Callable[[jax.Array], jax.Array] = lambda y: y,
+    reduce: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, list[Any]]:
     """All layers of `params` over packed tokens.
 
@@ -108,7 +103,7 @@ def forward(
       x: [T, D] residual stream.
       caches: what holds the KV of each layer.
       attend: attention over it.
-      reduce: sums partial products over the tensor-parallel shards.
+      reduce: sums partial products over the tensor-parallel shards, if there are several.
 
     Returns:
       [T, D] residual stream before the final norm, and the successors of `caches`.
@@ -126,7 +121,7 @@ def through(
     attend: Attend,
     *,
     spec: ModelSpec,
-    reduce: Callable[[jax.Array], jax.Array],
+    reduce: Callable[[jax.Array], jax.Array] | None,
 ) -> tuple[jax.Array, jax.Array, list[Any]]:
     """Some layers in a row; see `forward`. `scale` f32[T] is that of RMSNorm for x, and comes back
     for the x that does."""
@@ -139,10 +134,16 @@ def through(
         qkv = product(x, layer.wqkv).reshape(x.shape[0], *heads)
         bias = None if layer.bqkv is None else layer.bqkv.reshape(heads)
         o, cache = attend(qkv, scale, bias, cache)  # [T, N, H]
-        o = reduce(product(o.reshape(x.shape[0], -1), layer.wo))  # [T, D]
-        x, scale = add_rms(x, o, eps=spec.norm_eps)
-        x, scale = add_rms(x, reduce(mlp(x, scale, layer)), eps=spec.norm_eps)
+        x, scale = add(x, o.reshape(x.shape[0], -1), layer.wo)
+        hidden = swiglu(x, scale, layer.w_gate_up, eps=spec.norm_eps)  # [T, F]
+        x, scale = add(x, hidden, layer.w_down)
         return x, scale, cache
+
+    def add(x: jax.Array, y: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x + y @ w of all shards, and its scale."""
+        if reduce is None:
+            return add_product(x, y, w, eps=spec.norm_eps)
+        return add_rms(x, reduce(product(y, w)), eps=spec.norm_eps)
 
     after = []
     for layer, cache in zip(layers, caches, strict=True):

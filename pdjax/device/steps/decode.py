@@ -109,7 +109,7 @@ def make_decode_tick(
             pool.layers,
             attend_at(spec, positions, attend_pages),
             spec=spec,
-            reduce=partial(lax.psum, axis_name=TP) if tp > 1 else _identity,
+            reduce=partial(lax.psum, axis_name=TP) if tp > 1 else None,
         )
 
         leaving = _from_last_stage(x, stages)
@@ -165,7 +165,3 @@ def _to_next_stage(x: jax.Array, stages: int) -> jax.Array:
     if stages == 1:
         return x
     return lax.ppermute(x, STAGE, [(stage, stage + 1) for stage in range(stages - 1)])
-
-
-def _identity(y: jax.Array) -> jax.Array:
-    return y

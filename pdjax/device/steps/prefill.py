@@ -107,7 +107,7 @@ class _Programs:
         self.spec = spec
         self._mesh = params.unembed.sharding.mesh
         self._vocab_axes = (TP,) if tp > 1 else ()
-        self._reduce = partial(lax.psum, axis_name=TP) if tp > 1 else _identity
+        self._reduce = partial(lax.psum, axis_name=TP) if tp > 1 else None
         self._weights: Params = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
         self._outer: Params = replace(self._weights, layers=[])
         self._pages = partition(PREFILL_RULES, PAGE_AXES, stacked=True)
@@ -204,7 +204,3 @@ def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
         return o, k_pages, v_pages
 
     return attend
-
-
-def _identity(y: jax.Array) -> jax.Array:
-    return y
