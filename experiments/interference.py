@@ -31,6 +31,7 @@ from absl import flags
 
 from experiments.interference_picture import PHASES, SHARES, draw
 from experiments.origin import origin, save
+from experiments.rival_vllm import BESIDE_PREFILL
 from experiments.shapes import MODELS
 from experiments.step_times import IDLE, POLLS, StepTimes, replace_method
 from experiments.tables import megabytes, number, percent, table
@@ -67,25 +68,6 @@ _FIELDS = flags.DEFINE_multi_string(
 )
 PAGE_SIZE = 64
 """Tokens a page, unless a flag says otherwise: as `bench_engine` has them."""
-
-VLLM: dict[str, Any] = {
-    "version": "0.26.0",
-    "device": "H200",
-    "point": {"model": "llama3_8b", "rows": 64, "prompt": 1024, "long": 8192},
-    "itl_ms": {
-        "disaggregated quiet": (6.90, 16.1, 60.6),
-        "disaggregated loaded": (7.14, 60.6, 65.0),
-        "colocated quiet": (6.90, 16.1, 60.6),
-        "colocated loaded": (9.91, 203.8, 205.0),
-    },
-}
-"""What vLLM reached, to be printed beside what is measured: constants, not a run. Gaps as (median,
-99th percentile, longest), of one quiet run.
-
-Two H200 SXM joined by NVLink, Llama-3-8B shapes, random bfloat16 weights, prefix caching off,
-chunked prefill on; disaggregated by the NIXL pull connector over UCX; one client over HTTP. An H200
-reads its memory faster than an H100: against another card hold tails and ratios, not medians.
-"""
 
 
 @dataclass(frozen=True)
@@ -397,12 +379,12 @@ def main() -> None:
         modes[mode] = {"budget": config.prefill.token_budget} | measure(config, load)
         print(headline((mode, modes[mode])), flush=True)
     point = {"model": model, **asdict(load)}
-    comparable = VLLM["point"].items() <= point.items()
+    comparable = BESIDE_PREFILL["point"].items() <= point.items()
     whole = {
         "model": model,
         "load": asdict(load),
         "modes": modes,
-        "vllm": VLLM if comparable else None,
+        "vllm": BESIDE_PREFILL if comparable else None,
         **origin(),
     }
     print(show(whole))

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from experiments import interference, mixes
-from experiments.interference import VLLM, Load, headline, make_config, show, spread
+from experiments.interference import Load, headline, make_config, show, spread
 from experiments.interference_picture import SHARES, draw
+from experiments.rival_vllm import BESIDE_PREFILL
 from pdjax.config_load import load_config
 from pdjax.flags import status
 from pdjax.host.metrics import Span
@@ -80,7 +81,7 @@ def seen(quiet: float, loaded: float, **more: Any) -> dict[str, Any]:
 
 def test_what_it_comes_to_stands_beside_the_rival(tmp_path: Path):
     modes = {"disaggregated": seen(8.0, 10.0), "colocated": seen(8.0, 60.0)}
-    whole = {"model": "llama3_8b", "load": vars(LOAD), "modes": modes, "vllm": VLLM}
+    whole = {"model": "llama3_8b", "load": vars(LOAD), "modes": modes, "vllm": BESIDE_PREFILL}
     text = show(whole)
     assert "colocated: p99 60.00 ms under load, 8.00 quiet: 7.50 times" in text
     assert headline(("disaggregated", modes["disaggregated"])).endswith("1.25 times")
