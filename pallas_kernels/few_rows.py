@@ -353,6 +353,8 @@ def _multiply(
             x = plgpu.load(rows, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
             squares = (squares[0] + x * x,)
         plgpu.wgmma_wait(0)
+        if plan.eps is not None:
+            plgpu.commit_smem()  # what threads have read, the next copy may write over
         plgpu.barrier_arrive(refs.free.at[stage])
         return squares
 
