@@ -22,11 +22,13 @@ def origin() -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
+    # Not where it was written: that is this machine's business.
+    flags = [flag for flag in sys.argv[1:] if not flag.startswith("--out=")]
     return {
         "versions": versions,
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *flags],
         "commit": commit(),
     }
 

@@ -35,6 +35,7 @@ from pallas_kernels.paged_attention import cases as paged_cases
 from pallas_kernels.paged_attention.cases import Pool, decoded
 from pallas_kernels.prefill_attention import api as prefill_api
 from pallas_kernels.prefill_attention import cases as prefill_cases
+from pallas_kernels.product import add_cases as add_product_cases
 from pallas_kernels.product import api as product_api
 from pallas_kernels.product import cases as product_cases
 from pallas_kernels.quantised import LIMITS as LARGEST
@@ -120,6 +121,12 @@ def add_error(inputs: add_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) 
     return float(np.abs(scale / expected_scale - 1).max())
 
 
+def sum_error(inputs: add_product_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) -> float:
+    """The largest error of the sum, and of a token's scale."""
+    pairs = zip(outputs, inputs.expected, strict=True)
+    return max(relative_error(*pair) for pair in pairs)
+
+
 def swiglu_error(inputs: swiglu_cases.Inputs, out: np.ndarray) -> float:
     """The largest error of a token, by its own largest number: tokens differ in size."""
     return max(relative_error(*token) for token in zip(out, inputs.expected, strict=True))
@@ -195,14 +202,20 @@ SWIGLU = Subject(
     swiglu_api.PLATFORMS,
     swiglu_cases,
     error=swiglu_error,
-    fed=(1,),  # scale
-    feed=lambda fed, out: (fed[0] + 0 * out[:, 0].astype(fed[0].dtype),),
+    feed=lambda fed, out: (fed[0] + 0 * out[:, :1],),
 )
 PRODUCT = Subject(
     product_api.product,
     product_api.PLATFORMS,
     product_cases,
     feed=lambda fed, out: (fed[0] + 0 * out[:, :1],),
+)
+ADD_PRODUCT = Subject(
+    product_api.add_product,
+    product_api.PLATFORMS,
+    add_product_cases,
+    error=sum_error,
+    feed=lambda fed, out: (out[0] + (0 * out[1][:, None]).astype(out[0].dtype),),
 )
 GATHER = Subject(
     copy_api.gather,
@@ -213,7 +226,7 @@ GATHER = Subject(
     feed=_feed_ids,
 )
 SCATTER = Subject(copy_api.scatter, copy_api.SCATTER_PLATFORMS, scatter_cases, error=scatter_error)
-SUBJECTS = (ADD, WRITE, PRODUCT, SWIGLU, PAGED, APPEND, PREFILL, GATHER, SCATTER)
+SUBJECTS = (ADD, WRITE, PRODUCT, ADD_PRODUCT, SWIGLU, PAGED, APPEND, PREFILL, GATHER, SCATTER)
 
 
 @dataclass(frozen=True)

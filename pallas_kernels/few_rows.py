@@ -137,7 +137,12 @@ def plan_of(rows: int, depth: int, sides: int, columns: int, **plan: Any) -> Pla
 
     Args:
       **plan: fields of `Plan` that differ from what is best.
+
+    Raises:
+      ValueError: rows to be scaled of a product of one side, whose blocks may have half the depth.
     """
+    if sides == 1 and plan.get("eps") is not None:
+        raise ValueError(f"eps={plan['eps']}: must be None of a product of one side")
     plans = [
         Plan(rows, depth, sides, columns, tile, splits)
         for tile in _TILES
@@ -155,12 +160,9 @@ def pays(plan: Plan) -> bool:
 
 
 def few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
-    """[B, N] of x [B, K] and w [K, sides, N]: their product, or of two sides the SwiGLU of both.
-
-    Args:
-      operands: x and w; with `plan.scaled` f32[B] to scale each row's sums; with `plan.adds` what
-        the result is added onto, [B, N].
-    """
+    """[B, N] of x [B, K] and w [K, sides, N], two operands: their product, or of two sides the
+    SwiGLU of both. With `plan.scaled` f32[B] scales each row's sums, and with `plan.adds` the
+    result is added onto the last operand, [B, N]."""
     if interpret is None or plan.splits == 1:
         return _few_rows(plan, interpret, *operands)
     given = operands[:-1] if plan.adds else operands

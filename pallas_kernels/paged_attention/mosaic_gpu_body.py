@@ -54,7 +54,7 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         scratch["columns"] = plgpu.SMEM((ROWS, plan.out_columns), jnp.float32)
         scratch["numbers"] = plgpu.SMEM((2, ROWS), jnp.float32)
     if plan.readers > 1:
-        scratch |= {name: plgpu.Barrier() for name in ("begun", "handed_over", "taken_over")}
+        scratch |= {name: plgpu.Barrier() for name in ("ready", "handed_over", "taken_over")}
     return scratch
 
 
@@ -130,7 +130,7 @@ class _Shared:
     rows_full: Any  # barriers [slots]
     columns: Any = None  # f32[64, columns], of what goes from one to the other, or out as a part
     numbers: Any = None  # f32[2, 64], likewise
-    begun: Any = None  # barrier: `q_tile` is there, and what was handed over has been read
+    ready: Any = None  # barrier: `q_tile` is there, and what was handed over has been read
     handed_over: Any = None  # barrier: `columns` are there, with the first of them `numbers`, too
     taken_over: Any = None  # barrier: `columns` have been read
 
@@ -148,7 +148,7 @@ def _compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) -
         if plan.readers > 1:
             if plan.parts > 1:  # the last part's columns leave before the other reader writes there
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            plgpu.barrier_arrive(shared.begun)
+            plgpu.barrier_arrive(shared.ready)
         seen = _begin(plan, work, q_tile, weights)
         if plan.append:
             begun.store_new(work, mine)
@@ -175,7 +175,7 @@ def _help(plan: Plan, refs: Refs, shared: _Shared) -> None:
 
     def help_with(n: jax.Array, work: Work, steps: jax.Array) -> None:
         del n
-        plgpu.barrier_wait(shared.begun)
+        plgpu.barrier_wait(shared.ready)
         weights, seen = shared.weights.at[1], _nothing(plan)
         _hand_over(plan, shared, _attend(plan, refs, work, steps, shared.q_tile, weights, seen, 1))
 

@@ -16,13 +16,11 @@ _PIECE_COST = 1.5
 _JOIN_COST = 2.0
 _MOST_PARTS = 32
 
-# Where two warpgroups of a program compute, timed on an H200: pieces of work of so many blocks are
-# long, or long enough where most programs have one. Of a larger head dim there is no room for what
-# goes from one to the other; and over quantised pages maxima are taken across warps, through shared
-# memory of which Mosaic (of JAX 0.11.2) has but one piece for all warpgroups.
-_LONG_PIECE = 48
-_SHARED_PIECE = 4
-_MOST_SHARED = 128
+# Blocks of a piece of work from which on two warpgroups compute it, timed on an H200: of a row in
+# parts, and of a whole one (not at 17, but at 64).
+_SHARED_PART = 5
+_SHARED_WHOLE = 64
+_MOST_SHARED = 128  # head dim, of which a product with V is one
 
 # Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
 # parts of a row that fills the page table, since there is room for as many of each, and all are put
@@ -52,8 +50,11 @@ def make_plan(
       k_pages, page_table, append, scale, logit_soft_cap, sliding_window: as in the operations.
       parts: pieces of work that share a row and a KV head; None chooses.
       programs: blocks of threads, at most.
-      readers: warpgroups of a program that compute, 1 or 2; None chooses. Quantised pages and a
-        head dim of 256 have one.
+      readers: warpgroups of a program that compute, 1 or 2; None chooses.
+
+    Raises:
+      ValueError: two readers of quantised pages, whose maxima cross warps, through shared memory of
+        which Mosaic (of JAX 0.11.2) has one piece for all warpgroups; or of a head dim of 256.
     """
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
     page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
@@ -67,11 +68,15 @@ def make_plan(
         by_length = parts if most > 1 else None
     else:
         most, by_length = parts, None
+    alone = scaled or head_dim > _MOST_SHARED
     if readers is None:
         blocks = pl.cdiv(visible_blocks(tokens, sliding_window), most)
-        readers = choose_readers(pieces * most, blocks, by_length is not None, programs)
-    if scaled or head_dim > _MOST_SHARED:
-        readers = 1
+        readers = 1 if alone else choose_readers(most, blocks)
+    elif readers > 1 and alone:
+        raise ValueError(
+            f"readers={readers}: must be 1 of quantised pages, and of a head dim above "
+            f"{_MOST_SHARED}; it is {head_dim}"
+        )
     return Plan(
         rows=rows,
         kv_heads=kv_heads,
@@ -125,14 +130,12 @@ def even_parts(pieces: int, blocks: int, programs: int) -> int:
     return min(range(1, min(blocks, _MOST_PARTS) + 1), key=time)
 
 
-def choose_readers(pieces: int, blocks: int, by_length: bool, programs: int) -> int:
+def choose_readers(parts: int, blocks: int) -> int:
     """How many warpgroups compute. Two share what a piece of work waits for, and begin and end it
-    later: that pays where pieces are long or some programs have more of them than others.
+    later: that pays where pieces are long, or some programs have more to do than others.
 
     Args:
-      pieces: of work.
-      blocks: of each, at most.
+      parts: of a row, at most.
+      blocks: of a piece of work, at most.
     """
-    if by_length or blocks >= _LONG_PIECE:
-        return 2
-    return 2 if blocks >= _SHARED_PIECE and pieces <= 1.5 * programs else 1
+    return 2 if blocks >= (_SHARED_PART if parts > 1 else _SHARED_WHOLE) else 1

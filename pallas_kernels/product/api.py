@@ -48,7 +48,8 @@ def add_product(
     x: jax.Array, y: jax.Array, w: jax.Array, *, eps: float, implementation: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """x + y @ w, and for each token the number that scales it to unit root mean square: what a
-    product gives back to the residual stream, and what the next norm needs of that.
+    product gives back to the residual stream, and what the next norm needs of that. Whether the
+    product is rounded to the type of x before the sum is left open.
 
     Args:
       x: [T, B].
@@ -69,7 +70,7 @@ def add_product(
     bind_dims(x=(x, "TB"), y=(y, "TA"), w=(w, "AB"))
     _check_types(x=x, y=y, w=w)
     check_eps(eps)
-    if implementation is None and not _ADDING.module("mosaic_gpu").add_pays(y, w):
+    if implementation is None and not adds_in_place(y, w):
         return add_rms(x, product(y, w), eps=eps)
     total = _ADDING.choose(
         implementation,
@@ -78,6 +79,13 @@ def add_product(
         refusal=lambda name: _ADDING.module(name).add_refusal(y, w),
     )
     return total, rms_scale(total, eps)
+
+
+def adds_in_place(y: jax.Array, w: jax.Array) -> bool:
+    """Whether `add_product` is one kernel of its own on GPUs that have it, and the scale costs
+    another one if somebody asks for it."""
+    pays: bool = _ADDING.module("mosaic_gpu").add_pays(y, w)
+    return pays
 
 
 def _check_types(**operands: jax.Array) -> None:

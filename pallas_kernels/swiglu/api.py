@@ -40,8 +40,8 @@ def swiglu(
       x: [T, D].
       scale: f32[T].
       w_gate_up: [D, 2, F], gate first, of the type of x.
-      eps: where `scale` is that of RMSNorm for x with this eps, >= 0: a kernel that has x at hand
-        anyway takes it anew, and nothing has to run before it.
+      eps: where `scale` is that of RMSNorm for x with this eps, >= 0, and nothing else asks for
+        it: a kernel that has x at hand anyway takes it anew, and nothing has to run before it.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
         program is lowered for, which is the reference where no kernel takes these arguments or
         XLA's product is as fast.
@@ -62,8 +62,8 @@ def swiglu(
         raise ValueError(f"w_gate_up is {w_gate_up.dtype}, but x is {x.dtype}")
     if eps is not None:
         check_eps(eps)
-    normed = eps is not None
-    if implementation is None and not _OPERATION.module("mosaic_gpu").pays(x, w_gate_up, normed):
+    kernel = _OPERATION.module("mosaic_gpu")
+    if implementation is None and not kernel.pays(x, w_gate_up, normed=eps is not None):
         implementation = "reference"
     operands = (x, scale, w_gate_up)
     return _OPERATION.run(implementation, operands, {"eps": eps}, shown=(x, w_gate_up))

@@ -105,12 +105,12 @@ def refusal(x: jax.Array, w_gate_up: jax.Array) -> str | None:
     return None
 
 
-def pays(x: jax.Array, w_gate_up: jax.Array, normed: bool = False) -> bool:
-    """Whether the kernel is faster than XLA's product.
+def pays(x: jax.Array, w_gate_up: jax.Array, *, normed: bool = False) -> bool:
+    """Whether the kernel is faster than XLA's product with the SwiGLU behind it.
 
     That of many rows has one size of tiles, and where the last turn leaves processors idle, as 512
     rows of F = 14336 do, smaller ones are better. That of few rows reads no faster than XLA at 16,
-    but saves what takes the scale, if that is RMSNorm's.
+    but saves what takes the scale, if nothing else asks for that.
     """
     tokens = x.shape[0]
     if tokens <= few_rows.MOST_ROWS:

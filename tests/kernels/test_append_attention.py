@@ -139,9 +139,12 @@ def check_gpu(
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize(("parts", "readers"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("case", APPENDED, ids=lambda case: case.name)
-def test_gpu_kernel(case: Case, parts: int, readers: int):
+def test_gpu_kernel(case: Case, parts: int):
+    """Whole rows by two readers, where there may be two."""
+    alone = case.kv_dtype is not None or case.head_dim > 128
+    readers = 1 if alone or parts == 2 else 2
     check_gpu(case, bias=case.name == "page 8", parts=parts, readers=readers)
 
 
@@ -151,6 +154,14 @@ def test_gpu_kernel_cuts_long_rows(case: Case):
     """A part of one block each: of a long row, which others are beside, the first alone sees the
     newest token."""
     check_gpu(replace(case, kv_lens=(*case.kv_lens, 300, 0)), parts=ByLength(1, 1))
+
+
+@needs_gpu_interpreter
+@pytest.mark.parametrize("programs", [1, 2, 5])
+def test_gpu_kernel_cuts_long_rows_for_two_readers(programs: int):
+    """Pieces of no block, of one, and of an even and an odd number, whole and in parts."""
+    case = Case("any", (641, 0, 65, 1, 129, 385), 1, 2, 128, 64, "bfloat16")
+    check_gpu(case, parts=ByLength(3, 2), programs=programs, readers=2)
 
 
 PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]
@@ -179,6 +190,7 @@ def test_gpu_kernel_reuses_its_ring_without_races(
         "10 blocks",
         (641, 0, 65),
         kv_heads=1,
+        head_dim=128,
         page_size=page_size,
         dtype="bfloat16",
         kv_dtype=kv_dtype,

@@ -14,10 +14,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from pallas_kernels.check import LIMITS, relative_error
-from pallas_kernels.paged_attention import api, mosaic_gpu, mosaic_gpu_plan, mosaic_tpu
+from pallas_kernels.paged_attention import api, mosaic_gpu, mosaic_tpu
 from pallas_kernels.paged_attention.api import paged_attention
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
-from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength, Plan, cut
+from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength
 from pallas_kernels.quantised import QuantisedPages, elements_of
 
 needs_gpu_interpreter = pytest.mark.skipif(
@@ -132,7 +132,7 @@ def test_gpu_kernel_with_whole_rows(head_dim: int, readers: int):
 
 @needs_gpu_interpreter
 @pytest.mark.parametrize("parts", [2, 3])
-@pytest.mark.parametrize("case", RAGGED, ids=name_of)
+@pytest.mark.parametrize("case", [x for x in RAGGED if x.head_dim < 256], ids=name_of)
 def test_gpu_kernel_with_two_readers(case: Case, parts: int):
     check(case, interpreted_gpu(parts, readers=2))
 
@@ -178,69 +178,11 @@ def test_gpu_kernel_reuses_its_ring_without_races(
     capsys: pytest.CaptureFixture[str],
 ):
     page_size = 16 if kv_dtype is None else 64
-    case = Case("10 blocks", (600, 0, 65), 1, page_size=page_size, sliding_window=590)
+    case = Case("10 blocks", (600, 0, 65), 1, 1, 128, page_size, sliding_window=590)
     case = replace(case, dtype="bfloat16", kv_dtype=kv_dtype)
     run = interpreted_gpu(parts, programs=programs, readers=readers, detect_races=True)
     check(case, run)
     assert "RACE" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("rows", "tokens", "window", "parts"),
-    [
-        (64, 1088, None, 1),  # no row can be long
-        (64, 4096, None, 1),
-        (128, 8256, 1000, 1),  # nor be seen to be
-        (64, 8256, None, ByLength(64, 32)),
-        (128, 8256, 4096, ByLength(64, 32)),
-        (64, 131072, None, ByLength(64, 128)),
-        (16, 8256, None, ByLength(64, 32)),
-        (1, 1088, None, 9),  # fewer pieces than processors
-        (8, 8256, None, 2),
-    ],
-)
-def test_gpu_kernel_chooses_how_to_cut(
-    rows: int, tokens: int, window: int | None, parts: int | ByLength
-):
-    assert mosaic_gpu_plan.choose_parts(rows * 8, tokens, window, 132) == parts
-
-
-@pytest.mark.parametrize(
-    ("pieces", "blocks", "by_length", "readers"),
-    [
-        (512, 17, False, 1),  # 64 rows of 1,060 tokens
-        (512, 64, False, 2),
-        (512, 129, True, 2),
-        (128, 17, False, 2),
-        (192, 17, False, 2),
-        (256, 17, False, 1),
-        (72, 2, False, 1),  # a row in parts
-    ],
-)
-def test_gpu_kernel_chooses_its_readers(pieces: int, blocks: int, by_length: bool, readers: int):
-    assert mosaic_gpu_plan.choose_readers(pieces, blocks, by_length, 132) == readers
-
-
-@pytest.mark.parametrize("append", [False, True])
-@pytest.mark.parametrize("window", [None, 260])
-def test_gpu_kernel_lists_every_part_once(window: int | None, append: bool):
-    """Those of most blocks first, and how many there are."""
-    lens = np.array([70, 1, 0, 700, 64, 65, 129, 704, 300, 257], np.int32)
-    plan = Plan(
-        len(lens), 2, 4, 64, 44, 16, 6, ByLength(4, 2), 3, 1, append, False, 1.0, None, window
-    )
-    last = np.maximum(lens - 1, 0) if append else lens
-    first = np.maximum(lens - (window or 10_000), 0) // 64
-    blocks = np.maximum(-(-last // 64) - first, 0)
-    expected = np.where(blocks <= 4, 1, -(-blocks // 2))
-    entries, parts = (np.asarray(x) for x in jax.jit(partial(cut, plan))(lens))
-    np.testing.assert_array_equal(parts, expected)
-    assert entries[-1] == expected.sum()
-    listed = entries[: expected.sum()]
-    wanted = [6 * row + part for row, count in enumerate(expected) for part in range(count)]
-    assert sorted(listed) == wanted
-    sizes = -(-blocks // expected)[listed // 6]
-    assert (np.diff(sizes) <= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_the_platform_chooses_also_within_shard_map(
 def test_the_kernel_pays_where_xla_was_slower(tokens: int, mlp_dim: int, normed: bool, pays: bool):
     ask: Callable[..., bool] = mosaic_gpu.pays
     x, _, w_gate_up = shapes(Case("any", tokens, 64, mlp_dim, "bfloat16"))
-    assert ask(x, w_gate_up, normed) == pays
+    assert ask(x, w_gate_up, normed=normed) == pays
 
 
 @pytest.mark.parametrize(

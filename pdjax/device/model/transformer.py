@@ -27,7 +27,7 @@ from jax import lax
 
 from pallas_kernels.add_rms.api import add_rms
 from pallas_kernels.add_rms.reference import rms_scale
-from pallas_kernels.product.api import add_product, product
+from pallas_kernels.product.api import add_product, adds_in_place, product
 from pallas_kernels.swiglu.api import swiglu
 from pdjax.model_spec import ModelSpec
 
@@ -134,8 +134,11 @@ def through(
         qkv = product(x, layer.wqkv).reshape(x.shape[0], *heads)
         bias = None if layer.bqkv is None else layer.bqkv.reshape(heads)
         o, cache = attend(qkv, scale, bias, cache)  # [T, N, H]
-        x, scale = add(x, o.reshape(x.shape[0], -1), layer.wo)
-        hidden = swiglu(x, scale, layer.w_gate_up, eps=spec.norm_eps)  # [T, F]
+        o = o.reshape(x.shape[0], -1)
+        alone = reduce is None and adds_in_place(o, layer.wo)
+        x, scale = add(x, o, layer.wo)
+        eps = spec.norm_eps if alone else None
+        hidden = swiglu(x, scale, layer.w_gate_up, eps=eps)  # [T, F]
         x, scale = add(x, hidden, layer.w_down)
         return x, scale, cache
 

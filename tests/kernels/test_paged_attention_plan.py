@@ -1,0 +1,96 @@
+"""How a launch of decode attention is cut on Hopper GPUs: by shape alone."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.paged_attention import mosaic_gpu_plan
+from pallas_kernels.paged_attention.cases import Case, make_inputs
+from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength, Plan, cut
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "window", "parts"),
+    [
+        (64, 1088, None, 1),  # no row can be long
+        (64, 4096, None, 1),
+        (128, 8256, 1000, 1),  # nor be seen to be
+        (64, 8256, None, ByLength(64, 32)),
+        (128, 8256, 4096, ByLength(64, 32)),
+        (64, 131072, None, ByLength(64, 128)),
+        (16, 8256, None, ByLength(64, 32)),
+        (1, 1088, None, 9),  # fewer pieces than processors
+        (8, 8256, None, 2),
+    ],
+)
+def test_gpu_kernel_chooses_how_to_cut(
+    rows: int, tokens: int, window: int | None, parts: int | ByLength
+):
+    assert mosaic_gpu_plan.choose_parts(rows * 8, tokens, window, 132) == parts
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "parts", "readers"),
+    [
+        (1, 1088, 9, 1),
+        (4, 1088, 4, 2),
+        (24, 1088, 2, 2),
+        (64, 1088, 1, 1),
+        (64, 4096, 1, 2),
+        (64, 8256, 5, 2),  # by length
+    ],
+)
+def test_gpu_kernel_chooses_its_readers(rows: int, tokens: int, parts: int, readers: int):
+    plan = plan_of(Case("any", (1,) * rows, 8, 4, 128, 64, "bfloat16"), tokens)
+    assert (plan.parts, plan.readers) == (parts, readers)
+
+
+@pytest.mark.parametrize("change", [{"head_dim": 256}, {"kv_dtype": "int8"}], ids=str)
+def test_gpu_kernel_has_one_reader_at_times(change: dict[str, Any]):
+    case = replace(Case("any", (1,) * 4, 8, 4, 128, 64, "bfloat16"), **change)
+    assert plan_of(case, 8192).readers == 1
+    with pytest.raises(ValueError, match="readers=2: must be 1 of quantised pages"):
+        plan_of(case, 8192, readers=2)
+
+
+def plan_of(case: Case, tokens: int, **chosen: Any) -> Plan:
+    """Of a launch whose page table has room for so many tokens a row."""
+    queries = (len(case.kv_lens), case.kv_heads, case.group, case.head_dim)
+    pages: Any = make_inputs(replace(case, kv_lens=(1,)), seed=0).k_pages
+    return mosaic_gpu_plan.make_plan(
+        jnp.zeros(queries),
+        pages,
+        jnp.zeros((len(case.kv_lens), tokens // case.page_size), jnp.int32),
+        append=False,
+        scale=1.0,
+        logit_soft_cap=None,
+        sliding_window=None,
+        **chosen,
+    )
+
+
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("window", [None, 260])
+def test_gpu_kernel_lists_every_part_once(window: int | None, append: bool):
+    """Those of most blocks first, and how many there are."""
+    lens = np.array([70, 1, 0, 700, 64, 65, 129, 704, 300, 257], np.int32)
+    plan = Plan(
+        len(lens), 2, 4, 64, 44, 16, 6, ByLength(4, 2), 3, 1, append, False, 1.0, None, window
+    )
+    last = np.maximum(lens - 1, 0) if append else lens
+    first = np.maximum(lens - (window or 10_000), 0) // 64
+    blocks = np.maximum(-(-last // 64) - first, 0)
+    expected = np.where(blocks <= 4, 1, -(-blocks // 2))
+    entries, parts = (np.asarray(x) for x in jax.jit(partial(cut, plan))(lens))
+    np.testing.assert_array_equal(parts, expected)
+    assert entries[-1] == expected.sum()
+    listed = entries[: expected.sum()]
+    wanted = [6 * row + part for row, count in enumerate(expected) for part in range(count)]
+    assert sorted(listed) == wanted
+    sizes = -(-blocks // expected)[listed // 6]
+    assert (np.diff(sizes) <= 0).all()
