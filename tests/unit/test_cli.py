@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -196,3 +198,11 @@ def test_overview_and_unknown_commands(capsys, argv: list[str], expected: int):
         assert err == "pdjax: 'generat': no such command; allowed are generate, convert\n"
     else:
         assert "pdjax generate: complete prompts" in out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["pdjax", "--version"])
+    assert end.value.code == 0
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    assert capsys.readouterr().out == f"pdjax {project['project']['version']}\n"
