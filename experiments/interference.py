@@ -30,7 +30,7 @@ from absl import flags
 
 from experiments.interference_picture import PHASES, SHARES, draw
 from experiments.origin import origin, save
-from experiments.shapes import MODELS
+from experiments.shapes import MODELS, SHAPES, chosen_model
 from experiments.step_times import IDLE, POLLS, StepTimes, replace_method
 from experiments.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, SamplingParams, load_config
@@ -42,7 +42,7 @@ from pdjax.host.metrics import Recorder, RequestMetrics
 MODES = ("disaggregated", "colocated")
 
 FLAGS = new_flags()
-_MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
+_MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
 _ROWS = flags.DEFINE_integer("rows", 64, "that decode all the time", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_integer("prompt", 1024, "tokens of a row's prompt", flag_values=FLAGS)
 _LONG = flags.DEFINE_integer("long", 8192, "tokens of an intruder's prompt", flag_values=FLAGS)
@@ -367,9 +367,9 @@ def main() -> None:
     """Measure, print, save; see the module."""
     names = ("rows", "prompt", "long", "long_output", "intruders", "spare", "steps", "warm")
     sizes: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    load, model = Load(**sizes), _MODEL.value or ""
+    load, chunk = Load(**sizes), _CHUNK.value or 0
     overrides = dict(item.split("=", 1) for item in _FIELDS.value or ())
-    chunk = _CHUNK.value or 0
+    model = chosen_model(_MODEL.value, make_config("tiny", MODES[0], load, chunk, overrides))
     budgets = {"disaggregated": chunk if _BUDGET.value is None else _BUDGET.value}
     modes: dict[str, dict[str, Any]] = {}
     for mode in dict.fromkeys(_MODES.value or ()):
