@@ -13,8 +13,9 @@ random, and so are the prompts.
   python -m experiments.interference --model=llama3_8b --plot=results/interference.png
   python -m experiments.interference --model=tiny --rows=3 --prompt=24 --long=80 --chunk=32
 
-Any field of the configs that this makes may be overridden, as in --config.handoff.streaming=False.
-Prints tables, writes JSON, and a picture with --plot.
+Any field of the configs that this makes may be overridden, as in --config.handoff.streaming=False;
+the colocated one leaves out those of `handoff` that say how KV moves. Prints tables, writes JSON,
+and a picture with --plot.
 """
 
 import gc
@@ -147,12 +148,14 @@ def make_config(
             pages=1 + load.rows * (row + 1) + load.spare * (context + 1),
             page_buckets=tuple(sorted({row, context})),
         ),
-        colocated=mode == "colocated",
         cpu_devices=2,  # for either mode: JAX asks once
         max_waiting=max(1024, load.rows + load.intruders),
         warm_up=False,  # nobody asks for a bar here
     )
-    return load_config(config, overrides)
+    config = load_config(config, overrides)
+    if mode != "colocated":
+        return config
+    return replace(config, colocated=True, handoff=config.handoff.where_nothing_moves)
 
 
 class Intruders:

@@ -4,7 +4,7 @@ A config is a Python file with `get_config() -> Config`, whose docstring holds t
 expected result; or the name of a preset; or a Config. See `config_load.load_config`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from pdjax.config_checks import at_least, check_buckets, check_types, one_of
 from pdjax.kv_layout import QUANTISED_DTYPES
@@ -176,6 +176,9 @@ class DecodeConfig:
 class HandoffConfig:
     """How KV moves between pools, and when; see `host/handoffs.py` and `host/sched/handoff.py`.
 
+    With colocated=True nothing moves: `after_tokens` and `stay_below` still say in which steps a
+    token is made, and all others must be their defaults.
+
     Attributes:
       streaming: send KV while its prefill still runs, chunk by chunk and layer group by layer
         group, to room reserved on the decode side beforehand.
@@ -226,6 +229,11 @@ class HandoffConfig:
             seconds = getattr(self, name)
             if seconds is not None and not seconds > 0:
                 raise ValueError(f"handoff.{name}={seconds}: must be None or above 0 seconds")
+
+    @property
+    def where_nothing_moves(self) -> "HandoffConfig":
+        """What of it has an effect with colocated=True; the rest is the default."""
+        return HandoffConfig(after_tokens=self.after_tokens, stay_below=self.stay_below)
 
 
 @dataclass(frozen=True)
@@ -309,6 +317,14 @@ class Config:
                 "must be None, the latter None or the prefill side's"
             )
         self._check_rounding()
+        left = self.handoff.where_nothing_moves if self.colocated else self.handoff
+        for each in fields(left):
+            value, usual = getattr(self.handoff, each.name), getattr(left, each.name)
+            if value != usual:
+                raise ValueError(
+                    f"handoff.{each.name}={value!r}: must be {usual!r} with colocated=True, where "
+                    "nothing moves and it would have no effect"
+                )
         if self.colocated and (self.decode.page_size or self.decode.kv_dtype):
             raise ValueError(
                 f"decode.page_size={self.decode.page_size}, decode.kv_dtype="

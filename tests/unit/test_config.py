@@ -214,6 +214,36 @@ def test_constructions_say_what_is_allowed(kind, fields, message):
         kind(**fields)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "usual"),
+    [
+        ("streaming", False, True),
+        ("layer_groups", 3, None),
+        ("rebalance", True, False),
+        ("wire_dtype", "int8", None),
+        ("checksums", True, False),
+        ("lease", None, 60.0),
+        ("deadline", 5.0, 60.0),
+        ("retries", 0, 1),
+        ("reprefills", 0, 1),
+        ("max_bytes_in_flight", 100, None),
+    ],
+)
+def test_where_nothing_moves_nobody_says_how(name, value, usual):
+    message = f"^handoff.{name}={value!r}: must be {usual!r} with colocated=True, where nothing"
+    handoff = HandoffConfig(**{"after_tokens": 2, "stay_below": 9, name: value})
+    with pytest.raises(ValueError, match=message):
+        Config(colocated=True, handoff=handoff)
+    assert Config(colocated=True, handoff=handoff.where_nothing_moves).handoff.after_tokens == 2
+    assert Config(handoff=handoff).handoff == handoff
+
+
+def test_giving_back_needs_two_pools():
+    kept = {"kv.prefix_cache": True, "handoff.give_back": True}
+    with pytest.raises(ValueError, match=r"^handoff.give_back=True: must be False with colocated="):
+        load_config(Config(colocated=True), kept)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_configs(name):
     assert load_config(name) == PRESETS[name]()

@@ -58,6 +58,10 @@ def test_a_load_fits_into_its_config():
         512,
         (12, 65),
     )
+    bulk = {"handoff.streaming": "False", "handoff.after_tokens": "2"}
+    for mode, streaming in ("disaggregated", False), ("colocated", True):
+        handoff = make_config("tiny", mode, LOAD, 64, bulk).handoff
+        assert (handoff.streaming, handoff.after_tokens) == (streaming, 2)
     with pytest.raises(ValueError, match="long_output=1: must be at least 2"):
         replace(LOAD, long_output=1)
 
