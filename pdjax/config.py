@@ -275,13 +275,13 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_types("config", self)
-        at_least("config", self, 1, "max_waiting", "cpu_devices")
-        at_least("config", self, 0, "max_logprobs")
+        check_types("", self)
+        at_least("", self, 1, "max_waiting", "cpu_devices")
+        at_least("", self, 0, "max_logprobs")
         if self.compilation_cache == "":
-            raise ValueError("config.compilation_cache='': must be a directory, or None")
+            raise ValueError("compilation_cache='': must be a directory, or None")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"config.seed={self.seed}: must be in [0, 2**32)")
+            raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
         self._check_handoff()
         if self.prefill.dispatch_thread and (self.colocated or self.shared_devices):
             raise ValueError(
@@ -297,8 +297,8 @@ class Config:
             if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
                 raise ValueError(
                     "colocated=True: needs prefill.engines=1, decode.engines=1, decode.stages=1 "
-                    f"and equal tp, but has {p.engines}, {d.engines}, {d.stages}, "
-                    f"and tp {p.tp} and {d.tp}"
+                    f"and prefill.tp=decode.tp, but has {p.engines}, {d.engines}, {d.stages}, "
+                    f"and {p.tp} and {d.tp}"
                 )
 
     def _check_handoff(self) -> None:

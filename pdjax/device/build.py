@@ -1,6 +1,7 @@
 """From a config to engines: deals devices out, lays out pools, loads weights; compiles no steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
@@ -136,13 +137,16 @@ class _Builder:
         self._checkpoint = checkpoint
         p, d = config.prefill, config.decode
         dtype = config.kv.dtype or config.model.dtype
-        self._prefill_layout = self._layout(1, p.tp, config.kv.page_size, dtype)
-        self._decode_layout = self._layout(
-            d.stages, d.tp, config.decode_page_size, d.kv_dtype or dtype
-        )
-        split_groups(spec.num_layers, config.handoff.layer_groups or 1)
-        for tp in (p.tp, d.tp):
-            _check_mlp(spec, tp)
+        with _fields_of("prefill"):
+            self._prefill_layout = self._layout(1, p.tp, config.kv.page_size, dtype)
+            _check_mlp(spec, p.tp)
+        with _fields_of("decode"):
+            self._decode_layout = self._layout(
+                d.stages, d.tp, config.decode_page_size, d.kv_dtype or dtype
+            )
+            _check_mlp(spec, d.tp)
+        with _fields_of("handoff"):
+            split_groups(spec.num_layers, config.handoff.layer_groups or 1)
         self._prefill_pages = p.pages or self._whole_contexts(self._prefill_layout, p.max_sequences)
         self._decode_pages = d.pages or self._whole_contexts(self._decode_layout, d.rows)
 
@@ -234,6 +238,15 @@ def _check_attention(name: str | None, platform: str) -> None:
             f"decode.attention={name!r}: on this platform, {platform}, allowed are None and "
             f"{', '.join(here)}"
         )
+
+
+@contextmanager
+def _fields_of(owner: str) -> Iterator[None]:
+    """What is wrong with a layout names a field of its own; here it is one of the config."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{owner}.{error}") from error
 
 
 def _check_mlp(spec: ModelSpec, tp: int) -> None:

@@ -163,7 +163,7 @@ def test_a_failed_request_leaves_its_neighbours_their_text(capsys):
         (["--prompt=a", "--n=2"], "n=2 with temperature=0"),
         (["--prompt=a", "--prompt=b", "--stream"], "stream: shows one choice"),
         (["--prompt=a", "--json", "--stream"], "stream: shows one choice"),
-        (["--prompt=a", "--config.decode.row=2"], "config.decode.row: no such field"),
+        (["--prompt=a", "--config.decode.row=2"], "generate: decode.row: no such field"),
     ],
 )
 def test_bad_input(capsys, args: list[str], message: str):

@@ -60,8 +60,8 @@ def test_each_command_line_starts_from_the_defaults(values):
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("--config.decode.row=3", "config.decode.row: no such field; DecodeConfig has engines"),
-        ("--config.decode.rows=many", "config.decode.rows='many': must be int"),
+        ("--config.decode.row=3", "program: decode.row: no such field; DecodeConfig has engines"),
+        ("--config.decode.rows=many", "program: decode.rows='many': must be int"),
         ("--config.decode.rows=0", "decode.rows=0: must be at least 1"),
         ("--config.seed", "--config.seed: needs a value"),
         ("--config=no_such.py", "config='no_such.py': no such Python file"),
