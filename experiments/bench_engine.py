@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ from absl import flags
 
 from experiments.bare import Bare
 from experiments.origin import origin, save
-from experiments.shapes import MODELS
+from experiments.shapes import MODELS, SHAPES, chosen_model
 from experiments.step_times import LABELS, StepTimes, replace_method
 from experiments.tables import number, table
 from pdjax import LLM, Config, SamplingParams, load_config
@@ -40,7 +40,7 @@ from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillCon
 from pdjax.flags import new_flags, run
 
 FLAGS = new_flags()
-_MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
+_MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
 _BATCH = flags.DEFINE_multi_integer("batch", [64], "rows that decode", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_multi_integer("prompt", [1024], "tokens of a prompt", flag_values=FLAGS)
 _OUTPUT = flags.DEFINE_multi_integer("output", [128], "tokens of an answer", flag_values=FLAGS)
@@ -110,6 +110,7 @@ def make_config(
     page_size = int(overrides.get("kv.page_size", PAGE_SIZE))
     # And a page more, which the coordinator keeps in hand for everybody who decodes.
     longest = max(point.prompt + point.output for point in points) + page_size
+    spec = MODELS[model]
     shortest = min(point.prompt for point in points)
     budget = min(TOKEN_BUDGET, points[0].batch * max(point.prompt for point in points))
     sequences = max(1, min(64, budget // shortest))
@@ -117,7 +118,7 @@ def make_config(
     config = Config(
         model=ModelConfig(
             source=RANDOM,
-            spec=MODELS[model],
+            spec=replace(spec, context=max(spec.context, longest)),
             dtype="float32" if model == "tiny" else "bfloat16",
             max_model_len=longest,
         ),
@@ -211,9 +212,11 @@ def check_room(llm: LLM, point: Point) -> None:
         )
 
 
-def bench(model: str, points: list[Point], cache: str) -> dict[str, Any]:
+def bench(points: list[Point], cache: str) -> dict[str, Any]:
     """Every point, batch by batch, since each batch is a program of its own."""
     overrides = dict(item.split("=", 1) for item in _FIELDS.value or ())
+    tiny = make_config("tiny", points, bool(_COLOCATED.value), cache, overrides)
+    model = chosen_model(_MODEL.value, tiny)
     results: list[dict[str, Any]] = []
     starts: dict[str, dict[str, float]] = {}
     for _, group in itertools.groupby(points, key=lambda point: point.batch):
@@ -273,7 +276,7 @@ def main() -> None:
         if min(point.batch, point.prompt) < 1 or point.output < 3:
             raise ValueError(f"{point}: batch and prompt must be at least 1, output at least 3")
     with tempfile.TemporaryDirectory() as empty:
-        whole = bench(_MODEL.value or "", points, _CACHE.value or empty)
+        whole = bench(points, _CACHE.value or empty)
     whole |= origin()
     print(show(whole))
     save(whole, _OUT.value)

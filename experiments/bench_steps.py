@@ -36,7 +36,7 @@ from experiments import ceilings, kernel_profile, rival_vllm, step_tables
 from experiments.floors import decode_bytes, prefill_flops
 from experiments.kernel_times import Kernel, Setting, kernels
 from experiments.origin import origin
-from experiments.shapes import MODELS
+from experiments.shapes import MODELS, SHAPES, chosen_model
 from experiments.step_batches import decode_batches, prefill_batches
 from experiments.step_cases import LARGE, TINY, DecodeCase, PrefillCase
 from experiments.step_engines import StepEngines, StepTime
@@ -50,7 +50,7 @@ PREFILL_TOKENS = 32768
 """About so many are computed in a round, in at least three steps."""
 
 FLAGS = new_flags()
-_MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
+_MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
 _LAYERS = flags.DEFINE_integer(
     "layers", None, "layers instead of the model's: compiles sooner", flag_values=FLAGS
 )
@@ -256,7 +256,7 @@ def main() -> int:
         keep_compilations(_CACHE.value)
     out = Path(_OUT.value or "")
     one = Bench(
-        _MODEL.value or "",
+        chosen_model(_MODEL.value),
         _LAYERS.value,
         _ATTENTION.value,
         _PAGE_SIZE.value or 64,

@@ -32,7 +32,7 @@ from absl import flags
 from experiments.handoff_house import OUTPUT, House, Watch, Way
 from experiments.handoff_picture import draw
 from experiments.origin import origin, save
-from experiments.shapes import MODELS
+from experiments.shapes import MODELS, SHAPES, chosen_model
 from experiments.tables import megabytes, number, percent, table
 from pdjax import Config
 from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
@@ -41,7 +41,7 @@ from pdjax.flags import new_flags, run
 from pdjax.kv_layout import QUANTISED_DTYPES
 
 FLAGS = new_flags()
-_MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
+_MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
 _LAYERS = flags.DEFINE_integer("layers", None, "instead of the model's", flag_values=FLAGS)
 _LAYOUT = flags.DEFINE_multi_string("layout", ["1x1x1"], "TPxSTAGESxTP", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_multi_integer("prompt", [2048], "tokens", flag_values=FLAGS)
@@ -165,11 +165,14 @@ def asked_ways(layers: int) -> list[tuple[int, str]]:
 def main() -> None:
     """Measure, print, save; see the module."""
     prompts = sorted(_PROMPT.value or ())
-    ways = asked_ways(_LAYERS.value or MODELS[_MODEL.value or ""].num_layers)
+    layouts = _LAYOUT.value or ()
+    tiny = [make_config("tiny", _LAYERS.value, layout, prompts) for layout in layouts]
+    model = chosen_model(_MODEL.value, *tiny)
+    ways = asked_ways(_LAYERS.value or MODELS[model].num_layers)
     points: list[dict[str, Any]] = []
     peaks: dict[str, float] = {}
-    for layout in _LAYOUT.value or ():
-        house = House(make_config(_MODEL.value or "", _LAYERS.value, layout, prompts))
+    for layout in layouts:
+        house = House(make_config(model, _LAYERS.value, layout, prompts))
         peaks[layout] = house.bandwidth(_PEAK.value or 1)
         for groups, wire in ways:
             way = Way(layout, groups, wire, bool(_CHECKSUMS.value))
@@ -179,7 +182,7 @@ def main() -> None:
         jax.clear_caches()
     print(show(points))
     print("\n".join(f"{layout}: link {rate / 1e9:.1f} GB/s" for layout, rate in peaks.items()))
-    whole = {"model": _MODEL.value, "peak_bytes_per_s": peaks, "points": points} | origin()
+    whole = {"model": model, "peak_bytes_per_s": peaks, "points": points} | origin()
     save(whole, _OUT.value)
     if _PLOT.value:
         draw(whole, Path(_PLOT.value))

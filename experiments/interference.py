@@ -14,13 +14,14 @@ random, and so are the prompts.
   python -m experiments.interference --model=llama3_8b --plot=results/interference.png
   python -m experiments.interference --model=tiny --rows=3 --prompt=24 --long=80 --chunk=32
 
-Any field of the configs that this makes may be overridden, as in --config.handoff.streaming=False.
-Prints tables, writes JSON, and a picture with --plot.
+Any field of the configs that this makes may be overridden, as in --config.handoff.streaming=False;
+the colocated one leaves out those of `handoff` that say how KV moves. Prints tables, writes JSON,
+and a picture with --plot.
 """
 
 import gc
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,20 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.interference_load import MODES, Load, make_config
 from experiments.interference_picture import PHASES, SHARES, draw
 from experiments.origin import origin, save
 from experiments.rival_vllm import BESIDE_PREFILL
-from experiments.shapes import MODELS
+from experiments.shapes import MODELS, SHAPES, chosen_model
 from experiments.step_times import IDLE, POLLS, StepTimes, replace_method
 from experiments.tables import megabytes, number, percent, table
-from pdjax import LLM, Config, SamplingParams, load_config
+from pdjax import LLM, Config, SamplingParams
 from pdjax import request as states
-from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.flags import new_flags, run
 from pdjax.host.metrics import Recorder, RequestMetrics
 
-MODES = ("disaggregated", "colocated")
-
 FLAGS = new_flags()
-_MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "shapes", flag_values=FLAGS)
+_MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
 _ROWS = flags.DEFINE_integer("rows", 64, "that decode all the time", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_integer("prompt", 1024, "tokens of a row's prompt", flag_values=FLAGS)
 _LONG = flags.DEFINE_integer("long", 8192, "tokens of an intruder's prompt", flag_values=FLAGS)
@@ -66,76 +65,6 @@ _PLOT = flags.DEFINE_string("plot", None, "file of a picture; needs matplotlib",
 _FIELDS = flags.DEFINE_multi_string(
     "config.FIELD", [], "override a field of the configs; may be repeated", flag_values=FLAGS
 )
-PAGE_SIZE = 64
-"""Tokens a page, unless a flag says otherwise: as `bench_engine` has them."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """Who decodes, who intrudes, and how long it is looked at; see the flags.
-
-    Raises:
-      ValueError: a number too small to measure anything.
-    """
-
-    rows: int
-    prompt: int
-    long: int
-    long_output: int
-    intruders: int
-    spare: int
-    steps: int
-    warm: int
-
-    def __post_init__(self) -> None:
-        # An answer of one token is never handed over.
-        least = dict.fromkeys(asdict(self), 1) | {"long_output": 2, "steps": 2}
-        for name, value in asdict(self).items():
-            if value < least[name]:
-                raise ValueError(f"{name}={value}: must be at least {least[name]}")
-
-    @property
-    def output(self) -> int:
-        """Tokens that a row may have: the first, a phase, and what is on the way at its end."""
-        return 1 + self.warm + self.steps + 32
-
-
-def make_config(
-    model: str, mode: str, load: Load, budget: int, overrides: Mapping[str, str]
-) -> Config:
-    """A config with the buckets that this load needs, and room for all of it at once."""
-    page_size = int(overrides.get("kv.page_size", PAGE_SIZE))
-    longest = max(load.prompt + load.output, load.long + load.long_output)
-    row, context = (-(-n // page_size) for n in (load.prompt + load.output, longest))
-    sequences = max(1, min(64, budget // min(load.prompt, load.long)))
-    spec = MODELS[model]
-    config = Config(
-        model=ModelConfig(
-            source=RANDOM,
-            spec=replace(spec, context=max(spec.context, longest)),
-            dtype="float32" if model == "tiny" else "bfloat16",
-            max_model_len=longest,
-        ),
-        kv=KVConfig(page_size=page_size),
-        prefill=PrefillConfig(
-            pages=1 + (2 + load.intruders) * context,
-            token_budget=budget,
-            max_sequences=sequences,
-            token_buckets=(budget,),
-            page_buckets=(max(context, -(-budget // page_size) + sequences),),
-        ),
-        decode=DecodeConfig(
-            rows=load.rows + load.spare,
-            # One page more for each, which is kept in hand for who decodes.
-            pages=1 + load.rows * (row + 1) + load.spare * (context + 1),
-            page_buckets=tuple(sorted({row, context})),
-        ),
-        colocated=mode == "colocated",
-        cpu_devices=2,  # for either mode: JAX asks once
-        max_waiting=max(1024, load.rows + load.intruders),
-        warm_up=False,  # nobody asks for a bar here
-    )
-    return load_config(config, overrides)
 
 
 class Intruders:
@@ -369,9 +298,9 @@ def main() -> None:
     """Measure, print, save; see the module."""
     names = ("rows", "prompt", "long", "long_output", "intruders", "spare", "steps", "warm")
     sizes: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    load, model = Load(**sizes), _MODEL.value or ""
+    load, chunk = Load(**sizes), _CHUNK.value or 0
     overrides = dict(item.split("=", 1) for item in _FIELDS.value or ())
-    chunk = _CHUNK.value or 0
+    model = chosen_model(_MODEL.value, make_config("tiny", MODES[0], load, chunk, overrides))
     budgets = {"disaggregated": chunk if _BUDGET.value is None else _BUDGET.value}
     modes: dict[str, dict[str, Any]] = {}
     for mode in dict.fromkeys(_MODES.value or ()):

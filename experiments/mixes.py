@@ -35,7 +35,7 @@ from absl import flags
 from experiments.origin import origin, save
 from experiments.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, RequestOutput, SamplingParams, load_config
-from pdjax.config import RANDOM, DecodeConfig, HandoffConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.engine_api import End, Side
 from pdjax.flags import new_flags, run
 from pdjax.host.metrics import Recorder, Span
@@ -154,7 +154,6 @@ def truth(scale: Scale, devices: int, cache: str | None) -> Config:
             page_buckets=(max(context, scale.budget // scale.page_size + sequences),),
         ),
         decode=DecodeConfig(rows=scale.rows, page_buckets=(context,)),
-        handoff=HandoffConfig(layer_groups=4),
         colocated=True,
         cpu_devices=devices,
         warm_up=False,  # a few prompts compile what the others need, and no more
@@ -323,8 +322,9 @@ def try_mix(
     config: Config, mix: Mix, scale: Scale, right: Sequence[RequestOutput]
 ) -> dict[str, Any]:
     """A line of the table. One that cannot run says why, and the others go on."""
+    changes = {"colocated": False, "handoff.layer_groups": 4, **mix.changes}
     try:
-        served = serve(load_config(config, {"colocated": False, **mix.changes}), scale, mix.passes)
+        served = serve(load_config(config, changes), scale, mix.passes)
     except Exception as error:
         return {"mix": mix.name, "error": " ".join(f"{type(error).__name__}: {error}".split())}
     return {"mix": mix.name} | compare(served.answers, right) | served.to_json()

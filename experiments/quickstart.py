@@ -97,6 +97,7 @@ def monolithic(config: Config) -> Config:
     return dataclasses.replace(
         config,
         colocated=True,
+        handoff=config.handoff.where_nothing_moves,
         prefill=dataclasses.replace(config.prefill, engines=1, tp=1),
         decode=dataclasses.replace(config.decode, engines=1, stages=1, tp=1),
     )

@@ -1,6 +1,10 @@
 """Shapes of well-known models, for benchmarks with random weights: speed depends on the shapes, not
 on what the weights have learned."""
 
+import jax
+
+from pdjax.config import Config
+from pdjax.device.compat import use_virtual_cpu_devices
 from pdjax.model_spec import ModelSpec, RopeSpec
 
 MODELS = {
@@ -55,3 +59,28 @@ MODELS = {
     ),
 }
 """Model specs by the name that benchmarks take as `--model`."""
+
+
+LARGE = "llama3_8b"
+"""What they take where it is not given, on an accelerator."""
+
+SHAPES = f"shapes; unless given {LARGE}, and tiny on the CPU"
+"""The help of `--model`."""
+
+
+def chosen_model(asked: str | None, *configs: Config) -> str:
+    """The name that `--model` gives; else LARGE, and on the CPU "tiny", which is then said: there
+    the former ends when the memory does.
+
+    Args:
+      asked: the value of `--model`.
+      configs: of all the engines that this process will make, with whatever model. To know the
+        platform JAX must be started, and on the CPU it is, with the devices of the largest.
+    """
+    use_virtual_cpu_devices(max((c.cpu_devices or c.devices for c in configs), default=1))
+    if asked is not None:
+        return asked
+    if jax.default_backend() != "cpu":
+        return LARGE
+    print("model: tiny, since JAX runs on the CPU; --model takes others", flush=True)
+    return "tiny"

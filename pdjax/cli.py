@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -129,6 +130,7 @@ def overview() -> str:
             *(f"  {line}" for line in lines),
             "",
             "pdjax COMMAND --help lists the flags of a command.",
+            "pdjax --version says which pdjax this is.",
         ]
     )
 
@@ -139,6 +141,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     name = argv[1] if len(argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
         print(overview())
+        sys.exit(0)
+    if name == "--version":
+        print(f"pdjax {version('pdjax')}")
         sys.exit(0)
     if name not in COMMANDS:
         print(

@@ -4,7 +4,7 @@ A config is a Python file with `get_config() -> Config`, whose docstring holds t
 expected result; or the name of a preset; or a Config. See `config_load.load_config`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from pdjax.config_checks import at_least, check_buckets, check_types, one_of
 from pdjax.kv_layout import QUANTISED_DTYPES
@@ -176,6 +176,9 @@ class DecodeConfig:
 class HandoffConfig:
     """How KV moves between pools, and when; see `host/handoffs.py` and `host/sched/handoff.py`.
 
+    With colocated=True nothing moves: `after_tokens` and `stay_below` still say in which steps a
+    token is made, and all others must be their defaults.
+
     Attributes:
       streaming: send KV while its prefill still runs, chunk by chunk and layer group by layer
         group, to room reserved on the decode side beforehand.
@@ -227,6 +230,11 @@ class HandoffConfig:
             if seconds is not None and not seconds > 0:
                 raise ValueError(f"handoff.{name}={seconds}: must be None or above 0 seconds")
 
+    @property
+    def where_nothing_moves(self) -> "HandoffConfig":
+        """What of it has an effect with colocated=True; the rest is the default."""
+        return HandoffConfig(after_tokens=self.after_tokens, stay_below=self.stay_below)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -267,13 +275,13 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_types("config", self)
-        at_least("config", self, 1, "max_waiting", "cpu_devices")
-        at_least("config", self, 0, "max_logprobs")
+        check_types("", self)
+        at_least("", self, 1, "max_waiting", "cpu_devices")
+        at_least("", self, 0, "max_logprobs")
         if self.compilation_cache == "":
-            raise ValueError("config.compilation_cache='': must be a directory, or None")
+            raise ValueError("compilation_cache='': must be a directory, or None")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"config.seed={self.seed}: must be in [0, 2**32)")
+            raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
         self._check_handoff()
         if self.prefill.dispatch_thread and (self.colocated or self.shared_devices):
             raise ValueError(
@@ -289,8 +297,8 @@ class Config:
             if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
                 raise ValueError(
                     "colocated=True: needs prefill.engines=1, decode.engines=1, decode.stages=1 "
-                    f"and equal tp, but has {p.engines}, {d.engines}, {d.stages}, "
-                    f"and tp {p.tp} and {d.tp}"
+                    f"and prefill.tp=decode.tp, but has {p.engines}, {d.engines}, {d.stages}, "
+                    f"and {p.tp} and {d.tp}"
                 )
 
     def _check_handoff(self) -> None:
@@ -309,6 +317,14 @@ class Config:
                 "must be None, the latter None or the prefill side's"
             )
         self._check_rounding()
+        left = self.handoff.where_nothing_moves if self.colocated else self.handoff
+        for each in fields(left):
+            value, usual = getattr(self.handoff, each.name), getattr(left, each.name)
+            if value != usual:
+                raise ValueError(
+                    f"handoff.{each.name}={value!r}: must be {usual!r} with colocated=True, where "
+                    "nothing moves and it would have no effect"
+                )
         if self.colocated and (self.decode.page_size or self.decode.kv_dtype):
             raise ValueError(
                 f"decode.page_size={self.decode.page_size}, decode.kv_dtype="

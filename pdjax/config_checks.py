@@ -1,14 +1,23 @@
-"""Checks of the fields of a config: what is wrong is named, with its value and what is allowed."""
+"""Checks of the fields of a config: what is wrong is named, with its value and what is allowed.
+
+A field is named in one way everywhere, by its dotted path below the config, as it is overridden:
+`decode.rows`, and `seed`, whose `owner` is "".
+"""
 
 import types
 import typing
 from typing import Any
 
 
+def path(owner: str, name: str) -> str:
+    """The dotted path of a field of `owner`, itself such a path."""
+    return f"{owner}.{name}" if owner else name
+
+
 def check_types(owner: str, config: object) -> None:
     """Each field of a config has its declared type: a wrong one would fail far from here."""
     for name, hint in typing.get_type_hints(type(config)).items():
-        check_type(getattr(config, name), hint, f"{owner}.{name}")
+        check_type(getattr(config, name), hint, path(owner, name))
 
 
 def check_type(value: object, hint: Any, name: str) -> None:
@@ -30,7 +39,7 @@ def at_least(owner: str, config: object, least: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and value < least:
-            raise ValueError(f"{owner}.{name}={value}: must be at least {least}")
+            raise ValueError(f"{path(owner, name)}={value}: must be at least {least}")
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

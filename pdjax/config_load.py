@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.config import Config, ModelConfig
-from pdjax.config_checks import check_type, kinds
+from pdjax.config_checks import check_type, kinds, path
 
 PRESETS: dict[str, Callable[[], Config]] = {
     "smollm2": lambda: Config(model=ModelConfig(max_model_len=1024)),
@@ -45,21 +45,21 @@ def load_config(
         for parent in parents:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
-                raise ValueError(f"config.{name}: {parent} is overridden as a whole, too")
+                raise ValueError(f"{name}: {parent} is overridden as a whole, too")
         if leaf in branch:
-            raise ValueError(f"config.{name}: overridden as a whole, and fields of it, too")
+            raise ValueError(f"{name}: overridden as a whole, and fields of it, too")
         branch[leaf] = value
     # All at once: fields that constrain each other change together.
-    return _replace(config, tree, "config")
+    return _replace(config, tree, "")
 
 
-def _config_of_file(path: Path) -> Config:
-    if path.suffix != ".py" or not path.is_file():
+def _config_of_file(file: Path) -> Config:
+    if file.suffix != ".py" or not file.is_file():
         raise ValueError(
-            f"config={str(path)!r}: no such Python file, nor a preset's name; "
+            f"config={str(file)!r}: no such Python file, nor a preset's name; "
             f"presets are {', '.join(PRESETS)}"
         )
-    module_spec = importlib.util.spec_from_file_location(f"pdjax_config_{path.stem}", path)
+    module_spec = importlib.util.spec_from_file_location(f"pdjax_config_{file.stem}", file)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -70,27 +70,27 @@ def _config_of_file(path: Path) -> Config:
         reason = " ".join(str(error).split())
         if not isinstance(error, ValueError) or not reason:
             reason = f"{type(error).__name__}: {reason}"
-        raise ValueError(f"config={str(path)!r}: {reason}") from error
+        raise ValueError(f"config={str(file)!r}: {reason}") from error
     if get_config is None:
-        raise ValueError(f"config={str(path)!r}: the file has no get_config()")
+        raise ValueError(f"config={str(file)!r}: the file has no get_config()")
     if not isinstance(config, Config):
         raise ValueError(
-            f"config={str(path)!r}: get_config() returned {type(config).__name__}, "
+            f"config={str(file)!r}: get_config() returned {type(config).__name__}, "
             "not a pdjax.Config"
         )
     return config
 
 
 def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
-    """`config` with the fields of `tree` replaced; `name` is its own dotted name, for messages."""
+    """`config` with the fields of `tree` replaced; `name` is its own dotted path, for messages."""
     hints = typing.get_type_hints(type(config))
     changes = {}
     for leaf, value in tree.items():
         if leaf not in hints:
             raise ValueError(
-                f"{name}.{leaf}: no such field; {type(config).__name__} has {', '.join(hints)}"
+                f"{path(name, leaf)}: no such field; {type(config).__name__} has {', '.join(hints)}"
             )
-        current, full = getattr(config, leaf), f"{name}.{leaf}"
+        current, full = getattr(config, leaf), path(name, leaf)
         if isinstance(value, dict) and not dataclasses.is_dataclass(current):
             raise ValueError(f"{full}.{next(iter(value))}: {leaf} has no fields of its own")
         nested = isinstance(value, dict)

@@ -5,8 +5,10 @@ Every program of this project takes `--config=FILE` and, for any field of the co
 to absl's global ones, so that any number of programs can be imported side by side.
 """
 
+import contextlib
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from pdjax.config import Config
 from pdjax.config_load import PRESETS, load_config
 
 _FIELD = "config.FIELD"
+_INTERRUPTED = 130
 _HELP = {"-h", "--help", "-help", "--helpshort", "--helpfull"}
 
 
@@ -63,11 +66,15 @@ def run(
     usage: str,
     argv: list[str] | None = None,
 ) -> NoReturn:
-    """Parse the command line, run `main`, and end the process with `status`."""
+    """Parse the command line, run `main`, and end the process with `status`.
+
+    A second interrupt ends it at once: what is taken down after the first must not be left half
+    done, since threads may still be within XLA, which aborts then.
+    """
     argv = sys.argv if argv is None else argv
     # absl's own flags are given nothing to parse; its logging and crash handlers are wanted.
     app.run(
-        lambda _: status(main, values, usage, argv),
+        lambda _: _last(status(main, values, usage, argv)),
         argv=argv[:1],
         flags_parser=lambda args: flags.FLAGS(args),
     )
@@ -94,7 +101,7 @@ def status(
         return main() or 0
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:  # whoever read the output has had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -103,6 +110,14 @@ def status(
             raise
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _last(code: int) -> int:
+    if code == _INTERRUPTED:
+        with contextlib.suppress(OSError):  # whoever read the output may have been interrupted, too
+            sys.stdout.flush()
+        signal.signal(signal.SIGINT, lambda *_: os._exit(code))
+    return code
 
 
 def describe(values: flags.FlagValues, usage: str) -> str:

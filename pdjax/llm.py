@@ -23,9 +23,10 @@ from tqdm import tqdm
 from pdjax.clock import Clock, WallClock
 from pdjax.config import RANDOM, Config
 from pdjax.config_load import load_config
-from pdjax.device.build import build_engines
+from pdjax.device.build import build_engines, deal_devices
 from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.device.model.checkpoints.orbax import convert as convert_checkpoint
+from pdjax.host.batch import Buckets
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.host.roster import Progress
@@ -70,6 +71,7 @@ class LLM:
         clock: Clock | None = None,
     ) -> None:
         self.config = config = load_config(config, overrides)
+        deal_devices(config)  # too few are no reason to fetch and open a model first
         self.tokenizer: Tokenizer | None = None
         if config.model.spec is not None:  # random weights
             self.spec, checkpoint = config.model.spec, None
@@ -366,14 +368,16 @@ def convert(source: str, output: str | Path, dtype: str = "float32") -> None:
 
 
 def _context(config: Config, spec: ModelSpec) -> int:
-    """Longest sequence served, tokens."""
+    """Longest sequence served, tokens; whether it can be is known before any weights are read."""
     asked = config.model.max_model_len
     if asked is not None and asked > spec.context:
         raise ValueError(
             f"model.max_model_len={asked}: the model's context is {spec.context}; "
             "must be at most that"
         )
-    return asked or spec.context
+    context = asked or spec.context
+    Buckets.of(config.prefill, config.decode, config.kv.page_size, context, config.decode_page_size)
+    return context
 
 
 def _is_one(prompts: Any) -> bool:

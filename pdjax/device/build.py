@@ -1,6 +1,7 @@
 """From a config to engines: deals devices out, lays out pools, loads weights; compiles no steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
@@ -44,6 +45,36 @@ class Engines:
                 engine.rest()
 
 
+Dealt = list[list[jax.Device]]
+"""The devices of each engine of a side."""
+
+
+def deal_devices(config: Config) -> tuple[Dealt, Dealt]:
+    """Those of the prefill engines and of the decode engines; of a colocated one, twice the same.
+    Starts JAX, and needs no model.
+
+    Raises:
+      ValueError: there are too few, or decode attention that does not run on them.
+    """
+    if config.compilation_cache is not None:
+        keep_compilations(config.compilation_cache)
+    use_virtual_cpu_devices(config.cpu_devices or config.devices)
+    _check_attention(config.decode.attention, jax.default_backend())
+    p, d = config.prefill, config.decode
+    if config.colocated:
+        dealt = take_devices([p.tp], ["the colocated engine"])
+        return dealt, dealt
+    sizes = [p.tp] * p.engines, [d.stages * d.tp] * d.engines
+    names = (
+        [f"prefill engine {i}" for i in range(p.engines)],
+        [f"decode engine {i}" for i in range(d.engines)],
+    )
+    if config.shared_devices:
+        return take_devices(sizes[0], names[0]), take_devices(sizes[1], names[1])
+    dealt = take_devices([*sizes[0], *sizes[1]], [*names[0], *names[1]])
+    return dealt[: p.engines], dealt[p.engines :]
+
+
 def build_engines(
     config: Config, spec: ModelSpec, context: int, checkpoint: Checkpoint | None
 ) -> Engines:
@@ -59,34 +90,18 @@ def build_engines(
       ValueError: a layout that cannot work, with the reason; nothing has been loaded then. Or,
         after that, too little memory for a pool.
     """
-    if config.compilation_cache is not None:
-        keep_compilations(config.compilation_cache)
-    use_virtual_cpu_devices(config.cpu_devices or config.devices)
-    platform = jax.default_backend()
-    _check_attention(config.decode.attention, platform)
+    for_prefill, for_decode = deal_devices(config)
     builder = _Builder(config, spec, context, checkpoint)
-    p, d = config.prefill, config.decode
     if config.colocated:
-        [devices] = take_devices([p.tp], ["the colocated engine"])
-        prefilling = decoding = [builder.shared(devices)]
+        prefilling = decoding = [builder.shared(devices) for devices in for_prefill]
     else:
-        sizes = [p.tp] * p.engines, [d.stages * d.tp] * d.engines
-        names = (
-            [f"prefill engine {i}" for i in range(p.engines)],
-            [f"decode engine {i}" for i in range(d.engines)],
-        )
-        if config.shared_devices:
-            sides = [take_devices(*side) for side in zip(sizes, names, strict=True)]
-        else:
-            dealt = take_devices([*sizes[0], *sizes[1]], [*names[0], *names[1]])
-            sides = [dealt[: p.engines], dealt[p.engines :]]
-        prefilling = [builder.source(devices) for devices in sides[0]]
-        decoding = [builder.target(devices) for devices in sides[1]]
+        prefilling = [builder.source(devices) for devices in for_prefill]
+        decoding = [builder.target(devices) for devices in for_decode]
     transfer = DeviceTransfer(_ends(prefilling, decoding), config.handoff.wire_dtype)
     groups = choose_groups(config, spec, transfer, prefilling[0][0])
     prefill = [builder.prefill_engine(*each, groups) for each in prefilling]
     decode = [builder.decode_engine(*each) for each in decoding]
-    on_host_cores = platform == "cpu"
+    on_host_cores = jax.default_backend() == "cpu"
     if _has_dispatch_threads(config):
         ordered, ordered_transfer = on_threads(prefill, transfer)
         return Engines(ordered, ordered_transfer, decode, on_host_cores)
@@ -122,13 +137,16 @@ class _Builder:
         self._checkpoint = checkpoint
         p, d = config.prefill, config.decode
         dtype = config.kv.dtype or config.model.dtype
-        self._prefill_layout = self._layout(1, p.tp, config.kv.page_size, dtype)
-        self._decode_layout = self._layout(
-            d.stages, d.tp, config.decode_page_size, d.kv_dtype or dtype
-        )
-        split_groups(spec.num_layers, config.handoff.layer_groups or 1)
-        for tp in (p.tp, d.tp):
-            _check_mlp(spec, tp)
+        with _fields_of("prefill"):
+            self._prefill_layout = self._layout(1, p.tp, config.kv.page_size, dtype)
+            _check_mlp(spec, p.tp)
+        with _fields_of("decode"):
+            self._decode_layout = self._layout(
+                d.stages, d.tp, config.decode_page_size, d.kv_dtype or dtype
+            )
+            _check_mlp(spec, d.tp)
+        with _fields_of("handoff"):
+            split_groups(spec.num_layers, config.handoff.layer_groups or 1)
         self._prefill_pages = p.pages or self._whole_contexts(self._prefill_layout, p.max_sequences)
         self._decode_pages = d.pages or self._whole_contexts(self._decode_layout, d.rows)
 
@@ -220,6 +238,15 @@ def _check_attention(name: str | None, platform: str) -> None:
             f"decode.attention={name!r}: on this platform, {platform}, allowed are None and "
             f"{', '.join(here)}"
         )
+
+
+@contextmanager
+def _fields_of(owner: str) -> Iterator[None]:
+    """What is wrong with a layout names a field of its own; here it is one of the config."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{owner}.{error}") from error
 
 
 def _check_mlp(spec: ModelSpec, tp: int) -> None:

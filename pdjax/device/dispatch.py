@@ -14,6 +14,7 @@ those at which it has asked.
 """
 
 import atexit
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -161,8 +162,15 @@ _alive: "weakref.WeakSet[Orders]" = weakref.WeakSet()
 
 @atexit.register  # after JAX did so, and so before it takes its clients down
 def _end_all() -> None:
+    # A thread that Python stops within XLA aborts the process. So who presses a key waits, too,
+    # unless he has a handler of his own.
+    waits = _alive and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if waits:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     for orders in list(_alive):
         orders.end(_END_SECONDS)
+    if waits:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Nothing:

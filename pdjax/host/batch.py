@@ -91,7 +91,7 @@ class Buckets:
             if buckets is not None and buckets[-1] < pages:
                 raise ValueError(
                     f"{name}={buckets}: the largest must hold the {pages} pages of "
-                    f"max_model_len={max_model_len}"
+                    f"model.max_model_len={max_model_len}"
                 )
         return cls(
             tokens=prefill.token_buckets or _spread(prefill.token_budget, 16, 4),

@@ -172,13 +172,22 @@ def test_numpy_token_ids_are_token_ids(llm: LLM):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"decode.tp": 5}, "tp=5: does not divide the model's 12 KV heads"),
-        ({"decode.stages": 8, "decode.rows": 8}, "stages=8: must be between 1 and the number"),
+        ({"decode.tp": 5}, "^decode.tp=5: does not divide the model's 12 KV heads"),
+        ({"decode.stages": 8, "decode.rows": 8}, "^decode.stages=8: must be between 1 and the n"),
         ({"prefill.tp": 12, "decode.tp": 6}, "devices: prefill engine 0 12, decode engine 0 6"),
         ({"decode.attention": "mosaic_tpu"}, "decode.attention='mosaic_tpu': on this platform"),
         ({"model.max_model_len": 65}, "model.max_model_len=65: the model's context is 64"),
+        ({"decode.page_buckets": (8,)}, "the largest must hold the 16 pages of model.max"),
+        ({"handoff.layer_groups": 9}, "^handoff.layer_groups=9: must be between 1 and"),
     ],
 )
-def test_a_layout_that_cannot_work_is_refused_at_the_start(overrides, message):
+def test_what_cannot_work_is_refused_before_weights_are_read(monkeypatch, overrides, message):
+    monkeypatch.setattr("pdjax.device.build.random_params", None)
     with pytest.raises(ValueError, match=message):
         LLM(replace(MONOLITHIC, colocated=False), overrides)
+
+
+def test_too_few_devices_are_told_before_a_model_is_opened():
+    config = Config(model=ModelConfig("/no/such/model"), decode=DecodeConfig(stages=99, rows=99))
+    with pytest.raises(ValueError, match="decode engine 0 99 make 100, but this process has"):
+        LLM(config)

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -161,7 +163,7 @@ def test_a_failed_request_leaves_its_neighbours_their_text(capsys):
         (["--prompt=a", "--n=2"], "n=2 with temperature=0"),
         (["--prompt=a", "--prompt=b", "--stream"], "stream: shows one choice"),
         (["--prompt=a", "--json", "--stream"], "stream: shows one choice"),
-        (["--prompt=a", "--config.decode.row=2"], "config.decode.row: no such field"),
+        (["--prompt=a", "--config.decode.row=2"], "generate: decode.row: no such field"),
     ],
 )
 def test_bad_input(capsys, args: list[str], message: str):
@@ -196,3 +198,11 @@ def test_overview_and_unknown_commands(capsys, argv: list[str], expected: int):
         assert err == "pdjax: 'generat': no such command; allowed are generate, convert\n"
     else:
         assert "pdjax generate: complete prompts" in out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["pdjax", "--version"])
+    assert end.value.code == 0
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    assert capsys.readouterr().out == f"pdjax {project['project']['version']}\n"

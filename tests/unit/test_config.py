@@ -50,29 +50,39 @@ def test_text_is_read_as_the_type_of_the_field(field, text, value):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"decod.rows": 1}, r"config.decod: no such field; Config has model, kv, prefill"),
-        ({"decode.row": 1}, r"config.decode.row: no such field; DecodeConfig has engines"),
-        ({"seed.x": 1}, r"config.seed.x: seed has no fields of its own"),
+        ({"decod.rows": 1}, r"decod: no such field; Config has model, kv, prefill"),
+        ({"decode.row": 1}, r"decode.row: no such field; DecodeConfig has engines"),
+        ({"seed.x": 1}, r"seed.x: seed has no fields of its own"),
         ({"kv.memory_fraction": 0.0}, r"kv.memory_fraction=0.0: must be in \(0, 1\]"),
         ({"kv.memory_fraction": 1.5}, r"kv.memory_fraction=1.5: must be in \(0, 1\]"),
-        ({"decode.rows": "many"}, r"config.decode.rows='many': must be int"),
-        ({"decode.rows": 1.5}, r"config.decode.rows=1.5: must be int"),
-        ({"decode.rows": True}, r"config.decode.rows=True: must be int"),
-        ({"prefill.pages": "few"}, r"config.prefill.pages='few': must be int or None"),
-        ({"decode": 3}, r"config.decode=3: must be DecodeConfig"),
+        ({"decode.rows": "many"}, r"decode.rows='many': must be int"),
+        ({"decode.rows": 1.5}, r"decode.rows=1.5: must be int"),
+        ({"decode.rows": True}, r"decode.rows=True: must be int"),
+        ({"prefill.pages": "few"}, r"prefill.pages='few': must be int or None"),
+        ({"decode": 3}, r"decode=3: must be DecodeConfig"),
+        ({"decode": DecodeConfig(), "decode.rows": 4}, r"decode.rows: decode is overridden as a w"),
+        (
+            {"decode.rows": 4, "decode": DecodeConfig()},
+            r"decode: overridden as a whole, and fields",
+        ),
+        ({"decode.rows.x": 4}, r"decode.rows.x: rows has no fields of its own"),
+        ({"max_waiting": 0}, r"max_waiting=0: must be at least 1"),
         ({"decode.rows": 0}, r"decode.rows=0: must be at least 1"),
         ({"kv.dtype": "int4"}, r"kv.dtype='int4': allowed are float32, bfloat16"),
         ({"model.source": "random"}, r"model.spec=None: needed"),
         ({"colocated": True, "decode.stages": 2}, r"colocated=True: needs"),
         (
             {"prefill.dispatch_thread": True, "colocated": True},
-            r"dispatch_thread=True: needs devic",
+            r"prefill.dispatch_thread=True: need",
         ),
-        ({"prefill.dispatch_thread": True, "shared_devices": True}, r"dispatch_thread=True: needs"),
+        (
+            {"prefill.dispatch_thread": True, "shared_devices": True},
+            r"prefill.dispatch_thread=True",
+        ),
     ],
 )
 def test_bad_overrides_say_what_is_allowed(overrides, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         load_config(Config(), overrides)
 
 
@@ -136,12 +146,12 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
         (PrefillConfig, {"pages": "9"}, "prefill.pages='9': must be int or None"),
         (DecodeConfig, {"rows": "8"}, "decode.rows='8': must be int"),
         (DecodeConfig, {"page_buckets": 8}, "decode.page_buckets=8: must be tuple or None"),
-        (Config, {"decode": None}, "config.decode=None: must be DecodeConfig"),
-        (Config, {"colocated": 1}, "config.colocated=1: must be bool"),
+        (Config, {"decode": None}, "decode=None: must be DecodeConfig"),
+        (Config, {"colocated": 1}, "colocated=1: must be bool"),
         (
             Config,
             {"compilation_cache": ""},
-            "config.compilation_cache='': must be a directory, or None",
+            "compilation_cache='': must be a directory, or None",
         ),
         (
             HandoffConfig,
@@ -205,13 +215,43 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
             {"decode": DecodeConfig(page_size=24)},
             "decode.page_size=24: must divide kv.page_size=16 or be a multiple of it",
         ),
-        (Config, {"seed": -1}, r"config.seed=-1: must be in \[0, 2\*\*32\)"),
-        (Config, {"seed": 2**32}, r"config.seed=4294967296: must be in \[0, 2\*\*32\)"),
+        (Config, {"seed": -1}, r"seed=-1: must be in \[0, 2\*\*32\)"),
+        (Config, {"seed": 2**32}, r"seed=4294967296: must be in \[0, 2\*\*32\)"),
     ],
 )
 def test_constructions_say_what_is_allowed(kind, fields, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         kind(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "usual"),
+    [
+        ("streaming", False, True),
+        ("layer_groups", 3, None),
+        ("rebalance", True, False),
+        ("wire_dtype", "int8", None),
+        ("checksums", True, False),
+        ("lease", None, 60.0),
+        ("deadline", 5.0, 60.0),
+        ("retries", 0, 1),
+        ("reprefills", 0, 1),
+        ("max_bytes_in_flight", 100, None),
+    ],
+)
+def test_where_nothing_moves_nobody_says_how(name, value, usual):
+    message = f"^handoff.{name}={value!r}: must be {usual!r} with colocated=True, where nothing"
+    handoff = HandoffConfig(**{"after_tokens": 2, "stay_below": 9, name: value})
+    with pytest.raises(ValueError, match=message):
+        Config(colocated=True, handoff=handoff)
+    assert Config(colocated=True, handoff=handoff.where_nothing_moves).handoff.after_tokens == 2
+    assert Config(handoff=handoff).handoff == handoff
+
+
+def test_giving_back_needs_two_pools():
+    kept = {"kv.prefix_cache": True, "handoff.give_back": True}
+    with pytest.raises(ValueError, match=r"^handoff.give_back=True: must be False with colocated="):
+        load_config(Config(colocated=True), kept)
 
 
 @pytest.mark.parametrize("name", PRESETS)

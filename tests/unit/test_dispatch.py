@@ -1,6 +1,8 @@
 """Engines that a thread asks: everything in the order of the calls, nobody waits, errors are the
 ticket's."""
 
+import subprocess
+import sys
 import threading
 import weakref
 from dataclasses import dataclass, field
@@ -195,3 +197,29 @@ def test_the_thread_ends_with_those_who_could_ask_it():
     assert kept() is None
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_an_interrupt_at_the_end_of_the_process_waits_for_the_thread():
+    """Or Python would stop it wherever it is, and within XLA that aborts."""
+    program = """
+import atexit, os, signal, sys, threading, time
+from pdjax.device.dispatch import Order, Orders
+
+ends = threading.Event()
+
+def work():
+    ends.wait()
+    for _ in range(3):
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+    print("carried out", flush=True)
+
+orders = Orders()
+orders.give(Order(work))
+atexit.register(ends.set)
+sys.exit(3)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (3, "carried out\n", "")

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from experiments import bench_engine, bench_host, quickstart
+from experiments import bench_engine, bench_host, bench_steps, handoff, interference, quickstart
 from experiments.bench_cpu import one_device, show
 from experiments.origin import origin
-from experiments.shapes import MODELS
+from experiments.shapes import LARGE, MODELS, chosen_model
 from experiments.step_times import LABELS, StepTimes, replace_method
 from experiments.tables import megabytes, number, percent, table
 from experiments.workload import Numbers, Workload
@@ -127,6 +127,25 @@ def test_shapes_are_those_of_their_models():
     assert round(MODELS["llama3_8b"].num_params / 1e9, 2) == 8.03
     assert round(MODELS["qwen3_8b"].num_params / 1e9, 2) == 8.19
     assert round(MODELS["llama_1b"].num_params / 1e9, 2) == 1.24
+
+
+@pytest.mark.parametrize("program", [bench_engine, bench_steps, handoff, interference])
+def test_large_shapes_are_for_accelerators_unless_asked_for(program, monkeypatch, capsys):
+    assert program.FLAGS["model"].default is None
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    assert chosen_model(LARGE) == LARGE
+    assert capsys.readouterr().out == ""
+    assert chosen_model(None) == "tiny"
+    assert capsys.readouterr().out.startswith("model: tiny, since JAX runs on the CPU; --model")
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert chosen_model(None) == LARGE
+
+
+def test_the_chosen_shapes_have_room_for_what_is_asked():
+    config = bench_engine.make_config("tiny", [bench_engine.Point(2, 1024, 128)], True, "x", {})
+    spec = config.model.spec
+    assert spec is not None and config.model.max_model_len is not None
+    assert spec.context >= config.model.max_model_len >= 1024 + 128
 
 
 def test_a_number_says_where_it_comes_from():

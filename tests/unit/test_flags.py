@@ -60,8 +60,8 @@ def test_each_command_line_starts_from_the_defaults(values):
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("--config.decode.row=3", "config.decode.row: no such field; DecodeConfig has engines"),
-        ("--config.decode.rows=many", "config.decode.rows='many': must be int"),
+        ("--config.decode.row=3", "program: decode.row: no such field; DecodeConfig has engines"),
+        ("--config.decode.rows=many", "program: decode.rows='many': must be int"),
         ("--config.decode.rows=0", "decode.rows=0: must be at least 1"),
         ("--config.seed", "--config.seed: needs a value"),
         ("--config=no_such.py", "config='no_such.py': no such Python file"),
@@ -126,3 +126,20 @@ def test_a_program_ends_with_its_status():
         )
         assert ran.returncode == expected, ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.smoke
+def test_a_second_interrupt_ends_a_program_at_once():
+    program = (
+        "from pdjax.flags import *; import atexit, os, signal, time\n"
+        "def main():\n"
+        "    print('so far')\n"
+        "    raise KeyboardInterrupt\n"
+        "atexit.register(time.sleep, 60)\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "run(main, new_flags(), 'usage', ['prog'])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "so far\n", "prog: interrupted\n")

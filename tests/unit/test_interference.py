@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from experiments import interference, mixes
-from experiments.interference import Load, headline, make_config, show, spread
+from experiments.interference import headline, show, spread
+from experiments.interference_load import Load, make_config
 from experiments.interference_picture import SHARES, draw
 from experiments.rival_vllm import BESIDE_PREFILL
 from pdjax.config_load import load_config
@@ -61,6 +62,10 @@ def test_a_load_fits_into_its_config():
         512,
         (10, 65),
     )
+    bulk = {"handoff.streaming": "False", "handoff.after_tokens": "2"}
+    for mode, streaming in ("disaggregated", False), ("colocated", True):
+        handoff = make_config("tiny", mode, LOAD, 64, bulk).handoff
+        assert (handoff.streaming, handoff.after_tokens) == (streaming, 2)
     with pytest.raises(ValueError, match="long_output=1: must be at least 2"):
         replace(LOAD, long_output=1)
 

@@ -270,11 +270,10 @@ def test_a_shared_pool_has_one_group():
     config = Config(
         model=ModelConfig(source="random", spec=SPEC),
         colocated=True,
-        handoff=HandoffConfig(layer_groups=3),
     )
     engines = build_engines(config, SPEC, 64, None)
     assert engines.prefill[0].layer_groups == (range(7),)
     assert engines.transfer.shares_pool(PREFILL, DECODE)
-    too_many = replace(config, handoff=HandoffConfig(layer_groups=8))
+    too_many = replace(config, colocated=False, handoff=HandoffConfig(layer_groups=8))
     with pytest.raises(ValueError, match="layer_groups=8: must be between 1 and"):
         build_engines(too_many, SPEC, 64, None)
