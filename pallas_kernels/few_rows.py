@@ -14,10 +14,11 @@ What stands between the products of a layer would cost kernels of its own, so it
 result may be added onto the residual stream, and the rows of x scaled to unit root mean square,
 whose squares a block sums as x passes through its ring.
 
-`product`, `add_product` and `swiglu` are made of this. Pallas' interpreter runs all of it but the
-sending.
+`product`, `add_product`, `norm_product` and `swiglu` are made of this. Pallas' interpreter runs all
+of it but the sending.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,15 +29,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.add_rms.reference import rms_scale
 from pallas_kernels.hopper import PROCESSORS, ROWS, spread
 
 MOST_ROWS = 2 * ROWS
 """Two warpgroups compute, at most."""
 
 _DEPTH = 64  # of a stage: numbers that are summed
-_TILES = (64, 128)  # columns of each side that a block may take
+_TILES = (64, 96, 128)  # columns of each side that a block may take
 _RING_BYTES = 120 << 10
 _BUSY = 0.8  # of the processors, at least
+_SQUARES = 8  # times that a row's sum of squares is sent: the least that a product's layout holds
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Plan:
     adds: bool = False
     """The result is added onto something."""
     eps: float | None = None
-    """Of RMSNorm, if rows of x are scaled by that; a block then has the whole depth."""
+    """Of RMSNorm, if rows of x are scaled by that."""
     joined: bool = True
     """The parts are summed within a cluster, as they should be. Pallas' interpreter cannot send
     from block to block; there they go out one by one."""
@@ -163,9 +166,13 @@ def few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
     """
     if interpret is None or plan.splits == 1:
         return _few_rows(plan, interpret, *operands)
-    given = operands[:-1] if plan.adds else operands
-    parts = _few_rows(replace(plan, joined=False, adds=False), interpret, *given).sum(axis=0)
-    return (parts + operands[-1] if plan.adds else parts).astype(operands[0].dtype)
+    x, *others = operands
+    onto = others.pop() if plan.adds else 0
+    cut = replace(plan, joined=False, adds=False, eps=None)
+    out = _few_rows(cut, interpret, x, *others).sum(axis=0)
+    if plan.eps is not None:
+        out = out * rms_scale(x, plan.eps)[:, None]
+    return (out + onto).astype(x.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -187,16 +194,20 @@ def _few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
         out = jax.ShapeDtypeStruct((plan.splits, *shape), jnp.float32)
         grid = {"grid": (*grid["grid"], plan.splits), "grid_names": ("cluster", "split")}
     tall = plan.computes * ROWS
-    scratch = {
+    scratch: dict[str, Any] = {
         "w_ring": _tiled((plan.ring, plan.sides, _DEPTH, plan.tile), dtype),
-        "x_ring": _tiled((plan.ring, tall, _DEPTH), dtype),
+        "x_ring": _tiled((plan.ring, tall, _DEPTH), dtype, like=plan.tile),
         "out_tiles": _tiled((plan.computes, ROWS, plan.share), out.dtype),
         "full": plgpu.Barrier(num_arrivals=plan.sides + 1, num_barriers=plan.ring),
         "free": plgpu.Barrier(num_arrivals=plan.computes, num_barriers=plan.ring),
     }
     if plan.sends:
         scratch["received"] = _tiled((plan.computes, plan.splits, ROWS, plan.share), jnp.float32)
-        scratch["sent"] = plgpu.Barrier(num_arrivals=plan.splits, num_barriers=plan.computes)
+        arrivals = plan.splits * (1 if plan.eps is None else 2)
+        scratch["sent"] = plgpu.Barrier(num_arrivals=arrivals, num_barriers=plan.computes)
+    if plan.sends and plan.eps is not None:
+        shape = (plan.computes, plan.splits, ROWS, _SQUARES)
+        scratch["squares"] = _tiled(shape, jnp.float32)
     if plan.scaled:
         scratch["factors"] = plgpu.SMEM((tall,), jnp.float32)
         scratch["factors_full"] = plgpu.Barrier()
@@ -216,10 +227,11 @@ def _few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
     return kernel(*operands)
 
 
-def _tiled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory in swizzled tiles of 8 rows of 128 bytes, or of fewer if rows are shorter."""
+def _tiled(shape: tuple[int, ...], dtype: Any, like: int | None = None) -> Any:
+    """Shared memory in swizzled tiles of 8 rows of 128 bytes, or of fewer if those fill no row;
+    with `like`, those of rows of so many numbers: operands of a product must be alike."""
     size = jnp.dtype(dtype).itemsize
-    width = min(128, shape[-1] * size)
+    width = math.gcd(128, (like or shape[-1]) * size)
     tiles = plgpu.TilingTransform((8, width // size))  # type: ignore[abstract]
     swizzle = plgpu.SwizzleTransform(width)  # type: ignore[abstract]
     return plgpu.SMEM(shape, dtype, transforms=(tiles, swizzle))
@@ -239,6 +251,7 @@ class _Refs:
     free: Any  # barriers [stages]: every reader is done with a stage
     received: Any = None  # f32[computes, splits, 64, share]: this block's columns of all parts
     sent: Any = None  # barriers [computes]
+    squares: Any = None  # f32[computes, splits, 64, _]: of the rows' parts, in all columns
     factors: Any = None  # f32[rows]
     factors_full: Any = None  # barrier
     onto_full: Any = None  # barriers [computes]: what is added onto lies in `out_tiles`
@@ -321,10 +334,13 @@ def _compute_tile(plan: Plan, refs: _Refs, warpgroup: jax.Array, turn: jax.Array
 
     sums = plgpu.ACC((ROWS, plan.tile), jnp.float32)  # type: ignore[attr-defined]
     multiply = partial(_multiply, plan, refs, start, turn)
-    factor, *sides = pl.run_scoped(multiply, *[sums] * plan.sides)
-    out = sides[0] if plan.sides == 1 else _swiglu(factor, *sides)
+    squares, *sides = pl.run_scoped(multiply, *[sums] * plan.sides)
     if plan.sends:
-        out = _join(plan, refs, warpgroup, out)
+        squares, sides[0] = _join(plan, refs, warpgroup, squares, sides[0])
+    factor = _factor(plan, refs, start, squares)
+    if factor is not None:
+        sides = [side * spread(factor, side.shape[1]) for side in sides]
+    out = sides[0] if plan.sides == 1 else _swiglu(*sides)
     if plan.adds:
         plgpu.barrier_wait(refs.onto_full.at[warpgroup])
         out = out + plgpu.load(mine, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
@@ -340,8 +356,8 @@ def _compute_tile(plan: Plan, refs: _Refs, warpgroup: jax.Array, turn: jax.Array
 def _multiply(
     plan: Plan, refs: _Refs, start: jax.Array, turn: jax.Array, *into: Any
 ) -> list[jax.Array | None]:
-    """What scales the 64 rows from `start` on, [64] or None, and the sums of each side."""
-    tall = plgpu.Layout.WGMMA.reduce(1)
+    """The sums of squares of the 64 rows from `start` on, [64], if they are asked for, and the sums
+    of each side."""
 
     def step(i: jax.Array, squares: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         stage = lax.rem(turn * plan.steps + i, jnp.int32(plan.ring))
@@ -353,43 +369,62 @@ def _multiply(
             x = plgpu.load(rows, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
             squares = (squares[0] + x * x,)
         plgpu.wgmma_wait(0)
+        if plan.eps is not None:
+            plgpu.commit_smem()  # what threads have read, the next copy may write over
         plgpu.barrier_arrive(refs.free.at[stage])
         return squares
 
     if plan.eps is None:
         lax.fori_loop(0, plan.steps, step, ())
-        factor = None
-        if plan.scaled:
-            known = refs.factors.at[pl.ds(start, ROWS)]
-            factor = plgpu.load(known, layout=tall, optimized=False)
-    else:
-        nothing = jnp.zeros((ROWS, _DEPTH), jnp.float32)
-        nothing = plgpu.layout_cast(nothing, plgpu.Layout.WGMMA)
-        [squares] = lax.fori_loop(0, plan.steps, step, (nothing,))
-        factor = lax.rsqrt(squares.sum(axis=1) * (1.0 / plan.depth) + plan.eps)
-    return [factor, *(sums[...] for sums in into)]
+        return [None, *(sums[...] for sums in into)]
+    nothing = jnp.zeros((ROWS, _DEPTH), jnp.float32)
+    nothing = plgpu.layout_cast(nothing, plgpu.Layout.WGMMA)
+    [squares] = lax.fori_loop(0, plan.steps, step, (nothing,))
+    return [squares.sum(axis=1), *(sums[...] for sums in into)]
 
 
-def _swiglu(factor: jax.Array, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up of both, scaled by [64]."""
-    factors = spread(factor, gate.shape[1])
-    gate, up = gate * factors, up * factors
+def _factor(
+    plan: Plan, refs: _Refs, start: jax.Array, squares: jax.Array | None
+) -> jax.Array | None:
+    """What scales the 64 rows from `start` on, [64], if anything does."""
+    if squares is not None and plan.eps is not None:
+        return lax.rsqrt(squares * (1.0 / plan.depth) + plan.eps)
+    if not plan.scaled:
+        return None
+    known = refs.factors.at[pl.ds(start, ROWS)]
+    return plgpu.load(known, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+
+
+def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up."""
     return gate / (1.0 + jnp.exp(-gate)) * up
 
 
-def _join(plan: Plan, refs: _Refs, warpgroup: jax.Array, part: jax.Array) -> jax.Array:
-    """This block's share of the columns, summed over the parts of all blocks of the cluster."""
-    for peer in range(plan.splits):
+def _join(
+    plan: Plan, refs: _Refs, warpgroup: jax.Array, squares: jax.Array | None, part: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    """The rows' squares, if they are asked for, and this block's share of the columns, summed over
+    the parts of all blocks of the cluster."""
+    layout, split = plgpu.Layout.WGMMA, lax.axis_index("split")
+
+    def send(x: jax.Array, to: Any, peer: int) -> None:
         plgpu.async_store_smem(
-            part[:, peer * plan.share : (peer + 1) * plan.share],
-            refs.received.at[warpgroup, lax.axis_index("split")],
+            x,
+            to.at[warpgroup, split],
             refs.sent.at[warpgroup],
             cluster_idx=jnp.int32(peer),
             cluster_dim="split",
         )
+
+    def received(by: Any) -> jax.Array:
+        parts = [plgpu.load(by.at[warpgroup, peer], layout=layout) for peer in range(plan.splits)]
+        return sum(parts[1:], start=parts[0])
+
+    for peer in range(plan.splits):
+        send(part[:, peer * plan.share : (peer + 1) * plan.share], refs.received, peer)
+        if squares is not None:
+            send(spread(squares, _SQUARES), refs.squares, peer)
     plgpu.barrier_wait(refs.sent.at[warpgroup])
-    parts = [
-        plgpu.load(refs.received.at[warpgroup, split], layout=plgpu.Layout.WGMMA)
-        for split in range(plan.splits)
-    ]
-    return sum(parts[1:], start=parts[0])
+    if squares is not None:
+        squares = received(refs.squares).max(axis=1)  # all columns are the same
+    return squares, received(refs.received)

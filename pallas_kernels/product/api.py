@@ -1,10 +1,12 @@
 """Matrix products: tokens by a matrix of weights, also onto the residual stream."""
 
+from functools import partial
+
 import jax
 
 from pallas_kernels.add_rms.api import add_rms
 from pallas_kernels.add_rms.reference import rms_scale
-from pallas_kernels.dims import bind_dims, check_eps, check_floating
+from pallas_kernels.dims import bind_dims, check_eps, check_float32, check_floating
 from pallas_kernels.implementations import Operation
 
 PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
@@ -17,6 +19,7 @@ IMPLEMENTATIONS = tuple(PLATFORMS)
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _OPERATION = Operation("product", "pallas_kernels.product", IMPLEMENTATIONS, _PROVEN)
+_NORMED = Operation("norm_product", "pallas_kernels.product", IMPLEMENTATIONS, _PROVEN)
 _ADDING = Operation("add_product", "pallas_kernels.product", IMPLEMENTATIONS, _PROVEN)
 
 
@@ -78,6 +81,46 @@ def add_product(
         refusal=lambda name: _ADDING.module(name).add_refusal(y, w),
     )
     return total, rms_scale(total, eps)
+
+
+def norm_product(
+    x: jax.Array,
+    scale: jax.Array,
+    w: jax.Array,
+    *,
+    eps: float,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """A product of normed rows, for one who scales rows anyway: y and r, of which y * r is
+    RMSNorm(x) @ w. A kernel that takes the scale itself returns ones, and nothing has to run
+    before it.
+
+    Args:
+      x: [T, A].
+      scale: f32[T], that of RMSNorm for x with `eps`.
+      w: [A, B], of the type of x.
+      eps: >= 0.
+      implementation: as in `product`.
+
+    Returns:
+      [T, B] in the type of x, and f32[T].
+
+    Raises:
+      ValueError: shapes, types or eps contradict the above, or no such implementation.
+      NotImplementedError: the named implementation does not take these arguments.
+    """
+    bind_dims(x=(x, "TA"), scale=(scale, "T"), w=(w, "AB"))
+    _check_types(x=x, w=w)
+    check_float32(scale=scale)
+    check_eps(eps)
+    if implementation is None and not _NORMED.module("mosaic_gpu").norm_pays(x, w):
+        return product(x, w), scale
+    return _NORMED.choose(
+        implementation,
+        (x, scale, w),
+        bound=lambda name: partial(_NORMED.module(name).norm_product, eps=eps),
+        refusal=lambda name: _NORMED.module(name).norm_refusal(x, w),
+    )
 
 
 def _check_types(**operands: jax.Array) -> None:

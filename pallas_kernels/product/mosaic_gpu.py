@@ -8,11 +8,13 @@ there is a GPU.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels import few_rows
 from pallas_kernels.hopper import ROWS
 
-_ADDED = range(16, ROWS + 1)  # rows of which a product and what is behind it are faster as one
+_JOINED = range(16, ROWS + 1)
+"""Rows of which a product and what stands beside it are faster as one."""
 
 
 def refusal(x: jax.Array, w: jax.Array) -> str | None:
@@ -25,6 +27,11 @@ def add_refusal(y: jax.Array, w: jax.Array) -> str | None:
     return refusal(y, w)
 
 
+def norm_refusal(x: jax.Array, w: jax.Array) -> str | None:
+    """Why the kernel does not take these arguments of `norm_product`, or None."""
+    return refusal(x, w)
+
+
 def pays(x: jax.Array, w: jax.Array) -> bool:
     """Whether the kernel is faster than XLA's product; only at 64 rows were both timed. At 16 XLA's
     reads nearly as fast as memory gives; at 128 a block would read twice as much of x as of the
@@ -35,7 +42,12 @@ def pays(x: jax.Array, w: jax.Array) -> bool:
 def add_pays(y: jax.Array, w: jax.Array) -> bool:
     """Whether the kernel is faster than XLA's product, the sum of its parts, and `add_rms`. At 128
     rows it was slower, on an H200."""
-    return y.shape[0] in _ADDED and _busy(y, w)
+    return y.shape[0] in _JOINED and _busy(y, w)
+
+
+def norm_pays(x: jax.Array, w: jax.Array) -> bool:
+    """Whether the kernel is faster than XLA's product, the sum of its parts, and the scale."""
+    return x.shape[0] in _JOINED and _busy(x, w)
 
 
 def _busy(x: jax.Array, w: jax.Array) -> bool:
@@ -67,3 +79,17 @@ def add_product(
     depth, columns = w.shape
     launch = few_rows.plan_of(y.shape[0], depth, 1, columns, adds=True, **plan)
     return few_rows.few_rows(launch, interpret, y, w.reshape(depth, 1, columns), x)
+
+
+def norm_product(
+    x: jax.Array, scale: jax.Array, w: jax.Array, *, eps: float, interpret: Any = None, **plan: Any
+) -> tuple[jax.Array, jax.Array]:
+    """RMSNorm(x) @ w, and ones; see `pallas_kernels.product.api.norm_product`.
+
+    Args:
+      interpret, **plan: as in `product`.
+    """
+    depth, columns = w.shape
+    launch = few_rows.plan_of(x.shape[0], depth, 1, columns, eps=eps, **plan)
+    out = few_rows.few_rows(launch, interpret, x, w.reshape(depth, 1, columns))
+    return out, jnp.ones_like(scale)

@@ -95,8 +95,11 @@ def test_kernel_of_another_plan(plan: dict[str, Any]):
 
 
 @needs_gpu_interpreter
-def test_kernel_reuses_its_rings_without_races(capsys: pytest.CaptureFixture[str]):
-    check(RAGGED, interpreted(programs=2, races=True))
+@pytest.mark.parametrize(
+    "case", [RAGGED, *(case for case in TAKEN if case.eps is not None)], ids=name_of
+)
+def test_kernel_reuses_its_rings_without_races(case: Case, capsys: pytest.CaptureFixture[str]):
+    check(case, interpreted(programs=2, stages=2, races=True))
     assert "RACE" not in capsys.readouterr().out
 
 

@@ -27,7 +27,7 @@ from jax import lax
 
 from pallas_kernels.add_rms.api import add_rms
 from pallas_kernels.add_rms.reference import rms_scale
-from pallas_kernels.product.api import add_product, product
+from pallas_kernels.product.api import add_product, norm_product, product
 from pallas_kernels.swiglu.api import swiglu
 from pdjax.model_spec import ModelSpec
 
@@ -131,7 +131,8 @@ def through(
     def one(
         x: jax.Array, scale: jax.Array, layer: Layer, cache: Any
     ) -> tuple[jax.Array, jax.Array, Any]:
-        qkv = product(x, layer.wqkv).reshape(x.shape[0], *heads)
+        qkv, scale = norm_product(x, scale, layer.wqkv, eps=spec.norm_eps)
+        qkv = qkv.reshape(x.shape[0], *heads)
         bias = None if layer.bqkv is None else layer.bqkv.reshape(heads)
         o, cache = attend(qkv, scale, bias, cache)  # [T, N, H]
         x, scale = add(x, o.reshape(x.shape[0], -1), layer.wo)
