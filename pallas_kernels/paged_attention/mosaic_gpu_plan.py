@@ -2,6 +2,8 @@
 many warpgroups compute each. By shape alone, since it shows in the bits of a result.
 """
 
+from dataclasses import replace
+
 import jax
 from jax.experimental import pallas as pl
 
@@ -18,11 +20,11 @@ _MOST_PARTS = 32
 
 # Where two warpgroups of a program compute, timed on an H200: pieces of work of so many blocks are
 # long, or long enough where most programs have one. Of a larger head dim there is no room for what
-# goes from one to the other; and over quantised pages maxima are taken across warps, through shared
-# memory of which Mosaic (of JAX 0.11.2) has but one piece for all warpgroups.
+# goes from one to the other.
 _LONG_PIECE = 48
 _SHARED_PIECE = 4
 _MOST_SHARED = 128
+_FEWEST_STAGES = 2  # of the rings, for which two readers may leave no room
 
 # Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
 # parts of a row that fills the page table, since there is room for as many of each, and all are put
@@ -52,8 +54,8 @@ def make_plan(
       k_pages, page_table, append, scale, logit_soft_cap, sliding_window: as in the operations.
       parts: pieces of work that share a row and a KV head; None chooses.
       programs: blocks of threads, at most.
-      readers: warpgroups of a program that compute, 1 or 2; None chooses. Quantised pages and a
-        head dim of 256 have one.
+      readers: warpgroups of a program that compute, 1 or 2; None chooses. A head dim of 256 has
+        one.
     """
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
     page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
@@ -67,12 +69,14 @@ def make_plan(
         by_length = parts if most > 1 else None
     else:
         most, by_length = parts, None
-    if readers is None:
+    if readers is None and scaled:
+        readers = 2
+    elif readers is None:
         blocks = pl.cdiv(visible_blocks(tokens, sliding_window), most)
         readers = choose_readers(pieces * most, blocks, by_length is not None, programs)
-    if scaled or head_dim > _MOST_SHARED:
+    if head_dim > _MOST_SHARED:
         readers = 1
-    return Plan(
+    plan = Plan(
         rows=rows,
         kv_heads=kv_heads,
         group=loaded_rows - 2 * append,
@@ -89,6 +93,7 @@ def make_plan(
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
     )
+    return plan if plan.stages >= _FEWEST_STAGES else replace(plan, readers=1)
 
 
 def visible_blocks(tokens: int, sliding_window: int | None) -> int:
