@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.naive import normal
+
 
 @dataclass(frozen=True)
 class Case:
@@ -82,24 +84,23 @@ class Inputs:
         """bool[T]: what is no padding."""
         return self.slot_mapping >= self.case.page_size
 
-    @cached_property
-    def written(self) -> np.ndarray:
-        """bool[P, S]: what a real token writes."""
-        written = np.zeros(self.k_pages.shape[1:3], bool)
-        written.reshape(-1)[self.slot_mapping[self.real]] = True
-        return written
+    @property
+    def written(self) -> tuple[np.ndarray, np.ndarray]:
+        """Page and position in it that each real token writes, in their order."""
+        return np.divmod(self.slot_mapping[self.real], self.case.page_size)
 
     @property
     def kept(self) -> np.ndarray:
         """bool[P, S]: what nobody writes; what the null page then holds is left open."""
-        kept = ~self.written
+        kept = np.ones(self.k_pages.shape[1:3], bool)
+        kept[self.written] = False
         kept[0] = False
         return kept
 
     @cached_property
-    def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """float32: q [T, N, H] and the pools [K, P, S, H]; padding and the null page mean
-        nothing."""
+    def made(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """float32: q [T, N, H], of which padding means nothing, and K and V of the real tokens,
+        [K, R, H]."""
         x = self.qkv.astype(np.float32) * self.scale[:, None, None, None]
         if self.bias is not None:
             x = x + self.bias.astype(np.float32)
@@ -108,12 +109,17 @@ class Inputs:
         turned = (x[..., :half] + 1j * x[..., half:]) * angle
         rotated = np.concatenate([turned.real, turned.imag], axis=-1)
         q = rotated[:, :, :-2].reshape(len(x), -1, self.case.head_dim)
-        pools = []
-        for pages, new in ((self.k_pages, rotated[:, :, -2]), (self.v_pages, x[:, :, -1])):
-            pool = pages.astype(np.float32)
-            flat = pool.reshape(self.case.kv_heads, -1, self.case.head_dim)
-            flat[:, self.slot_mapping[self.real]] = new[self.real].swapaxes(0, 1)
-            pools.append(pool)
+        k, v = (new[self.real].swapaxes(0, 1) for new in (rotated[:, :, -2], x[:, :, -1]))
+        return q, k, v
+
+    @property
+    def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """float32: q [T, N, H] and the pools [K, P, S, H]; padding and the null page mean
+        nothing."""
+        q, k, v = self.made
+        pools = [pages.astype(np.float32) for pages in (self.k_pages, self.v_pages)]
+        for pool, new in zip(pools, (k, v), strict=True):
+            pool[:, *self.written] = new
         return q, pools[0], pools[1]
 
 
@@ -135,23 +141,23 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     if case.shuffled:
         slot_mapping = rng.permutation(slot_mapping)
 
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32)
+    def normals(*shape: int, dtype: np.dtype) -> np.ndarray:
+        return normal(rng, shape, lambda x: x.astype(dtype))
 
     rows = (case.kv_heads, case.group + 2, case.head_dim)
     pool = (case.kv_heads, pages, page_size, case.head_dim)
-    qkv = normal(case.tokens, *rows).astype(qkv_dtype)
+    qkv = normals(case.tokens, *rows, dtype=qkv_dtype)
     qkv[slot_mapping < page_size] = np.nan
     angle = rng.uniform(0, 2 * np.pi, (case.tokens, half)).astype(np.float32)
     return Inputs(
         case,
         qkv=qkv,
         scale=rng.uniform(0.5, 2, case.tokens).astype(np.float32),
-        bias=normal(*rows).astype(qkv_dtype) if case.bias else None,
+        bias=normals(*rows, dtype=qkv_dtype) if case.bias else None,
         cos=np.cos(angle),
         sin=np.sin(angle),
-        k_pages=normal(*pool).astype(dtype),
-        v_pages=normal(*pool).astype(dtype),
+        k_pages=normals(*pool, dtype=dtype),
+        v_pages=normals(*pool, dtype=dtype),
         slot_mapping=slot_mapping.astype(np.int32),
     )
 

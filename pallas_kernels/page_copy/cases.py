@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.naive import normal
+
 
 @dataclass(frozen=True)
 class Case:
@@ -64,10 +66,8 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     real = 1 + rng.permutation(pages - 1)[: case.ids - case.null]
     ids = rng.permutation(np.concatenate([np.zeros(case.null, int), real]))
     shape = case.kv_heads, pages, case.page_size, case.head_dim
-    arrays = tuple(
-        rng.standard_normal(shape, np.float32).astype(jnp.dtype(case.dtype))
-        for _ in range(case.arrays)
-    )
+    dtype = jnp.dtype(case.dtype)
+    arrays = tuple(normal(rng, shape, lambda x: x.astype(dtype)) for _ in range(case.arrays))
     return Inputs(case, arrays, ids.astype(np.int32))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels.naive import normal
 from pallas_kernels.page_copy import cases
 from pallas_kernels.page_copy.cases import LARGE_CASES, Case
 
@@ -42,6 +43,6 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     inputs = cases.make_inputs(case, seed)
     rng = np.random.default_rng([seed, 1])
     shape = case.arrays * case.kv_heads, case.ids, case.page_size, case.head_dim
-    pages = rng.standard_normal(shape, np.float32).astype(inputs.arrays[0].dtype)
+    pages = normal(rng, shape, lambda x: x.astype(inputs.arrays[0].dtype))
     pages[:, inputs.page_ids == 0] = np.nan
     return Inputs(inputs.arrays, pages, inputs.page_ids)

@@ -9,7 +9,8 @@ import numpy as np
 
 from pallas_kernels.kv_write import cases as write_cases
 from pallas_kernels.paged_attention import cases as paged_cases
-from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, Pool, decoded
+from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, Pool
+from pallas_kernels.quantised import QuantisedPages
 
 __all__ = ["CASES", "LARGE_CASES", "Case", "Inputs", "make_inputs"]
 
@@ -18,7 +19,7 @@ __all__ = ["CASES", "LARGE_CASES", "Case", "Inputs", "make_inputs"]
 class Inputs:
     """Arguments of one call, as numpy arrays: what is written, and what is then attended to."""
 
-    write: write_cases.Inputs  # whose pools are what those of `paged` stand for
+    write: write_cases.Inputs  # whose pools are the elements of those of `paged`
     paged: paged_cases.Inputs
 
     @property
@@ -26,18 +27,23 @@ class Inputs:
         """Positional arguments of the operation."""
         return *self.write.operands[:5], *self.paged.operands[1:]
 
+    @property
+    def pools(self) -> tuple[Pool, Pool]:
+        """Of K and of V, before the newest tokens are written."""
+        return self.paged.k_pages, self.paged.v_pages
+
     @cached_property
-    def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """float32: o [B, N, H] and the pools [K, P, S, H]; the null page means nothing. Of pages
-        without scales: where the newest tokens are rounded to small numbers, o is the `attention`
-        over the pools that come out."""
-        _, k_pages, v_pages = self.write.expected
-        rounded = [x.astype(self.paged.q.dtype) for x in (k_pages, v_pages)]
-        return self.attention(*rounded), k_pages, v_pages
+    def expected(self) -> np.ndarray:
+        """float32[B, N, H], of pages without scales: where the newest tokens are rounded to small
+        numbers, it is the `attention` over the pools that come out."""
+        k_pages, v_pages = self.write.k_pages.copy(), self.write.v_pages.copy()
+        for pool, new in zip((k_pages, v_pages), self.write.made[1:], strict=True):
+            pool[:, *self.write.written] = new
+        return self.attention(k_pages, v_pages)
 
     def attention(self, k_pages: Pool, v_pages: Pool) -> np.ndarray:
         """float32[B, N, H] over pools that hold the newest tokens."""
-        q = self.write.expected[0].astype(self.paged.q.dtype)
+        q = self.write.made[0].astype(self.paged.q.dtype)
         return replace(self.paged, q=q, k_pages=k_pages, v_pages=v_pages).expected
 
 
@@ -71,8 +77,12 @@ def make_inputs(case: Case, seed: int) -> Inputs:
         bias=None,
         cos=np.cos(angle),
         sin=np.sin(angle),
-        k_pages=decoded(paged.k_pages),
-        v_pages=decoded(paged.v_pages),
+        k_pages=_elements(paged.k_pages),
+        v_pages=_elements(paged.v_pages),
         slot_mapping=slots.astype(np.int32),
     )
     return Inputs(write, paged)
+
+
+def _elements(pool: Pool) -> np.ndarray:
+    return pool.elements if isinstance(pool, QuantisedPages) else pool

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.naive import naive_attention
+from pallas_kernels.naive import naive_attention, normal
 from pallas_kernels.quantised import LIMITS, QuantisedPages
 
 
@@ -61,11 +61,17 @@ Pool = np.ndarray | QuantisedPages
 """K or V, as numpy arrays."""
 
 
-def decoded(pool: Pool) -> np.ndarray:
-    """[K, P, S, H] that a pool stands for."""
+def decoded(pool: Pool, *at: np.ndarray) -> np.ndarray:
+    """float32[K, ..., H] that a pool stands for at some pages, or at places in them.
+
+    Args:
+      pool: [K, P, S, H].
+      *at: integers of one shape: the pages, and, if not all of each, one position in each.
+    """
+    where: Any = (slice(None), *at)
     if isinstance(pool, QuantisedPages):
-        return np.asarray(pool.elements, np.float32) * np.asarray(pool.scales)[..., None]
-    return pool
+        return pool.elements[where].astype(np.float32) * pool.scales[where][..., None]
+    return pool[where].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,11 @@ class Inputs:
         out = np.zeros(self.q.shape, np.float32)
         for row, kv_len in enumerate(self.kv_lens):
             if kv_len:
-                pages = self.page_table[row]
+                pages = self.page_table[row, : self.case.pages_of(kv_len)]
                 seen = slice(self.case.first_visible(kv_len), kv_len)
+                shape = self.case.kv_heads, -1, self.case.head_dim
                 k, v = (
-                    decoded(pool)[:, pages].reshape(self.case.kv_heads, -1, self.case.head_dim)[
-                        :, seen
-                    ]
+                    decoded(pool, pages).reshape(shape)[:, seen]
                     for pool in (self.k_pages, self.v_pages)
                 )
                 out[row] = naive_attention(
@@ -132,11 +137,11 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
     def pool() -> Pool:
         shape = (case.kv_heads, pages, page_size, case.head_dim)
-        values = rng.standard_normal(shape, np.float32)
-        if case.kv_dtype is None:
-            values[:, ~seen] = np.nan
-            return values.astype(dtype)
-        return _scaled(values, seen, case.kv_dtype)
+        if case.kv_dtype is not None:
+            return _scaled(rng, shape, seen, case.kv_dtype)
+        values = normal(rng, shape, lambda x: x.astype(dtype))
+        values[:, ~seen] = np.nan
+        return values
 
     heads = case.kv_heads * case.group
     q = rng.standard_normal((rows, heads, case.head_dim), np.float32).astype(dtype)
@@ -144,16 +149,22 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     return Inputs(case, q, pool(), pool(), page_table, lens)
 
 
-def _scaled(values: np.ndarray, seen: np.ndarray, dtype: str) -> QuantisedPages:
+def _scaled(
+    rng: np.random.Generator, shape: tuple[int, ...], seen: np.ndarray, dtype: str
+) -> QuantisedPages:
     """Normal numbers in a type, and scales of any size; NaN where nothing is seen, and whatever an
     element of the type may be."""
     limit = LIMITS[dtype]
-    elements = np.clip(values * (limit / 3), -limit, limit)
-    scales = np.exp(values[..., 0]) * (3 / limit)
+
+    def convert(values: np.ndarray) -> np.ndarray:
+        fitting = np.clip(values * (limit / 3), -limit, limit)
+        return (np.rint(fitting) if dtype == "int8" else fitting).astype(jnp.dtype(dtype))
+
+    elements = normal(rng, shape, convert)
+    scales = normal(rng, shape[:-1], lambda x: np.exp(x) * np.float32(3 / limit))
     elements[:, ~seen] = limit if dtype == "int8" else np.nan
     scales[:, ~seen] = np.nan
-    whole = np.rint(elements) if dtype == "int8" else elements
-    return QuantisedPages(whole.astype(jnp.dtype(dtype)), scales.astype(np.float32))
+    return QuantisedPages(elements, scales)
 
 
 _EDGES = (0, 1, 15, 16, 17, 31, 32, 33, 0, 100)  # around pages of 16
