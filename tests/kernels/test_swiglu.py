@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.check import LIMITS, swiglu_error
+from pallas_kernels.check import SWIGLU_LIMITS, swiglu_error
 from pallas_kernels.swiglu import mosaic_gpu
 from pallas_kernels.swiglu.api import swiglu
 from pallas_kernels.swiglu.cases import CASES, LARGE_CASES, Case, make_inputs
@@ -60,7 +60,7 @@ def check(case: Case, operation: Callable[..., jax.Array]) -> None:
     inputs = make_inputs(case, seed=1)
     out = np.asarray(jax.jit(partial(operation, **case.options))(*inputs.operands))
     assert out.dtype == inputs.x.dtype
-    assert swiglu_error(inputs, out) <= LIMITS[case.dtype]
+    assert swiglu_error(inputs, out) <= SWIGLU_LIMITS[case.dtype]
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
