@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -32,11 +32,11 @@ from absl import flags
 
 from experiments.bare import Bare
 from experiments.origin import origin, save
-from experiments.shapes import MODELS, SHAPES, chosen_model
+from experiments.shapes import MODELS, SHAPES, chosen_model, random_model
 from experiments.step_times import LABELS, StepTimes, replace_method
 from experiments.tables import number, table
 from pdjax import LLM, Config, SamplingParams, load_config
-from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.config import DecodeConfig, KVConfig, PrefillConfig
 from pdjax.flags import new_flags, run
 
 FLAGS = new_flags()
@@ -110,18 +110,12 @@ def make_config(
     page_size = int(overrides.get("kv.page_size", PAGE_SIZE))
     # And a page more, which the coordinator keeps in hand for everybody who decodes.
     longest = max(point.prompt + point.output for point in points) + page_size
-    spec = MODELS[model]
     shortest = min(point.prompt for point in points)
     budget = min(TOKEN_BUDGET, points[0].batch * max(point.prompt for point in points))
     sequences = max(1, min(64, budget // shortest))
     context = -(-longest // page_size)
     config = Config(
-        model=ModelConfig(
-            source=RANDOM,
-            spec=replace(spec, context=max(spec.context, longest)),
-            dtype="float32" if model == "tiny" else "bfloat16",
-            max_model_len=longest,
-        ),
+        model=random_model(model, longest),
         kv=KVConfig(page_size=page_size),
         prefill=PrefillConfig(
             token_budget=budget,

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from experiments.shapes import MODELS
+from experiments.shapes import random_model
 from pdjax import Config, load_config
-from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.config import DecodeConfig, KVConfig, PrefillConfig
 
 MODES = ("disaggregated", "colocated")
 
@@ -51,14 +51,8 @@ def make_config(
     longest = max(load.prompt + load.output, load.long + load.long_output)
     row, context = (-(-n // page_size) for n in (load.prompt + load.output, longest))
     sequences = max(1, min(64, budget // min(load.prompt, load.long)))
-    spec = MODELS[model]
     config = Config(
-        model=ModelConfig(
-            source=RANDOM,
-            spec=replace(spec, context=max(spec.context, longest)),
-            dtype="float32" if model == "tiny" else "bfloat16",
-            max_model_len=longest,
-        ),
+        model=random_model(model, longest),
         kv=KVConfig(page_size=page_size),
         prefill=PrefillConfig(
             pages=1 + (2 + load.intruders) * context,

@@ -1,9 +1,11 @@
 """Shapes of well-known models, for benchmarks with random weights: speed depends on the shapes, not
 on what the weights have learned."""
 
+from dataclasses import replace
+
 import jax
 
-from pdjax.config import Config
+from pdjax.config import RANDOM, Config, ModelConfig
 from pdjax.device.compat import use_virtual_cpu_devices
 from pdjax.model_spec import ModelSpec, RopeSpec
 
@@ -84,3 +86,14 @@ def chosen_model(asked: str | None, *configs: Config) -> str:
         return LARGE
     print("model: tiny, since JAX runs on the CPU; --model takes others", flush=True)
     return "tiny"
+
+
+def random_model(model: str, longest: int) -> ModelConfig:
+    """Random weights of these shapes, with room for sequences of so many tokens."""
+    spec = MODELS[model]
+    return ModelConfig(
+        source=RANDOM,
+        spec=replace(spec, context=max(spec.context, longest)),
+        dtype="float32" if model == "tiny" else "bfloat16",
+        max_model_len=longest,
+    )
