@@ -24,9 +24,11 @@ from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows, put
 from pallas_kernels.paged_attention.mosaic_gpu_work import (
     BLOCK,
     NO_SUM,
+    REDUCTION_BYTES,
     Plan,
     Refs,
     Work,
+    each_block,
     each_work,
 )
 
@@ -74,7 +76,24 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
     operands = Refs(loaded, table, lens, rings, cut, *rest)
     compute = mosaic_gpu_scaled.compute if plan.scaled else _compute
 
+    def second() -> None:
+        plgpu.set_max_registers(232, action="increase")
+        if plan.scaled:
+            mosaic_gpu_scaled.help_compute(plan, operands, **scratch)
+        else:
+            _help(plan, operands, _Shared(**scratch))
+
     warpgroup = lax.axis_index("warpgroup")
+    if plan.readers > 1 and plan.scaled:
+        # Mosaic (of JAX 0.11.2) reduces across warps through shared memory behind what is in use
+        # where the reduction is traced. Two warpgroups at once need two such places.
+        pl.run_scoped(
+            lambda _: pl.when(warpgroup == 1)(second),
+            plgpu.SMEM((2 * REDUCTION_BYTES,), jnp.int8),
+            collective_axes="warpgroup",
+        )
+    elif plan.readers > 1:
+        pl.when(warpgroup == 1)(second)
 
     @pl.when(warpgroup == plan.readers)
     def _() -> None:
@@ -85,13 +104,6 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
     def _() -> None:
         plgpu.set_max_registers(232, action="increase")
         compute(plan, operands, outputs, **scratch)
-
-    if plan.readers > 1:
-
-        @pl.when(warpgroup == 1)
-        def _() -> None:
-            plgpu.set_max_registers(232, action="increase")
-            _help(plan, operands, _Shared(**scratch))
 
 
 class _Seen(NamedTuple):
@@ -266,15 +278,8 @@ def _attend(
     seen: _Seen,
     reader: int,
 ) -> _Seen:
-    """What has been seen after this reader's blocks of `work`: of two readers each has every other
-    one. Barriers count how often they are waited for, so that each waits for all blocks."""
+    """What has been seen after this reader's blocks of `work`."""
     k, v = refs.rings.k, refs.rings.v
-
-    def skip(i: jax.Array) -> None:
-        stage = lax.rem(steps + i, jnp.int32(plan.stages))
-        for ring in (k, v):
-            plgpu.barrier_wait(ring.full.at[stage])
-            plgpu.barrier_arrive(ring.free.at[stage])
 
     def visible(shape: tuple[int, int], axis: int, block: jax.Array) -> jax.Array:
         token = iota(shape, axis) + block * BLOCK
@@ -312,25 +317,7 @@ def _attend(
         plgpu.barrier_arrive(v.free.at[stage])
         return _Seen(weighted, higher, total)
 
-    if plan.readers == 1:
-        return lax.fori_loop(0, work.count, step, seen)
-
-    def first_of_two(j: jax.Array, seen: _Seen) -> _Seen:
-        seen = step(2 * j, seen)
-        pl.when(2 * j + 1 < work.count)(partial(skip, 2 * j + 1))
-        return seen
-
-    def second_of_two(j: jax.Array, seen: _Seen) -> _Seen:
-        skip(2 * j)
-        return step(2 * j + 1, seen)
-
-    pairs = lax.div(work.count, jnp.int32(2))
-    rest = work.count - 2 * pairs
-    if reader == 0:
-        return lax.fori_loop(0, pairs + rest, first_of_two, seen)
-    seen = lax.fori_loop(0, pairs, second_of_two, seen)
-    pl.when(rest > 0)(partial(skip, 2 * pairs))
-    return seen
+    return each_block(plan, refs.rings, work, steps, reader, step, seen)
 
 
 def _store_whole(

@@ -2,6 +2,8 @@
 many warpgroups compute each. By shape alone, since it shows in the bits of a result.
 """
 
+from dataclasses import replace
+
 import jax
 from jax.experimental import pallas as pl
 
@@ -17,10 +19,12 @@ _JOIN_COST = 2.0
 _MOST_PARTS = 32
 
 # Blocks of a piece of work from which on two warpgroups compute it, timed on an H200: of a row in
-# parts, and of a whole one (not at 17, but at 64).
+# parts, and of a whole one (not at 17, but at 64). Quantised pages always have two, where there is
+# room for both: one converts while the other waits.
 _SHARED_PART = 5
 _SHARED_WHOLE = 64
 _MOST_SHARED = 128  # head dim, of which a product with V is one
+_FEWEST_STAGES = 2  # of the rings, for which two readers may leave no room
 
 # Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
 # parts of a row that fills the page table, since there is room for as many of each, and all are put
@@ -53,8 +57,7 @@ def make_plan(
       readers: warpgroups of a program that compute, 1 or 2; None chooses.
 
     Raises:
-      ValueError: two readers of quantised pages, whose maxima cross warps, through shared memory of
-        which Mosaic (of JAX 0.11.2) has one piece for all warpgroups; or of a head dim of 256.
+      ValueError: two readers of a head dim of 256, or where shared memory has no room for two.
     """
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
     page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
@@ -68,16 +71,7 @@ def make_plan(
         by_length = parts if most > 1 else None
     else:
         most, by_length = parts, None
-    alone = scaled or head_dim > _MOST_SHARED
-    if readers is None:
-        blocks = pl.cdiv(visible_blocks(tokens, sliding_window), most)
-        readers = 1 if alone else choose_readers(most, blocks)
-    elif readers > 1 and alone:
-        raise ValueError(
-            f"readers={readers}: must be 1 of quantised pages, and of a head dim above "
-            f"{_MOST_SHARED}; it is {head_dim}"
-        )
-    return Plan(
+    plan = Plan(
         rows=rows,
         kv_heads=kv_heads,
         group=loaded_rows - 2 * append,
@@ -87,13 +81,24 @@ def make_plan(
         parts=most,
         by_length=by_length,
         programs=min(programs, pieces * (1 if by_length else most)),
-        readers=readers,
+        readers=1,
         append=append,
         scaled=scaled,
         scale=scale,
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
     )
+    shared = replace(plan, readers=2)
+    alone = head_dim > _MOST_SHARED or shared.stages < _FEWEST_STAGES
+    if readers is None:
+        blocks = pl.cdiv(visible_blocks(tokens, sliding_window), most)
+        readers = 1 if alone else 2 if scaled else choose_readers(most, blocks)
+    elif readers > 1 and alone:
+        raise ValueError(
+            f"readers={readers}: must be 1 of a head dim above {_MOST_SHARED}, and of pages for "
+            f"two of which there is no room; the head dim is {head_dim}"
+        )
+    return shared if readers > 1 else plan
 
 
 def visible_blocks(tokens: int, sliding_window: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What the computing warpgroup of decode attention does over int8 pages on Hopper GPUs.
+"""What the computing warpgroups of decode attention does over int8 pages on Hopper GPUs.
 
 The two products are turned around. A block of tokens is their left operand, as 64 rows, and the few
 queries of a KV head are columns, of which eight will do; so that scores and weights take an eighth
@@ -8,6 +8,7 @@ every int8 exactly. Scales are those of tokens: they multiply scores, and weight
     scores [C, Q] = K [C, H] q^T [H, Q]        result [H, Q] += V^T [H, C] weights [C, Q]
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hopper import LOG2_E, ROWS, Ring, Rings, base_two, iota, tiled
 from pallas_kernels.online_softmax import LOWEST, MASKED
 from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows
-from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, NO_SUM, Plan, Refs, Work
+from pallas_kernels.paged_attention.mosaic_gpu_work import (
+    BLOCK,
+    NO_SUM,
+    Plan,
+    Refs,
+    Work,
+    each_block,
+    each_work,
+)
 
 
 def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
@@ -30,7 +39,7 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         block=BLOCK,
         head_dim=plan.head_dim,
         page_size=plan.page_size,
-        readers=1,
+        readers=plan.readers,
         scaled=True,
     )
     scratch = {
@@ -38,10 +47,14 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         "rows": plgpu.SMEM((plan.slots, ROWS, plan.head_dim), dtype),
         "rows_full": plgpu.Barrier(num_barriers=plan.slots),
         "q_tile": tiled((plan.queries, plan.head_dim), dtype),
-        "k_tile": tiled((BLOCK, plan.head_dim), dtype),
-        "v_tile": tiled((BLOCK, plan.head_dim), dtype),
-        "weights": tiled((plan.queries, BLOCK), dtype),
+        "k_tile": tiled((plan.readers, BLOCK, plan.head_dim), dtype),
+        "v_tile": tiled((plan.readers, BLOCK, plan.head_dim), dtype),
+        "weights": tiled((plan.readers, plan.queries, BLOCK), dtype),
     }
+    if plan.readers > 1:
+        scratch |= {name: plgpu.Barrier() for name in ("begun", "handed_over")}
+        scratch["handed"] = plgpu.SMEM((plan.head_dim, plan.queries), jnp.float32)
+        scratch["numbers"] = plgpu.SMEM((2, plan.queries), jnp.float32)
     if plan.parts == 1:
         scratch["out"] = plgpu.SMEM((plan.queries, plan.head_dim), dtype)
     else:
@@ -64,38 +77,54 @@ class _Seen(NamedTuple):
     total: jax.Array  # [64, Q], of whose rows the sum of weights is the sum
 
 
-def compute(
-    plan: Plan,
-    refs: Refs,
-    outputs: tuple[Any, ...],
-    *,
-    rows: Any,  # [slots, 64, H]: what a piece of work begins with
-    rows_full: Any,  # barriers [slots]
-    q_tile: Any,  # [Q, H], as a product takes it
-    k_tile: Any,  # [C, H], likewise
-    v_tile: Any,  # [C, H], likewise
-    weights: Any,  # [Q, C], likewise
-    out: Any,  # [Q, H], or of a part f32[H, Q], on its way out
-    new: Any = None,  # int8[64, _, H], of which K and V are rows
-    new_scales: Any = None,  # f32[64], of the same rows
-    log_total: Any = None,  # f32[Q]
-) -> None:
+@dataclass(frozen=True)
+class _Shared:
+    """Shared memory and barriers beside the rings; see `scratch_types`."""
+
+    rows: Any  # [slots, 64, H]: what a piece of work begins with
+    rows_full: Any  # barriers [slots]
+    q_tile: Any  # [Q, H], as a product takes it
+    k_tile: Any  # [readers, C, H], likewise
+    v_tile: Any  # [readers, C, H], likewise
+    weights: Any  # [readers, Q, C], likewise
+    out: Any  # [Q, H], or of a part f32[H, Q], on its way out
+    new: Any = None  # int8[64, _, H], of which K and V are rows
+    new_scales: Any = None  # f32[64], of the same rows
+    log_total: Any = None  # f32[Q]
+    begun: Any = None  # barrier: `q_tile` is there, and what was handed over has been read
+    handed_over: Any = None  # barrier: `handed` and `numbers` are there
+    handed: Any = None  # f32[H, Q], of the second reader
+    numbers: Any = None  # f32[2, Q], likewise: highest score, sum of weights
+
+    def tiles(self, reader: int) -> "_Tiles":
+        """A reader's operands of products."""
+        mine = (each.at[reader] for each in (self.k_tile, self.v_tile, self.weights))
+        return _Tiles(self.q_tile, *mine)
+
+
+def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) -> None:
     """Every piece of work of a program, into `outputs`."""
-    begun = Rows(plan, refs, rows, rows_full, new, new_scales)
-    tiles = _Tiles(q_tile, k_tile, v_tile, weights)
+    shared = _Shared(**scratch)
+    tiles, out, log_total = shared.tiles(0), shared.out, shared.log_total
+    begun = Rows(plan, refs, shared.rows, shared.rows_full, shared.new, shared.new_scales)
 
     def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
         wide = plgpu.Layout.WGMMA
         queries = mine.at[pl.ds(0, plan.queries)].transpose((1, 0))
-        q_tile.transpose((1, 0))[...] = plgpu.load(queries, layout=wide, optimized=False)
+        tiles.q.transpose((1, 0))[...] = plgpu.load(queries, layout=wide, optimized=False)
         if plan.append:
-            k_tile[...] = plgpu.load(mine, layout=wide, optimized=False)
+            tiles.k[...] = plgpu.load(mine, layout=wide, optimized=False)
         plgpu.commit_smem()
-        seen = _begin(plan, work, tiles, new_scales)
+        if plan.readers > 1:
+            plgpu.barrier_arrive(shared.begun)
+        seen = _begin(plan, work, tiles, shared.new_scales)
         if plan.append:
             begun.store_new(work, mine)
-        seen = _attend(plan, refs, work, steps, tiles, seen)
-        total = jnp.maximum(seen.total.sum(axis=0), NO_SUM)
+        seen = _attend(plan, refs, work, steps, tiles, seen, 0)
+        total = seen.total.sum(axis=0)
+        if plan.readers > 1:
+            seen, total = _take_over(plan, shared, seen, total)
+        total = jnp.maximum(total, NO_SUM)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the former result
         result = seen.weighted / _across(total, plan.head_dim)
         if plan.parts == 1:
@@ -108,6 +137,39 @@ def compute(
 
     begun.each(compute_work)
     plgpu.wait_smem_to_gmem(0)
+
+
+def help_compute(plan: Plan, refs: Refs, **scratch: Any) -> None:
+    """The second reader's share of every piece of work."""
+    shared = _Shared(**scratch)
+
+    def help_with(n: jax.Array, work: Work, steps: jax.Array) -> None:
+        del n
+        plgpu.barrier_wait(shared.begun)
+        seen = _attend(plan, refs, work, steps, shared.tiles(1), _nothing(plan), 1)
+        shared.numbers[0] = seen.highest
+        shared.numbers[1] = seen.total.sum(axis=0)
+        shared.handed[...] = seen.weighted
+        plgpu.barrier_arrive(shared.handed_over)
+
+    each_work(plan, refs, help_with)
+
+
+def _take_over(
+    plan: Plan, shared: _Shared, seen: _Seen, total: jax.Array
+) -> tuple[_Seen, jax.Array]:
+    """What both have seen, and the sums of weights."""
+    wide = plgpu.Layout.WGMMA
+    plgpu.barrier_wait(shared.handed_over)
+    highest, other_total = (
+        plgpu.load(shared.numbers.at[i], layout=wide.reduce(0), optimized=False) for i in range(2)
+    )
+    other = plgpu.load(shared.handed, layout=wide, optimized=False)
+    higher = jnp.maximum(seen.highest, highest)
+    fade, other_fade = jnp.exp2(seen.highest - higher), jnp.exp2(highest - higher)
+    weighted = seen.weighted * _across(fade, plan.head_dim)
+    weighted = weighted + other * _across(other_fade, plan.head_dim)
+    return _Seen(weighted, higher, seen.total), total * fade + other_total * other_fade
 
 
 class _Tiles(NamedTuple):
@@ -150,17 +212,22 @@ def _across(x: jax.Array, rows: int) -> jax.Array:
     return lax.broadcast_in_dim(x, (rows, *x.shape), (1,))
 
 
+def _nothing(plan: Plan) -> _Seen:
+    """The running softmax before anything has been seen."""
+    wide = plgpu.Layout.WGMMA
+    lowest = jnp.full((plan.queries,), LOWEST, jnp.float32)
+    return _Seen(
+        weighted=plgpu.layout_cast(jnp.zeros((plan.head_dim, plan.queries), jnp.float32), wide),
+        highest=plgpu.layout_cast(lowest, wide.reduce(0)),
+        total=plgpu.layout_cast(jnp.zeros((BLOCK, plan.queries), jnp.float32), wide),
+    )
+
+
 def _begin(plan: Plan, work: Work, tiles: _Tiles, new_scales: Any) -> _Seen:
     """The running softmax before the first block. With `append` the first part has seen the new
     token, whose K and V are rows of K's tile: products with the tile itself find its score, and its
     V times a weight of 1."""
-    wide, shape = plgpu.Layout.WGMMA, (BLOCK, plan.queries)
-    lowest = jnp.full((plan.queries,), LOWEST, jnp.float32)
-    nothing = _Seen(
-        weighted=plgpu.layout_cast(jnp.zeros((plan.head_dim, plan.queries), jnp.float32), wide),
-        highest=plgpu.layout_cast(lowest, wide.reduce(0)),
-        total=plgpu.layout_cast(jnp.zeros(shape, jnp.float32), wide),
-    )
+    nothing, shape = _nothing(plan), (BLOCK, plan.queries)
     if not plan.append:
         return nothing
     row = iota(shape, 0)
@@ -179,9 +246,15 @@ def _begin(plan: Plan, work: Work, tiles: _Tiles, new_scales: Any) -> _Seen:
 
 
 def _attend(
-    plan: Plan, refs: Refs, work: Work, steps: jax.Array, tiles: _Tiles, seen: _Seen
+    plan: Plan,
+    refs: Refs,
+    work: Work,
+    steps: jax.Array,
+    tiles: _Tiles,
+    seen: _Seen,
+    reader: int,
 ) -> _Seen:
-    """What has been seen after the blocks of `work`."""
+    """What has been seen after this reader's blocks of `work`."""
     k, v = refs.rings.k, refs.rings.v
     shape = BLOCK, plan.queries
     row = iota(shape, 0)
@@ -217,7 +290,7 @@ def _attend(
             total=seen.total * _across(fade, BLOCK) + weight,
         )
 
-    return lax.fori_loop(0, work.count, step, seen)
+    return each_block(plan, refs.rings, work, steps, reader, step, seen)
 
 
 def _store(plan: Plan, work: Work, outputs: tuple[Any, ...], out: Any, log_total: Any) -> None:

@@ -9,11 +9,14 @@ sums are grouped shows in their bits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import Rings
 
@@ -22,6 +25,9 @@ BLOCK = 64
 
 NO_SUM = 1e-30
 """In place of a sum of 0 where a part saw nothing: 0 / it is 0, and its logarithm finite."""
+
+REDUCTION_BYTES = 128 * 4 * 4
+"""Shared memory of one reduction across warps, as Mosaic has it unless told otherwise."""
 
 _COLUMNS = 128  # of a product with V, at most: registers hold its result beside the running sums
 _RING_BYTES = 160 << 10
@@ -45,11 +51,12 @@ class ByLength:
         return 1 if blocks <= self.whole else -(-blocks // self.part)
 
 
-def scaled_stages(head_dim: int, queries: int, slots: int, append: bool) -> int:
+def scaled_stages(head_dim: int, queries: int, slots: int, append: bool, readers: int = 1) -> int:
     """Of rings over quantised pages, for which there is room; it takes two."""
-    # Rows of pieces of work, two tiles, new elements; queries, weights and results beside them.
-    fixed = (2 * slots + 4 + 2 * append) * BLOCK * head_dim
-    fixed += queries * (6 * head_dim + 2 * BLOCK)
+    # Rows of pieces of work, each reader's two tiles, new elements; queries, weights, results and
+    # what goes from one reader to the other beside them.
+    fixed = (2 * slots + 4 * readers + 2 * append) * BLOCK * head_dim
+    fixed += queries * ((2 + 4 * readers) * head_dim + 2 * BLOCK * readers)
     return (_SCALED_BYTES - fixed) // (2 * BLOCK * (head_dim + 4))
 
 
@@ -79,7 +86,8 @@ class Plan:
         if not self.scaled:
             size = _RING_BYTES if self.readers == 1 else _SHARED_RING_BYTES
             return max(2, min(8, size // (4 * BLOCK * self.head_dim)))
-        return min(8, scaled_stages(self.head_dim, self.queries, self.slots, self.append))
+        room = scaled_stages(self.head_dim, self.queries, self.slots, self.append, self.readers)
+        return min(8, room)
 
     @property
     def queries(self) -> int:
@@ -221,6 +229,44 @@ def each_work(
     rounds = lax.div(count, jnp.int32(plan.programs))  # those that all programs take part in
     mine = rounds + (turn(plan, rounds) < count).astype(jnp.int32)
     return lax.fori_loop(0, mine, take, jnp.int32(0))
+
+
+def each_block(
+    plan: Plan,
+    rings: Rings,
+    work: Work,
+    steps: jax.Array,
+    reader: int,
+    do: Callable[[jax.Array, Any], Any],
+    seen: Any,
+) -> Any:
+    """do(i, seen) for this reader's blocks of `work`, from one to the next: of two readers each has
+    every other one. Barriers count how often they are waited for, so that each waits for all."""
+
+    def skip(i: jax.Array) -> None:
+        stage = lax.rem(steps + i, jnp.int32(plan.stages))
+        for ring in (rings.k, rings.v):
+            plgpu.barrier_wait(ring.full.at[stage])
+            plgpu.barrier_arrive(ring.free.at[stage])
+
+    def first_of_two(j: jax.Array, seen: Any) -> Any:
+        seen = do(2 * j, seen)
+        pl.when(2 * j + 1 < work.count)(partial(skip, 2 * j + 1))
+        return seen
+
+    def second_of_two(j: jax.Array, seen: Any) -> Any:
+        skip(2 * j)
+        return do(2 * j + 1, seen)
+
+    if plan.readers == 1:
+        return lax.fori_loop(0, work.count, do, seen)
+    pairs = lax.div(work.count, jnp.int32(2))
+    rest = work.count - 2 * pairs
+    if reader == 0:
+        return lax.fori_loop(0, pairs + rest, first_of_two, seen)
+    seen = lax.fori_loop(0, pairs, second_of_two, seen)
+    pl.when(rest > 0)(partial(skip, 2 * pairs))
+    return seen
 
 
 def _work(plan: Plan, refs: Refs, index: jax.Array) -> Work:

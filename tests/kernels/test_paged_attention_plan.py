@@ -14,6 +14,9 @@ from pallas_kernels.paged_attention.cases import Case, make_inputs
 from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength, Plan, cut
 
 
+SMALL = Case("any", (1,) * 4, 8, 4, 128, 64, "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("rows", "tokens", "window", "parts"),
     [
@@ -46,16 +49,25 @@ def test_gpu_kernel_chooses_how_to_cut(
     ],
 )
 def test_gpu_kernel_chooses_its_readers(rows: int, tokens: int, parts: int, readers: int):
-    plan = plan_of(Case("any", (1,) * rows, 8, 4, 128, 64, "bfloat16"), tokens)
+    plan = plan_of(replace(SMALL, kv_lens=(1,) * rows), tokens)
     assert (plan.parts, plan.readers) == (parts, readers)
 
 
-@pytest.mark.parametrize("change", [{"head_dim": 256}, {"kv_dtype": "int8"}], ids=str)
-def test_gpu_kernel_has_one_reader_at_times(change: dict[str, Any]):
-    case = replace(Case("any", (1,) * 4, 8, 4, 128, 64, "bfloat16"), **change)
-    assert plan_of(case, 8192).readers == 1
-    with pytest.raises(ValueError, match="readers=2: must be 1 of quantised pages"):
-        plan_of(case, 8192, readers=2)
+@pytest.mark.parametrize(
+    "change",
+    [{"head_dim": 256}, {"kv_dtype": "int8", "group": 64, "kv_lens": (1,) * 64}],
+    ids=["head dim 256", "int8 many queries"],
+)
+def test_gpu_kernel_has_one_reader_where_there_is_no_room(change: dict[str, Any]):
+    case = replace(SMALL, **change)
+    assert plan_of(case, 1088).readers == 1
+    with pytest.raises(ValueError, match="readers=2: must be 1 of a head dim above 128"):
+        plan_of(case, 1088, readers=2)
+
+
+@pytest.mark.parametrize("tokens", [1088, 8192])
+def test_gpu_kernel_has_two_readers_of_quantised_pages(tokens: int):
+    assert plan_of(replace(SMALL, kv_dtype="int8"), tokens).readers == 2
 
 
 def plan_of(case: Case, tokens: int, **chosen: Any) -> Plan:
