@@ -58,6 +58,16 @@ def product(a: Any, b: Any, columns: int) -> jax.Array:
     return pl.run_scoped(multiply, into)
 
 
+def accumulate(sums: jax.Array, a: jax.Array, b: Any) -> jax.Array:
+    """float32[64, columns]: sums + a @ b, a in registers; Pallas' interpreter takes it from shared
+    memory alone."""
+
+    def multiply(into: Any) -> None:
+        plgpu.wgmma(into, a, b)
+
+    return pl.run_state(multiply)(plgpu.ACC.init(sums))  # type: ignore[attr-defined]
+
+
 def base_two(scores: jax.Array, scale: float, logit_soft_cap: float | None) -> jax.Array:
     """Scores whose exp2 is what exp is of the scaled and capped ones."""
     if logit_soft_cap is None:

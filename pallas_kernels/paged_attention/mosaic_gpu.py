@@ -95,6 +95,7 @@ def paged_attention(
         scale=scale,
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
+        weights_in_registers=interpret is None,
         **chosen,
     )
     metadata, parts_of_rows = _metadata(plan, page_table, kv_lens)
@@ -135,6 +136,7 @@ def append_attention(
         scale=scale,
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
+        weights_in_registers=interpret is None,
         **chosen,
     )
     metadata, parts_of_rows = _metadata(plan, page_table, kv_lens)

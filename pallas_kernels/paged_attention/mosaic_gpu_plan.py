@@ -1,5 +1,5 @@
-"""How a launch of decode attention is cut on Hopper GPUs: into how many pieces of work, and how
-many warpgroups compute each. By shape alone, since it shows in the bits of a result.
+"""How a launch of decode attention is cut on Hopper GPUs into pieces of work. By shape alone, since
+it shows in the bits of a result.
 """
 
 from dataclasses import replace
@@ -18,12 +18,7 @@ _PIECE_COST = 1.5
 _JOIN_COST = 2.0
 _MOST_PARTS = 32
 
-# Blocks of a piece of work from which on two warpgroups compute it, timed on an H200: of a row in
-# parts, and of a whole one (not at 17, but at 64). Quantised pages always have two, where there is
-# room for both: one converts while the other waits.
-_SHARED_PART = 5
-_SHARED_WHOLE = 64
-_MOST_SHARED = 128  # head dim, of which a product with V is one
+_MOST_SHARED = 128  # head dim of pages that have two readers
 _FEWEST_STAGES = 2  # of the rings, for which two readers may leave no room
 
 # Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
@@ -43,6 +38,7 @@ def make_plan(
     scale: float,
     logit_soft_cap: float | None,
     sliding_window: int | None,
+    weights_in_registers: bool = True,
     parts: int | ByLength | None = None,
     programs: int = PROCESSORS,
     readers: int | None = None,
@@ -52,12 +48,14 @@ def make_plan(
     Args:
       loaded: [B, K, G, H] queries, with `append` [B, K, G + 2, H].
       k_pages, page_table, append, scale, logit_soft_cap, sliding_window: as in the operations.
+      weights_in_registers: see `Plan`.
       parts: pieces of work that share a row and a KV head; None chooses.
       programs: blocks of threads, at most.
-      readers: warpgroups of a program that compute, 1 or 2; None chooses.
+      readers: warpgroups of a program that compute, 1 or 2; None chooses: over quantised pages two,
+        of which one converts while the other waits, where there is room for both.
 
     Raises:
-      ValueError: two readers of a head dim of 256, or where shared memory has no room for two.
+      ValueError: two readers of other pages, or where there is no room.
     """
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
     page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
@@ -82,6 +80,7 @@ def make_plan(
         by_length=by_length,
         programs=min(programs, pieces * (1 if by_length else most)),
         readers=1,
+        weights_in_registers=weights_in_registers,
         append=append,
         scaled=scaled,
         scale=scale,
@@ -89,14 +88,13 @@ def make_plan(
         sliding_window=sliding_window,
     )
     shared = replace(plan, readers=2)
-    alone = head_dim > _MOST_SHARED or shared.stages < _FEWEST_STAGES
+    may_share = scaled and head_dim <= _MOST_SHARED and shared.stages >= _FEWEST_STAGES
     if readers is None:
-        blocks = pl.cdiv(visible_blocks(tokens, sliding_window), most)
-        readers = 1 if alone else 2 if scaled else choose_readers(most, blocks)
-    elif readers > 1 and alone:
+        readers = 2 if may_share else 1
+    elif readers > 1 and not may_share:
         raise ValueError(
-            f"readers={readers}: must be 1 of a head dim above {_MOST_SHARED}, and of pages for "
-            f"two of which there is no room; the head dim is {head_dim}"
+            f"readers={readers}: must be 1, unless pages are quantised, of a head dim of at most "
+            f"{_MOST_SHARED} (it is {head_dim}), and there is room for two"
         )
     return shared if readers > 1 else plan
 
@@ -133,14 +131,3 @@ def even_parts(pieces: int, blocks: int, programs: int) -> int:
         return turns * (pl.cdiv(blocks, parts) + _PIECE_COST) + (parts > 1) * _JOIN_COST
 
     return min(range(1, min(blocks, _MOST_PARTS) + 1), key=time)
-
-
-def choose_readers(parts: int, blocks: int) -> int:
-    """How many warpgroups compute. Two share what a piece of work waits for, and begin and end it
-    later: that pays where pieces are long, or some programs have more to do than others.
-
-    Args:
-      parts: of a row, at most.
-      blocks: of a piece of work, at most.
-    """
-    return 2 if blocks >= (_SHARED_PART if parts > 1 else _SHARED_WHOLE) else 1

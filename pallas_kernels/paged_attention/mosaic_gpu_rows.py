@@ -30,6 +30,8 @@ class Rows:
     Args:
       rows: [slots, 64, H]; in the end a slot may take the result.
       rows_full: barriers [slots].
+      angles: f32[slots, 2, H/2], cosine and sine, to rotate them by.
+      tile: [64, H], which takes the rows as a product does, if they are wanted so.
       new: int8[64, _, H], of which the quantised K and V become rows.
       new_scales: f32[64], of the same rows.
     """
@@ -38,18 +40,35 @@ class Rows:
         self,
         plan: Plan,
         refs: Refs,
+        *,
         rows: Any,
         rows_full: Any,
+        angles: Any = None,
+        tile: Any = None,
         new: Any = None,
         new_scales: Any = None,
     ) -> None:
         self._plan, self._refs = plan, refs
-        self._rows, self._full = rows, rows_full
+        self._rows, self._full, self._angles, self._tile = rows, rows_full, angles, tile
         self._new, self.new_scales = new, new_scales
+
+    @staticmethod
+    def scratch(plan: Plan, dtype: Any) -> dict[str, Any]:
+        """Shared memory and barriers, by the names of arguments."""
+        scratch: dict[str, Any] = {
+            "rows": plgpu.SMEM((plan.slots, ROWS, plan.head_dim), dtype),
+            "rows_full": plgpu.Barrier(
+                num_arrivals=3 if plan.append else 1, num_barriers=plan.slots
+            ),
+        }
+        if plan.append:
+            shape = (plan.slots, 2, plan.head_dim // 2)
+            scratch["angles"] = plgpu.SMEM(shape, jnp.float32)
+        return scratch
 
     def each(self, do: Callable[[Work, jax.Array, Any], None]) -> None:
         """Calls do(work, steps, rows [64, H]) for each piece of work of this program, as in
-        `each_work`, with the rows as products take them."""
+        `each_work`, with the rows scaled and rotated."""
         plan, refs = self._plan, self._refs
         count = pieces(plan, refs)
         if plan.slots > 1:
@@ -64,52 +83,60 @@ class Rows:
                 self._fetch(n, turn(plan, n))
             slot = lax.rem(n, jnp.int32(plan.slots))
             plgpu.barrier_wait(self._full.at[slot])
+            rows = self._rows.at[slot]
             if plan.append:
-                self._rotate(work, self._rows.at[slot])
-            do(work, steps, self._rows.at[slot])
+                self._rotate(work, rows, None if self._angles is None else self._angles.at[slot])
+            elif self._tile is not None:
+                self._tile[...] = plgpu.load(rows, layout=plgpu.Layout.WGMMA, optimized=False)
+                plgpu.commit_smem()
+            do(work, steps, rows)
 
         each_work(plan, refs, take)
 
     def _fetch(self, n: jax.Array, index: jax.Array) -> None:
         """Begin to load the rows of the n-th piece of work into its slot, once what a former one
         left there has gone out. What is past them is undefined."""
-        plan = self._plan
+        plan, refs = self._plan, self._refs
         slot = lax.rem(n, jnp.int32(plan.slots))
-        row, head, _ = place(plan, self._refs, index)
+        full = self._full.at[slot]
+        row, head, _ = place(plan, refs, index)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        plgpu.copy_gmem_to_smem(
-            self._refs.loaded.at[row, head],
-            self._rows.at[slot, pl.ds(0, plan.loaded)],
-            self._full.at[slot],
-        )
+        rows = self._rows.at[slot, pl.ds(0, plan.loaded)]
+        plgpu.copy_gmem_to_smem(refs.loaded.at[row, head], rows, full)
+        if plan.append:
+            for i, angles in enumerate((refs.cos, refs.sin)):
+                plgpu.copy_gmem_to_smem(angles.at[row], self._angles.at[slot, i], full)
 
-    def _rotate(self, work: Work, rows: Any) -> None:
+    def _rotate(self, work: Work, rows: Any, angles: Any) -> None:
         """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty
         row: products mix what they find, and nothing times NaN is NaN. K and V that are to be
         quantised become whole numbers, which bfloat16 holds."""
-        plan, refs = self._plan, self._refs
+        plan = self._plan
         half = plan.head_dim // 2
         wide = plgpu.Layout.WGMMA
         row = iota((ROWS, half), 0)
         is_value = row == plan.group + 1
+        assert work.scale is not None
         is_nothing = (row > plan.group + 1) | jnp.full(row.shape, work.kv_len == 0)
-        scale = refs.row_scale[work.row]
 
-        def angle(ref: Any) -> jax.Array:
-            one = plgpu.load(ref.at[work.row], layout=wide.reduce(0), optimized=False)
+        def angle(i: int) -> jax.Array:
+            one = plgpu.load(angles.at[i], layout=wide.reduce(0), optimized=False)
             return lax.broadcast_in_dim(one, (ROWS, half), (1,))
 
         def part(start: int) -> jax.Array:
             ref = rows.at[:, pl.ds(start, half)]
             x = plgpu.load(ref, layout=wide, optimized=False).astype(jnp.float32)
-            return jnp.where(is_nothing, jnp.zeros_like(x), x * scale)
+            return jnp.where(is_nothing, jnp.zeros_like(x), x * work.scale)
 
-        a, b, cos, sin = part(0), part(half), angle(refs.cos), angle(refs.sin)
+        a, b, cos, sin = part(0), part(half), angle(0), angle(1)
         turned_a = jnp.where(is_value, a, a * cos - b * sin)
         turned_b = jnp.where(is_value, b, b * cos + a * sin)
         if plan.scaled:
             is_new = (row == plan.group) | is_value
             turned_a, turned_b = self._rounded(is_new, turned_a, turned_b)
+        if self._tile is not None:
+            both = jnp.concatenate((turned_a, turned_b), axis=1)
+            self._tile[...] = both.astype(self._tile.dtype)
         put(rows, 0, turned_a)
         put(rows, half, turned_b)
         plgpu.commit_smem()
@@ -139,15 +166,14 @@ class Rows:
 
         @pl.when((work.part == 0) & (work.kv_len > 0))
         def _() -> None:
-            page = refs.table[work.row, lax.div(work.end, jnp.int32(plan.page_size))]
             offset = lax.rem(work.end, jnp.int32(plan.page_size))
             for ring, at in ((refs.rings.k, plan.group), (refs.rings.v, plan.group + 1)):
-                target = ring.pages.at[work.head, page, pl.ds(offset, 1)]
+                target = ring.pages.at[work.head, work.new_page, pl.ds(offset, 1)]
                 if not plan.scaled:
                     plgpu.copy_smem_to_gmem(rows.at[pl.ds(at, 1)], target)
                     continue
                 plgpu.copy_smem_to_gmem(self._new.at[at, pl.ds(0, 1)], target)
-                ring.scales[work.head, page, offset] = self.new_scales[at]
+                ring.scales[work.head, work.new_page, offset] = self.new_scales[at]
 
 
 def put(rows: Any, start: int, x: jax.Array) -> None:

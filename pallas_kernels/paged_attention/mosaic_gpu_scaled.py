@@ -23,10 +23,10 @@ from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows
 from pallas_kernels.paged_attention.mosaic_gpu_work import (
     BLOCK,
     NO_SUM,
+    Blocks,
     Plan,
     Refs,
     Work,
-    each_block,
     each_work,
 )
 
@@ -44,8 +44,7 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
     )
     scratch = {
         **rings,
-        "rows": plgpu.SMEM((plan.slots, ROWS, plan.head_dim), dtype),
-        "rows_full": plgpu.Barrier(num_barriers=plan.slots),
+        **Rows.scratch(plan, dtype),
         "q_tile": tiled((plan.queries, plan.head_dim), dtype),
         "k_tile": tiled((plan.readers, BLOCK, plan.head_dim), dtype),
         "v_tile": tiled((plan.readers, BLOCK, plan.head_dim), dtype),
@@ -90,6 +89,7 @@ class _Shared:
     out: Any  # [Q, H], or of a part f32[H, Q], on its way out
     new: Any = None  # int8[64, _, H], of which K and V are rows
     new_scales: Any = None  # f32[64], of the same rows
+    angles: Any = None  # f32[slots, 2, H/2], by which those rows are rotated
     log_total: Any = None  # f32[Q]
     begun: Any = None  # barrier: `q_tile` is there, and what was handed over has been read
     handed_over: Any = None  # barrier: `handed` and `numbers` are there
@@ -106,7 +106,15 @@ def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) ->
     """Every piece of work of a program, into `outputs`."""
     shared = _Shared(**scratch)
     tiles, out, log_total = shared.tiles(0), shared.out, shared.log_total
-    begun = Rows(plan, refs, shared.rows, shared.rows_full, shared.new, shared.new_scales)
+    begun = Rows(
+        plan,
+        refs,
+        rows=shared.rows,
+        rows_full=shared.rows_full,
+        angles=shared.angles,
+        new=shared.new,
+        new_scales=shared.new_scales,
+    )
 
     def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
         wide = plgpu.Layout.WGMMA
@@ -255,13 +263,14 @@ def _attend(
     reader: int,
 ) -> _Seen:
     """What has been seen after this reader's blocks of `work`."""
+    blocks = Blocks(plan, refs.rings, work, steps, reader)
     k, v = refs.rings.k, refs.rings.v
     shape = BLOCK, plan.queries
     row = iota(shape, 0)
 
-    def unpack(ring: Ring, stage: jax.Array, tile: Any) -> jax.Array:
-        """Moves the elements of a stage to `tile` and frees it; its scales, [C, Q]."""
-        plgpu.barrier_wait(ring.full.at[stage])
+    def unpack(ring: Ring, j: jax.Array, tile: Any) -> jax.Array:
+        """Moves the elements of a block to `tile` and frees its stage; its scales, [C, Q]."""
+        stage = blocks.take(ring, j)
         tall = plgpu.Layout.WGMMA.reduce(1)
         scales = plgpu.load(ring.scale_buffer.at[stage], layout=tall, optimized=False)
         wide = plgpu.Layout.WGMMA
@@ -271,13 +280,12 @@ def _attend(
         plgpu.barrier_arrive(ring.free.at[stage])
         return lax.broadcast_in_dim(scales, shape, (0,))
 
-    def step(i: jax.Array, seen: _Seen) -> _Seen:
-        stage, block = lax.rem(steps + i, jnp.int32(plan.stages)), work.first + i
-        token = row + block * BLOCK
+    def step(j: jax.Array, seen: _Seen) -> _Seen:
+        token = row + blocks.token(j)
         visible = (work.oldest <= token) & (token < work.end)
 
-        k_scales = unpack(k, stage, tiles.k)
-        scores, v_scales = tiles.scores(lambda: unpack(v, stage, tiles.v))
+        k_scales = unpack(k, j, tiles.k)
+        scores, v_scales = tiles.scores(lambda: unpack(v, j, tiles.v))
         scores = jnp.where(visible, _base_two(plan, scores * k_scales), MASKED)
         higher = jnp.maximum(seen.highest, scores.max(axis=0))
         fade = jnp.exp2(seen.highest - higher)
@@ -290,7 +298,9 @@ def _attend(
             total=seen.total * _across(fade, BLOCK) + weight,
         )
 
-    return each_block(plan, refs.rings, work, steps, reader, step, seen)
+    seen = lax.fori_loop(0, blocks.count, step, seen)
+    blocks.leave()
+    return seen
 
 
 def _store(plan: Plan, work: Work, outputs: tuple[Any, ...], out: Any, log_total: Any) -> None:

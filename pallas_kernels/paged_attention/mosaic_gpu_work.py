@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import Rings
+from pallas_kernels.hopper import Ring, Rings
 
 BLOCK = 64
 """Tokens of a stage of the rings."""
@@ -31,7 +31,6 @@ REDUCTION_BYTES = 128 * 4 * 4
 
 _COLUMNS = 128  # of a product with V, at most: registers hold its result beside the running sums
 _RING_BYTES = 160 << 10
-_SHARED_RING_BYTES = 128 << 10  # of two readers, which need room beside it
 _SCALED_BYTES = 216 << 10  # of all that a program over quantised pages shares
 
 
@@ -79,13 +78,15 @@ class Plan:
     scale: float
     logit_soft_cap: float | None
     sliding_window: int | None
+    weights_in_registers: bool = True
+    """As they should be; Pallas' interpreter takes them from shared memory alone. Over quantised
+    pages they are the other operand, which never is in registers."""
 
     @property
     def stages(self) -> int:
         """Of the rings; a stage holds a block of K and of V."""
         if not self.scaled:
-            size = _RING_BYTES if self.readers == 1 else _SHARED_RING_BYTES
-            return max(2, min(8, size // (4 * BLOCK * self.head_dim)))
+            return max(2, min(8, _RING_BYTES // (4 * BLOCK * self.head_dim)))
         room = scaled_stages(self.head_dim, self.queries, self.slots, self.append, self.readers)
         return min(8, room)
 
@@ -101,9 +102,8 @@ class Plan:
 
     @property
     def out_columns(self) -> int:
-        """Of a float32 result on its way out, or from one reader to the other: shared memory is
-        full of pages."""
-        return 64 if self.slots == 1 or self.readers > 1 else 32
+        """Of a float32 result on its way out: shared memory is full of pages."""
+        return 64 if self.slots == 1 else 32
 
     @property
     def columns(self) -> tuple[slice, ...]:
@@ -149,6 +149,7 @@ class Refs:
     sin: Any = None  # f32[B, H/2]
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Work:
     """A piece of work: the blocks of a row's pages that are read for one KV head."""
@@ -162,6 +163,8 @@ class Work:
     end: jax.Array  # position behind the last one that is in the pages
     first: jax.Array  # block
     count: jax.Array  # of blocks
+    scale: jax.Array | None  # of the row; with `append`
+    new_page: jax.Array | None  # of the row's newest position, likewise
 
 
 def cut(plan: Plan, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -218,55 +221,76 @@ def each_work(
     plan: Plan, refs: Refs, do: Callable[[jax.Array, Work, jax.Array], None]
 ) -> jax.Array:
     """Calls do(n, work, steps) for the n-th piece of work of this program; `steps` counts the
-    blocks of those before. Returns that of all of them."""
+    blocks of those before. Returns that of all of them. What is known of a piece is read from
+    memory while the one before it is done."""
 
-    def take(n: jax.Array, steps: jax.Array) -> jax.Array:
-        work = _work(plan, refs, turn(plan, n))
+    def take(n: jax.Array, carry: tuple[jax.Array, Work]) -> tuple[jax.Array, Work]:
+        steps, work = carry
+        following = _work(plan, refs, jnp.minimum(turn(plan, n + 1), count - 1))
         do(n, work, steps)
-        return steps + work.count
+        return steps + work.count, following
 
     count = pieces(plan, refs)
     rounds = lax.div(count, jnp.int32(plan.programs))  # those that all programs take part in
     mine = rounds + (turn(plan, rounds) < count).astype(jnp.int32)
-    return lax.fori_loop(0, mine, take, jnp.int32(0))
+    first = _work(plan, refs, turn(plan, jnp.int32(0)))
+    steps, _ = lax.fori_loop(0, mine, take, (jnp.int32(0), first))
+    return steps
 
 
-def each_block(
-    plan: Plan,
-    rings: Rings,
-    work: Work,
-    steps: jax.Array,
-    reader: int,
-    do: Callable[[jax.Array, Any], Any],
-    seen: Any,
-) -> Any:
-    """do(i, seen) for this reader's blocks of `work`, from one to the next: of two readers each has
-    every other one. Barriers count how often they are waited for, so that each waits for all."""
+@dataclass(frozen=True)
+class Blocks:
+    """A reader's blocks of a piece of work, of two readers every other one, as they come through
+    the rings.
 
-    def skip(i: jax.Array) -> None:
-        stage = lax.rem(steps + i, jnp.int32(plan.stages))
-        for ring in (rings.k, rings.v):
-            plgpu.barrier_wait(ring.full.at[stage])
-            plgpu.barrier_arrive(ring.free.at[stage])
+    Barriers count how often they are waited for, so that each reader waits for all blocks: for the
+    other one's between its own.
+    """
 
-    def first_of_two(j: jax.Array, seen: Any) -> Any:
-        seen = do(2 * j, seen)
-        pl.when(2 * j + 1 < work.count)(partial(skip, 2 * j + 1))
-        return seen
+    plan: Plan
+    rings: Rings
+    work: Work
+    steps: jax.Array  # blocks of the pieces of work before
+    reader: int = 0
 
-    def second_of_two(j: jax.Array, seen: Any) -> Any:
-        skip(2 * j)
-        return do(2 * j + 1, seen)
+    @property
+    def count(self) -> jax.Array:
+        """Of this reader's."""
+        readers = self.plan.readers
+        return lax.div(self.work.count + readers - 1 - self.reader, jnp.int32(readers))
 
-    if plan.readers == 1:
-        return lax.fori_loop(0, work.count, do, seen)
-    pairs = lax.div(work.count, jnp.int32(2))
-    rest = work.count - 2 * pairs
-    if reader == 0:
-        return lax.fori_loop(0, pairs + rest, first_of_two, seen)
-    seen = lax.fori_loop(0, pairs, second_of_two, seen)
-    pl.when(rest > 0)(partial(skip, 2 * pairs))
-    return seen
+    def token(self, j: jax.Array) -> jax.Array:
+        """The first one of the j-th."""
+        return (self.work.first + self._index(j)) * BLOCK
+
+    def take(self, ring: Ring, j: jax.Array) -> jax.Array:
+        """Waits for the j-th; the stage it is in, which is to be freed. One after another."""
+        index = self._index(j)
+        if self.plan.readers > 1:
+            pl.when(index > 0)(partial(self._skip, ring, index - 1))
+        stage = self._stage(index)
+        plgpu.barrier_wait(ring.full.at[stage])
+        return stage
+
+    def leave(self) -> None:
+        """After the last one."""
+        if self.plan.readers == 1:
+            return
+        behind = self._index(self.count) - 1
+        for ring in (self.rings.k, self.rings.v):
+            unseen = (behind >= 0) & (behind < self.work.count)
+            pl.when(unseen)(partial(self._skip, ring, behind))
+
+    def _index(self, j: jax.Array) -> jax.Array:
+        return j * self.plan.readers + self.reader
+
+    def _stage(self, index: jax.Array) -> jax.Array:
+        return lax.rem(self.steps + index, jnp.int32(self.plan.stages))
+
+    def _skip(self, ring: Ring, index: jax.Array) -> None:
+        stage = self._stage(index)
+        plgpu.barrier_wait(ring.full.at[stage])
+        plgpu.barrier_arrive(ring.free.at[stage])
 
 
 def _work(plan: Plan, refs: Refs, index: jax.Array) -> Work:
@@ -278,7 +302,11 @@ def _work(plan: Plan, refs: Refs, index: jax.Array) -> Work:
     each = _up(stop - start, parts)
     first = start + part * each
     count = jnp.clip(stop - first, 0, each)
-    return Work(row, head, part, parts, kv_len, oldest, end, first, count)
+    scale = new_page = None
+    if plan.append:
+        scale = refs.row_scale[row]
+        new_page = refs.table[row, lax.div(end, jnp.int32(plan.page_size))]
+    return Work(row, head, part, parts, kv_len, oldest, end, first, count, scale, new_page)
 
 
 def _visible(plan: Plan, kv_len: jax.Array) -> tuple[jax.Array, ...]:

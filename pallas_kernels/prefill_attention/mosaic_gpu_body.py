@@ -12,7 +12,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import ROWS, Rings, base_two, iota, product, spread, tiled
+from pallas_kernels.hopper import (
+    ROWS,
+    Rings,
+    accumulate,
+    base_two,
+    iota,
+    product,
+    spread,
+    tiled,
+)
 from pallas_kernels.online_softmax import LOWEST, MASKED
 
 COMPUTE = 2
@@ -324,7 +333,7 @@ class _Half:
             self._silence(stage, block)
         values = v.buffer.at[stage]
         if plan.weights_in_registers:
-            weighted = _accumulate(weighted, rounded, values)
+            weighted = accumulate(weighted, rounded, values)
         else:
             weighted = weighted + product(self.weights, values, plan.head_dim)
         plgpu.barrier_arrive(v.free.at[stage])
@@ -356,12 +365,3 @@ class _Half:
             seen = (start <= token) & (token < stop)
             values[stage] = jnp.where(seen, rows, jnp.zeros_like(rows))
             plgpu.commit_smem()
-
-
-def _accumulate(sums: jax.Array, a: jax.Array, b: Any) -> jax.Array:
-    """float32[64, H]: sums + a @ b, a in registers."""
-
-    def multiply(into: Any) -> None:
-        plgpu.wgmma(into, a, b)
-
-    return pl.run_state(multiply)(plgpu.ACC.init(sums))  # type: ignore[attr-defined]

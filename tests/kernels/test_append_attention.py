@@ -142,10 +142,7 @@ def check_gpu(
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("case", APPENDED, ids=lambda case: case.name)
 def test_gpu_kernel(case: Case, parts: int):
-    """Whole rows by two readers, where there may be two."""
-    alone = case.kv_dtype is not None or case.head_dim > 128
-    readers = 1 if alone or parts == 2 else 2
-    check_gpu(case, bias=case.name == "page 8", parts=parts, readers=readers)
+    check_gpu(case, bias=case.name == "page 8", parts=parts)
 
 
 @needs_gpu_interpreter
@@ -158,10 +155,11 @@ def test_gpu_kernel_cuts_long_rows(case: Case):
 
 @needs_gpu_interpreter
 @pytest.mark.parametrize("programs", [1, 2, 5])
-def test_gpu_kernel_cuts_long_rows_for_two_readers(programs: int):
-    """Pieces of no block, of one, and of an even and an odd number, whole and in parts."""
+@pytest.mark.parametrize("parts", [1, 2, ByLength(3, 2)])
+def test_gpu_kernel_takes_pieces_of_any_length(parts: int | ByLength, programs: int):
+    """Of no block, of one, and of several, whole and in parts."""
     case = Case("any", (641, 0, 65, 1, 129, 385), 1, 2, 128, 64, "bfloat16")
-    check_gpu(case, parts=ByLength(3, 2), programs=programs, readers=2)
+    check_gpu(case, parts=parts, programs=programs)
 
 
 PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]
@@ -172,7 +170,7 @@ PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]
 @pytest.mark.parametrize(
     ("parts", "programs", "readers", "kv_dtype"),
     [
-        *((*each, readers, None) for each in PIECES for readers in (1, 2)),
+        *((*each, 1, None) for each in PIECES),
         *((*each, readers, "int8") for each in PIECES[:3] for readers in (1, 2)),
     ],
 )
