@@ -1,7 +1,6 @@
 """What a block of threads of decode attention does on Hopper GPUs: one warpgroup copies pages into
 the rings, another one computes; over quantised pages as `mosaic_gpu_scaled` says."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -203,8 +202,7 @@ def _attend(
     weights: "_Weights",
     seen: _Seen,
 ) -> _Seen:
-    """What has been seen after the blocks of `work`. The product of the next block's K is
-    under way while the scores of one become weights, and those are multiplied with its V."""
+    """What has been seen after the blocks of `work`."""
     blocks = Blocks(plan, refs.rings, work, steps)
     k, v = refs.rings.k, refs.rings.v
     windowed = plan.sliding_window is not None
@@ -213,23 +211,11 @@ def _attend(
         token = iota(shape, axis) + first
         return (work.oldest <= token) & (token < work.end) if windowed else token < work.end
 
-    def scores_of(j: jax.Array, meanwhile: Callable[[], Any]) -> tuple[jax.Array, Any]:
-        """The j-th block's scores, and what `meanwhile` returns."""
-        stage = blocks.take(k, j)
-
-        def multiply(into: Any) -> tuple[jax.Array, Any]:
-            plgpu.wgmma(into, q_tile, k.buffer.at[stage].transpose((1, 0)))
-            done = meanwhile()
-            return into[...], done
-
-        into = plgpu.ACC((ROWS, BLOCK), jnp.float32)  # type: ignore[attr-defined]
-        scores, done = pl.run_scoped(multiply, into)
-        plgpu.barrier_arrive(k.free.at[stage])
-        return scores, done
-
-    def add(j: jax.Array, scores: jax.Array, seen: _Seen, *, ragged: bool) -> _Seen:
+    def step(j: jax.Array, seen: _Seen, *, ragged: bool) -> _Seen:
         """`seen`, and the j-th block; without `ragged` all of its tokens are visible."""
-        first = blocks.token(j)
+        first, stage = blocks.token(j), blocks.take(k, j)
+        scores = product(q_tile, k.buffer.at[stage].transpose((1, 0)), BLOCK)
+        plgpu.barrier_arrive(k.free.at[stage])
         scores = _base_two(plan, scores)
         if ragged:
             scores = jnp.where(visible((ROWS, BLOCK), 1, first), scores, MASKED)
@@ -254,13 +240,10 @@ def _attend(
         plgpu.barrier_arrive(v.free.at[stage])
         return _Seen(weighted, higher, total)
 
-    def follow(j: jax.Array, carry: tuple[jax.Array, _Seen]) -> tuple[jax.Array, _Seen]:
-        return scores_of(j + 1, lambda: add(j, *carry, ragged=windowed))
-
     def all_blocks(_: jax.Array, seen: _Seen) -> _Seen:
-        scores, _ = scores_of(jnp.int32(0), lambda: None)
         last = blocks.count - 1
-        return add(last, *lax.fori_loop(0, last, follow, (scores, seen)), ragged=True)
+        seen = lax.fori_loop(0, last, partial(step, ragged=windowed), seen)
+        return step(last, seen, ragged=True)
 
     return lax.fori_loop(0, jnp.minimum(blocks.count, 1), all_blocks, seen)
 

@@ -116,7 +116,8 @@ class Rows:
         wide = plgpu.Layout.WGMMA
         row = iota((ROWS, half), 0)
         is_value = row == plan.group + 1
-        assert work.scale is not None
+        scale = work.scale
+        assert scale is not None
         is_nothing = (row > plan.group + 1) | jnp.full(row.shape, work.kv_len == 0)
 
         def angle(i: int) -> jax.Array:
@@ -126,7 +127,7 @@ class Rows:
         def part(start: int) -> jax.Array:
             ref = rows.at[:, pl.ds(start, half)]
             x = plgpu.load(ref, layout=wide, optimized=False).astype(jnp.float32)
-            return jnp.where(is_nothing, jnp.zeros_like(x), x * work.scale)
+            return jnp.where(is_nothing, jnp.zeros_like(x), x * scale)
 
         a, b, cos, sin = part(0), part(half), angle(0), angle(1)
         turned_a = jnp.where(is_value, a, a * cos - b * sin)

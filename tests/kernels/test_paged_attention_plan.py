@@ -13,7 +13,6 @@ from pallas_kernels.paged_attention import mosaic_gpu_plan
 from pallas_kernels.paged_attention.cases import Case, make_inputs
 from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength, Plan, cut
 
-
 SMALL = Case("any", (1,) * 4, 8, 4, 128, 64, "bfloat16")
 
 
