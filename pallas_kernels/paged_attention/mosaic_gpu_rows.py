@@ -2,6 +2,7 @@
 head, and with `append` the new K and V as they leave the projection."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -81,11 +82,14 @@ class Rows:
                 pl.when(following < count)(partial(self._fetch, n + 1, following))
             else:
                 self._fetch(n, turn(plan, n))
+            if plan.append:  # on its way from memory until the page is written
+                newest = lax.div(work.end, jnp.int32(plan.page_size))
+                work = replace(work, new_page=refs.table[work.row, newest])
             slot = lax.rem(n, jnp.int32(plan.slots))
             plgpu.barrier_wait(self._full.at[slot])
             rows = self._rows.at[slot]
             if plan.append:
-                self._rotate(work, rows, None if self._angles is None else self._angles.at[slot])
+                self._rotate(work, rows, self._angles.at[slot])
             elif self._tile is not None:
                 self._tile[...] = plgpu.load(rows, layout=plgpu.Layout.WGMMA, optimized=False)
                 plgpu.commit_smem()

@@ -164,7 +164,8 @@ class Work:
     first: jax.Array  # block
     count: jax.Array  # of blocks
     scale: jax.Array | None  # of the row; with `append`
-    new_page: jax.Array | None  # of the row's newest position, likewise
+    new_page: jax.Array | None = None
+    """Of the row's newest position, once somebody is about to write there."""
 
 
 def cut(plan: Plan, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -302,11 +303,8 @@ def _work(plan: Plan, refs: Refs, index: jax.Array) -> Work:
     each = _up(stop - start, parts)
     first = start + part * each
     count = jnp.clip(stop - first, 0, each)
-    scale = new_page = None
-    if plan.append:
-        scale = refs.row_scale[row]
-        new_page = refs.table[row, lax.div(end, jnp.int32(plan.page_size))]
-    return Work(row, head, part, parts, kv_len, oldest, end, first, count, scale, new_page)
+    scale = refs.row_scale[row] if plan.append else None
+    return Work(row, head, part, parts, kv_len, oldest, end, first, count, scale)
 
 
 def _visible(plan: Plan, kv_len: jax.Array) -> tuple[jax.Array, ...]:
