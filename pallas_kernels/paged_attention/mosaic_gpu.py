@@ -2,8 +2,8 @@
 
 Flash-decoding (Dao et al., 2023) over pages, in blocks of threads that stay: each takes one piece
 of work after another, a row's share for one KV head, and one of its warpgroups copies pages into
-a ring in shared memory, by the tensor memory accelerator, while the others take the two products
-from it. The ring runs on from one piece of work to the next, so memory never waits for a
+a ring in shared memory, by the tensor memory accelerator, while another one takes the two products
+from it, or two do. The ring runs on from one piece of work to the next, so memory never waits for a
 piece to be finished or begun. Where there are fewer pieces than processors, every row is cut into
 parts, and their results are put together afterwards. Where there are more, a row is cut only if it
 is long: all others would wait for one that is many times as long as they are.
@@ -28,7 +28,13 @@ from pallas_kernels.hopper import ROWS
 from pallas_kernels.online_softmax import LOWEST
 from pallas_kernels.paged_attention.mosaic_gpu_body import body, scratch_types
 from pallas_kernels.paged_attention.mosaic_gpu_plan import make_plan
-from pallas_kernels.paged_attention.mosaic_gpu_work import BLOCK, Plan, cut, scaled_stages
+from pallas_kernels.paged_attention.mosaic_gpu_work import (
+    BLOCK,
+    REDUCTION_BYTES,
+    Plan,
+    cut,
+    scaled_stages,
+)
 from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 
 
@@ -224,7 +230,9 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
         grid_names=("program",),
         num_threads=plan.readers + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True, **_room_to_reduce(plan)),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, reduction_scratch_bytes=REDUCTION_BYTES
+        ),
         interpret=interpret,
         kernel_name="append_attention" if plan.append else "paged_attention",
     )
@@ -232,12 +240,6 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
     if plan.scaled and plan.parts > 1:
         out = out[0].swapaxes(-1, -2)[..., : plan.group, :], out[1]
     return out
-
-
-def _room_to_reduce(plan: Plan) -> dict[str, Any]:
-    """Reductions along rows stay within a warp, and pages of bfloat16 leave no room for Mosaic's 2
-    KB; those of int8 cross warps."""
-    return {} if plan.scaled else {"reduction_scratch_bytes": 1024}
 
 
 def _put_together(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> jax.Array:

@@ -31,6 +31,7 @@ from pallas_kernels.paged_attention.mosaic_gpu_work import (
     Blocks,
     Plan,
     Refs,
+    Turn,
     Work,
     each_work,
 )
@@ -50,10 +51,10 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
     )
     scratch = rings | Rows.scratch(plan, dtype) | {"q_tile": tiled((ROWS, plan.head_dim), dtype)}
     if not plan.weights_in_registers:
-        scratch["weights"] = tiled((ROWS, BLOCK), dtype)
+        scratch["weights_tile"] = tiled((ROWS, BLOCK), dtype)
     if plan.parts > 1:
         scratch["columns"] = plgpu.SMEM((ROWS, plan.out_columns), jnp.float32)
-        scratch["log_sums"] = plgpu.SMEM((ROWS,), jnp.float32)
+        scratch["log_total"] = plgpu.SMEM((ROWS,), jnp.float32)
     return scratch
 
 
@@ -80,10 +81,11 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
     warpgroup = lax.axis_index("warpgroup")
     if plan.readers > 1:
         # Mosaic (of JAX 0.11.2) reduces across warps through shared memory behind what is in use
-        # where the reduction is traced. Two warpgroups at once need two such places.
+        # where the reduction is traced. Two warpgroups at once need two such places: nobody writes
+        # to what is allocated here but the first one, whose reductions find it free.
         pl.run_scoped(
             lambda _: pl.when(warpgroup == 1)(second),
-            plgpu.SMEM((2 * REDUCTION_BYTES,), jnp.int8),
+            plgpu.SMEM((REDUCTION_BYTES,), jnp.int8),
             collective_axes="warpgroup",
         )
 
@@ -101,7 +103,7 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
 class _Seen(NamedTuple):
     """The running softmax of a piece of work, float32."""
 
-    weighted: tuple[jax.Array, ...]  # of [64, columns]: the sum of weight * value
+    weighted: jax.Array  # [64, H], the sum of weight * value
     highest: jax.Array  # [64], base-2 score
     total: jax.Array  # [64], the sum of weights
 
@@ -110,13 +112,13 @@ class _Seen(NamedTuple):
 
 
 def _copy_pages(plan: Plan, refs: Refs) -> None:
-    def copy_work(n: jax.Array, work: Work, steps: jax.Array) -> None:
-        del n
+    def copy_work(turn: Turn) -> None:
+        work = turn.work
 
         def page_of(entry: jax.Array) -> jax.Array:
             return refs.table[work.row, jnp.minimum(entry, plan.width - 1)]
 
-        refs.rings.copy(work.head, work.first, work.count, steps, page_of)
+        refs.rings.copy(work.head, work.first, work.count, turn.steps, page_of)
 
     refs.rings.drain(each_work(plan, refs, copy_work))
 
@@ -130,25 +132,25 @@ def _compute(
     outputs: tuple[Any, ...],
     *,
     q_tile: Any,  # [64, H], as a product takes it
-    weights: Any = None,  # [64, C], likewise, if they go through shared memory
+    weights_tile: Any = None,  # [64, C], likewise, if they go through shared memory
     columns: Any = None,  # f32[64, columns], of a part on its way out
-    log_sums: Any = None,  # f32[64], likewise
-    **rows: Any,  # see `Rows`, whose slots in the end take the results
+    log_total: Any = None,  # f32[64], likewise
+    **scratch: Any,  # of `Rows`, whose slots in the end take the results
 ) -> None:
     """Every piece of work of a program, into `outputs`."""
-    begun = Rows(plan, refs, tile=q_tile, **rows)
-    pair = _Weights(plan, weights)
+    begun = Rows.take(plan, refs, scratch, tile=q_tile)
+    weights = _Weights(plan, weights_tile)
 
     def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
-        seen = _begin(plan, work, q_tile, pair)
+        seen = _begin(plan, work, q_tile, weights)
         if plan.append:
             begun.store_new(work, mine)
-        seen = _attend(plan, refs, work, steps, q_tile, pair, seen)
+        seen = _attend(plan, refs, work, steps, q_tile, weights, seen)
         total = jnp.maximum(seen.total, NO_SUM)
-        out = [x / spread(total, x.shape[1]) for x in seen.weighted]
+        out = seen.weighted / spread(total, plan.head_dim)
         whole = partial(_store_whole, plan, work, outputs, out, mine)
         log_sum = seen.highest + jnp.log(total) * LOG2_E
-        part = partial(_store_part, plan, work, outputs, out, log_sum, columns, log_sums)
+        part = partial(_store_part, plan, work, outputs, out, log_sum, columns, log_total)
         if plan.by_length is not None:
             pl.when(work.parts == 1)(whole)
             pl.when(work.parts > 1)(part)
@@ -163,10 +165,7 @@ def _nothing(plan: Plan) -> _Seen:
     """The running softmax before anything has been seen."""
     wide, tall = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
     return _Seen(
-        weighted=tuple(
-            plgpu.layout_cast(jnp.zeros((ROWS, at.stop - at.start), jnp.float32), wide)
-            for at in plan.columns
-        ),
+        weighted=plgpu.layout_cast(jnp.zeros((ROWS, plan.head_dim), jnp.float32), wide),
         highest=plgpu.layout_cast(jnp.full((ROWS,), LOWEST, jnp.float32), tall),
         total=plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), tall),
     )
@@ -213,7 +212,8 @@ def _attend(
 
     def step(j: jax.Array, seen: _Seen, *, ragged: bool) -> _Seen:
         """`seen`, and the j-th block; without `ragged` all of its tokens are visible."""
-        first, stage = blocks.token(j), blocks.take(k, j)
+        first = blocks.token(j)
+        stage = blocks.take(k, j)
         scores = product(q_tile, k.buffer.at[stage].transpose((1, 0)), BLOCK)
         plgpu.barrier_arrive(k.free.at[stage])
         scores = _base_two(plan, scores)
@@ -222,9 +222,9 @@ def _attend(
         higher = jnp.maximum(seen.highest, scores.max(axis=1))
         fade = jnp.exp2(seen.highest - higher)
         weight = jnp.exp2(scores - spread(higher, BLOCK))
-        put = weights.put(weight)
+        rounded = weights.put(weight)
         total = seen.total * fade + weight.sum(axis=1)
-        faded = tuple(x * spread(fade, x.shape[1]) for x in seen.weighted)
+        faded = seen.weighted * spread(fade, plan.head_dim)
         stage = blocks.take(v, j)
         if ragged:
 
@@ -236,16 +236,17 @@ def _attend(
                 v.buffer[stage] = jnp.where(shown, rows, jnp.zeros_like(rows))
                 plgpu.commit_smem()
 
-        weighted = put.add(faded, v.buffer.at[stage])
+        weighted = rounded.add(faded, v.buffer.at[stage])
         plgpu.barrier_arrive(v.free.at[stage])
         return _Seen(weighted, higher, total)
 
-    def all_blocks(_: jax.Array, seen: _Seen) -> _Seen:
-        last = blocks.count - 1
-        seen = lax.fori_loop(0, last, partial(step, ragged=windowed), seen)
-        return step(last, seen, ragged=True)
+    if windowed:
+        return lax.fori_loop(0, blocks.count, partial(step, ragged=True), seen)
 
-    return lax.fori_loop(0, jnp.minimum(blocks.count, 1), all_blocks, seen)
+    # Without a window only the last one may be ragged; and if there is none, so is the loop's turn.
+    last = jnp.maximum(blocks.count - 1, 0)
+    seen = lax.fori_loop(0, last, partial(step, ragged=False), seen)
+    return lax.fori_loop(last, blocks.count, partial(step, ragged=True), seen)
 
 
 class _Weights(NamedTuple):
@@ -264,26 +265,19 @@ class _Weights(NamedTuple):
         plgpu.commit_smem()
         return self._replace(values=self.tile)
 
-    def add(self, sums: tuple[jax.Array, ...], v: Any) -> tuple[jax.Array, ...]:
-        """The sums, of columns each, and weights @ v, a tile [C, H] in shared memory."""
-        columns = [v.at[:, at] for at in self.plan.columns]
+    def add(self, sums: jax.Array, v: Any) -> jax.Array:
+        """sums [64, H] + weights @ v, a tile [C, H] in shared memory."""
         if self.plan.weights_in_registers:
-            return tuple(
-                accumulate(x, self.values, tile) for x, tile in zip(sums, columns, strict=True)
-            )
-        return tuple(
-            x + product(self.values, tile, x.shape[1])
-            for x, tile in zip(sums, columns, strict=True)
-        )
+            return accumulate(sums, self.values, v)
+        return sums + product(self.values, v, self.plan.head_dim)
 
 
 def _store_whole(
-    plan: Plan, work: Work, outputs: tuple[Any, ...], out: list[jax.Array], rows: Any
+    plan: Plan, work: Work, outputs: tuple[Any, ...], out: jax.Array, rows: Any
 ) -> None:
     """The result, over the rows that the work began with."""
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the new K and V
-    for columns, x in zip(plan.columns, out, strict=True):
-        put(rows, columns.start, x)
+    put(rows, 0, out)
     plgpu.commit_smem()
     result = rows.at[pl.ds(0, plan.group)]
     plgpu.copy_smem_to_gmem(result, outputs[-1].at[work.row, work.head])
@@ -293,25 +287,23 @@ def _store_part(
     plan: Plan,
     work: Work,
     outputs: tuple[Any, ...],
-    out: list[jax.Array],
+    out: jax.Array,
     log_sum: jax.Array,
-    piece: Any,
-    log_sums: Any,
+    columns: Any,
+    log_total: Any,
 ) -> None:
     """A part's float32 result, a few columns at a time."""
     at_part = (work.row, work.head, work.part)
-    for columns, x in zip(plan.columns, out, strict=True):
-        for start in range(0, x.shape[1], plan.out_columns):
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            piece[...] = x[:, start : start + plan.out_columns]
-            if columns.start + start == 0:
-                log_sums[...] = log_sum
-            plgpu.commit_smem()
-            at = pl.ds(columns.start + start, plan.out_columns)
-            result = outputs[0].at[(*at_part, slice(None), at)]
-            plgpu.copy_smem_to_gmem(piece.at[pl.ds(0, plan.group)], result)
+    for start in range(0, plan.head_dim, plan.out_columns):
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        columns[...] = out[:, start : start + plan.out_columns]
+        if start == 0:
+            log_total[...] = log_sum
+        plgpu.commit_smem()
+        result = outputs[0].at[(*at_part, slice(None), pl.ds(start, plan.out_columns))]
+        plgpu.copy_smem_to_gmem(columns.at[pl.ds(0, plan.group)], result)
     padded = pl.ds(0, plan.group + plan.padding)
-    plgpu.copy_smem_to_gmem(log_sums.at[padded], outputs[1].at[at_part])
+    plgpu.copy_smem_to_gmem(log_total.at[padded], outputs[1].at[at_part])
 
 
 def _base_two(plan: Plan, scores: jax.Array) -> jax.Array:

@@ -1,5 +1,5 @@
-"""How a launch of decode attention is cut on Hopper GPUs into pieces of work. By shape alone, since
-it shows in the bits of a result.
+"""How a launch of decode attention is cut on Hopper GPUs into pieces of work, and how many
+warpgroups compute each. By shape alone, since it shows in the bits of a result.
 """
 
 from dataclasses import replace
@@ -18,7 +18,6 @@ _PIECE_COST = 1.5
 _JOIN_COST = 2.0
 _MOST_PARTS = 32
 
-_MOST_SHARED = 128  # head dim of pages that have two readers
 _FEWEST_STAGES = 2  # of the rings, for which two readers may leave no room
 
 # Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
@@ -55,7 +54,7 @@ def make_plan(
         of which one converts while the other waits, where there is room for both.
 
     Raises:
-      ValueError: two readers of other pages, or where there is no room.
+      ValueError: two readers of other pages or where there is no room, or another number of them.
     """
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
     page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
@@ -87,16 +86,14 @@ def make_plan(
         logit_soft_cap=logit_soft_cap,
         sliding_window=sliding_window,
     )
-    shared = replace(plan, readers=2)
-    may_share = scaled and head_dim <= _MOST_SHARED and shared.stages >= _FEWEST_STAGES
-    if readers is None:
-        readers = 2 if may_share else 1
-    elif readers > 1 and not may_share:
+    two = replace(plan, readers=2)
+    choices = (2, 1) if scaled and two.stages >= _FEWEST_STAGES else (1,)
+    readers = choices[0] if readers is None else readers
+    if readers not in choices:
         raise ValueError(
-            f"readers={readers}: must be 1, unless pages are quantised, of a head dim of at most "
-            f"{_MOST_SHARED} (it is {head_dim}), and there is room for two"
+            f"readers={readers}: must be 1, or over quantised pages 2 where there is room for both"
         )
-    return shared if readers > 1 else plan
+    return two if readers == 2 else plan
 
 
 def visible_blocks(tokens: int, sliding_window: int | None) -> int:

@@ -2,7 +2,6 @@
 head, and with `append` the new K and V as they leave the projection."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,13 +13,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import ROWS, iota, spread
 from pallas_kernels.paged_attention.mosaic_gpu_work import (
+    Place,
     Plan,
     Refs,
+    Turn,
     Work,
     each_work,
-    pieces,
     place,
-    turn,
 )
 from pallas_kernels.quantised import LIMITS
 
@@ -53,75 +52,85 @@ class Rows:
         self._rows, self._full, self._angles, self._tile = rows, rows_full, angles, tile
         self._new, self.new_scales = new, new_scales
 
+    @classmethod
+    def take(cls, plan: Plan, refs: Refs, scratch: dict[str, Any], tile: Any = None) -> "Rows":
+        """Those whose shared memory and barriers leave `scratch`."""
+        names = ("rows", "rows_full", "angles", "new", "new_scales")
+        return cls(
+            plan, refs, tile=tile, **{name: scratch.pop(name) for name in names if name in scratch}
+        )
+
     @staticmethod
     def scratch(plan: Plan, dtype: Any) -> dict[str, Any]:
-        """Shared memory and barriers, by the names of arguments."""
+        """Shared memory and barriers, by the names that `take` has for them."""
         scratch: dict[str, Any] = {
             "rows": plgpu.SMEM((plan.slots, ROWS, plan.head_dim), dtype),
             "rows_full": plgpu.Barrier(
-                num_arrivals=3 if plan.append else 1, num_barriers=plan.slots
+                num_arrivals=1 + 2 * plan.append,  # rows, cosine, sine
+                num_barriers=plan.slots,
             ),
         }
         if plan.append:
             shape = (plan.slots, 2, plan.head_dim // 2)
             scratch["angles"] = plgpu.SMEM(shape, jnp.float32)
+        if plan.append and plan.scaled:
+            # A row leaves in a copy of its own, which must begin at a multiple of 128 bytes.
+            each = max(1, 128 // plan.head_dim)
+            scratch["new"] = plgpu.SMEM((ROWS, each, plan.head_dim), jnp.int8)
+            scratch["new_scales"] = plgpu.SMEM((ROWS,), jnp.float32)
         return scratch
 
     def each(self, do: Callable[[Work, jax.Array, Any], None]) -> None:
         """Calls do(work, steps, rows [64, H]) for each piece of work of this program, as in
-        `each_work`, with the rows scaled and rotated."""
-        plan, refs = self._plan, self._refs
-        count = pieces(plan, refs)
+        `each_work`. The rows are there, with `append` scaled and rotated, and so is the tile."""
+        plan = self._plan
         if plan.slots > 1:
             first = jnp.int32(0)
-            self._fetch(first, turn(plan, first))
+            self._fetch(first, place(plan, self._refs, first))
 
-        def take(n: jax.Array, work: Work, steps: jax.Array) -> None:
+        def take(turn: Turn) -> None:
             if plan.slots > 1:
-                following = turn(plan, n + 1)
-                pl.when(following < count)(partial(self._fetch, n + 1, following))
+                pl.when(turn.more)(partial(self._fetch, turn.n + 1, turn.following))
             else:
-                self._fetch(n, turn(plan, n))
-            if plan.append:  # on its way from memory until the page is written
-                newest = lax.div(work.end, jnp.int32(plan.page_size))
-                work = replace(work, new_page=refs.table[work.row, newest])
-            slot = lax.rem(n, jnp.int32(plan.slots))
+                self._fetch(turn.n, turn.work)
+            slot = lax.rem(turn.n, jnp.int32(plan.slots))
             plgpu.barrier_wait(self._full.at[slot])
             rows = self._rows.at[slot]
             if plan.append:
-                self._rotate(work, rows, self._angles.at[slot])
+                self._rotate(turn.work, rows, self._angles.at[slot])
             elif self._tile is not None:
                 self._tile[...] = plgpu.load(rows, layout=plgpu.Layout.WGMMA, optimized=False)
                 plgpu.commit_smem()
-            do(work, steps, rows)
+            do(turn.work, turn.steps, rows)
 
-        each_work(plan, refs, take)
+        each_work(plan, self._refs, take)
 
-    def _fetch(self, n: jax.Array, index: jax.Array) -> None:
-        """Begin to load the rows of the n-th piece of work into its slot, once what a former one
-        left there has gone out. What is past them is undefined."""
+    def _fetch(self, n: jax.Array, here: Place) -> None:
+        """Begin to load the rows of the n-th piece of work into its slot, and what they are to be
+        rotated by, once what a former one left there has gone out. What is past them is
+        undefined."""
         plan, refs = self._plan, self._refs
         slot = lax.rem(n, jnp.int32(plan.slots))
         full = self._full.at[slot]
-        row, head, _ = place(plan, refs, index)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         rows = self._rows.at[slot, pl.ds(0, plan.loaded)]
-        plgpu.copy_gmem_to_smem(refs.loaded.at[row, head], rows, full)
+        plgpu.copy_gmem_to_smem(refs.loaded.at[here.row, here.head], rows, full)
         if plan.append:
             for i, angles in enumerate((refs.cos, refs.sin)):
-                plgpu.copy_gmem_to_smem(angles.at[row], self._angles.at[slot, i], full)
+                plgpu.copy_gmem_to_smem(angles.at[here.row], self._angles.at[slot, i], full)
 
     def _rotate(self, work: Work, rows: Any, angles: Any) -> None:
         """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty
         row: products mix what they find, and nothing times NaN is NaN. K and V that are to be
-        quantised become whole numbers, which bfloat16 holds."""
+        quantised become whole numbers, which bfloat16 holds. So they go to the tile, if there is
+        one, and back to where they were."""
         plan = self._plan
         half = plan.head_dim // 2
         wide = plgpu.Layout.WGMMA
         row = iota((ROWS, half), 0)
         is_value = row == plan.group + 1
-        scale = work.scale
-        assert scale is not None
+        row_scale = work.row_scale
+        assert row_scale is not None
         is_nothing = (row > plan.group + 1) | jnp.full(row.shape, work.kv_len == 0)
 
         def angle(i: int) -> jax.Array:
@@ -131,7 +140,7 @@ class Rows:
         def part(start: int) -> jax.Array:
             ref = rows.at[:, pl.ds(start, half)]
             x = plgpu.load(ref, layout=wide, optimized=False).astype(jnp.float32)
-            return jnp.where(is_nothing, jnp.zeros_like(x), x * scale)
+            return jnp.where(is_nothing, jnp.zeros_like(x), x * row_scale)
 
         a, b, cos, sin = part(0), part(half), angle(0), angle(1)
         turned_a = jnp.where(is_value, a, a * cos - b * sin)
@@ -142,8 +151,13 @@ class Rows:
         if self._tile is not None:
             both = jnp.concatenate((turned_a, turned_b), axis=1)
             self._tile[...] = both.astype(self._tile.dtype)
-        put(rows, 0, turned_a)
-        put(rows, half, turned_b)
+
+        # With a tile nobody reads them but `store_new`.
+        @pl.when((work.part == 0) | jnp.bool_(self._tile is None))
+        def _() -> None:
+            put(rows, 0, turned_a)
+            put(rows, half, turned_b)
+
         plgpu.commit_smem()
 
     def _rounded(
@@ -168,17 +182,19 @@ class Rows:
     def store_new(self, work: Work, rows: Any) -> None:
         """The new K and V go to the slot of the row's newest position."""
         plan, refs = self._plan, self._refs
+        newest = lax.div(work.end, jnp.int32(plan.page_size))
+        page = refs.table[work.row, newest]
 
         @pl.when((work.part == 0) & (work.kv_len > 0))
         def _() -> None:
             offset = lax.rem(work.end, jnp.int32(plan.page_size))
             for ring, at in ((refs.rings.k, plan.group), (refs.rings.v, plan.group + 1)):
-                target = ring.pages.at[work.head, work.new_page, pl.ds(offset, 1)]
+                target = ring.pages.at[work.head, page, pl.ds(offset, 1)]
                 if not plan.scaled:
                     plgpu.copy_smem_to_gmem(rows.at[pl.ds(at, 1)], target)
                     continue
                 plgpu.copy_smem_to_gmem(self._new.at[at, pl.ds(0, 1)], target)
-                ring.scales[work.head, work.new_page, offset] = self.new_scales[at]
+                ring.scales[work.head, page, offset] = self.new_scales[at]
 
 
 def put(rows: Any, start: int, x: jax.Array) -> None:

@@ -1,4 +1,4 @@
-"""What the computing warpgroups of decode attention does over int8 pages on Hopper GPUs.
+"""What the computing warpgroups of decode attention do over int8 pages on Hopper GPUs.
 
 The two products are turned around. A block of tokens is their left operand, as 64 rows, and the few
 queries of a KV head are columns, of which eight will do; so that scores and weights take an eighth
@@ -6,6 +6,10 @@ of the work that they take as rows, which leaves time to make bfloat16 of the pa
 every int8 exactly. Scales are those of tokens: they multiply scores, and weights.
 
     scores [C, Q] = K [C, H] q^T [H, Q]        result [H, Q] += V^T [H, C] weights [C, Q]
+
+One warpgroup that converts and computes is slower than memory. So where there is room two of them
+take every other block of the same piece of work, and one converts while the other waits; the
+second hands what it has seen to the first, which begins and ends the piece.
 """
 
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import LOG2_E, ROWS, Ring, Rings, base_two, iota, tiled
+from pallas_kernels.hopper import LOG2_E, Ring, Rings, base_two, iota, tiled
 from pallas_kernels.online_softmax import LOWEST, MASKED
 from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows
 from pallas_kernels.paged_attention.mosaic_gpu_work import (
@@ -26,6 +30,7 @@ from pallas_kernels.paged_attention.mosaic_gpu_work import (
     Blocks,
     Plan,
     Refs,
+    Turn,
     Work,
     each_work,
 )
@@ -51,18 +56,13 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         "weights": tiled((plan.readers, plan.queries, BLOCK), dtype),
     }
     if plan.readers > 1:
-        scratch |= {name: plgpu.Barrier() for name in ("begun", "handed_over")}
+        scratch |= {name: plgpu.Barrier() for name in ("queries_full", "handed_over")}
         scratch["handed"] = plgpu.SMEM((plan.head_dim, plan.queries), jnp.float32)
         scratch["numbers"] = plgpu.SMEM((2, plan.queries), jnp.float32)
     if plan.parts == 1:
         scratch["out"] = plgpu.SMEM((plan.queries, plan.head_dim), dtype)
     else:
         scratch["out"] = plgpu.SMEM((plan.head_dim, plan.queries), jnp.float32)
-    if plan.append:
-        # A row of `new` leaves in a copy of its own, which must begin at a multiple of 128 bytes.
-        each = max(1, 128 // plan.head_dim)
-        scratch["new"] = plgpu.SMEM((ROWS, each, plan.head_dim), jnp.int8)
-        scratch["new_scales"] = plgpu.SMEM((ROWS,), jnp.float32)
     if plan.parts > 1:
         scratch["log_total"] = plgpu.SMEM((plan.queries,), jnp.float32)
     return scratch
@@ -80,18 +80,13 @@ class _Seen(NamedTuple):
 class _Shared:
     """Shared memory and barriers beside the rings; see `scratch_types`."""
 
-    rows: Any  # [slots, 64, H]: what a piece of work begins with
-    rows_full: Any  # barriers [slots]
     q_tile: Any  # [Q, H], as a product takes it
     k_tile: Any  # [readers, C, H], likewise
     v_tile: Any  # [readers, C, H], likewise
     weights: Any  # [readers, Q, C], likewise
     out: Any  # [Q, H], or of a part f32[H, Q], on its way out
-    new: Any = None  # int8[64, _, H], of which K and V are rows
-    new_scales: Any = None  # f32[64], of the same rows
-    angles: Any = None  # f32[slots, 2, H/2], by which those rows are rotated
     log_total: Any = None  # f32[Q]
-    begun: Any = None  # barrier: `q_tile` is there, and what was handed over has been read
+    queries_full: Any = None  # barrier: `q_tile` is there, and what was handed over has been read
     handed_over: Any = None  # barrier: `handed` and `numbers` are there
     handed: Any = None  # f32[H, Q], of the second reader
     numbers: Any = None  # f32[2, Q], likewise: highest score, sum of weights
@@ -104,17 +99,9 @@ class _Shared:
 
 def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) -> None:
     """Every piece of work of a program, into `outputs`."""
+    begun = Rows.take(plan, refs, scratch)
     shared = _Shared(**scratch)
     tiles, out, log_total = shared.tiles(0), shared.out, shared.log_total
-    begun = Rows(
-        plan,
-        refs,
-        rows=shared.rows,
-        rows_full=shared.rows_full,
-        angles=shared.angles,
-        new=shared.new,
-        new_scales=shared.new_scales,
-    )
 
     def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
         wide = plgpu.Layout.WGMMA
@@ -124,8 +111,8 @@ def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) ->
             tiles.k[...] = plgpu.load(mine, layout=wide, optimized=False)
         plgpu.commit_smem()
         if plan.readers > 1:
-            plgpu.barrier_arrive(shared.begun)
-        seen = _begin(plan, work, tiles, shared.new_scales)
+            plgpu.barrier_arrive(shared.queries_full)
+        seen = _begin(plan, work, tiles, begun.new_scales)
         if plan.append:
             begun.store_new(work, mine)
         seen = _attend(plan, refs, work, steps, tiles, seen, 0)
@@ -149,12 +136,12 @@ def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) ->
 
 def help_compute(plan: Plan, refs: Refs, **scratch: Any) -> None:
     """The second reader's share of every piece of work."""
+    Rows.take(plan, refs, scratch)
     shared = _Shared(**scratch)
 
-    def help_with(n: jax.Array, work: Work, steps: jax.Array) -> None:
-        del n
-        plgpu.barrier_wait(shared.begun)
-        seen = _attend(plan, refs, work, steps, shared.tiles(1), _nothing(plan), 1)
+    def help_with(turn: Turn) -> None:
+        plgpu.barrier_wait(shared.queries_full)
+        seen = _attend(plan, refs, turn.work, turn.steps, shared.tiles(1), _nothing(plan), 1)
         shared.numbers[0] = seen.highest
         shared.numbers[1] = seen.total.sum(axis=0)
         shared.handed[...] = seen.weighted

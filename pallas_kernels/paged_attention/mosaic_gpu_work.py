@@ -26,12 +26,13 @@ BLOCK = 64
 NO_SUM = 1e-30
 """In place of a sum of 0 where a part saw nothing: 0 / it is 0, and its logarithm finite."""
 
-REDUCTION_BYTES = 128 * 4 * 4
-"""Shared memory of one reduction across warps, as Mosaic has it unless told otherwise."""
+REDUCTION_BYTES = 2048
+"""Shared memory through which Mosaic may reduce across warps."""
 
-_COLUMNS = 128  # of a product with V, at most: registers hold its result beside the running sums
 _RING_BYTES = 160 << 10
-_SCALED_BYTES = 216 << 10  # of all that a program over quantised pages shares
+# Over quantised pages, of what `scaled_stages` counts; the rest of the 227 KB is for barriers,
+# angles, numbers, reductions, and the alignment of all of them.
+_SCALED_BYTES = 216 << 10
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,6 @@ class Plan:
         return 64 if self.slots == 1 else 32
 
     @property
-    def columns(self) -> tuple[slice, ...]:
-        """Of the head dim, as products with V take them."""
-        size = min(self.head_dim, _COLUMNS)
-        return tuple(slice(at, at + size) for at in range(0, self.head_dim, size))
-
-    @property
     def loaded(self) -> int:
         """Rows that come in for a KV head: its queries, and with `append` its new K and V."""
         return self.group + 2 * self.append
@@ -151,21 +146,43 @@ class Refs:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Work:
-    """A piece of work: the blocks of a row's pages that are read for one KV head."""
+class Place:
+    """Where a piece of work is: what is read from memory to know it."""
 
     row: jax.Array
     head: jax.Array
     part: jax.Array
-    parts: jax.Array  # of the row
     kv_len: jax.Array
+    row_scale: jax.Array | None  # with `append`
+
+
+@dataclass(frozen=True)
+class Work(Place):
+    """A piece of work: the blocks of a row's pages that are read for one KV head."""
+
+    parts: jax.Array  # of the row
     oldest: jax.Array  # position of the first visible token
     end: jax.Array  # position behind the last one that is in the pages
     first: jax.Array  # block
     count: jax.Array  # of blocks
-    scale: jax.Array | None  # of the row; with `append`
-    new_page: jax.Array | None = None
-    """Of the row's newest position, once somebody is about to write there."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A program's turn with a piece of work.
+
+    Attributes:
+      n: of those that the program has had.
+      work: the piece.
+      steps: blocks of the pieces before.
+      following: the next piece, if there are `more`.
+    """
+
+    n: jax.Array
+    work: Work
+    steps: jax.Array
+    following: Place
+    more: jax.Array
 
 
 def cut(plan: Plan, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -192,51 +209,47 @@ def cut(plan: Plan, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(at == plan.capacity, parts, here).sum(axis=1), parts
 
 
-def pieces(plan: Plan, refs: Refs) -> jax.Array:
-    """How many there are in all, at least as many as programs."""
+def place(plan: Plan, refs: Refs, n: jax.Array) -> Place:
+    """Of the piece that this program takes as its n-th."""
+    index = _index(plan, n)
+    if refs.cut is None:
+        part = lax.rem(index, jnp.int32(plan.parts))
+        head = lax.rem(lax.div(index, jnp.int32(plan.parts)), jnp.int32(plan.kv_heads))
+        row = lax.div(index, jnp.int32(plan.parts * plan.kv_heads))
+    else:
+        entry = refs.cut[lax.div(index, jnp.int32(plan.kv_heads))]
+        head = lax.rem(index, jnp.int32(plan.kv_heads))
+        row, part = lax.div(entry, jnp.int32(plan.parts)), lax.rem(entry, jnp.int32(plan.parts))
+    return Place(row, head, part, refs.lens[row], refs.row_scale[row] if plan.append else None)
+
+
+def each_work(plan: Plan, refs: Refs, do: Callable[[Turn], None]) -> jax.Array:
+    """Calls do(turn) for each piece of work of this program, while it is read where the next one
+    is. Returns how many blocks all of them have."""
     parts = jnp.int32(plan.capacity) if refs.cut is None else refs.cut[plan.capacity]
-    return parts * plan.kv_heads
+    pieces = parts * plan.kv_heads  # at least as many as programs
+    rounds = lax.div(pieces, jnp.int32(plan.programs))  # those that all programs take part in
+    turns = rounds + (_index(plan, rounds) < pieces).astype(jnp.int32)
+
+    def take(n: jax.Array, carry: tuple[jax.Array, Place]) -> tuple[jax.Array, Place]:
+        steps, here = carry
+        work = _work(plan, here)
+        following = place(plan, refs, jnp.minimum(n + 1, turns - 1))
+        do(Turn(n, work, steps, following, n + 1 < turns))
+        return steps + work.count, following
+
+    first = place(plan, refs, jnp.int32(0))
+    steps, _ = lax.fori_loop(0, turns, take, (jnp.int32(0), first))
+    return steps
 
 
-def turn(plan: Plan, n: jax.Array) -> jax.Array:
-    """Index of the piece that this program takes as its n-th. Where the longest come first, the
-    program that began with the longest goes on with the shortest."""
+def _index(plan: Plan, n: jax.Array) -> jax.Array:
+    """Of the piece that this program takes as its n-th. Where the longest come first, the program
+    that began with the longest goes on with the shortest."""
     program = lax.axis_index("program")
     if plan.by_length is not None:
         program = jnp.where(n == 0, program, plan.programs - 1 - program)
     return program + n * plan.programs
-
-
-def place(plan: Plan, refs: Refs, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Row, KV head and part of a piece."""
-    if refs.cut is None:
-        part = lax.rem(index, jnp.int32(plan.parts))
-        head = lax.rem(lax.div(index, jnp.int32(plan.parts)), jnp.int32(plan.kv_heads))
-        return lax.div(index, jnp.int32(plan.parts * plan.kv_heads)), head, part
-    entry = refs.cut[lax.div(index, jnp.int32(plan.kv_heads))]
-    head = lax.rem(index, jnp.int32(plan.kv_heads))
-    return lax.div(entry, jnp.int32(plan.parts)), head, lax.rem(entry, jnp.int32(plan.parts))
-
-
-def each_work(
-    plan: Plan, refs: Refs, do: Callable[[jax.Array, Work, jax.Array], None]
-) -> jax.Array:
-    """Calls do(n, work, steps) for the n-th piece of work of this program; `steps` counts the
-    blocks of those before. Returns that of all of them. What is known of a piece is read from
-    memory while the one before it is done."""
-
-    def take(n: jax.Array, carry: tuple[jax.Array, Work]) -> tuple[jax.Array, Work]:
-        steps, work = carry
-        following = _work(plan, refs, jnp.minimum(turn(plan, n + 1), count - 1))
-        do(n, work, steps)
-        return steps + work.count, following
-
-    count = pieces(plan, refs)
-    rounds = lax.div(count, jnp.int32(plan.programs))  # those that all programs take part in
-    mine = rounds + (turn(plan, rounds) < count).astype(jnp.int32)
-    first = _work(plan, refs, turn(plan, jnp.int32(0)))
-    steps, _ = lax.fori_loop(0, mine, take, (jnp.int32(0), first))
-    return steps
 
 
 @dataclass(frozen=True)
@@ -294,17 +307,14 @@ class Blocks:
         plgpu.barrier_arrive(ring.free.at[stage])
 
 
-def _work(plan: Plan, refs: Refs, index: jax.Array) -> Work:
+def _work(plan: Plan, here: Place) -> Work:
     """Splits a row's blocks evenly; the last parts of a short row may get none."""
-    row, head, part = place(plan, refs, index)
-    kv_len = refs.lens[row]
-    oldest, end, start, stop = _visible(plan, kv_len)
+    oldest, end, start, stop = _visible(plan, here.kv_len)
     parts = _parts(plan, stop - start)
     each = _up(stop - start, parts)
-    first = start + part * each
+    first = start + here.part * each
     count = jnp.clip(stop - first, 0, each)
-    scale = refs.row_scale[row] if plan.append else None
-    return Work(row, head, part, parts, kv_len, oldest, end, first, count, scale)
+    return Work(**vars(here), parts=parts, oldest=oldest, end=end, first=first, count=count)
 
 
 def _visible(plan: Plan, kv_len: jax.Array) -> tuple[jax.Array, ...]:

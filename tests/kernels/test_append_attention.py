@@ -43,11 +43,13 @@ APPENDED = (
 )
 """What the Hopper kernel is interpreted over."""
 
+UNEVEN = Case("any", (641, 0, 65, 1, 129, 385), 1, 2, 128, 64, "bfloat16")
+
 FULL = tuple(
     replace(SMALL_INT8, name=f"int8 {dim} x {group}", kv_lens=(70,), group=group, head_dim=dim)
-    for dim, group in ((64, 62), (128, 62), (256, 8))
+    for dim, group in ((64, 62), (128, 22), (128, 38), (128, 62), (256, 8))
 )
-"""As many query heads as there is room for beside pages of int8."""
+"""As many query heads as there is room for beside pages of int8, also with two readers."""
 
 
 def newest_tokens(case: Case, seed: int, *, bias: bool) -> tuple[Any, ...]:
@@ -154,12 +156,15 @@ def test_gpu_kernel_cuts_long_rows(case: Case):
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("programs", [1, 2, 5])
-@pytest.mark.parametrize("parts", [1, 2, ByLength(3, 2)])
-def test_gpu_kernel_takes_pieces_of_any_length(parts: int | ByLength, programs: int):
-    """Of no block, of one, and of several, whole and in parts."""
-    case = Case("any", (641, 0, 65, 1, 129, 385), 1, 2, 128, 64, "bfloat16")
-    check_gpu(case, parts=parts, programs=programs)
+@pytest.mark.parametrize("programs", [1, 5])
+@pytest.mark.parametrize(
+    ("parts", "kv_dtype"), [(1, None), (2, None), (ByLength(3, 2), None), (1, "int8"), (2, "int8")]
+)
+def test_gpu_kernel_takes_pieces_of_any_length(
+    parts: int | ByLength, kv_dtype: str | None, programs: int
+):
+    """Of no block, of one, and of an even and an odd number, whole and in parts."""
+    check_gpu(replace(UNEVEN, kv_dtype=kv_dtype), parts=parts, programs=programs)
 
 
 PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]

@@ -71,6 +71,12 @@ def pool_of(case: Case, pages: int) -> Any:
     return elements if case.kv_dtype is None else QuantisedPages(elements, scales)
 
 
+TIGHT = tuple(
+    Case(f"int8 x {group}", (600,), 1, group, 128, 64, "bfloat16", "int8") for group in (24, 56)
+)
+"""Of which a part leaves least of shared memory."""
+
+
 def interpreted_tpu(**options: Any) -> Callable[..., jax.Array]:
     return partial(mosaic_tpu.paged_attention, interpret=pltpu.InterpretParams(**options))
 
@@ -132,10 +138,10 @@ def test_gpu_kernel_with_whole_rows(head_dim: int):
 
 @needs_gpu_interpreter
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_gpu_kernel_with_two_readers(parts: int):
-    """Of pieces of no block, of one, and of an even and an odd number."""
+def test_gpu_kernel_over_quantised_pieces_of_any_length(parts: int):
+    """Of no block, of one, and of an even and an odd number: for two readers."""
     case = Case("any", (641, 0, 65, 1, 129, 385), 1, 2, 128, 64, "bfloat16", "int8")
-    check(case, interpreted_gpu(parts, readers=2))
+    check(case, interpreted_gpu(parts))
 
 
 @needs_gpu_interpreter
@@ -147,11 +153,15 @@ def test_gpu_kernel_cuts_long_rows(case: Case):
 
 @needs_gpu_interpreter
 def test_gpu_kernel_cuts_a_row_by_its_own_length():
-    """The same bits, however long the others are."""
+    """The same bits, however long the others are; those of a short row as if none were cut."""
     case = RAGGED[0]
     inputs = make_inputs(case, seed=2)
     run = jax.jit(partial(interpreted_gpu(ByLength(3, 2)), **case.options))
     together = np.asarray(run(*inputs.operands))
+    whole = np.asarray(jax.jit(partial(interpreted_gpu(1), **case.options))(*inputs.operands))
+    short = inputs.kv_lens <= 3 * 64
+    assert 0 < short.sum() < len(short)
+    np.testing.assert_array_equal(whole[short], together[short])
     for row, others in ((2, 1), (3, 0)):
         lens = np.minimum(inputs.kv_lens, others)
         lens[row] = inputs.kv_lens[row]
@@ -191,7 +201,7 @@ def test_gpu_kernel_reuses_its_ring_without_races(
     [
         pytest.param(hardware, case, id=f"{hardware}-{name_of(case)}")
         for hardware, (kernel, _, _) in HARDWARE.items()
-        for case in taken_by(kernel, *CASES[:: EVERY[hardware]], LARGE_CASES[-1])
+        for case in taken_by(kernel, *CASES[:: EVERY[hardware]], LARGE_CASES[-1], *TIGHT)
     ],
 )
 def test_kernels_lower(hardware: str, case: Case):

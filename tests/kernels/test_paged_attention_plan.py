@@ -48,7 +48,7 @@ def test_gpu_kernel_chooses_how_to_cut(
 def test_gpu_kernel_has_one_reader(change: dict[str, Any]):
     case = replace(SMALL, **change)
     assert plan_of(case, 1088).readers == 1
-    with pytest.raises(ValueError, match="readers=2: must be 1, unless pages are quantised"):
+    with pytest.raises(ValueError, match="readers=2: must be 1, or over quantised pages 2"):
         plan_of(case, 1088, readers=2)
 
 
