@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from absl import flags
 
@@ -112,9 +113,10 @@ class Bench:
         self.attention, self.page_size = attention, page_size
         self.kv_dtype = kv_dtype or self.dtype
         self.itemsize = jnp.dtype(self.dtype).itemsize
-        # vLLM was measured with this very model only.
+        # vLLM was measured with this very model only, on this kind of card.
         self.with_rival = model == rival_vllm.MODEL and self.spec == spec
         self.with_rival &= self.kv_dtype == self.dtype
+        self.with_rival &= rival_vllm.DEVICE in jax.devices()[0].device_kind
         self.ceilings: ceilings.Ceilings | None = None
         self.failed: list[str] = []
         self._out = out

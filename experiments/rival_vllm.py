@@ -10,6 +10,9 @@ from typing import Any
 
 MODEL = "llama3_8b"
 
+DEVICE = "H100"
+"""In the names of devices beside which `DECODE_MS` and `PREFILL_TOKENS_PER_S` mean something."""
+
 DECODE_MS = {"1x1060": 6.55, "16x1060": 7.71, "64x1060": 9.99, "128x1060": 14.04}
 """Milliseconds a decode step, by rows and context."""
 

@@ -243,7 +243,7 @@ def _attend(
     if windowed:
         return lax.fori_loop(0, blocks.count, partial(step, ragged=True), seen)
 
-    # Without a window only the last one may be ragged; and if there is none, so is the loop's turn.
+    # Without a window only the last block may be ragged; without any neither loop has a turn.
     last = jnp.maximum(blocks.count - 1, 0)
     seen = lax.fori_loop(0, last, partial(step, ragged=False), seen)
     return lax.fori_loop(last, blocks.count, partial(step, ragged=True), seen)

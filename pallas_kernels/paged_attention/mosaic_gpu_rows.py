@@ -82,7 +82,8 @@ class Rows:
 
     def each(self, do: Callable[[Work, jax.Array, Any], None]) -> None:
         """Calls do(work, steps, rows [64, H]) for each piece of work of this program, as in
-        `each_work`. The rows are there, with `append` scaled and rotated, and so is the tile."""
+        `each_work`. The rows are there, with `append` scaled and rotated; so is the tile, and where
+        there is one, of a row's later parts it alone."""
         plan = self._plan
         if plan.slots > 1:
             first = jnp.int32(0)
@@ -123,7 +124,7 @@ class Rows:
         """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty
         row: products mix what they find, and nothing times NaN is NaN. K and V that are to be
         quantised become whole numbers, which bfloat16 holds. So they go to the tile, if there is
-        one, and back to where they were."""
+        one, and back to where they were, where anybody reads them."""
         plan = self._plan
         half = plan.head_dim // 2
         wide = plgpu.Layout.WGMMA
@@ -182,11 +183,10 @@ class Rows:
     def store_new(self, work: Work, rows: Any) -> None:
         """The new K and V go to the slot of the row's newest position."""
         plan, refs = self._plan, self._refs
-        newest = lax.div(work.end, jnp.int32(plan.page_size))
-        page = refs.table[work.row, newest]
 
         @pl.when((work.part == 0) & (work.kv_len > 0))
         def _() -> None:
+            page = refs.table[work.row, lax.div(work.end, jnp.int32(plan.page_size))]
             offset = lax.rem(work.end, jnp.int32(plan.page_size))
             for ring, at in ((refs.rings.k, plan.group), (refs.rings.v, plan.group + 1)):
                 target = ring.pages.at[work.head, page, pl.ds(offset, 1)]

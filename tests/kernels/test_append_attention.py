@@ -49,7 +49,8 @@ FULL = tuple(
     replace(SMALL_INT8, name=f"int8 {dim} x {group}", kv_lens=(70,), group=group, head_dim=dim)
     for dim, group in ((64, 62), (128, 22), (128, 38), (128, 62), (256, 8))
 )
-"""As many query heads as there is room for beside pages of int8, also with two readers."""
+"""As many query heads as there is room for beside pages of int8, at head dim 128 also with two
+readers (38), of which 22 leave least of what is there for parts."""
 
 
 def newest_tokens(case: Case, seed: int, *, bias: bool) -> tuple[Any, ...]:
