@@ -27,14 +27,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hopper import ROWS
 from pallas_kernels.online_softmax import LOWEST
 from pallas_kernels.paged_attention.mosaic_gpu_body import body, scratch_types
-from pallas_kernels.paged_attention.mosaic_gpu_plan import make_plan
-from pallas_kernels.paged_attention.mosaic_gpu_work import (
+from pallas_kernels.paged_attention.mosaic_gpu_plan import (
     BLOCK,
     REDUCTION_BYTES,
     Plan,
-    cut,
+    make_plan,
     scaled_stages,
 )
+from pallas_kernels.paged_attention.mosaic_gpu_work import cut
 from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 
 

@@ -23,13 +23,11 @@ from pallas_kernels.hopper import (
 )
 from pallas_kernels.online_softmax import LOWEST, MASKED
 from pallas_kernels.paged_attention import mosaic_gpu_scaled
+from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK, REDUCTION_BYTES, Plan
 from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows, put
 from pallas_kernels.paged_attention.mosaic_gpu_work import (
-    BLOCK,
     NO_SUM,
-    REDUCTION_BYTES,
     Blocks,
-    Plan,
     Refs,
     Turn,
     Work,

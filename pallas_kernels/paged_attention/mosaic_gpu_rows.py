@@ -12,15 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import ROWS, iota, spread
-from pallas_kernels.paged_attention.mosaic_gpu_work import (
-    Place,
-    Plan,
-    Refs,
-    Turn,
-    Work,
-    each_work,
-    place,
-)
+from pallas_kernels.paged_attention.mosaic_gpu_plan import Plan
+from pallas_kernels.paged_attention.mosaic_gpu_work import Place, Refs, Turn, Work, each_work, place
 from pallas_kernels.quantised import LIMITS
 
 

@@ -23,12 +23,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import LOG2_E, Ring, Rings, base_two, iota, tiled
 from pallas_kernels.online_softmax import LOWEST, MASKED
+from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK, Plan
 from pallas_kernels.paged_attention.mosaic_gpu_rows import Rows
 from pallas_kernels.paged_attention.mosaic_gpu_work import (
-    BLOCK,
     NO_SUM,
     Blocks,
-    Plan,
     Refs,
     Turn,
     Work,

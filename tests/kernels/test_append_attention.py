@@ -17,7 +17,7 @@ from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.paged_attention import append_cases, mosaic_gpu
 from pallas_kernels.paged_attention.api import append_attention, paged_attention
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
-from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength
+from pallas_kernels.paged_attention.mosaic_gpu_plan import ByLength
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"

@@ -17,7 +17,7 @@ from pallas_kernels.check import LIMITS, relative_error
 from pallas_kernels.paged_attention import api, mosaic_gpu, mosaic_tpu
 from pallas_kernels.paged_attention.api import paged_attention
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
-from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength
+from pallas_kernels.paged_attention.mosaic_gpu_plan import ByLength
 from pallas_kernels.quantised import QuantisedPages, elements_of
 
 needs_gpu_interpreter = pytest.mark.skipif(

@@ -11,7 +11,8 @@ import pytest
 
 from pallas_kernels.paged_attention import mosaic_gpu_plan
 from pallas_kernels.paged_attention.cases import Case, make_inputs
-from pallas_kernels.paged_attention.mosaic_gpu_work import ByLength, Plan, cut
+from pallas_kernels.paged_attention.mosaic_gpu_plan import ByLength, Plan
+from pallas_kernels.paged_attention.mosaic_gpu_work import cut
 
 SMALL = Case("any", (1,) * 4, 8, 4, 128, 64, "bfloat16")
 
