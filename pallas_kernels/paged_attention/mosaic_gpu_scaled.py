@@ -62,7 +62,6 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
         scratch["out"] = plgpu.SMEM((plan.queries, plan.head_dim), dtype)
     else:
         scratch["out"] = plgpu.SMEM((plan.head_dim, plan.queries), jnp.float32)
-    if plan.parts > 1:
         scratch["log_total"] = plgpu.SMEM((plan.queries,), jnp.float32)
     return scratch
 
@@ -135,7 +134,7 @@ def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) ->
 
 def help_compute(plan: Plan, refs: Refs, **scratch: Any) -> None:
     """The second reader's share of every piece of work."""
-    Rows.take(plan, refs, scratch)
+    Rows.take(plan, refs, scratch)  # are the first reader's alone
     shared = _Shared(**scratch)
 
     def help_with(turn: Turn) -> None:
