@@ -22,8 +22,8 @@ def origin() -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    # Not where it was written: that is this machine's business.
-    flags = [flag for flag in sys.argv[1:] if not flag.startswith("--out=")]
+    # Not where results were written: that is this machine's business.
+    flags = [flag for flag in sys.argv[1:] if not flag.startswith(("--out=", "--plot="))]
     return {
         "versions": versions,
         "devices": [device.device_kind for device in jax.devices()],
