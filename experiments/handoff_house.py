@@ -16,6 +16,7 @@ from pdjax.engine_api import End, Shipment, Side, Transfer, TransferTicket
 from pdjax.host.batch import span_pages
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
+from pdjax.kv_layout import split_groups
 from pdjax.request import Request
 
 SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
@@ -45,12 +46,13 @@ class Way:
 
 @dataclass(frozen=True)
 class Alone:
-    """A shipment with nothing beside it; milliseconds, the best of a few.
+    """All pages of a prompt with nothing beside them, a shipment a layer group; milliseconds, the
+    best of a few.
 
     Attributes:
       nbytes: that travelled.
-      gather_wire_ms: from its dispatch to its arrival.
-      scatter_ms: from its arrival to its being written.
+      gather_wire_ms: from the first dispatch to the last arrival.
+      scatter_ms: from there to their being written.
       put_ms: one plain put of as many bytes as a link carries of them.
     """
 
@@ -195,7 +197,7 @@ class House:
         return min(source.tp, target.tp * target.stages)
 
     def alone(self, way: Way, coordinator: Coordinator, transfer: Transfer, n: int) -> Alone:
-        """A shipment of the pages of n tokens."""
+        """The pages of n tokens."""
         layout, buckets, now = self._engine.layout, coordinator.buckets, self.llm.clock.now
         spans = -(-n // buckets.span)
         pages = list(range(1, 1 + layout.pages_for(n)))
@@ -203,15 +205,18 @@ class House:
         size = self._pools[TARGET].layout.page_size
         table_pages = list(range(1, 1 + -(-n // size)))
         to = span_pages([(table_pages, range(spans))], size, buckets)
-        layers = range(layout.num_layers)
+        shipments = [
+            Shipment(SOURCE, TARGET, layers, from_, len(pages), way.checksums)
+            for layers in split_groups(layout.num_layers, way.groups)
+        ]
         moving, writing, nbytes = [], [], 0
         for _ in range(5):
             began = now()
-            shipment = Shipment(SOURCE, TARGET, layers, from_, len(pages), way.checksums)
-            ticket = transfer.send(shipment)
-            nbytes = ticket.result().bytes
+            tickets = [transfer.send(shipment) for shipment in shipments]
+            nbytes = sum(ticket.result().bytes for ticket in tickets)
             arrived = now()
-            transfer.land(ticket, to).result()
+            for landing in [transfer.land(ticket, to) for ticket in tickets]:
+                landing.result()
             moving.append(arrived - began)
             writing.append(now() - arrived)
         put = transfer.probe(SOURCE, TARGET, nbytes // self.links())

@@ -140,6 +140,11 @@ def fit(buckets: tuple[int, ...], size: int) -> int:
     return buckets[place]
 
 
+_HOTTEST = float(np.finfo(np.float32).max)
+_MOST_K = int(np.iinfo(np.int32).max)
+_LEAST_P = float(np.finfo(np.float32).tiny)
+
+
 class SamplingRows:
     """How each row of a batch is sampled, kept as the arrays of a SamplingBatch.
 
@@ -171,9 +176,9 @@ class SamplingRows:
             "prompt_lens": sequence.prompt_len,
             "logprobs": params.logprobs is not None,
             # Legal values beyond the range of the arrays' types mean the same as their bounds.
-            "temperature": min(params.temperature, float(np.finfo(np.float32).max)),
-            "top_k": min(params.top_k, int(np.iinfo(np.int32).max)),
-            "top_p": max(params.top_p, float(np.finfo(np.float32).tiny)),
+            "temperature": min(params.temperature, _HOTTEST),
+            "top_k": min(params.top_k, _MOST_K),
+            "top_p": max(params.top_p, _LEAST_P),
         }
         for name, array in self._arrays.items():
             array[row] = values[name] if name in values else getattr(params, name)

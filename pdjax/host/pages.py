@@ -1,7 +1,7 @@
 """Who holds which page of a pool. Here are only ids; the bytes that they name are on a device."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from pdjax.kv_layout import NULL_PAGE
 
@@ -69,7 +69,10 @@ class PageAllocator:
         """
         if count > self.free_pages:
             raise OutOfPages(f"{count} pages asked for, {self.free_pages} of {self.total} are free")
-        pages = [self._free.pop() if self._free else self._evict() for _ in range(count)]
+        at_hand = max(0, len(self._free) - count)
+        pages = self._free[at_hand:][::-1]
+        del self._free[at_hand:]
+        pages += [self._evict() for _ in range(count - len(pages))]
         self._holders.update(dict.fromkeys(pages, 1))
         return pages
 
@@ -80,7 +83,7 @@ class PageAllocator:
           ValueError: one of them is free; then none is shared.
         """
         pages = list(pages)
-        self._check_held((page for page in set(pages) if page not in self._cached), "shared")
+        self._check_held(set(pages) - self._cached.keys(), "shared")
         for page in pages:
             self._cached.pop(page, None)
             self._holders[page] = self._holders.get(page, 0) + 1
@@ -96,11 +99,12 @@ class PageAllocator:
         """
         pages = list(pages)
         self._check_held(pages, "freed")
-        cached: list[int] = []
+        holders, cached = self._holders, list[int]()
         for page in pages:
-            self._holders[page] -= 1
-            if self._holders[page] == 0:
-                del self._holders[page]
+            left = holders.pop(page) - 1
+            if left:
+                holders[page] = left
+            else:
                 (cached if page in self.known else self._free).append(page)
         self._cached.update(dict.fromkeys(reversed(cached)))
 
@@ -146,7 +150,10 @@ class PageAllocator:
             self.on_evict(page)
         return page
 
-    def _check_held(self, pages: Iterable[int], verb: str) -> None:
+    def _check_held(self, pages: Collection[int], verb: str) -> None:
+        """At least as often as they are named."""
+        if len(once := set(pages)) == len(pages) and once <= self._holders.keys():
+            return  # nearly always; to count takes as long as all the rest of a hand-off's end
         for page, holders in Counter(pages).items():
             if self._holders.get(page, 0) < holders:
                 raise ValueError(

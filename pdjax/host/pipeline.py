@@ -63,15 +63,17 @@ class Pipeline:
     def __init__(self, stages: int, rows: int, buckets: Buckets) -> None:
         self.stages, self.rows, self._buckets = stages, rows, buckets
         self._size = rows // stages  # b
+        ticks = np.arange(stages)
+        self._under = (ticks[:, None] - ticks) % stages  # [R, R]: microbatch under each stage
         shape = stages, self._size
         self._positions = np.full(shape, IDLE_ROW, np.int32)  # [R, b]: in flight
         self._next = np.zeros(shape, np.int32)  # [R, b]: position of the token that goes in next
         self._last = np.full(shape, -1, np.int32)  # [R, b]: the last such; before `next`: nobody
-        self._joined = np.zeros(shape, np.bool_)  # [R, b]: has been launched in this row before
         self._tables = np.full((*shape, buckets.table_pages[-1]), NULL_PAGE, np.int32)
         self._widths = np.zeros(shape, np.int32)  # [R, b]: pages of a row's table in use
         self._sampling = [SamplingRows(self._size) for _ in range(stages)]
         self._members: list[Member | None] = [None] * rows
+        self._new: list[set[int]] = [set() for _ in range(stages)]  # places not yet launched
         self._crews: list[_Crew | None] = [None] * stages  # None: not known any longer
         self._free = [list(range(self._size)) for _ in range(stages)]  # heaps of places
         self._taken: set[int] = set()
@@ -90,7 +92,7 @@ class Pipeline:
     @property
     def active(self) -> bool:
         """Whether a tick would do anything: somebody is on the way, or could be launched."""
-        return self._anybody_flies or bool((self._next <= self._last).any())
+        return bool((self._next <= self._last).any()) or self._anybody_flies
 
     def reserve(self) -> int:
         """Take a free row, in the microbatch with the fewest taken."""
@@ -103,12 +105,12 @@ class Pipeline:
     def seat(self, row: int, sequence: Sequence) -> None:
         """Let `sequence` decode in a reserved row."""
         assert row in self._taken and self._members[row] is None, f"row {row} is not reserved"
-        place = self._place(row)
+        microbatch, i = place = self._place(row)
         self._members[row] = Member.of(sequence)
         # The newest token goes in next; of the last one that it may have, nothing is read.
         self._next[place] = sequence.length - 1
         self._last[place] = sequence.lifetime_tokens - 1
-        self._joined[place] = False
+        self._new[microbatch].add(i)
         self._copy_pages(place, sequence)
 
     def drop(self, row: int) -> None:
@@ -117,6 +119,7 @@ class Pipeline:
         self._members[row] = None
         microbatch, i = place = self._place(row)
         heappush(self._free[microbatch], i)
+        self._new[microbatch].discard(i)
         self._crews[microbatch] = None
         self._positions[place] = IDLE_ROW
         self._next[place], self._last[place] = 0, -1
@@ -127,7 +130,7 @@ class Pipeline:
     def align(self) -> None:
         """Where nobody is on the way, go straight to the microbatch that somebody waits to enter
         with: the ticks between would move nothing."""
-        if not self._anybody_flies:
+        if self.stages > 1 and not self._anybody_flies:
             waiting = np.flatnonzero((self._next <= self._last).any(axis=1))  # microbatches
             if waiting.size:
                 self._next_tick += int(((waiting - self.entering) % self.stages).min())
@@ -135,16 +138,14 @@ class Pipeline:
     def joining(self) -> list[Sequence]:
         """Who enters at the next tick for the first time in his row."""
         microbatch = self.entering
-        joins = self._launchable(microbatch) & ~self._joined[microbatch]
-        return [self._sequence(microbatch, i) for i in np.flatnonzero(joins).tolist()]
+        return [self._sequence(microbatch, i) for i in sorted(self._new[microbatch])]
 
     def needy(self) -> list[Sequence]:
         """Who enters at the next tick, and has no page yet for the position that he writes."""
         microbatch = self.entering
-        beyond = np.flatnonzero(self._beyond_table(self._launchable(microbatch))).tolist()
         return [
             sequence
-            for i in beyond
+            for i in self._beyond_table(self._launchable(microbatch))
             for sequence in (self._sequence(microbatch, i),)
             if len(sequence.pages) * self._buckets.table_page_size <= self._next[microbatch, i]
         ]
@@ -154,13 +155,13 @@ class Pipeline:
         microbatch = self.entering
         launched = self._launchable(microbatch)
         tokens = np.full(self._size, USE_FED_BACK, np.int32)
-        for i in np.flatnonzero(launched & ~self._joined[microbatch]).tolist():
+        for i in sorted(self._new[microbatch]):
             sequence = self._sequence(microbatch, i)
             tokens[i] = sequence.output[-1]
             self._sampling[microbatch].fill(i, sequence)
-        for i in np.flatnonzero(self._beyond_table(launched)).tolist():
+        self._new[microbatch].clear()
+        for i in self._beyond_table(launched):
             self._copy_pages((microbatch, i), self._sequence(microbatch, i))
-        self._joined[microbatch] |= launched
         self._positions[microbatch] = np.where(launched, self._next[microbatch], IDLE_ROW)
         self._next[microbatch] += launched
         widest = int(self._widths.max(where=self._positions != IDLE_ROW, initial=1))
@@ -175,7 +176,7 @@ class Pipeline:
     def _advance(self, tokens: np.ndarray, table_pages: int) -> Tick:
         """The next tick, with everybody where he is now."""
         number, self._next_tick = self._next_tick, self._next_tick + 1
-        under = (number - np.arange(self.stages)) % self.stages  # microbatch under each stage
+        under = self._under[number % self.stages]
         leaving = int(under[-1])
         positions = self._positions[under]  # indexing by an array copies
         page_table = np.empty((*positions.shape, table_pages), np.int32)
@@ -195,7 +196,7 @@ class Pipeline:
     def _crew(self, microbatch: int) -> _Crew:
         """Who is on the way in a microbatch; the same object until somebody comes or goes."""
         flying, crew = self._positions[microbatch] != IDLE_ROW, self._crews[microbatch]
-        if crew is None or not np.array_equal(crew.flying, flying):
+        if crew is None or (crew.flying != flying).any():
             first = microbatch * self._size
             rows = tuple(
                 (i, member)
@@ -214,11 +215,11 @@ class Pipeline:
         """bool[b]: who has a token left to be launched for."""
         return self._next[microbatch] <= self._last[microbatch]
 
-    def _beyond_table(self, launched: np.ndarray) -> np.ndarray:
-        """bool[b]: who of `launched`, in the microbatch that enters, would write past his table."""
+    def _beyond_table(self, launched: np.ndarray) -> list[int]:
+        """Who of `launched` bool[b], in the microbatch that enters, would write past his table."""
         microbatch = self.entering
         held = self._widths[microbatch] * self._buckets.table_page_size
-        return launched & (held <= self._next[microbatch])
+        return (launched & (held <= self._next[microbatch])).nonzero()[0].tolist()
 
     def _copy_pages(self, place: tuple[int, int], sequence: Sequence) -> None:
         """Bring a row's table up to date with the pages that its sequence has been given."""
