@@ -4,8 +4,8 @@ One prompt at a time goes from a prefill engine to a decode engine with random w
 ways: in bulk when its prefill has ended (one layer group), or streamed in more groups; exact, or
 rounded for the way. For each way and length:
 
-  alone     all its pages with both engines idle, a shipment a layer group, beside one plain put of
-            as many bytes: gather, wire and scatter by themselves
+  alone     a shipment of all its pages with both engines idle, beside one plain put of as many
+            bytes: gather, wire and scatter by themselves
   served    through the coordinator: time on the wire, what of it came after the prefill's end
             (exposed), what before (hidden), and what the hand-off adds between the end of the
             prefill and the dispatch of the first decode tick with the sequence in it

@@ -16,7 +16,6 @@ from pdjax.engine_api import End, Shipment, Side, Transfer, TransferTicket
 from pdjax.host.batch import span_pages
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
-from pdjax.kv_layout import split_groups
 from pdjax.request import Request
 
 SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
@@ -46,13 +45,12 @@ class Way:
 
 @dataclass(frozen=True)
 class Alone:
-    """All pages of a prompt with nothing beside them, a shipment a layer group; milliseconds, the
-    best of a few.
+    """A shipment with nothing beside it; milliseconds, the best of a few.
 
     Attributes:
       nbytes: that travelled.
-      gather_wire_ms: from the first dispatch to the last arrival.
-      scatter_ms: from there to their being written.
+      gather_wire_ms: from its dispatch to its arrival.
+      scatter_ms: from its arrival to its being written.
       put_ms: one plain put of as many bytes as a link carries of them.
     """
 
@@ -197,7 +195,7 @@ class House:
         return min(source.tp, target.tp * target.stages)
 
     def alone(self, way: Way, coordinator: Coordinator, transfer: Transfer, n: int) -> Alone:
-        """The pages of n tokens."""
+        """A shipment of the pages of n tokens."""
         layout, buckets, now = self._engine.layout, coordinator.buckets, self.llm.clock.now
         spans = -(-n // buckets.span)
         pages = list(range(1, 1 + layout.pages_for(n)))
@@ -205,18 +203,15 @@ class House:
         size = self._pools[TARGET].layout.page_size
         table_pages = list(range(1, 1 + -(-n // size)))
         to = span_pages([(table_pages, range(spans))], size, buckets)
-        shipments = [
-            Shipment(SOURCE, TARGET, layers, from_, len(pages), way.checksums)
-            for layers in split_groups(layout.num_layers, way.groups)
-        ]
+        layers = range(layout.num_layers)
         moving, writing, nbytes = [], [], 0
         for _ in range(5):
             began = now()
-            tickets = [transfer.send(shipment) for shipment in shipments]
-            nbytes = sum(ticket.result().bytes for ticket in tickets)
+            shipment = Shipment(SOURCE, TARGET, layers, from_, len(pages), way.checksums)
+            ticket = transfer.send(shipment)
+            nbytes = ticket.result().bytes
             arrived = now()
-            for landing in [transfer.land(ticket, to) for ticket in tickets]:
-                landing.result()
+            transfer.land(ticket, to).result()
             moving.append(arrived - began)
             writing.append(now() - arrived)
         put = transfer.probe(SOURCE, TARGET, nbytes // self.links())

@@ -1,9 +1,9 @@
 """rope_and_write as a Mosaic kernel for Hopper GPUs: one pass over qkv, for prefill.
 
-A program takes 64 tokens of one KV head. The tensor memory accelerator brings their rows, whose
-loads are all under way before the first is rotated, and takes q, K and V away; other programs of
-the same processor keep memory busy meanwhile. K and V go to their pages 8 tokens at a time where 8
-tokens have neighbouring slots, and one by one elsewhere.
+A program takes 64 tokens of two rows of a KV head: K and V, or two of its query heads. The tensor
+memory accelerator brings the rows, whose loads are all under way before the first is rotated, and
+takes them away; two other programs of the same processor keep memory busy meanwhile. K and V go to
+their pages 8 tokens at a time where 8 tokens have neighbouring slots, and one by one elsewhere.
 
 The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hopper import ROWS, spread
 
 _RUN = 8  # tokens of one copy to a page
-_SHARED_BYTES = 220 << 10
+_HELD = 2  # rows of a program: K and V, or so many query heads
 _TILE_COLUMNS = 64  # of 128 bytes, at most
 
 
@@ -42,21 +42,24 @@ class _Plan:
         return self.rows - 2
 
     @property
+    def queries(self) -> int:
+        """Query heads of a program that has any."""
+        return _HELD if self.group % _HELD == 0 else 1
+
+    @property
     def tiles(self) -> int:
-        """Programs of a KV head."""
+        """Of 64 tokens."""
         return pl.cdiv(self.tokens, ROWS)
 
 
 def refusal(qkv: jax.Array, k_pages: jax.Array, slot_mapping: jax.Array) -> str | None:
     """Why the kernel does not take these arguments, or None."""
     del slot_mapping
-    _, _, rows, head_dim = qkv.shape
+    head_dim = qkv.shape[-1]
     if qkv.dtype != jnp.bfloat16 or k_pages.dtype != qkv.dtype:
         return f"qkv and pages must both be bfloat16, not {qkv.dtype} and {k_pages.dtype}"
     if head_dim not in (64, 128):
         return f"the head dim must be 64 or 128, not {head_dim}"
-    if _shared_bytes(rows, head_dim) > _SHARED_BYTES:
-        return f"{ROWS} tokens of {rows} heads exceed the shared memory of {_SHARED_BYTES} bytes"
     return None
 
 
@@ -92,11 +95,6 @@ def rope_and_write(
     return q[:tokens], k_pages, v_pages
 
 
-def _shared_bytes(rows: int, head_dim: int) -> int:
-    """Of rows as they come, which become q, and of K and V on their way out."""
-    return 2 * (rows + 2) * ROWS * head_dim
-
-
 def _runs(plan: _Plan, slots: jax.Array) -> jax.Array:
     """i32[tiles * 64 / 8]: the first slot of 8 tokens that go to slots in a row within a page, or
     -1 where they do not.
@@ -122,7 +120,7 @@ def _launch(
     columns = min(plan.head_dim // 2, _TILE_COLUMNS)
     tiling = plgpu.TilingTransform((8, columns))  # type: ignore[abstract]
     swizzle = plgpu.SwizzleTransform(2 * columns)  # type: ignore[abstract]
-    loaded = (plan.rows, ROWS, plan.head_dim)
+    loaded = (_HELD, ROWS, plan.head_dim)
     kernel = plgpu.kernel(
         partial(_body, plan),
         out_type=jax.ShapeDtypeStruct(
@@ -131,10 +129,10 @@ def _launch(
         scratch_types={
             "loaded": plgpu.SMEM(loaded, dtype, transforms=(tiling, swizzle)),
             "new": plgpu.SMEM((2, ROWS, plan.head_dim), dtype),
-            "arrived": plgpu.Barrier(num_barriers=plan.rows),
+            "arrived": plgpu.Barrier(num_barriers=_HELD),
         },
-        grid=(plan.tiles, plan.kv_heads),
-        grid_names=("tile", "head"),
+        grid=(plan.tiles, plan.kv_heads, 1 + plan.group // plan.queries),
+        grid_names=("tile", "head", "part"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
         kernel_name="rope_and_write",
@@ -154,28 +152,35 @@ def _body(
     slots: Any,  # i32[T]
     runs: Any,  # i32[T / 8]
     *rest: Any,  # bias, f32[K, J, H], if there is one; q, [T, N, H]
-    loaded: Any,  # [J, 64, H], tiled
+    loaded: Any,  # [2, 64, H], tiled
     new: Any,  # [2, 64, H], K and V as rows
-    arrived: Any,  # barriers [J]
+    arrived: Any,  # barriers [2]
 ) -> None:
     *bias, q = rest
-    head = lax.axis_index("head")
+    head, part = lax.axis_index("head"), lax.axis_index("part")
     start = pl.multiple_of(lax.axis_index("tile") * ROWS, ROWS)
     tokens = pl.ds(start, ROWS)
-    for row in range(plan.rows):
-        plgpu.copy_gmem_to_smem(qkv.at[tokens, head, row], loaded.at[row], arrived.at[row])
+    first = jnp.where(part == 0, plan.group, (part - 1) * plan.queries)
+
+    def load(i: int) -> None:
+        plgpu.copy_gmem_to_smem(qkv.at[tokens, head, first + i], loaded.at[i], arrived.at[i])
+
+    for i in range(plan.queries):
+        load(i)
+    if plan.queries < _HELD:
+        pl.when(part == 0)(partial(load, plan.queries))
     wide, half = plgpu.Layout.WGMMA, plan.head_dim // 2
     angles = [plgpu.load(ref.at[tokens], layout=wide, optimized=False) for ref in (cos, sin)]
     factor = plgpu.load(scale.at[tokens], layout=wide.reduce(1), optimized=False)
 
-    def turned(row: Any, *, rotate: bool) -> list[tuple[int, jax.Array]]:
+    def turned(i: int, *, rotate: bool) -> list[tuple[int, jax.Array]]:
         """First column and float32[64, H/2] of each half of a row, once it has arrived."""
-        plgpu.barrier_wait(arrived.at[row])
+        plgpu.barrier_wait(arrived.at[i])
         a, b = (
             _scaled(
-                loaded.at[row, :, pl.ds(at, half)],
+                loaded.at[i, :, pl.ds(at, half)],
                 factor,
-                [x.at[head, row, pl.ds(at, half)] for x in bias],
+                [x.at[head, first + i, pl.ds(at, half)] for x in bias],
             )
             for at in (0, half)
         )
@@ -183,19 +188,21 @@ def _body(
             a, b = a * angles[0] - b * angles[1], b * angles[0] + a * angles[1]
         return [(0, a), (half, b)]
 
-    # K and V first: they take more copies.
-    for i, pages in enumerate((k_pages, v_pages)):
-        for at, x in turned(plan.group + i, rotate=i == 0):
-            _put(new.at[i], at, x)
-        plgpu.commit_smem()
-        _store(plan, new.at[i], pages.at[head], start, slots, runs)
+    @pl.when(part == 0)
+    def _() -> None:
+        for i, pages in enumerate((k_pages, v_pages)):
+            for at, x in turned(i, rotate=i == 0):
+                _put(new.at[i], at, x)
+            plgpu.commit_smem()
+            _store(plan, new.at[i], pages.at[head], start, slots, runs)
 
-    @pl.loop(0, plan.group)
-    def _(row: jax.Array) -> None:
-        for at, x in turned(row, rotate=True):
-            loaded[row, :, pl.ds(at, half)] = x.astype(loaded.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(loaded.at[row], q.at[tokens, head * plan.group + row])
+    @pl.when(part > 0)
+    def _() -> None:
+        for i in range(plan.queries):
+            for at, x in turned(i, rotate=True):
+                loaded[i, :, pl.ds(at, half)] = x.astype(loaded.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(loaded.at[i], q.at[tokens, head * plan.group + first + i])
 
     plgpu.wait_smem_to_gmem(0)
 

@@ -6,7 +6,7 @@ them.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,10 +23,6 @@ from pdjax.host.transfer_metrics import TransferTotals
 Parts = tuple[Handoff, np.ndarray, slice]
 """Spans of a hand-off, i64[n], in some of its layer groups."""
 
-
-LARGE = 32 << 20
-"""Bytes of KV beyond which layer groups that could leave together leave one after another: what is
-gathered first is on the wire while the next is gathered."""
 
 _PATIENCE = 60.0
 """Seconds after which what nobody waits for is given up, where there is no deadline."""
@@ -117,12 +113,9 @@ class Shipping:
         overtakes. Returns whether anything left."""
         together: dict[tuple[End, End, int, int], list[Parts]] = defaultdict(list)
         for handoff, spans, groups in parts:
-            if not spans.size:
-                continue
-            large = spans.size * _span_bytes(handoff, groups) > LARGE
-            for each in _one_by_one(groups) if large else (groups,):
-                key = (*handoff.ends, each.start, each.stop)
-                together[key].append((handoff, spans, each))
+            if spans.size:
+                key = (*handoff.ends, groups.start, groups.stop)
+                together[key].append((handoff, spans, groups))
         loads = [load for alike in together.values() for load in self._loads(alike)]
         loads.sort(key=lambda load: load[0].handoff.id)
         busy = self.blocked = False
@@ -290,10 +283,6 @@ class Shipping:
             self.failed(handoff, error)
         if not isinstance(error, Exception):
             raise error
-
-
-def _one_by_one(groups: slice) -> Iterator[slice]:
-    return (slice(group, group + 1) for group in range(groups.start, groups.stop))
 
 
 def _span_bytes(handoff: Handoff, groups: slice) -> int:

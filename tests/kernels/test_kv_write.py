@@ -117,7 +117,8 @@ def test_gpu_kernel(case: Case):
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_gpu_kernel_has_no_races(shuffled: bool, capsys: pytest.CaptureFixture[str]):
     """Runs of 8 tokens within a page and over its edge, and the 3 tokens of a last one."""
-    case = Case("runs", ((3, 67),), kv_heads=1, group=1, dtype="bfloat16", shuffled=shuffled)
+    group = 2 if shuffled else 1
+    case = Case("runs", ((3, 67),), kv_heads=1, group=group, dtype="bfloat16", shuffled=shuffled)
     check(case, interpreted_gpu(detect_races=True))
     assert "RACE" not in capsys.readouterr().out
 
@@ -140,7 +141,6 @@ def test_gpu_kernel_lowers(case: Case):
         (SMALL, "both be bfloat16, not float32 and float32"),
         (replace(SMALL, dtype="bfloat16", qkv_dtype="float16"), "not float16 and bfloat16"),
         (replace(SMALL, dtype="bfloat16", head_dim=256), "must be 64 or 128, not 256"),
-        (replace(SMALL, dtype="bfloat16", head_dim=128, group=10), "64 tokens of 12 heads exceed"),
     ],
 )
 def test_the_gpu_kernel_refuses_with_the_reason(case: Case, reason: str):

@@ -7,7 +7,6 @@ import pytest
 
 from pdjax.config import HandoffConfig, KVConfig
 from pdjax.engine_api import Side
-from pdjax.host import shipping
 from pdjax.host.handoff import Handoff
 from pdjax.host.sched.api import DecodeView
 from pdjax.host.sched.handoff import HandoffRules
@@ -52,15 +51,6 @@ def test_in_bulk_it_leaves_when_the_prefill_has_ended():
     house.run_until(lambda: bool(sequence.output))
     house.run()
     assert sent(house) == [(0, 4, 5)]
-    assert sequence.output == expected(sequence)
-
-
-def test_what_is_large_leaves_by_layer_group_even_in_bulk(monkeypatch):
-    house = deployed(groups=2, streaming=False)
-    monkeypatch.setattr(shipping, "LARGE", 5 * PAGE_BYTES - 1)
-    sequence = house.submit("a", prompt_len=19)
-    house.run()
-    assert sent(house) == [(0, 2, 5), (2, 4, 5)]
     assert sequence.output == expected(sequence)
 
 
