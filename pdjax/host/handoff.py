@@ -103,6 +103,11 @@ class Handoff:
         """Whether anybody still waits for it."""
         return not self.closed and (self.purpose is Purpose.CACHE or self.member.current)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every part has landed."""
+        return bool((self._ledger == Part.LANDED).all())
+
     def waiting_since(self, now: float) -> float:
         """Seconds for which the sequence has waited for what is on its way; 0 if nothing is."""
         if self.departed is None or not (self._ledger == Part.SENT).any():
@@ -176,7 +181,7 @@ class Handoff:
     def complete_and_leave(self) -> bool:
         """If every part has landed: what was reserved is the sequence's from now on, and the
         source's pages are let go. Returns whether it is so."""
-        if (self._ledger == Part.LANDED).all():
+        if self.complete:
             self.let_source_go()
             self.closed = self.completed = True
         return self.completed

@@ -18,6 +18,7 @@ from pallas_kernels.paged_attention import append_cases, mosaic_gpu
 from pallas_kernels.paged_attention.api import append_attention, paged_attention
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, make_inputs
 from pallas_kernels.paged_attention.mosaic_gpu_plan import ByLength
+from tests.kernels.test_paged_attention import RINGS
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -142,10 +143,10 @@ def check_gpu(
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("case", APPENDED, ids=lambda case: case.name)
-def test_gpu_kernel(case: Case, parts: int):
-    check_gpu(case, bias=case.name == "page 8", parts=parts)
+def test_gpu_kernel(case: Case):
+    """Each in one number of parts: others are cut in any number of them, whatever their lengths."""
+    check_gpu(case, bias=case.name == "page 8", parts=1 + APPENDED.index(case) % 2)
 
 
 @needs_gpu_interpreter
@@ -165,19 +166,8 @@ def test_gpu_kernel_takes_pieces_of_any_length(parts: int | ByLength, kv_dtype: 
     check_gpu(replace(UNEVEN, kv_dtype=kv_dtype), parts=parts, programs=2)
 
 
-PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]
-"""Parts and programs."""
-
-
 @needs_gpu_interpreter
-@pytest.mark.parametrize(
-    ("parts", "programs", "readers", "kv_dtype"),
-    [
-        *((*each, 1, None) for each in PIECES),
-        *((*each, 2, "int8") for each in PIECES[:3]),
-        (2, 2, 1, "int8"),
-    ],
-)
+@pytest.mark.parametrize(("parts", "programs", "readers", "kv_dtype"), RINGS)
 def test_gpu_kernel_reuses_its_ring_without_races(
     parts: int | ByLength | None,
     programs: int,
@@ -202,11 +192,14 @@ def test_gpu_kernel_reuses_its_ring_without_races(
 
 
 def lowered() -> Iterator[tuple[Case, int | ByLength]]:
-    """Each case in one number of parts, those that fill the memory or a model's in all."""
-    for i, case in enumerate((*APPENDED, *FULL, LARGE_CASES[0])):
-        numbers = (1, 2) if case.kv_dtype else (1, 2, ByLength(1, 1))
-        for parts in numbers if i >= len(APPENDED) else numbers[i % len(numbers) :][:1]:
-            yield case, parts
+    """Each case in one number of parts, those that fill the memory in two, a model's in all."""
+    numbers = (1, 2, ByLength(1, 1))
+    for i, case in enumerate(APPENDED):
+        yield case, numbers[i % (2 if case.kv_dtype else 3)]
+    for case in FULL:
+        yield case, 2
+    for parts in numbers:
+        yield LARGE_CASES[0], parts
 
 
 @pytest.mark.parametrize(

@@ -169,19 +169,20 @@ def test_gpu_kernel_cuts_a_row_by_its_own_length():
         np.testing.assert_array_equal(alone[row], together[row])
 
 
-PIECES = [(1, 1), (2, 2), (None, 132), (ByLength(7, 7), 1), (ByLength(7, 7), 2)]
-"""Parts and programs."""
+RINGS = [
+    (1, 1, 1, None),
+    (2, 2, 1, None),
+    (None, 132, 1, None),
+    (ByLength(7, 7), 2, 1, None),
+    (1, 1, 2, "int8"),
+    (2, 2, 2, "int8"),
+    (2, 2, 1, "int8"),
+]
+"""Parts, programs, readers, and what pages hold."""
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize(
-    ("parts", "programs", "readers", "kv_dtype"),
-    [
-        *((*each, 1, None) for each in PIECES),
-        *((*each, 2, "int8") for each in PIECES[:3]),
-        (2, 2, 1, "int8"),
-    ],
-)
+@pytest.mark.parametrize(("parts", "programs", "readers", "kv_dtype"), RINGS)
 def test_gpu_kernel_reuses_its_ring_without_races(
     parts: int | ByLength | None,
     programs: int,

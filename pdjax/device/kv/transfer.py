@@ -25,7 +25,7 @@ from pdjax.device.kv.transfer_path import Path, Pieces
 from pdjax.engine_api import End, Shipment, TransferCost, TransferTicket
 from pdjax.kv_layout import split_groups
 
-SLICE_BYTES = 128 << 20
+SLICE_BYTES = 256 << 20
 """Of KV in a slice, at least, where there are several: to dispatch one takes the host as long as a
 link of some 300 GB/s takes for half of that."""
 
