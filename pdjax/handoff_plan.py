@@ -1,9 +1,13 @@
 """Into how many layer groups a prefill step is cut: arithmetic, without any device."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MOST_GROUPS = 16
 """Beyond that a group is too little work for what dispatching it costs."""
+
+NO_DIFFERENCE_S = 1e-4
+"""What it is not worth to cut further for: a shipment costs the host several times as much."""
 
 UNEVEN_GAIN = 0.9
 """Groups of unequal size need a second program: they must end in less than this share of the time
@@ -32,7 +36,7 @@ def plan_groups(
     num_layers: int, wire_bytes: int, link: Link, prefill_s: float, overhead_s: float
 ) -> int:
     """The number of groups with which the last byte of a step is predicted to arrive first; fewer
-    of them if that makes no difference.
+    of them if that makes next to no difference (`NO_DIFFERENCE_S`).
 
     The model: G equal groups are computed one after another, and each goes over a wire that takes
     one at a time.
@@ -60,9 +64,14 @@ def plan_groups(
             free = max(computed, free) + wire_s
         return free
 
+    def first(counts: Iterable[int]) -> int:
+        ends = {count: end(count) for count in counts}
+        soon = min(ends.values()) + NO_DIFFERENCE_S
+        return min(count for count, moment in ends.items() if moment <= soon)
+
     counts = range(1, min(num_layers, MOST_GROUPS) + 1)
-    equal = min((count for count in counts if num_layers % count == 0), key=end)
-    other = min(counts, key=end)
+    equal = first(count for count in counts if num_layers % count == 0)
+    other = first(counts)
     return other if end(other) < UNEVEN_GAIN * end(equal) else equal
 
 

@@ -185,6 +185,7 @@ CASES = (
     Case("bf16 decode", _DECODE, padding=2, bias=True, dtype="bfloat16"),
     Case("bf16 in no order", _CHUNKS, padding=9, shuffled=True, dtype="bfloat16"),
     Case("bf16 gqa 8", _CHUNKS, group=8, head_dim=128, page_size=64, dtype="bfloat16"),
+    Case("bf16 gqa 3", _CHUNKS, group=3, padding=2, bias=True, dtype="bfloat16"),
     Case("bf16 page 128", _CHUNKS, head_dim=128, page_size=128, bias=True, dtype="bfloat16"),
     Case("bf16 of float32", _CHUNKS, padding=1, dtype="bfloat16", qkv_dtype="float32"),
 )

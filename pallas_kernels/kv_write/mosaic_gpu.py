@@ -1,13 +1,15 @@
 """rope_and_write as a Mosaic kernel for Hopper GPUs: one pass over qkv, for prefill.
 
-A program takes 64 tokens of two rows of a KV head: K and V, or two of its query heads. The tensor
-memory accelerator brings the rows, whose loads are all under way before the first is rotated, and
-takes them away; two other programs of the same processor keep memory busy meanwhile. K and V go to
-their pages 8 tokens at a time where 8 tokens have neighbouring slots, and one by one elsewhere.
+A program takes 64 tokens of two rows of a KV head: K and V, or two of its query heads (of an odd
+number the last has one). The tensor memory accelerator brings the rows, whose loads are all under
+way before the first is rotated, and takes them away; two other programs of the same processor keep
+memory busy meanwhile. K and V go to their pages 8 tokens at a time where 8 tokens have neighbouring
+slots, and one by one elsewhere.
 
 The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hopper import ROWS, spread
 
 _RUN = 8  # tokens of one copy to a page
-_HELD = 2  # rows of a program: K and V, or so many query heads
+_HELD = 2  # rows of a program, at most
 _TILE_COLUMNS = 64  # of 128 bytes, at most
 
 
@@ -40,11 +42,6 @@ class _Plan:
     def group(self) -> int:
         """Query heads of a KV head."""
         return self.rows - 2
-
-    @property
-    def queries(self) -> int:
-        """Query heads of a program that has any."""
-        return _HELD if self.group % _HELD == 0 else 1
 
     @property
     def tiles(self) -> int:
@@ -131,7 +128,7 @@ def _launch(
             "new": plgpu.SMEM((2, ROWS, plan.head_dim), dtype),
             "arrived": plgpu.Barrier(num_barriers=_HELD),
         },
-        grid=(plan.tiles, plan.kv_heads, 1 + plan.group // plan.queries),
+        grid=(plan.tiles, plan.kv_heads, 1 + pl.cdiv(plan.group, _HELD)),
         grid_names=("tile", "head", "part"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
@@ -160,15 +157,20 @@ def _body(
     head, part = lax.axis_index("head"), lax.axis_index("part")
     start = pl.multiple_of(lax.axis_index("tile") * ROWS, ROWS)
     tokens = pl.ds(start, ROWS)
-    first = jnp.where(part == 0, plan.group, (part - 1) * plan.queries)
+    first = jnp.where(part == 0, plan.group, (part - 1) * _HELD)
 
-    def load(i: int) -> None:
+    def of_each_row(do: Callable[[int], None]) -> None:
+        """Call it for those that the program has."""
+        for i in range(_HELD):
+            if plan.group % _HELD == 0:
+                do(i)
+            else:
+                pl.when((part == 0) | (first + i < plan.group))(partial(do, i))
+
+    @of_each_row
+    def _(i: int) -> None:
         plgpu.copy_gmem_to_smem(qkv.at[tokens, head, first + i], loaded.at[i], arrived.at[i])
 
-    for i in range(plan.queries):
-        load(i)
-    if plan.queries < _HELD:
-        pl.when(part == 0)(partial(load, plan.queries))
     wide, half = plgpu.Layout.WGMMA, plan.head_dim // 2
     angles = [plgpu.load(ref.at[tokens], layout=wide, optimized=False) for ref in (cos, sin)]
     factor = plgpu.load(scale.at[tokens], layout=wide.reduce(1), optimized=False)
@@ -198,7 +200,8 @@ def _body(
 
     @pl.when(part > 0)
     def _() -> None:
-        for i in range(plan.queries):
+        @of_each_row
+        def _(i: int) -> None:
             for at, x in turned(i, rotate=True):
                 loaded[i, :, pl.ds(at, half)] = x.astype(loaded.dtype)
             plgpu.commit_smem()

@@ -18,6 +18,10 @@ from pdjax.engine_api import PrefillBatch, SamplingBatch
 from pdjax.kv_layout import NULL_PAGE
 from pdjax.request import Sequence
 
+_HOTTEST = float(np.finfo(np.float32).max)
+_MOST_K = int(np.iinfo(np.int32).max)
+_LEAST_P = float(np.finfo(np.float32).tiny)
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -138,11 +142,6 @@ def fit(buckets: tuple[int, ...], size: int) -> int:
     place = bisect_left(buckets, size)
     assert place < len(buckets), f"no bucket of {buckets} holds {size}; a plan is too large"
     return buckets[place]
-
-
-_HOTTEST = float(np.finfo(np.float32).max)
-_MOST_K = int(np.iinfo(np.int32).max)
-_LEAST_P = float(np.finfo(np.float32).tiny)
 
 
 class SamplingRows:

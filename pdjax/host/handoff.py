@@ -178,8 +178,8 @@ class Handoff:
         self.let_source_go()
         self.closed = True
 
-    def complete_and_leave(self) -> bool:
-        """If every part has landed: what was reserved is the sequence's from now on, and the
+    def leave_if_complete(self) -> bool:
+        """Where every part has landed, what was reserved is the sequence's from now on, and the
         source's pages are let go. Returns whether it is so."""
         if self.complete:
             self.let_source_go()

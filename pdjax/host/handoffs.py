@@ -246,9 +246,10 @@ class Handoffs:
 
     def _settle(self, handoff: Handoff) -> None:
         """It is done, if it is complete and its sequence waits for nothing else."""
-        if handoff.closed or handoff.departed is None or not handoff.complete_and_leave():
+        landed = self._clock.now()
+        if handoff.closed or handoff.departed is None or not handoff.leave_if_complete():
             return
-        sequence, target, landed = handoff.sequence, handoff.target, self._clock.now()
+        sequence, target = handoff.sequence, handoff.target
         prefixes = target.pool.prefixes
         if prefixes is not None:
             prefixes.insert(keys_of(sequence, prefixes), handoff.target_pages, handoff.tokens)

@@ -83,7 +83,7 @@ class PageAllocator:
           ValueError: one of them is free; then none is shared.
         """
         pages = list(pages)
-        self._check_held(set(pages) - self._cached.keys(), "shared")
+        self._check_held([page for page in set(pages) if page not in self._cached], "shared")
         for page in pages:
             self._cached.pop(page, None)
             self._holders[page] = self._holders.get(page, 0) + 1

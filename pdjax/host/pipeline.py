@@ -110,6 +110,7 @@ class Pipeline:
         # The newest token goes in next; of the last one that it may have, nothing is read.
         self._next[place] = sequence.length - 1
         self._last[place] = sequence.lifetime_tokens - 1
+        assert self._next[place] <= self._last[place], f"{sequence.id} has no token left to get"
         self._new[microbatch].add(i)
         self._copy_pages(place, sequence)
 

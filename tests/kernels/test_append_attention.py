@@ -143,10 +143,16 @@ def check_gpu(
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("case", APPENDED, ids=lambda case: case.name)
-def test_gpu_kernel(case: Case):
-    """Each in one number of parts: others are cut in any number of them, whatever their lengths."""
-    check_gpu(case, bias=case.name == "page 8", parts=1 + APPENDED.index(case) % 2)
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        *((case, 1) for case in APPENDED),
+        *((case, 2) for case in APPENDED if case.name.endswith(("edges", "window"))),
+    ],
+    ids=lambda x: x.name if isinstance(x, Case) else str(x),
+)
+def test_gpu_kernel(case: Case, parts: int):
+    check_gpu(case, bias=case.name == "page 8", parts=parts)
 
 
 @needs_gpu_interpreter
@@ -192,12 +198,14 @@ def test_gpu_kernel_reuses_its_ring_without_races(
 
 
 def lowered() -> Iterator[tuple[Case, int | ByLength]]:
-    """Each case in one number of parts, those that fill the memory in two, a model's in all."""
+    """Each case in one number of parts, those that fill the memory in two (the most queries
+    in one, too), a model's in all."""
     numbers = (1, 2, ByLength(1, 1))
     for i, case in enumerate(APPENDED):
         yield case, numbers[i % (2 if case.kv_dtype else 3)]
     for case in FULL:
         yield case, 2
+    yield FULL[-2], 1
     for parts in numbers:
         yield LARGE_CASES[0], parts
 

@@ -343,7 +343,7 @@ def test_a_hand_off_with_parts_missing_cannot_be_completed():
     sequence = house.submit("a")
     house.run_until(lambda: sequence.state is State.TRANSFERRING)
     handoff: Handoff = sequence.handoff
-    assert not handoff.complete_and_leave() and not handoff.closed
+    assert not handoff.leave_if_complete() and not handoff.closed
 
 
 def view(engine: int, free_rows: int, free_pages: int = 20) -> DecodeView:

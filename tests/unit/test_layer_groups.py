@@ -13,7 +13,7 @@ from pdjax.device.build import build_engines
 from pdjax.device.engine import JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer, ShipmentTicket
-from pdjax.device.layer_groups import measure_groups, step_flops
+from pdjax.device.layer_groups import GROUP_OVERHEAD_S, measure_groups, step_flops
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
 from pdjax.device.model.weights import random_params
 from pdjax.device.steps.prefill import GroupedPrefillStep, make_prefill_step, pack
@@ -210,12 +210,12 @@ def test_groups_are_as_equal_as_can_be(layers, groups, sizes):
 
 LINK = Link(latency_s=2e-4, bytes_per_s=2e11)
 CASES = [
-    # layers, bytes, prefill_s, overhead_s; the groups that end first
+    # layers, bytes, prefill_s, overhead_s; the fewest groups that end first
     ((32, 0, 1e-1, 1e-4), 1),  # nothing to hide
     ((32, 2**28, 0.0, 1e-4), 1),  # nothing to hide it behind
     ((32, 2**28, 0.1, 1e-4), 4),  # 100 ms hide most of 1.3 ms; each group costs 0.1 ms
     ((32, 2**32, 0.1, 1e-4), 16),
-    ((31, 2**32, 0.1, 1e-4), 15),  # a prime number of layers: worth a second program
+    ((31, 2**32, 0.1, 1e-4), 12),  # a prime number of layers: worth a second program
     ((2, 2**32, 0.1, 1e-4), 2),
 ]
 
@@ -224,6 +224,12 @@ CASES = [
 def test_the_planner_ends_first(case, groups):
     layers, wire_bytes, prefill_s, overhead_s = case
     assert plan_groups(layers, wire_bytes, LINK, prefill_s, overhead_s) == groups
+
+
+def test_the_planner_does_not_follow_the_noise_of_a_link():
+    """Llama 3 8B, 2,048 tokens, as measured on one pair of H200 after another."""
+    links = [Link(5e-5, rate * 1e9) for rate in range(250, 475, 25)]
+    assert {plan_groups(32, 2**28, link, 0.044, GROUP_OVERHEAD_S) for link in links} == {4}
 
 
 def test_a_link_is_a_line_through_two_puts():

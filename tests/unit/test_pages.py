@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import pytest
 
 from pdjax.host.pages import OutOfPages, PageAllocator
@@ -89,6 +91,22 @@ def test_a_cached_page_is_revived_by_as_many_as_share_it():
     assert (allocator.free_pages, allocator.cached_pages, allocator.used_pages) == (2, 0, 1)
     allocator.free([page, page])
     assert allocator.cached_pages == 1
+
+
+def test_sharing_does_not_go_through_the_whole_cache():
+    class Lookup(OrderedDict):
+        def __iter__(self):
+            raise AssertionError("a cache may have many thousand pages")
+
+        keys = __iter__
+
+    allocator = PageAllocator(4)
+    pages = allocator.allocate(2)
+    allocator.know(pages)
+    allocator.free(pages)
+    allocator._cached = Lookup(allocator._cached)
+    allocator.share(pages[:1])
+    assert (allocator.cached_pages, allocator.used_pages) == (1, 1)
 
 
 def test_sharing_is_all_or_nothing():

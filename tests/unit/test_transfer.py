@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from pdjax.device.compat import all_ready
-from pdjax.device.kv import transfer as device_transfer
 from pdjax.device.kv.pool import KVPool, PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.device.kv.transfer_route import Route
@@ -88,26 +87,6 @@ def test_moves_exactly_the_pages_named(source_cut, target_cut, checked):
     checks = 4 * 4 * cost.pieces if checked else 0
     assert cost.bytes == 4 * source.layout.page_bytes + checks
     assert (cost.pages, cost.puts, cost.layout_changing_puts) == (3, 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("source_cut", "target_cut"), [((1, 1), (1, 1)), ((1, 2), (3, 1)), ((3, 1), (2, 2))]
-)
-def test_a_large_shipment_travels_in_slices(source_cut, target_cut, monkeypatch):
-    transfer, source, target = coded_pools(source_cut, target_cut)
-    layers = range(1, LAYERS)
-    whole = 2 * source.layout.page_bytes * len(layers) // LAYERS
-    monkeypatch.setattr(device_transfer, "SLICE_BYTES", whole // 3)
-    ticket = transfer.send(shipment([5, 2], layers, checked=True))
-    assert (len(ticket.slices), ticket.result().puts) == (3, 3)
-    assert transfer.land(ticket, ids([7, 14])).result() == 0
-    check(target, source, dict.fromkeys([(5, 7), (2, 14)], layers))
-    first, *_, last = ticket.pieces
-    for units in (first[0], last[0]):  # a page of each goes wrong
-        units[0] = units[0] + 1
-    assert transfer.land(ticket, ids([7, 14])).result() >= 2
-    monkeypatch.setattr(device_transfer, "SLICE_BYTES", 1)
-    assert len(transfer.send(shipment([5, 2])).slices) == min(device_transfer.MOST_SLICES, LAYERS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

@@ -242,7 +242,7 @@ def test_a_flipped_bit_is_caught(source_cut, target_cut, wire_dtype, dtype):
     fill(source, coded(source))
     transfer = transfer_of(source, target, wire_dtype)
     ticket = transfer.send(shipment([3, 1, 2, 0], checked=True))
-    units = ticket.pieces[0][0]
+    units = ticket.pieces[0]
     clean = units[-1]
     words = len(clean.addressable_shards[0].data)
     per_page = words // 4  # elements of page 0 come first in each row; checksums are the last four
@@ -269,12 +269,11 @@ def test_every_page_of_a_torn_span_counts():
     source, target = pools(layout(1, 2, page_size=4), layout(1, 2, page_size=2))
     transfer = transfer_of(source, target)
     ticket = transfer.send(shipment([3, 0], checked=True))
-    units = ticket.pieces[0][0]
-    clean = units[0]
-    units[0] = flipped(clean, device=1, word=0, bit=7)
+    clean = ticket.pieces[0][0]
+    ticket.pieces[0][0] = flipped(clean, device=1, word=0, bit=7)
     assert transfer.land(ticket, ids([4, 5, 0, 0])).result() == 2
     assert transfer.land(ticket, ids([4, 0, 0, 0])).result() == 1
-    units[0] = flipped(units[0], device=0, word=0, bit=7)
+    ticket.pieces[0][0] = flipped(ticket.pieces[0][0], device=0, word=0, bit=7)
     assert transfer.land(ticket, ids([4, 5, 0, 0])).result() == 4
 
 

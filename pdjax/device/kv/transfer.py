@@ -6,10 +6,9 @@ pieces.
 A put that changes the layout of a multi-device array goes through host memory, many times slower,
 and blocks; so the gather cuts pieces that lie within one shard on both sides, and each travels
 whole from one device to another. What has to change on the way, changes within the programs at
-both ends: the size of a page, the type of its elements, see `wire.py`. A large shipment is cut into
-a few slices of layers, so that one is on the wire while the next is gathered. Everything is
-asynchronous: `send` returns before the work that writes the pages has finished. Layers are
-addressed by their global index.
+both ends: the size of a page, the type of its elements, see `wire.py`. Everything is asynchronous:
+`send` returns before the work that writes the pages has finished. Layers are addressed by their
+global index.
 """
 
 from collections.abc import Mapping
@@ -23,24 +22,15 @@ from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transfer_path import Path, Pieces
 from pdjax.engine_api import End, Shipment, TransferCost, TransferTicket
-from pdjax.kv_layout import split_groups
-
-SLICE_BYTES = 256 << 20
-"""Of KV in a slice, at least, where there are several: to dispatch one takes the host as long as a
-link of some 300 GB/s takes for half of that."""
-
-MOST_SLICES = 4
-"""Beyond, what the first one waits for is little beside what the wire takes."""
 
 
 @dataclass(eq=False)
 class ShipmentTicket:
-    """A shipment in flight: `pieces` of each of the `slices` of its layers arrive on the target's
-    mesh; `read` is ready when the source has been read."""
+    """A shipment in flight: `pieces` arrive on the target's mesh; `read` is ready when the source
+    has been read."""
 
     shipment: Shipment
-    slices: tuple[range, ...]
-    pieces: list[Pieces]
+    pieces: Pieces
     read: jax.Array
     cost: TransferCost
 
@@ -57,22 +47,20 @@ class ShipmentTicket:
 
 @dataclass(eq=False)
 class LandingTicket:
-    """A shipment being written; `differing` i32[devices] pages of each slice that are not what
-    left."""
+    """A shipment being written; `differing` i32[devices] pages that are not what left."""
 
-    differing: list[jax.Array]
+    differing: jax.Array
     _result: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        for slice_ in self.differing:
-            slice_.copy_to_host_async()
+        self.differing.copy_to_host_async()
 
     def ready(self) -> bool:
         return all_ready(self.differing)
 
     def result(self) -> int:
         if self._result is None:
-            self._result = sum(int(slice_.sum()) for slice_ in jax.device_get(self.differing))
+            self._result = int(jax.device_get(self.differing).sum())
         return self._result
 
 
@@ -104,44 +92,25 @@ class DeviceTransfer:
         return self._pools[source] is self._pools[target]
 
     def send(self, shipment: Shipment) -> ShipmentTicket:
-        path, slices = self.path(shipment.source, shipment.target), self._slices(shipment)
-        sent: list[jax.Array] = []
-        arriving = []
-        for layers in slices:
-            gathered, read = path.gather(layers, shipment.source_pages, shipment.checked)
-            pieces, devices = path.cut(layers, gathered)
-            arriving.append(jax.device_put(pieces, devices))
-            sent += pieces
+        path, layers = self.path(shipment.source, shipment.target), shipment.layers
+        gathered, read = path.gather(layers, shipment.source_pages, shipment.checked)
+        pieces, devices = path.cut(layers, gathered)
+        arriving = jax.device_put(pieces, devices)
         cost = TransferCost(
-            bytes=sum(piece.nbytes for piece in sent),
+            bytes=sum(piece.nbytes for piece in pieces),
             pages=shipment.pages,
-            pieces=len(sent),
-            puts=len(slices),
-            layout_changing_puts=sum(len(piece.sharding.device_set) != 1 for piece in sent),
+            pieces=len(pieces),
+            puts=1,
+            layout_changing_puts=sum(len(piece.sharding.device_set) != 1 for piece in pieces),
         )
-        return ShipmentTicket(
-            shipment, slices, list(map(path.assemble, slices, arriving)), read, cost
-        )
-
-    def _slices(self, shipment: Shipment) -> tuple[range, ...]:
-        """Its layers, cut into as many runs as pay."""
-        layout, layers = self._pools[shipment.source].layout, shipment.layers
-        pages = len(shipment.source_pages) * layout.page_bytes  # of all layers
-        nbytes = pages * len(layers) // layout.num_layers
-        count = min(max(1, nbytes // SLICE_BYTES), MOST_SLICES, len(layers))
-        runs = split_groups(len(layers), count)
-        return tuple(layers[run.start : run.stop] for run in runs)
+        return ShipmentTicket(shipment, path.assemble(layers, arriving), read, cost)
 
     def land(self, ticket: TransferTicket, target_pages: np.ndarray) -> LandingTicket:
         assert isinstance(ticket, ShipmentTicket), ticket
         shipment = ticket.shipment
         path = self.path(shipment.source, shipment.target)
-        return LandingTicket(
-            [
-                path.scatter(layers, pieces, target_pages, shipment.checked)
-                for layers, pieces in zip(ticket.slices, ticket.pieces, strict=True)
-            ]
-        )
+        differing = path.scatter(shipment.layers, ticket.pieces, target_pages, shipment.checked)
+        return LandingTicket(differing)
 
     def _link(self, source: End, target: End) -> tuple[jax.Device, jax.Device]:
         """Two devices between which pieces travel; of different ones, if the meshes have any."""
