@@ -153,7 +153,7 @@ class PageAllocator:
     def _check_held(self, pages: Collection[int], verb: str) -> None:
         """At least as often as they are named."""
         if len(once := set(pages)) == len(pages) and once <= self._holders.keys():
-            return  # nearly always; to count takes as long as all the rest of a hand-off's end
+            return  # nearly always, and found out faster than by counting
         for page, holders in Counter(pages).items():
             if self._holders.get(page, 0) < holders:
                 raise ValueError(
