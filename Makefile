@@ -21,11 +21,11 @@ install: $(READY)  ## Make .venv from the lock of the newest supported Python (3
 demo: $(READY)  ## Fetch the model and run the main job on 8 virtual CPU devices
 	$(VENV)/bin/python -m experiments.quickstart --config=configs/smollm2_cpu.py
 
-test: $(READY)  ## Run every test, a file a process
-	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+test: $(READY)  ## Run every test, in as many processes as there are cores
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 smoke: $(SMOKE_READY)  ## Run the smoke subset on Python 3.11 and the oldest JAX supported
-	$(SMOKE_VENV)/bin/python -m pytest -m smoke --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(SMOKE_VENV)/bin/python -m pytest -m smoke --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(READY)  ## Check style and format
 	$(VENV)/bin/python -m ruff check
