@@ -1,15 +1,14 @@
 """rope_and_write as a Mosaic kernel for Hopper GPUs: one pass over qkv, for prefill.
 
 A program takes 64 tokens of two rows of a KV head: K and V, or two of its query heads (of an odd
-number the last has one). The tensor memory accelerator brings the rows, whose loads are all under
-way before the first is rotated, and takes them away; two other programs of the same processor keep
-memory busy meanwhile. K and V go to their pages 8 tokens at a time where 8 tokens have neighbouring
-slots, and one by one elsewhere.
+number, the last and for nothing K). The tensor memory accelerator brings the rows, whose loads are
+both under way before the first is rotated, and takes them away; two other programs of the same
+processor keep memory busy meanwhile. K and V go to their pages 8 tokens at a time where 8 tokens
+have neighbouring slots, and one by one elsewhere.
 
 The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hopper import ROWS, spread
 
 _RUN = 8  # tokens of one copy to a page
-_HELD = 2  # rows of a program, at most
+_HELD = 2  # rows of a program
 _TILE_COLUMNS = 64  # of 128 bytes, at most
 
 
@@ -158,19 +157,8 @@ def _body(
     start = pl.multiple_of(lax.axis_index("tile") * ROWS, ROWS)
     tokens = pl.ds(start, ROWS)
     first = jnp.where(part == 0, plan.group, (part - 1) * _HELD)
-
-    def of_each_row(do: Callable[[int], None]) -> None:
-        """Call it for those that the program has."""
-        for i in range(_HELD):
-            if plan.group % _HELD == 0:
-                do(i)
-            else:
-                pl.when((part == 0) | (first + i < plan.group))(partial(do, i))
-
-    @of_each_row
-    def _(i: int) -> None:
+    for i in range(_HELD):
         plgpu.copy_gmem_to_smem(qkv.at[tokens, head, first + i], loaded.at[i], arrived.at[i])
-
     wide, half = plgpu.Layout.WGMMA, plan.head_dim // 2
     angles = [plgpu.load(ref.at[tokens], layout=wide, optimized=False) for ref in (cos, sin)]
     factor = plgpu.load(scale.at[tokens], layout=wide.reduce(1), optimized=False)
@@ -200,12 +188,14 @@ def _body(
 
     @pl.when(part > 0)
     def _() -> None:
-        @of_each_row
-        def _(i: int) -> None:
+        for i in range(_HELD):
             for at, x in turned(i, rotate=True):
                 loaded[i, :, pl.ds(at, half)] = x.astype(loaded.dtype)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(loaded.at[i], q.at[tokens, head * plan.group + first + i])
+
+            @pl.when(plan.group % _HELD == 0 or first + i < plan.group)
+            def _(i: int = i) -> None:
+                plgpu.copy_smem_to_gmem(loaded.at[i], q.at[tokens, head * plan.group + first + i])
 
     plgpu.wait_smem_to_gmem(0)
 

@@ -246,8 +246,10 @@ class Handoffs:
 
     def _settle(self, handoff: Handoff) -> None:
         """It is done, if it is complete and its sequence waits for nothing else."""
+        if handoff.closed or handoff.departed is None:
+            return
         landed = self._clock.now()
-        if handoff.closed or handoff.departed is None or not handoff.leave_if_complete():
+        if not handoff.leave_if_complete():
             return
         sequence, target = handoff.sequence, handoff.target
         prefixes = target.pool.prefixes
