@@ -1,18 +1,20 @@
 """What does a hand-off cost, and how much of it is hidden behind the prefill?
 
 One prompt at a time goes from a prefill engine to a decode engine with random weights, in several
-ways: in bulk when its prefill has ended (one layer group), or streamed in more groups; exact, or
-rounded for the way. For each way and length:
+ways: in bulk when its prefill has ended, or streamed in layer groups as they are computed (in one:
+all of a step's KV leaves behind it, without waiting for the host); exact, or rounded for the way.
+For each way and length:
 
   alone     a shipment of all its pages with both engines idle, beside one plain put of as many
             bytes: gather, wire and scatter by themselves
   served    through the coordinator: time on the wire, what of it came after the prefill's end
-            (exposed), what before (hidden), and what the hand-off adds between the end of the
-            prefill and the dispatch of the first decode tick with the sequence in it
+            (exposed), what before (hidden), when the last of it arrived (0: before that), and what
+            the hand-off adds between the end of the prefill and the dispatch of the first decode
+            tick with the sequence in it
 
 The floor is bytes over the link's bandwidth, measured by one large plain put.
 
-  python -m experiments.handoff --model=llama3_8b --prompt=2048 --prompt=8192 --groups=1 --groups=8
+  python -m experiments.handoff --model=llama3_8b --prompt=2048 --prompt=8192 --groups=0 --groups=4
   python -m experiments.handoff --model=tiny --layout=2x2x1 --prompt=24 --groups=2 --wire=int8
 
 --layout=TPxSTAGESxTP is prefill shards x decode stages x shards of a stage; it may be repeated, as
@@ -48,7 +50,7 @@ _PROMPT = flags.DEFINE_multi_integer("prompt", [2048], "tokens", flag_values=FLA
 _GROUPS = flags.DEFINE_multi_integer(
     "groups",
     None,
-    "layer groups, 1: bulk; 1 and 8, or one a layer, unless given",
+    "layer groups, 0: bulk; 0 and 4, or one a layer, unless given",
     flag_values=FLAGS,
 )
 _WIRE = flags.DEFINE_multi_string("wire", ["exact"], "exact, or a wire_dtype", flag_values=FLAGS)
@@ -103,7 +105,7 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
     points, watch = [], Watch(transfer, house.llm.clock.now)
     for n in prompts:
         alone = house.alone(way, coordinator, transfer, n)
-        watch.take(0.0)
+        watch.take(0.0, rate)
         served = house.served(coordinator, recorder, watch, n, _ROUNDS.value or 1, rate)
         points.append(
             asdict(way)
@@ -130,7 +132,7 @@ def show(points: list[dict[str, Any]]) -> str:
         ]
         for name, p in zip(names, points, strict=True)
     ]
-    keys = ("prefill_ms", "floor_ms", "wire_ms", "exposed_ms", "added_ms", "delay_ms")
+    keys = ("prefill_ms", "floor_ms", "wire_ms", "exposed_ms", "arrived_ms", "added_ms", "delay_ms")
     served = [
         [
             name,
@@ -141,8 +143,8 @@ def show(points: list[dict[str, Any]]) -> str:
         for name, p in zip(names, points, strict=True)
     ]
     head = ["alone: layout wire groups x tokens", "MB", "put, ms", "moved", "written", "of put"]
-    served_head = ["served", "prefill, ms", "floor", "wire", "exposed", "added", "delay"]
-    served_head += ["hidden", "shipments"]
+    served_head = ["served", "prefill, ms", "floor", "wire", "exposed", "arrived", "added"]
+    served_head += ["delay", "hidden", "shipments"]
     return table(head, alone) + "\n\n" + table(served_head, served)
 
 
@@ -152,10 +154,13 @@ def asked_ways(layers: int) -> list[tuple[int, str]]:
     Raises:
       ValueError: one that cannot be, before anything has been built.
     """
-    groups = _GROUPS.value or sorted({1, min(8, layers)})
+    groups = _GROUPS.value or (0, min(4, layers))
     for n in groups:
-        if not 1 <= n <= layers:
-            raise ValueError(f"groups={n}: must be between 1 and the model's {layers} layers")
+        if not 0 <= n <= layers:
+            raise ValueError(
+                f"groups={n}: must be 0, in bulk, or at most one for each of the model's {layers} "
+                "layers"
+            )
     wires = _WIRE.value or ()
     for wire in wires:
         one_of("wire", wire, ("exact", *QUANTISED_DTYPES))

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,8 +25,8 @@ OUTPUT = 8
 
 @dataclass(frozen=True)
 class Way:
-    """How the KV of a prompt travels: from which layout to which, in how many layer groups (1: in
-    bulk), in which format."""
+    """How the KV of a prompt travels: from which layout to which, in how many layer groups while
+    the prefill runs (0: in bulk, after it), in which format."""
 
     layout: str
     groups: int
@@ -36,8 +36,8 @@ class Way:
     @property
     def handoff(self) -> HandoffConfig:
         return HandoffConfig(
-            streaming=self.groups > 1,
-            layer_groups=self.groups,
+            streaming=self.groups > 0,
+            layer_groups=max(1, self.groups),
             wire_dtype=None if self.wire == "exact" else self.wire,
             checksums=self.checksums,
         )
@@ -76,6 +76,7 @@ class Served:
         for a reader, the writing of pages before the tick included.
       wire_ms: time in which any of it was on the wire.
       exposed_ms: of that, what was after the first token.
+      arrived_ms: first token to the arrival of the last of it; 0 if that was before.
       floor_ms: bytes over the link's bandwidth.
       nbytes, shipments: of one prompt.
     """
@@ -85,6 +86,7 @@ class Served:
     delay_ms: float
     wire_ms: float
     exposed_ms: float
+    arrived_ms: float
     floor_ms: float
     nbytes: float
     shipments: int
@@ -106,35 +108,49 @@ class Watch:
 
     def __init__(self, transfer: Transfer, now: Callable[[], float]) -> None:
         self._now, self._threads = now, ThreadPoolExecutor(32)
-        self._seen: list[Future[tuple[float, float]]] = []
+        self._seen: list[Future[_Seen]] = []
         send = transfer.send
 
         def watched(shipment: Shipment) -> TransferTicket:
-            ticket: Any = send(shipment)
-            self._seen.append(self._threads.submit(self._see, ticket))
+            sent, ticket = now(), send(shipment)
+            self._seen.append(self._threads.submit(self._see, sent, ticket))
             return ticket
 
         replace_method(transfer, "send", watched)
 
-    def _see(self, ticket: Any) -> tuple[float, float]:
+    def _see(self, sent: float, ticket: Any) -> "_Seen":
         ticket = getattr(ticket, "ticket", ticket)  # a thread's order, until it has sent it
         jax.block_until_ready(ticket.read)
         read = self._now()
         jax.block_until_ready(ticket.pieces)
-        return read, self._now()
+        return _Seen(sent, read, self._now(), ticket.cost.bytes)
 
-    def take(self, ended: float) -> tuple[float, float]:
-        """Seconds in which anything was on the wire since the last time, and how much of that was
-        after the moment `ended`."""
+    def take(self, ended: float, rate: float) -> tuple[float, float, float]:
+        """Since the last time: seconds in which anything was on the wire, how much of that was
+        after the moment `ended`, and how long after it the last of it arrived.
+
+        Threads wake up late: what arrived was on the wire for as long as it takes at least, at
+        `rate` bytes a second.
+        """
         seen, self._seen = sorted(each.result() for each in self._seen), []
         wire = exposed = 0.0
         last = float("-inf")
-        for read, arrived in seen:
-            start = max(read, last)
-            wire += max(0.0, arrived - start)
-            exposed += max(0.0, arrived - max(start, ended))
-            last = max(last, arrived)
-        return wire, exposed
+        for each in seen:
+            least = each.arrived - each.nbytes / rate
+            start = max(each.sent, min(each.read, least), last)
+            wire += max(0.0, each.arrived - start)
+            exposed += max(0.0, each.arrived - max(start, ended))
+            last = max(last, each.arrived)
+        return wire, exposed, max(0.0, last - ended)
+
+
+class _Seen(NamedTuple):
+    """Moments of a shipment: given away, its pages seen to have been read, and to have arrived."""
+
+    sent: float
+    read: float
+    arrived: float
+    nbytes: int
 
 
 class House:
@@ -161,7 +177,7 @@ class House:
             llm.spec,
             self._pools[SOURCE],
             max_logprobs=llm.config.max_logprobs,
-            layer_groups=way.groups,
+            layer_groups=way.handoff.layer_groups or 1,
         )
         transfer = self._transfer(self._pools, way.handoff.wire_dtype)
         if self._threaded is not None:
@@ -242,15 +258,14 @@ class House:
                 raise RuntimeError(f"prompt={n}: {sequence.error}")
             metrics = recorder.request(sequence)
             marks, moved, gaps = dict(metrics.marks), metrics.transfer, metrics.itl
-            wire, exposed = watch.take(marks["first_token"])
+            on_wire = watch.take(marks["first_token"], rate)
             ticks = [s.start for s in recorder.spans() if s.track == "decode/0"]
             seen.append(
                 [
                     marks["first_token"] - marks["prefill_started"],
                     min(ticks) - marks["first_token"],
                     gaps[0] - statistics.median(gaps[1:]),
-                    wire,
-                    exposed,
+                    *on_wire,
                     moved.bytes / rate,
                     moved.bytes,
                 ]
@@ -258,13 +273,15 @@ class House:
             shipments = moved.shipments
         # The first one warms up.
         columns = zip(*seen[1:], strict=True)
-        prefill, added, delay, wire, exposed, floor, nbytes = map(statistics.median, columns)
+        medians = map(statistics.median, columns)
+        prefill, added, delay, wire, exposed, arrived, floor, nbytes = medians
         return Served(
             prefill_ms=prefill * 1e3,
             added_ms=added * 1e3,
             delay_ms=delay * 1e3,
             wire_ms=wire * 1e3,
             exposed_ms=exposed * 1e3,
+            arrived_ms=arrived * 1e3,
             floor_ms=floor * 1e3,
             nbytes=nbytes,
             shipments=shipments,

@@ -15,7 +15,7 @@ def draw(whole: dict[str, Any], path: Path) -> None:
     except ImportError as error:
         raise ValueError("plot: needs matplotlib; pip install 'pdjax[plot]'") from error
     points = whole["points"]
-    names = [f"{p['prompt']}\n{p['groups']} x {p['wire']}\n{p['layout']}" for p in points]
+    names = [f"{p['prompt']}\n{p['groups'] or 'bulk'} x {p['wire']}\n{p['layout']}" for p in points]
     served = [p["served"] for p in points]
     exposed = [s["exposed_ms"] for s in served]
     hidden = [max(0.0, s["wire_ms"] - s["exposed_ms"]) for s in served]
