@@ -26,12 +26,7 @@ _SCALED_BYTES = 216 << 10
 # few shapes; other numbers of parts have not been timed beside those that they choose.
 _PIECE_COST = 1.5
 _JOIN_COST = 2.0
-_SECOND_JOIN_COST = 1.3
 _MOST_PARTS = 32
-
-# Parts that XLA puts together in one kernel. It makes another of the highest of their sums where
-# more weights than its bound of 15 are reckoned from that.
-_JOINED_AT_ONCE = 15
 
 _FEWEST_STAGES = 2  # of the rings, for which two readers may leave no room
 
@@ -40,7 +35,7 @@ _FEWEST_STAGES = 2  # of the rings, for which two readers may leave no room
 # together at once.
 _WHOLE = 64
 _PART = 32
-_MOST_OF_A_LONG_ROW = _JOINED_AT_ONCE
+_MOST_OF_A_LONG_ROW = 16
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,6 @@ def even_parts(pieces: int, blocks: int, programs: int) -> int:
 
     def time(parts: int) -> float:
         turns = pl.cdiv(pieces * parts, programs)
-        joins = (parts > 1) * _JOIN_COST + (parts > _JOINED_AT_ONCE) * _SECOND_JOIN_COST
-        return turns * (pl.cdiv(blocks, parts) + _PIECE_COST) + joins
+        return turns * (pl.cdiv(blocks, parts) + _PIECE_COST) + (parts > 1) * _JOIN_COST
 
     return min(range(1, min(blocks, _MOST_PARTS) + 1), key=time)
