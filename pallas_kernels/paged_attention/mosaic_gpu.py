@@ -18,7 +18,7 @@ GPU.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -245,6 +245,8 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
 def _put_together(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> jax.Array:
     """[B, N, H] of what `_launch` returns.
 
+    Written without a reduction, so that XLA makes one kernel of it.
+
     Args:
       parts: i32[B] of the rows, where each has its own number.
     """
@@ -258,32 +260,15 @@ def _put_together(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> 
     if parts is not None:
         exists = [(part < parts)[:, None, None, None] for part in range(plan.parts)]
         log_totals = [jnp.where(*each, LOWEST) for each in zip(exists, log_totals, strict=True)]
-    one = jnp.ones_like(log_totals[0])
-    seen = [_Joined(*each, one) for each in zip(values, log_totals, strict=True)]
-    while len(seen) > 1:
-        pairs = zip(seen[::2], seen[1::2], strict=False)
-        seen = [_join(*pair) for pair in pairs] + seen[len(seen) // 2 * 2 :]
-    joined = jnp.divide(seen[0].weighted, seen[0].total).astype(dtype)
+    highest = log_totals[0]
+    for other in log_totals[1:]:
+        highest = jnp.maximum(highest, other)
+    weights = [jnp.exp2(log_total - highest) for log_total in log_totals]
+    weighted = sum(value * weight for value, weight in zip(values, weights, strict=True))
+    joined = jnp.divide(weighted, sum(weights)).astype(dtype)
     if parts is not None:
         joined = jnp.where((parts > 1)[:, None, None, None], joined, out[-1])
     return joined.reshape(heads)
-
-
-class _Joined(NamedTuple):
-    """What some parts of a row have seen together, float32."""
-
-    weighted: jax.Array  # [B, K, G, H], the sum of weight * value
-    highest: jax.Array  # [B, K, G, 1], log2 of a part's sum of weights
-    total: jax.Array  # [B, K, G, 1], the sum of weights
-
-
-def _join(a: _Joined, b: _Joined) -> _Joined:
-    """Of both. By twos and without a reduction, so that XLA makes one kernel of all parts: it makes
-    another one of a highest that more than 15 weights are reckoned from."""
-    highest = jnp.maximum(a.highest, b.highest)
-    fade, other = jnp.exp2(a.highest - highest), jnp.exp2(b.highest - highest)
-    weighted = a.weighted * fade + b.weighted * other
-    return _Joined(weighted, highest, a.total * fade + b.total * other)
 
 
 def _part(x: jax.Array, part: int, parts: jax.Array | None) -> jax.Array:
