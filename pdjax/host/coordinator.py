@@ -183,6 +183,7 @@ class Coordinator:
             self._dispatch_decode()  # whose KV is there already need not wait for what follows
         busy |= self._reserve_then_move()
         busy |= self._rebalance()
+        busy |= self._handoffs.pump()  # else it would wait for the step that is dispatched next
         busy |= self._dispatch_prefill()
         self._give_back()
         busy |= self._handoffs.pump()

@@ -54,6 +54,22 @@ def test_in_bulk_it_leaves_when_the_prefill_has_ended():
     assert sequence.output == expected(sequence)
 
 
+def test_what_can_leave_does_not_wait_for_the_next_step(monkeypatch):
+    house = deployed(streaming=False)
+    engine, left = house.prefill[0], []
+    prefill = engine.prefill
+
+    def step(*args):
+        left.append(len(house.transfer.shipments))
+        return prefill(*args)
+
+    monkeypatch.setattr(engine, "prefill", step)
+    for name in "ab":
+        house.submit(name, prompt_len=8)  # a step each
+    house.run()
+    assert left == [0, 1]
+
+
 def test_room_that_is_not_free_ahead_is_found_afterwards():
     house = deployed()
     long = [house.submit(name, max_tokens=20) for name in "ab"]  # both rows
