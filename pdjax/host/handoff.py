@@ -161,6 +161,12 @@ class Handoff:
         self.idle = False
         self._ledger[self._ledger == Part.SENT] = Part.UNSENT
 
+    def skip_nothing(self) -> None:
+        """What the target had already is not right after all: it is sent, too."""
+        self._ledger[: self.skipped_tokens // self.span] = Part.UNSENT
+        self.skipped_tokens, self.costs.pages_skipped = 0, 0
+        self.idle = False
+
     def held(self) -> Iterator[tuple[Lane, list[int]]]:
         """The pages that it holds, and where."""
         if not self.closed:

@@ -23,7 +23,7 @@ from pdjax.host.handoff import Handoff, Purpose, groups_of
 from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
 from pdjax.host.member import Member
 from pdjax.host.metrics import Recorder
-from pdjax.host.prefix import keys_of
+from pdjax.host.prefix import PrefixIndex, keys_of
 from pdjax.host.roster import Roster
 from pdjax.host.shipping import Shipping
 from pdjax.request import Sequence, State
@@ -350,9 +350,35 @@ class Handoffs:
         """What had landed has not been written after all: whoever decodes by it has failed."""
         if not handoff.completed:
             return  # nobody relied on it, and it is sent again where anybody still wants it
-        prefixes = handoff.target.pool.prefixes
+        prefixes, sequence = handoff.target.pool.prefixes, handoff.sequence
         if prefixes is not None:
-            for page in handoff.target_pages:
+            found = prefixes.match(keys_of(sequence, prefixes))
+            lost = set(found).intersection(handoff.target_pages)  # that are not somebody else's now
+            self._fail_holders(handoff.target, prefixes, lost, error)
+        if handoff.purpose is Purpose.DECODE and not sequence.done:
+            self._roster.fail(sequence, error)  # wherever it is: it may have said what is wrong
+
+    def _fail_holders(
+        self, lane: Lane, prefixes: PrefixIndex, lost: set[int], error: BaseException
+    ) -> None:
+        """End all who have found pages in a lane's pool that hold nothing, or begin anew who has
+        said nothing yet. Nobody finds them any more, nor what was computed from them."""
+        for page in lost:
+            prefixes.forget(page)
+        for sequence in self._roster.holding(lane.allocator, lost):
+            first = next(i for i, page in enumerate(sequence.pages) if page in lost)
+            for page in sequence.pages[first:]:
                 prefixes.forget(page)
-        if handoff.purpose is Purpose.DECODE and handoff.member.current:
-            self._roster.fail(handoff.sequence, error)
+            if sequence.state is State.PREFILLING:
+                self._roster.preempt(sequence)
+            else:
+                self._roster.fail(sequence, error)
+        for handoff in self.open:
+            source, target = handoff.source.allocator, handoff.target.allocator
+            if target is lane.allocator and not lost.isdisjoint(handoff.target_pages):
+                handoff.skip_nothing()
+            if source is lane.allocator and not lost.isdisjoint(handoff.pages):
+                if handoff.purpose is Purpose.CACHE:
+                    handoff.close()
+                else:
+                    self._roster.fail(handoff.sequence, error)

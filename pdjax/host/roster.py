@@ -3,7 +3,7 @@ sequence is made here, so that what it holds is let go in one place, from whatev
 """
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -265,14 +265,26 @@ class Roster:
     def pages_held(self) -> dict[PageAllocator, list[int]]:
         """The pages of each pool that a sequence holds."""
         held: dict[PageAllocator, list[int]] = {}
+        for allocator, sequences in self._housed():
+            held.setdefault(allocator, []).extend(page for each in sequences for page in each.pages)
+        return held
+
+    def holding(self, allocator: PageAllocator, pages: set[int]) -> list[Sequence]:
+        """Those who hold any of these pages of a pool."""
+        return [
+            sequence
+            for pool, sequences in self._housed()
+            for sequence in sequences
+            if pool is allocator and not pages.isdisjoint(sequence.pages)
+        ]
+
+    def _housed(self) -> Iterator[tuple[PageAllocator, list[Sequence]]]:
+        """The sequences that hold pages of each engine's pool themselves, not by a hand-off."""
         for lane in self._prefill:
             here = [sequence for sequence in self.prefilled if sequence.engine == lane.index]
-            pages = held.setdefault(lane.allocator, [])
-            pages += [page for sequence in (*lane.running, *here) for page in sequence.pages]
+            yield lane.allocator, [*lane.running, *here]
         for decode in self._decode:
-            pages = held.setdefault(decode.allocator, [])
-            pages += [page for sequence in decode.sequences for page in sequence.pages]
-        return held
+            yield decode.allocator, decode.sequences
 
 
 def read(done: InFlight[Any, Sampled], roster: Roster) -> Sampled | None:

@@ -63,6 +63,7 @@ class _Shipped:
     arrived: float = 0.0
     cost: TransferCost | None = None
     landing: Ticket[int] | None = None
+    landed: list[_Item] = field(default_factory=list)  # counted as there
 
     @property
     def ends(self) -> tuple[End, End]:
@@ -247,7 +248,9 @@ class Shipping:
             if damaged:
                 raise CorruptPages(f"{damaged} pages arrived damaged")
         except BaseException as error:
-            for item in shipped.items:
+            for item in shipped.landed:
+                if not item.handoff.closed:  # whatever of it has been disowned meanwhile
+                    item.handoff.mark(item.spans, item.groups, Part.UNSENT)
                 self.lost(item.handoff, error)
             self._fail(shipped.items, error)
             return
@@ -267,6 +270,7 @@ class Shipping:
             if not item.wanted:
                 continue
             item.mark(Part.LANDED)
+            shipped.landed.append(item)
             handoff, costs = item.handoff, item.handoff.costs
             costs.add_shipment(shipped.cost, item.spans.size / total)
             departed = shipped.arrived if handoff.departed is None else handoff.departed

@@ -237,28 +237,82 @@ def test_who_cannot_leave_his_engine_stays_there(monkeypatch):
     assert house.recorder.transfers.reprefilled_tokens == 0
 
 
+class Broken:
+    """A landing that writes nothing, and fails some looks later."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    def ready(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
+
+    def result(self) -> int:
+        raise OSError("the device has gone")
+
+
 def test_pages_that_were_never_written_fail_whoever_relied_on_them(monkeypatch):
     """Without checksums a sequence sits down before the writing has been looked at."""
     house = deployed(prefix_cache=True, streaming=False)
-
-    class Broken:
-        looks = 0
-
-        def ready(self) -> bool:
-            self.looks += 1
-            return self.looks > 2
-
-        def result(self) -> int:
-            raise OSError("the device has gone")
-
     with monkeypatch.context() as patch:
-        patch.setattr(house.transfer, "land", lambda *_: Broken())
+        patch.setattr(house.transfer, "land", lambda *_: Broken(looks=2))
         hit = house.submit("hit", prompt_len=9, max_tokens=20)
         house.run()
     assert (hit.state, hit.error) == (State.FAILED, "OSError: the device has gone")
     late = house.submit("late", prompt_len=9)
     house.run()
     assert late.output == expected(late)  # not from pages that hold nothing
+
+
+def test_pages_that_were_never_written_fail_whoever_found_them(monkeypatch):
+    house = deployed(prefix_cache=True, streaming=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(house.transfer, "land", lambda *_: Broken(looks=9))
+        hit = house.submit("hit", prompt_len=9, max_tokens=30)
+        house.run_until(lambda: hit.state is State.DECODING)
+    found = house.submit("found", prompt_len=9, max_tokens=30)
+    house.run_until(lambda: found.state is State.DECODING)
+    assert house.recorder.request(found).transfer.pages_skipped == 2
+    waiting = house.submit("waiting", prompt_len=9)
+    house.run()
+    assert {hit.error, found.error} == {"OSError: the device has gone"}
+    assert waiting.output == expected(waiting)
+
+
+def test_whoever_has_reserved_upon_pages_that_were_never_written_gets_them(monkeypatch):
+    """What the target was thought to have is sent after all."""
+    house = deployed(prefix_cache=True, groups=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(house.transfer, "land", lambda *_: Broken(looks=12))
+        hit = house.submit("hit", prompt_len=9, max_tokens=30)
+        house.run_until(lambda: hit.state is State.DECODING)
+    long = house.submit("long", prompt_len=33)
+    house.run_until(lambda: long.handoff is not None)
+    assert long.handoff.skipped_tokens == 8
+    house.run_until(lambda: hit.done)
+    assert not long.done
+    house.run()
+    assert (hit.state, long.output) == (State.FAILED, expected(long))
+
+
+def test_a_part_that_was_never_written_is_sent_again_whatever_failed_meanwhile(monkeypatch):
+    house = deployed(groups=2, retries=3)
+    send, land, landings = house.transfer.send, house.transfer.land, iter([Broken(looks=1)])
+
+    def fails_second(shipment):
+        ticket = send(shipment)
+        if len(house.transfer.shipments) == 2:
+            monkeypatch.setattr(ticket, "result", Broken(looks=0).result)
+        return ticket
+
+    def fails_first(*args):
+        return next(landings, None) or land(*args)
+
+    monkeypatch.setattr(house.transfer, "send", fails_second)
+    monkeypatch.setattr(house.transfer, "land", fails_first)
+    sequence = house.submit("a", prompt_len=7)
+    house.run()
+    assert (sequence.state, sequence.output) == (State.FINISHED, expected(sequence))
 
 
 def test_tokens_are_told_of_between_layer_groups():
