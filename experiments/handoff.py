@@ -31,7 +31,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.handoff_house import OUTPUT, House, Watch, Way
+from experiments.handoff_house import OUTPUT, House, Watch, Way, sent
 from experiments.handoff_picture import draw
 from experiments.origin import origin, save
 from experiments.shapes import MODELS, SHAPES, chosen_model
@@ -113,7 +113,7 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
             | {"served": asdict(served) | {"hidden": served.hidden}}
         )
         print(
-            f"{way.layout} {way.wire} {way.groups} groups, {n} tokens: adds {served.added_ms:.2f} "
+            f"{way.layout} {way.wire} {sent(way.groups)}, {n} tokens: adds {served.added_ms:.2f} "
             f"ms, hidden {served.hidden:.0%}, alone {alone.of_put:.0%} of a plain put",
             flush=True,
         )
@@ -122,7 +122,7 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
 
 def show(points: list[dict[str, Any]]) -> str:
     """The tables."""
-    names = [f"{p['layout']} {p['wire']} {p['groups']} x {p['prompt']}" for p in points]
+    names = [f"{p['layout']} {p['wire']} {sent(p['groups'])}, {p['prompt']}" for p in points]
     alone = [
         [
             name,
@@ -142,7 +142,7 @@ def show(points: list[dict[str, Any]]) -> str:
         ]
         for name, p in zip(names, points, strict=True)
     ]
-    head = ["alone: layout wire groups x tokens", "MB", "put, ms", "moved", "written", "of put"]
+    head = ["alone: layout wire groups, tokens", "MB", "put, ms", "moved", "written", "of put"]
     served_head = ["served", "prefill, ms", "floor", "wire", "exposed", "arrived", "added"]
     served_head += ["delay", "hidden", "shipments"]
     return table(head, alone) + "\n\n" + table(served_head, served)

@@ -43,6 +43,11 @@ class Way:
         )
 
 
+def sent(groups: int) -> str:
+    """How a table says it."""
+    return f"in {groups}" if groups else "in bulk"
+
+
 @dataclass(frozen=True)
 class Alone:
     """A shipment with nothing beside it; milliseconds, the best of a few.
@@ -74,7 +79,7 @@ class Served:
       added_ms: first token to the dispatch of the first decode tick with the sequence in it.
       delay_ms: first token to second, less the usual gap between later ones: what the hand-off adds
         for a reader, the writing of pages before the tick included.
-      wire_ms: time in which any of it was on the wire.
+      wire_ms: time in which any of it was on the wire; at least `floor_ms`, see `Watch.take`.
       exposed_ms: of that, what was after the first token.
       arrived_ms: first token to the arrival of the last of it; 0 if that was before.
       floor_ms: bytes over the link's bandwidth.
@@ -95,6 +100,15 @@ class Served:
     def hidden(self) -> float:
         """Share of the time on the wire that the prefill hid."""
         return 1 - self.exposed_ms / self.wire_ms if self.wire_ms else 1.0
+
+
+class _Seen(NamedTuple):
+    """Moments of a shipment: given away, its pages seen to have been read, and to have arrived."""
+
+    sent: float
+    read: float
+    arrived: float
+    nbytes: int
 
 
 class Watch:
@@ -118,7 +132,7 @@ class Watch:
 
         replace_method(transfer, "send", watched)
 
-    def _see(self, sent: float, ticket: Any) -> "_Seen":
+    def _see(self, sent: float, ticket: Any) -> _Seen:
         ticket = getattr(ticket, "ticket", ticket)  # a thread's order, until it has sent it
         jax.block_until_ready(ticket.read)
         read = self._now()
@@ -142,15 +156,6 @@ class Watch:
             exposed += max(0.0, each.arrived - max(start, ended))
             last = max(last, each.arrived)
         return wire, exposed, max(0.0, last - ended)
-
-
-class _Seen(NamedTuple):
-    """Moments of a shipment: given away, its pages seen to have been read, and to have arrived."""
-
-    sent: float
-    read: float
-    arrived: float
-    nbytes: int
 
 
 class House:
@@ -177,7 +182,7 @@ class House:
             llm.spec,
             self._pools[SOURCE],
             max_logprobs=llm.config.max_logprobs,
-            layer_groups=way.handoff.layer_groups or 1,
+            layer_groups=max(1, way.groups),
         )
         transfer = self._transfer(self._pools, way.handoff.wire_dtype)
         if self._threaded is not None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from experiments.handoff_house import sent
+
 
 def draw(whole: dict[str, Any], path: Path) -> None:
     """Bars of the points of a run, beside the physical floor, as PNG, PDF or SVG by the name.
@@ -15,7 +17,7 @@ def draw(whole: dict[str, Any], path: Path) -> None:
     except ImportError as error:
         raise ValueError("plot: needs matplotlib; pip install 'pdjax[plot]'") from error
     points = whole["points"]
-    names = [f"{p['prompt']}\n{p['groups'] or 'bulk'} x {p['wire']}\n{p['layout']}" for p in points]
+    names = [f"{p['prompt']}\n{p['wire']} {sent(p['groups'])}\n{p['layout']}" for p in points]
     served = [p["served"] for p in points]
     exposed = [s["exposed_ms"] for s in served]
     hidden = [max(0.0, s["wire_ms"] - s["exposed_ms"]) for s in served]
@@ -36,7 +38,7 @@ def draw(whole: dict[str, Any], path: Path) -> None:
         label="added between the prefill's end and the first decode tick",
     )
     axes.set_xticks(x, names, fontsize=7)
-    axes.set_xlabel("prompt tokens / layer groups x format / prefill tp x stages x tp")
+    axes.set_xlabel("prompt tokens / format, layer groups / prefill tp x stages x tp")
     axes.set_ylabel("milliseconds")
     devices = ", ".join(sorted(set(whole.get("devices", []))))
     axes.set_title(f"Hand-off of one prompt, {whole['model']}, {devices}", fontsize=10)

@@ -1,27 +1,30 @@
 """The hand-off experiment, on two virtual devices and a tiny model."""
 
 import json
+from concurrent.futures import Future
 
 import pytest
 
 from experiments import handoff, handoff_house
-from experiments.handoff_house import Watch, Way
+from experiments.handoff_house import Watch, Way, _Seen
 from experiments.handoff_picture import draw
 from pdjax.engine_api import End, Shipment, Side, TransferCost
 
 
 def test_it_measures_every_way(tmp_path, monkeypatch):
     out, picture = tmp_path / "handoff.json", tmp_path / "handoff.png"
-    arguments = ["--model=tiny", "--prompt=24", "--groups=0", "--groups=2", "--budget=16"]
-    arguments += ["--page_size=8", "--rounds=1", "--peak_bytes=100000", f"--out={out}"]
+    arguments = ["--model=tiny", "--prompt=24", "--groups=0", "--groups=1"]
+    arguments += ["--groups=2", "--budget=16", "--page_size=8"]
+    arguments += ["--rounds=1", "--peak_bytes=100000", f"--out={out}"]
     monkeypatch.setattr(handoff_house, "OUTPUT", 4)
     handoff.FLAGS.unparse_flags()
     handoff.FLAGS(["handoff", *arguments])
     handoff.main()
     whole = json.loads(out.read_text())
-    bulk, streamed = whole["points"]
-    assert (bulk["served"]["shipments"], streamed["served"]["shipments"]) == (1, 4)
-    assert bulk["served"]["hidden"] == 0 < streamed["served"]["hidden"]
+    bulk, one, two = whole["points"]
+    shipments = [each["served"]["shipments"] for each in whole["points"]]
+    assert shipments == [1, 2, 4]  # a prefill of two steps
+    assert bulk["served"]["hidden"] == 0 < min(one["served"]["hidden"], two["served"]["hidden"])
     assert bulk["alone"]["nbytes"] >= bulk["served"]["nbytes"] > 0
     assert whole["peak_bytes_per_s"]["1x1x1"] > 0
     pytest.importorskip("matplotlib")
@@ -43,8 +46,16 @@ def test_ways_become_configs():
     assert (rounded.streaming, rounded.layer_groups, rounded.wire_dtype) == (True, 4, "int8")
 
 
-class Instant:
-    """A transfer whose shipments take a second to be read and another to arrive."""
+@pytest.mark.parametrize("groups", [-1, 4])
+def test_groups_that_cannot_be_are_refused_first(groups):
+    handoff.FLAGS.unparse_flags()
+    handoff.FLAGS(["handoff", "--model=tiny", f"--groups={groups}"])
+    with pytest.raises(ValueError, match=f"groups={groups}: must be 0, in bulk, or at most one"):
+        handoff.asked_ways(3)
+
+
+class Ticking:
+    """A transfer whose shipments are sent, read and seen to have arrived in turn, one a second."""
 
     def __init__(self) -> None:
         self.moment = 0.0
@@ -53,7 +64,7 @@ class Instant:
         self.moment += 1.0
         return self.moment
 
-    def send(self, shipment: Shipment) -> "Instant":
+    def send(self, shipment: Shipment) -> "Ticking":
         return self
 
     read = pieces = ()
@@ -70,7 +81,7 @@ class Instant:
     ],
 )
 def test_time_on_the_wire(rate: float, ended: float, seen: tuple[float, ...]):
-    transfer = Instant()
+    transfer = Ticking()
     watch = Watch(transfer, transfer.now)  # type: ignore[arg-type]
     end = End(Side.PREFILL, 0)
     for _ in range(2):
@@ -78,3 +89,13 @@ def test_time_on_the_wire(rate: float, ended: float, seen: tuple[float, ...]):
         watch._seen[-1].result()
     assert watch.take(ended, rate) == seen
     assert watch.take(0.0, rate) == (0.0, 0.0, 0.0)
+
+
+def test_time_on_the_wire_is_counted_once():
+    transfer = Ticking()
+    watch = Watch(transfer, transfer.now)  # type: ignore[arg-type]
+    for moments in ((0.0, 1.0, 4.0), (0.5, 3.0, 6.0), (5.0, 5.0, 5.5)):
+        seen = Future[_Seen]()
+        seen.set_result(_Seen(*moments, nbytes=0))
+        watch._seen.append(seen)
+    assert watch.take(ended=5.0, rate=1.0) == (5.0, 1.0, 1.0)  # from 1 to 6
