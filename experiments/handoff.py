@@ -31,7 +31,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.handoff_house import OUTPUT, House, Watch, Way, sent
+from experiments.handoff_house import OUTPUT, House, Watch, Way, in_groups
 from experiments.handoff_picture import draw
 from experiments.origin import origin, save
 from experiments.shapes import MODELS, SHAPES, chosen_model
@@ -113,8 +113,9 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
             | {"served": asdict(served) | {"hidden": served.hidden}}
         )
         print(
-            f"{way.layout} {way.wire} {sent(way.groups)}, {n} tokens: adds {served.added_ms:.2f} "
-            f"ms, hidden {served.hidden:.0%}, alone {alone.of_put:.0%} of a plain put",
+            f"{way.layout} {way.wire} {in_groups(way.groups)}, {n} tokens: "
+            f"adds {served.added_ms:.2f} ms, hidden {served.hidden:.0%}, "
+            f"alone {alone.of_put:.0%} of a plain put",
             flush=True,
         )
     return points
@@ -122,7 +123,7 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
 
 def show(points: list[dict[str, Any]]) -> str:
     """The tables."""
-    names = [f"{p['layout']} {p['wire']} {sent(p['groups'])}, {p['prompt']}" for p in points]
+    names = [f"{p['layout']} {p['wire']} {in_groups(p['groups'])}, {p['prompt']}" for p in points]
     alone = [
         [
             name,

@@ -34,17 +34,22 @@ class Way:
     checksums: bool
 
     @property
+    def programs(self) -> int:
+        """Of a prefill step."""
+        return max(1, self.groups)
+
+    @property
     def handoff(self) -> HandoffConfig:
         return HandoffConfig(
             streaming=self.groups > 0,
-            layer_groups=max(1, self.groups),
+            layer_groups=self.programs,
             wire_dtype=None if self.wire == "exact" else self.wire,
             checksums=self.checksums,
         )
 
 
-def sent(groups: int) -> str:
-    """How a table says it."""
+def in_groups(groups: int) -> str:
+    """A way's layer groups, as a table says it."""
     return f"in {groups}" if groups else "in bulk"
 
 
@@ -182,7 +187,7 @@ class House:
             llm.spec,
             self._pools[SOURCE],
             max_logprobs=llm.config.max_logprobs,
-            layer_groups=max(1, way.groups),
+            layer_groups=way.programs,
         )
         transfer = self._transfer(self._pools, way.handoff.wire_dtype)
         if self._threaded is not None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.handoff_house import sent
+from experiments.handoff_house import in_groups
 
 
 def draw(whole: dict[str, Any], path: Path) -> None:
@@ -17,7 +17,7 @@ def draw(whole: dict[str, Any], path: Path) -> None:
     except ImportError as error:
         raise ValueError("plot: needs matplotlib; pip install 'pdjax[plot]'") from error
     points = whole["points"]
-    names = [f"{p['prompt']}\n{p['wire']} {sent(p['groups'])}\n{p['layout']}" for p in points]
+    names = [f"{p['prompt']}\n{p['wire']} {in_groups(p['groups'])}\n{p['layout']}" for p in points]
     served = [p["served"] for p in points]
     exposed = [s["exposed_ms"] for s in served]
     hidden = [max(0.0, s["wire_ms"] - s["exposed_ms"]) for s in served]

@@ -347,7 +347,11 @@ class Handoffs:
         self._roster.seat(sequence, source, source.pipeline.reserve(), pages)
 
     def _lost(self, handoff: Handoff, error: BaseException) -> None:
-        """What had landed has not been written after all: whoever decodes by it has failed."""
+        """What had landed has not been written after all: whoever decodes by it has failed.
+
+        Engines work in order, so that this is seen before anybody can have gone on to another
+        engine with what he has read.
+        """
         if not handoff.completed:
             return  # nobody relied on it, and it is sent again where anybody still wants it
         prefixes, sequence = handoff.target.pool.prefixes, handoff.sequence

@@ -1,9 +1,11 @@
 """Hand-offs of which something fails, in situations made by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pdjax.engine_api import Side
 from pdjax.request import State
 from tests.unit.test_coordinator import Deployment, expected
 from tests.unit.test_handoffs import deployed, sent
@@ -161,6 +163,37 @@ def test_whoever_has_reserved_upon_pages_that_were_never_written_gets_them(monke
     assert not long.done
     house.run()
     assert (hit.state, long.output) == (State.FAILED, expected(long))
+
+
+@pytest.mark.parametrize(
+    ("looks", "found_in", "ends"),
+    [(4, State.PREFILLING, State.FINISHED), (6, State.TRANSFERRING, State.FAILED)],
+)
+def test_pages_given_back_that_were_never_written(looks, found_in, ends, monkeypatch):
+    """Who is being prefilled upon them begins anew; who has a token from them fails."""
+    house = deployed(prefix_cache=True, give_back=True, streaming=False)
+    land = house.transfer.land
+
+    def lose_what_is_given_back(ticket, pages):
+        back = ticket.shipment.target.side is Side.PREFILL
+        return Broken(looks) if back else land(ticket, pages)
+
+    monkeypatch.setattr(house.transfer, "land", lose_what_is_given_back)
+    first = house.submit("first", prompt_len=8, max_tokens=9)
+    house.run_until(lambda: len(house.transfer.shipments) == 2)
+    house.coordinator.step()
+    prompt = (*first.token_ids, *range(1, 13))
+    [second] = house.coordinator.submit(
+        replace(first.request, id="second", prompt_token_ids=prompt)
+    )
+    house.run_until(lambda: second.state is found_in)
+    assert (second.cached_tokens, second.epoch) == (16, 0)
+    house.run()
+    assert (second.state, second.epoch) == (ends, int(ends is State.FINISHED))
+    if ends is State.FINISHED:
+        assert second.output == expected(second)
+    else:
+        assert second.error == "OSError: the device has gone"
 
 
 def test_a_part_that_was_never_written_is_sent_again_whatever_failed_meanwhile(monkeypatch):
