@@ -12,6 +12,9 @@ For each way and length:
             the hand-off adds between the end of the prefill and the dispatch of the first decode
             tick with the sequence in it
 
+  traced    with --trace: the same by the clock of the sending device, beside one plain put after as
+            long a rest: copies, the gathers before them, and what comes behind the prefill's end
+
 The floor is bytes over the link's bandwidth, measured by one large plain put.
 
   python -m experiments.handoff --model=llama3_8b --prompt=2048 --prompt=8192 --groups=0 --groups=4
@@ -59,6 +62,7 @@ _BUDGET = flags.DEFINE_integer("budget", 2048, "tokens of a prefill step", flag_
 _PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "tokens a page", flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "prompts of each kind", flag_values=FLAGS)
 _PEAK = flags.DEFINE_integer("peak_bytes", 1 << 30, "of the large put", flag_values=FLAGS)
+_TRACE = flags.DEFINE_bool("trace", False, "by the profiler's clock, too", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", "results/handoff.json", "file", flag_values=FLAGS)
 _PLOT = flags.DEFINE_string("plot", None, "file of a picture; needs matplotlib", flag_values=FLAGS)
 
@@ -106,12 +110,19 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
     for n in prompts:
         alone = house.alone(way, coordinator, transfer, n)
         watch.take(0.0, rate)
-        served = house.served(coordinator, recorder, watch, n, _ROUNDS.value or 1, rate)
+        rounds = _ROUNDS.value or 1
+        served = house.served(coordinator, recorder, watch, n, rounds, rate)
         points.append(
             asdict(way)
             | {"prompt": n, "alone": asdict(alone) | {"of_put": alone.of_put}}
             | {"served": asdict(served) | {"hidden": served.hidden}}
         )
+        if _TRACE.value:
+            points[-1]["traced"] = None
+            if by_device := house.traced(coordinator, transfer, n, served.nbytes, rounds):
+                shares = {key: getattr(by_device, key) for key in ("of_put", "of_put_gathered")}
+                points[-1]["traced"] = asdict(by_device) | shares
+            watch.take(0.0, rate)
         print(
             f"{way.layout} {way.wire} {in_groups(way.groups)}, {n} tokens: "
             f"adds {served.added_ms:.2f} ms, hidden {served.hidden:.0%}, "
@@ -146,7 +157,22 @@ def show(points: list[dict[str, Any]]) -> str:
     head = ["alone: layout wire groups, tokens", "MB", "put, ms", "moved", "written", "of put"]
     served_head = ["served", "prefill, ms", "floor", "wire", "exposed", "arrived", "added"]
     served_head += ["delay", "hidden", "shipments"]
-    return table(head, alone) + "\n\n" + table(served_head, served)
+    tables = [table(head, alone), table(served_head, served)]
+    if any("traced" in p for p in points):
+        tables.append(_show_traced(names, points))
+    return "\n\n".join(tables)
+
+
+def _show_traced(names: list[str], points: list[dict[str, Any]]) -> str:
+    keys = ("put_ms", "copy_ms", "gather_ms", "wait_ms", "behind_ms")
+    rows = []
+    for name, point in zip(names, points, strict=True):
+        traced = point["traced"] or {}
+        cells = [number(traced.get(key), 3) for key in keys]
+        shares = [percent(traced.get(key)) for key in ("of_put", "of_put_gathered")]
+        rows.append([name, *cells, *shares])
+    head = ["traced", "put, ms", "copied", "gathered", "waited", "behind", "of put", "gathered"]
+    return table(head, rows)
 
 
 def asked_ways(layers: int) -> list[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """One pair of engines, and hand-offs between them, alone and served: what `handoff` measures."""
 
+import itertools
 import statistics
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.handoff_trace import Traced, traced
 from experiments.step_times import replace_method
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import HandoffConfig
@@ -16,7 +18,7 @@ from pdjax.engine_api import End, Shipment, Side, Transfer, TransferTicket
 from pdjax.host.batch import span_pages
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
-from pdjax.request import Request
+from pdjax.request import Request, Sequence
 
 SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
 OUTPUT = 8
@@ -253,20 +255,12 @@ class House:
         rate: float,
     ) -> Served:
         """Prompts of n random tokens, one at a time; `rate` bytes a second is the link's."""
-        rng, clock = np.random.default_rng(n), self.llm.clock
-        params = SamplingParams(temperature=0.0, max_tokens=OUTPUT, ignore_eos=True)
+        rng = np.random.default_rng(n)
         seen: list[list[float]] = []
         shipments = 0
         for turn in range(1 + rounds):
             recorder.clear()
-            prompt = tuple(rng.integers(1, self.llm.spec.vocab_size, n).tolist())
-            name = f"{n}/{turn}"
-            [sequence] = coordinator.submit(Request(name, prompt, params, clock.now()))
-            while coordinator.has_work:
-                coordinator.step()
-            if sequence.error is not None:
-                raise RuntimeError(f"prompt={n}: {sequence.error}")
-            metrics = recorder.request(sequence)
+            metrics = recorder.request(self._serve(coordinator, f"{n}/{turn}", n, rng))
             marks, moved, gaps = dict(metrics.marks), metrics.transfer, metrics.itl
             on_wire = watch.take(marks["first_token"], rate)
             ticks = [s.start for s in recorder.spans() if s.track == "decode/0"]
@@ -296,6 +290,36 @@ class House:
             nbytes=nbytes,
             shipments=shipments,
         )
+
+    def traced(
+        self, coordinator: Coordinator, transfer: Any, n: int, nbytes: float, rounds: int
+    ) -> Traced | None:
+        """Prompts of n random tokens by the profiler's clock; `nbytes` is what one moves."""
+        here, there = _within(transfer)._link(SOURCE, TARGET)
+        payload = jax.device_put(np.zeros(int(nbytes) // self.links(), np.uint8), here)
+        rng, turns = np.random.default_rng(n), itertools.count()
+
+        def put() -> None:
+            jax.block_until_ready(jax.device_put(payload, there))
+
+        def serve() -> None:
+            self._serve(coordinator, f"{n}/traced/{next(turns)}", n, rng)
+
+        put()
+        return traced(put, serve, rounds)
+
+    def _serve(
+        self, coordinator: Coordinator, name: str, n: int, rng: np.random.Generator
+    ) -> Sequence:
+        """One prompt, to its end."""
+        prompt = tuple(rng.integers(1, self.llm.spec.vocab_size, n).tolist())
+        params = SamplingParams(temperature=0.0, max_tokens=OUTPUT, ignore_eos=True)
+        [sequence] = coordinator.submit(Request(name, prompt, params, self.llm.clock.now()))
+        while coordinator.has_work:
+            coordinator.step()
+        if sequence.error is not None:
+            raise RuntimeError(f"prompt={n}: {sequence.error}")
+        return sequence
 
 
 def _within(asked: Any) -> Any:

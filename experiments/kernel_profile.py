@@ -36,12 +36,23 @@ def profile(step: Callable[[], object], steps: int = 2) -> list[KernelRow]:
     XLA takes its command buffers apart while it is profiled, so that gaps between kernels, and with
     them the step, are longer than they are otherwise; the kernels are the same.
     """
+
+    def several() -> None:
+        for _ in range(steps):
+            step()
+
+    return rows(trace(several), steps)
+
+
+def trace(act: Callable[[], object]) -> Iterable[Any]:
+    """What the profiler saw meanwhile on each device, as planes of lines of events."""
+    options = jax.profiler.ProfileOptions()
+    options.host_tracer_level = options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(steps):
-                step()
+        with jax.profiler.trace(folder, profiler_options=options):
+            act()
         [file] = Path(folder).rglob("*.xplane.pb")
-        return rows(ProfileData.from_file(str(file)).planes, steps)
+        return list(ProfileData.from_file(str(file)).planes)
 
 
 def rows(planes: Iterable[Any], steps: int) -> list[KernelRow]:

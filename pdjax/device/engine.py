@@ -27,16 +27,13 @@ from pdjax.model_spec import ModelSpec
 
 
 class SampledTicket:
-    """Tokens on their way from the device. Log-probabilities travel only if somebody asked for
-    them."""
+    """Tokens on their way to the host's memory, where the step writes them."""
 
     def __init__(self, choice: Choice, sampling: SamplingBatch, max_logprobs: int) -> None:
         """`choice` is for the numpy `sampling`; `max_logprobs` is how many a row gets."""
         self._leaves = jax.tree.leaves(choice) if sampling.logprobs.any() else [choice.tokens]
         self._max_logprobs = max_logprobs
         self._sampled: Sampled | None = None
-        for leaf in self._leaves:
-            leaf.copy_to_host_async()
 
     def ready(self) -> bool:
         return all_ready(self._leaves)

@@ -14,6 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 STAGE = "stage"
 TP = "tp"
 
+HOST = "pinned_host"
+"""The kind of memory that devices write to and the host reads."""
+
 Rules = Mapping[str, tuple[str, ...]]
 
 PREFILL_RULES: Rules = {"stage": (STAGE,), "kv_heads": (TP,), "mlp": (TP,), "vocab": (TP,)}
@@ -74,10 +77,11 @@ def sharding(
     return NamedSharding(mesh, partition(rules, axes, stacked=stacked))
 
 
-def shardings(mesh: Mesh, specs: Any) -> Any:
-    """A tree of PartitionSpecs as NamedShardings on `mesh`."""
+def shardings(mesh: Mesh, specs: Any, memory: str | None = None) -> Any:
+    """A tree of PartitionSpecs as NamedShardings on `mesh`, in its devices' memory of the kind
+    `memory`, their own unless given."""
     return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
+        lambda spec: NamedSharding(mesh, spec, memory_kind=memory),
         specs,
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )

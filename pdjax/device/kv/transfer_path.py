@@ -145,7 +145,7 @@ class Path:
         size, span = self.source.layout.page_size, self._span
         mesh, where = self.source.mesh, self.source.sharding
 
-        def gather(
+        def local(
             parts: list[Layers], page_ids: jax.Array, *, checked: bool
         ) -> tuple[Pieces, jax.Array]:
             spans = len(page_ids) * size // span
@@ -157,18 +157,18 @@ class Path:
             pieces = [[piece(layers, j) for j in range(units)] for layers in parts]
             return pieces, jnp.zeros(1, jnp.int32)
 
-        def program(
+        def gather(
             parts: list[Layers], page_ids: jax.Array, checked: bool
         ) -> tuple[Pieces, jax.Array]:
             return jax.shard_map(
-                partial(gather, checked=checked),
+                partial(local, checked=checked),
                 mesh=mesh,
                 in_specs=(where.spec, P()),
                 out_specs=PIECE,
                 check_vma=False,
             )(parts, page_ids)
 
-        return jax.jit(program, static_argnums=2, in_shardings=(where, NamedSharding(mesh, P())))
+        return jax.jit(gather, static_argnums=2, in_shardings=(where, NamedSharding(mesh, P())))
 
     def _make_scatter(self) -> Scatter:
         """Jitted (target's layers of each part DONATED, Pieces, page ids i32[parts, R, m], checked
@@ -176,7 +176,7 @@ class Path:
         layout, unit, wire = self.target.layout, self._unit, self.wire
         span, mesh, where = self._span, self.target.mesh, self.target.sharding
 
-        def scatter(
+        def local(
             parts: list[Layers], pieces: Pieces, ids: jax.Array, *, checked: bool
         ) -> tuple[list[Layers], jax.Array]:
             pages = ids.shape[-1]
@@ -195,11 +195,11 @@ class Path:
                 after.append(scatter_pages(layers, whole, own))
             return after, jnp.sum(differs, dtype=jnp.int32)[None]
 
-        def program(
+        def scatter(
             parts: list[Layers], pieces: Pieces, ids: jax.Array, checked: bool
         ) -> tuple[list[Layers], jax.Array]:
             return jax.shard_map(
-                partial(scatter, checked=checked),
+                partial(local, checked=checked),
                 mesh=mesh,
                 in_specs=(where.spec, PIECE, P(None, STAGE)),
                 out_specs=(where.spec, PIECE),
@@ -207,7 +207,7 @@ class Path:
             )(parts, pieces, ids)
 
         return jax.jit(
-            program,
+            scatter,
             static_argnums=3,
             donate_argnums=0,
             in_shardings=(where, NamedSharding(mesh, PIECE), NamedSharding(mesh, P(None, STAGE))),

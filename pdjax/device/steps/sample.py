@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from pdjax.device.mesh import shardings
+from pdjax.device.mesh import HOST, shardings
 from pdjax.device.model.sampling import Asked, Choice, choose
 from pdjax.device.model.transformer import Leaf
 
@@ -36,8 +36,10 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
     (fed_back, history, Choice [B]).
 
     The chosen tokens come twice, in the choice and where `fed_back` was, for who reads them where
-    they always are. The history is what penalties look at. Every variant appends the chosen tokens
-    to it: who asks for penalties later finds what was chosen before.
+    they always are. The choice lies in the host's memory, pinned, and has arrived there when it is
+    ready: a copy to the host that is asked for by the array sets out only when a thread of the
+    runtime has seen that the step has ended. The history is what penalties look at. Every variant
+    appends the chosen tokens to it: who asks for penalties later finds what was chosen before.
 
     Args:
       mesh: where the logits are.
@@ -60,11 +62,11 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
         return None if fed_back is None else choice.tokens, history, choice
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
-    everywhere = shardings(mesh, P())
+    everywhere, host = shardings(mesh, P()), shardings(mesh, P(), HOST)
     return jax.jit(
         mapped,
         donate_argnums=(1, 2),
         keep_unused=True,
         in_shardings=everywhere,
-        out_shardings=everywhere,
+        out_shardings=(everywhere, everywhere, host),
     )

@@ -1,0 +1,76 @@
+"""A hand-off by the profiler's clock, read from traces made by hand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from experiments import handoff_trace
+from experiments.handoff_trace import Traced, read, traced
+
+
+def event(name: str, begin: float, end: float, **stats: Any) -> Any:
+    return SimpleNamespace(
+        name=name, start_ns=begin * 1e6, duration_ns=(end - begin) * 1e6, stats=stats.items()
+    )
+
+
+def kernel(module: str, begin: float, end: float) -> Any:
+    return event("kernel", begin, end, hlo_module=module)
+
+
+def copy(begin: float, end: float, nbytes: int) -> Any:
+    details = f"kind_src:device kind_dst:device size:{nbytes} dest:1 async:1"
+    return event("MemcpyP2P", begin, end, memcpy_details=details)
+
+
+def plane(computed: list[Any], copied: list[Any], name: str = "/device:GPU:0") -> Any:
+    lines = [("Stream #1(Compute)", computed), ("Stream #2(MemcpyP2P)", copied)]
+    lines.append(("XLA Ops", computed))
+    return SimpleNamespace(name=name, lines=[SimpleNamespace(name=n, events=e) for n, e in lines])
+
+
+STEP = [kernel("jit_group", 100, 104), kernel("jit_group", 105, 109), kernel("jit_step", 112, 113)]
+GATHERS = [kernel("jit_gather", 104, 105), *(kernel("jit_gather", at, at + 1) for at in (110, 111))]
+PUT = copy(10, 14, 800)
+COPIES = [copy(105.5, 107.5, 300), copy(112.25, 115.25, 500)]
+
+
+def test_two_shipments_beside_a_plain_put():
+    seen = read([plane([*STEP, *GATHERS], [PUT, *COPIES]), plane(STEP, [], name="/host:CPU")])
+    assert seen == Traced(
+        put_ms=4.0, copy_ms=5.0, gather_ms=3.0, wait_ms=0.75, behind_ms=6.25, nbytes=800
+    )
+    assert seen is not None
+    assert (seen.of_put, seen.of_put_gathered) == (0.8, 4 / 8.75)
+
+
+def test_of_several_devices_the_slowest_counts():
+    quick = plane([*STEP, GATHERS[0]], [COPIES[0]], name="/device:GPU:1")
+    seen = read([quick, plane([*STEP, *GATHERS], [PUT, *COPIES])])
+    assert seen is not None and (seen.put_ms, seen.nbytes) == (4.0, 800)
+
+
+@pytest.mark.parametrize(
+    ("computed", "copied"),
+    [(STEP, [PUT]), ([*STEP, *GATHERS], [PUT]), ([*STEP, *GATHERS], COPIES), ([], [])],
+)
+def test_what_was_not_seen_is_not_reported(computed: list[Any], copied: list[Any]):
+    assert read([plane(computed, copied)]) is None
+
+
+def test_medians_over_traces(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(handoff_trace, "REST", 0.0)
+    acts: list[str] = []
+    lengths = iter([3, 1, 8])
+
+    def trace(act: Any) -> list[Any]:
+        act()
+        return [plane([*STEP, *GATHERS], [copy(10, 10 + next(lengths), 800), *COPIES])]
+
+    monkeypatch.setattr(handoff_trace, "trace", trace)
+    seen = traced(lambda: acts.append("put"), lambda: acts.append("serve"), rounds=3)
+    assert seen is not None and (seen.put_ms, seen.copy_ms) == (3.0, 5.0)
+    assert acts == ["put", "serve"] * 3
+    monkeypatch.setattr(handoff_trace, "trace", lambda act: [])
+    assert traced(lambda: None, lambda: None, rounds=2) is None
