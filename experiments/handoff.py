@@ -12,8 +12,9 @@ For each way and length:
             the hand-off adds between the end of the prefill and the dispatch of the first decode
             tick with the sequence in it
 
-  traced    with --trace: the same by the clock of the sending device, beside one plain put after as
-            long a rest: copies, the gathers before them, and what comes behind the prefill's end
+  traced    with --trace, which takes longer: by the clock of the sending device, beside one plain
+            put, both after a rest: copies, the gathers before them, the wait between, and how far
+            behind the prefill's end the last copy ends
 
 The floor is bytes over the link's bandwidth, measured by one large plain put.
 
@@ -112,17 +113,16 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
         watch.take(0.0, rate)
         rounds = _ROUNDS.value or 1
         served = house.served(coordinator, recorder, watch, n, rounds, rate)
-        points.append(
-            asdict(way)
-            | {"prompt": n, "alone": asdict(alone) | {"of_put": alone.of_put}}
-            | {"served": asdict(served) | {"hidden": served.hidden}}
-        )
+        point = {
+            "prompt": n,
+            "alone": _values(alone, "of_put"),
+            "served": _values(served, "hidden"),
+        }
         if _TRACE.value:
-            points[-1]["traced"] = None
-            if by_device := house.traced(coordinator, transfer, n, served.nbytes, rounds):
-                shares = {key: getattr(by_device, key) for key in ("of_put", "of_put_gathered")}
-                points[-1]["traced"] = asdict(by_device) | shares
+            by_device = house.traced(coordinator, transfer, n, served.nbytes, rounds)
+            point["traced"] = by_device and _values(by_device, "of_put", "of_put_in_all")
             watch.take(0.0, rate)
+        points.append(asdict(way) | point)
         print(
             f"{way.layout} {way.wire} {in_groups(way.groups)}, {n} tokens: "
             f"adds {served.added_ms:.2f} ms, hidden {served.hidden:.0%}, "
@@ -130,6 +130,11 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
             flush=True,
         )
     return points
+
+
+def _values(numbers: Any, *derived: str) -> dict[str, Any]:
+    """A dataclass as plain values, some of its properties too."""
+    return asdict(numbers) | {name: getattr(numbers, name) for name in derived}
 
 
 def show(points: list[dict[str, Any]]) -> str:
@@ -169,9 +174,9 @@ def _show_traced(names: list[str], points: list[dict[str, Any]]) -> str:
     for name, point in zip(names, points, strict=True):
         traced = point["traced"] or {}
         cells = [number(traced.get(key), 3) for key in keys]
-        shares = [percent(traced.get(key)) for key in ("of_put", "of_put_gathered")]
+        shares = [percent(traced.get(key)) for key in ("of_put", "of_put_in_all")]
         rows.append([name, *cells, *shares])
-    head = ["traced", "put, ms", "copied", "gathered", "waited", "behind", "of put", "gathered"]
+    head = ["traced", "put, ms", "copied", "gathered", "waited", "behind", "of put", "in all"]
     return table(head, rows)
 
 

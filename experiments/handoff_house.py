@@ -295,12 +295,8 @@ class House:
         self, coordinator: Coordinator, transfer: Any, n: int, nbytes: float, rounds: int
     ) -> Traced | None:
         """Prompts of n random tokens by the profiler's clock; `nbytes` is what one moves."""
-        here, there = _within(transfer)._link(SOURCE, TARGET)
-        payload = jax.device_put(np.zeros(int(nbytes) // self.links(), np.uint8), here)
+        put = _within(transfer).plain_put(SOURCE, TARGET, int(nbytes) // self.links())
         rng, turns = np.random.default_rng(n), itertools.count()
-
-        def put() -> None:
-            jax.block_until_ready(jax.device_put(payload, there))
 
         def serve() -> None:
             self._serve(coordinator, f"{n}/traced/{next(turns)}", n, rng)

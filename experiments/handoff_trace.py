@@ -1,8 +1,8 @@
 """How the bytes of a hand-off move by the clock of the device that sends them, from a trace of the
 profiler: the host sees arrivals late, and only between other things.
 
-Each trace has one plain put of as many bytes and then one served prompt, both after the same rest,
-since a link that has rested takes a while to wake up.
+Each trace has one plain put and then one served prompt, each after a rest, since a link that has
+rested for some 50 ms takes a while to wake up, which both then pay.
 """
 
 import itertools
@@ -10,7 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from experiments.kernel_profile import trace
@@ -19,43 +19,53 @@ GATHER = "jit_gather"
 """The program that reads pages, see `pdjax/device/kv/transfer_path.py`."""
 
 REST = 0.1
-"""Seconds."""
+"""Seconds before the put, and before the prompt is asked for."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """Medians over traces; milliseconds, those of the sending device that took longest to copy.
+    """A plain put on one link, and a hand-off as the sending device saw it, of several devices the
+    one whose copies were slowest; milliseconds.
 
     Attributes:
-      put_ms: the copy of a plain put.
-      copy_ms: all copies of the hand-off.
-      gather_ms: kernels that read its pages.
-      wait_ms: from the end of each gather to the begin of its copy.
+      put_bytes, put_ms: of the plain put.
+      nbytes: of the hand-off's copies.
+      copy_ms: in which any of them ran.
+      gather_ms: of the kernels that read its pages.
+      wait_ms: in which the link stood idle though pages had been read: from the end of the last
+        gather, or of the copy before if that was later, to the begin of each copy.
       behind_ms: from the end of the last kernel before the last gather, which is the prefill's
-        unless the gather came late, to the end of the last copy.
-      nbytes: of the copies.
+        unless the gather came late, to the end of the last copy. The first token is chosen
+        meanwhile.
+      traces: these are the medians of so many.
     """
 
+    put_bytes: float
     put_ms: float
+    nbytes: float
     copy_ms: float
     gather_ms: float
     wait_ms: float
     behind_ms: float
-    nbytes: float
+    traces: int = 1
 
     @property
     def of_put(self) -> float:
         """The copies' rate, as a share of the plain put's."""
-        return self.put_ms / self.copy_ms
+        return self._share(self.copy_ms)
 
     @property
-    def of_put_gathered(self) -> float:
+    def of_put_in_all(self) -> float:
         """The same, with the time that reading and waiting take."""
-        return self.put_ms / (self.gather_ms + self.wait_ms + self.copy_ms)
+        return self._share(self.gather_ms + self.wait_ms + self.copy_ms)
+
+    def _share(self, ms: float) -> float:
+        return self.nbytes / ms / (self.put_bytes / self.put_ms)
 
 
 class _Event(NamedTuple):
-    """Something on a stream of a device, ns; `copied` bytes to another one."""
+    """Something on a stream of a device, ns: of a program `module`, or `copied` bytes to another
+    device."""
 
     begin: float
     end: float
@@ -64,55 +74,71 @@ class _Event(NamedTuple):
 
 
 def traced(put: Callable[[], object], serve: Callable[[], object], rounds: int) -> Traced | None:
-    """`rounds` traces of `put`, a plain put, and then of `serve`, which hands a prompt over; None
-    where the profiler sees no copies between devices."""
+    """Medians over `rounds` traces of `put`, a plain put, and then of `serve`, which hands a prompt
+    over; None where the profiler sees no copies between devices."""
 
     def both() -> None:
         for act in (put, serve):
             time.sleep(REST)
             act()
 
-    found = [one for _ in range(rounds) if (one := read(trace(both))) is not None]
-    if not found:
+    seen = [asdict(one) for _ in range(rounds) if (one := read(trace(both))) is not None]
+    if not seen:
         return None
-    each = [asdict(one) for one in found]
-    return Traced(**{key: statistics.median(one[key] for one in each) for key in each[0]})
+    medians = Traced(**{key: statistics.median(one[key] for one in seen) for key in seen[0]})
+    return replace(medians, traces=len(seen))
 
 
 def read(planes: Iterable[Any]) -> Traced | None:
-    """One trace; None if there are no copies between devices in it, or nothing gathered."""
-    put, sent = 0.0, list[Traced]()
+    """One trace; None if it has no plain put between devices, or no hand-off."""
+    puts, sent = list[_Event](), list[Traced]()
     for plane in planes:
         events = sorted(_events(plane)) if plane.name.startswith("/device:") else []
-        gathers = [event for event in events if event.module == GATHER]
         copies = [event for event in events if event.copied]
-        first = gathers[0].begin if gathers else float("inf")
-        put += sum(copy.end - copy.begin for copy in copies if copy.begin < first)
-        if copies := [copy for copy in copies if copy.begin >= first]:
-            sent.append(_sent(events, gathers, copies))
-    if not put or not sent:
+        first = min((event.begin for event in events if event.module == GATHER), default=None)
+        if first is None:
+            puts += copies
+        else:
+            puts += [copy for copy in copies if copy.begin < first]
+            if copies := [copy for copy in copies if copy.begin >= first]:
+                sent.append(_sent(events, copies))
+    if not puts or not sent:
         return None
-    slowest = asdict(max(sent, key=lambda one: one.copy_ms))
-    return Traced(**slowest | {"put_ms": put / 1e6})
+    slowest = min(sent, key=lambda one: one.nbytes / one.copy_ms)
+    return replace(slowest, put_bytes=sum(put.copied for put in puts), put_ms=_busy(puts) / 1e6)
 
 
-def _sent(events: list[_Event], gathers: list[_Event], copies: list[_Event]) -> Traced:
-    waited = [
-        copy.begin - max(gather.end for gather in gathers if gather.begin < copy.begin)
-        for copy in copies
-    ]
-    kernels = [event for event in events if event.module]
-    runs = [list(run) for _, run in itertools.groupby(kernels, lambda e: e.module == GATHER)]
+def _sent(events: list[_Event], copies: list[_Event]) -> Traced:
+    """A hand-off: all that a device ran, and what it copied to others from the first gather on."""
+    kernels = [event for event in events if event.module and event.end <= copies[-1].begin]
+    runs = [list(run) for _, run in itertools.groupby(kernels, lambda each: each.module == GATHER)]
     last = max(i for i, run in enumerate(runs) if run[0].module == GATHER)
     before = runs[last - 1][-1].end if last else runs[last][0].begin
+    gathers = [event for event in events if event.module == GATHER]
+    waited = idle_since = 0.0
+    for copy in copies:
+        read_before = [gather.end for gather in gathers if gather.end <= copy.begin]
+        gathered = max(read_before, default=copy.begin)
+        waited += max(0.0, copy.begin - max(gathered, idle_since))
+        idle_since = max(idle_since, copy.end)
     return Traced(
+        put_bytes=0.0,
         put_ms=0.0,
-        copy_ms=sum(copy.end - copy.begin for copy in copies) / 1e6,
-        gather_ms=sum(gather.end - gather.begin for gather in gathers) / 1e6,
-        wait_ms=sum(max(0.0, each) for each in waited) / 1e6,
-        behind_ms=(max(copy.end for copy in copies) - before) / 1e6,
         nbytes=sum(copy.copied for copy in copies),
+        copy_ms=_busy(copies) / 1e6,
+        gather_ms=_busy(gathers) / 1e6,
+        wait_ms=waited / 1e6,
+        behind_ms=(idle_since - before) / 1e6,
     )
+
+
+def _busy(events: Iterable[_Event]) -> float:
+    """In which any of the events, in the order of their begins, ran; ns."""
+    busy = until = 0.0
+    for event in events:
+        busy += max(0.0, event.end - max(event.begin, until))
+        until = max(until, event.end)
+    return busy
 
 
 def _events(plane: Any) -> Iterator[_Event]:
@@ -120,10 +146,10 @@ def _events(plane: Any) -> Iterator[_Event]:
         if "Stream" not in line.name:
             continue
         for event in line.events:
-            begin, end = event.start_ns, event.start_ns + event.duration_ns
             stats = dict(event.stats)
             copied = 0
             if event.name == "MemcpyP2P":
                 [size] = re.findall(r"size:(\d+)", stats["memcpy_details"])
                 copied = int(size)
-            yield _Event(begin, end, stats.get("hlo_module", ""), copied)
+            end = event.start_ns + event.duration_ns
+            yield _Event(event.start_ns, end, stats.get("hlo_module", ""), copied)

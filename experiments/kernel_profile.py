@@ -44,8 +44,11 @@ def profile(step: Callable[[], object], steps: int = 2) -> list[KernelRow]:
     return rows(trace(several), steps)
 
 
-def trace(act: Callable[[], object]) -> Iterable[Any]:
-    """What the profiler saw meanwhile on each device, as planes of lines of events."""
+def trace(act: Callable[[], object]) -> list[Any]:
+    """What the profiler saw while `act` ran: planes of lines of events, those of devices too.
+
+    What the host does is left out, since taking it down slows it, and is most of a trace.
+    """
     options = jax.profiler.ProfileOptions()
     options.host_tracer_level = options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:

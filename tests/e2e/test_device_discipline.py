@@ -4,12 +4,14 @@ steps update their pools in place."""
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import pytest
 
 from pdjax.config import HandoffConfig
+from pdjax.device.mesh import HOST
 from pdjax.engine_api import End, Side
 from pdjax.llm import LLM
 from pdjax.request import SamplingParams
@@ -108,6 +110,27 @@ def test_what_a_tick_makes_stays_where_it_is():
         llm.generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
     assert len(seen) > 8
     assert all(each == seen[1] for each in seen[2:])
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_tokens_land_in_the_memory_of_the_host(logprobs):
+    # Where a copy that the host asks for would be late.
+    with LLM(disaggregated(2, 2, 1), {"warm_up": False}) as llm:
+        seen: list[Any] = []
+        asked: list[tuple[Any, str]] = [(llm.prefill_engines[0], "prefill")]
+        asked.append((llm.decode_engines[0], "tick"))
+        for engine, name in asked:
+            setattr(engine, name, partial(watched, getattr(engine, name), seen))
+        params = SamplingParams(temperature=0.0, max_tokens=4, logprobs=logprobs)
+        [out] = llm.generate([[1, 2, 3]], params)
+    assert len(out.token_ids) == 4 and len(seen) > 4
+    assert {leaf.sharding.memory_kind for ticket in seen for leaf in ticket._leaves} == {HOST}
+
+
+def watched(dispatch, seen, *args):
+    seen.append(dispatch(*args))
+    return seen[-1]
 
 
 def addresses(array):

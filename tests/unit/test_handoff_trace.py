@@ -39,16 +39,60 @@ COPIES = [copy(105.5, 107.5, 300), copy(112.25, 115.25, 500)]
 def test_two_shipments_beside_a_plain_put():
     seen = read([plane([*STEP, *GATHERS], [PUT, *COPIES]), plane(STEP, [], name="/host:CPU")])
     assert seen == Traced(
-        put_ms=4.0, copy_ms=5.0, gather_ms=3.0, wait_ms=0.75, behind_ms=6.25, nbytes=800
+        put_bytes=800,
+        put_ms=4.0,
+        nbytes=800,
+        copy_ms=5.0,
+        gather_ms=3.0,
+        wait_ms=0.75,
+        behind_ms=6.25,
     )
     assert seen is not None
-    assert (seen.of_put, seen.of_put_gathered) == (0.8, 4 / 8.75)
+    assert seen.of_put == 0.8
+    assert seen.of_put_in_all == pytest.approx(4 / 8.75)
+
+
+def test_pieces_of_one_gather_wait_once():
+    pieces = [copy(105.5, 107.5, 300), copy(107.5, 110.5, 500)]
+    seen = read([plane([*STEP[:2], GATHERS[0]], [PUT, *pieces])])
+    assert seen is not None
+    assert (seen.wait_ms, seen.copy_ms, seen.behind_ms) == (0.5, 5.0, 6.5)
+
+
+def test_copies_to_two_devices_at_once_count_once():
+    pieces = [copy(105.5, 107.5, 400), copy(105.5, 107.5, 400)]
+    seen = read([plane([*STEP[:2], GATHERS[0]], [PUT, *pieces])])
+    assert seen is not None
+    assert (seen.copy_ms, seen.wait_ms, seen.of_put) == (2.0, 0.5, 2.0)
+
+
+def test_a_copy_that_ends_after_the_next_gather():
+    late = [copy(105.5, 112.5, 300), copy(112.5, 115.25, 500)]
+    seen = read([plane([*STEP, *GATHERS], [PUT, *late])])
+    assert seen is not None
+    assert (seen.wait_ms, seen.behind_ms) == (0.5, 6.25)
+
+
+def test_a_gather_of_which_this_device_sends_nothing():
+    seen = read([plane([*STEP, *GATHERS], [PUT, COPIES[0]])])
+    assert seen is not None and seen.behind_ms == 3.5
+
+
+def test_two_senders_share_what_a_put_takes_over_one_link():
+    halves = [
+        plane([*STEP[:2], GATHERS[0]], [copy(105, 107, 400)], name=f"/device:GPU:{i}")
+        for i in range(1, 3)
+    ]
+    seen = read([plane(STEP, [PUT]), *halves])
+    assert seen is not None
+    assert (seen.nbytes, seen.of_put) == (400, 1.0)
 
 
 def test_of_several_devices_the_slowest_counts():
-    quick = plane([*STEP, GATHERS[0]], [COPIES[0]], name="/device:GPU:1")
+    quick = plane([*STEP, GATHERS[0]], [copy(105.5, 106.5, 300)], name="/device:GPU:1")
     seen = read([quick, plane([*STEP, *GATHERS], [PUT, *COPIES])])
-    assert seen is not None and (seen.put_ms, seen.nbytes) == (4.0, 800)
+    assert seen is not None
+    assert (seen.put_ms, seen.nbytes, seen.of_put) == (4.0, 800, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +114,8 @@ def test_medians_over_traces(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(handoff_trace, "trace", trace)
     seen = traced(lambda: acts.append("put"), lambda: acts.append("serve"), rounds=3)
-    assert seen is not None and (seen.put_ms, seen.copy_ms) == (3.0, 5.0)
+    assert seen is not None
+    assert (seen.put_ms, seen.copy_ms, seen.traces) == (3.0, 5.0, 3)
     assert acts == ["put", "serve"] * 3
     monkeypatch.setattr(handoff_trace, "trace", lambda act: [])
     assert traced(lambda: None, lambda: None, rounds=2) is None

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.handoff_trace import GATHER
 from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import KVPool, PoolOwner
-from pdjax.device.kv.transfer import DeviceTransfer
+from pdjax.device.kv.transfer import DeviceTransfer, LandingTicket
 from pdjax.device.kv.transfer_route import Route
 from pdjax.engine_api import End, Side
 from pdjax.kv_layout import split_groups
@@ -185,6 +186,33 @@ def test_dispatch_returns_before_the_source_is_ready():
     ticket.result()  # has come before that, but may be said to be ready a moment after it
     assert ticket.gathered() and ticket.ready()
     assert np.asarray(target.arrays.k[0])[:, 2].min() == 1.0
+
+
+class Written:
+    """What a scatter that failed leaves."""
+
+    def is_ready(self) -> bool:
+        return True
+
+    def block_until_ready(self) -> None:
+        raise RuntimeError("out of memory")
+
+
+def test_what_nobody_checks_is_not_copied_to_the_host_and_fails_all_the_same():
+    written: Any = Written()
+    landing = LandingTicket(written, checked=False)
+    assert landing.ready()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            landing.result()
+    with pytest.raises(AttributeError, match="copy_to_host_async"):
+        LandingTicket(written, checked=True)
+
+
+def test_the_profiler_is_asked_for_the_gather_by_its_name():
+    source, target = pools(layout(), layout())
+    gather: Any = transfer_of(source, target).path(SOURCE, TARGET)._gather
+    assert f"jit_{gather.__name__}" == GATHER
 
 
 def test_ends_of_one_pool_share_it():

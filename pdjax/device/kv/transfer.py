@@ -11,7 +11,7 @@ both ends: the size of a page, the type of its elements, see `wire.py`. Everythi
 global index.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import jax
@@ -63,8 +63,11 @@ class LandingTicket:
 
     def result(self) -> int:
         if self._result is None:
-            differing = jax.block_until_ready(self.differing)
-            self._result = int(jax.device_get(differing).sum()) if self.checked else 0
+            if self.checked:
+                self._result = int(jax.device_get(self.differing).sum())
+            else:
+                jax.block_until_ready(self.differing)
+                self._result = 0
         return self._result
 
 
@@ -126,12 +129,17 @@ class DeviceTransfer:
         ]
         return next((link for link in links if link[0] is not link[1]), links[0])
 
-    def probe(self, source: End, target: End, nbytes: int) -> float:
+    def plain_put(self, source: End, target: End, nbytes: int) -> Callable[[], None]:
+        """What a hand-off is held against: a call that puts so many bytes, which are on a device of
+        `source` already, on one of `target`, and waits for them."""
         here, there = self._link(source, target)
         payload = jax.block_until_ready(jax.device_put(np.zeros(nbytes, np.uint8), here))
-        clock, took = WallClock(), []
+        return lambda: jax.block_until_ready(jax.device_put(payload, there))
+
+    def probe(self, source: End, target: End, nbytes: int) -> float:
+        put, clock, took = self.plain_put(source, target, nbytes), WallClock(), []
         for _ in range(4):  # the first finds the way
             started = clock.now()
-            jax.block_until_ready(jax.device_put(payload, there))
+            put()
             took.append(clock.now() - started)
         return min(took[1:])

@@ -140,7 +140,7 @@ class Path:
 
     def _make_gather(self) -> Gather:
         """Jitted (source's layers of each part, page ids i32[n], checked STATIC) -> (Pieces, i32[1]
-        of each device)."""
+        of each device). By its name `experiments/handoff_trace.py` knows it in a trace."""
         units, unit, wire = self.source.layout.local_heads // self._unit, self._unit, self.wire
         size, span = self.source.layout.page_size, self._span
         mesh, where = self.source.mesh, self.source.sharding

@@ -36,10 +36,10 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
     (fed_back, history, Choice [B]).
 
     The chosen tokens come twice, in the choice and where `fed_back` was, for who reads them where
-    they always are. The choice lies in the host's memory, pinned, and has arrived there when it is
-    ready: a copy to the host that is asked for by the array sets out only when a thread of the
-    runtime has seen that the step has ended. The history is what penalties look at. Every variant
-    appends the chosen tokens to it: who asks for penalties later finds what was chosen before.
+    they always are. The choice is written to pinned memory of the host, and is there when it is
+    ready: `copy_to_host_async` would start the copy only once a thread of the runtime has seen the
+    step end. The history is what penalties look at. Every variant appends the chosen tokens to it:
+    who asks for penalties later finds what was chosen before.
 
     Args:
       mesh: where the logits are.
