@@ -15,6 +15,9 @@ import jax
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "numpy")
 
+EXPORTED = "$Format:%H$"
+"""In files that `git archive` wrote, the commit that they are of: see .gitattributes."""
+
 
 def origin() -> dict[str, Any]:
     """Versions, devices, command and commit of this process; it starts JAX, if nobody has yet."""
@@ -42,8 +45,13 @@ def save(whole: dict[str, Any], path: str | None) -> None:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, with a plus where files differ from it; None without git."""
+    """The commit of these files, with a plus where files of a checkout differ from it; None where
+    nobody knows it, as in a copy within another checkout."""
+    if not EXPORTED.startswith("$"):
+        return EXPORTED
     try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return None
         return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

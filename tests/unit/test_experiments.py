@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from experiments import bench_engine, bench_host, bench_steps, handoff, interference, quickstart
+from experiments import origin as provenance
 from experiments.bench_cpu import one_device, show
 from experiments.origin import origin
 from experiments.shapes import LARGE, MODELS, chosen_model
@@ -153,6 +154,14 @@ def test_a_number_says_where_it_comes_from():
     assert found["versions"].keys() >= {"python", "jax", "numpy"}
     assert found["devices"]
     assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40
+
+
+def test_an_export_knows_its_commit_and_a_copy_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(provenance, "ROOT", ROOT / "experiments")  # a copy within this checkout
+    assert provenance.commit() is None
+    monkeypatch.setattr(provenance, "EXPORTED", "f" * 40)
+    assert provenance.commit() == "f" * 40
+    assert (ROOT / ".gitattributes").read_text() == "experiments/origin.py export-subst\n"
 
 
 def test_the_host_is_timed_while_every_row_decodes():
