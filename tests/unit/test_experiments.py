@@ -9,7 +9,6 @@ import pytest
 from experiments import bench_engine, bench_host, bench_steps, handoff, interference, quickstart
 from experiments import origin as provenance
 from experiments.bench_cpu import one_device, show
-from experiments.origin import origin
 from experiments.shapes import LARGE, MODELS, chosen_model
 from experiments.step_times import LABELS, StepTimes, replace_method
 from experiments.tables import megabytes, number, percent, table
@@ -150,7 +149,7 @@ def test_the_chosen_shapes_have_room_for_what_is_asked():
 
 
 def test_a_number_says_where_it_comes_from():
-    found = origin()
+    found = provenance.origin()
     assert found["versions"].keys() >= {"python", "jax", "numpy"}
     assert found["devices"]
     assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40
