@@ -11,7 +11,6 @@ For each way and length:
             (exposed), what before (hidden), when the last of it arrived (0: before that), and what
             the hand-off adds between the end of the prefill and the dispatch of the first decode
             tick with the sequence in it
-
   traced    with --trace, which takes longer: by the clock of the sending device, beside one plain
             put, both after a rest: copies, the gathers before them, the wait between, and how far
             behind the prefill's end the last copy ends

@@ -95,21 +95,23 @@ def read(planes: Iterable[Any]) -> Traced | None:
     for plane in planes:
         events = sorted(_events(plane)) if plane.name.startswith("/device:") else []
         copies = [event for event in events if event.copied]
-        first = min((event.begin for event in events if event.module == GATHER), default=None)
-        if first is None:
+        gathered = min((event.end for event in events if event.module == GATHER), default=None)
+        if gathered is None:
             puts += copies
         else:
-            puts += [copy for copy in copies if copy.begin < first]
-            if copies := [copy for copy in copies if copy.begin >= first]:
+            puts += [copy for copy in copies if copy.begin < gathered]
+            if copies := [copy for copy in copies if copy.begin >= gathered]:
                 sent.append(_sent(events, copies))
     if not puts or not sent:
         return None
     slowest = min(sent, key=lambda one: one.nbytes / one.copy_ms)
-    return replace(slowest, put_bytes=sum(put.copied for put in puts), put_ms=_busy(puts) / 1e6)
+    return replace(
+        slowest, put_bytes=sum(put.copied for put in puts), put_ms=_busy(sorted(puts)) / 1e6
+    )
 
 
 def _sent(events: list[_Event], copies: list[_Event]) -> Traced:
-    """A hand-off: all that a device ran, and what it copied to others from the first gather on."""
+    """A hand-off: all that a device ran, and what it copied to others when it had read anything."""
     kernels = [event for event in events if event.module and event.end <= copies[-1].begin]
     runs = [list(run) for _, run in itertools.groupby(kernels, lambda each: each.module == GATHER)]
     last = max(i for i, run in enumerate(runs) if run[0].module == GATHER)
@@ -117,8 +119,7 @@ def _sent(events: list[_Event], copies: list[_Event]) -> Traced:
     gathers = [event for event in events if event.module == GATHER]
     waited = idle_since = 0.0
     for copy in copies:
-        read_before = [gather.end for gather in gathers if gather.end <= copy.begin]
-        gathered = max(read_before, default=copy.begin)
+        gathered = max(gather.end for gather in gathers if gather.end <= copy.begin)
         waited += max(0.0, copy.begin - max(gathered, idle_since))
         idle_since = max(idle_since, copy.end)
     return Traced(

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import pytest
@@ -118,10 +118,9 @@ def test_tokens_land_in_the_memory_of_the_host(logprobs):
     # Where a copy that the host asks for would be late.
     with LLM(disaggregated(2, 2, 1), {"warm_up": False}) as llm:
         seen: list[Any] = []
-        asked: list[tuple[Any, str]] = [(llm.prefill_engines[0], "prefill")]
-        asked.append((llm.decode_engines[0], "tick"))
-        for engine, name in asked:
-            setattr(engine, name, partial(watched, getattr(engine, name), seen))
+        prefill, decode = cast("Any", llm.prefill_engines[0]), cast("Any", llm.decode_engines[0])
+        prefill.prefill = partial(watched, prefill.prefill, seen)
+        decode.tick = partial(watched, decode.tick, seen)
         params = SamplingParams(temperature=0.0, max_tokens=4, logprobs=logprobs)
         [out] = llm.generate([[1, 2, 3]], params)
     assert len(out.token_ids) == 4 and len(seen) > 4

@@ -23,11 +23,10 @@ def test_it_measures_every_way(tmp_path, monkeypatch, capsys):
     handoff.FLAGS(["handoff", *arguments])
     handoff.main()
     whole = json.loads(out.read_text())
-    bulk, one, two = whole["points"]
+    bulk = whole["points"][0]
     shipments = [each["served"]["shipments"] for each in whole["points"]]
     assert shipments == [1, 2, 4]  # a prefill of two steps
     assert bulk["served"]["hidden"] == 0
-    assert all(0 <= each["served"]["hidden"] <= 1 for each in (one, two))  # threads may look late
     # The profiler sees no copies between virtual devices.
     assert [each["traced"] for each in whole["points"]] == [None] * 3
     traced = capsys.readouterr().out.split("\ntraced")[1].splitlines()[2:5]

@@ -134,7 +134,11 @@ class DeviceTransfer:
         `source` already, on one of `target`, and waits for them."""
         here, there = self._link(source, target)
         payload = jax.block_until_ready(jax.device_put(np.zeros(nbytes, np.uint8), here))
-        return lambda: jax.block_until_ready(jax.device_put(payload, there))
+
+        def put() -> None:
+            jax.block_until_ready(jax.device_put(payload, there))
+
+        return put
 
     def probe(self, source: End, target: End, nbytes: int) -> float:
         put, clock, took = self.plain_put(source, target, nbytes), WallClock(), []
