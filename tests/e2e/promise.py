@@ -88,6 +88,21 @@ def answers(llm: LLM) -> list[list[list[int]]]:
     return [[choice.token_ids for choice in output.choices] for output in outputs]
 
 
+def crowded(llm: LLM) -> list[list[int]]:
+    """Token ids of four answers that grow side by side for longer than any timing can keep them
+    apart, into 12 pages of 4 tokens each; checks that nothing is left."""
+    prompts = np.random.default_rng(3).integers(0, SPEC.vocab_size, (4, 8)).tolist()
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    outputs = llm.generate(prompts, params)
+    conserved(llm)
+    return [output.token_ids for output in outputs]
+
+
+def preemptions(llm: LLM) -> int:
+    """How often anybody has had to give way so far."""
+    return sum(metrics.preemptions for metrics in llm.recorder.requests())
+
+
 def conserved(llm: LLM) -> None:
     """Let what is in flight come home; then every page of every pool must be free."""
     while llm.has_work:
@@ -100,3 +115,10 @@ def expected() -> list[list[list[int]]]:
     """The answers of the one-device configuration."""
     with LLM(MONOLITHIC) as llm:
         return answers(llm)
+
+
+@cache
+def expected_of_a_crowd() -> list[list[int]]:
+    """What the one-device configuration answers to `crowded`."""
+    with LLM(MONOLITHIC) as llm:
+        return crowded(llm)

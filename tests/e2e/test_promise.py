@@ -11,7 +11,17 @@ import pytest
 from pdjax.engine_api import Shipment, Ticket, Transfer, TransferTicket
 from pdjax.llm import LLM
 from pdjax.request import SamplingParams, State
-from tests.e2e.promise import MONOLITHIC, answers, conserved, disaggregated, expected, workload
+from tests.e2e.promise import (
+    MONOLITHIC,
+    answers,
+    conserved,
+    crowded,
+    disaggregated,
+    expected,
+    expected_of_a_crowd,
+    preemptions,
+    workload,
+)
 
 LAYOUTS = [
     (1, 1, 1),
@@ -173,8 +183,8 @@ def test_preemption_changes_nothing(stages):
     # 14 pages of 4 tokens hold one of the long sequences, and little beside it.
     with LLM(disaggregated(1, stages, 1, pages=15)) as llm:
         assert answers(llm) == expected()
-        preemptions = sum(metrics.preemptions for metrics in llm.recorder.requests())
-    assert preemptions > 0
+        assert crowded(llm) == expected_of_a_crowd()
+        assert preemptions(llm) > 0
 
 
 def test_colocated_on_a_mesh_changes_nothing():

@@ -12,7 +12,7 @@ from pdjax.device.mesh import PREFILL_RULES, make_mesh
 from pdjax.device.model.weights import random_params
 from pdjax.llm import LLM
 from pdjax.request import SamplingParams
-from tests.e2e.promise import SPEC, answers, disaggregated, workload
+from tests.e2e.promise import SPEC, answers, crowded, disaggregated, preemptions, workload
 from tests.parity.dense import dense_logits
 
 DTYPES = ("int8", "float8_e4m3fn")
@@ -71,11 +71,12 @@ def test_preemption_goes_on_over_exact_kv():
     answered, nothing leaks, and whoever was not preempted has the same tokens."""
     with LLM(disaggregated(1, 1, 1, kv_dtype="int8", pages=15)) as llm:
         got = answers(llm)
-        preempted = sum(metrics.preemptions for metrics in llm.recorder.requests())
+        preempted = preemptions(llm)
+        assert [len(tokens) for tokens in crowded(llm)] == [40] * 4
+        assert preemptions(llm) > preempted
     same = [
         a == b
         for ours, theirs in zip(got, baseline("int8"), strict=True)
         for a, b in zip(ours, theirs, strict=True)
     ]
-    assert preempted > 0
     assert same.count(False) <= preempted
