@@ -350,7 +350,7 @@ class LLM:
     def _make_text(self, request: Request) -> TextStream:
         assert self.tokenizer is not None
         decoder = self.tokenizer.incremental_decoder(after=request.prompt_token_ids)
-        return TextStream(decoder, tuple(request.params.stop))
+        return TextStream(decoder, request.params.stop_strings)
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:

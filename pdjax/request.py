@@ -2,12 +2,22 @@
 and its legal moves)."""
 
 import enum
+import itertools
 import math
 import typing
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from pdjax.stop_strings import StopStrings
+
+MAX_STOP_STRINGS = 1024
+MAX_STOP_CHARACTERS = 16_384
+"""Of all stop strings of a request together: the host needs about 10 ms to prepare so many, and
+every running request waits meanwhile."""
+MAX_STOP_TOKENS = 4096
 
 
 class QueueFull(RuntimeError):
@@ -27,12 +37,15 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _as_tuple(values: object, name: str, what: str) -> tuple:
-    """`values`, of which None has none, fixed for good."""
+def _as_tuple(values: object, name: str, what: str, most: int) -> tuple:
+    """`values`, of which None has none, fixed for good; an endless iterator is read to `most`."""
     if values is None:
         return ()
     _check(isinstance(values, Iterable), name, values, f"must be None or a sequence of {what}")
-    return tuple(typing.cast(Iterable, values))
+    fixed = tuple(itertools.islice(typing.cast(Iterable, values), most + 1))
+    if len(fixed) > most:
+        raise ValueError(f"{name}: more than {most} {what}; must be at most {most}")
+    return fixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +60,10 @@ class SamplingParams:
       seed: makes the tokens a function of (seed, choice, position) alone; None draws a seed for the
         request.
       max_tokens: most tokens to generate; None goes on to the end of the context.
-      stop: string or strings that end the text; they are not part of it. None is taken as ().
-      stop_token_ids: tokens that end it besides the model's own end tokens. None is taken as ().
+      stop: string or strings that end the text; they are not part of it. None is taken as (). At
+        most 1,024 strings, of at most 16,384 characters together.
+      stop_token_ids: tokens that end it besides the model's own end tokens, at most 4,096. None is
+        taken as ().
       ignore_eos: go on past the model's end tokens.
       logprobs: report the chosen token's log-probability and the n likeliest; None reports none.
         They are of the model's own distribution, before penalties and temperature.
@@ -79,8 +94,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        object.__setattr__(self, "stop", _as_tuple(stop, "stop", "strings"))
-        tokens = _as_tuple(self.stop_token_ids, "stop_token_ids", "token ids")
+        object.__setattr__(self, "stop", _as_tuple(stop, "stop", "strings", MAX_STOP_STRINGS))
+        tokens = _as_tuple(self.stop_token_ids, "stop_token_ids", "token ids", MAX_STOP_TOKENS)
         object.__setattr__(self, "stop_token_ids", tokens)
         self._check_ranges()
         self._check_stops()
@@ -127,6 +142,12 @@ class SamplingParams:
         _check(isinstance(on, bool), "ignore_eos", on, "must be True or False")
         for text in self.stop:
             _check(isinstance(text, str) and text != "", "stop", text, "must be non-empty strings")
+        characters = sum(map(len, self.stop))
+        if characters > MAX_STOP_CHARACTERS:
+            raise ValueError(
+                f"stop: {characters} characters in {len(self.stop)} strings; must be at most "
+                f"{MAX_STOP_CHARACTERS} together"
+            )
         for token in self.stop_token_ids:
             _check(
                 _is_int(token) and token >= 0,
@@ -134,6 +155,16 @@ class SamplingParams:
                 token,
                 "must be token ids, 0 or more",
             )
+
+    @cached_property
+    def stop_strings(self) -> StopStrings:
+        """`stop`, ready to be searched for; made once for all choices."""
+        return StopStrings(typing.cast(Iterable[str], self.stop))
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """`stop_token_ids`, ready to be looked up."""
+        return frozenset(self.stop_token_ids)
 
     @property
     def penalized(self) -> bool:

@@ -32,7 +32,7 @@ def ending(sequence: Sequence, token: int, end_token_ids: frozenset[int]) -> End
     params, text = sequence.request.params, sequence.text
     ends = token in end_token_ids and not params.ignore_eos
     found: Ending | None = None
-    if ends or token in params.stop_token_ids:
+    if ends or token in params.stop_tokens:
         found = Ending("stop", token)
     else:
         stop = text.push(token) if text is not None else None

@@ -4,11 +4,14 @@ What is shown while it streams must never be taken back. So two things are held 
 character that is not whole yet (the decoder does that), and text that may yet become a stop string.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
+
+from pdjax.stop_strings import StopStrings
 
 
 class Decoder(Protocol):
-    """Turns token ids into text, piece by piece: `tokenizer.IncrementalDecoder`."""
+    """Turns token ids into text, piece by piece: `detokenizer.IncrementalDecoder`."""
 
     def push(self, token_id: int) -> str:
         """The text that has become certain with this token."""
@@ -22,23 +25,28 @@ class Decoder(Protocol):
 class TextStream:
     """The text of one sequence.
 
+    A token costs as much as its text is long, however long the text before it is.
+
     Args:
       decoder: fresh; used by this stream alone.
-      stop: strings that end the text, not empty.
+      stop: strings that end the text, not empty; or those of a request, which its choices share.
     """
 
-    def __init__(self, decoder: Decoder, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, decoder: Decoder, stop: Iterable[str] | StopStrings = ()) -> None:
         self._decoder = decoder
-        self._stop = stop
-        self._reach = max(map(len, stop), default=1) - 1  # of a stop string into earlier text
-        self._text = ""
-        self._taken = 0
+        self._stop = stop if isinstance(stop, StopStrings) else StopStrings(stop)
+        self._state = 0  # of the search for stop strings
+        self._pieces: list[str] = []
+        self._length = 0  # characters in all pieces
+        self._fresh: list[str] = []  # what `take` has not given yet
+        self._waiting = 0  # characters in all of those
         self._finished = False
 
     @property
     def text(self) -> str:
         """All text so far, cut before a stop string."""
-        return self._text
+        self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
 
     def push(self, token_id: int) -> str | None:
         """Add a token; returns the stop string that it completed, which finishes the text."""
@@ -53,31 +61,33 @@ class TextStream:
 
     def take(self) -> str:
         """The text since the last `take` that no later token can change."""
-        end = len(self._text) - (0 if self._finished else self._held_back())
-        delta = self._text[self._taken : end]
-        self._taken += len(delta)
-        return delta
+        held = 0 if self._finished else self._stop.held_back(self._state)
+        certain = self._waiting - held
+        if certain <= 0:
+            return ""
+        fresh = "".join(self._fresh)
+        self._fresh, self._waiting = [fresh[certain:]], held
+        return fresh[:certain]
 
     def _append(self, piece: str) -> str | None:
         """Add text; cut it before the earliest stop string in it, and return that."""
-        start = max(0, len(self._text) - self._reach)
-        self._text += piece
-        if not self._stop:
+        if not piece:
             return None
-        found = ((self._text.find(stop, start), stop) for stop in self._stop)
-        # Where two begin at the same place, one is the start of the other: the shorter comes first.
-        matches = sorted(match for match in found if match[0] >= 0)
-        if not matches:
+        self._state, match = self._stop.search(self._state, piece)
+        self._pieces.append(piece)
+        self._fresh.append(piece)
+        before = self._length
+        self._length += len(piece)
+        self._waiting += len(piece)
+        if match is None:
             return None
-        where, stop = matches[0]
-        self._text = self._text[:where]
+        self._cut(before + match.start)
         self._finished = True
-        return stop
+        return match.stop
 
-    def _held_back(self) -> int:
-        """Characters at the end of the text with which a stop string begins."""
-        for length in range(min(self._reach, len(self._text)), 0, -1):
-            tail = self._text[-length:]
-            if any(len(stop) > length and stop.startswith(tail) for stop in self._stop):
-                return length
-        return 0
+    def _cut(self, length: int) -> None:
+        """Keep `length` characters; the rest has been held back, so that nobody has taken it."""
+        surplus = self._length - length
+        self._pieces = [self.text[:length]]
+        self._fresh = ["".join(self._fresh)[: self._waiting - surplus]]
+        self._length, self._waiting = length, self._waiting - surplus

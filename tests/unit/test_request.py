@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import pytest
@@ -75,6 +76,28 @@ def test_values_out_of_range_are_refused_by_name(field, value):
 def test_greedy_choices_would_all_be_the_same():
     with pytest.raises(ValueError, match="n=2 with temperature=0"):
         SamplingParams(n=2, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stop", ["x"] * 1025, "more than 1024 strings; must be at most 1024"),
+        ("stop", itertools.repeat("x"), "more than 1024 strings"),
+        ("stop", "x" * 16385, "16385 characters in 1 strings; must be at most 16384 together"),
+        ("stop", ["x" * 100] * 200, "20000 characters in 200 strings"),
+        ("stop_token_ids", range(4097), "more than 4096 token ids; must be at most 4096"),
+        ("stop_token_ids", itertools.count(), "more than 4096 token ids"),
+    ],
+)
+def test_what_stops_a_text_has_a_bound(field, value, message):
+    with pytest.raises(ValueError, match=f"^{field}: {message}"):
+        SamplingParams(**{field: value})
+
+
+def test_as_much_as_is_allowed_stops_a_text():
+    params = SamplingParams(stop=["x" * 16] * 1024, stop_token_ids=range(4096))
+    assert params.stop_strings.search(0, "x" * 16)[1] is not None
+    assert params.stop_tokens == set(range(4096))
 
 
 def test_one_stop_string_is_a_tuple_of_one():

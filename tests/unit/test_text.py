@@ -5,6 +5,8 @@ import random
 import pytest
 
 from pdjax.host.text import TextStream
+from pdjax.request import SamplingParams
+from pdjax.stop_strings import StopStrings
 
 
 class Pieces:
@@ -119,3 +121,75 @@ def test_random_streams_keep_their_promises():
             matched += 1
             assert whole.startswith(text + match)
     assert 500 < matched < 2900
+
+
+def naive(pieces: list[str], stops: tuple[str, ...]) -> tuple[str, str | None]:
+    """Text and match by definition: the earliest string that the text has once a piece is there."""
+    text = ""
+    for piece in pieces:
+        text += piece
+        found = [(text.find(stop), len(stop), stop) for stop in stops if stop in text]
+        if found:
+            start, _, stop = min(found)
+            return text[:start], stop
+    return text, None
+
+
+def test_random_stop_strings_are_found_where_they_begin():
+    rng = random.Random(1)
+
+    def word(longest: int) -> str:
+        return "".join(rng.choice("aab😀") for _ in range(rng.randint(1, longest)))
+
+    matched = 0
+    for _ in range(3000):
+        pieces = [word(4) for _ in range(rng.randint(1, 10))]
+        stops = tuple(word(6) for _ in range(rng.randint(1, 4)))
+        text, match = naive(pieces, stops)
+        deltas, streamed, found = stream(pieces, *stops)
+        assert (streamed, found) == (text, match)
+        assert "".join(deltas) == text
+        matched += match is not None
+    assert matched > 1000
+
+
+def test_no_more_is_held_back_than_may_become_a_stop_string():
+    rng = random.Random(2)
+    for _ in range(500):
+        stops = tuple("".join(rng.choices("ab", k=rng.randint(1, 6))) for _ in range(3))
+        text, shown = TextStream(Pieces(list("ab")), stops), ""
+        for _ in range(12):
+            if text.push(rng.randrange(2)) is not None:
+                break
+            shown += text.take()
+            held = text.text[len(shown) :]
+            assert any(len(held) < len(stop) and stop.startswith(held) for stop in stops)
+
+
+def test_what_a_token_costs_depends_on_nothing_but_its_own_text(monkeypatch: pytest.MonkeyPatch):
+    """Steps of the search, over strings that nearly match all the time."""
+    stops = StopStrings(["a" * 2000 + "b", *("a" * i + "c" for i in range(1, 100))])
+    reads = 0
+
+    class Counting(dict):
+        def get(self, *args):
+            nonlocal reads
+            reads += 1
+            return dict.get(self, *args)
+
+    monkeypatch.setattr(stops, "_edges", Counting(stops._edges))
+    text = TextStream(Pieces(["aaaa", "d"]), stops)
+    for token in range(4000):
+        assert text.push(int(token % 1000 == 999)) is None
+        text.take()
+    assert reads <= 2 * len(text.text)
+
+
+def test_the_choices_of_a_request_share_its_stop_strings():
+    params = SamplingParams(stop=["END", "end"], n=2)
+    assert params.stop_strings is params.stop_strings
+    first, second = (TextStream(Pieces(["EN", "D"]), params.stop_strings) for _ in range(2))
+    assert first.push(0) is None
+    assert second.push(1) is None
+    assert first.push(1) == "END"
+    assert (first.text, second.text) == ("", "D")
