@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pdjax.clock import Clock, WallClock
-from pdjax.config import RANDOM, Config
+from pdjax.config import Config
 from pdjax.config_load import load_config
 from pdjax.device.build import build_engines, deal_devices
 from pdjax.device.model.checkpoints.open import open_checkpoint
@@ -354,7 +354,8 @@ class LLM:
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise ValueError(f"{what}: model.source={RANDOM!r} has no tokenizer; give token ids")
+            source = self.config.model.source
+            raise ValueError(f"{what}: model.source={source!r} has no tokenizer; give token ids")
         return self.tokenizer
 
 

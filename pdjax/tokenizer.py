@@ -16,11 +16,12 @@ import tokenizers
 
 from pdjax import tokenizer_gguf
 from pdjax.clock import strftime_now
+from pdjax.end_tokens import GENERATION_FILE, end_token_ids
+from pdjax.json_file import read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-GENERATION_FILE = "generation_config.json"
 
 Message = Mapping[str, Any]
 """One turn of a conversation: at least "role" and "content"."""
@@ -102,12 +103,13 @@ class Tokenizer:
                 f"{file}: not a readable tokenizer ({' '.join(str(error).split())})"
             ) from error
         config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {}
+        eos_token = _token_text(path, config, "eos_token")
         return cls(
             backend,
-            eos_token_ids=read_eos_token_ids(path),
+            eos_token_ids=end_token_ids(path, eos_token, backend.token_to_id),
             chat_template=_template_of(path, config),
             bos_token=_token_text(path, config, "bos_token"),
-            eos_token=_token_text(path, config, "eos_token"),
+            eos_token=eos_token,
             strftime_now=strftime_now,
         )
 
@@ -259,45 +261,6 @@ class IncrementalDecoder:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      ValueError: the file is missing, no JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
-def read_eos_token_ids(directory: Path) -> tuple[int, ...]:
-    """Tokens that end a text: those of `generation_config.json`, else those of `config.json`.
-
-    Raises:
-      ValueError: naming the file, where its `eos_token_id` is neither a token id nor a list of
-        them.
-    """
-    for name in (GENERATION_FILE, "config.json"):
-        if (directory / name).is_file():
-            ids = read_json(directory / name).get("eos_token_id")
-            if ids is None:
-                continue
-            listed = ids if isinstance(ids, list) else [ids]
-            if not all(type(i) is int and i >= 0 for i in listed):
-                raise ValueError(
-                    f"{directory / name}: eos_token_id={ids!r}: must be a token id, 0 or more, or "
-                    "a list of them"
-                )
-            return tuple(listed)
-    return ()
 
 
 def _template_of(directory: Path, config: dict[str, Any]) -> str | None:

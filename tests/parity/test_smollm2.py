@@ -35,7 +35,9 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    return checkpoint.tokenizer()
+    found = checkpoint.tokenizer()
+    assert found is not None
+    return found
 
 
 def test_token_ids_of_tricky_strings(tokenizer: Tokenizer, expected: dict[str, Any]):

@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from pdjax.device.model.checkpoints.huggingface import HuggingFaceCheckpoint
 from pdjax.device.model.checkpoints.open import open_checkpoint
@@ -63,6 +65,45 @@ def test_end_tokens_come_from_the_generation_config(tmp_path: Path):
     assert HuggingFaceCheckpoint(directory).spec.eos_token_ids == (2,)
     (directory / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
     assert HuggingFaceCheckpoint(directory).spec.eos_token_ids == (2, 5)
+
+
+def write_tokenizer(directory: Path, vocabulary: list[str], special: list[str]) -> None:
+    """A tokenizer of whole words, some of them special tokens."""
+    backend = Backend(models.WordLevel({text: i for i, text in enumerate(vocabulary)}, "?"))
+    backend.add_special_tokens(special)
+    backend.save(str(directory / "tokenizer.json"))
+
+
+def test_end_tokens_come_from_every_file_that_names_one(tmp_path: Path):
+    """Ids of two files, the text of the tokenizer's own, and a text that ends a turn."""
+    directory = tiny_models.write("llama", tmp_path)
+    write_tokenizer(directory, ["?", "a", "b", "c", "d"], ["<eos>", "<|eot_id|>"])
+    (directory / "generation_config.json").write_text('{"eos_token_id": 4}')
+    (directory / "tokenizer_config.json").write_text('{"eos_token": {"content": "<eos>"}}')
+    checkpoint = open_checkpoint(directory)
+    assert checkpoint.spec.eos_token_ids == (4, 2, 5, 6)
+    tokenizer = checkpoint.tokenizer()
+    assert tokenizer is not None
+    assert tokenizer.eos_token_ids == (4, 2, 5, 6)
+
+
+def test_no_end_token_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    directory = change_config(tiny_models.write("llama", tmp_path), {"eos_token_id": None})
+    write_tokenizer(directory, ["?", "a"], [])
+    assert open_checkpoint(directory).spec.eos_token_ids == ()
+    assert [("names no end token" in line) for line in caplog.messages] == [True]
+
+
+def test_without_a_tokenizer_a_directory_serves_token_ids(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    directory = tiny_models.write("llama", tmp_path)
+    checkpoint = open_checkpoint(directory)
+    assert checkpoint.tokenizer() is None
+    assert checkpoint.spec.eos_token_ids == (2,)
+    assert caplog.messages == [
+        f"{directory}: tokenizer.json is missing; prompts must be token ids, answers have no text"
+    ]
 
 
 def test_mistral_windows(tmp_path: Path):
@@ -121,8 +162,6 @@ def test_refusals(changes: dict[str, Any], message: str, tmp_path: Path):
 
 def test_files_missing_or_malformed(tmp_path: Path):
     directory = tiny_models.write("smollm2", tmp_path / "model")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
-        HuggingFaceCheckpoint(directory).tokenizer()
     part = directory / "model-00002-of-00002.safetensors"
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"00002-of-00002\.safetensors: not a readable"):

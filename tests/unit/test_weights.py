@@ -30,7 +30,7 @@ class CountingCheckpoint:
     def spec(self) -> ModelSpec:
         return self._inner.spec
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer | None:
         return self._inner.tokenizer()
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:

@@ -30,8 +30,8 @@ class Checkpoint(Protocol):
         """Architecture of the model."""
         ...
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that came with the model."""
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that came with the model, or None: then prompts must be token ids."""
         ...
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pdjax.end_tokens import stated_end_token_ids
+from pdjax.json_file import read_json
 from pdjax.model_spec import ModelSpec, RopeSpec
-from pdjax.tokenizer import read_eos_token_ids, read_json
 
 CONFIG_FILE = "config.json"
 MODEL_TYPES = ("llama", "mistral", "qwen2")
@@ -42,7 +43,7 @@ def read_spec(directory: Path) -> ModelSpec:
         norm_eps=config.number("rms_norm_eps", 1e-6),
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=config.get("model_type") == "qwen2",
-        eos_token_ids=read_eos_token_ids(directory),
+        eos_token_ids=stated_end_token_ids(directory),
     )
 
 

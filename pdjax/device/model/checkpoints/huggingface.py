@@ -4,6 +4,8 @@
 safetensors maps its files, so a slice costs what it holds.
 """
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from safetensors import SafetensorError, safe_open
 
 from pdjax.device.model.checkpoints.api import ALL, UNEMBED, check_tensors
 from pdjax.device.model.checkpoints.hf_config import read_spec
+from pdjax.json_file import read_json
 from pdjax.model_spec import ModelSpec
-from pdjax.tokenizer import Tokenizer, read_json
+from pdjax.tokenizer import TOKENIZER_FILE, Tokenizer
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_LOG = logging.getLogger("pdjax")
+
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -49,13 +54,24 @@ class HuggingFaceCheckpoint:
         check_tensors(
             directory, self._spec, shapes, ignored | ({UNEMBED} if self._spec.tied else set())
         )
+        self._tokenizer: Tokenizer | None = None
+        if (directory / TOKENIZER_FILE).is_file():
+            self._tokenizer = Tokenizer.open(directory)
+            ends = self._tokenizer.eos_token_ids  # the files' ids, and those that texts give
+            self._spec = replace(self._spec, eos_token_ids=ends)
+        else:
+            _LOG.warning(
+                "%s: %s is missing; prompts must be token ids, answers have no text",
+                directory,
+                TOKENIZER_FILE,
+            )
 
     @property
     def spec(self) -> ModelSpec:
         return self._spec
 
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer.open(self._directory)
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """See `Checkpoint.read`; in the element type of the file."""

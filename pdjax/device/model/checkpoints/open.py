@@ -1,5 +1,6 @@
 """From what a user names as a model to its checkpoint."""
 
+import logging
 from pathlib import Path
 
 from pdjax.device.model.checkpoints.api import Checkpoint
@@ -9,13 +10,28 @@ from pdjax.device.model.checkpoints.hf_config import CONFIG_FILE
 from pdjax.device.model.checkpoints.huggingface import HuggingFaceCheckpoint
 from pdjax.device.model.checkpoints.orbax import SPEC_FILE, OrbaxCheckpoint
 
+_LOG = logging.getLogger("pdjax")
+
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """The model that `source` names: a name in the catalogue, a GGUF file, or a directory.
 
+    A model without any end token is warned of: each of its answers has `max_tokens` tokens.
+
     Raises:
       ValueError: `source` is none of these, or the model cannot be read; see the formats.
     """
+    checkpoint = _open(source)
+    if not checkpoint.spec.eos_token_ids:
+        _LOG.warning(
+            "model=%r: names no end token (eos_token_id); answers end at max_tokens or at a stop "
+            "string",
+            str(source),
+        )
+    return checkpoint
+
+
+def _open(source: str | Path) -> Checkpoint:
     if str(source) in CATALOG:
         return GGUFCheckpoint(fetch(str(source)))
     path = Path(source).expanduser()

@@ -26,8 +26,9 @@ import tensorstore
 from tqdm import tqdm
 
 from pdjax.device.model.checkpoints.api import ALL, Checkpoint, check_tensors, tensor_shapes
+from pdjax.json_file import read_json
 from pdjax.model_spec import ModelSpec, RopeSpec
-from pdjax.tokenizer import Tokenizer, read_json
+from pdjax.tokenizer import TOKENIZER_FILE, Tokenizer
 
 SPEC_FILE = "model_spec.json"
 WEIGHTS_FOLDER = "weights"
@@ -69,7 +70,9 @@ class OrbaxCheckpoint:
     def spec(self) -> ModelSpec:
         return self._spec
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer | None:
+        if not (self._directory / TOKENIZER_FILE).is_file():
+            return None
         return Tokenizer.open(self._directory)
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
@@ -96,7 +99,9 @@ def convert(checkpoint: Checkpoint, directory: Path, dtype: str) -> None:
     try:
         text = json.dumps(dataclasses.asdict(checkpoint.spec), indent=2)
         (scratch / SPEC_FILE).write_text(text + "\n")
-        checkpoint.tokenizer().save(scratch)
+        tokenizer = checkpoint.tokenizer()
+        if tokenizer is not None:
+            tokenizer.save(scratch)
         _write(checkpoint, (scratch / WEIGHTS_FOLDER).resolve(), DTYPES[dtype])
         scratch.chmod(0o755)  # mkdtemp makes private directories
         os.replace(scratch, directory)
