@@ -242,10 +242,13 @@ class Coordinator:
             return False
         views = [decode_view(lane) for lane in self._decode]
         admissions = self._decode_scheduler.admit(self._roster.prefilled, views)
+        begun = False
         for admission in admissions:
-            source = self._prefill[admission.sequence.engine]
-            self._handoffs.begin(admission.sequence, source, self._decode[admission.engine])
-        return bool(admissions)
+            sequence, target = admission.sequence, self._decode[admission.engine]
+            if sequence.state is State.PREFILLED and self._handoffs.fits(sequence, target):
+                self._handoffs.begin(sequence, self._prefill[sequence.engine], target)
+                begun = True
+        return begun
 
     def _rebalance(self) -> bool:
         if not self._config.handoff.rebalance or self._roster.prefilled or self._handoffs.migrating:
@@ -253,10 +256,13 @@ class Coordinator:
         views = [decode_view(lane) for lane in self._decode]
         decoding = {lane.index: lane.sequences for lane in self._decode}
         migrations = self._handoff_scheduler.migrations(views, decoding)
+        begun = False
         for migration in migrations:
-            source = self._decode[migration.sequence.engine]
-            self._handoffs.migrate(migration.sequence, source, self._decode[migration.engine])
-        return bool(migrations)
+            sequence, target = migration.sequence, self._decode[migration.engine]
+            if sequence.state is State.DECODING and self._handoffs.fits(sequence, target):
+                self._handoffs.migrate(sequence, self._decode[sequence.engine], target)
+                begun = True
+        return begun
 
     def _give_back(self) -> None:
         """Not as soon as they end: a step may be in the middle of being planned and dispatched."""
@@ -288,7 +294,8 @@ class Coordinator:
                 self._roster.preempt(victim)
             # A victim's pages may be somebody else's, too: then there are fewer than planned.
             for sequence in plan.grown[: lane.allocator.free_pages]:
-                sequence.pages += lane.allocator.allocate(1)
+                if sequence.state is State.DECODING:
+                    sequence.pages += lane.allocator.allocate(1)
             needy = lane.pipeline.needy()
 
     def _remember(self, lane: DecodeLane) -> None:

@@ -84,6 +84,15 @@ class Handoffs:
 
     # How they begin.
 
+    def fits(self, sequence: Sequence, target: DecodeLane) -> bool:
+        """Whether a row, and the pages for what a sequence has, are free on `target` now: a plan
+        may be carried out after its room has gone, or after its sequence has."""
+        if sequence.done or sequence.handoff is not None:
+            return False
+        needs = 0 if target.shares_with else self._buckets.table_pages_for(sequence.length)
+        rows = target.pipeline.rows - target.pipeline.taken_rows
+        return rows > 0 and needs <= target.allocator.free_pages
+
     def reserve(self, sequence: Sequence, source: PrefillLane, target: DecodeLane) -> Handoff:
         """Hold a row and pages for a sequence that is being prefilled, or has been; of its KV
         nothing moves yet. What the target has of it already is not asked for again."""

@@ -47,9 +47,9 @@ class Prefilling:
         self._buckets, self._clock, self._recorder = buckets, clock, recorder
 
     def dispatch(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
-        """A step over `chunks`; KV of those who have room on the decode side leaves as it runs."""
-        # Between the layer groups of another engine's step somebody may have been aborted.
-        chunks = tuple(chunk for chunk in chunks if not chunk.sequence.done)
+        """Dispatch a step over `chunks`, as far as they can still be computed as planned. KV of
+        sequences that have room on the decode side leaves as the step runs."""
+        chunks = self._possible(lane, chunks)
         if not chunks:
             return
         newcomers = [chunk for chunk in chunks if chunk.sequence.state is State.WAITING]
@@ -81,6 +81,30 @@ class Prefilling:
             self._handoffs.computed(chunks)
         self._handoffs.raise_interrupt()
 
+    def _possible(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+        """The chunks that are still as their plan found them; the next plan sees to the others.
+
+        Decode is served between the layer groups of another engine's step. There a sequence may be
+        aborted, fail, or be preempted, and cached pages may be lost or evicted.
+        """
+        free, prefixes, possible = lane.allocator.free_pages, lane.pool.prefixes, []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.state is State.WAITING:
+                known = prefixes.known_tokens(sequence, chunk.start) if prefixes is not None else 0
+                needs = self._buckets.pages_for(sequence.length)
+                if known < chunk.start or needs > free:
+                    continue
+                free -= needs
+            elif (
+                sequence.state is not State.PREFILLING
+                or sequence.engine != lane.index
+                or sequence.prefilled != chunk.start
+            ):
+                continue
+            possible.append(chunk)
+        return tuple(possible)
+
     def _reserve_ahead(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
         """Find room for those whose KV may leave while it is being computed."""
         streaming = [
@@ -91,7 +115,9 @@ class Prefilling:
         if streaming and not self._roster.prefilled:
             views = [decode_view(each) for each in self._decode if not each.shares_with]
             for admission in self._decode_scheduler.admit(streaming, views):
-                self._handoffs.reserve(admission.sequence, lane, self._decode[admission.engine])
+                target = self._decode[admission.engine]
+                if self._handoffs.fits(admission.sequence, target):
+                    self._handoffs.reserve(admission.sequence, lane, target)
 
     def harvest(self, lane: PrefillLane, done: InFlight[tuple[Chunk, ...], Sampled]) -> None:
         """A step has come back: whoever is prefilled by it has his next token."""

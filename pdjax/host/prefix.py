@@ -10,6 +10,7 @@ rule it keeps: the end of a prefix is evicted before its beginning (`PageAllocat
 
 from collections.abc import Sequence as Seq
 from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -43,6 +44,8 @@ class PrefixIndex:
         self._allocator = allocator
         self._pages: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}
+        self._losses = 0  # keys forgotten so far
+        self._matched: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -81,6 +84,22 @@ class PrefixIndex:
                 break
             pages.append(page)
         return pages
+
+    def known_tokens(self, sequence: Sequence, most: int) -> int:
+        """How many of the first `most` tokens of a sequence lie in known whole pages.
+
+        A sequence may wait for its turn for many steps, and is asked about in each. So the count is
+        kept, and as long as nothing has been forgotten it can only grow: the walk goes on from
+        where it ended. After a loss it begins at the front again.
+        """
+        keys = keys_of(sequence, self)
+        losses, pages = self._matched.get(sequence, (self._losses, 0))
+        if losses != self._losses:
+            pages = 0
+        while pages < len(keys) and keys[pages] in self._pages:
+            pages += 1
+        self._matched[sequence] = self._losses, pages
+        return min(pages, max(most, 0) // self.page_size) * self.page_size
 
     def take(self, keys: Seq[bytes], most_tokens: int) -> list[int]:
         """Become a holder of the pages of the longest known prefix of at most `most_tokens` tokens.
@@ -131,6 +150,7 @@ class PrefixIndex:
         key = self._keys.pop(page, None)
         if key is not None:
             del self._pages[key]
+            self._losses += 1
             self._allocator.forget([page])
 
     def clear(self) -> None:
@@ -138,6 +158,7 @@ class PrefixIndex:
         self._allocator.forget(self._keys)
         self._keys.clear()
         self._pages.clear()
+        self._losses += 1
 
     def check(self) -> None:
         """Assert that a page has one key, a key one page, and that the allocator knows the same."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from pdjax.host.lanes import DecodeLane, PrefillLane
-from pdjax.host.prefix import keys_of
 from pdjax.host.sched.api import DecodeView, PrefillView
 from pdjax.request import Sequence
 
@@ -18,8 +17,7 @@ def prefill_view(lane: PrefillLane, decode: Iterable[DecodeLane], lookahead: int
         if prefixes is None:
             return 0
         # The last token is computed anew: its logits are wanted.
-        whole = (sequence.length - 1) // prefixes.page_size
-        return len(prefixes.match(keys_of(sequence, prefixes)[:whole])) * prefixes.page_size
+        return prefixes.known_tokens(sequence, sequence.length - 1)
 
     return PrefillView(
         engine=lane.index,

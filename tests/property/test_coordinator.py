@@ -14,6 +14,7 @@ from pdjax.host.pipeline import Pipeline
 from pdjax.host.prefix import PrefixIndex
 from pdjax.request import Sequence
 from tests.fakes import Chance, FakeTicket, FakeTransfer
+from tests.property.turmoil import Turmoil
 from tests.property.workload import REACHED, run_all
 
 SHARDS = 10
@@ -31,6 +32,13 @@ def test_tokens_pages_and_progress(shard):
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_faults_hurt_nobody_else(shard):
     run_all(range(shard * SEEDS, (shard + 1) * SEEDS), faults=True)
+
+
+@pytest.mark.parametrize("faults", [False, True])
+def test_plans_that_are_overtaken_hurt_nobody(faults):
+    happened = run_all(range(50_000, 50_040), faults=faults, make=Turmoil)
+    wanted = {f"{what} between layer groups" for what in ("preempted", "lost", "taken")}
+    assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
 
 
 @pytest.mark.smoke

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pdjax.clock import VirtualClock
@@ -317,7 +318,13 @@ class Workload:
                 raise AssertionError(f"{name}: left in {state}")
 
 
-def run_all(seeds: range, *, faults: bool = False, check: bool = True) -> Counter[str]:
+def run_all(
+    seeds: range,
+    *,
+    faults: bool = False,
+    check: bool = True,
+    make: Callable[..., Workload] = Workload,
+) -> Counter[str]:
     """Run a workload a seed; returns what happened in all of them.
 
     Raises:
@@ -325,7 +332,7 @@ def run_all(seeds: range, *, faults: bool = False, check: bool = True) -> Counte
     """
     happened: Counter[str] = Counter()
     for seed in seeds:
-        workload = Workload(seed, faults=faults)
+        workload = make(seed, faults=faults)
         try:
             workload.run(check=check)
         except Exception as error:

@@ -91,9 +91,10 @@ class FcfsPrefill:
     def _can_admit(self, sequence: Sequence, pages: int, step: _Step) -> bool:
         return (
             step.has_room
-            and step.next_chunk(sequence, step.view.cached(sequence)).tokens > 0
             and pages <= step.view.free_pages
             and self._buckets.pages_for(sequence.lifetime_tokens) <= step.view.total_pages
+            # Last, since this question alone may cost a walk over the pages of the prompt.
+            and step.next_chunk(sequence, step.view.cached(sequence)).tokens > 0
         )
 
 
