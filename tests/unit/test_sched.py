@@ -55,6 +55,21 @@ def test_prompts_are_packed_and_the_last_one_is_cut():
     assert chunks(plan) == [(0, 0, 4), (1, 0, 3), (2, 0, 3)]
 
 
+def test_what_is_cached_is_not_asked_where_there_is_no_room():
+    """That may cost a walk over all pages of a prompt, at every step that it waits."""
+
+    def cached(sequence: Sequence) -> int:
+        raise AssertionError("asked in vain")
+
+    views = [
+        prefill_view(0, free_pages=1, cached=cached),
+        prefill_view(1, total_pages=1, cached=cached),
+        prefill_view(2, *[sequence(i, 9) for i in range(4)], cached=cached),
+    ]
+    plans = prefill_scheduler().plan([sequence(9, 9)], views)
+    assert [plan.engine for plan in plans] == [2]
+
+
 def test_what_has_begun_goes_on_first():
     begun = sequence(0, 9, prefilled=3)
     [plan] = prefill_scheduler().plan([sequence(1, 9)], [prefill_view(0, begun)])
