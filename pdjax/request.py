@@ -249,6 +249,7 @@ class Sequence:
       state: see State; change it by `move`.
       epoch: counts recomputes; a ticket that names an older epoch speaks of KV that is gone.
       prefilled: tokens whose prefill has been dispatched in this epoch.
+      served: number of the step, among those of its prefill engine, that had a chunk of it last.
       pages: physical pages, in order, on the engine that holds the sequence now.
       engine: index of that engine among its kind; `row`: its decode row.
       home: the prefill engine that last had it.
@@ -273,6 +274,7 @@ class Sequence:
     state: State = State.WAITING
     epoch: int = 0
     prefilled: int = 0
+    served: int = -1
     pages: list[int] = field(default_factory=list)
     engine: int = -1
     row: int = -1

@@ -48,13 +48,15 @@ class Pool:
 
 @dataclass(eq=False)
 class PrefillLane:
-    """A prefill engine. `running` are its PREFILLING sequences, oldest first."""
+    """A prefill engine. `running` are its PREFILLING sequences, oldest first; `steps` counts those
+    that it has been given."""
 
     index: int
     engine: PrefillEngine
     pool: Pool
     running: list[Sequence] = field(default_factory=list)
     in_flight: deque[InFlight[tuple[Chunk, ...], Sampled]] = field(default_factory=deque)
+    steps: int = 0
 
     @property
     def end(self) -> End:

@@ -62,8 +62,9 @@ class Prefilling:
         )
         for chunk in newcomers:
             self._recorder.mark(chunk.sequence, "prefill_started")
+        lane.steps += 1
         for chunk in chunks:
-            chunk.sequence.prefilled = chunk.stop
+            chunk.sequence.prefilled, chunk.sequence.served = chunk.stop, lane.steps
         self._reserve_ahead(lane, chunks)
         batch, started = prefill_batch(chunks, self._buckets), self._clock.now()
         members = tuple(Member.of(chunk.sequence) for chunk in chunks)

@@ -27,6 +27,7 @@ def prefill_view(lane: PrefillLane, decode: Iterable[DecodeLane], lookahead: int
         free_pages=max(0, lane.allocator.free_pages - in_hand),
         total_pages=lane.allocator.total,
         cached=cached,
+        steps=lane.steps,
     )
 
 

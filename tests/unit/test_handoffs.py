@@ -266,3 +266,19 @@ def test_who_migrates(engines, goes_to):
     assert [(each.sequence, each.engine) for each in plan] == (
         [] if goes_to is None else [(sequences[1], goes_to)]
     )
+
+
+@pytest.mark.parametrize("rules", [{"stay_below": 100}, {"after_tokens": 30}])
+def test_nobody_who_stays_stands_still(rules):
+    """Two places of a step for four that decode where they were prefilled: each has its turn."""
+    house = deployed(**rules)
+    every = [house.submit(name, prompt_len=4, max_tokens=15) for name in "abcd"]
+    house.run_until(lambda: all(len(sequence.output) >= 2 for sequence in every))
+    while not any(sequence.done for sequence in every):
+        before = [len(sequence.output) for sequence in every]
+        for _ in range(3):
+            house.coordinator.step()
+        after = [len(sequence.output) for sequence in every]
+        assert all(now > then for now, then in zip(after, before, strict=True)), (before, after)
+    house.run()
+    assert [sequence.output for sequence in every] == [expected(sequence) for sequence in every]

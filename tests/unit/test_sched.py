@@ -172,3 +172,82 @@ def test_in_a_shared_pool_pages_stay_where_they_are():
     views = [decode_view(i, shares_with=frozenset({i}), free_pages=0) for i in range(2)]
     [admission] = decode_scheduler().admit([sequence(0, 8, engine=1)], views)
     assert (admission.engine, admission.pages) == (1, 0)
+
+
+class Served:
+    """A prefill engine that does at once what is planned for it, and how long everybody waits."""
+
+    def __init__(self, scheduler: FcfsPrefill, decoding: int, length: int = 4) -> None:
+        self.scheduler, self.steps, self.submitted = scheduler, 0, decoding
+        self.running = [
+            sequence(i, length, 60, output=[1], prefilled=length) for i in range(decoding)
+        ]
+        self.waiting: list[Sequence] = []
+        self.last: dict[Sequence | str, int] = dict.fromkeys([*self.running, "prompt"], 0)
+        self.longest = {"decoding": 0, "prompt": 0}
+
+    def submit(self, tokens: int) -> None:
+        self.waiting.append(sequence(self.submitted, tokens))
+        self.submitted += 1
+
+    def step(self) -> None:
+        view = prefill_view(0, *self.running, steps=self.steps, free_pages=99, total_pages=99)
+        self.steps += 1
+        for plan in self.scheduler.plan(self.waiting, [view]):
+            for chunk in plan.chunks:
+                self._serve(chunk.sequence, chunk.stop)
+        for each in self.last:
+            kind = "prompt" if each == "prompt" else "decoding"
+            # How many steps it takes from one to the next, that one included.
+            waits = self.steps + 1 - self.last[each]
+            self.longest[kind] = max(self.longest[kind], waits)
+
+    def _serve(self, each: Sequence, stop: int) -> None:
+        if each in self.waiting:
+            self.waiting.remove(each)
+            self.running.append(each)
+        each.prefilled, each.served = stop, self.steps
+        self.last[each if each.output else "prompt"] = self.steps
+        if stop == each.length and each.output:
+            each.output[0] = 1  # decodes for ever, at one and the same length
+            each.prefilled -= 1
+        elif stop == each.length:
+            self.running.remove(each)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 8])
+@pytest.mark.parametrize("decoding", [1, 2, 5, 9, 20])
+@pytest.mark.parametrize("budget", [1, 3, 16])
+@pytest.mark.parametrize("prompts", [False, True])
+def test_whoever_decodes_where_it_was_prefilled_is_served_in_turn(
+    places, decoding, budget, prompts
+):
+    house = Served(prefill_scheduler(budget, places, step_pages=64), decoding)
+    for _ in range(200):
+        while prompts and len(house.waiting) < 3:
+            house.submit(tokens=40)
+        house.step()
+    at_once = min(places, budget)
+    rounds = -(-decoding // at_once)
+    assert house.longest["decoding"] <= rounds * (2 if prompts else 1)
+    assert house.longest["prompt"] <= 2 or not prompts
+
+
+@pytest.mark.parametrize("places", [1, 2, 8])
+def test_not_even_pages_keep_anybody_from_his_turn(places):
+    """A step can read the pages of one context, which each of these needs by itself."""
+    house = Served(prefill_scheduler(16, places, step_pages=16), decoding=3, length=63)
+    for _ in range(100):
+        while len(house.waiting) < 3:
+            house.submit(tokens=60)
+        house.step()
+    assert house.longest["decoding"] <= 2 * 3
+    assert house.longest["prompt"] <= 2
+
+
+def test_more_short_prompts_than_places_all_get_on():
+    """Of 8 that decode where they were prefilled no half stands still."""
+    house = Served(prefill_scheduler(512, 8, step_pages=64), decoding=8)
+    for _ in range(20):
+        house.step()
+    assert house.longest["decoding"] == 1

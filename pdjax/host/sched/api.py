@@ -22,6 +22,7 @@ class PrefillView:
       free_pages: pages that may be reserved now.
       total_pages: pages that it will ever have.
       cached: of a sequence that waits, the tokens at its front whose KV is there already.
+      steps: that it has been given so far.
     """
 
     engine: int
@@ -31,6 +32,7 @@ class PrefillView:
     free_pages: int
     total_pages: int
     cached: Callable[[Sequence], int]
+    steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,31 +10,58 @@ from pdjax.request import Sequence
 
 @dataclass
 class _Step:
-    """A step in the making, and what is left of its budgets."""
+    """A step in the making, and what is left of its budgets.
+
+    `decoding` are sequences of the engine that decode there and are not in the step yet, in the
+    order of their turn; `kept` places, of one token each, are for them alone.
+    """
 
     view: PrefillView
     tokens: int
     sequences: int
     pages: int  # that it may read, over all its sequences
     page_size: int
+    decoding: list[Sequence]
+    kept: int = 0
     chunks: list[Chunk] = field(default_factory=list)
 
     @property
     def has_room(self) -> bool:
         return self.tokens > 0 and self.sequences > 0
 
+    def keep(self, places: int) -> None:
+        """Keep places for `decoding`."""
+        self.kept = places
+        self.tokens -= places
+        self.sequences -= places
+
+    def let_decode(self, most: int) -> None:
+        """Add up to `most` of `decoding`, also in the places that were kept."""
+        self.tokens += self.kept
+        self.sequences += self.kept
+        self.kept = 0
+        turn, self.decoding = self.decoding, []
+        for sequence in turn:
+            if most <= 0 or not self.add(sequence, sequence.prefilled):
+                self.decoding.append(sequence)
+            else:
+                most -= 1
+
     def next_chunk(self, sequence: Sequence, start: int) -> Chunk:
         """As much of `sequence` from `start` on as fits; perhaps nothing."""
         stop = min(sequence.length, start + self.tokens, self.pages * self.page_size)
         return Chunk(sequence, start, max(start, stop))
 
-    def add(self, sequence: Sequence, start: int) -> None:
+    def add(self, sequence: Sequence, start: int) -> bool:
+        """Add what fits of a sequence; returns whether anything did."""
         chunk = self.next_chunk(sequence, start)
-        if self.has_room and chunk.tokens:
-            self.chunks.append(chunk)
-            self.tokens -= chunk.tokens
-            self.sequences -= 1
-            self.pages -= -(-chunk.stop // self.page_size)
+        if not self.has_room or not chunk.tokens:
+            return False
+        self.chunks.append(chunk)
+        self.tokens -= chunk.tokens
+        self.sequences -= 1
+        self.pages -= -(-chunk.stop // self.page_size)
+        return True
 
 
 class FcfsPrefill:
@@ -72,20 +99,38 @@ class FcfsPrefill:
                 free_pages=step.view.free_pages - pages,
                 backlog=step.view.backlog + sequence.length - start,
             )
+        for step in steps.values():
+            step.let_decode(self._buckets.sequences)
         return [PrefillPlan(e, tuple(step.chunks)) for e, step in steps.items() if step.chunks]
 
     def _begin(self, view: PrefillView) -> _Step:
-        """A step that goes on with what has begun: prompts first, then those who decode where they
-        were prefilled, who get half of the places, so that prompts can begin beside them."""
-        buckets = self._buckets
-        pages = buckets.step_pages[-1]
-        step = _Step(view, self._token_budget, buckets.sequences, pages, buckets.page_size)
-        decoding = [sequence for sequence in view.running if _decodes(sequence)]
+        """A step that goes on with the prompts that have begun.
+
+        Half of its places and tokens are for sequences that decode on the prefill engine, if there
+        are so many; of an odd number the larger half in every second step. In those steps they also
+        come first, so that neither they nor the prompts can take all pages of every step. What the
+        others leave is theirs, too. The one served longest ago comes first, so that each of N is
+        served once in `2 * ceil(N / max_sequences)` steps if the pages suffice, and in 2 N steps
+        at the latest.
+        """
+        buckets, odd = self._buckets, view.steps % 2
+        decoding = sorted(filter(_decodes, view.running), key=lambda seq: (seq.served, seq.order))
+        half = (min(buckets.sequences, self._token_budget) + odd) // 2
+        step = _Step(
+            view,
+            self._token_budget,
+            buckets.sequences,
+            buckets.step_pages[-1],
+            buckets.page_size,
+            decoding,
+        )
+        if odd:
+            step.let_decode(half)
+        else:
+            step.keep(min(half, len(decoding)))
         for sequence in view.running:
             if not _decodes(sequence):
                 step.add(sequence, sequence.prefilled)
-        for sequence in decoding[: max(1, buckets.sequences // 2)]:
-            step.add(sequence, sequence.prefilled)
         return step
 
     def _can_admit(self, sequence: Sequence, pages: int, step: _Step) -> bool:
