@@ -6,6 +6,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pdjax.json_file import shown
+
+_I32 = 2**31 - 1
+LARGEST = {
+    "vocab_size": _I32,
+    "num_layers": 4096,
+    "model_dim": 1 << 24,
+    "mlp_dim": 1 << 24,
+    "query_heads": 1 << 16,
+    "kv_heads": 1 << 16,
+    "head_dim": 1 << 12,
+    "context": _I32,
+}
+"""Largest value of each size: far above every model, and small enough that arithmetic on it ends.
+Positions and token ids are 32-bit integers on the devices."""
+
+MAX_NUMBER = 1e30
+"""Largest number that a field takes; its reciprocal and products of a few are 32-bit floats."""
+
 
 @dataclass(frozen=True)
 class RopeSpec:
@@ -19,6 +38,10 @@ class RopeSpec:
       low_freq_factor, high_freq_factor: llama3's band between stretched and untouched wavelengths.
       beta_fast, beta_slow: yarn's band, in rotations over the original context.
       attention_factor: yarn's scale of cos and sin; None means 0.1 ln(factor) + 1.
+      truncate: yarn's band begins and ends at whole dimensions.
+
+    Raises:
+      ValueError: a field has the wrong type, is not finite, or makes no frequencies.
     """
 
     theta: float = 10000.0
@@ -30,18 +53,25 @@ class RopeSpec:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
 
     def __post_init__(self) -> None:
         kinds = ("plain", "linear", "llama3", "yarn")
         if self.kind not in kinds:
             raise ValueError(f"rope.kind={self.kind!r}: allowed are {', '.join(kinds)}")
-        if self.factor <= 0:
-            raise ValueError(f"rope.factor={self.factor}: must be positive")
+        for name in _POSITIVE_NUMBERS:
+            _check_positive(f"rope.{name}", getattr(self, name))
+        if self.attention_factor is not None:
+            _check_positive("rope.attention_factor", self.attention_factor)
+        _check_integer("rope.original_context", self.original_context, 0, _I32)
+        _check_bool("rope.truncate", self.truncate)
         if self.kind in ("llama3", "yarn") and self.original_context < 1:
             raise ValueError(
                 f"rope.original_context={self.original_context}: "
                 f"{self.kind} needs the trained context"
             )
+        if self.kind == "yarn" and self.theta == 1:
+            raise ValueError("rope.theta=1: yarn needs another base than 1")
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
         """Radians a position for each pair of dimensions, f64[H/2], and the scale of cos and sin.
@@ -55,26 +85,63 @@ class RopeSpec:
         if self.kind == "linear":
             return base / self.factor, 1.0
         if self.kind == "llama3":
-            rotations = self.original_context * base / (2 * math.pi)
-            keep = (rotations - self.low_freq_factor) / (
-                self.high_freq_factor - self.low_freq_factor
-            )
-            keep = np.clip(keep, 0.0, 1.0)
-            return keep * base + (1 - keep) * base / self.factor, 1.0
+            return self._llama3(base), 1.0
         return self._yarn(base, head_dim)
+
+    def _llama3(self, base: np.ndarray) -> np.ndarray:
+        rotations = self.original_context * base / (2 * math.pi)
+        band = self.high_freq_factor - self.low_freq_factor
+        if band > 0:
+            keep = np.clip((rotations - self.low_freq_factor) / band, 0.0, 1.0)
+        else:  # no band: a wave is either untouched or stretched
+            keep = (rotations >= self.low_freq_factor).astype(np.float64)
+        return keep * base + (1 - keep) * base / self.factor
 
     def _yarn(self, base: np.ndarray, head_dim: int) -> tuple[np.ndarray, float]:
         def dimension(rotations: float) -> float:
             wavelength = self.original_context / (rotations * 2 * math.pi)
             return head_dim * math.log(wavelength) / (2 * math.log(self.theta))
 
-        low = max(math.floor(dimension(self.beta_fast)), 0)
-        high = min(math.ceil(dimension(self.beta_slow)), head_dim - 1)
-        stretch = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+        first, last = dimension(self.beta_fast), dimension(self.beta_slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        low, high = max(first, 0), min(last, head_dim - 1)
+        # A band that ends before it begins is read backwards, as transformers reads it.
+        band = high - low if high != low else 0.001
+        stretch = np.clip((np.arange(head_dim // 2) - low) / band, 0.0, 1.0)
         scale = self.attention_factor
         if scale is None:
             scale = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
         return stretch * base / self.factor + (1 - stretch) * base, scale
+
+
+_POSITIVE_NUMBERS = (
+    "theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "beta_fast",
+    "beta_slow",
+)
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name}={shown(value)}: must be a positive number")
+    if not 0 < value <= MAX_NUMBER:  # also False for a NaN
+        raise ValueError(f"{name}={shown(value)}: must be positive and at most {MAX_NUMBER:g}")
+
+
+def _check_integer(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name}={shown(value)}: must be an integer")
+    if not least <= value <= most:
+        raise ValueError(f"{name}={shown(value)}: must be at least {least} and at most {most}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={shown(value)}: must be true or false")
 
 
 @dataclass(frozen=True)
@@ -107,23 +174,32 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "num_layers",
-            "model_dim",
-            "mlp_dim",
-            "query_heads",
-            "kv_heads",
-            "context",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name, most in LARGEST.items():
+            _check_integer(name, getattr(self, name), 1, most)
+        _check_positive("norm_eps", self.norm_eps)
+        _check_bool("tied", self.tied)
+        _check_bool("qkv_bias", self.qkv_bias)
+        if not isinstance(self.eos_token_ids, tuple):
+            raise ValueError(f"eos_token_ids={shown(self.eos_token_ids)}: must be token ids")
+        for token in self.eos_token_ids:
+            _check_integer("eos_token_ids", token, 0, _I32)
         if self.query_heads % self.kv_heads:
             raise ValueError(
                 f"kv_heads={self.kv_heads}: must divide query_heads={self.query_heads}"
             )
-        if self.head_dim < 2 or self.head_dim % 2:
+        if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: RoPE needs an even number of dimensions")
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        """Refuse frequencies that the devices cannot compute with, in 32 bits."""
+        if not isinstance(self.rope, RopeSpec):
+            raise ValueError(f"rope={shown(self.rope)}: must be a RopeSpec")
+        with np.errstate(all="ignore"):
+            frequencies, scale = self.rope.frequencies(self.head_dim)
+            angles = np.float32(frequencies * self.context)
+        if not (np.isfinite(angles).all() and np.isfinite(np.float32(scale))):
+            raise ValueError(f"rope={self.rope}: its frequencies are not finite 32-bit numbers")
 
     @property
     def group(self) -> int:

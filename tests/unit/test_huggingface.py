@@ -106,6 +106,71 @@ def test_without_a_tokenizer_a_directory_serves_token_ids(
     ]
 
 
+def tied_with_head(directory: Path, head: np.ndarray, *, keep: bool = True) -> Path:
+    """A tied model whose file holds the output matrix `head`; and, if `keep`, the embedding."""
+    found = tiny_models.tensors("qwen2") | {"lm_head.weight": head}
+    if not keep:
+        del found["model.embed_tokens.weight"]
+    directory = tiny_models.write("qwen2", directory)
+    save_file(found, directory / "model.safetensors")
+    return directory
+
+
+def test_a_head_beside_a_tied_embedding_counts_if_it_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    embedding = tiny_models.tensors("qwen2")["model.embed_tokens.weight"]
+    other = embedding.copy()
+    other[-1, -1] += 1e-3
+    checkpoint = HuggingFaceCheckpoint(tied_with_head(tmp_path, other))
+    assert not checkpoint.spec.tied
+    np.testing.assert_array_equal(checkpoint.read("lm_head.weight"), other)
+    assert "lm_head.weight is not the embedding; lm_head.weight is used" in caplog.text
+
+
+def test_a_head_that_is_the_embedding_is_tied(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    embedding = tiny_models.tensors("qwen2")["model.embed_tokens.weight"].astype(ml_dtypes.bfloat16)
+    for place, head in enumerate((embedding, embedding.astype(np.float32))):
+        directory = tied_with_head(tmp_path / str(place), head)
+        found = tiny_models.tensors("qwen2")
+        found |= {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
+        save_file(found, directory / "model.safetensors")
+        assert HuggingFaceCheckpoint(directory).spec.tied
+    assert "lm_head" not in caplog.text
+
+
+def test_of_a_tied_pair_one_is_enough(tmp_path: Path):
+    embedding = tiny_models.tensors("qwen2")["model.embed_tokens.weight"]
+    checkpoint = HuggingFaceCheckpoint(tied_with_head(tmp_path, embedding, keep=False))
+    assert checkpoint.spec.tied
+    np.testing.assert_array_equal(checkpoint.read("model.embed_tokens.weight"), embedding)
+
+
+def test_a_head_of_another_shape_is_refused(tmp_path: Path):
+    embedding = tiny_models.tensors("qwen2")["model.embed_tokens.weight"]
+    with pytest.raises(ValueError, match=r"lm_head\.weight has shape \(50, 64\); .*\(101, 64\)"):
+        HuggingFaceCheckpoint(tied_with_head(tmp_path, embedding[:50].copy()))
+
+
+def test_absent_fields_are_those_of_transformers(tmp_path: Path):
+    contexts = {"llama": 2048, "qwen2": 32768}
+    for name, context in contexts.items():
+        directory = tiny_models.write(name, tmp_path / name)
+        config = json.loads((directory / "config.json").read_text())
+        del config["max_position_embeddings"], config["hidden_act"], config["rms_norm_eps"]
+        (directory / "config.json").write_text(json.dumps(config))
+        spec = HuggingFaceCheckpoint(directory).spec
+        assert (spec.context, spec.norm_eps) == (context, 1e-6)
+
+
+def test_a_window_that_llama_does_not_use(tmp_path: Path):
+    directory = change_config(tiny_models.write("llama", tmp_path), {"sliding_window": 8})
+    HuggingFaceCheckpoint(directory)
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    with pytest.raises(ValueError, match="sliding_window=8; allowed: null, or at least"):
+        HuggingFaceCheckpoint(change_config(directory, {"layer_types": types}))
+
+
 def test_mistral_windows(tmp_path: Path):
     """A window as long as the context never slides; one that is not written is 4,096."""
     directory = tiny_models.write("mistral", tmp_path)
@@ -115,15 +180,21 @@ def test_mistral_windows(tmp_path: Path):
     config = json.loads((directory / "config.json").read_text())
     del config["sliding_window"]
     (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    with pytest.raises(ValueError, match="sliding_window"):
+    with pytest.raises(ValueError, match="sliding_window is missing, which mistral takes for 4096"):
         HuggingFaceCheckpoint(directory)
+    HuggingFaceCheckpoint(change_config(directory, {"layer_types": ["full_attention"] * 3}))
 
 
 def test_qwen2_windows(tmp_path: Path):
     directory = tiny_models.write("qwen2", tmp_path)
     HuggingFaceCheckpoint(change_config(directory, {"sliding_window": 32}))
+    change_config(directory, {"use_sliding_window": True, "max_window_layers": 2})
     with pytest.raises(ValueError, match="sliding_window=32"):
-        HuggingFaceCheckpoint(change_config(directory, {"use_sliding_window": True}))
+        HuggingFaceCheckpoint(directory)
+    change_config(directory, {"max_window_layers": 3})  # of three layers none is the fourth
+    HuggingFaceCheckpoint(directory)
+    types = ["full_attention", "attention", "full_attention"]
+    HuggingFaceCheckpoint(change_config(directory, {"max_window_layers": 0, "layer_types": types}))
 
 
 @pytest.mark.parametrize(
@@ -140,12 +211,52 @@ def test_qwen2_windows(tmp_path: Path):
         ({"rope_scaling": [1]}, r"rope_scaling=\[1\]; allowed: an object"),
         ({"rope_scaling": {"type": "dynamic"}}, r"type='dynamic'; allowed: default, linear"),
         ({"rope_scaling": {"rope_type": "linear"}}, r"factor=None; allowed: a positive number"),
-        (
-            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
-            r"truncate=False; allowed: true",
-        ),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5; allowed: 1.0"),
-        ({"num_key_value_heads": 3}, r"kv_heads=3: must divide"),
+        ({"num_key_value_heads": 3}, r"config\.json: kv_heads=3: must divide"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "x": list(range(999))}},
+            r"quantization_config: quant_method='gptq'; allowed: none; load float weights[^[]*$",
+        ),
+        ({"quantization_config": "int8"}, r"quantization_config='int8'; allowed: none"),
+        ({"compression_config": {"format": "x"}}, r"compression_config=.*allowed: none"),
+        ({"quantization": {"bits": 4}}, r"quantization=\{'bits': 4\}; allowed: none"),
+        ({"model_type": "smollm3"}, r"model_type='smollm3'; allowed: llama, mistral, qwen2"),
+        ({"model_type": "granite"}, r"model_type='granite'; allowed: llama, mistral, qwen2"),
+        ({"model_type": ["llama"]}, r"model_type=\['llama'\]; allowed: llama, mistral, qwen2"),
+        ({"embedding_multiplier": 12.0}, r"embedding_multiplier=12\.0; allowed: 1\.0, or no such"),
+        ({"residual_multiplier": 0.22}, r"residual_multiplier=0\.22; allowed: 1\.0"),
+        ({"attention_multiplier": 0.5}, r"attention_multiplier=0\.5; allowed: 0\.25, or no such"),
+        ({"logits_scaling": 8}, r"logits_scaling=8; allowed: 1\.0"),
+        ({"logit_scale": 0.06}, r"logit_scale=0\.06; allowed: 1\.0"),
+        ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping=30\.0; allowed: False"),
+        ({"no_rope_layers": [1, 0, 1]}, r"no_rope_layers=\[1, 0, 1\]; allowed"),
+        ({"use_qk_norm": True}, r"use_qk_norm=True; allowed"),
+        ({"num_local_experts": 8}, r"num_local_experts=8; allowed"),
+        ({"mlp_layer_types": ["sparse"] * 3}, r"mlp_layer_types=.*; allowed: dense"),
+        ({"is_causal": False}, r"is_causal=False; allowed: True"),
+        ({"per_layer_config": {"1": {}}}, r"per_layer_config=.*; allowed"),
+        ({"layer_types": ["conv"] * 3}, r"layer_types=.*; allowed: full_attention, attention"),
+        ({"layer_types": ["attention"]}, r"layer_types=.*num_hidden_layers=3"),
+        ({"layer_types": [[]] * 3}, r"layer_types=.*; allowed: full_attention"),
+        ({"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "layer_types=.*full"),
+        ({"tie_word_embeddings": "false"}, r"tie_word_embeddings='false'; allowed: true or false"),
+        ({"attention_bias": 1}, r"attention_bias=1; allowed: true or false"),
+        ({"hidden_act": ["silu"]}, r"hidden_act=\['silu'\]; allowed: silu"),
+        ({"num_hidden_layers": 2**40}, r"num_layers=1099511627776: must be at least 1 and at most"),
+        ({"vocab_size": 2**40}, r"vocab_size=1099511627776: must be"),
+        ({"head_dim": 2**40}, r"head_dim=1099511627776; allowed"),
+        ({"head_dim": 0}, r"head_dim=0; allowed: an integer of at least 1"),
+        ({"head_dim": 5}, r"head_dim=5: RoPE needs an even"),
+        ({"num_attention_heads": 128}, r"hidden_size=64; allowed: a multiple"),
+        ({"num_attention_heads": 3}, r"hidden_size=64; allowed: a multiple"),
+        ({"max_position_embeddings": 2**40}, r"context=1099511627776: must be"),
+        ({"max_position_embeddings": None}, r"max_position_embeddings=None; allowed"),
+        ({"num_hidden_layers": True}, r"num_hidden_layers=True; allowed: an integer"),
+        ({"rms_norm_eps": float("nan")}, r"rms_norm_eps=nan; allowed: a positive number"),
+        ({"rms_norm_eps": float("inf")}, r"rms_norm_eps=inf; allowed: a positive number"),
+        ({"rope_theta": 10**400}, r"rope_theta=1000.*000; allowed: a positive number"),
+        ({"rope_theta": 1e-60}, r"frequencies are not finite"),
+        ({"rope_theta": None}, r"rope_theta=None; allowed: a positive number"),
         (
             {"intermediate_size": 80},
             r"gate_proj\.weight has shape \(96, 64\); .* makes it \(80, 64\)",
@@ -158,6 +269,96 @@ def test_refusals(changes: dict[str, Any], message: str, tmp_path: Path):
     directory = change_config(tiny_models.write("llama", tmp_path), changes)
     with pytest.raises(ValueError, match=message):
         HuggingFaceCheckpoint(directory)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_scaling": YARN, "rope_theta": 1}, r"rope_theta=1; allowed: another number"),
+        ({"rope_scaling": YARN | {"factor": 0}}, r"factor=0; allowed: a positive number"),
+        ({"rope_scaling": YARN | {"factor": 1e300}}, r"factor=1e\+300; allowed: a positive"),
+        ({"rope_scaling": YARN | {"factor": 1e29}}, r"context=\d+\.*\d*: must be at least 1"),
+        ({"rope_scaling": YARN | {"attn_factor": 2.0}}, r"attn_factor=2\.0; allowed: 1\.0"),
+        ({"rope_scaling": YARN, "attn_factor": 2.0}, r"attn_factor=2\.0; allowed: 1\.0"),
+        ({"rope_scaling": YARN | {"mscale": "x", "mscale_all_dim": 1}}, r"mscale='x'; allowed"),
+        ({"rope_scaling": YARN | {"beta_fast": [1]}}, r"beta_fast=\[1\]; allowed"),
+        ({"rope_scaling": YARN | {"truncate": "no"}}, r"truncate='no'; allowed: true or false"),
+        (
+            {"rope_scaling": YARN, "original_max_position_embeddings": None},
+            r"json: original_max_position_embeddings=None; allowed: an integer",
+        ),
+        ({"rope_scaling": {"type": None}}, r"rope_scaling: type=None; allowed: default, linear"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, r"rope_type=\['yarn'\]; allowed: default"),
+        ({"rope_scaling": True}, r"rope_scaling=True; allowed: an object"),
+        ({"rope_scaling": 0}, r"rope_scaling=0; allowed: an object"),
+        ({"rope_parameters": False}, r"rope_parameters=False; allowed: an object"),
+        (
+            {"rope_parameters": {"full_attention": YARN, "sliding_attention": {}}},
+            r"rope_parameters: full_attention=.*; allowed: one object for all layers",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}},
+            r"low_freq_factor=None; allowed: a positive number; the field is missing",
+        ),
+    ],
+)
+def test_ropes_that_are_refused(rope: dict[str, Any], message: str, tmp_path: Path):
+    directory = change_config(tiny_models.write("llama", tmp_path), rope)
+    with pytest.raises(ValueError, match=message) as refusal:
+        HuggingFaceCheckpoint(directory)
+    assert "\n" not in str(refusal.value)
+
+
+def test_rope_scaling_replaces_rope_parameters(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """As in transformers the whole object counts, the base in the other one does not."""
+    directory = change_config(
+        tiny_models.write("llama", tmp_path),
+        {
+            "rope_theta": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+            "rope_scaling": YARN | {"original_max_position_embeddings": 32},
+        },
+    )
+    config = json.loads((directory / "config.json").read_text())
+    del config["rope_theta"]
+    (directory / "config.json").write_text(json.dumps(config))
+    spec = HuggingFaceCheckpoint(directory).spec
+    assert spec.rope == RopeSpec(theta=1e4, kind="yarn", factor=4.0, original_context=32)
+    assert spec.context == 128
+    assert "replaces rope_parameters" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"\xef\xbb\xbf{}",
+        b"\xff\xfe{\x00}\x00",
+        b'{"vocab_size": ' + b"9" * 5000 + b"}",
+        b"",
+        b"null",
+        b"3",
+    ],
+)
+def test_a_config_that_is_no_json_object(text: bytes, tmp_path: Path):
+    directory = tiny_models.write("llama", tmp_path)
+    (directory / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"config\.json: (not readable JSON|must hold)") as refusal:
+        HuggingFaceCheckpoint(directory)
+    assert "\n" not in str(refusal.value)
+
+
+def test_long_values_are_shortened_in_refusals(tmp_path: Path):
+    changes = {"hidden_act": "x" * 10_000, "model_type": [["y"] * 999] * 99}
+    for name, value in changes.items():
+        directory = change_config(tiny_models.write("llama", tmp_path / name), {name: value})
+        with pytest.raises(ValueError, match=name) as refusal:
+            HuggingFaceCheckpoint(directory)
+        assert len(str(refusal.value)) < 800
 
 
 def test_files_missing_or_malformed(tmp_path: Path):

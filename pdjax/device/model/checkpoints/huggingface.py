@@ -1,28 +1,24 @@
 """A Hugging Face directory: `config.json`, `*.safetensors` (one file, or several with an index),
 `tokenizer.json`.
-
-safetensors maps its files, so a slice costs what it holds.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from pdjax.device.model.checkpoints.api import ALL, UNEMBED, check_tensors
-from pdjax.device.model.checkpoints.hf_config import read_spec
-from pdjax.json_file import read_json
+from pdjax.device.model.checkpoints.api import ALL, EMBED, UNEMBED, check_tensors, tensor_shapes
+from pdjax.device.model.checkpoints.hf_config import read_config, read_spec
+from pdjax.device.model.checkpoints.hf_shards import locate_tensors
+from pdjax.device.model.checkpoints.safetensors_file import DTYPES, SafetensorsFile
 from pdjax.model_spec import ModelSpec
 from pdjax.tokenizer import TOKENIZER_FILE, Tokenizer
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _LOG = logging.getLogger("pdjax")
 
-DTYPES = ("F64", "F32", "F16", "BF16")
+_COMPARED_BYTES = 8 << 20
 
 
 class HuggingFaceCheckpoint:
@@ -36,24 +32,10 @@ class HuggingFaceCheckpoint:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._spec = read_spec(directory)
-        self._file_of: dict[str, Any] = {}
-        for path in _weight_files(directory):
-            file = _open(path)
-            self._file_of.update(dict.fromkeys(file.keys(), file))
-        shapes = {}
-        for name, file in self._file_of.items():
-            tensor = file.get_slice(name)
-            shapes[name] = tuple(tensor.get_shape())
-            if tensor.get_dtype() not in DTYPES:
-                raise ValueError(
-                    f"model={str(directory)!r}: tensor {name} is {tensor.get_dtype()}; "
-                    f"allowed: {', '.join(DTYPES)}"
-                )
-        # Old files carry the table of frequencies; a tied model may carry its embedding twice.
-        ignored = {name for name in shapes if name.endswith("rotary_emb.inv_freq")}
-        check_tensors(
-            directory, self._spec, shapes, ignored | ({UNEMBED} if self._spec.tied else set())
-        )
+        located = locate_tensors(directory, read_config(directory))
+        self._places = _canonical(directory, self._spec, located)
+        self._check()
+        self._settle_head()
         self._tokenizer: Tokenizer | None = None
         if (directory / TOKENIZER_FILE).is_file():
             self._tokenizer = Tokenizer.open(directory)
@@ -75,28 +57,69 @@ class HuggingFaceCheckpoint:
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """See `Checkpoint.read`; in the element type of the file."""
-        tensor = self._file_of[name].get_slice(name)
-        return tensor[rows, cols] if len(tensor.get_shape()) == 2 else tensor[rows]
+        file, stored = self._places[name]
+        return file.read(stored, rows, cols)
 
+    def _check(self) -> None:
+        """Hold the tensors against the configuration, a head that a tied model carries too."""
+        shapes = {name: file.tensors[stored].shape for name, (file, stored) in self._places.items()}
+        untied = replace(self._spec, tied=False)
+        carries = self._spec.tied and UNEMBED in shapes
+        # Old files carry the table of frequencies.
+        ignored = {name for name in shapes if name.endswith("rotary_emb.inv_freq")}
+        if carries and EMBED not in shapes:  # of a tied pair transformers takes the one it finds
+            self._places[EMBED] = self._places[UNEMBED]
+            shapes[EMBED] = shapes[UNEMBED]
+        check_tensors(self._directory, untied if carries else self._spec, shapes, ignored)
+        for name, (file, stored) in self._places.items():
+            dtype = file.tensors[stored].dtype
+            if name not in ignored and dtype not in DTYPES:
+                raise ValueError(
+                    f"model={str(self._directory)!r}: tensor {name} is {dtype}; "
+                    f"allowed: {', '.join(DTYPES)}"
+                )
 
-def _weight_files(directory: Path) -> list[Path]:
-    if (directory / SINGLE_FILE).is_file():
-        return [directory / SINGLE_FILE]
-    if not (directory / INDEX_FILE).is_file():
-        raise ValueError(f"model={str(directory)!r}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
-    weight_map = read_json(directory / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(name, str) for name in weight_map.values()
-    ):
-        raise ValueError(
-            f"{directory / INDEX_FILE}: weight_map={weight_map!r}; "
-            "allowed: tensor names to file names"
+    def _settle_head(self) -> None:
+        """Of a tied model whose file holds an output matrix that is not the embedding, the matrix
+        counts, as in transformers 5.24.
+        """
+        if not self._spec.tied or UNEMBED not in self._places:
+            return
+        if self._places[UNEMBED] == self._places[EMBED] or self._same_tensor(EMBED, UNEMBED):
+            return
+        self._spec = replace(self._spec, tied=False)
+        _LOG.warning(
+            "%s: tie_word_embeddings=true, but lm_head.weight is not the embedding; "
+            "lm_head.weight is used",
+            self._directory,
         )
-    return [directory / name for name in sorted(set(weight_map.values()))]
+
+    def _same_tensor(self, one: str, other: str) -> bool:
+        """Whether two matrices hold the same numbers; reads a few megabytes at a time."""
+        rows = self._spec.vocab_size
+        step = max(1, _COMPARED_BYTES // (8 * self._spec.model_dim))
+        for row in range(0, rows, step):
+            block = slice(row, min(row + step, rows))
+            if not np.array_equal(self.read(one, block), self.read(other, block)):
+                return False
+        return True
 
 
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+def _canonical(
+    directory: Path, spec: ModelSpec, located: dict[str, SafetensorsFile]
+) -> dict[str, tuple[SafetensorsFile, str]]:
+    """The file and the name there of each tensor, by its canonical name.
+
+    As in transformers a name may lack the prefix `model.` or have it once too often.
+    """
+    expected = set(tensor_shapes(spec)) | {UNEMBED}
+    places: dict[str, tuple[SafetensorsFile, str]] = {}
+    # The canonical name comes first, so that another spelling of it does not take its place.
+    for stored in sorted(located, key=lambda name: name not in expected):
+        name = next((n for n in _spellings(stored) if n in expected), stored)
+        places.setdefault(name, (located[stored], stored))
+    return places
+
+
+def _spellings(stored: str) -> Iterable[str]:
+    return stored, f"model.{stored}", stored.removeprefix("model.")
