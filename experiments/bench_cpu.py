@@ -14,7 +14,6 @@ Prints a table and writes it as JSON.
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -29,6 +28,7 @@ from experiments.workload import TEXT, Numbers, Workload
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.flags import new_flags, run
+from pdjax.strict_json import dumps
 
 MODEL = "smollm2-135m-instruct"
 PAGE_SIZE = 64
@@ -159,7 +159,7 @@ def main() -> None:
         "workload": dataclasses.asdict(work),
         "systems": {name: dataclasses.asdict(numbers) for name, numbers in systems.items()},
     }
-    out.write_text(json.dumps(whole, indent=1) + "\n")
+    out.write_text(dumps(whole, indent=1) + "\n")
     print(f"saved {out}")
 
 

@@ -21,7 +21,6 @@ goes and writes what there is as JSON after each number. Ends with 1 if a case f
 """
 
 import gc
-import json
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -45,6 +44,7 @@ from pallas_kernels.paged_attention.api import IMPLEMENTATIONS
 from pdjax.device.compat import keep_compilations
 from pdjax.flags import new_flags, run
 from pdjax.kv_layout import QUANTISED_DTYPES
+from pdjax.strict_json import dumps
 
 SECTIONS = ("ceilings", "kernels", "decode", "prefill")
 PREFILL_TOKENS = 32768
@@ -142,7 +142,7 @@ class Bench:
             print(f"{label}: FAILED", flush=True)
             self.failed.append(label)
         self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._out.write_text(json.dumps(self.whole, indent=1) + "\n")
+        self._out.write_text(dumps(self.whole, indent=1) + "\n")
         gc.collect()  # the next case needs the pool's memory
 
     def note(self, section: str, row: dict[str, Any]) -> None:

@@ -29,7 +29,6 @@ tokens; --decode=8x16 is rows x pages of a table, for several ticks.
 Prints a table, writes JSON; ends with 1 if anything is WRONG.
 """
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +57,7 @@ from experiments.tables import table
 from pdjax.device.model.transformer import Params
 from pdjax.flags import new_flags, run
 from pdjax.model_spec import ModelSpec
+from pdjax.strict_json import dumps
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", "llama_1b", list(MODELS), "shapes", flag_values=FLAGS)
@@ -259,7 +259,7 @@ def main() -> int:
     print(show(whole["buckets"]))
     out = Path(_OUT.value or "")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(whole, indent=1) + "\n")
+    out.write_text(dumps(whole, indent=1) + "\n")
     print(f"saved {out} after {whole['seconds']:.0f} s")
     return 1 if any(row["wrong"] for row in whole["buckets"]) else 0
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from pdjax.strict_json import dumps
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "numpy")
@@ -40,7 +41,7 @@ def save(whole: dict[str, Any], path: str | None) -> None:
     """Write what was measured as JSON, its folder too, and say where."""
     out = Path(path or "")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(whole, indent=1) + "\n")
+    out.write_text(dumps(whole, indent=1) + "\n")
     print(f"saved {out}")
 
 

@@ -11,7 +11,6 @@ where a token differs, a request fails or a put changed a layout.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from pdjax.flags import config_of, new_flags, run
 from pdjax.host.metrics import Recorder, in_ms
 from pdjax.host.summary import report
 from pdjax.host.trace import write_trace
+from pdjax.strict_json import dumps
 
 FLAGS = new_flags(config="configs/smollm2_cpu.py")
 _OUT = flags.DEFINE_string("out", "results/quickstart", "directory to write", flag_values=FLAGS)
@@ -143,7 +143,7 @@ def save(path: Path, llm: LLM, extra: dict[str, Any]) -> None:
     """metrics.json and trace.json of the run."""
     path.mkdir(parents=True, exist_ok=True)
     whole = {**report(llm.recorder), **extra, "config": dataclasses.asdict(llm.config)}
-    (path / "metrics.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    (path / "metrics.json").write_text(dumps(whole, indent=1) + "\n")
     write_trace(path / "trace.json", llm.recorder)
 
 

@@ -1,7 +1,6 @@
 """The command `pdjax`: what a shell can ask for. Each subcommand loads JAX only once it runs."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from absl import flags
 from pdjax.config import DTYPES
 from pdjax.flags import config_of, new_flags, run
 from pdjax.request import Completion, RequestOutput, SamplingParams
+from pdjax.strict_json import dumps
 
 if TYPE_CHECKING:
     from pdjax.llm import LLM
@@ -25,6 +25,8 @@ pdjax generate: complete prompts, or answer them as a chat.
   pdjax generate --chat --stream --prompt="What is the capital of France?"
   pdjax generate --prompts_file=questions.txt --json > answers.jsonl
   pdjax generate --config=configs/smollm2_cpu.py --config.decode.rows=20 --prompt="Hello"
+
+With --json a number that is not finite, such as a log-probability of minus infinity, is null.
 """
 
 CONVERT_USAGE = """
@@ -69,8 +71,10 @@ _DTYPE = flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "precision of weights", *
 def generate() -> int:
     """`pdjax generate`; status 1 where a request failed on the way."""
     prompts = _prompts()
-    if not all(prompts):
-        raise ValueError("prompt='': must not be empty")
+    for text in _GENERATE["stop"].value:
+        _check_text("stop", text)
+    if sys.stdout is None:
+        raise ValueError("stdout: is closed, so no answer could be shown")
     asked: dict[str, Any] = {
         field.name: _GENERATE[field.name].value for field in dataclasses.fields(SamplingParams)
     }
@@ -158,15 +162,41 @@ def _prompts() -> list[str]:
     if bool(_PROMPT.value) == bool(_PROMPTS_FILE.value):
         raise ValueError("prompt: give either --prompt=TEXT, once or more, or --prompts_file=FILE")
     if _PROMPTS_FILE.value is None:
+        for prompt in _PROMPT.value:
+            if not prompt:
+                raise ValueError("prompt='': must not be empty")
+            _check_text("prompt", prompt)
         return _PROMPT.value
     path = Path(_PROMPTS_FILE.value)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except ValueError:  # a name that no file can have
+        found = False
+    if not found:
         raise ValueError(f"prompts_file={_PROMPTS_FILE.value!r}: no such file")
-    lines = path.read_text("utf-8").splitlines()
+    try:
+        # A mark at the front says only that it is UTF-8. Lines end where editors end them: other
+        # separators that Unicode has may stand within a prompt.
+        lines = path.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"prompts_file={_PROMPTS_FILE.value!r}: must be UTF-8, but the byte at {error.start} "
+            "is not"
+        ) from error
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"prompts_file={_PROMPTS_FILE.value!r}: must hold a prompt a line")
     return prompts
+
+
+def _check_text(name: str, text: str) -> None:
+    """What a shell has passed on is text, not bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}={text!r}: must be UTF-8, but the character at {error.start} is not"
+        ) from error
 
 
 def _as_chat(prompt: str) -> list[dict]:
@@ -214,7 +244,7 @@ def _show_json(prompt: str, output: RequestOutput, several: bool) -> None:
         "prompt_token_ids": output.prompt_token_ids,
         "choices": [_choice_json(choice) for choice in output.choices],
     }
-    print(json.dumps(answer, ensure_ascii=False))
+    print(dumps(answer))
 
 
 def _choice_json(choice: Completion) -> dict[str, Any]:

@@ -6,6 +6,7 @@ to absl's global ones, so that any number of programs can be imported side by si
 """
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -93,23 +94,41 @@ def status(
     """
     logging.set_verbosity(logging.WARNING)
     program = os.path.basename(argv[0])
-    if _HELP & set(argv[1:]):
-        print(describe(values, usage))
-        return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal's or the locale's characters lack is written as an escape, not lost.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _parse(values, argv)
-        return main() or 0
+        if _HELP & set(argv[1:]):
+            print(describe(values, usage))
+            code = 0
+        else:
+            _parse(values, argv)
+            code = main() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is known only now
+        return code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # whoever read the output has had enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()
         return 1
     except (ValueError, OSError, flags.Error) as error:
         if values["traceback"].value:
             raise
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        _let_go_of_output()
         return 2
+
+
+def _let_go_of_output() -> None:
+    """Write out what is left. Where that fails, drop it: Python would try again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _last(code: int) -> int:

@@ -5,13 +5,13 @@ and the requests, with a track for each sequence that shows what it was doing an
 came. The format is the "Trace Event Format" of Chromium's tracing project.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pdjax.host.metrics import Recorder, RequestMetrics, Span
+from pdjax.strict_json import dumps
 
 ENGINES, REQUESTS = 1, 2
 """Process ids of the two groups of tracks."""
@@ -38,7 +38,7 @@ def write_trace(path: str | Path, recorder: Recorder) -> None:
         "traceEvents": trace_events(recorder.requests(), recorder.spans()),
         "displayTimeUnit": "ms",
     }
-    Path(path).write_text(json.dumps(trace))
+    Path(path).write_text(dumps(trace))
 
 
 def trace_events(requests: Iterable[RequestMetrics], spans: Iterable[Span]) -> list[Event]:

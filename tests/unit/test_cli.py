@@ -1,9 +1,12 @@
 """The command `pdjax`, over a stand-in for the LLM that answers each prompt with its own words."""
 
+import io
 import json
+import math
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -171,6 +174,91 @@ def test_bad_input(capsys, args: list[str], message: str):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+class Screen(io.TextIOWrapper):
+    """A stdout of another encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        self.bytes = io.BytesIO()
+        super().__init__(self.bytes, encoding=encoding, write_through=True)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("asked", [[], ["--stream"], ["--json"]])
+def test_no_answer_is_lost_to_the_encoding_of_the_screen(encoding, asked, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Screen(encoding))
+    # The model's text may hold anything; the prompt comes back in it.
+    monkeypatch.setattr(EchoLLM, "_answer", lone_surrogate(EchoLLM._answer))
+    assert pdjax("generate", "--prompt=Größe 🔥", *asked) == 0
+    shown = sys.stdout.bytes.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    if asked == ["--json"]:
+        assert json.loads(shown)["choices"][0]["text"] == "<Größe 🔥\ud800>"
+    else:
+        assert {"ascii": r"Gr\xf6\xdfe", "cp1252": r"Größe \U"}.get(encoding, "Größe 🔥") in shown
+        assert asked or r"\ud800" in shown
+
+
+def lone_surrogate(answer: Callable) -> Callable:
+    return lambda self, prompt, n: answer(self, prompt + "\ud800", n)
+
+
+def test_what_is_not_finite_is_null_in_json(capsys, monkeypatch):
+    answer = EchoLLM._answer
+
+    def impossible(self, prompt: str, n: int) -> RequestOutput:
+        output = answer(self, prompt, n)
+        never = TokenLogprobs(-math.inf, ((1, -math.inf), (2, math.nan)))
+        return replace(output, choices=[replace(output.choices[0], logprobs=[never])])
+
+    monkeypatch.setattr(EchoLLM, "_answer", impossible)
+    assert pdjax("generate", "--prompt=a", "--json", "--logprobs=2") == 0
+    out = capsys.readouterr().out
+    assert "Infinity" not in out and "NaN" not in out
+    assert json.loads(out)["choices"][0]["logprobs"] == [
+        {"chosen": None, "top": [[1, None], [2, None]]}
+    ]
+
+
+def test_a_stdout_that_is_closed_or_full_is_said(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert pdjax("generate", "--prompt=a") == 2
+    assert capsys.readouterr().err == (
+        "pdjax generate: stdout: is closed, so no answer could be shown\n"
+    )
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert pdjax("generate", "--prompt=a") == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["prompt", "stop"])
+def test_text_from_the_shell_that_is_not_utf_8_is_refused(flag, capsys):
+    asked = [f"--{flag}=caf\udce9"] + (["--prompt=a"] if flag == "stop" else [])
+    assert pdjax("generate", *asked) == 2
+    err = capsys.readouterr().err
+    assert (
+        err
+        == f"pdjax generate: {flag}='caf\\udce9': must be UTF-8, but the character at 3 is not\n"
+    )
+
+
+def test_a_prompts_file_that_is_not_utf_8_is_refused(capsys, tmp_path):
+    (tmp_path / "latin").write_bytes(b"a\ncaf\xe9\n")
+    assert pdjax("generate", f"--prompts_file={tmp_path / 'latin'}") == 2
+    err = capsys.readouterr().err
+    assert "prompts_file=" in err and "must be UTF-8, but the byte at 5 is not" in err
+    assert err.count("\n") == 1
+
+
+def test_a_prompt_is_a_line_as_editors_end_it(capsys, tmp_path):
+    (tmp_path / "prompts").write_bytes("\ufeffone\u2028still\x0cone\r\ntwo\n".encode())
+    assert pdjax("generate", f"--prompts_file={tmp_path / 'prompts'}", "--json") == 0
+    prompts = [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()]
+    assert prompts == ["one\u2028still\x0cone", "two"]
 
 
 def test_an_empty_prompts_file_is_refused(capsys, tmp_path):
