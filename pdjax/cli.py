@@ -71,7 +71,7 @@ _DTYPE = flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "precision of weights", *
 def generate() -> int:
     """`pdjax generate`; status 1 where a request failed on the way."""
     prompts = _prompts()
-    for text in _GENERATE["stop"].value:
+    for text in _GENERATE["stop"].value or ():
         _check_text("stop", text)
     if sys.stdout is None:
         raise ValueError("stdout: is closed, so no answer could be shown")

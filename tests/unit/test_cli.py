@@ -187,11 +187,12 @@ class Screen(io.TextIOWrapper):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 @pytest.mark.parametrize("asked", [[], ["--stream"], ["--json"]])
 def test_no_answer_is_lost_to_the_encoding_of_the_screen(encoding, asked, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Screen(encoding))
+    screen = Screen(encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
     # The model's text may hold anything; the prompt comes back in it.
     monkeypatch.setattr(EchoLLM, "_answer", lone_surrogate(EchoLLM._answer))
     assert pdjax("generate", "--prompt=Größe 🔥", *asked) == 0
-    shown = sys.stdout.bytes.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    shown = screen.bytes.getvalue().decode(encoding)
     if asked == ["--json"]:
         assert json.loads(shown)["choices"][0]["text"] == "<Größe 🔥\ud800>"
     else:

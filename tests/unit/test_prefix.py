@@ -8,7 +8,6 @@ import pytest
 
 from pdjax.host.pages import OutOfPages, PageAllocator
 from pdjax.host.prefix import PrefixIndex
-from pdjax.request import Request, SamplingParams, Sequence
 
 pytestmark = pytest.mark.smoke
 
@@ -28,34 +27,6 @@ def cache(allocator, index, token_ids):
     allocator.free(pages)
     index.check()
     return pages
-
-
-class CountedLookups(dict):
-    """A table that counts how often it is asked."""
-
-    asked = 0
-
-    def __contains__(self, key):
-        self.asked += 1
-        return super().__contains__(key)
-
-
-def test_a_sequence_that_waits_is_walked_once_and_then_from_where_the_walk_ended():
-    allocator, index = make(num_pages=200)
-    tokens = tuple(range(400))
-    sequence = Sequence(Request("r", tokens, SamplingParams(), 0.0), 0, 0)
-    assert index.known_tokens(sequence, 399) == 0
-    pages = cache(allocator, index, tokens[:360])
-    assert index.known_tokens(sequence, 399) == 360
-    index._pages = table = CountedLookups(index._pages)
-    for _ in range(50):
-        assert index.known_tokens(sequence, 399) == 360
-        assert index.known_tokens(sequence, 10) == 8
-    assert table.asked == 100
-    index.forget(pages[30])
-    assert index.known_tokens(sequence, 399) == 30 * PAGE_SIZE
-    index.clear()
-    assert index.known_tokens(sequence, 399) == 0
 
 
 # Keys.
