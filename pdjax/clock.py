@@ -1,6 +1,7 @@
 """Time, as an argument. The only file that reads wall time; everything else is handed a Clock, so
 that the same coordinator runs on real meshes, in tests, and in simulated time."""
 
+import datetime
 import time
 from typing import Protocol
 
@@ -70,5 +71,5 @@ class VirtualClock:
 
 
 def strftime_now(form: str) -> str:
-    """The local date and time, in a format of `time.strftime`; some chat templates print it."""
-    return time.strftime(form)
+    """The local date and time, in a format of `datetime`; some chat templates print it."""
+    return datetime.datetime.now().strftime(form)

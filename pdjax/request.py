@@ -15,7 +15,7 @@ from pdjax.stop_strings import StopStrings
 
 MAX_STOP_STRINGS = 1024
 MAX_STOP_CHARACTERS = 16_384
-"""Of all stop strings of a request together: the host needs about 10 ms to prepare so many, and
+"""Of all stop strings of a request together: the host needs some 30 ms to prepare so many, and
 every running request waits meanwhile."""
 MAX_STOP_TOKENS = 4096
 
