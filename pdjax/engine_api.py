@@ -123,6 +123,17 @@ class PrefillEngine(Protocol):
     """Global layers that a step computes in one go, in order; all of them together are the
     model's."""
 
+    @property
+    def losses(self) -> int:
+        """How often the engine has lost what it keeps on its devices, all pages of its pool
+        included, and begun anew with an empty pool.
+
+        A call or a ticket that fails may have lost it: a step donates its pool. The count is up
+        before that error can be seen, and before anything that was computed from the empty pool
+        can be.
+        """
+        ...
+
     def prefill(
         self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
     ) -> Ticket[Sampled]:
@@ -142,6 +153,11 @@ class DecodeEngine(Protocol):
 
     layout: KVLayout
     num_pages: int  # null page included
+
+    @property
+    def losses(self) -> int:
+        """See `PrefillEngine.losses`."""
+        ...
 
     def tick(self, batch: DecodeBatch) -> Ticket[Sampled]:
         """Dispatch one tick; the ticket holds the tokens of the microbatch that leaves."""

@@ -261,6 +261,9 @@ class Sequence:
       cached_tokens: prompt tokens whose KV was reused instead of computed.
       finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
         id; `error`: why.
+      settled: tokens of `output` of which everything is known that comes with a token: its
+        log-probabilities, its text, whether it is the last. Fewer than `output` has only within
+        the turn that adds one, or for ever if that turn was broken off.
       done: whether it has come to its end: no move leads on from its state.
     """
 
@@ -288,6 +291,7 @@ class Sequence:
     stop_reason: str | int | None = None
     error: str | None = None
     text: Any = None  # a TextStream where text was asked for; see host/text.py
+    settled: int = 0
     # Kept, not worked out: it is asked for with every token of everybody.
     done: bool = field(default=False, init=False)
 
@@ -330,6 +334,15 @@ class Sequence:
             )
         self.state = state
         self.done = not LEGAL_MOVES[state]
+
+    def start_over(self) -> None:
+        """Go back to the queue from any live state, holding nothing. Its KV is given up, and what
+        has been dispatched for it so far is nobody's."""
+        assert not self.done, f"sequence {self.id} has ended"
+        self.state = State.WAITING
+        self.epoch += 1
+        self.prefilled = 0
+        self.pages, self.engine, self.row, self.handoff = [], -1, -1, None
 
 
 @dataclass(frozen=True)
@@ -384,6 +397,10 @@ class RequestOutput:
     @property
     def logprobs(self) -> list[TokenLogprobs] | None:
         return self.choices[0].logprobs
+
+    @property
+    def error(self) -> str | None:
+        return self.choices[0].error
 
     @property
     def metrics(self) -> Any:

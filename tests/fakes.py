@@ -11,7 +11,8 @@ and rows that nobody sits in scribble on the null page and on the history.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -35,6 +36,8 @@ from pdjax.request import SamplingParams, Sequence
 
 VOCAB = 97
 END_TOKEN = 0
+DELETED = -(10**9)
+"""What is read of a pool that was given away: it makes every token wrong."""
 TOP_LOGPROBS = 3
 
 ResultT = TypeVar("ResultT")
@@ -97,11 +100,30 @@ class FakeTicket(Generic[ResultT]):
 
 
 class FakePool:
-    """What was written, by layer and address; `contents[l, page * page_size + offset]`."""
+    """What was written, by layer and address; `contents[l, page * page_size + offset]`.
+
+    As a device's, it is donated to whatever writes it: nobody can read what was given away, and
+    what fails after that has lost all of it.
+    """
 
     def __init__(self, layout: KVLayout, num_pages: int) -> None:
         self.layout = layout
         self.contents = np.zeros((layout.num_layers, num_pages * layout.page_size), np.int64)
+        self.losses = 0
+
+    @contextmanager
+    def donated(self, chance: Chance) -> Iterator[None]:
+        """A block that writes the pool, and may then fail."""
+        given, self.contents = self.contents, self.contents.copy()
+        given[:] = DELETED
+        try:
+            yield
+            chance.maybe_fail("after donation")
+        except BaseException:
+            self.contents[:] = DELETED
+            self.contents = np.zeros_like(given)
+            self.losses += 1
+            raise
 
     def write(self, layers: tuple[int, ...], slot: int, token: int) -> None:
         for layer in layers:
@@ -202,15 +224,21 @@ class FakePrefillEngine:
         self.shapes: set[tuple[int, int]] = set()
         self._chance = chance
 
+    @property
+    def losses(self) -> int:
+        return self.pool.losses
+
     def prefill(
         self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
     ) -> FakeTicket[Sampled]:
         self._chance.maybe_fail("prefill")
         self.shapes.add((len(batch.tokens), len(batch.kv_pages)))
         layers, size = tuple(range(self.layout.num_layers)), self.layout.page_size
+        slots = list(zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True))
         for group, its_layers in enumerate(self.layer_groups):
-            for token, slot in zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True):
-                self.pool.write(tuple(its_layers), slot, token)
+            with self.pool.donated(self._chance):
+                for token, slot in slots:
+                    self.pool.write(tuple(its_layers), slot, token)
             if after_group is not None:
                 after_group(group)
         padding = batch.slot_mapping[batch.cu_q_lens[-1] :]
@@ -255,13 +283,36 @@ class FakeDecodeEngine:
         self._carried = [[_Activation(0)] * self._rows for _ in range(layout.stages)]
         self._fed_back = [0] * self._rows
         self._history: dict[int, list[int]] = {}
+        self._state_losses = 0
+
+    @property
+    def losses(self) -> int:
+        return self.pool.losses + self._state_losses
+
+    @contextmanager
+    def _donated(self) -> Iterator[None]:
+        """As with the pool, of what lives from tick to tick."""
+        try:
+            yield
+        except BaseException:
+            lost = _Activation(DELETED, DELETED)
+            self._carried = [[lost] * self._rows for _ in range(self.layout.stages)]
+            self._fed_back, self._history = [DELETED] * self._rows, {}
+            self._state_losses += 1
+            raise
 
     def remember(self, row: int, token_ids: np.ndarray) -> None:
         self._chance.maybe_fail("remember")
-        self._history[row] = token_ids.tolist()
+        with self._donated():
+            self._history[row] = token_ids.tolist()
+            self._chance.maybe_fail("remember, after donation")
 
     def tick(self, batch: DecodeBatch) -> FakeTicket[Sampled]:
         self._chance.maybe_fail("tick")
+        with self._donated(), self.pool.donated(self._chance):
+            return self._compute(batch)
+
+    def _compute(self, batch: DecodeBatch) -> FakeTicket[Sampled]:
         stages = self.layout.stages
         self.widths.add(batch.page_table.shape[-1])
         self._carried[batch.tick % stages] = [
@@ -352,7 +403,8 @@ class FakeTransfer:
         pool = self._engines[shipment.target].pool
         slots = slots_of(target_pages, pool.layout.page_size)
         layers = slice(shipment.layers.start, shipment.layers.stop)
-        pool.contents[layers, slots] = ticket.arrived
+        with pool.donated(self._chance):
+            pool.contents[layers, slots] = ticket.arrived
         wanted = bool((target_pages != NULL_PAGE).any())
         return FakeTicket(int(ticket.damaged and shipment.checked and wanted), self._chance)
 

@@ -39,3 +39,15 @@ def keep_compilations(directory: str) -> None:
 def all_ready(arrays: Any) -> bool:
     """Whether reading any array of the tree would not wait. (`is_ready` is public, but untyped.)"""
     return all(leaf.is_ready() for leaf in jax.tree.leaves(arrays))
+
+
+def is_sound(arrays: Any) -> bool:
+    """Whether every array of the tree can be read: none is deleted, and none stands for a
+    computation that failed. Waits for them. (`is_deleted` is public, but untyped.)"""
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(arrays)):
+        return False
+    try:
+        jax.block_until_ready(arrays)
+    except Exception:
+        return False
+    return True

@@ -215,6 +215,10 @@ class OrderedPrefillEngine:
         self.layer_groups = engine.layer_groups
         self.inner, self.orders = engine, orders
 
+    @property
+    def losses(self) -> int:
+        return self.inner.losses
+
     def prefill(
         self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
     ) -> Order[Sampled]:

@@ -6,14 +6,16 @@ A batch of nothing but padding is a rehearsal: every variant of choosing tokens 
 whoever warms an engine up need not know that there are any.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from pdjax.device.compat import all_ready
+from pdjax.device.compat import all_ready, is_sound
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import shardings
 from pdjax.device.model.sampling import VARIANTS, Asked, Choice, Wanted
@@ -29,10 +31,17 @@ from pdjax.model_spec import ModelSpec
 class SampledTicket:
     """Tokens on their way to the host's memory, where the step writes them."""
 
-    def __init__(self, choice: Choice, sampling: SamplingBatch, max_logprobs: int) -> None:
-        """`choice` is for the numpy `sampling`; `max_logprobs` is how many a row gets."""
+    def __init__(
+        self,
+        choice: Choice,
+        sampling: SamplingBatch,
+        max_logprobs: int,
+        inspect: Callable[[], None],
+    ) -> None:
+        """`choice` is for the numpy `sampling`; `max_logprobs` is how many a row gets; `inspect` is
+        called if the step has failed, since whatever it wrote has failed with it."""
         self._leaves = jax.tree.leaves(choice) if sampling.logprobs.any() else [choice.tokens]
-        self._max_logprobs = max_logprobs
+        self._max_logprobs, self._inspect = max_logprobs, inspect
         self._sampled: Sampled | None = None
 
     def ready(self) -> bool:
@@ -40,7 +49,11 @@ class SampledTicket:
 
     def result(self) -> Sampled:
         if self._sampled is None:
-            tokens, *logprobs = [np.asarray(leaf) for leaf in self._leaves]
+            try:
+                tokens, *logprobs = [np.asarray(leaf) for leaf in self._leaves]
+            except Exception:
+                self._inspect()
+                raise
             self._sampled = Sampled(tokens, *(logprobs or self._blank(len(tokens))))
         return self._sampled
 
@@ -73,11 +86,21 @@ class JaxPrefillEngine:
     def prefill(
         self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
     ) -> SampledTicket:
-        undecided = self._dispatch(prefill.pack(batch), after_group or (lambda group: None))
+        with self._pool.donated():
+            undecided = self._dispatch(prefill.pack(batch), after_group or (lambda group: None))
         for asked in self._asked(batch):
             history = batch.history if asked.variant.penalize else None
             *_, choice = self._sample(undecided, None, history, asked)
-        return SampledTicket(choice, batch.sampling, self._max_logprobs)
+        return SampledTicket(choice, batch.sampling, self._max_logprobs, self._pool.inspect)
+
+    @property
+    def losses(self) -> int:
+        return self._pool.losses
+
+    def close(self) -> None:
+        """Let go of the device memory; the engine takes no step from now on."""
+        self._pool.close()
+        self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
 
     def _dispatch(self, packed: Packed, after_group: Callable[[int], None]) -> Undecided:
         if isinstance(self._step, prefill.GroupedPrefillStep):
@@ -121,7 +144,7 @@ class JaxDecodeEngine:
         # What lives on the device from tick to tick: see `make_decode_tick`; and i32[R * b, C], the
         # tokens of every row, for penalties.
         b = rows // pool.layout.stages
-        x, logits, positions, row, self._fed_back, self._history = _zeros(
+        self._make_state = _zeros(
             pool.mesh,
             (decode.X_SPEC, (rows, spec.model_dim), params.final_norm.dtype),
             (PartitionSpec(), (b, spec.vocab_size), jnp.dtype("float32")),
@@ -130,27 +153,63 @@ class JaxDecodeEngine:
             (PartitionSpec(), (b,), jnp.dtype("int32")),
             (PartitionSpec(), (rows, context), jnp.dtype("int32")),
         )
-        self._carried = decode.Carried(x, Undecided(logits, positions, row))
+        self._state_losses = 0
+        self._begin()
         self._write_history = jax.jit(
             lambda history, row, ids: history.at[row].set(ids), donate_argnums=0
         )
 
+    def _begin(self) -> None:
+        """The state that lives from tick to tick, of rows nobody sits in."""
+        x, logits, positions, row, self._fed_back, self._history = self._make_state()
+        self._carried = decode.Carried(x, Undecided(logits, positions, row))
+
     def tick(self, batch: DecodeBatch) -> SampledTicket:
-        self._pool.arrays, self._carried = self._tick(
-            self._params,
-            self._pool.arrays,
-            self._carried,
-            self._fed_back,
-            decode.pack(batch),
-        )
-        for asked in self._asked(batch):
-            self._fed_back, self._history, choice = self._sample(
-                self._carried.undecided, self._fed_back, self._history, asked
+        with self._donated():
+            self._pool.arrays, self._carried = self._tick(
+                self._params,
+                self._pool.arrays,
+                self._carried,
+                self._fed_back,
+                decode.pack(batch),
             )
-        return SampledTicket(choice, batch.sampling, self._max_logprobs)
+            for asked in self._asked(batch):
+                self._fed_back, self._history, choice = self._sample(
+                    self._carried.undecided, self._fed_back, self._history, asked
+                )
+        return SampledTicket(choice, batch.sampling, self._max_logprobs, self._inspect)
 
     def remember(self, row: int, token_ids: np.ndarray) -> None:
-        self._history = self._write_history(self._history, np.int32(row), token_ids)
+        with self._donated():
+            self._history = self._write_history(self._history, np.int32(row), token_ids)
+
+    @property
+    def losses(self) -> int:
+        return self._pool.losses + self._state_losses
+
+    def close(self) -> None:
+        """Let go of the device memory; the engine takes no tick from now on."""
+        self._pool.close()
+        self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
+        self._carried = self._fed_back = self._history = None
+        self._uploads.clear()
+
+    @contextmanager
+    def _donated(self) -> Iterator[None]:
+        """A block that donates the pool or the state, see `PoolOwner.donated`."""
+        with self._pool.donated():
+            try:
+                yield
+            except BaseException:
+                self._inspect()
+                raise
+
+    def _inspect(self) -> None:
+        """Make anew, of pool and state, what is deleted or whose computation has failed."""
+        self._pool.inspect()
+        if not is_sound((self._carried, self._fed_back, self._history)):
+            self._begin()
+            self._state_losses += 1
 
     def _asked(self, batch: DecodeBatch) -> list[Asked]:
         """How tokens are chosen; of a rehearsal, in all ways."""
@@ -174,6 +233,10 @@ class _Uploads:
             kept = self._kept[microbatch] = sampling, self.new(sampling)
         return kept[1]
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()
+
     def new(self, sampling: SamplingBatch, variant: Wanted | None = None) -> Asked:
         """The same as `variant`, or as the cheapest one, takes it."""
         return jax.device_put(Asked.of(sampling, variant), self._everywhere)
@@ -181,10 +244,9 @@ class _Uploads:
 
 def _zeros(
     mesh: Mesh, *wanted: tuple[PartitionSpec, tuple[int, ...], jnp.dtype]
-) -> tuple[jax.Array, ...]:
-    """Arrays of zeros, each given as (PartitionSpec, shape, dtype)."""
-    make = jax.jit(
+) -> Callable[[], tuple[jax.Array, ...]]:
+    """Makes arrays of zeros, each given as (PartitionSpec, shape, dtype)."""
+    return jax.jit(
         lambda: tuple(jnp.zeros(shape, dtype) for _, shape, dtype in wanted),
         out_shardings=tuple(shardings(mesh, spec) for spec, _, _ in wanted),
     )
-    return make()

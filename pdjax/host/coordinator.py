@@ -17,16 +17,17 @@ from typing import Any, TypeVar
 
 from pdjax.clock import Clock
 from pdjax.config import Config
-from pdjax.engine_api import DecodeEngine, PrefillEngine, Sampled, Transfer
-from pdjax.host.batch import Buckets, history
+from pdjax.engine_api import DecodeEngine, PrefillEngine, Transfer
+from pdjax.host.audit import audit
+from pdjax.host.batch import Buckets
+from pdjax.host.decoding import Decoding
 from pdjax.host.handoffs import Handoffs
 from pdjax.host.lanes import DecodeLane, InFlight, Lane, is_ready, make_lanes
 from pdjax.host.limits import Limits, choices
-from pdjax.host.member import names
+from pdjax.host.losses import lose_pool
 from pdjax.host.metrics import Recorder
-from pdjax.host.pipeline import Tick
 from pdjax.host.prefilling import Prefilling
-from pdjax.host.roster import Progress, Roster, read
+from pdjax.host.roster import Progress, Roster
 from pdjax.host.sched.decode import FcfsDecode
 from pdjax.host.sched.handoff import HandoffRules
 from pdjax.host.sched.prefill import FcfsPrefill
@@ -77,15 +78,18 @@ class Coordinator:
         size = prefill_engines[0].layout.page_size
         table_size = decode_engines[0].layout.page_size
         self.buckets = Buckets.of(config.prefill, config.decode, size, max_model_len, table_size)
-        self._prefill, self._decode = make_lanes(
-            prefill_engines,
-            decode_engines,
-            transfer,
-            config.decode.rows,
-            self.buckets,
-            prefix_cache=config.kv.prefix_cache,
-        )
+        self._engines = prefill_engines, decode_engines
+        self._end_token_ids = end_token_ids
         self._config = config
+        self._transfer, self._clock, self._recorder = transfer, clock, recorder
+        self._make_text = make_text
+        router = LeastLoaded()
+        self._prefill_scheduler = FcfsPrefill(self.buckets, config.prefill.token_budget, router)
+        self._decode_scheduler = FcfsDecode(self.buckets, router)
+        self._handoff_scheduler = HandoffRules(config.handoff, self.buckets)
+        self.on_news: Callable[[list[Progress]], None] | None = None
+        self._submitted = 0
+        self._assemble()
         self._limits = Limits(
             vocab_size=vocab_size,
             max_model_len=max_model_len,
@@ -94,15 +98,20 @@ class Coordinator:
             prefill_tokens=max(lane.allocator.total for lane in self._prefill) * size,
             decode_tokens=max(lane.allocator.total for lane in self._decode) * table_size,
         )
-        self._transfer, self._clock, self._recorder = transfer, clock, recorder
-        self._make_text = make_text
-        router = LeastLoaded()
-        self._prefill_scheduler = FcfsPrefill(self.buckets, config.prefill.token_budget, router)
-        self._decode_scheduler = FcfsDecode(self.buckets, router)
-        self._handoff_scheduler = HandoffRules(config.handoff, self.buckets)
-        self._roster = Roster(self._prefill, self._decode, recorder, end_token_ids)
+
+    def _assemble(self) -> None:
+        """Lanes whose pages and rows are all free, and what moves sequences between them."""
+        config, clock, recorder = self._config, self._clock, self._recorder
+        self._prefill, self._decode = make_lanes(
+            *self._engines,
+            self._transfer,
+            config.decode.rows,
+            self.buckets,
+            prefix_cache=config.kv.prefix_cache,
+        )
+        self._roster = Roster(self._prefill, self._decode, recorder, self._end_token_ids)
         self._handoffs = Handoffs(
-            config.handoff, transfer, self._roster, self.buckets, clock, recorder
+            config.handoff, self._transfer, self._roster, self.buckets, clock, recorder
         )
         self._prefilling = Prefilling(
             self._decode,
@@ -115,10 +124,31 @@ class Coordinator:
             recorder,
             self._between_groups,
         )
-        self.on_news: Callable[[list[Progress]], None] | None = None
+        self._decoding = Decoding(
+            self._decode,
+            self._roster,
+            self._handoffs,
+            self._decode_scheduler,
+            self.buckets,
+            config.decode.lookahead,
+            clock,
+            recorder,
+        )
         self._ended: list[tuple[Sequence, DecodeLane]] = []
-        self._submitted = 0
         self._idle_turns = 0
+
+    def start_over(self, error: BaseException) -> None:
+        """Take every live sequence back to the queue, since `error` has broken off a turn, or
+        another call, at a place that nobody knows.
+
+        What is half done then can't be told from what is done. So no account of pages, rows and
+        hand-offs outlives it, nor any prefix; sequences lose their KV and compute it again. Work
+        that is in flight is nobody's: engines work in order, so that it is done before anything
+        that is dispatched from now on.
+        """
+        broken = self._roster
+        self._assemble()
+        self._roster.take_over(broken, error)
 
     # What a front end calls.
 
@@ -141,7 +171,7 @@ class Coordinator:
           ValueError: it can never be served, or its id is in use.
           QueueFull: the waiting queue has no room for all its choices.
         """
-        if request.id in self._roster.live:
+        if self.is_live(request.id):
             raise ValueError(f"id={request.id!r}: in use by a live request; must be unique")
         self._limits.check(request)
         if not self.has_room(request.params.n):
@@ -149,19 +179,41 @@ class Coordinator:
                 f"{len(self._roster.waiting)} sequences wait already; n={request.params.n} more do "
                 f"not fit into a queue of max_waiting={self._limits.max_waiting}"
             )
+        sequences = self.sequences_of(request)
+        self.enqueue(sequences)
+        return sequences
+
+    def sequences_of(self, request: Request) -> list[Sequence]:
+        """The choices of a request that has been checked, younger than all before; not queued
+        yet."""
         sequences = choices(request, self._limits, self._submitted, self._config.seed)
         if self._make_text is not None:
             for sequence in sequences:
                 sequence.text = self._make_text(request)
         self._submitted += len(sequences)
-        self._roster.arrive(request, sequences)
         return sequences
+
+    def enqueue(self, sequences: list[Sequence]) -> None:
+        """Queue all choices of a request, whether the queue has room or not."""
+        try:
+            self._roster.arrive(sequences[0].request, sequences)
+        except BaseException as error:
+            self.start_over(error)
+            raise
+
+    def is_live(self, request_id: str) -> bool:
+        """Whether the request has been queued and has not ended."""
+        return request_id in self._roster.live
 
     def abort(self, request_id: str) -> bool:
         """End a request, wherever its sequences are. Returns whether there was anything to end."""
         sequences = list(self._roster.live.get(request_id, ()))
-        for sequence in sequences:
-            self._roster.end(sequence, State.ABORTED, "abort")
+        try:
+            for sequence in sequences:
+                self._roster.end(sequence, State.ABORTED, "abort")
+        except BaseException as error:
+            self.start_over(error)
+            raise
         return bool(sequences)
 
     @property
@@ -174,9 +226,22 @@ class Coordinator:
     def step(self) -> list[Progress]:
         """Go once around; returns what is new since the last time.
 
-        Decode goes first, both to be read and to be dispatched, since it is the side whose
-        latency is felt with every token.
+        Raises:
+          BaseException: what broke the turn off, such as an interrupt; see `start_over`. What is
+            new is told by the next turn.
         """
+        try:
+            self._turn()
+        except BaseException as error:
+            self.start_over(error)
+            raise
+        if self._idle_turns:
+            self._clock.idle(self._idle_turns)
+        return self._roster.take_news()
+
+    def _turn(self) -> None:
+        """Decode goes first, both to be read and to be dispatched, since it is the side whose
+        latency is felt with every token."""
         busy = self._serve_decode()
         if self._harvest_prefill():
             busy = True
@@ -188,13 +253,11 @@ class Coordinator:
         self._give_back()
         busy |= self._handoffs.pump()
         self._idle_turns = 0 if busy or self._roster.has_news else self._idle_turns + 1
-        if self._idle_turns:
-            self._clock.idle(self._idle_turns)
-        return self._roster.take_news()
 
     # The parts of a step, in its order. Each returns whether it changed anything.
 
     def _serve_decode(self) -> bool:
+        self._notice_losses()
         busy = self._harvest_decode()
         busy |= self._land_transfers()
         return busy | self._dispatch_decode()
@@ -204,35 +267,42 @@ class Coordinator:
         if self.on_news is not None and self._roster.has_news:
             self.on_news(self._roster.take_news())
 
+    def _notice_losses(self) -> None:
+        """Preempt whoever has KV in a pool that its engine has lost, and forget its prefixes."""
+        lanes: list[Lane] = [*self._prefill, *self._decode]
+        for lane in lanes:
+            if lane.losses != lane.engine.losses:
+                lane.losses = lane.engine.losses
+                lose_pool(lane, self._roster, self._handoffs.open)
+
+    def _take_ready(self, in_flight: deque[InFlight[WorkT, Any]]) -> Iterator[InFlight[WorkT, Any]]:
+        """Take out those at the front that have come back; an engine works in order. What was
+        computed from an empty pool is nobody's by the time that it is handed out."""
+        while in_flight and is_ready(in_flight[0].ticket):
+            self._notice_losses()
+            yield in_flight.popleft()
+
     def _harvest_decode(self) -> bool:
         busy = False
         for lane in self._decode:
-            for done in _take_ready(lane.in_flight):
-                self._harvest_tick(lane, done)
+            for done in self._take_ready(lane.in_flight):
+                ended = self._decoding.harvest(lane, done)
+                self._ended += [(sequence, lane) for sequence in ended]
                 busy = True
         return busy
 
     def _land_transfers(self) -> bool:
-        return self._handoffs.land()
+        busy = self._handoffs.land()
+        self._notice_losses()  # before anybody decodes from what was gathered of an empty pool
+        return self._handoffs.settle() or busy
 
     def _dispatch_decode(self) -> bool:
-        ready = [
-            lane
-            for lane in self._decode
-            if len(lane.in_flight) <= self._config.decode.lookahead and lane.pipeline.active
-        ]
-        for lane in ready:
-            lane.pipeline.align()
-            self._grow(lane)
-            self._remember(lane)
-            if lane.pipeline.active:  # not everybody had to give way
-                self._dispatch_tick(lane, lane.pipeline.tick())
-        return bool(ready)
+        return self._decoding.dispatch()
 
     def _harvest_prefill(self) -> bool:
         busy = False
         for lane in self._prefill:
-            for done in _take_ready(lane.in_flight):
+            for done in self._take_ready(lane.in_flight):
                 self._prefilling.harvest(lane, done)
                 busy = True
         return busy
@@ -268,7 +338,8 @@ class Coordinator:
         """Not as soon as they end: a step may be in the middle of being planned and dispatched."""
         ended, self._ended = self._ended, []
         for sequence, lane in ended:
-            self._handoffs.give_back(sequence, lane, self._prefill[sequence.home])
+            if self._handoff_scheduler.gives_back(sequence):
+                self._handoffs.give_back(sequence, lane, self._prefill[sequence.home])
 
     def _dispatch_prefill(self) -> bool:
         if not self._roster.waiting and not any(lane.running for lane in self._prefill):
@@ -279,68 +350,6 @@ class Coordinator:
         for plan in plans:
             self._prefilling.dispatch(self._prefill[plan.engine], plan.chunks)
         return bool(plans)
-
-    # Decode.
-
-    def _grow(self, lane: DecodeLane) -> None:
-        """See that everybody who enters has a page for the position that he writes."""
-        needy = lane.pipeline.needy()
-        if len(needy) > lane.allocator.free_pages:
-            self._handoffs.withdraw(lane)
-        while needy:
-            holders = self._roster.holders(lane)
-            plan = self._decode_scheduler.grow(needy, holders, lane.allocator.free_pages)
-            for victim in plan.victims:
-                self._roster.preempt(victim)
-            # A victim's pages may be somebody else's, too: then there are fewer than planned.
-            for sequence in plan.grown[: lane.allocator.free_pages]:
-                if sequence.state is State.DECODING:
-                    sequence.pages += lane.allocator.allocate(1)
-            needy = lane.pipeline.needy()
-
-    def _remember(self, lane: DecodeLane) -> None:
-        """Tell the device what those who join have said so far, if they are penalized for it.
-
-        Not before they join: until then the device may still sample for whoever had the row.
-        """
-        for sequence in lane.pipeline.joining():
-            if sequence.request.params.penalized:
-                try:
-                    lane.engine.remember(sequence.row, history(sequence.token_ids, self.buckets))
-                except Exception as error:
-                    self._roster.fail(sequence, error)
-
-    def _dispatch_tick(self, lane: DecodeLane, tick: Tick) -> None:
-        started = self._clock.now()
-        try:
-            ticket = lane.engine.tick(tick.batch)
-        except BaseException as error:
-            # Also where somebody pressed a key: nobody knows how far the device has come.
-            self._roster.fail_all(tick.aboard, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            lane.in_flight.append(InFlight(tick, ticket, started, tick.aboard))
-
-    def _harvest_tick(self, lane: DecodeLane, done: InFlight[Tick, Sampled]) -> None:
-        tick = done.work
-        self._recorder.span(
-            f"decode/{lane.index}",
-            "tick",
-            done.started,
-            self._clock.now(),
-            rows_active=len(tick.aboard),
-            rows=lane.pipeline.rows,
-            stages_active=tick.stages_active,
-            stages=lane.pipeline.stages,
-            who=names(done.members),
-        )
-        sampled = read(done, self._roster)
-        if sampled is None:
-            return
-        for sequence in self._roster.accept(tick.leaving, sampled):
-            if self._handoff_scheduler.gives_back(sequence):
-                self._ended.append((sequence, lane))
 
     # Before and after.
 
@@ -370,23 +379,4 @@ class Coordinator:
 
     def check(self) -> None:
         """Assert that every page and row is free, or held by exactly those who are known."""
-        held = self._roster.pages_held()
-        for handoff in self._handoffs.open:
-            for holder, pages in handoff.held():
-                held[holder.allocator] += pages
-        for allocator, pages in held.items():
-            allocator.check(pages)
-        lanes: list[Lane] = [*self._prefill, *self._decode]
-        for pool in {id(lane.pool): lane.pool for lane in lanes}.values():
-            if pool.prefixes is not None:
-                pool.prefixes.check()
-        for lane in self._decode:
-            coming = sum(h.target is lane and h.row >= 0 for h in self._handoffs.open)
-            taken = lane.pipeline.taken_rows
-            assert taken == len(lane.sequences) + coming, f"decode/{lane.index}: rows leaked"
-
-
-def _take_ready(in_flight: deque[InFlight[WorkT, Any]]) -> Iterator[InFlight[WorkT, Any]]:
-    """Take out those at the front that have come back; an engine works in order."""
-    while in_flight and is_ready(in_flight[0].ticket):
-        yield in_flight.popleft()
+        audit(self._prefill, self._decode, self._roster, self._handoffs)

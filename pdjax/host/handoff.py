@@ -184,6 +184,12 @@ class Handoff:
         self.let_source_go()
         self.closed = True
 
+    def withdraw(self) -> None:
+        """Give up the room at the target, of a sequence that is still being prefilled. Its KV does
+        not leave ahead any more."""
+        self.close()
+        self.sequence.handoff, self.sequence.streams = None, False
+
     def leave_if_complete(self) -> bool:
         """Where every part has landed, what was reserved is the sequence's from now on, and the
         source's pages are let go. Returns whether it is so."""

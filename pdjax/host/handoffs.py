@@ -21,9 +21,10 @@ from pdjax.engine_api import Transfer
 from pdjax.host.batch import Buckets, Chunk
 from pdjax.host.handoff import Handoff, Purpose, groups_of
 from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
+from pdjax.host.losses import lose_pages
 from pdjax.host.member import Member
 from pdjax.host.metrics import Recorder
-from pdjax.host.prefix import PrefixIndex, keys_of
+from pdjax.host.prefix import keys_of
 from pdjax.host.roster import Roster
 from pdjax.host.shipping import Shipping
 from pdjax.request import Sequence, State
@@ -244,14 +245,17 @@ class Handoffs:
         )
 
     def land(self) -> bool:
-        """Write what has arrived; let those of whom all has landed decode. Returns whether there
-        was anything."""
-        busy = self._shipping.land()
-        # Everybody is looked at, not only those of whom something has come now: an interrupt may
-        # have been in the way last time.
+        """Write what has arrived. Returns whether there was anything."""
+        return self._shipping.land()
+
+    def settle(self) -> bool:
+        """Let the sequences decode whose KV has landed, all of it, and give up what is overdue.
+        Returns whether anything was overdue."""
+        # Every open hand-off is looked at, not only those of which something has come now: the
+        # last part of one may have landed before its sequence departed.
         for handoff in self.open:
             self._settle(handoff)
-        return busy | self._expire()
+        return self._expire()
 
     def _settle(self, handoff: Handoff) -> None:
         """It is done, if it is complete and its sequence waits for nothing else."""
@@ -299,11 +303,7 @@ class Handoffs:
             if handoff.purpose is Purpose.CACHE and lane in (handoff.source, handoff.target):
                 handoff.close()
             elif handoff.target is lane and handoff.departed is None:
-                self._withdraw(handoff)
-
-    def _withdraw(self, handoff: Handoff) -> None:
-        handoff.close()
-        handoff.sequence.handoff, handoff.sequence.streams = None, False
+                handoff.withdraw()
 
     def _expire(self) -> bool:
         """Give up what is overdue. Returns whether there was anything."""
@@ -312,7 +312,7 @@ class Handoffs:
         for handoff in self.open:
             if handoff.departed is None:
                 if lease is not None and now - handoff.opened > lease:
-                    self._withdraw(handoff)
+                    handoff.withdraw()
             elif deadline is not None and handoff.waiting_since(now) > deadline:
                 overdue.append(handoff)
         for handoff in overdue:
@@ -333,7 +333,7 @@ class Handoffs:
         if handoff.purpose is Purpose.CACHE:
             handoff.close()
         elif handoff.departed is None:
-            self._withdraw(handoff)  # it is still being prefilled: there will be another
+            handoff.withdraw()  # it is still being prefilled: there will be another
         elif isinstance(handoff.source, DecodeLane):
             self._stay(handoff, handoff.source)
         elif sequence.failed_handoffs < self._config.reprefills:
@@ -367,31 +367,6 @@ class Handoffs:
         if prefixes is not None:
             found = prefixes.match(keys_of(sequence, prefixes))
             lost = set(found).intersection(handoff.target_pages)  # that are not somebody else's now
-            self._fail_holders(handoff.target, prefixes, lost, error)
+            lose_pages(handoff.target, lost, error, self._roster, self.open)
         if handoff.purpose is Purpose.DECODE and not sequence.done:
             self._roster.fail(sequence, error)  # wherever it is: it may have said what is wrong
-
-    def _fail_holders(
-        self, lane: Lane, prefixes: PrefixIndex, lost: set[int], error: BaseException
-    ) -> None:
-        """End all who have found pages in a lane's pool that hold nothing, or begin anew who has
-        said nothing yet. Nobody finds them any more, nor what was computed from them."""
-        for page in lost:
-            prefixes.forget(page)
-        for sequence in self._roster.holding(lane.allocator, lost):
-            first = next(i for i, page in enumerate(sequence.pages) if page in lost)
-            for page in sequence.pages[first:]:
-                prefixes.forget(page)
-            if sequence.state is State.PREFILLING:
-                self._roster.preempt(sequence)
-            else:
-                self._roster.fail(sequence, error)
-        for handoff in self.open:
-            source, target = handoff.source.allocator, handoff.target.allocator
-            if target is lane.allocator and not lost.isdisjoint(handoff.target_pages):
-                handoff.skip_nothing()
-            if source is lane.allocator and not lost.isdisjoint(handoff.pages):
-                if handoff.purpose is Purpose.CACHE:
-                    handoff.close()
-                else:
-                    self._roster.fail(handoff.sequence, error)

@@ -49,11 +49,12 @@ class Pool:
 @dataclass(eq=False)
 class PrefillLane:
     """A prefill engine. `running` are its PREFILLING sequences, oldest first; `steps` counts those
-    that it has been given."""
+    that it has been given; `losses` are those of the engine that the host has taken account of."""
 
     index: int
     engine: PrefillEngine
     pool: Pool
+    losses: int
     running: list[Sequence] = field(default_factory=list)
     in_flight: deque[InFlight[tuple[Chunk, ...], Sampled]] = field(default_factory=deque)
     steps: int = 0
@@ -77,7 +78,8 @@ class PrefillLane:
 
 @dataclass(eq=False)
 class DecodeLane:
-    """A decode engine. `sequences` are its DECODING ones.
+    """A decode engine. `sequences` are its DECODING ones; `losses` those of the engine that the
+    host has taken account of.
 
     `shares_with` are the prefill engines that keep their pages in the same pool.
     """
@@ -85,6 +87,7 @@ class DecodeLane:
     index: int
     engine: DecodeEngine
     pool: Pool
+    losses: int
     pipeline: Pipeline
     shares_with: frozenset[int]
     sequences: list[Sequence] = field(default_factory=list)
@@ -120,7 +123,7 @@ def make_lanes(
         and some are not.
     """
     prefill = [
-        PrefillLane(i, engine, Pool.of(engine, prefix_cache))
+        PrefillLane(i, engine, Pool.of(engine, prefix_cache), engine.losses)
         for i, engine in enumerate(prefill_engines)
     ]
     decode = []
@@ -132,7 +135,7 @@ def make_lanes(
         pool = shared[0].pool if shared else Pool.of(engine, prefix_cache)
         pipeline = Pipeline(engine.layout.stages, rows, buckets)
         shares_with = frozenset(lane.index for lane in shared)
-        decode.append(DecodeLane(j, engine, pool, pipeline, shares_with))
+        decode.append(DecodeLane(j, engine, pool, engine.losses, pipeline, shares_with))
     sharing = sorted(index for lane in decode for index in lane.shares_with)
     if sharing and (sharing != list(range(len(prefill))) or len(decode) != len(prefill)):
         raise ValueError(

@@ -233,6 +233,10 @@ class Recorder:
             self._ended[seq] = self._live.pop(seq)
             self._finished.append(self.request(seq))
 
+    def has_ended(self, seq: Sequence) -> bool:
+        """Whether `seq` has come to "finished"."""
+        return seq in self._ended
+
     def now(self) -> float:
         """This moment, on the clock of the run."""
         return self._clock.now()

@@ -157,15 +157,39 @@ class Roster:
             holders += [sequence for sequence in self.prefilled if sequence.engine == index]
         return holders
 
-    def preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence, *, sound: bool = True) -> None:
         """Back to the front of the queue, where only older ones stand before it; what it has
-        written so far will be prefilled with its prompt."""
-        self._release(sequence, sound=True)
-        sequence.epoch += 1
-        sequence.prefilled = 0
-        sequence.move(State.WAITING)
+        written so far will be prefilled with its prompt.
+
+        Args:
+          sound: whether its KV is right, so that others may find it.
+        """
+        self._release(sequence, sound=sound)
+        self._wait_again(sequence)
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        sequence.start_over()
         insort(self.waiting, sequence, key=_age)
         self._recorder.mark(sequence, "preempted")
+
+    def take_over(self, broken: "Roster", error: BaseException) -> None:
+        """Take the live sequences of another roster, of which nothing but `live` and what is new
+        can be relied on, since a turn was broken off by `error`.
+
+        A sequence goes back to the queue, whatever it was doing. One that was being given a token
+        fails: what comes with that token may be half done.
+        """
+        self._news = broken._news
+        for sequence in [each for choices in broken.live.values() for each in choices]:
+            self._news.setdefault(sequence, len(sequence.output))
+            if sequence.done:  # only the last lines of its end are missing
+                if not self._recorder.has_ended(sequence):
+                    self._recorder.mark(sequence, "finished")
+                continue
+            self.live.setdefault(sequence.request.id, []).append(sequence)
+            self._wait_again(sequence)
+            if sequence.settled != len(sequence.output):
+                self.fail(sequence, error)
 
     # At its end.
 
@@ -190,6 +214,7 @@ class Roster:
                     sequence.logprobs.append(logprobs_of(sampled, row, wanted))
                 self._recorder.token(sequence, moment)
                 end = ending(sequence, token, self._end_token_ids)
+                sequence.settled += 1
             except Exception as error:
                 self.fail(sequence, error)
             else:
@@ -212,14 +237,14 @@ class Roster:
 
     def end(self, sequence: Sequence, state: State, finish_reason: str) -> None:
         """It holds nothing any more, and is forgotten once it has been told of."""
+        self._news.setdefault(sequence, len(sequence.output))
         self._release(sequence, sound=state is not State.FAILED)
+        sequence.finish_reason = finish_reason
         sequence.move(state)
         if state is not State.FINISHED and sequence.text is not None:
             with suppress(Exception):  # it may be the text that went wrong
                 sequence.text.finish()
-        sequence.finish_reason = finish_reason
         self._recorder.mark(sequence, "finished")
-        self._news.setdefault(sequence, len(sequence.output))
         choices = self.live[sequence.request.id]
         choices.remove(sequence)
         if not choices:
@@ -269,13 +294,13 @@ class Roster:
             held.setdefault(allocator, []).extend(page for each in sequences for page in each.pages)
         return held
 
-    def holding(self, allocator: PageAllocator, pages: set[int]) -> list[Sequence]:
-        """Those who hold any of these pages of a pool."""
+    def holding(self, allocator: PageAllocator, pages: set[int] | None = None) -> list[Sequence]:
+        """The sequences that hold any of these pages of a pool, or any page at all."""
         return [
             sequence
             for pool, sequences in self._housed()
             for sequence in sequences
-            if pool is allocator and not pages.isdisjoint(sequence.pages)
+            if pool is allocator and (pages is None or not pages.isdisjoint(sequence.pages))
         ]
 
     def _housed(self) -> Iterator[tuple[PageAllocator, list[Sequence]]]:

@@ -7,7 +7,7 @@ import pytest
 
 from pdjax.engine_api import IDLE_ROW
 from pdjax.host import shipping
-from pdjax.host.coordinator import Coordinator
+from pdjax.host.decoding import Decoding
 from pdjax.host.handoff import Handoff, Part
 from pdjax.host.member import Member
 from pdjax.host.pipeline import Pipeline
@@ -144,7 +144,7 @@ def evicted_pages_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def penalties_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device does not hear what a penalized sequence has said before it joins."""
-    monkeypatch.setattr(Coordinator, "_remember", lambda self, lane: None)
+    monkeypatch.setattr(Decoding, "_remember", lambda self, lane: None)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ it."""
 
 from dataclasses import replace
 from itertools import pairwise, product
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -200,13 +201,16 @@ class Written:
 
 def test_what_nobody_checks_is_not_copied_to_the_host_and_fails_all_the_same():
     written: Any = Written()
-    landing = LandingTicket(written, checked=False)
+    looked: list[str] = []
+    pool: Any = SimpleNamespace(inspect=lambda: looked.append("at the pool"))
+    landing = LandingTicket(written, checked=False, target=pool)
     assert landing.ready()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="out of memory"):
             landing.result()
+    assert looked == ["at the pool"] * 2
     with pytest.raises(AttributeError, match="copy_to_host_async"):
-        LandingTicket(written, checked=True)
+        LandingTicket(written, checked=True, target=pool)
 
 
 def test_the_profiler_is_asked_for_the_gather_by_its_name():

@@ -5,7 +5,9 @@ scales, zero-initialised (a stray NaN times a zero probability would still poiso
 null page. A pool is donated to every step that writes it and has one owner.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from pallas_kernels.page_copy import api as page_copy
 from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
+from pdjax.device.compat import is_sound
 from pdjax.device.mesh import Rules, sharding
 from pdjax.kv_layout import KVLayout
 
@@ -45,14 +48,68 @@ class KVPool:
 
 class PoolOwner:
     """The one owner of a pool. Steps take `arrays`, or the layers of some slots, donate them, and
-    leave their successors here."""
+    leave their successors here; all of that happens within `donated`.
+
+    Attributes:
+      arrays: the pages.
+      losses: how often the pages were lost and an empty pool was made in their place.
+    """
 
     def __init__(self, layout: KVLayout, num_pages: int, mesh: Mesh, rules: Rules) -> None:
         self.layout = layout
         self.num_pages = num_pages
         self.mesh = mesh
         self.sharding = sharding(mesh, rules, PAGE_AXES, stacked=True)  # of each array
-        self.arrays = _zeros(layout, num_pages, self.sharding)
+        self._make_side = _maker(layout, num_pages, self.sharding)
+        # The thread that reads a failed ticket is not always the one that dispatches. A step of one
+        # engine may land pages in its own pool between two layer groups, hence the reentrancy.
+        self._lock = threading.RLock()
+        self._suspected = False
+        self.arrays = self._zeros()
+        self.losses = 0
+
+    @contextmanager
+    def donated(self) -> Iterator[None]:
+        """A block that donates the arrays and stores their successors.
+
+        An error or an interrupt between the two leaves deleted arrays behind, on which every later
+        step would fail. The pool is made anew then, and the error goes on.
+        """
+        with self._lock:
+            try:
+                yield
+            except BaseException:
+                self._mend()
+                raise
+            if self._suspected:
+                self._mend()
+
+    def inspect(self) -> None:
+        """Make the pool anew, empty, if its arrays are deleted or their computation has failed.
+        Waits for the work that writes them, but not for a thread that dispatches a step: that looks
+        itself when it has done so."""
+        self._suspected = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._mend()
+            finally:
+                self._lock.release()
+
+    def _mend(self) -> None:
+        self._suspected = False
+        if self.arrays.k and is_sound(self.arrays):
+            return
+        self.close()  # layers that are left would take the room of their successors
+        self.arrays = self._zeros()
+        self.losses += 1
+
+    def close(self) -> None:
+        """Let go of the device memory; the pool has no pages from now on."""
+        self.arrays = KVPool([], [])
+
+    def _zeros(self) -> KVPool:
+        slots = range(self.layout.slots)
+        return KVPool(k=[self._make_side() for _ in slots], v=[self._make_side() for _ in slots])
 
     def layers(self, slots: range) -> Layers:
         """K and V of some layer slots."""
@@ -67,7 +124,8 @@ class PoolOwner:
         self.arrays = KVPool(k, v)
 
 
-def _zeros(layout: KVLayout, num_pages: int, where: NamedSharding) -> KVPool:
+def _maker(layout: KVLayout, num_pages: int, where: NamedSharding) -> Callable[[], Pages]:
+    """Makes K or V of one layer slot, zeros."""
     shape = (layout.stages * layout.kv_heads, num_pages, layout.page_size, layout.head_dim)
 
     def pages() -> Pages:
@@ -76,8 +134,7 @@ def _zeros(layout: KVLayout, num_pages: int, where: NamedSharding) -> KVPool:
             return elements
         return QuantisedPages(elements, jnp.zeros(shape[:-1], jnp.float32))
 
-    make = jax.jit(pages, out_shardings=where)
-    return KVPool(k=[make() for _ in range(layout.slots)], v=[make() for _ in range(layout.slots)])
+    return jax.jit(pages, out_shardings=where)
 
 
 def gather_pages(layers: Layers, heads: slice, page_ids: jax.Array) -> Pages:

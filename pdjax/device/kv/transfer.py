@@ -27,12 +27,13 @@ from pdjax.engine_api import End, Shipment, TransferCost, TransferTicket
 @dataclass(eq=False)
 class ShipmentTicket:
     """A shipment in flight: `pieces` arrive on the target's mesh; `read` is ready when the source
-    has been read."""
+    has been read. `source` is its pool, which may be the reason of a failure."""
 
     shipment: Shipment
     pieces: Pieces
     read: jax.Array
     cost: TransferCost
+    source: PoolOwner
 
     def gathered(self) -> bool:
         return all_ready(self.read)
@@ -41,17 +42,22 @@ class ShipmentTicket:
         return all_ready(self.pieces)
 
     def result(self) -> TransferCost:
-        jax.block_until_ready(self.pieces)
+        try:
+            jax.block_until_ready(self.pieces)
+        except Exception:
+            self.source.inspect()
+            raise
         return self.cost
 
 
 @dataclass(eq=False)
 class LandingTicket:
-    """A shipment being written; `differing` i32[devices] pages that are not what left, to look at
-    only if they are `checked`."""
+    """A shipment being written into the pool `target`; `differing` i32[devices] pages that are not
+    what left, to look at only if they are `checked`."""
 
     differing: jax.Array
     checked: bool
+    target: PoolOwner
     _result: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -63,11 +69,12 @@ class LandingTicket:
 
     def result(self) -> int:
         if self._result is None:
-            if self.checked:
-                self._result = int(jax.device_get(self.differing).sum())
-            else:
+            try:
                 jax.block_until_ready(self.differing)
-                self._result = 0
+            except Exception:
+                self.target.inspect()
+                raise
+            self._result = int(jax.device_get(self.differing).sum()) if self.checked else 0
         return self._result
 
 
@@ -110,14 +117,20 @@ class DeviceTransfer:
             puts=1,
             layout_changing_puts=sum(len(piece.sharding.device_set) != 1 for piece in pieces),
         )
-        return ShipmentTicket(shipment, path.assemble(layers, arriving), read, cost)
+        assembled = path.assemble(layers, arriving)
+        return ShipmentTicket(shipment, assembled, read, cost, path.source)
 
     def land(self, ticket: TransferTicket, target_pages: np.ndarray) -> LandingTicket:
         assert isinstance(ticket, ShipmentTicket), ticket
         shipment = ticket.shipment
         path = self.path(shipment.source, shipment.target)
         differing = path.scatter(shipment.layers, ticket.pieces, target_pages, shipment.checked)
-        return LandingTicket(differing, shipment.checked)
+        return LandingTicket(differing, shipment.checked, path.target)
+
+    def close(self) -> None:
+        """Let go of the device memory of what is kept between shipments."""
+        for path in self._paths.values():
+            path.close()
 
     def _link(self, source: End, target: End) -> tuple[jax.Device, jax.Device]:
         """Two devices between which pieces travel; of different ones, if the meshes have any."""

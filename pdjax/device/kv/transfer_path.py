@@ -114,11 +114,16 @@ class Path:
         ids = np.full(shape, NULL_PAGE, np.int32)
         for run in route.runs:
             ids[route.target_parts.index(run.target_slots), run.target_stage] = page_ids
-        parts = [self.target.layers(slots) for slots in route.target_parts]
-        after, differing = self._scatter(parts, pieces, ids, checked)
-        for slots, written in zip(route.target_parts, after, strict=True):
-            self.target.replace(slots, written)
+        with self.target.donated():
+            parts = [self.target.layers(slots) for slots in route.target_parts]
+            after, differing = self._scatter(parts, pieces, ids, checked)
+            for slots, written in zip(route.target_parts, after, strict=True):
+                self.target.replace(slots, written)
         return differing
+
+    def close(self) -> None:
+        """Let go of the arrays that are kept between calls."""
+        self._nothing.cache_clear()
 
     def _hops(self, route: Route) -> Iterator[Hop]:
         source, target = self.source.layout, self.target.layout

@@ -1,0 +1,31 @@
+"""The account of pages and rows: every one is free, or held by exactly those who are known."""
+
+from collections.abc import Sequence as Seq
+
+from pdjax.host.handoffs import Handoffs
+from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
+from pdjax.host.roster import Roster
+
+
+def audit(
+    prefill: Seq[PrefillLane], decode: Seq[DecodeLane], roster: Roster, handoffs: Handoffs
+) -> None:
+    """Assert it, of every pool, index and batch.
+
+    Raises:
+      AssertionError: something was lost, or is held by nobody who is known.
+    """
+    held = roster.pages_held()
+    for handoff in handoffs.open:
+        for holder, pages in handoff.held():
+            held[holder.allocator] += pages
+    for allocator, pages in held.items():
+        allocator.check(pages)
+    lanes: list[Lane] = [*prefill, *decode]
+    for pool in {id(lane.pool): lane.pool for lane in lanes}.values():
+        if pool.prefixes is not None:
+            pool.prefixes.check()
+    for lane in decode:
+        coming = sum(h.target is lane and h.row >= 0 for h in handoffs.open)
+        taken = lane.pipeline.taken_rows
+        assert taken == len(lane.sequences) + coming, f"decode/{lane.index}: rows leaked"
