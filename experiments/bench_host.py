@@ -78,6 +78,13 @@ class InstantEngine:
     def remember(self, row: int, token_ids: np.ndarray) -> None:
         raise AssertionError("nobody is penalized")
 
+    @property
+    def losses(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """There is nothing to let go."""
+
 
 class OnePool:
     """Prefill and decode keep their pages together: there is nothing to move."""
@@ -93,6 +100,9 @@ class OnePool:
 
     def probe(self, source: End, target: End, nbytes: int) -> float:
         raise AssertionError("there is no link")
+
+    def close(self) -> None:
+        """There is nothing to let go."""
 
 
 class NoTicket:

@@ -157,7 +157,7 @@ class Watch:
         shape = (load.rows, load.prompt)
         prompts = self._rng.integers(1, llm.spec.vocab_size, shape).tolist()
         ids = [llm.submit(prompt, _greedy(load.output)) for prompt in prompts]
-        self._rows = [llm._asked[request_id].sequences[0] for request_id in ids]
+        self._rows = [llm.sequences(request_id)[0] for request_id in ids]
         release = coordinator._dispatch_decode
         replace_method(coordinator, "_dispatch_decode", lambda: False)
         while not all(row.state is states.State.DECODING for row in self._rows):
@@ -248,7 +248,7 @@ def measure(config: Config, load: Load) -> dict[str, Any]:
             gc.unfreeze()
         seen: dict[str, Any] = {"quiet": quiet, "loaded": loaded}
         seen["layer_groups"] = len(llm.prefill_engines[0].layer_groups)
-        for request_id in list(llm._asked):
+        for request_id in [entry.request.id for entry in llm.session.entries]:
             llm.abort(request_id)
     llm.coordinator.check()
     return seen

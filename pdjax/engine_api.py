@@ -147,6 +147,11 @@ class PrefillEngine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of the memory on the devices. Nothing is asked of the engine from then on; a
+        second call does nothing."""
+        ...
+
 
 class DecodeEngine(Protocol):
     """Owner of a decode mesh. Everything it is asked runs in the order of the calls."""
@@ -170,6 +175,10 @@ class DecodeEngine(Protocol):
         Called before a penalized sequence's first tick in a row; from then on the device appends
         what it samples.
         """
+        ...
+
+    def close(self) -> None:
+        """See `PrefillEngine.close`."""
         ...
 
 
@@ -277,4 +286,9 @@ class Transfer(Protocol):
     def probe(self, source: End, target: End, nbytes: int) -> float:
         """Seconds that one plain put of so many bytes takes, from one device of the source's mesh
         to one of the target's; waits for it. What a hand-off's rate is held against."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is kept on devices between shipments. Nothing is sent from then on; a
+        second call does nothing."""
         ...

@@ -4,16 +4,16 @@
     llm = LLM("configs/smollm2_cpu.py")
     print(llm.generate("The capital of France is", SamplingParams(temperature=0.0))[0].text)
 
-Everything is driven by one loop, `step`. `generate` and `stream` call it until their own requests
-are done; a server or an experiment calls it itself, between `submit` and `take_output`.
+Everything is driven by one loop, `step`. `generate` and `stream` drive it until their own requests
+are done; a server or an experiment calls it itself, between `submit` and `take_output`. All of it
+may be called from any thread; see `pdjax/session.py`.
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,29 +29,20 @@ from pdjax.device.model.checkpoints.orbax import convert as convert_checkpoint
 from pdjax.host.batch import Buckets
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
-from pdjax.host.roster import Progress
 from pdjax.host.text import TextStream
 from pdjax.model_spec import ModelSpec
-from pdjax.request import Completion, Request, RequestOutput, SamplingParams, Sequence
+from pdjax.prompts import Prompt, each_conversation, each_prompt, token_ids_of
+from pdjax.request import Request, RequestOutput, SamplingParams, Sequence
+from pdjax.session import Listener, Session
 from pdjax.stream import Stream
-from pdjax.tokenizer import Tokenizer
-
-Prompt = str | Iterable[int]
-Message = Mapping[str, str]
-
-
-@dataclass
-class _Asked:
-    """A request that this front end still owes an answer to."""
-
-    request: Request
-    prompt: str | None
-    sequences: list[Sequence]
-    on_text: Callable[[str], None] | None
+from pdjax.tokenizer import Message, Tokenizer
 
 
 class LLM:
     """A model, served with prefill and decode on meshes of their own, in this process.
+
+    It may be used from any thread. Ctrl-C takes effect between two turns of the loop; whoever it
+    interrupts gives up his own requests, and the LLM goes on.
 
     Args:
       config: a config file, a preset's name, or a Config.
@@ -95,10 +86,8 @@ class LLM:
             recorder=self.recorder,
             make_text=self._make_text if self.tokenizer else None,
         )
-        self.coordinator.on_news = self._pass_on
-        self._asked: dict[str, _Asked] = {}
-        self._answers: dict[str, RequestOutput] = {}
-        self._count = 0
+        self.session = Session(self.coordinator, self.recorder)
+        self._ids = itertools.count(1)
         if config.warm_up:
             self.coordinator.warm_up(
                 partial(tqdm, desc="compiling", unit="shape", delay=2, leave=False, disable=None)
@@ -117,7 +106,8 @@ class LLM:
         """Complete prompts.
 
         Args:
-          prompts: one prompt or several, each text or token ids.
+          prompts: one prompt or several, each text or token ids; an iterator of token ids is one
+            prompt, of anything else several.
           params: for all of them, or one for each; None takes the defaults.
           progress: show a bar; None shows one after two seconds where a person watches.
 
@@ -127,8 +117,9 @@ class LLM:
         Raises:
           ValueError: a prompt or params that can never be served. None of the prompts has been
             answered then.
+          Closed: the LLM has been closed.
         """
-        several: list[Any] = [prompts] if _is_one(prompts) else list(prompts)
+        several = each_prompt(prompts)
         if params is None or isinstance(params, SamplingParams):
             each = [params or SamplingParams()] * len(several)
         else:
@@ -148,19 +139,23 @@ class LLM:
             leave=False,
             disable=not (sys.stderr.isatty() if progress is None else progress),
         )
+        listener, submit = Listener(), self.session.submit
         try:
             with bar:
-                self._run(requests, bar)
+                entries = [
+                    submit(request, text, listener=listener, patient=True)
+                    for request, text in requests
+                ]
+                self.session.wait_for(entries, listener, bar.update)
         except BaseException:
             for request, _ in requests:
-                self.abort(request.id)
-                self.take_output(request.id)
+                self.session.abort(request.id)
             raise
-        return [self._answers.pop(request.id) for request, _ in requests]
+        return [entry.answer for entry in entries if entry.answer is not None]
 
     def chat(
         self,
-        messages: Seq[Message] | Seq[Seq[Message]],
+        messages: Iterable[Message] | Iterable[Iterable[Message]],
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
@@ -172,26 +167,25 @@ class LLM:
         Raises:
           ValueError: also where the model has no chat template, or refuses the messages.
         """
-        one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations: list[Any] = [messages] if one else list(messages)
         template = self._need_tokenizer("chat").apply_chat_template
-        prompts = [template(list(conversation)) for conversation in conversations]
+        prompts = [template(conversation) for conversation in each_conversation(messages)]
         return self.generate(prompts, params, progress=progress)
 
     # An answer as it comes.
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
-        """Complete one prompt, piece by piece. Whoever stops listening aborts the request.
+        """Complete one prompt, piece by piece. To close the stream, or drop it, aborts the request.
 
         Raises:
           ValueError: at once, for what can never be served, or n > 1.
           QueueFull: at once, if the waiting queue is at its bound.
+          Closed: the LLM has been closed.
         """
-        params = params or SamplingParams()
-        if params.n > 1:
-            raise ValueError(f"n={params.n}: a stream shows one choice; ask for n=1")
-        request_id = self.submit(prompt, params)
-        return Stream(self, request_id, self._asked[request_id].sequences[0])
+        request, text = self._request(prompt, params or SamplingParams())
+        if request.params.n > 1:
+            raise ValueError(f"n={request.params.n}: a stream shows one choice; ask for n=1")
+        entry = self.session.submit(request, text, listener=Listener(), streams=True)
+        return Stream(self.session, entry)
 
     # One's own loop.
 
@@ -206,63 +200,60 @@ class LLM:
 
         Args:
           prompt, params: as for `generate`.
-          on_text: called with each further piece of the first choice's text, from within `step`.
+          on_text: called with each further piece of the first choice's text, from within a turn,
+            by the thread that drives it. What it raises ends its own request, whose answer says
+            "abort" and why; the next `step` raises it, too.
 
         Raises:
           ValueError: it can never be served.
           QueueFull: the waiting queue is at its bound.
+          Closed: the LLM has been closed.
         """
         request, text = self._request(prompt, params or SamplingParams())
-        return self._submit(request, text, on_text)
+        return self.session.submit(request, text, on_text=on_text).request.id
 
     def step(self) -> None:
-        """One turn of the coordinator's loop.
+        """One turn of the coordinator's loop, or the rest of one that another thread drives.
 
         Raises:
-          Exception: whatever an `on_text` raised, once everybody's news has been taken; its own
-            request is aborted, and nobody else is hurt.
+          Exception: what an `on_text` has raised, once; its own request is aborted, and nobody
+            else is hurt.
         """
-        self._pass_on(self.coordinator.step())
-
-    def _pass_on(self, news: list[Progress]) -> None:
-        """Tell everybody what is new of his request."""
-        told = []
-        for progress in news:
-            asked = self._asked.get(progress.sequence.request.id)
-            if asked is None:
-                continue
-            if asked.on_text is not None:
-                told.append(asked)
-            if progress.finished and all(sequence.done for sequence in asked.sequences):
-                self._finish(asked)
-        errors = [error for asked in told if (error := self._tell(asked)) is not None]
-        if errors:
-            raise errors[0]
+        self.session.step()
 
     @property
     def has_work(self) -> bool:
         """Whether a `step` may still bring something."""
-        return self.coordinator.has_work
+        return self.session.has_work
+
+    def sequences(self, request_id: str) -> list[Sequence]:
+        """The choices of a submitted request that has not ended, as they are now: for experiments
+        that watch them. Nobody but the coordinator changes them.
+
+        Raises:
+          ValueError: no such request.
+        """
+        entry = self.session.entry(request_id)
+        if entry is None:
+            raise ValueError(f"request_id={request_id!r}: must be of a request that has not ended")
+        return entry.sequences
 
     def take_output(self, request_id: str) -> RequestOutput | None:
-        """The finished answer to a request, handed out once; None while it is not finished."""
-        return self._answers.pop(request_id, None)
+        """The finished answer to a submitted request, handed out once; None while it is not
+        finished."""
+        return self.session.take(request_id)
 
     def abort(self, request_id: str) -> None:
-        """End a request wherever it is; its answer, as far as it came, says "abort"."""
-        self.coordinator.abort(request_id)
-        asked = self._asked.get(request_id)
-        if asked is not None:
-            self._finish(asked)
+        """End a request wherever it is; its answer, as far as it came, says "abort". Within a turn,
+        as in a callback or beside another thread that drives one, this is done when it has ended.
+        """
+        self.session.abort(request_id)
 
     def close(self) -> None:
-        """Abort whatever is left and let the devices come to rest."""
-        for request_id in list(self._asked):
-            self.abort(request_id)
-        self._answers.clear()
-        while self.coordinator.has_work:
-            self.coordinator.step()
-        self._engines.rest()
+        """Abort whatever is left, let the devices come to rest, and free their memory. Final: the
+        LLM serves nothing from then on. A second call does nothing."""
+        self.session.close()
+        self._engines.close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -286,66 +277,11 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         if text == "":
             raise ValueError("prompt='': must not be empty")
-        ids = (
-            self._need_tokenizer("prompt").encode(text) if text is not None else _token_ids(prompt)
-        )
-        self._count += 1
-        return Request(f"r{self._count}", tuple(ids), params, self.clock.now()), text
-
-    def _submit(
-        self, request: Request, text: str | None, on_text: Callable[[str], None] | None = None
-    ) -> str:
-        sequences = self.coordinator.submit(request)
-        self._asked[request.id] = _Asked(request, text, sequences, on_text)
-        return request.id
-
-    def _run(self, requests: list[tuple[Request, str | None]], bar: tqdm) -> None:
-        """Submit as the queue has room, and step until all are answered."""
-        todo = requests[::-1]
-        running: set[str] = set()
-        while todo or running:
-            while todo and self.coordinator.has_room(todo[-1][0].params.n):
-                running.add(self._submit(*todo.pop()))
-            self.step()
-            done = self._answers.keys() & running
-            running -= done
-            bar.update(len(done))
-
-    def _tell(self, asked: _Asked) -> Exception | None:
-        """Pass on the further text of a request; returns what went wrong in passing it on."""
-        if asked.on_text is None:
-            return None
-        text = asked.sequences[0].text.take() if asked.sequences[0].text is not None else ""
-        try:
-            if text:
-                asked.on_text(text)
-        except Exception as error:
-            asked.on_text = None
-            self.abort(asked.request.id)
-            return error
-        return None
-
-    def _finish(self, asked: _Asked) -> None:
-        self._asked.pop(asked.request.id, None)
-        self._answers[asked.request.id] = RequestOutput(
-            request_id=asked.request.id,
-            prompt=asked.prompt,
-            prompt_token_ids=list(asked.request.prompt_token_ids),
-            choices=[self._completion(sequence) for sequence in asked.sequences],
-        )
-
-    def _completion(self, sequence: Sequence) -> Completion:
-        return Completion(
-            token_ids=list(sequence.output),
-            text=sequence.text.text if sequence.text is not None else "",
-            finish_reason=sequence.finish_reason,
-            stop_reason=sequence.stop_reason,
-            logprobs=(
-                None if sequence.request.params.logprobs is None else list(sequence.logprobs)
-            ),
-            error=sequence.error,
-            metrics=self.recorder.request(sequence),
-        )
+        if text is not None:
+            ids = self._need_tokenizer("prompt").encode(text)
+        else:
+            ids = token_ids_of(prompt)
+        return Request(f"r{next(self._ids)}", tuple(ids), params, self.clock.now()), text
 
     def _make_text(self, request: Request) -> TextStream:
         assert self.tokenizer is not None
@@ -379,22 +315,3 @@ def _context(config: Config, spec: ModelSpec) -> int:
     context = asked or spec.context
     Buckets.of(config.prefill, config.decode, config.kv.page_size, context, config.decode_page_size)
     return context
-
-
-def _is_one(prompts: Any) -> bool:
-    """Whether it is a single prompt: text, or token ids."""
-    if isinstance(prompts, str):
-        return True
-    if not isinstance(prompts, Iterable):
-        raise ValueError(f"prompts={prompts!r}: must be text or token ids, or a list of those")
-    return any(isinstance(each, Integral) for each in prompts)
-
-
-def _token_ids(prompt: Any) -> list[int]:
-    """The ids of a prompt that is not text; any integers, those of numpy too."""
-    ids = list(prompt) if isinstance(prompt, Iterable) else None
-    if ids is not None and set(map(type, ids)) <= {int}:
-        return ids  # to look at each takes a microsecond, for which everybody who decodes waits
-    if ids is None or not all(isinstance(token, Integral) for token in ids):
-        raise ValueError(f"prompt={prompt!r}: must be text or a list of token ids")
-    return [int(token) for token in ids]

@@ -1,9 +1,9 @@
 """An answer as it comes: what `LLM.stream` hands out."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from pdjax.request import RequestOutput, Sequence
+from pdjax.request import RequestOutput
+from pdjax.session import Entry, Session
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class StreamChunk:
       text: further text; joined, the chunks' texts are the completion's text.
       token_ids: further tokens. Their text may come later, once it is certain.
       finish_reason: why it ended, in the last chunk; None before.
-      output: the whole answer, in the last chunk; None before, and if somebody else took it.
+      output: the whole answer, in the last chunk; None before.
     """
 
     text: str
@@ -23,28 +23,18 @@ class StreamChunk:
     output: RequestOutput | None = None
 
 
-class Serving(Protocol):
-    """What a stream needs of an LLM."""
-
-    def step(self) -> None: ...
-
-    def take_output(self, request_id: str) -> RequestOutput | None: ...
-
-    def abort(self, request_id: str) -> None: ...
-
-
 class Stream:
     """An iterator of StreamChunks. Closing it, or dropping it, aborts what is not finished.
 
+    Its reader may be as slow as it likes: what has come meanwhile is kept, and nobody waits for it.
+
     Args:
-      llm: serves the request; each chunk steps it until there is something new.
-      request_id: of a request that was submitted and whose output nobody else takes.
-      sequence: its only choice.
+      session: serves the request; each chunk drives it until there is something new.
+      entry: a request of one choice that keeps its pieces, and has a listener of its own.
     """
 
-    def __init__(self, llm: Serving, request_id: str, sequence: Sequence) -> None:
-        self._llm, self._request_id, self._sequence = llm, request_id, sequence
-        self._shown = 0  # tokens
+    def __init__(self, session: Session, entry: Entry) -> None:
+        self._session, self._entry = session, entry
         self._open = True
 
     def __iter__(self) -> "Stream":
@@ -52,8 +42,7 @@ class Stream:
 
     def __next__(self) -> StreamChunk:
         while self._open:
-            if not self._sequence.done:
-                self._llm.step()
+            self._session.wait_for_news(self._entry)
             chunk = self._news()
             if chunk.text or chunk.token_ids or not self._open:
                 return chunk
@@ -63,20 +52,23 @@ class Stream:
         """Stop listening."""
         if self._open:
             self._open = False
-            self._llm.abort(self._request_id)
-            self._llm.take_output(self._request_id)
+            self._session.abort(self._entry.request.id)
 
     def __del__(self) -> None:
-        self.close()
+        # The collector may run this anywhere, also in the middle of a turn.
+        if self._open and self._entry.answer is None:
+            self._session.abort_soon(self._entry.request.id)
 
     def _news(self) -> StreamChunk:
         """What has come since the last time."""
-        sequence = self._sequence
-        tokens = sequence.output[self._shown :]
-        self._shown += len(tokens)
-        text = sequence.text.take() if sequence.text is not None else ""
-        if not sequence.done:
-            return StreamChunk(text, tokens)
+        answer, pieces = self._entry.answer, self._entry.pieces  # the answer comes after all pieces
+        assert pieces is not None, "a stream keeps its pieces"
+        tokens, texts = list[int](), list[str]()
+        while pieces:
+            more, text = pieces.popleft()
+            tokens += more
+            texts.append(text)
+        if answer is None:
+            return StreamChunk("".join(texts), tokens)
         self._open = False
-        output = self._llm.take_output(self._request_id)
-        return StreamChunk(text, tokens, sequence.finish_reason, output)
+        return StreamChunk("".join(texts), tokens, answer.finish_reason, answer)

@@ -228,6 +228,9 @@ class FakePrefillEngine:
     def losses(self) -> int:
         return self.pool.losses
 
+    def close(self) -> None:
+        """There is nothing to let go."""
+
     def prefill(
         self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
     ) -> FakeTicket[Sampled]:
@@ -288,6 +291,9 @@ class FakeDecodeEngine:
     @property
     def losses(self) -> int:
         return self.pool.losses + self._state_losses
+
+    def close(self) -> None:
+        """There is nothing to let go."""
 
     @contextmanager
     def _donated(self) -> Iterator[None]:
@@ -410,6 +416,9 @@ class FakeTransfer:
 
     def probe(self, source: End, target: End, nbytes: int) -> float:
         return nbytes / 1e9
+
+    def close(self) -> None:
+        """There is nothing to let go."""
 
 
 class FakeTransferTicket(FakeTicket[TransferCost]):

@@ -38,11 +38,12 @@ class Engines:
     decode: list[JaxDecodeEngine]
     on_host_cores: bool
 
-    def rest(self) -> None:
-        """Wait until everything that engines were asked has been dispatched."""
-        for engine in self.prefill:
-            if isinstance(engine, OrderedPrefillEngine):
-                engine.rest()
+    def close(self) -> None:
+        """Wait until everything that engines were asked has been dispatched, then let go of their
+        devices' memory. No engine is asked anything from then on; a second call does nothing."""
+        for each in (*self.prefill, *self.decode):
+            each.close()
+        self.transfer.close()
 
 
 Dealt = list[list[jax.Device]]

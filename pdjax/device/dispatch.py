@@ -243,6 +243,10 @@ class OrderedPrefillEngine:
         """Wait until all that was asked has been dispatched."""
         self.orders.rest()
 
+    def close(self) -> None:
+        self.rest()
+        self.inner.close()
+
     def beside(self, engine: PrefillEngine) -> "OrderedPrefillEngine":
         """Another engine over the same pool, asked by the same thread."""
         return OrderedPrefillEngine(engine, self.orders)
@@ -265,6 +269,9 @@ class OrderedTransfer:
 
     def shares_pool(self, source: End, target: End) -> bool:
         return self.inner.shares_pool(source, target)
+
+    def close(self) -> None:
+        self.inner.close()
 
     def send(self, shipment: Shipment) -> TransferTicket:
         orders = self._orders.get(shipment.source)

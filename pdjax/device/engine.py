@@ -9,6 +9,7 @@ whoever warms an engine up need not know that there are any.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,6 @@ class JaxPrefillEngine:
         return self._pool.losses
 
     def close(self) -> None:
-        """Let go of the device memory; the engine takes no step from now on."""
         self._pool.close()
         self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
 
@@ -154,6 +154,9 @@ class JaxDecodeEngine:
             (PartitionSpec(), (rows, context), jnp.dtype("int32")),
         )
         self._state_losses = 0
+        self._carried: Any  # decode.Carried; as the other two, None once the engine is closed
+        self._fed_back: Any
+        self._history: Any
         self._begin()
         self._write_history = jax.jit(
             lambda history, row, ids: history.at[row].set(ids), donate_argnums=0
@@ -188,7 +191,6 @@ class JaxDecodeEngine:
         return self._pool.losses + self._state_losses
 
     def close(self) -> None:
-        """Let go of the device memory; the engine takes no tick from now on."""
         self._pool.close()
         self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
         self._carried = self._fed_back = self._history = None

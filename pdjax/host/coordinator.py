@@ -164,6 +164,19 @@ class Coordinator:
         """Whether the waiting queue has room for so many more sequences."""
         return len(self._roster.waiting) + choices <= self._limits.max_waiting
 
+    def check_room(self, choices: int, arriving: int = 0) -> None:
+        """Refuse so many more sequences if the waiting queue has no room for them, and for those
+        that are `arriving`.
+
+        Raises:
+          QueueFull: saying how many wait.
+        """
+        if not self.has_room(arriving + choices):
+            raise QueueFull(
+                f"{len(self._roster.waiting) + arriving} sequences wait already; n={choices} more "
+                f"do not fit into a queue of max_waiting={self._limits.max_waiting}"
+            )
+
     def submit(self, request: Request) -> list[Sequence]:
         """Queue a request: all of its choices, or none.
 
@@ -174,11 +187,7 @@ class Coordinator:
         if self.is_live(request.id):
             raise ValueError(f"id={request.id!r}: in use by a live request; must be unique")
         self._limits.check(request)
-        if not self.has_room(request.params.n):
-            raise QueueFull(
-                f"{len(self._roster.waiting)} sequences wait already; n={request.params.n} more do "
-                f"not fit into a queue of max_waiting={self._limits.max_waiting}"
-            )
+        self.check_room(request.params.n)
         sequences = self.sequences_of(request)
         self.enqueue(sequences)
         return sequences
@@ -237,6 +246,10 @@ class Coordinator:
             raise
         if self._idle_turns:
             self._clock.idle(self._idle_turns)
+        return self.take_news()
+
+    def take_news(self) -> list[Progress]:
+        """What is new since the last time, as `step` returns it."""
         return self._roster.take_news()
 
     def _turn(self) -> None:

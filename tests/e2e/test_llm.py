@@ -90,24 +90,35 @@ def test_a_seeded_request_is_the_same_alone_and_in_a_crowd(llm: LLM):
     assert crowd[-1].token_ids == alone.token_ids
 
 
-def test_a_callback_that_raises_hurts_only_its_own_request(llm: LLM, monkeypatch):
-    class Text:
-        text = "x"
+class Letters:
+    """Text of a letter a token, for a model without a tokenizer."""
 
-        def push(self, token: int) -> None:
-            pass
+    def __init__(self) -> None:
+        self.text, self._new = "", ""
 
-        def take(self) -> str:
-            return "x"
+    def push(self, token: int) -> None:
+        self._new += chr(ord("a") + token % 26)
 
-        def finish(self) -> None:
-            pass
+    def take(self) -> str:
+        new, self._new = self._new, ""
+        self.text += new
+        return new
 
-    monkeypatch.setattr(llm.coordinator, "_make_text", lambda request: Text())
+    def finish(self) -> None:
+        pass
 
-    def broken(_: str) -> None:
-        raise LookupError("on_text")
 
+@pytest.fixture
+def letters(monkeypatch: pytest.MonkeyPatch, llm: LLM) -> None:
+    monkeypatch.setattr(llm.coordinator, "_make_text", lambda request: Letters())
+
+
+def broken(_: str) -> None:
+    raise LookupError("on_text")
+
+
+@pytest.mark.usefixtures("letters")
+def test_a_callback_that_raises_hurts_only_its_own_request(llm: LLM):
     neighbours = [llm.submit([i, 2], GREEDY) for i in range(6)]
     victim = llm.submit([3, 2], GREEDY, on_text=broken)
     with pytest.raises(LookupError):
@@ -118,17 +129,43 @@ def test_a_callback_that_raises_hurts_only_its_own_request(llm: LLM, monkeypatch
     ended = llm.take_output(victim)
     assert ended is not None
     assert ended.finish_reason == "abort"
+    assert ended.error == "on_text: LookupError: on_text"
 
 
-def test_an_abort_from_within_a_callback(llm: LLM, monkeypatch):
-    ids: list[str] = []
-    monkeypatch.setattr(llm, "_tell", lambda asked: llm.abort(ids[0]))
-    ids.append(llm.submit([3, 2], GREEDY, on_text=lambda _: None))
-    while llm.has_work:
+@pytest.mark.usefixtures("letters")
+def test_a_callback_that_raises_does_not_end_an_innocent_generate(llm: LLM):
+    victim = llm.submit([3, 2], GREEDY, on_text=broken)
+    answers = llm.generate([[1, 2], [3, 4]], GREEDY)
+    assert [answer.finish_reason for answer in answers] == ["length", "length"]
+    ended = llm.take_output(victim)
+    assert ended is not None and ended.error == "on_text: LookupError: on_text"
+    with pytest.raises(LookupError):  # the loop of the one who submitted it
         llm.step()
-    answer = llm.take_output(ids[0])
-    assert answer is not None
-    assert answer.finish_reason == "abort"
+    conserved(llm)
+
+
+@pytest.mark.usefixtures("letters")
+def test_a_callback_may_abort_and_submit_but_not_wait(llm: LLM):
+    errors: list[Exception] = []
+
+    def wait(_: str) -> None:
+        for call in (llm.step, lambda: llm.generate([[1]], GREEDY)):
+            try:
+                call()
+            except RuntimeError as error:
+                errors.append(error)
+        llm.abort(first)
+        others.append(llm.submit([4], GREEDY))
+
+    others: list[str] = []
+    first = llm.submit([3, 2], GREEDY, on_text=wait)
+    conserved(llm)
+    assert [str(error)[:40] for error in errors] == ["on_text: called within a turn of this LL"] * 2
+    answer = llm.take_output(first)
+    assert answer is not None and answer.finish_reason == "abort"
+    assert len(answer.token_ids) < 8
+    [other] = map(llm.take_output, others)
+    assert other is not None and other.finish_reason == "length"
 
 
 def test_a_stream_that_is_dropped_is_aborted(llm: LLM):
@@ -137,8 +174,7 @@ def test_a_stream_that_is_dropped_is_aborted(llm: LLM):
     del stream
     llm.stream([1, 2, 3], GREEDY)  # never listened to
     conserved(llm)
-    assert not llm._asked
-    assert not llm._answers
+    assert not llm.session.entries
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,9 @@ class Unreliable:
             ticket.pieces[0][0] = ticket.pieces[0][0] ^ 1
         return ticket
 
+    def close(self) -> None:
+        self._transfer.close()
+
     def land(self, ticket: TransferTicket, target_pages: np.ndarray) -> Ticket[int]:
         if self._trouble("land"):
             raise OSError("the link is down")
@@ -206,7 +209,7 @@ def test_abort_hurts_nobody_else(state, two_stages):
     llm, work = two_stages, workload()
     neighbours = [llm.submit(prompt, params) for prompt, params in work]
     victim = llm.submit([9] * 18, SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True))
-    [sequence] = llm._asked[victim].sequences
+    [sequence] = llm.sequences(victim)
     while sequence.state is not state:
         llm.step()
     llm.abort(victim)

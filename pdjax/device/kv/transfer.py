@@ -128,7 +128,6 @@ class DeviceTransfer:
         return LandingTicket(differing, shipment.checked, path.target)
 
     def close(self) -> None:
-        """Let go of the device memory of what is kept between shipments."""
         for path in self._paths.values():
             path.close()
 
