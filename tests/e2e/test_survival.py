@@ -1,0 +1,96 @@
+"""An LLM goes on, rightly, whatever its users and its devices do to it: real engines, which donate
+their pools. `experiments.hostile` does the same at its size."""
+
+import gc
+import random
+import threading
+import weakref
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+from experiments import hostile
+from pdjax import LLM
+from pdjax.session import Closed
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(hostile.CONFIG) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def truth(llm: LLM) -> list[list[int]]:
+    return hostile.answers(llm)
+
+
+def test_a_signal_in_generate_hurts_nobody_who_comes_later(llm: LLM, truth: list[list[int]]):
+    draw = random.Random(1)
+    hits = 0
+    for _ in range(6):
+        hits += hostile.signal_once(llm, draw)
+        assert hostile.is_whole(llm, truth)
+    assert hits > 0
+
+
+def test_an_interrupt_out_of_any_line_of_the_host_leaks_nothing(llm: LLM, truth: list[list[int]]):
+    hit, right = hostile.lines(llm, 16, truth, random.Random(2))
+    assert hit > 8 and right == 16
+
+
+def test_a_device_that_fails_after_it_was_given_the_pool_begins_anew(
+    llm: LLM, truth: list[list[int]]
+):
+    engines = [*llm.prefill_engines, *llm.decode_engines]
+    before = sum(engine.losses for engine in engines)
+    assert hostile.losses(llm, len(hostile.DONATING), truth) == (4, 4)
+    assert sum(engine.losses for engine in engines) - before >= 4
+
+
+def test_threads_get_exact_answers(llm: LLM, truth: list[list[int]]):
+    assert hostile.threads(llm, 8, 3, truth) == (24, 24)
+
+
+def test_a_stream_and_a_generate_in_two_threads(llm: LLM, truth: list[list[int]]):
+    streamed: list[int] = []
+
+    def read() -> None:
+        for chunk in llm.stream(hostile.prompts()[3], hostile.PARAMS):
+            streamed.extend(chunk.token_ids)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert hostile.answers(llm) == truth
+    reader.join()
+    assert streamed == truth[3]
+
+
+def test_an_iterator_of_prompts_loses_none(llm: LLM, truth: list[list[int]]):
+    generated = llm.generate((prompt for prompt in hostile.prompts()), hostile.PARAMS)
+    assert [output.token_ids for output in generated] == truth
+    [alone] = llm.generate(iter(hostile.prompts()[1]), hostile.PARAMS)
+    assert alone.prompt_token_ids == hostile.prompts()[1]
+    assert alone.token_ids == truth[1]
+
+
+def test_close_is_final_and_frees_the_devices_memory_without_the_collector():
+    gc.collect()
+    before = {id(array) for array in jax.live_arrays()}
+    gc.disable()
+    try:
+        llm = LLM(hostile.CONFIG, {"warm_up": False})
+        pending = llm.submit([1, 2, 3], hostile.PARAMS)
+        engine = weakref.ref(llm.decode_engines[0])
+        llm.close()
+        llm.close()
+        left = [array for array in jax.live_arrays() if id(array) not in before]
+        assert sum(array.nbytes for array in left) < 1 << 12, [array.shape for array in left]
+        for call in (llm.generate, llm.stream, llm.submit):
+            with pytest.raises(Closed):
+                call([1, 2])
+        assert llm.take_output(pending) is None and not llm.has_work
+        assert engine() is not None
+    finally:
+        gc.enable()
