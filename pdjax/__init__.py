@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from pdjax.config import Config
     from pdjax.config_load import load_config
     from pdjax.llm import LLM
-    from pdjax.request import RequestOutput, SamplingParams
+    from pdjax.outputs import RequestOutput
+    from pdjax.request import SamplingParams
 
 __all__ = ["LLM", "Config", "RequestOutput", "SamplingParams", "load_config"]
 
@@ -20,7 +21,7 @@ _HOMES = {
     "Config": "pdjax.config",
     "load_config": "pdjax.config_load",
     "SamplingParams": "pdjax.request",
-    "RequestOutput": "pdjax.request",
+    "RequestOutput": "pdjax.outputs",
 }
 
 

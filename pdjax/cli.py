@@ -12,7 +12,8 @@ from absl import flags
 
 from pdjax.config import DTYPES
 from pdjax.flags import config_of, new_flags, run
-from pdjax.request import Completion, RequestOutput, SamplingParams
+from pdjax.outputs import Completion, RequestOutput
+from pdjax.request import SamplingParams
 from pdjax.strict_json import dumps
 
 if TYPE_CHECKING:

@@ -31,8 +31,9 @@ from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.host.text import TextStream
 from pdjax.model_spec import ModelSpec
+from pdjax.outputs import RequestOutput
 from pdjax.prompts import Prompt, each_conversation, each_prompt, token_ids_of
-from pdjax.request import Request, RequestOutput, SamplingParams, Sequence
+from pdjax.request import Request, SamplingParams, Sequence
 from pdjax.session import Listener, Session
 from pdjax.stream import Stream
 from pdjax.tokenizer import Message, Tokenizer

@@ -21,7 +21,8 @@ from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.host.roster import Progress
 from pdjax.interrupts import held_interrupts
-from pdjax.request import Completion, Request, RequestOutput, Sequence
+from pdjax.outputs import Completion, RequestOutput
+from pdjax.request import Request, Sequence
 
 _LOG = logging.getLogger("pdjax")
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pdjax.request import RequestOutput
+from pdjax.outputs import RequestOutput
 from pdjax.session import Entry, Session
 
 

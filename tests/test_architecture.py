@@ -29,6 +29,7 @@ ROOMS = {
     **dict.fromkeys(["cli", "serving", "__main__"], "front"),
     **{room: room for room in ("host", "sim", "device")},
     "engine_api": "door",
+    **dict.fromkeys(["session", "stream"], "session"),
     "llm": "roof",
 }
 BELOW = {"words", "door"}
@@ -38,20 +39,21 @@ MAY_IMPORT = {
     "host": {*BELOW, "host"},
     "sim": {*BELOW, "host", "sim"},
     "device": {*BELOW, "device", "pallas_kernels"},
-    "roof": {*BELOW, "host", "device", "roof"},
+    "session": {*BELOW, "host", "session"},
+    "roof": {*BELOW, "host", "device", "session", "roof"},
     "public names": {*BELOW, "roof"},
-    "front": {*BELOW, "host", "sim", "device", "roof", "front", "public names"},
+    "front": {*BELOW, "host", "sim", "device", "session", "roof", "front", "public names"},
     "pallas_kernels": {"pallas_kernels"},
     "configs": {"words"},
     "experiments": {*ROOMS.values(), *BELOW, "pallas_kernels", "experiments"},
     "tests": {*ROOMS.values(), *BELOW, *FOLDERS},
 }
-WITHOUT_JAX = {"words", "door", "host", "sim", "configs"}
+WITHOUT_JAX = {"words", "door", "host", "session", "sim", "configs"}
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 
 # Floors of a column, by the name below it; what is not named stands on floor 1.
 FLOORS = {
-    "host": {"coordinator*": 4, "prefilling*": 3, "views*": 3, "sched*": 2},
+    "host": {"coordinator*": 4, "prefilling*": 3, "decoding*": 3, "views*": 3, "sched*": 2},
     "device": {"build": 4, "engine*": 3, "steps*": 2, "mesh*": 0, "compat*": 0},
 }
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from pdjax.engine_api import Sampled
-from pdjax.request import Sequence, TokenLogprobs
+from pdjax.outputs import TokenLogprobs
+from pdjax.request import Sequence
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pdjax.host.member import Member
 from pdjax.host.pipeline import Pipeline
 from pdjax.host.prefix import PrefixIndex
 from pdjax.request import Sequence
-from tests.fakes import Chance, FakeTicket, FakeTransfer
+from tests.fake_transfer import FakeTransfer
+from tests.fakes import Chance, FakeTicket
 from tests.property.turmoil import Turmoil
 from tests.property.workload import REACHED, run_all
 

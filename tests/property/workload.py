@@ -12,6 +12,7 @@ from pdjax.host.metrics import Recorder
 from pdjax.host.roster import Progress
 from pdjax.kv_layout import KVLayout, split_groups
 from pdjax.request import LEGAL_MOVES, QueueFull, Request, SamplingParams, Sequence, State
+from tests.fake_transfer import FakeTransfer
 from tests.fakes import (
     END_TOKEN,
     TOP_LOGPROBS,
@@ -19,7 +20,6 @@ from tests.fakes import (
     Chance,
     FakeDecodeEngine,
     FakePrefillEngine,
-    FakeTransfer,
     InjectedError,
     InjectedInterrupt,
     expected_output,

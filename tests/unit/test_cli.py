@@ -15,7 +15,8 @@ import pytest
 from pdjax import cli
 from pdjax.config import Config
 from pdjax.flags import status
-from pdjax.request import Completion, RequestOutput, SamplingParams, TokenLogprobs
+from pdjax.outputs import Completion, RequestOutput, TokenLogprobs
+from pdjax.request import SamplingParams
 from pdjax.stream import StreamChunk
 
 

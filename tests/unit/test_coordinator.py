@@ -14,13 +14,13 @@ from pdjax.host.metrics import Recorder
 from pdjax.host.trace import trace_events
 from pdjax.kv_layout import KVLayout, split_groups
 from pdjax.request import QueueFull, Request, SamplingParams, Sequence, State
+from tests.fake_transfer import FakeTransfer
 from tests.fakes import (
     END_TOKEN,
     VOCAB,
     Chance,
     FakeDecodeEngine,
     FakePrefillEngine,
-    FakeTransfer,
     InjectedError,
     expected_output,
 )

@@ -14,13 +14,13 @@ from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.kv_layout import split_groups
 from pdjax.request import Request, SamplingParams, Sequence, State
+from tests.fake_transfer import FakeTransfer
 from tests.fakes import (
     END_TOKEN,
     VOCAB,
     Chance,
     FakeDecodeEngine,
     FakePrefillEngine,
-    FakeTransfer,
 )
 from tests.unit.test_coordinator import CONFIG, LAYOUT, Deployment, expected
 
