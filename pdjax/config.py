@@ -6,7 +6,26 @@ expected result; or the name of a preset; or a Config. See `config_load.load_con
 
 from dataclasses import dataclass, field, fields
 
-from pdjax.config_checks import at_least, check_buckets, check_types, one_of
+from pdjax.config_checks import (
+    MOST_ATTEMPTS,
+    MOST_BYTES,
+    MOST_DEVICES,
+    MOST_LOGPROBS,
+    MOST_LOOKAHEAD,
+    MOST_PAGE_SIZE,
+    MOST_QUEUED,
+    MOST_ROWS,
+    MOST_STEP_TOKENS,
+    MOST_TOKENS,
+    between,
+    check_buckets,
+    check_slots,
+    check_types,
+    one_of,
+    seconds,
+    share,
+)
+from pdjax.json_file import shown
 from pdjax.kv_layout import QUANTISED_DTYPES
 from pdjax.model_spec import ModelSpec
 
@@ -37,11 +56,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_types("model", self)
         one_of("model.dtype", self.dtype, DTYPES)
-        at_least("model", self, 2, "max_model_len")
+        between("model", self, 2, MOST_TOKENS, "max_model_len")
         if (self.source == RANDOM) != (self.spec is not None):
             raise ValueError(
                 f'model.spec={self.spec}: needed where model.source="{RANDOM}", and only there; '
-                f"model.source={self.source!r}"
+                f"model.source={shown(self.source)}"
             )
 
 
@@ -67,7 +86,7 @@ class KVConfig:
 
     def __post_init__(self) -> None:
         check_types("kv", self)
-        at_least("kv", self, 1, "page_size")
+        between("kv", self, 1, MOST_PAGE_SIZE, "page_size")
         if self.dtype in QUANTISED_DTYPES:
             raise ValueError(
                 f"kv.dtype={self.dtype!r}: prefill attention reads no quantised pages; allowed are "
@@ -75,8 +94,7 @@ class KVConfig:
             )
         if self.dtype is not None:
             one_of("kv.dtype", self.dtype, DTYPES)
-        if not 0 < self.memory_fraction <= 1:
-            raise ValueError(f"kv.memory_fraction={self.memory_fraction}: must be in (0, 1]")
+        share("kv", self, "memory_fraction")
 
 
 @dataclass(frozen=True)
@@ -111,14 +129,16 @@ class PrefillConfig:
 
     def __post_init__(self) -> None:
         check_types("prefill", self)
-        at_least("prefill", self, 1, "engines", "tp", "token_budget", "max_sequences")
-        at_least("prefill", self, 2, "pages")
-        at_least("prefill", self, 0, "lookahead")
-        check_buckets("prefill.token_buckets", self.token_buckets)
-        check_buckets("prefill.page_buckets", self.page_buckets)
+        between("prefill", self, 1, MOST_DEVICES, "engines", "tp")
+        between("prefill", self, 1, MOST_STEP_TOKENS, "token_budget")
+        between("prefill", self, 1, MOST_ROWS, "max_sequences")
+        between("prefill", self, 2, 2 * MOST_TOKENS - 1, "pages")
+        between("prefill", self, 0, MOST_LOOKAHEAD, "lookahead")
+        check_buckets("prefill.token_buckets", self.token_buckets, MOST_STEP_TOKENS)
+        check_buckets("prefill.page_buckets", self.page_buckets, MOST_TOKENS)
         if self.token_buckets is not None and self.token_buckets[-1] < self.token_budget:
             raise ValueError(
-                f"prefill.token_buckets={self.token_buckets}: the largest must hold "
+                f"prefill.token_buckets={shown(self.token_buckets)}: the largest must hold "
                 f"prefill.token_budget={self.token_budget}"
             )
 
@@ -159,12 +179,14 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         check_types("decode", self)
-        at_least("decode", self, 1, "engines", "stages", "tp", "rows", "page_size")
+        between("decode", self, 1, MOST_DEVICES, "engines", "stages", "tp")
+        between("decode", self, 1, MOST_ROWS, "rows")
+        between("decode", self, 1, MOST_PAGE_SIZE, "page_size")
         if self.kv_dtype is not None:
             one_of("decode.kv_dtype", self.kv_dtype, DTYPES + QUANTISED_DTYPES)
-        at_least("decode", self, 2, "pages")
-        at_least("decode", self, 0, "lookahead")
-        check_buckets("decode.page_buckets", self.page_buckets)
+        between("decode", self, 2, 2 * MOST_TOKENS - 1, "pages")
+        between("decode", self, 0, MOST_LOOKAHEAD, "lookahead")
+        check_buckets("decode.page_buckets", self.page_buckets, MOST_TOKENS)
         if self.rows % self.stages:
             raise ValueError(
                 f"decode.rows={self.rows}: must be a multiple of decode.stages={self.stages}, "
@@ -221,14 +243,13 @@ class HandoffConfig:
 
     def __post_init__(self) -> None:
         check_types("handoff", self)
-        at_least("handoff", self, 0, "after_tokens", "stay_below", "retries", "reprefills")
-        at_least("handoff", self, 1, "layer_groups", "max_bytes_in_flight")
+        between("handoff", self, 0, MOST_TOKENS, "after_tokens", "stay_below")
+        between("handoff", self, 0, MOST_ATTEMPTS, "retries", "reprefills")
+        between("handoff", self, 1, MOST_ROWS, "layer_groups")
+        between("handoff", self, 1, MOST_BYTES, "max_bytes_in_flight")
         if self.wire_dtype is not None:
             one_of("handoff.wire_dtype", self.wire_dtype, QUANTISED_DTYPES)
-        for name in ("lease", "deadline"):
-            seconds = getattr(self, name)
-            if seconds is not None and not seconds > 0:
-                raise ValueError(f"handoff.{name}={seconds}: must be None or above 0 seconds")
+        seconds("handoff", self, "lease", "deadline")
 
     @property
     def where_nothing_moves(self) -> "HandoffConfig":
@@ -250,6 +271,10 @@ class Config:
         all devices there are.
       max_waiting: most requests in the waiting queue; one more is refused.
       max_logprobs: most alternatives a request may ask for.
+      max_recorded: finished requests, and spans of work, whose moments are kept for metrics and
+        traces; the oldest are dropped. A request takes about 2 kB and 8 bytes a token, a span about
+        0.6 kB, so that 10,000 requests of 1,000 tokens take some 100 MB. Totals are of the whole
+        run.
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
         meshes need.
       warm_up: compile every bucket before the first request.
@@ -269,6 +294,7 @@ class Config:
     shared_devices: bool = False
     max_waiting: int = 1024
     max_logprobs: int = 20
+    max_recorded: int = 10_000
     cpu_devices: int | None = None
     warm_up: bool = True
     compilation_cache: str | None = None
@@ -276,12 +302,21 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types("", self)
-        at_least("", self, 1, "max_waiting", "cpu_devices")
-        at_least("", self, 0, "max_logprobs")
-        if self.compilation_cache == "":
-            raise ValueError("compilation_cache='': must be a directory, or None")
+        between("", self, 1, MOST_QUEUED, "max_waiting", "max_recorded")
+        between("", self, 1, MOST_DEVICES, "cpu_devices")
+        between("", self, 0, MOST_LOGPROBS, "max_logprobs")
+        directory = self.compilation_cache
+        if directory is not None and (directory == "" or "\0" in directory):
+            raise ValueError(f"compilation_cache={shown(directory)}: must be a directory, or None")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
+            raise ValueError(f"seed={shown(self.seed)}: must be in [0, 2**32)")
+        if self.devices > MOST_DEVICES:
+            raise ValueError(
+                f"prefill.engines and decode.engines: their meshes need {self.devices} devices; "
+                f"must be at most {MOST_DEVICES}"
+            )
+        check_slots("prefill.pages", self.prefill.pages, self.kv.page_size)
+        check_slots("decode.pages", self.decode.pages, self.decode_page_size)
         self._check_handoff()
         if self.prefill.dispatch_thread and (self.colocated or self.shared_devices):
             raise ValueError(

@@ -19,9 +19,12 @@ from absl import app, flags, logging
 
 from pdjax.config import Config
 from pdjax.config_load import PRESETS, load_config
+from pdjax.json_file import shown
 
 _FIELD = "config.FIELD"
 _INTERRUPTED = 130
+_MOST_CHARACTERS = 1500
+"""Of a message: it may quote a whole value or the name of a file."""
 _HELP = {"-h", "--help", "-help", "--helpshort", "--helpfull"}
 
 
@@ -116,9 +119,14 @@ def status(
     except (ValueError, OSError, flags.Error) as error:
         if values["traceback"].value:
             raise
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: {_one_line(str(error))}", file=sys.stderr)
         _let_go_of_output()
         return 2
+
+
+def _one_line(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..."
 
 
 def _let_go_of_output() -> None:
@@ -159,7 +167,11 @@ def describe(values: flags.FlagValues, usage: str) -> str:
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> None:
     values.unparse_flags()  # a second command line in one process starts from the defaults too
-    rest = values(_rewritten(argv))
+    try:
+        rest = values(_rewritten(argv))
+    except RecursionError as error:  # absl looks for a flag of a similar name, letter by letter
+        longest = max(argv[1:], key=lambda arg: len(arg) if arg.startswith("-") else 0)
+        raise ValueError(f"{shown(longest)}: not a flag; --help lists them") from error
     if len(rest) > 1:
         raise ValueError(f"{rest[1]!r}: not a flag; --help lists them")
 
@@ -173,7 +185,7 @@ def _rewritten(argv: list[str]) -> list[str]:
         named = re.fullmatch(r"--?([a-z][a-z-]*)(=.*)?", arg, re.DOTALL)
         if field:
             value = field[2] or f"={next(args, '')}"
-            if value == "=":
+            if value == "=" or (not field[2] and value.startswith("=--")):
                 raise ValueError(f"{arg}: needs a value, as in --config.{field[1]}=VALUE")
             out.append(f"--{_FIELD}={field[1]}{value}")
         elif named:

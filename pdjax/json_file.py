@@ -94,5 +94,10 @@ def one_line(error: BaseException) -> str:
 
 
 def shown(value: object) -> str:
-    """`repr(value)`, shortened where it is long or deep: files may hold megabytes under one key."""
-    return _SHOWN.repr(value)
+    """`repr(value)` in one line, shortened where it is long or deep: files may hold megabytes."""
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return f"<integer of {value.bit_length()} bits>"  # Python refuses to write very long ones
+    try:
+        return " ".join(_SHOWN.repr(value).split())
+    except Exception:  # an object may fail to describe itself
+        return f"<{type(value).__name__}>"

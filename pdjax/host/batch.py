@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from pdjax.config import DecodeConfig, PrefillConfig
+from pdjax.config_checks import MOST_TOKENS
 from pdjax.engine_api import PrefillBatch, SamplingBatch
 from pdjax.kv_layout import NULL_PAGE
 from pdjax.request import Sequence
 
+_MOST_ENTRIES = 2**28
+"""Numbers of a table with a row a sequence: 1 GB."""
 _HOTTEST = float(np.finfo(np.float32).max)
 _MOST_K = int(np.iinfo(np.int32).max)
 _LEAST_P = float(np.finfo(np.float32).tiny)
@@ -82,8 +85,11 @@ class Buckets:
         factor of two apart.
 
         Raises:
-          ValueError: configured buckets that cannot hold the longest context.
+          ValueError: configured buckets that cannot hold the longest context, or tables of so many
+            rows that no host could hold them.
         """
+        if max_model_len > MOST_TOKENS:
+            raise ValueError(f"model.max_model_len={max_model_len}: must be at most {MOST_TOKENS}")
         table_page_size = table_page_size or page_size
         context, widest = -(-max_model_len // page_size), -(-max_model_len // table_page_size)
         # Enough that a full token budget fits even if every prompt's last page is nearly empty.
@@ -96,6 +102,17 @@ class Buckets:
                 raise ValueError(
                     f"{name}={buckets}: the largest must hold the {pages} pages of "
                     f"model.max_model_len={max_model_len}"
+                )
+        for name, rows, each in (
+            ("prefill.max_sequences", prefill.max_sequences, max_model_len),
+            ("decode.rows", decode.rows, max_model_len),
+            ("decode.rows", decode.rows, (decode.page_buckets or (widest,))[-1]),
+        ):
+            if rows * each > _MOST_ENTRIES:
+                raise ValueError(
+                    f"{name}={rows}: must be at most {_MOST_ENTRIES // each} with "
+                    f"model.max_model_len={max_model_len}, since the host and the devices keep "
+                    f"tables of {each} numbers a row"
                 )
         return cls(
             tokens=prefill.token_buckets or _spread(prefill.token_budget, 16, 4),

@@ -36,6 +36,10 @@ def test_fields_that_constrain_each_other_change_together():
         ("prefill.pages", "None", None),
         ("model.source", "12", "12"),
         ("colocated", "True", True),
+        ("colocated", "true", True),
+        ("kv.prefix_cache", "false", False),
+        ("prefill.token_buckets", "512", (512,)),
+        ("prefill.token_buckets", 512, (512,)),
         ("decode.attention", "None", None),
         ("decode.attention", "reference", "reference"),
     ],
@@ -257,6 +261,40 @@ def test_giving_back_needs_two_pools():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_configs(name):
     assert load_config(name) == PRESETS[name]()
+
+
+CPU_FILE = "configs/smollm2_cpu.py"
+
+
+@pytest.mark.parametrize("source", [*PRESETS, CPU_FILE])
+def test_limits_of_a_config_are_for_its_own_model(source):
+    own = load_config(source)
+    assert own.model.max_model_len is not None
+    other = load_config(source, {"model.source": "another"})
+    assert other.model.max_model_len is None
+    assert (other.prefill.page_buckets, other.decode.page_buckets) == (None, None)
+    same = load_config(source, {"model.source": own.model.source, "model.dtype": "bfloat16"})
+    assert same.model.max_model_len == own.model.max_model_len
+    assert same.prefill.page_buckets == own.prefill.page_buckets
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"model.source": "another", "model.max_model_len": 64},
+        {"model": {"max_model_len": 64, "source": "another"}},
+    ],
+)
+def test_a_limit_that_is_asked_for_holds_for_any_model(asked):
+    config = load_config("smollm2", asked)
+    assert (config.model.source, config.model.max_model_len) == ("another", 64)
+    asked = {"model.source": "another", "decode.page_buckets": (7, 9)}
+    assert load_config(CPU_FILE, asked).decode.page_buckets == (7, 9)
+
+
+def test_a_model_that_is_given_whole_keeps_its_own_limit():
+    model = ModelConfig(source="another", max_model_len=64)
+    assert load_config("smollm2", {"model": model}).model == model
 
 
 def test_devices_are_counted():

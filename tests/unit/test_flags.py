@@ -32,6 +32,11 @@ def test_overrides_of_any_field(values):
     assert config.prefill.token_buckets == (64, 512)
 
 
+def test_a_field_does_not_swallow_the_next_flag(values, capsys):
+    assert run(values, "--config.kv.prefix_cache", "--max_tokens=3") == 2
+    assert "--config.kv.prefix_cache: needs a value" in capsys.readouterr().err
+
+
 def test_the_last_override_of_a_field_holds(values):
     assert run(values, "--config.seed=1", "--config.seed=2") == 0
     assert config_of(values).seed == 2
