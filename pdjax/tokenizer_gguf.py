@@ -5,12 +5,12 @@ pretokenizer is named but not stored, and SentencePiece BPE ("llama"), whose mer
 the scores of the pieces. Both become an ordinary `tokenizers.Tokenizer`.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
 from tokenizers import (
     AddedToken,
     Regex,
@@ -22,146 +22,123 @@ from tokenizers import (
     processors,
 )
 
-_GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from pdjax.gguf_end_tokens import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    eos_token_ids,
+    special_token_id,
+    token_types,
 )
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+from pdjax.gguf_file import GGUFFile
+from pdjax.gguf_metadata import Metadata
+from pdjax.gguf_pretokenizers import DEFAULT, PRETOKENIZERS, Pretokenizer
+from pdjax.gguf_splits import open_first
 
-_PRETOKENIZERS: dict[str, tuple[str, ...]] = {
-    "default": (_GPT2,),
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    "starcoder": (r"\p{N}", _GPT2),
-    "llama-bpe": (_LLAMA3,),
-    "smaug-bpe": (_LLAMA3,),
-    "qwen2": (_QWEN2,),
-    "deepseek-r1-qwen": (_QWEN2,),
-}
-"""Regular expressions that cut a text into words, one after the other, by GGUF's name of the
-pretokenizer.
-"""
+__all__ = ["Metadata", "build_tokenizer", "eos_token_ids", "open_gguf", "special_token"]
 
-_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+MODELS = ("gpt2", "llama")
+MAX_CHARACTERS = 4096
+"""Characters of a token at most; the longest tokens in use are 512 spaces."""
+
+MAX_MERGES = 1 << 21
+"""Merges at most; the largest vocabularies in use make a quarter of it."""
+
+_TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 
 
-def open_gguf(path: Path) -> GGUFReader:
+def open_gguf(path: Path) -> GGUFFile:
     """Map a GGUF file.
 
     Raises:
-      ValueError: it is missing, truncated, or no GGUF file.
+      ValueError: it is missing, unreadable, or a later shard of a split.
     """
-    if not path.is_file():
-        raise ValueError(f"model={str(path)!r}: no such file")
-    try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError, OverflowError, MemoryError) as error:
-        raise ValueError(
-            f"model={str(path)!r}: not a readable GGUF file ({_one_line(error)})"
-        ) from error
-
-
-class Metadata:
-    """Key-value metadata of a GGUF file, with its errors in words."""
-
-    def __init__(self, path: Path, reader: GGUFReader) -> None:
-        self._path = path
-        self._fields = reader.fields
-
-    def get(self, key: str) -> Any:
-        """The value, or None."""
-        field = self._fields.get(key)
-        return None if field is None else field.contents()
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """An integer; a list of equal ones (some writers store one a layer) counts as one."""
-        value = self._value(key, default)
-        if isinstance(value, list) and len(set(value)) == 1:
-            value = value[0]
-        if not isinstance(value, int):
-            raise ValueError(f"model={str(self._path)!r}: {key}={value!r}; allowed: one integer")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A float."""
-        value = self._value(key, default)
-        if not isinstance(value, int | float):
-            raise ValueError(f"model={str(self._path)!r}: {key}={value!r}; allowed: a number")
-        return _shortest_float(float(value))
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string."""
-        value = self._value(key, default)
-        if not isinstance(value, str):
-            raise ValueError(f"model={str(self._path)!r}: {key}={value!r}; allowed: a string")
-        return value
-
-    def _value(self, key: str, default: Any) -> Any:
-        value = self.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise ValueError(f"model={str(self._path)!r}: the GGUF metadata lacks {key}")
-        return value
-
-
-def eos_token_ids(meta: Metadata) -> tuple[int, ...]:
-    """Tokens that end a text or a turn, in the order of their ids."""
-    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    ids = [meta.get(f"tokenizer.ggml.{key}") for key in keys]
-    return tuple(sorted({int(i) for i in ids if i is not None}))
+    return open_first(path)
 
 
 def special_token(meta: Metadata, kind: str) -> str | None:
     """Text of the token that plays `kind` ("bos", "eos"), or None."""
-    index = meta.get(f"tokenizer.ggml.{kind}_token_id")
-    tokens = meta.get("tokenizer.ggml.tokens") or []
-    return tokens[index] if index is not None and 0 <= index < len(tokens) else None
+    index = special_token_id(meta, kind)
+    tokens = meta.strings(_TOKENS)
+    return tokens[index] if index is not None and index < len(tokens) else None
 
 
 def build_tokenizer(meta: Metadata) -> Tokenizer:
     """The tokenizer that the metadata describes.
 
+    Warns where the file does not name its pretokenizer: the default is a guess.
+
     Raises:
       ValueError: naming the tokenizer model or pretokenizer that is not supported, and those that
-        are; or a merge that the vocabulary does not know.
+        are; or the key whose list is malformed or does not fit the vocabulary.
     """
-    tokens = meta.get("tokenizer.ggml.tokens")
-    if not tokens:
-        raise ValueError("tokenizer.ggml.tokens: the GGUF metadata holds no vocabulary")
+    tokens = _vocabulary(meta)
     model = meta.text("tokenizer.ggml.model")
+    if model not in MODELS:
+        raise meta.refuse("tokenizer.ggml.model", ", ".join(map(repr, MODELS)))
+    begins = True
     if model == "gpt2":
-        tokenizer = _byte_level(meta, tokens)
-    elif model == "llama":
-        tokenizer = _sentencepiece(meta, tokens)
+        kind = _pretokenizer(meta)
+        begins = kind.begins
+        tokenizer = _byte_level(meta, tokens, kind)
     else:
-        raise ValueError(f"tokenizer.ggml.model={model!r}; allowed: 'gpt2', 'llama'")
-    kinds = meta.get("tokenizer.ggml.token_type") or []
-    control = [text for text, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL]
+        tokenizer = _sentencepiece(meta, tokens)
+    types = token_types(meta, tokens)
+    special = [text for text, kind in zip(tokens, types, strict=True) if kind in (CONTROL, UNKNOWN)]
     tokenizer.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True) for text in control]
+        [AddedToken(text, normalized=False, special=True) for text in special]
     )
-    user = [text for text, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED]
+    user = [text for text, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in user])
-    _add_begin_and_end(meta, tokenizer, tokens, default_bos=model == "llama")
+    _add_begin_and_end(meta, tokenizer, begins)
     return tokenizer
 
 
-def _byte_level(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
-    name = meta.text("tokenizer.ggml.pre", "default")
-    if name not in _PRETOKENIZERS:
+def _vocabulary(meta: Metadata) -> list[str]:
+    tokens = meta.strings(_TOKENS)
+    if not tokens:
         raise ValueError(
-            f"tokenizer.ggml.pre={name!r}; allowed: {', '.join(sorted(_PRETOKENIZERS))}"
+            f"model={str(meta.path)!r}: {_TOKENS}: the GGUF metadata holds no vocabulary"
         )
+    tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)]
+    if len(set(tokens)) < len(tokens):
+        first: dict[str, int] = {}
+        for index, text in enumerate(tokens):
+            if first.setdefault(text, index) < index:
+                raise ValueError(
+                    f"model={str(meta.path)!r}: {_TOKENS}: tokens {first[text]} and {index} are "
+                    f"both {text[:80]!r}; allowed: each text once"
+                )
+    longest = max(tokens, key=len)
+    if len(longest) > MAX_CHARACTERS:
+        raise ValueError(
+            f"model={str(meta.path)!r}: {_TOKENS}: {longest[:40]!r}... has {len(longest)} "
+            f"characters; allowed: at most {MAX_CHARACTERS}"
+        )
+    return tokens
+
+
+def _pretokenizer(meta: Metadata) -> Pretokenizer:
+    name = meta.text("tokenizer.ggml.pre", "") or DEFAULT
+    if name == DEFAULT:
+        warnings.warn(
+            f"model={str(meta.path)!r}: tokenizer.ggml.pre does not name the pretokenizer; words "
+            "are cut by llama.cpp's default, and token ids may differ from those in training",
+            stacklevel=2,
+        )
+    if name not in PRETOKENIZERS:
+        raise meta.refuse("tokenizer.ggml.pre", ", ".join(sorted(PRETOKENIZERS)))
+    return PRETOKENIZERS[name]
+
+
+def _byte_level(meta: Metadata, tokens: Sequence[str], kind: Pretokenizer) -> Tokenizer:
     vocab = {text: i for i, text in enumerate(tokens)}
-    merges = _merges(meta, vocab)
-    # Llama 3's vocabulary holds whole words that its merges cannot reach.
-    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=name == "llama-bpe"))
-    if name in ("qwen2", "deepseek-r1-qwen"):
+    tokenizer = Tokenizer(_bpe(vocab, _merges(meta), kind.whole_words))
+    if kind.composed:
         tokenizer.normalizer = normalizers.NFC()
     splits: list[Any] = [
-        pre_tokenizers.Split(Regex(p), behavior="isolated") for p in _PRETOKENIZERS[name]
+        pre_tokenizers.Split(Regex(expression), behavior="isolated")
+        for expression in kind.expressions
     ]
     splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
@@ -169,80 +146,99 @@ def _byte_level(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def _merges(meta: Metadata, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    merges = meta.get("tokenizer.ggml.merges") or []
+def _merges(meta: Metadata) -> list[tuple[str, str]]:
+    merges = meta.get(_MERGES)
+    if merges is None:
+        raise ValueError(f"{_MERGES}: none; a 'gpt2' tokenizer needs its merges")
     if not isinstance(merges, list):
-        raise ValueError(f"tokenizer.ggml.merges={merges!r}; allowed: a list of strings")
-    pairs = []
-    for merge in merges:
-        left, space, right = str(merge).partition(" ")
-        if not space or not {left, right, left + right} <= vocab.keys():
-            raise ValueError(
-                f"tokenizer.ggml.merges: {merge!r}; allowed: two tokens of the vocabulary, a space "
-                "between them, whose union is a token, too"
-            )
-        pairs.append((left, right))
-    return pairs
+        raise ValueError(f"{_MERGES}={str(merges)[:80]!r}; allowed: a list of strings")
+    if merges and not isinstance(merges[0], str):
+        raise _no_merge(merges[0])
+    unique = dict.fromkeys(merges)  # of equal merges the first counts
+    return [(left, right) for left, _, right in (merge.partition(" ") for merge in unique)]
+
+
+def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], whole_words: bool) -> models.BPE:
+    try:
+        return models.BPE(vocab, merges, ignore_merges=whole_words)
+    except Exception as error:  # the tokenizers package raises bare Exception
+        for left, right in merges:  # it does not say which merge; looking first would take longer
+            if not (left in vocab and right in vocab and left + right in vocab):
+                raise _no_merge(f"{left} {right}" if right else left) from error
+        raise ValueError(f"{_MERGES}: {' '.join(str(error).split())}") from error
+
+
+def _no_merge(merge: object) -> ValueError:
+    return ValueError(
+        f"{_MERGES}: {repr(merge)[:80]}; allowed: two tokens of the vocabulary, a space between "
+        "them, whose union is a token, too"
+    )
 
 
 def _sentencepiece(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
-    scores = meta.get("tokenizer.ggml.scores")
-    if not scores:
+    scores = meta.numbers("tokenizer.ggml.scores")
+    if scores is None or len(scores) < len(tokens):
+        found = "none" if scores is None else f"{len(scores)}"
         raise ValueError(
-            "tokenizer.ggml.scores: a 'llama' tokenizer needs the scores of its pieces"
+            f"model={str(meta.path)!r}: tokenizer.ggml.scores: a 'llama' tokenizer needs a score "
+            f"for each of its {len(tokens)} pieces; found {found}"
         )
+    if not np.all(np.isfinite(scores)):
+        raise meta.refuse("tokenizer.ggml.scores", "finite numbers", "NaN or infinity")
     vocab = {text: i for i, text in enumerate(tokens)}
-    unknown = special_token(meta, "unknown")
-    merges = _merges_from_scores(vocab, scores)
+    unknown = special_token_id(meta, "unknown")
+    merges = _merges_from_scores(meta, vocab, scores.tolist())
     tokenizer = Tokenizer(
-        models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        models.BPE(
+            vocab,
+            merges,
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
     )
-    prefix = meta.get("tokenizer.ggml.add_space_prefix")
-    steps: list[Any] = [normalizers.Prepend("▁")] if prefix is not False else []
+    prefix = meta.flag("tokenizer.ggml.add_space_prefix", True)
+    steps: list[Any] = [normalizers.Prepend("▁")] if prefix else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     parts: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if prefix is not False:
+    if prefix:
         parts.append(decoders.Strip(" ", 1, 0))
     tokenizer.decoder = decoders.Sequence(parts)
     return tokenizer
 
 
-def _merges_from_scores(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+def _merges_from_scores(
+    meta: Metadata, vocab: dict[str, int], scores: Sequence[float]
+) -> list[tuple[str, str]]:
     """SentencePiece joins the neighbours whose union scores best, so every split of a piece is a
     merge of its score.
     """
-    ranked = []
+    ranked: list[tuple[float, int, int, int, str, str]] = []
     for piece, index in vocab.items():
-        halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        known = [(a, b) for a, b in halves if a in vocab and b in vocab]
-        ranked += [(-scores[index], index, vocab[a], vocab[b], a, b) for a, b in known]
-    return [(a, b) for *_, a, b in sorted(ranked)]
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in vocab and right in vocab:
+                ranked.append((-scores[index], index, vocab[left], vocab[right], left, right))
+        if len(ranked) > MAX_MERGES:
+            raise ValueError(
+                f"model={str(meta.path)!r}: {_TOKENS}: the pieces make more than {MAX_MERGES} "
+                "merges; allowed: fewer pieces that are made of pieces"
+            )
+    return [(left, right) for *_, left, right in sorted(ranked)]
 
 
-def _add_begin_and_end(
-    meta: Metadata, tokenizer: Tokenizer, tokens: Sequence[str], default_bos: bool
-) -> None:
-    if meta.get("tokenizer.ggml.pre") == "llama-bpe":
-        default_bos = True
+def _add_begin_and_end(meta: Metadata, tokenizer: Tokenizer, begins: bool) -> None:
     template, special = "$A", []
-    for kind, default in (("bos", default_bos), ("eos", False)):
-        wanted = meta.get(f"tokenizer.ggml.add_{kind}_token")
-        text = special_token(meta, kind)
-        if text is not None and (default if wanted is None else wanted):
-            template = f"{text} {template}" if kind == "bos" else f"{template} {text}"
-            special.append((text, tokens.index(text)))
+    for kind, default in (("bos", begins), ("eos", False)):
+        key = f"tokenizer.ggml.add_{kind}_token"
+        index = special_token_id(meta, kind)
+        if not meta.flag(key, default and index is not None):
+            continue
+        if index is None:
+            raise meta.refuse(key, f"false, as there is no tokenizer.ggml.{kind}_token_id")
+        template = f"{kind} {template}" if kind == "bos" else f"{template} {kind}"
+        special.append((kind, index))
     if special:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=template, special_tokens=special
         )
-
-
-def _shortest_float(value: float) -> float:
-    """GGUF stores float32: 1e-5 comes back as 9.99999974e-06. The shortest decimal with the same
-    float32 was meant.
-    """
-    return float(str(np.float32(value)))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

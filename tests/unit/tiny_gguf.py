@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFEndian, GGUFWriter
 from gguf.quants import quantize
 
 from tests.parity import tiny_models
@@ -41,14 +41,20 @@ def write_gguf(
     kind: GGMLQuantizationType = F32,
     metadata: dict[str, Any] | None = None,
     extra: dict[str, np.ndarray] | None = None,
+    arch: str | None = None,
+    big_endian: bool = False,
+    tensors_a_shard: int = 0,
 ) -> Path:
-    """Write tiny model `model` with matrices of type `kind`; returns `path`.
+    """Write tiny model `model` with matrices of type `kind`; returns `path`, or that of the first
+    shard.
 
-    `metadata` adds or, with None, drops keys; `extra` adds tensors by their GGUF names.
+    `metadata` adds or, with None, drops keys; `extra` adds or replaces tensors by their GGUF names;
+    `arch` is another architecture than the model's own; `tensors_a_shard` splits the file.
     """
     config = tiny_models.TINY_MODELS[model]
-    arch = config["model_type"]
-    writer = GGUFWriter(path, arch)
+    arch = arch or config["model_type"]
+    order = GGUFEndian.BIG if big_endian else GGUFEndian.LITTLE
+    writer = GGUFWriter(path, arch, endianess=order, split_max_tensors=tensors_a_shard)
     fields: dict[str, Any] = {
         f"{arch}.block_count": config["num_hidden_layers"],
         f"{arch}.context_length": config["max_position_embeddings"],
@@ -66,16 +72,18 @@ def write_gguf(
         if arch == "llama" and ("q_proj" in name or "k_proj" in name):
             key = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
             values = interleave(values, config[key])
-        stored = quantize(values, kind) if values.ndim == 2 else values
+        stored = quantize(values, kind) if values.ndim == 2 and kind != F32 else values
         raw = kind if values.ndim == 2 and kind != F32 else None
-        writer.add_tensor(_gguf_name(name), stored, raw_dtype=raw)
+        if _gguf_name(name) not in (extra or {}):
+            writer.add_tensor(_gguf_name(name), stored, raw_dtype=raw)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    shards = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
+    return shards[0] if tensors_a_shard else path
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:

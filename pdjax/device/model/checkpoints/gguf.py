@@ -1,27 +1,39 @@
-"""GGUF: one file with metadata, tokenizer and (usually quantised) tensors, as llama.cpp writes it.
+"""GGUF: metadata, tokenizer and (usually quantised) tensors in one file or the shards of a split,
+as llama.cpp writes them.
 
 Tensors are dequantised to float32, only the rows and blocks asked for. For architecture "llama",
-llama.cpp stores the rows of the Q and K projections so that the two dimensions that RoPE rotates
-together are neighbours; the reader puts them back, half a head apart, which is the convention of
-Hugging Face and of this project.
+llama.cpp stores the rows of the Q and K projections and of their biases so that the two dimensions
+that RoPE rotates together are neighbours; the reader puts them back, half a head apart, which is
+the convention of Hugging Face and of this project.
 """
 
 import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
-from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pdjax.device.model.checkpoints.api import ALL, EMBED, FINAL_NORM, UNEMBED, check_tensors
-from pdjax.model_spec import ModelSpec, RopeSpec
+from pdjax.device.model.checkpoints.gguf_keys import check_keys
+from pdjax.device.model.checkpoints.gguf_rope import ROPE_FACTORS, rope_spec
+from pdjax.gguf_end_tokens import eos_token_ids
+from pdjax.gguf_file import GGUFFile, TensorEntry
+from pdjax.gguf_metadata import Metadata
+from pdjax.gguf_splits import open_shards
+from pdjax.model_spec import ModelSpec
 from pdjax.tokenizer import Tokenizer
-from pdjax.tokenizer_gguf import Metadata, eos_token_ids, open_gguf
+
+__all__ = ["ARCHITECTURES", "ROPE_FACTORS", "GGUFCheckpoint"]
 
 ARCHITECTURES = ("llama", "qwen2")
-ROPE_FACTORS = "rope_freqs.weight"
+MAX_CONTEXT = 2**31 - 1
+"""Positions are i32."""
+
+_CHUNK = 1 << 22
+"""Elements dequantised at a time: the gguf package needs several times their memory meanwhile."""
 
 _PARTS = {
     "attn_norm": "input_layernorm",
@@ -35,28 +47,38 @@ _PARTS = {
     "ffn_down": "mlp.down_proj",
 }
 _OUTSIDE = {"token_embd.weight": EMBED, "output_norm.weight": FINAL_NORM, "output.weight": UNEMBED}
+_INTERLEAVED = tuple(f"{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias"))
 
 
 class GGUFCheckpoint:
-    """A GGUF file of architecture "llama" or "qwen2".
+    """A GGUF model of architecture "llama" or "qwen2": a file, or the first shard of a split.
+
+    Warns where neither the metadata nor the vocabulary say what ends a text.
 
     Raises:
-      ValueError: the file is unreadable, of another architecture, or uses a feature or a
+      ValueError: a file is unreadable or missing, of another architecture, or uses a feature or a
         quantisation that is not supported.
     """
 
     def __init__(self, path: Path) -> None:
-        reader = open_gguf(path)
-        self._meta = Metadata(path, reader)
-        self._tensors = {_canonical(tensor.name): tensor for tensor in reader.tensors}
-        self._spec = _spec(path, self._meta, self._tensors)
-        shapes = {
-            name: tuple(int(n) for n in reversed(tensor.shape))
-            for name, tensor in self._tensors.items()
+        shards = open_shards(path)
+        self._meta = Metadata(path, shards[0])
+        self._tensors: dict[str, tuple[GGUFFile, TensorEntry]] = {
+            _canonical(name): (shard, entry)
+            for shard in shards
+            for name, entry in shard.tensors.items()
         }
+        shapes = {name: entry.shape for name, (_, entry) in self._tensors.items()}
+        self._spec = self._read_spec(path, shapes)
         check_tensors(path, self._spec, shapes, ignored=(ROPE_FACTORS,))
-        _check_types(path, reader)
+        _check_types(path, {entry.kind for _, entry in self._tensors.values()})
         self._interleaved = self._meta.text("general.architecture") == "llama"
+        if not self._spec.eos_token_ids:
+            warnings.warn(
+                f"model={str(path)!r}: no token is named as the end of a text; requests end at "
+                "max_tokens or at a stop string",
+                stacklevel=2,
+            )
 
     @property
     def spec(self) -> ModelSpec:
@@ -67,26 +89,81 @@ class GGUFCheckpoint:
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """See `Checkpoint.read`; always float32."""
-        tensor = self._tensors[name]
-        if tensor.data.ndim == 1:
-            return np.array(dequantize(tensor.data, tensor.tensor_type)[rows], np.float32)
-        block, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
-        first, last, _ = cols.indices(int(tensor.shape[0]))
+        file, entry = self._tensors[name]
+        stored_rows = self._rows(name, rows, entry)
+        if len(entry.shape) == 1:
+            return _dequantised(file.data(entry.name), entry.kind)[stored_rows].copy()
+        block, block_bytes = GGML_QUANT_SIZES[entry.kind]
+        first, last, _ = cols.indices(entry.shape[1])
         blocks = slice(first // block, -(-last // block))
-        unit = block_bytes // tensor.data.dtype.itemsize  # elements of `data` a block
-        stored = tensor.data[self._rows(name, rows, tensor)]
-        stored = np.ascontiguousarray(stored[:, blocks.start * unit : blocks.stop * unit])
-        values = dequantize(stored, tensor.tensor_type)
+        matrix = file.data(entry.name).reshape(entry.shape[0], -1)
         offset = first - blocks.start * block
-        return np.array(values[:, offset : offset + last - first], np.float32)
+        order = np.arange(entry.shape[0])[stored_rows]
+        out = np.empty((len(order), max(last - first, 0)), np.float32)
+        if not out.size:
+            return out
+        step = max(_CHUNK // ((blocks.stop - blocks.start) * block), 1)
+        for start in range(0, len(order), step):
+            part = order[start : start + step]
+            span: slice | np.ndarray = part
+            if part[-1] - part[0] == len(part) - 1 and np.all(np.diff(part) == 1):
+                span = slice(part[0], part[-1] + 1)
+            stored = matrix[span, blocks.start * block_bytes : blocks.stop * block_bytes]
+            values = _dequantised(np.ascontiguousarray(stored), entry.kind)
+            out[start : start + step] = values[:, offset : offset + last - first]
+        return out
 
-    def _rows(self, name: str, rows: slice, tensor: ReaderTensor) -> slice | np.ndarray:
-        if not (self._interleaved and name.endswith(("q_proj.weight", "k_proj.weight"))):
+    def _rows(self, name: str, rows: slice, entry: TensorEntry) -> slice | np.ndarray:
+        if not (self._interleaved and name.endswith(_INTERLEAVED)):
             return rows
         # Stored row (head, pair i, half j) holds row (head, j, i) of the projection.
-        half = self._spec.head_dim // 2
-        stored = np.arange(int(tensor.shape[1])).reshape(-1, half, 2)
+        stored = np.arange(entry.shape[0]).reshape(-1, self._spec.head_dim // 2, 2)
         return stored.swapaxes(1, 2).reshape(-1)[rows]
+
+    def _read_spec(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
+        meta = self._meta
+        arch = _architecture(meta)
+        heads = meta.integer(f"{arch}.attention.head_count")
+        width = meta.integer(f"{arch}.embedding_length")
+        head_dim = meta.integer(f"{arch}.attention.key_length", width // max(heads, 1))
+        context = meta.integer(f"{arch}.context_length")
+        _check_values(meta, arch, head_dim, context, len(shapes))
+        check_keys(meta, arch, head_dim, width)
+        if EMBED not in shapes or len(shapes[EMBED]) != 2:
+            raise ValueError(f"model={str(path)!r}: tensor token_embd.weight is missing")
+        vocab_size = shapes[EMBED][0]
+        _check_vocabulary(meta, arch, vocab_size)
+        try:
+            return ModelSpec(
+                vocab_size=vocab_size,
+                num_layers=meta.integer(f"{arch}.block_count"),
+                model_dim=width,
+                mlp_dim=meta.integer(f"{arch}.feed_forward_length"),
+                query_heads=heads,
+                kv_heads=meta.integer(f"{arch}.attention.head_count_kv", heads),
+                head_dim=head_dim,
+                context=context,
+                rope=rope_spec(meta, arch, head_dim, context, self._rope_factors(head_dim)),
+                norm_eps=_epsilon(meta, arch),
+                tied=UNEMBED not in shapes,
+                qkv_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
+                eos_token_ids=eos_token_ids(meta),
+            )
+        except ValueError as error:
+            if str(error).startswith("model="):
+                raise
+            raise ValueError(f"model={str(path)!r}: {error}") from error
+
+    def _rope_factors(self, head_dim: int) -> np.ndarray | None:
+        if ROPE_FACTORS not in self._tensors:
+            return None
+        file, entry = self._tensors[ROPE_FACTORS]
+        if entry.kind.name != "F32" or entry.shape != (head_dim // 2,):
+            raise ValueError(
+                f"model={str(file.path)!r}: tensor {ROPE_FACTORS} is {entry.kind.name} of shape "
+                f"{entry.shape}; allowed: F32 of shape {(head_dim // 2,)}"
+            )
+        return file.data(ROPE_FACTORS).view(np.float32).astype(np.float64)
 
 
 def _canonical(name: str) -> str:
@@ -96,109 +173,81 @@ def _canonical(name: str) -> str:
     return _OUTSIDE.get(name, name)
 
 
-def _spec(path: Path, meta: Metadata, tensors: dict[str, ReaderTensor]) -> ModelSpec:
+def _architecture(meta: Metadata) -> str:
+    kind = meta.text("general.type", "model")
+    if kind != "model":
+        raise meta.refuse("general.type", "'model'", kind)
     arch = meta.text("general.architecture")
     if arch not in ARCHITECTURES:
-        raise ValueError(
-            f"model={str(path)!r}: general.architecture={arch!r}; "
-            f"allowed: {', '.join(ARCHITECTURES)}"
-        )
-    heads, width = (
-        meta.integer(f"{arch}.attention.head_count"),
-        meta.integer(f"{arch}.embedding_length"),
-    )
-    head_dim = meta.integer(f"{arch}.attention.key_length", width // max(heads, 1))
-    context = meta.integer(f"{arch}.context_length")
-    _refuse_features(path, meta, arch, head_dim, context)
-    if EMBED not in tensors:
-        raise ValueError(f"model={str(path)!r}: tensor token_embd.weight is missing")
-    return ModelSpec(
-        vocab_size=int(tensors[EMBED].shape[1]),
-        num_layers=meta.integer(f"{arch}.block_count"),
-        model_dim=width,
-        mlp_dim=meta.integer(f"{arch}.feed_forward_length"),
-        query_heads=heads,
-        kv_heads=meta.integer(f"{arch}.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        context=context,
-        rope=_rope(path, meta, arch, head_dim, tensors.get(ROPE_FACTORS)),
-        norm_eps=meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
-        tied=UNEMBED not in tensors,
-        qkv_bias="model.layers.0.self_attn.q_proj.bias" in tensors,
-        eos_token_ids=eos_token_ids(meta),
-    )
+        raise meta.refuse("general.architecture", ", ".join(ARCHITECTURES), arch)
+    return arch
 
 
-def _refuse_features(path: Path, meta: Metadata, arch: str, head_dim: int, context: int) -> None:
-    allowed: dict[str, tuple[Any, str]] = {
-        "attention.value_length": (head_dim, "the key length"),
-        "rope.dimension_count": (head_dim, "the head dimension"),
-        "expert_count": (0, "no experts"),
+def _check_values(meta: Metadata, arch: str, head_dim: int, context: int, tensors: int) -> None:
+    if not 1 <= context <= MAX_CONTEXT:
+        raise meta.refuse(f"{arch}.context_length", f"1 to {MAX_CONTEXT}", context)
+    layers = meta.integer(f"{arch}.block_count")
+    if not 1 <= layers <= tensors:
+        raise meta.refuse(f"{arch}.block_count", f"1 to {tensors}, the number of tensors", layers)
+    if not 2 <= head_dim <= 1 << 16:
+        raise meta.refuse(f"{arch}.attention.key_length", "2 to 65536", head_dim)
+    same: dict[str, str] = {
+        "attention.value_length": "the key length",
+        "rope.dimension_count": "the head dimension",
     }
-    for key, (value, why) in allowed.items():
-        found = meta.integer(f"{arch}.{key}", value)
-        if found != value:
-            raise ValueError(f"model={str(path)!r}: {arch}.{key}={found}; allowed: {value} ({why})")
+    for key, why in same.items():
+        found = meta.integer(f"{arch}.{key}", head_dim)
+        if found != head_dim:
+            raise meta.refuse(f"{arch}.{key}", f"{head_dim} ({why})", found)
     window = meta.integer(f"{arch}.attention.sliding_window", 0)
-    if 0 < window < context:
-        raise ValueError(
-            f"model={str(path)!r}: {arch}.attention.sliding_window={window}; "
-            f"allowed: none, or at least the context of {context}"
+    if window and not window >= context:
+        raise meta.refuse(
+            f"{arch}.attention.sliding_window",
+            f"none, or at least the context of {context}",
+            window,
         )
 
 
-def _rope(
-    path: Path, meta: Metadata, arch: str, head_dim: int, factors: ReaderTensor | None
-) -> RopeSpec:
-    theta = meta.number(f"{arch}.rope.freq_base", 10000.0)
-    if factors is not None:
-        return _llama3_rope(path, theta, head_dim, np.asarray(factors.data, np.float64))
-    kind = meta.text(f"{arch}.rope.scaling.type", "none")
-    factor = meta.number(
-        f"{arch}.rope.scaling.factor", meta.number(f"{arch}.rope.scale_linear", 1.0)
-    )
-    if kind == "none":
-        return RopeSpec(theta=theta)
-    if kind == "linear":
-        return RopeSpec(theta=theta, kind="linear", factor=factor)
-    if kind == "yarn":
-        context = meta.integer(f"{arch}.rope.scaling.original_context_length")
-        scale = meta.number(f"{arch}.rope.scaling.attn_factor", 1.0)
-        scale *= 0.1 * float(np.log(max(factor, 1.0))) + 1.0
-        return RopeSpec(
-            theta=theta,
-            kind="yarn",
-            factor=factor,
-            original_context=context,
-            attention_factor=scale,
-        )
-    raise ValueError(
-        f"model={str(path)!r}: {arch}.rope.scaling.type={kind!r}; allowed: none, linear, yarn"
-    )
-
-
-def _llama3_rope(path: Path, theta: float, head_dim: int, factors: np.ndarray) -> RopeSpec:
-    """llama.cpp bakes Llama 3's scaling into divisors of the frequencies; recognise which scaling
-    made them.
+def _check_vocabulary(meta: Metadata, arch: str, vocab_size: int) -> None:
+    """Hold the vocabulary against the rows of the embedding: a token without a row has no meaning.
+    Rows without a token are padding.
     """
-    rope = RopeSpec(theta=theta, kind="llama3", factor=float(factors.max()), original_context=8192)
-    plain, _ = RopeSpec(theta=theta).frequencies(head_dim)
-    made, _ = rope.frequencies(head_dim)
-    if factors.shape == plain.shape and np.allclose(plain / made, factors, rtol=1e-3):
-        return rope
-    raise ValueError(
-        f"model={str(path)!r}: tensor {ROPE_FACTORS} is not the scaling of Llama 3; "
-        "allowed: its factors for an original context of 8192, or no such tensor"
-    )
+    said = meta.integer(f"{arch}.vocab_size", vocab_size)
+    if said != vocab_size:
+        raise meta.refuse(f"{arch}.vocab_size", f"{vocab_size}, the rows of token_embd", said)
+    tokens = meta.length("tokenizer.ggml.tokens")
+    if tokens > vocab_size:
+        raise ValueError(
+            f"model={str(meta.path)!r}: tokenizer.ggml.tokens holds {tokens} tokens; allowed: at "
+            f"most {vocab_size}, the rows of token_embd"
+        )
+    for index in eos_token_ids(meta):
+        if index >= vocab_size:
+            raise ValueError(
+                f"model={str(meta.path)!r}: token {index} is named as the end of a text; allowed: "
+                f"0 to {vocab_size - 1}"
+            )
 
 
-def _check_types(path: Path, reader: GGUFReader) -> None:
-    for kind in {tensor.tensor_type for tensor in reader.tensors}:
+def _epsilon(meta: Metadata, arch: str) -> float:
+    key = f"{arch}.attention.layer_norm_rms_epsilon"
+    epsilon = meta.number(key)
+    if epsilon < 0:
+        raise meta.refuse(key, "0 or more", epsilon)
+    return epsilon
+
+
+def _dequantised(stored: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """Values f32[..., n] of bytes u8[..., m]."""
+    if kind.name in ("F32", "F16"):
+        return stored.view(np.float32 if kind.name == "F32" else np.float16).astype(np.float32)
+    return dequantize(stored, kind)
+
+
+def _check_types(path: Path, kinds: set[GGMLQuantizationType]) -> None:
+    for kind in kinds:
         try:
-            block, block_bytes = GGML_QUANT_SIZES[kind]
-            name = kind.name
-            dtype = {"F32": np.float32, "F16": np.float16}.get(name)
-            dequantize(np.zeros((1, block if dtype else block_bytes), dtype or np.uint8), kind)
+            _dequantised(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
         except NotImplementedError as error:
             raise ValueError(
                 f"model={str(path)!r}: tensor type {kind.name} cannot be dequantised; "

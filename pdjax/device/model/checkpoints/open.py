@@ -9,6 +9,7 @@ from pdjax.device.model.checkpoints.gguf import GGUFCheckpoint
 from pdjax.device.model.checkpoints.hf_config import CONFIG_FILE
 from pdjax.device.model.checkpoints.huggingface import HuggingFaceCheckpoint
 from pdjax.device.model.checkpoints.orbax import SPEC_FILE, OrbaxCheckpoint
+from pdjax.gguf_file import starts_like_gguf
 
 _LOG = logging.getLogger("pdjax")
 
@@ -35,7 +36,7 @@ def _open(source: str | Path) -> Checkpoint:
     if str(source) in CATALOG:
         return GGUFCheckpoint(fetch(str(source)))
     path = Path(source).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf" or starts_like_gguf(path):
         return GGUFCheckpoint(path)
     if (path / SPEC_FILE).is_file():
         return OrbaxCheckpoint(path)
