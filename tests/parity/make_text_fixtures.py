@@ -1,0 +1,90 @@
+"""Make the fixture of the parity tests of templates and tokenizers with Hugging Face transformers.
+
+Made with Python 3.11, transformers 5.24.0, tokenizers 0.23.3, Jinja 3.1.6 and sentencepiece 0.2.3
+(the versions are also written into `fixtures/text.json`). In an environment with these, run from
+the repository root:
+
+    python -m tests.parity.make_text_fixtures
+"""
+
+import datetime
+import json
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import transformers.utils.chat_template_utils as template_utils
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tests.parity import chat_cases, text_results, tokenizer_cases
+
+FIXTURE = Path(__file__).parent / "fixtures" / "text.json"
+PACKAGES = ("transformers", "tokenizers", "jinja2", "sentencepiece")
+
+
+class _Clock:
+    @staticmethod
+    def now() -> datetime.datetime:
+        return chat_cases.NOW
+
+
+def templates() -> dict[str, str]:
+    """Digest of each rendering, or "refused"."""
+    template_utils.datetime = _Clock  # so that `strftime_now` always prints the same
+    backend = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **chat_cases.SPECIAL_TOKENS)
+    found = {}
+    for name, source in chat_cases.TEMPLATES.items():
+        for case, conversation in chat_cases.CONVERSATIONS.items():
+            arguments = {"add_generation_prompt": True, **conversation}
+            messages = arguments.pop("messages")
+            variables = arguments.pop("chat_template_kwargs", {})
+            try:
+                text = tokenizer.apply_chat_template(
+                    messages, chat_template=source, tokenize=False, **arguments, **variables
+                )
+            except Exception:  # of any kind: a template is a program
+                found[f"{name}/{case}"] = "refused"
+            else:
+                found[f"{name}/{case}"] = text_results.digest(text)
+    return found
+
+
+def tokenizers() -> dict[str, Any]:
+    """Named tokens of each directory, and digests of what its tokenizer makes of all strings."""
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, files in tokenizer_cases.directories().items():
+            found[name] = _tokenizer(tokenizer_cases.write(files, Path(scratch) / name))
+    return found
+
+
+def _tokenizer(directory: Path) -> dict[str, Any]:
+    loaded = AutoTokenizer.from_pretrained(str(directory))
+
+    def encode(text: str, around: bool) -> list[int]:
+        return loaded(text, add_special_tokens=around)["input_ids"]
+
+    def decode(ids: list[int], skip: bool) -> str:
+        return loaded.decode(ids, skip_special_tokens=skip)
+
+    return {
+        "special_tokens": loaded.special_tokens_map,
+        "added": text_results.digest(text_results.added_tokens(loaded.backend_tokenizer)),
+        "strings": text_results.cut(encode, decode),
+    }
+
+
+def main() -> None:
+    """Write the fixture."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    content = {"versions": versions, "templates": templates(), "tokenizers": tokenizers()}
+    text = json.dumps(content, separators=(",", ":"))
+    FIXTURE.write_text(text.replace("},", "},\n") + "\n")
+
+
+if __name__ == "__main__":
+    main()
