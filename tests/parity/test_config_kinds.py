@@ -1,0 +1,49 @@
+"""Every way of saying the same in a Hugging Face directory means what it means to transformers."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pdjax.device.mesh import PREFILL_RULES, make_mesh
+from pdjax.device.model.checkpoints.hf_config import read_spec
+from pdjax.device.model.checkpoints.open import open_checkpoint
+from pdjax.device.model.weights import load_params
+from pdjax.kv_layout import split_layers
+from tests.parity import tiny_models
+from tests.parity.config_kinds import MODELS, ROPES, write_config, write_model
+from tests.parity.dense import dense_logits
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TOLERANCE = 1e-3
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_rope(kind: str, tmp_path: Path):
+    """Frequencies and scale are those of transformers; what it cannot make is refused."""
+    expected = json.loads((FIXTURES / "config_ropes.json").read_text())["ropes"][kind]
+    directory = write_config(tmp_path, ROPES[kind])
+    if expected is None:
+        with pytest.raises(ValueError, match=r"config\.json: .*; allowed: "):
+            read_spec(directory)
+        return
+    spec = read_spec(directory)
+    frequencies, scale = spec.rope.frequencies(spec.head_dim)
+    np.testing.assert_allclose(frequencies, expected["frequencies"], rtol=1e-5)
+    assert scale == pytest.approx(expected["scale"], rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_logits(kind: str, tmp_path: Path):
+    with np.load(FIXTURES / "config_logits.npz") as file:
+        expected = file[kind]
+    name = write_model(kind, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    mesh = make_mesh(jax.devices()[:1], stages=1, tp=1)
+    layers = split_layers(checkpoint.spec.num_layers, 1)
+    params = load_params(checkpoint, mesh, PREFILL_RULES, layers, "float32")
+    logits = dense_logits(params, tiny_models.tokens(name), spec=checkpoint.spec)[-1]
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
