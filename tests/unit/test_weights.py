@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh
+from pdjax.device.model import weights
 from pdjax.device.model.checkpoints.api import ALL, Checkpoint, tensor_shapes
 from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.device.model.transformer import Params
@@ -115,6 +116,38 @@ def test_nothing_is_read_twice_nor_beyond_need(checkpoint: Checkpoint):
     assert set(counting.reads) == set(tensor_shapes(checkpoint.spec))
     for name, counts in counting.reads.items():
         assert (counts == 1).all(), name
+
+
+class LargestRead:
+    """Remembers how much was read at once."""
+
+    def __init__(self, inner: Checkpoint) -> None:
+        self._inner = inner
+        self.nbytes = 0
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._inner.spec
+
+    def tokenizer(self) -> Tokenizer | None:
+        return self._inner.tokenizer()
+
+    def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
+        found = self._inner.read(name, rows, cols)
+        self.nbytes = max(self.nbytes, found.nbytes)
+        return found
+
+
+@pytest.mark.parametrize(("stages", "tp"), LAYOUTS)
+def test_weights_are_read_a_block_at_a_time(
+    checkpoint: Checkpoint, stages: int, tp: int, monkeypatch: pytest.MonkeyPatch
+):
+    whole = load(checkpoint, 1, 1)
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 2048)
+    reads = LargestRead(checkpoint)
+    assert_same(whole, load(reads, stages, tp), checkpoint.spec, stages)
+    # Q, K and V are read by whole heads, which the tiny models' blocks are smaller than.
+    assert reads.nbytes <= 4 * checkpoint.spec.model_dim * 2 * checkpoint.spec.head_dim
 
 
 def test_bfloat16(checkpoint: Checkpoint):

@@ -54,27 +54,35 @@ def load_params(
     layout = WeightLayout(checkpoint.spec, mesh, rules, stage_layers)
     dtype = np.dtype(dtype)
     read_norm = functools.cache(checkpoint.read)  # every shard of a layer asks for it
+    head = (checkpoint.spec.group + 2) * checkpoint.spec.head_dim  # columns of a KV head
     total = layout.slots * len(layout.layer_shapes) + len(layout.model_shapes)
     hidden = not sys.stderr.isatty()
     with tqdm(total=total, desc="loading weights", unit="array", delay=2, disable=hidden) as bar:
 
         def place(
-            shape: tuple[int, ...], where: NamedSharding, read: Callable[[Bounds], np.ndarray]
+            name: str,
+            shape: tuple[int, ...],
+            where: NamedSharding,
+            read: Callable[[Bounds], np.ndarray],
         ) -> jax.Array:
             bar.update()
-            return _place(shape, where, lambda bounds: np.ascontiguousarray(read(bounds), dtype))
+            unit = head if name in _BY_HEAD else 1
+            return _place(
+                shape, where, functools.partial(_fill, read, _BLOCK_AXES[name], unit, dtype)
+            )
 
         layers = []
         for slot in range(layout.slots):
             arrays: dict[str, Any] = {"bqkv": None}
             for name in layout.layer_shapes:
                 read = functools.partial(_read_stacked, checkpoint, read_norm, layout, slot, name)
-                arrays[name] = place(layout.stacked_shape(name), layout.layer_sharding(name), read)
+                shape, where = layout.stacked_shape(name), layout.layer_sharding(name)
+                arrays[name] = place(name, shape, where, read)
             layers.append(Layer(**arrays))
         outside: dict[str, Any] = {"embed": None}
         for name, shape in layout.model_shapes.items():
             read = functools.partial(_MODEL_READERS[name], checkpoint)
-            outside[name] = place(shape, layout.model_sharding(name), read)
+            outside[name] = place(name, shape, layout.model_sharding(name), read)
     return Params(layers=layers, **outside)
 
 
@@ -90,6 +98,46 @@ def _place(
         return read_once(tuple(part.indices(size)[:2] for part, size in sized))
 
     return jax.make_array_from_callback(shape, where, callback)
+
+
+BLOCK_BYTES = 8 << 20
+"""Bytes of a slice, in 32 bits, that is read at once: what loading takes beside the array that it
+fills."""
+
+_BLOCK_AXES = {
+    "wqkv": 1,
+    "bqkv": 0,
+    "wo": 1,
+    "w_gate_up": 2,
+    "w_down": 1,
+    "final_norm": 0,
+    "unembed": 1,
+    "embed": 0,
+}
+"""The axis along which an array is filled: that of the rows of the checkpoint's tensors, which are
+contiguous there."""
+
+_BY_HEAD = ("wqkv", "bqkv")
+"""Arrays of which only whole KV heads, with their query heads, can be read."""
+
+
+def _fill(
+    read: Callable[[Bounds], np.ndarray], axis: int, unit: int, dtype: np.dtype, bounds: Bounds
+) -> np.ndarray:
+    """The slice `bounds`, read in blocks of a multiple of `unit` along `axis`.
+
+    A checkpoint's element type may be wider than `dtype`, and a reader transposes and scales what
+    it reads; so a few blocks are in memory beside the slice, and not a few slices.
+    """
+    values = np.empty([stop - start for start, stop in bounds], dtype)
+    first, last = bounds[axis]
+    width = 4 * values.size // max(last - first, 1)
+    step = unit * max(1, BLOCK_BYTES // max(width * unit, 1))
+    for start in range(first, last, step):
+        stop = min(start + step, last)
+        part = (slice(None),) * axis + (slice(start - first, stop - first),)
+        values[part] = read((*bounds[:axis], (start, stop), *bounds[axis + 1 :]))
+    return values
 
 
 def random_params(
