@@ -254,7 +254,7 @@ def test_qwen2_windows(tmp_path: Path):
         ({"num_hidden_layers": True}, r"num_hidden_layers=True; allowed: an integer"),
         ({"rms_norm_eps": float("nan")}, r"rms_norm_eps=nan; allowed: a positive number"),
         ({"rms_norm_eps": float("inf")}, r"rms_norm_eps=inf; allowed: a positive number"),
-        ({"rope_theta": 10**400}, r"rope_theta=1000.*000; allowed: a positive number"),
+        ({"rope_theta": 10**400}, r"rope_theta=<integer of 1329 bits>; allowed: a positive number"),
         ({"rope_theta": 1e-60}, r"frequencies are not finite"),
         ({"rope_theta": None}, r"rope_theta=None; allowed: a positive number"),
         (
