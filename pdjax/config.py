@@ -271,10 +271,10 @@ class Config:
         all devices there are.
       max_waiting: most requests in the waiting queue; one more is refused.
       max_logprobs: most alternatives a request may ask for.
-      max_recorded: finished requests, and spans of work, whose moments are kept for metrics and
-        traces; the oldest are dropped. A request takes about 2 kB and 8 bytes a token, a span about
-        0.6 kB, so that 10,000 requests of 1,000 tokens take some 100 MB. Totals are of the whole
-        run.
+      max_recorded: finished requests whose moments are kept for metrics and traces, with 1,000
+        tokens each on average, and ten times as many spans of work; the oldest are dropped. A
+        request takes about 1.4 kB, a token 8 bytes, a span 0.5 kB: 10,000 are 150 MB at the most.
+        Totals are of the whole run.
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
         meshes need.
       warm_up: compile every bucket before the first request.

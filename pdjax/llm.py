@@ -74,7 +74,7 @@ class LLM:
         self._engines = engines = build_engines(config, self.spec, self.max_model_len, checkpoint)
         self.prefill_engines, self.decode_engines = engines.prefill, engines.decode
         self.clock = clock or (WallClock(patience=0) if engines.on_host_cores else WallClock())
-        self.recorder = Recorder(self.clock)
+        self.recorder = Recorder(self.clock, config.max_recorded)
         self.coordinator = Coordinator(
             config,
             vocab_size=self.spec.vocab_size,

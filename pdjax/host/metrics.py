@@ -4,8 +4,10 @@ Only moments are stored, all of one clock; each metric is worked out from them w
 What the words mean is said once, in `summary.DEFINITIONS`.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -29,6 +31,12 @@ MARKS = (
 )
 """Moments of a sequence's life; those between the ends may come again, after a preemption."""
 
+TOKENS_EACH = 1000
+"""Tokens, 8 bytes each, for which there is room per finished request that is kept: one may have
+more if others have fewer."""
+SPANS_EACH = 10
+"""Spans that are kept per finished request."""
+
 
 @dataclass(frozen=True)
 class RequestMetrics:
@@ -37,7 +45,7 @@ class RequestMetrics:
     Attributes:
       id: of the sequence. arrival: moment of arrival.
       marks: (name, moment), in order; names are of `MARKS`.
-      token_times: moment of each output token.
+      token_times: moment of each output token; in an array, which takes 8 bytes for each.
       prompt_tokens, cached_tokens: length of the prompt, and how much of it had its KV reused.
       transfer: its hand-offs.
       finish_reason: as in `Completion`; None while it runs.
@@ -46,7 +54,7 @@ class RequestMetrics:
     id: str
     arrival: float
     marks: tuple[tuple[str, float], ...]
-    token_times: tuple[float, ...]
+    token_times: Seq[float]
     prompt_tokens: int
     cached_tokens: int
     transfer: TransferTotals
@@ -191,7 +199,7 @@ class _Timeline:
     """A RequestMetrics in the making."""
 
     marks: list[tuple[str, float]] = field(default_factory=list)
-    token_times: list[float] = field(default_factory=list)
+    token_times: "array[float]" = field(default_factory=lambda: array("d"))
     transfer: TransferTotals = field(default_factory=TransferTotals)
 
 
@@ -199,20 +207,23 @@ class Recorder:
     """Takes down what the coordinator reports, and answers with metrics.
 
     A server runs for weeks, so only the newest finished requests and spans are kept; the totals
-    (`engines`, `transfers`, `links`) are of the whole run.
+    (`engines`, `transfers`, `links`) are of the whole run, and there are as many as engines and
+    pairs of engines.
 
     Args:
       clock: gives the moments.
-      keep: most finished requests, and most spans, that are kept.
+      keep: most finished requests that are kept; `TOKENS_EACH` times as many moments of their
+        tokens, and `SPANS_EACH` times as many spans.
     """
 
-    def __init__(self, clock: Clock, keep: int = 100_000) -> None:
+    def __init__(self, clock: Clock, keep: int = 10_000) -> None:
         self._clock = clock
         self._live: dict[Sequence, _Timeline] = {}
         # Of finished ones, for as long as somebody else knows them.
         self._ended: WeakKeyDictionary[Sequence, _Timeline] = WeakKeyDictionary()
-        self._finished: deque[RequestMetrics] = deque(maxlen=keep)
-        self._spans: deque[Span] = deque(maxlen=keep)
+        self._keep, self._tokens = keep, 0
+        self._finished: deque[RequestMetrics] = deque()
+        self._spans: deque[Span] = deque(maxlen=keep * SPANS_EACH)
         self.engines: dict[str, EngineMetrics] = {}
         self.transfers = TransferTotals()
         self.links: dict[str, Link] = {}
@@ -231,11 +242,21 @@ class Recorder:
         self._timeline(seq).marks.append((name, moment))
         if name == "finished":
             self._ended[seq] = self._live.pop(seq)
-            self._finished.append(self.request(seq))
+            self._finish(self.request(seq))
 
     def has_ended(self, seq: Sequence) -> bool:
         """Whether `seq` has come to "finished"."""
         return seq in self._ended
+
+    def _finish(self, metrics: RequestMetrics) -> None:
+        """Keep the metrics of one more request, and drop the oldest beyond the bounds."""
+        finished = self._finished
+        finished.append(metrics)
+        self._tokens += metrics.output_tokens
+        while len(finished) > self._keep or (
+            self._tokens > self._keep * TOKENS_EACH and len(finished) > 1
+        ):
+            self._tokens -= finished.popleft().output_tokens
 
     def now(self) -> float:
         """This moment, on the clock of the run."""
@@ -270,12 +291,12 @@ class Recorder:
 
     def request(self, seq: Sequence) -> RequestMetrics:
         """The metrics of a sequence, finished or not."""
-        timeline = self._timeline(seq)
+        timeline = self._ended.get(seq) or self._live.get(seq) or _Timeline()
         return RequestMetrics(
             id=seq.id,
             arrival=seq.request.arrival,
             marks=tuple(timeline.marks),
-            token_times=tuple(timeline.token_times),
+            token_times=timeline.token_times[:],
             prompt_tokens=seq.prompt_len,
             cached_tokens=seq.cached_tokens,
             transfer=replace(timeline.transfer),
@@ -293,6 +314,7 @@ class Recorder:
     def clear(self) -> None:
         """Forget finished requests, spans and totals, as after a warm-up."""
         self._finished.clear()
+        self._tokens = 0
         self._spans.clear()
         self.engines.clear()
         self.transfers = TransferTotals()

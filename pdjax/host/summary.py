@@ -7,7 +7,6 @@ benchmark, so that whatever plots its results plots these.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -103,15 +102,15 @@ def summarize(
         "total_token_throughput": _ratio(inputs + outputs, duration),
         "max_concurrent_requests": _most_at_once(done),
     }
-    samples: dict[str, list[float | None]] = {
-        "ttft": [m.ttft for m in done],
-        "tpot": [m.tpot for m in done],
-        "itl": list(chain.from_iterable(m.itl for m in done)),
-        "e2el": [m.e2e for m in done],
+    gaps = [np.diff(np.asarray(m.token_times, np.float64)) for m in done]
+    samples = {
+        "ttft": _known(m.ttft for m in done),
+        "tpot": _known(m.tpot for m in done),
+        "itl": np.concatenate([np.zeros(0), *gaps]),
+        "e2el": _known(m.e2e for m in done),
     }
     for name, values in samples.items():
-        known = [value for value in values if value is not None]
-        summary |= _statistics(name, np.array(known, np.float64) * 1e3, percentiles)
+        summary |= _statistics(name, values * 1e3, percentiles)
     return summary
 
 
@@ -127,6 +126,10 @@ def report(recorder: Recorder, slo: SLO | None = None) -> dict[str, Any]:
         "links": {name: link.to_json() for name, link in sorted(recorder.links.items())},
         "definitions": DEFINITIONS,
     }
+
+
+def _known(values: Iterable[float | None]) -> np.ndarray:
+    return np.array([value for value in values if value is not None], np.float64)
 
 
 def _ratio(count: float | None, total: float) -> float | None:

@@ -5,7 +5,7 @@ and the requests, with a track for each sequence that shows what it was doing an
 came. The format is the "Trace Event Format" of Chromium's tracing project.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,27 @@ Event = dict[str, Any]
 
 
 def write_trace(path: str | Path, recorder: Recorder) -> None:
-    """Write what `recorder` holds to `path`, as JSON; the folder is made where it is missing."""
+    """Write what `recorder` holds to `path`, as JSON; the folder is made where it is missing.
+
+    An event is written as soon as it is made: all of them would take some hundred times the memory
+    of the moments that they show.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    trace = {
-        "traceEvents": trace_events(recorder.requests(), recorder.spans()),
-        "displayTimeUnit": "ms",
-    }
-    Path(path).write_text(dumps(trace))
+    with Path(path).open("w", encoding="utf-8") as file:
+        file.write('{"displayTimeUnit": "ms", "traceEvents": [')
+        for number, event in enumerate(_events(recorder.requests(), recorder.spans())):
+            file.write((",\n" if number else "\n") + dumps(event))
+        file.write("\n]}\n")
 
 
 def trace_events(requests: Iterable[RequestMetrics], spans: Iterable[Span]) -> list[Event]:
     """The events of a run; `ts` and `dur` in microseconds of the run's clock."""
-    events = [_process_name(ENGINES, "engines"), _process_name(REQUESTS, "requests")]
+    return list(_events(requests, spans))
+
+
+def _events(requests: Iterable[RequestMetrics], spans: Iterable[Span]) -> Iterator[Event]:
+    yield _process_name(ENGINES, "engines")
+    yield _process_name(REQUESTS, "requests")
     by_track: dict[str, list[Span]] = {}
     for span in spans:
         by_track.setdefault(span.track, []).append(span)
@@ -52,12 +61,11 @@ def trace_events(requests: Iterable[RequestMetrics], spans: Iterable[Span]) -> l
         lanes = _lanes(its_spans) if track.startswith("transfer/") else [_in_turn(its_spans)]
         for lane in lanes:
             thread += 1
-            events.append(_thread_name(ENGINES, thread, track))
-            events += [_slice(ENGINES, thread, span) for span in lane]
+            yield _thread_name(ENGINES, thread, track)
+            yield from (_slice(ENGINES, thread, span) for span in lane)
     for thread, metrics in enumerate(requests, start=1):
-        events.append(_thread_name(REQUESTS, thread, metrics.id))
-        events += _life(thread, metrics)
-    return events
+        yield _thread_name(REQUESTS, thread, metrics.id)
+        yield from _life(thread, metrics)
 
 
 def _life(thread: int, metrics: RequestMetrics) -> list[Event]:

@@ -1,6 +1,7 @@
 """Metrics of hand-made runs, whose numbers can be checked by eye."""
 
 import json
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -204,14 +205,34 @@ def test_only_the_newest_are_kept_but_totals_are_whole():
     for number in range(5):
         seq = a_sequence(str(number), arrival=float(number))
         script.at(number, seq, "arrived", "finished")
+    for number in range(50):
         script.recorder.span("prefill/0", "step", number, number + 1)
     assert [metrics.id for metrics in script.recorder.requests()] == ["3#0", "4#0"]
-    assert len(script.recorder.spans()) == 2
-    assert script.recorder.engines["prefill/0"].steps == 5
+    assert [span.start for span in script.recorder.spans()] == list(range(30, 50))
+    assert script.recorder.engines["prefill/0"].steps == 50
     script.recorder.clear()
     assert script.recorder.requests() == []
     assert script.recorder.spans() == []
     assert script.recorder.engines == {}
+
+
+def test_long_answers_leave_room_for_fewer():
+    """A moment of a token takes 8 bytes, and there is a bound of them."""
+    script = Script(keep=3)
+    for number in range(4):
+        seq = a_sequence(str(number), arrival=float(number))
+        for _ in range(1400):
+            script.recorder.token(seq, 1.0)
+        script.at(number, seq, "arrived", "finished")
+    kept = script.recorder.requests()
+    assert [metrics.id for metrics in kept] == ["2#0", "3#0"]
+    assert all(isinstance(metrics.token_times, array) for metrics in kept)
+
+
+def test_to_ask_for_somebody_unknown_keeps_nothing():
+    script = Script()
+    assert script.recorder.request(a_sequence()).token_times == array("d")
+    assert not script.recorder._live
 
 
 def test_phases_fill_the_life_of_a_request():
