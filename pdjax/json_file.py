@@ -81,10 +81,10 @@ def failures_named(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
     except BaseException as error:
-        raise ValueError(f"{what} ({one_line(error)})") from error
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{what} ({one_line(error)})") from error
+        raise
 
 
 def one_line(error: BaseException) -> str:

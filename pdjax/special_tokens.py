@@ -184,8 +184,11 @@ class SpecialTokens:
             self._values[name] = value
         self._take_mapping()
 
-    def _extra_values(self) -> list[Any]:
-        return list(self._values.get(_EXTRA) or [])
+    def _extra_values(self, name: str = _EXTRA) -> list[Any]:
+        extra = self._values.get(name)
+        if extra is not None and not isinstance(extra, list):
+            raise ValueError(f"{self._where}: {name}={shown(extra)}: must be a list of tokens")
+        return list(extra or ())
 
     def _list(self, path: Path, name: str, index: Any, token: Any) -> None:
         place = int(index) if isinstance(index, str) and index.isdecimal() else index
@@ -214,10 +217,8 @@ class SpecialTokens:
         return named
 
     def _read_extra(self) -> list[Token]:
-        extra = self._values.get(_EXTRA, self._values.get(_ADDITIONAL))
-        if extra is not None and not isinstance(extra, list | tuple):
-            raise ValueError(f"{self._where}: {_EXTRA}={shown(extra)}: must be a list of tokens")
-        return [_token(self._where, _EXTRA, token) for token in extra or ()]
+        extra = self._extra_values(_EXTRA if _EXTRA in self._values else _ADDITIONAL)
+        return [_token(self._where, _EXTRA, token) for token in extra]
 
 
 def _is_custom(name: str) -> bool:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Backend
 
 from pdjax.detokenizer import Detokenizer
-from pdjax.tokenizer import Tokenizer
+from pdjax.tokenizer import NoTokenizer, Tokenizer
 from tests.unit.tiny_gguf import write_gguf
+from tests.unit.tiny_tokenizer import BYTES, USER, write_directory
 
 TEXTS = [
     "low lower lowest",
@@ -21,8 +20,6 @@ TEXTS = [
     "don't\r\nI'LL",
     "",
 ]
-BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
-USER = [{"role": "user", "content": "hi"}]
 
 
 def byte_level_metadata(pre: str = "smollm", **changes: Any) -> dict[str, Any]:
@@ -223,21 +220,6 @@ def test_control_tokens_show_only_if_asked(byte_level: Tokenizer):
     assert [shown.push(token) for token in (low, 1, low)] == ["low", "<|end|>", "low"]
 
 
-def write_directory(path: Path, config: dict[str, Any], template: str | None = None) -> Path:
-    backend = Backend(models.BPE({byte: i for i, byte in enumerate(BYTES)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<s>", special=True)])
-    backend.enable_truncation(3)
-    backend.enable_padding(length=3)
-    path.mkdir(exist_ok=True)
-    backend.save(str(path / "tokenizer.json"))
-    (path / "tokenizer_config.json").write_text(json.dumps(config))
-    if template is not None:
-        (path / "chat_template.jinja").write_text(template)
-    return path
-
-
 def test_hugging_face_directory(tmp_path: Path):
     template = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
     config = {"bos_token": {"content": "<s>"}, "chat_template": template}
@@ -246,52 +228,6 @@ def test_hugging_face_directory(tmp_path: Path):
     ids = tokenizer.apply_chat_template(USER)
     assert ids[0] == 256
     assert tokenizer.decode(ids) == "user:hi;"  # neither truncated nor padded to 3
-
-
-def test_where_a_template_may_be(tmp_path: Path):
-    named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
-    directory = write_directory(tmp_path, {"chat_template": named})
-    assert Tokenizer.open(directory).render_chat(USER) == "d"
-    write_directory(tmp_path, {"chat_template": "old"}, template="{{ messages[0]['content'] }}!")
-    assert Tokenizer.open(directory).render_chat(USER) == "hi!"
-
-
-def test_what_templates_may_use(tmp_path: Path):
-    source = (
-        "{%- for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
-        "{{ m | tojson }}{% endfor %} {{ strftime_now('%Y') }}{{ add_generation_prompt }}"
-    )
-    directory = write_directory(tmp_path, {}, template=source)
-    tokenizer = Tokenizer.open(directory, strftime_now=lambda form: form.replace("%Y", "2000"))
-    message = {"role": "user", "content": "é"}
-    text = tokenizer.render_chat([message, message], add_generation_prompt=False)
-    assert text == '{"role": "user", "content": "é"} 2000False'
-
-
-@pytest.mark.parametrize(
-    ("template", "messages", "message"),
-    [
-        (None, USER, "no chat template"),
-        ("x", [], "at least one message"),
-        ("x", [{"role": "user"}], "'role' and 'content'"),
-        ("x", ["hi"], "'role' and 'content'"),
-        ("x", None, "messages=None: must be a list"),
-        ("x", "hi", "messages='hi': must be a list"),
-        ("x", {"role": "user", "content": "hi"}, "must be a list"),
-        ("x", [{"role": "user", "content": None}], "'role' and 'content'"),
-        ("x", [{"content": "hi"}], "'role' and 'content'"),
-        ("x", [{"role": 1, "content": "hi"}], "role=1: must be a string"),
-        ("{{ 1 / 0 }}", USER, "refuses them .division by zero"),
-        ("{{ messages + 1 }}", USER, "refuses them"),
-        ("{{ raise_exception('roles must alternate') }}", USER, "roles must alternate"),
-        ("{{ messages[0]['content'].__class__.__mro__ }}", USER, "refuses them"),
-        ("{% if %}", USER, "refuses them"),
-    ],
-)
-def test_chat_refusals(template: str | None, messages: Any, message: str, tmp_path: Path):
-    tokenizer = Tokenizer.open(write_directory(tmp_path, {}, template))
-    with pytest.raises(ValueError, match=message):
-        tokenizer.apply_chat_template(messages)
 
 
 def test_unreadable_directories(tmp_path: Path):
@@ -309,11 +245,25 @@ def test_unreadable_directories(tmp_path: Path):
         ({"chat_template": [{"name": "default"}]}, "chat_template=.*must have a name and a"),
         ({"chat_template": 3}, "chat_template=3: must be a string, or a list of named ones"),
         ({"bos_token": 3}, "bos_token=3: must be a string"),
+        ({"extra_special_tokens": 1.5}, "extra_special_tokens=1.5: must be a list of tokens"),
+        ({"additional_special_tokens": "x"}, "extra_special_tokens='x': must be a list"),
+        ({"added_tokens_decoder": []}, r"added_tokens_decoder=\[\]: must be an object"),
+        ({"added_tokens_decoder": {"1": "a"}}, "added_tokens_decoder: 'a': must be an object"),
+        ({"pad_token": {"content": "a", "lstrip": 1}}, "pad_token: lstrip=1; allowed: true or"),
+        ({"legacy": "yes"}, "legacy='yes': must be true or false"),
+        ({"tokenizer_class": 3}, "tokenizer_class=3: must be a string"),
     ],
 )
 def test_malformed_companions(config: dict[str, Any], message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {message}"):
         Tokenizer.open(write_directory(tmp_path, config))
+
+
+def test_extra_tokens_of_two_files_must_both_be_lists(tmp_path: Path):
+    directory = write_directory(tmp_path, {"extra_special_tokens": 1.5})
+    (directory / "special_tokens_map.json").write_text('{"extra_special_tokens": ["a"]}')
+    with pytest.raises(ValueError, match=r"extra_special_tokens=.*: must be a list of tokens"):
+        Tokenizer.open(directory)
 
 
 @pytest.mark.parametrize("ids", ["x", [1, "2"], -1, True, {}])
@@ -329,3 +279,40 @@ def test_malformed_end_tokens(ids: Any, tmp_path: Path):
 def test_a_prompt_must_be_text(byte_level: Tokenizer):
     with pytest.raises(ValueError, match="prompt=None: must be a string"):
         byte_level.encode(None)  # type: ignore[arg-type]
+
+
+def test_a_token_without_an_id_is_refused_by_file(tmp_path: Path):
+    directory = write_directory(tmp_path, {"added_tokens_decoder": {"x": {"content": "a"}}})
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json: added_tokens_decoder: 'x' is no"
+    ):
+        Tokenizer.open(directory)
+
+
+def test_a_directory_without_a_vocabulary_is_told_from_a_broken_one(tmp_path: Path):
+    assert Tokenizer.open_if_any(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    (tmp_path / "vocab.json").write_text("{}")  # of no class that is known
+    assert Tokenizer.open_if_any(tmp_path) is None
+    with pytest.raises(
+        NoTokenizer, match=r"tokenizer\.json is missing, and vocab\.json is not read"
+    ):
+        Tokenizer.open(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a readable tokenizer") as caught:
+        Tokenizer.open_if_any(tmp_path)
+    assert not isinstance(caught.value, NoTokenizer)
+
+
+def test_a_panic_of_the_tokenizers_package_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class PanicException(BaseException):
+        """What the package raises where its Rust code panics."""
+
+    def panic(*_: object) -> str:
+        raise PanicException("index out of\nbounds")
+
+    monkeypatch.setattr(Detokenizer, "join", panic)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: decoder \(index out of bounds\)"):
+        Tokenizer.open(write_directory(tmp_path, {}))
