@@ -166,7 +166,7 @@ def _from_vocabulary(
     directory: Path, config: dict[str, Any], family: str, rules: families.Rules
 ) -> tuple[Tokenizer, SpecialTokens]:
     if not (directory / MERGES_FILE).is_file():
-        raise NoTokenizer(f"model={str(directory)!r}: {MERGES_FILE} is missing")
+        raise NoTokenizer(f"{directory}: {MERGES_FILE} is missing")
     with failures_named(f"{directory / VOCAB_FILE}: not a readable tokenizer"):
         vocab, merges = models.BPE.read_file(
             str(directory / VOCAB_FILE), str(directory / MERGES_FILE)
@@ -182,9 +182,9 @@ def _defaults(family: str | None) -> dict[str, str]:
 def _why_none(directory: Path, family: str | None) -> str:
     found = [name for name in _OTHER_VOCABULARIES if (directory / name).is_file()]
     if not found:
-        return f"model={str(directory)!r}: {TOKENIZER_FILE} is missing"
+        return f"{directory}: {TOKENIZER_FILE} is missing"
     return (
-        f"model={str(directory)!r}: {TOKENIZER_FILE} is missing, and {found[0]} is not read for "
+        f"{directory}: {TOKENIZER_FILE} is missing, and {found[0]} is not read for "
         f"tokenizer_class={family!r}; allowed: {SENTENCEPIECE_FILE}, or {VOCAB_FILE} with "
         f"{MERGES_FILE} for GPT2Tokenizer, Qwen2Tokenizer and GPTNeoXTokenizer"
     )

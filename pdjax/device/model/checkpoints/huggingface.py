@@ -14,7 +14,7 @@ from pdjax.device.model.checkpoints.hf_config import read_config, read_spec
 from pdjax.device.model.checkpoints.hf_shards import locate_tensors
 from pdjax.device.model.checkpoints.safetensors_file import DTYPES, SafetensorsFile
 from pdjax.model_spec import ModelSpec
-from pdjax.tokenizer import TOKENIZER_FILE, Tokenizer
+from pdjax.tokenizer import NoTokenizer, Tokenizer
 
 _LOG = logging.getLogger("pdjax")
 
@@ -37,16 +37,13 @@ class HuggingFaceCheckpoint:
         self._check()
         self._settle_head()
         self._tokenizer: Tokenizer | None = None
-        if (directory / TOKENIZER_FILE).is_file():
+        try:
             self._tokenizer = Tokenizer.open(directory)
+        except NoTokenizer as none:
+            _LOG.warning("%s; prompts must be token ids, answers have no text", none)
+        else:
             ends = self._tokenizer.eos_token_ids  # the files' ids, and those that texts give
             self._spec = replace(self._spec, eos_token_ids=ends)
-        else:
-            _LOG.warning(
-                "%s: %s is missing; prompts must be token ids, answers have no text",
-                directory,
-                TOKENIZER_FILE,
-            )
 
     @property
     def spec(self) -> ModelSpec:

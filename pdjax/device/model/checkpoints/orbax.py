@@ -28,7 +28,7 @@ from tqdm import tqdm
 from pdjax.device.model.checkpoints.api import ALL, Checkpoint, check_tensors, tensor_shapes
 from pdjax.json_file import read_json
 from pdjax.model_spec import ModelSpec, RopeSpec
-from pdjax.tokenizer import TOKENIZER_FILE, Tokenizer
+from pdjax.tokenizer import Tokenizer
 
 SPEC_FILE = "model_spec.json"
 WEIGHTS_FOLDER = "weights"
@@ -71,9 +71,7 @@ class OrbaxCheckpoint:
         return self._spec
 
     def tokenizer(self) -> Tokenizer | None:
-        if not (self._directory / TOKENIZER_FILE).is_file():
-            return None
-        return Tokenizer.open(self._directory)
+        return Tokenizer.open_if_any(self._directory)
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """See `Checkpoint.read`; in the element type that `convert` wrote."""
