@@ -254,9 +254,9 @@ class Sequence:
       cached_tokens: prompt tokens whose KV was reused instead of computed.
       finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
         id; `error`: why.
-      settled: tokens of `output` of which everything is known that comes with a token: its
-        log-probabilities, its text, whether it is the last. Fewer than `output` has only within
-        the turn that adds one, or for ever if that turn was broken off.
+      settled: tokens of `output` of which all is known that comes with a token: its
+        log-probabilities, its text, that it is not the last. Fewer than `output` has only while
+        one is being added, or for ever if the turn was broken off then.
       done: whether it has come to its end: no move leads on from its state.
     """
 

@@ -214,11 +214,12 @@ class Roster:
                     sequence.logprobs.append(logprobs_of(sampled, row, wanted))
                 self._recorder.token(sequence, moment)
                 end = ending(sequence, token, self._end_token_ids)
-                sequence.settled += 1
             except Exception as error:
                 self.fail(sequence, error)
             else:
-                if end is not None:
+                if end is None:
+                    sequence.settled += 1
+                else:
                     sequence.stop_reason = end.stop_reason
                     self.end(sequence, State.FINISHED, end.finish_reason)
                     finished.append(sequence)

@@ -7,6 +7,7 @@ import pytest
 
 from pdjax.engine_api import IDLE_ROW
 from pdjax.host import shipping
+from pdjax.host.coordinator import Coordinator
 from pdjax.host.decoding import Decoding
 from pdjax.host.handoff import Handoff, Part
 from pdjax.host.member import Member
@@ -148,6 +149,11 @@ def penalties_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoding, "_remember", lambda self, lane: None)
 
 
+def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who had KV in a pool that was lost goes on with the empty one."""
+    monkeypatch.setattr(Coordinator, "_notice_losses", lambda self: None)
+
+
 @pytest.mark.parametrize(
     "bug",
     [
@@ -162,6 +168,7 @@ def penalties_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         dropped_row_left_in_flight,
         evicted_pages_still_found,
         penalties_not_remembered,
+        losses_not_noticed,
     ],
 )
 def test_bugs_are_caught(bug: Patch, monkeypatch: pytest.MonkeyPatch):

@@ -1,10 +1,12 @@
 """What the coordinator does with a sequence whose work was broken off."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from experiments.hostile import interrupted_at
 from pdjax.config import HandoffConfig
 from pdjax.host.text import TextStream
 from pdjax.request import State
@@ -113,3 +115,35 @@ def test_pieces_add_up_to_the_text_however_it_ends(how, breaks):
     assert "".join(pieces) == sequence.text.text
     assert len(sequence.text.text) == (3 if breaks else 4)
     house.run()
+
+
+@pytest.mark.parametrize("how", ["abort", "run"])
+def test_an_interrupt_out_of_any_line_leaks_nothing(how):
+    """Wherever a turn or an abort is broken off, all that is left is whole: whoever has not failed
+    by it gets his exact answer, and whoever comes later does."""
+
+    def day(line: int) -> int:
+        house = deploy(stages=(2,), groups=2)
+        sequences = [house.submit(f"s{i}", prompt_len=3 + 4 * i, logprobs=1) for i in range(4)]
+        with interrupted_at(line) as seen, suppress(KeyboardInterrupt):
+            house.run_until(lambda: len(sequences[1].output) >= 3)
+            if how == "abort":
+                house.coordinator.abort("s1")
+                house.coordinator.abort("s3")
+        house.coordinator.check()
+        house.run()
+        late = house.submit("late")
+        house.run()
+        assert late.output == expected(late)
+        for sequence in sequences:
+            if sequence.state is State.FINISHED:
+                assert sequence.output == expected(sequence)
+                assert len(sequence.logprobs) == len(sequence.output)
+            else:
+                assert sequence.state in (State.FAILED, State.ABORTED)
+                assert sequence.state is State.ABORTED or sequence.error == "KeyboardInterrupt: "
+        return seen[0]
+
+    lines = day(-1)
+    for line in range(1, lines, max(1, lines // 40)):
+        day(line)
