@@ -74,9 +74,10 @@ class KVConfig:
         another, see decode.kv_dtype.
       prefix_cache: keep the pages of what has been computed, for as long as nobody needs their
         room, and reuse those of a prompt's longest known prefix.
-      memory_fraction: where a pool's `pages` are None and the device tells how much memory it has,
-        the pool takes at most this share of what the weights leave free, in (0, 1]. The rest is
-        for activations, logits and hand-offs on their way.
+      memory_fraction: where pools' `pages` are None, they take at most this share, in (0, 1], of
+        what the weights leave free on a device; on a CPU, of half of what is free on the host. The
+        rest is for activations, logits and hand-offs on their way. Nothing is known of platforms
+        that do not tell how much memory they have.
     """
 
     page_size: int = 16

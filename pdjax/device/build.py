@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from pallas_kernels.paged_attention.api import PLATFORMS
 from pdjax.config import Config
+from pdjax.config_checks import MOST_TOKENS
 from pdjax.device.compat import keep_compilations, use_virtual_cpu_devices
 from pdjax.device.dispatch import OrderedPrefillEngine, OrderedTransfer, on_threads
 from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
-from pdjax.device.kv.sizing import Room
+from pdjax.device.kv.sizing import Claim, deal_pages
 from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.device.layer_groups import choose_groups
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh, take_devices
@@ -88,16 +89,18 @@ def build_engines(
       checkpoint: where the weights are; None makes random ones.
 
     Raises:
-      ValueError: a layout that cannot work, with the reason; nothing has been loaded then. Or,
-        after that, too little memory for a pool.
+      ValueError: a layout that cannot work, or pools for which there is no memory even without
+        weights; nothing has been loaded then. Or, after that, too little memory for a pool.
     """
     for_prefill, for_decode = deal_devices(config)
     builder = _Builder(config, spec, context, checkpoint)
     if config.colocated:
-        prefilling = decoding = [builder.shared(devices) for devices in for_prefill]
+        prefilling = decoding = builder.own([builder.shared(devices) for devices in for_prefill])
     else:
-        prefilling = [builder.source(devices) for devices in for_prefill]
-        decoding = [builder.target(devices) for devices in for_decode]
+        sources = [builder.source(devices) for devices in for_prefill]
+        targets = [builder.target(devices) for devices in for_decode]
+        owned = builder.own(sources, targets)
+        prefilling, decoding = owned[: len(sources)], owned[len(sources) :]
     transfer = DeviceTransfer(_ends(prefilling, decoding), config.handoff.wire_dtype)
     groups = choose_groups(config, spec, transfer, prefilling[0][0])
     prefill = [builder.prefill_engine(*each, groups) for each in prefilling]
@@ -151,41 +154,55 @@ class _Builder:
         self._prefill_pages = p.pages or self._whole_contexts(self._prefill_layout, p.max_sequences)
         self._decode_pages = d.pages or self._whole_contexts(self._decode_layout, d.rows)
 
-    def source(self, devices: Sequence[jax.Device]) -> Owned:
-        """Pool and weights of a prefill engine."""
-        field = None if self._config.prefill.pages else "prefill.pages"
-        return self._own(devices, self._prefill_layout, PREFILL_RULES, field, self._prefill_pages)
+    def source(self, devices: Sequence[jax.Device]) -> Claim:
+        """The pool of a prefill engine."""
+        fixed = self._config.prefill.pages is not None
+        return self._claim(
+            "prefill.pages", fixed, self._prefill_pages, self._prefill_layout, devices
+        )
 
-    def target(self, devices: Sequence[jax.Device]) -> Owned:
-        """Pool and weights of a decode engine."""
-        field = None if self._config.decode.pages else "decode.pages"
-        return self._own(devices, self._decode_layout, DECODE_RULES, field, self._decode_pages)
+    def target(self, devices: Sequence[jax.Device]) -> Claim:
+        """The pool of a decode engine."""
+        fixed = self._config.decode.pages is not None
+        return self._claim("decode.pages", fixed, self._decode_pages, self._decode_layout, devices)
 
-    def shared(self, devices: Sequence[jax.Device]) -> Owned:
-        """Pool and weights of both ends at once, with the pages of both and one null page."""
+    def shared(self, devices: Sequence[jax.Device]) -> Claim:
+        """The pool of both ends at once, with the pages of both and one null page."""
         sides = {"prefill.pages": self._config.prefill.pages}
         sides["decode.pages"] = self._config.decode.pages
-        field = " and ".join(name for name, pages in sides.items() if not pages) or None
+        left_open = [name for name, pages in sides.items() if not pages]
+        field = " and ".join(left_open or sides)
         pages = self._prefill_pages + self._decode_pages - 1
-        return self._own(devices, self._prefill_layout, PREFILL_RULES, field, pages)
+        return self._claim(field, not left_open, pages, self._prefill_layout, devices)
 
-    def _own(
+    def own(self, sources: Sequence[Claim], targets: Sequence[Claim] = ()) -> list[Owned]:
+        """Load the weights of all engines, then lay out their pools in what memory is left: those
+        of several engines may share a device, or the memory of the host."""
+        claims, fraction = [*sources, *targets], self._config.kv.memory_fraction
+        deal_pages(claims, fraction)  # what fits not even without weights is refused at once
+        rules = [PREFILL_RULES] * len(sources) + [DECODE_RULES] * len(targets)
+        meshes = [make_mesh(each.devices, each.layout.stages, each.layout.tp) for each in claims]
+        weights = [
+            self._weights(mesh, its_rules, claim.layout)
+            for mesh, its_rules, claim in zip(meshes, rules, claims, strict=True)
+        ]
+        # Whatever else loading took must be free again, or it would be missing for good.
+        jax.block_until_ready(weights)
+        pages = deal_pages(claims, fraction)
+        return [
+            (PoolOwner(claims[i].layout, pages[i], meshes[i], rules[i]), weights[i])
+            for i in range(len(claims))
+        ]
+
+    def _claim(
         self,
-        devices: Sequence[jax.Device],
-        layout: KVLayout,
-        rules: Rules,
-        field: str | None,
+        field: str,
+        fixed: bool,
         pages: int,
-    ) -> Owned:
-        """Load the weights, then lay out `pages` pages, or fewer where `field` leaves it open."""
-        mesh = make_mesh(devices, layout.stages, layout.tp)
-        params = self._weights(mesh, rules, layout)
-        if field is not None:
-            # Whatever else loading took must be free again, or it would be missing for good.
-            jax.block_until_ready(params)
-            room = Room(field, self._config.kv.memory_fraction, layout, self._context)
-            pages = room.limit(pages, devices)
-        return PoolOwner(layout, pages, mesh, rules), params
+        layout: KVLayout,
+        devices: Sequence[jax.Device],
+    ) -> Claim:
+        return Claim(field, fixed, pages, layout, self._context, devices)
 
     def prefill_engine(self, pool: PoolOwner, params: Params, groups: int) -> JaxPrefillEngine:
         """A prefill engine of a pool, whose steps are cut into `groups` layer groups."""
@@ -210,8 +227,10 @@ class _Builder:
         )
 
     def _whole_contexts(self, layout: KVLayout, sequences: int) -> int:
-        """Pages for so many sequences of the longest kind, and the null page."""
-        return 1 + sequences * layout.pages_for(self._context)
+        """Pages for so many sequences of the longest kind, and the null page; at most as many as
+        have slots that 32 bits can count."""
+        wanted = 1 + sequences * layout.pages_for(self._context)
+        return min(wanted, (2 * MOST_TOKENS - 1) // layout.page_size)
 
     def _layout(self, stages: int, tp: int, page_size: int, dtype: str) -> KVLayout:
         return KVLayout(
