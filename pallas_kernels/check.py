@@ -4,7 +4,8 @@
 
 One line a case and implementation: the largest error in units of the largest expected number.
 Inputs are fresh random numbers in scattered pages, memory that must not matter is NaN, and every
-run is repeated to see the same bits again. Accelerators also run the large cases, and time them:
+run is repeated to see the same bits again. Small cases are run with poisoned neighbours, too, and
+whoever is none of them must not lose a bit. Accelerators also run the large cases, and time them:
 one call inside a compiled loop, and the rate at which it read KV, computed, or moved what it must.
 """
 
@@ -33,6 +34,7 @@ from pallas_kernels.paged_attention import api as paged_api
 from pallas_kernels.paged_attention import append_cases
 from pallas_kernels.paged_attention import cases as paged_cases
 from pallas_kernels.paged_attention.cases import Pool, decoded
+from pallas_kernels.poison import VALUES, fault
 from pallas_kernels.prefill_attention import api as prefill_api
 from pallas_kernels.prefill_attention import cases as prefill_cases
 from pallas_kernels.product import add_cases as add_product_cases
@@ -289,15 +291,31 @@ class Check:
         same = all(same_bits(run(), out) for _ in range(_RUNS - 1))
         error = self.subject.error(inputs, out)
         limit = self.subject.limits[self.case.dtype]
-        verdict = "ok" if error <= limit and same else "WRONG"
+        large = self.case in self.subject.cases.LARGE_CASES
+        faults = [] if large or not same else self.faults(inputs, compiled, out)
+        verdict = "ok" if error <= limit and same and not faults else "WRONG"
         line = (
             f"{verdict}  error {error:.1e} of {limit:.1e}, {'same bits' if same else 'BITS DIFFER'}"
         )
-        if self.case in self.subject.cases.LARGE_CASES:  # small ones tell nothing of speed
+        line += "".join(f", {each}" for each in faults)
+        if large:  # small ones tell nothing of speed
             seconds = seconds_per_call(self.subject, call, operands)
             amount, unit = self.case.work
             line += f", {seconds * 1e6:.0f} us, {amount / seconds / 1e9:.1f} G{unit}/s"
         return verdict == "ok", line
+
+    def faults(
+        self, inputs: Any, run: Callable[..., Any], out: Any, values: Mapping[str, float] = VALUES
+    ) -> list[str]:
+        """What is wrong beside poisoned neighbours, where `run` makes `out` of the inputs."""
+        found = []
+        for name, value in values.items():
+            poisoned = self.subject.cases.poisoned(inputs, value)
+            operands = jax.tree.map(jax.numpy.asarray, poisoned.operands)
+            outputs = jax.tree.map(np.asarray, run(*operands))
+            wrong = fault(value, out, poisoned, outputs, same_bits)
+            found += [] if wrong is None else [f"{wrong} BESIDE {name}"]
+        return found
 
 
 def seconds_per_call(

@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.poison import Poisoned, poisoned_rows
+
 
 @dataclass(frozen=True)
 class Case:
@@ -59,6 +61,11 @@ def make_inputs(case: Case, seed: int) -> Inputs:
         for _ in range(2)
     )
     return Inputs(case, x, y)
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some tokens are poisoned."""
+    return poisoned_rows(inputs.operands, value, places=(0, 1))
 
 
 CASES = (

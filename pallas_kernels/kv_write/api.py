@@ -45,6 +45,10 @@ def rope_and_write(
     donated; no other memory of theirs changes. Within `jax.shard_map`, KV heads may be split; the
     map must be made with `check_vma=False`.
 
+    What is written is `pallas_kernels.finite.guarded`, or where pages have scales says the same of
+    a token and KV head as a whole: V is finite, and where K or V was not, K has NaN in it. A token
+    changes no other token's numbers, whatever it holds.
+
     Args:
       qkv: [T, K, J, H] with J = G + 2; of each KV head the G query heads, then K, then V.
       scale: f32[T].

@@ -1,13 +1,17 @@
 """The shapes at which rope_and_write is tested and timed, with hostile inputs and answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.naive import normal
+from pallas_kernels.paged_attention.cases import decoded
+from pallas_kernels.poison import Poisoned, some
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,55 @@ def make_inputs(case: Case, seed: int) -> Inputs:
         v_pages=normals(*pool, dtype=dtype),
         slot_mapping=slot_mapping.astype(np.int32),
     )
+
+
+def poison_token(qkv: np.ndarray, value: float, turn: int) -> None:
+    """Spoils qkv [K, J, H] of one token: all of it, a number of K in each head, or one of V."""
+    at = (7 * turn) % qkv.shape[-1]
+    match turn % 3:
+        case 0:
+            qkv[...] = value
+        case 1:
+            qkv[:, -2, at] = value
+        case _:
+            qkv[:, -1, at] = value
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some tokens are poisoned."""
+    which = some(len(inputs.qkv)) & inputs.real
+    qkv = inputs.qkv.copy()
+    for turn, token in enumerate(np.flatnonzero(which)):
+        poison_token(qkv[token], value, turn)
+    _, *operands = inputs.operands
+    spared = pools_without(inputs, which)
+    return Poisoned(
+        (qkv, *operands),
+        spared=lambda out: (out[0][inputs.real & ~which], spared(out[1:])),
+        spoiled=lambda out: [],
+        sound=lambda out: pages_are_sound(inputs, which, value, out[1:]),
+    )
+
+
+def pools_without(inputs: Inputs, which: np.ndarray) -> Callable[[Any], Any]:
+    """Of pools, what neither the tokens `which` bool[T] nor padding write to."""
+    page, position = np.divmod(inputs.slot_mapping[which], inputs.case.page_size)
+
+    def without(pool: np.ndarray) -> np.ndarray:
+        pool = pool.copy()
+        pool[:, page, position] = 0
+        pool[:, 0] = 0
+        return pool
+
+    return lambda pools: jax.tree.map(without, pools)
+
+
+def pages_are_sound(inputs: Inputs, which: np.ndarray, value: float, pools: Any) -> bool:
+    """Whether what the tokens `which` bool[T] have written is as `pallas_kernels.finite` says: all
+    of V is finite, and each KV head of K is not, if the poison is not."""
+    at = np.divmod(inputs.slot_mapping[which], inputs.case.page_size)
+    k, v = (np.isfinite(decoded(pool, *at)) for pool in pools)
+    return bool(v.all()) and (np.isfinite(value) or not k.all(axis=-1).any())
 
 
 _CHUNKS = ((0, 40), (16, 1), (13, 3), (60, 64), (5, 0), (31, 2))

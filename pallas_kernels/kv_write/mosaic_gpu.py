@@ -19,6 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.finite import finite_below, guarded
 from pallas_kernels.hopper import ROWS, spread
 
 _RUN = 8  # tokens of one copy to a page
@@ -163,33 +164,36 @@ def _body(
     angles = [plgpu.load(ref.at[tokens], layout=wide, optimized=False) for ref in (cos, sin)]
     factor = plgpu.load(scale.at[tokens], layout=wide.reduce(1), optimized=False)
 
-    def turned(i: int, *, rotate: bool) -> list[tuple[int, jax.Array]]:
-        """First column and float32[64, H/2] of each half of a row, once it has arrived."""
-        plgpu.barrier_wait(arrived.at[i])
-        a, b = (
-            _scaled(
-                loaded.at[i, :, pl.ds(at, half)],
-                factor,
-                [x.at[head, first + i, pl.ds(at, half)] for x in bias],
-            )
-            for at in (0, half)
-        )
-        if rotate:
-            a, b = a * angles[0] - b * angles[1], b * angles[0] + a * angles[1]
+    def scaled(i: int, at: int) -> jax.Array:
+        """float32[64, H/2] of a row that has arrived, from a column on."""
+        columns = pl.ds(at, half)
+        shift = [x.at[head, first + i, columns] for x in bias]
+        return _scaled(loaded.at[i, :, columns], factor, shift)
+
+    def turned(i: int) -> list[tuple[int, jax.Array]]:
+        """First column and float32[64, H/2] of each half of a row that has arrived, rotated."""
+        a, b = scaled(i, 0), scaled(i, half)
+        a, b = a * angles[0] - b * angles[1], b * angles[0] + a * angles[1]
         return [(0, a), (half, b)]
 
     @pl.when(part == 0)
     def _() -> None:
+        below = finite_below(new.dtype)
+        plgpu.barrier_wait(arrived.at[0])
+        plgpu.barrier_wait(arrived.at[1])
+        for at, k in turned(0):
+            k, v = guarded(k, scaled(1, at), below)
+            _put(new.at[0], at, k)
+            _put(new.at[1], at, v)
+        plgpu.commit_smem()
         for i, pages in enumerate((k_pages, v_pages)):
-            for at, x in turned(i, rotate=i == 0):
-                _put(new.at[i], at, x)
-            plgpu.commit_smem()
             _store(plan, new.at[i], pages.at[head], start, slots, runs)
 
     @pl.when(part > 0)
     def _() -> None:
         for i in range(_HELD):
-            for at, x in turned(i, rotate=True):
+            plgpu.barrier_wait(arrived.at[i])
+            for at, x in turned(i):
                 loaded[i, :, pl.ds(at, half)] = x.astype(loaded.dtype)
             plgpu.commit_smem()
 

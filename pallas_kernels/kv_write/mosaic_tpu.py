@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.finite import finite_below, guarded
 from pallas_kernels.tpu_tiles import LANES, pages_refusal, tile_rows
 
 _BUFFER_BYTES = 4 << 20  # of VMEM, for tiles, and as much for qkv and q; it holds 16 MiB at least
@@ -230,7 +231,8 @@ def _write_block(
             _insert(plan, new, token, lax.rem(slot, plan.tile), length_ref[start + token], tile)
 
     each_tile(lambda there, here, done: pltpu.make_async_copy(there, here, done).start())
-    _rotate_block(plan, qkv_ref, scale_ref, bias_ref, cos_ref, sin_ref, q_ref, k_new, v_new)
+    below = finite_below(k_ref.dtype)
+    _rotate_block(plan, qkv_ref, scale_ref, bias_ref, cos_ref, sin_ref, q_ref, k_new, v_new, below)
     each_tile(lambda there, here, done: pltpu.make_async_copy(there, here, done).wait())
     each_run(insert)
     each_tile(lambda there, here, done: pltpu.make_async_copy(here, there, done).start())
@@ -261,22 +263,29 @@ def _rotate_block(
     q_ref: jax.Ref,
     k_new: jax.Ref,
     v_new: jax.Ref,
+    below: float,
 ) -> None:
-    """Everything but the pages; the arguments are those of _write_block."""
+    """Everything but the pages; the arguments are those of _write_block, and `finite_below` of the
+    pages' type."""
     group, head_dim, half = plan.group, plan.head_dim, plan.head_dim // 2
     scale, cos, sin = scale_ref[...], cos_ref[...], sin_ref[...]
     inner = pl.ds(plan.tile, plan.block)
-    for head, row in product(range(plan.kv_heads), range(group + 2)):
+
+    def scaled(head: int, row: int) -> jax.Array:
         at = _columns(head * (group + 2) + row, head_dim)
-        x = qkv_ref[:, at].astype(jnp.float32) * scale + bias_ref[:, at].astype(jnp.float32)
-        if row <= group:
-            a, b = x[:, :half], x[:, half:]
-            x = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1)
+        return qkv_ref[:, at].astype(jnp.float32) * scale + bias_ref[:, at].astype(jnp.float32)
+
+    for head, row in product(range(plan.kv_heads), range(group + 1)):
+        x = scaled(head, row)
+        a, b = x[:, :half], x[:, half:]
+        x = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1)
         if row < group:
             q_ref[:, _columns(head * group + row, head_dim)] = x.astype(q_ref.dtype)
             continue
-        for piece, columns in enumerate(jnp.split(x, head_dim // plan.piece, axis=1)):
-            (k_new if row == group else v_new)[piece, head, inner] = columns
+        k, v = guarded(x, scaled(head, group + 1), below)
+        for new, values in ((k_new, k), (v_new, v)):
+            for piece, columns in enumerate(jnp.split(values, head_dim // plan.piece, axis=1)):
+                new[piece, head, inner] = columns
 
 
 def _columns(i: int, width: int) -> Any:

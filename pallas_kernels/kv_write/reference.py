@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.finite import finite_below, guarded
 from pallas_kernels.quantised import Pages, QuantisedPages, elements_of, encode
 
 
@@ -23,8 +24,10 @@ def rope_and_write(
         x += bias.astype(jnp.float32)
     rotated = _rotate(x[:, :, :-1], cos[:, None, None], sin[:, None, None])
     q = rotated[:, :, :-1].astype(qkv.dtype).reshape(tokens, kv_heads * (rows - 2), head_dim)
-    k_pages = _write(k_pages, rotated[:, :, -1], slot_mapping)
-    return q, k_pages, _write(v_pages, x[:, :, -1], slot_mapping)
+    scaled = isinstance(k_pages, QuantisedPages)
+    below = finite_below(jnp.float32 if scaled else elements_of(k_pages).dtype)
+    k, v = guarded(rotated[:, :, -1], x[:, :, -1], below)
+    return q, _write(k_pages, k, slot_mapping), _write(v_pages, v, slot_mapping)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.naive import normal
+from pallas_kernels.poison import Poisoned, some
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,19 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     dtype = jnp.dtype(case.dtype)
     arrays = tuple(normal(rng, shape, lambda x: x.astype(dtype)) for _ in range(case.arrays))
     return Inputs(case, arrays, ids.astype(np.int32))
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some pages are poisoned."""
+    which = some(len(inputs.page_ids)) & (inputs.page_ids != 0)
+    arrays = tuple(array.copy() for array in inputs.arrays)
+    for array in arrays:
+        array[:, inputs.page_ids[which]] = value
+    return Poisoned(
+        (arrays, inputs.page_ids),
+        spared=lambda out: out[:, ~which],
+        spoiled=lambda out: [out[:, which].swapaxes(0, 1)],
+    )
 
 
 CASES = (

@@ -9,6 +9,7 @@ import numpy as np
 from pallas_kernels.naive import normal
 from pallas_kernels.page_copy import cases
 from pallas_kernels.page_copy.cases import LARGE_CASES, Case
+from pallas_kernels.poison import Poisoned, some
 
 __all__ = ["CASES", "LARGE_CASES", "Case", "Inputs", "make_inputs"]
 
@@ -46,3 +47,16 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     pages = normal(rng, shape, lambda x: x.astype(inputs.arrays[0].dtype))
     pages[:, inputs.page_ids == 0] = np.nan
     return Inputs(inputs.arrays, pages, inputs.page_ids)
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some of the new pages are poisoned."""
+    which = some(len(inputs.page_ids)) & (inputs.page_ids != 0)
+    pages, ids = inputs.pages.copy(), inputs.page_ids[which]
+    pages[:, which] = value
+    return Poisoned(
+        (inputs.arrays, pages, inputs.page_ids),
+        # What the null page holds is left open.
+        spared=lambda pools: [np.delete(pool, [0, *ids], axis=1) for pool in pools],
+        spoiled=lambda pools: [pool[:, ids].swapaxes(0, 1) for pool in pools],
+    )

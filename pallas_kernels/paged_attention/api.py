@@ -49,8 +49,9 @@ def paged_attention(
     """softmax(scale * q k^T) v of every row over the first `kv_lens` tokens of its pages.
 
     Products and sums are taken in float32. Memory that no row reads, past `kv_lens` in a page or in
-    pages that no table names, may hold anything, NaN included. Within `jax.shard_map`, heads may be
-    split; the map must be made with `check_vma=False`.
+    pages that no table names, may hold anything, NaN included. A row's result depends on its own
+    tokens alone; it is not finite where K or V of any of them is not. Within `jax.shard_map`, heads
+    may be split; the map must be made with `check_vma=False`.
 
     Args:
       q: [B, N, H], the query of each row's newest token, whose K and V are in the pages already.
@@ -109,7 +110,8 @@ def append_attention(
     implementation: str | None = None,
 ) -> tuple[jax.Array, Pages, Pages]:
     """Decode's whole attention: `rope_and_write` of each row's newest token, the one at position
-    `kv_lens - 1`, and `paged_attention` of its query over the row.
+    `kv_lens - 1`, and `paged_attention` of its query over the row. Where K or V of that token is
+    not finite, neither is the row's result, and pages hold what `pallas_kernels.finite` says.
 
     Args:
       qkv: [B, K, G + 2, H]; of each KV head the G query heads, then K, then V, as they leave the

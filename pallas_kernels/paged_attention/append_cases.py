@@ -10,6 +10,7 @@ import numpy as np
 from pallas_kernels.kv_write import cases as write_cases
 from pallas_kernels.paged_attention import cases as paged_cases
 from pallas_kernels.paged_attention.cases import CASES, LARGE_CASES, Case, Pool
+from pallas_kernels.poison import Poisoned, some
 from pallas_kernels.quantised import QuantisedPages
 
 __all__ = ["CASES", "LARGE_CASES", "Case", "Inputs", "make_inputs"]
@@ -82,6 +83,23 @@ def make_inputs(case: Case, seed: int) -> Inputs:
         slot_mapping=slots.astype(np.int32),
     )
     return Inputs(write, paged)
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some rows are poisoned: their newest tokens."""
+    lens = inputs.paged.kv_lens
+    which = some(len(lens)) & (lens > 0)
+    qkv = inputs.write.qkv.copy()
+    for turn, row in enumerate(np.flatnonzero(which)):
+        write_cases.poison_token(qkv[row], value, turn)
+    _, *operands = inputs.operands
+    spared = write_cases.pools_without(inputs.write, which)
+    return Poisoned(
+        (qkv, *operands),
+        spared=lambda out: (out[0][~which], spared(out[1:])),
+        spoiled=lambda out: [out[0][which]],
+        sound=lambda out: write_cases.pages_are_sound(inputs.write, which, value, out[1:]),
+    )
 
 
 def _elements(pool: Pool) -> np.ndarray:

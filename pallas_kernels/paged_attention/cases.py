@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.naive import naive_attention, normal
+from pallas_kernels.poison import Poisoned, some
 from pallas_kernels.quantised import LIMITS, QuantisedPages
 
 
@@ -147,6 +148,26 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     q = rng.standard_normal((rows, heads, case.head_dim), np.float32).astype(dtype)
     lens = np.asarray(case.kv_lens, np.int32)
     return Inputs(case, q, pool(), pool(), page_table, lens)
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some rows are poisoned: their queries, and all of their pages."""
+    which = some(len(inputs.kv_lens)) & (inputs.kv_lens > 0)
+    lists = zip(inputs.page_table[which], inputs.kv_lens[which], strict=True)
+    pages = [page for table, kv_len in lists for page in table[: inputs.case.pages_of(kv_len)]]
+    q, k_pages, v_pages = inputs.q.copy(), *map(_copy, (inputs.k_pages, inputs.v_pages))
+    q[which] = value
+    for pool in (k_pages, v_pages):
+        (pool.scales if isinstance(pool, QuantisedPages) else pool)[:, pages] = value
+    return Poisoned(
+        (q, k_pages, v_pages, inputs.page_table, inputs.kv_lens),
+        spared=lambda out: out[~which],
+        spoiled=lambda out: [out[which]],
+    )
+
+
+def _copy(pool: Pool) -> Any:
+    return QuantisedPages(*map(np.copy, pool)) if isinstance(pool, QuantisedPages) else pool.copy()
 
 
 def _scaled(

@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.finite import finite_below
 from pallas_kernels.hopper import ROWS, iota, spread
 from pallas_kernels.paged_attention.mosaic_gpu_plan import Plan
 from pallas_kernels.paged_attention.mosaic_gpu_work import Place, Refs, Turn, Work, each_work, place
@@ -27,6 +28,8 @@ class Rows:
       tile: [64, H], which takes the rows as a product does, if they are wanted so.
       new: int8[64, _, H], of which the quantised K and V become rows.
       new_scales: f32[64], of the same rows.
+      poison: f32[64], how many numbers of a row are not finite as pages hold them; of pages that
+        are not quantised.
     """
 
     def __init__(
@@ -40,15 +43,16 @@ class Rows:
         tile: Any = None,
         new: Any = None,
         new_scales: Any = None,
+        poison: Any = None,
     ) -> None:
         self._plan, self._refs = plan, refs
         self._rows, self._full, self._angles, self._tile = rows, rows_full, angles, tile
-        self._new, self.new_scales = new, new_scales
+        self._new, self.new_scales, self._poison = new, new_scales, poison
 
     @classmethod
     def take(cls, plan: Plan, refs: Refs, scratch: dict[str, Any], tile: Any = None) -> "Rows":
         """Those whose shared memory and barriers leave `scratch`."""
-        names = ("rows", "rows_full", "angles", "new", "new_scales")
+        names = ("rows", "rows_full", "angles", "new", "new_scales", "poison")
         return cls(
             plan, refs, tile=tile, **{name: scratch.pop(name) for name in names if name in scratch}
         )
@@ -71,6 +75,8 @@ class Rows:
             each = max(1, 128 // plan.head_dim)
             scratch["new"] = plgpu.SMEM((ROWS, each, plan.head_dim), jnp.int8)
             scratch["new_scales"] = plgpu.SMEM((ROWS,), jnp.float32)
+        elif plan.append:
+            scratch["poison"] = plgpu.SMEM((ROWS,), jnp.float32)
         return scratch
 
     def each(self, do: Callable[[Work, jax.Array, Any], None]) -> None:
@@ -149,10 +155,28 @@ class Rows:
         # With a tile nobody reads them but `store_new`.
         @pl.when((work.part == 0) | jnp.bool_(self._tile is None))
         def _() -> None:
-            put(rows, 0, turned_a)
-            put(rows, half, turned_b)
+            halves = turned_a, turned_b
+            if not plan.scaled:
+                halves = self._guarded(row, *halves)
+            put(rows, 0, halves[0])
+            put(rows, half, halves[1])
 
         plgpu.commit_smem()
+
+    def _guarded(self, row: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The halves of rows, [64, H/2], as `store_new` copies them to pages: numbers that are not
+        finite are 0 in the row of V, and NaN in that of K. The rows of Q are all NaN, the first of
+        them stands in for K where V is not finite: `poison` tells. (The tile has everything as it
+        was, so that the token's own result is not finite.)"""
+        group, below = self._plan.group, finite_below(self._rows.dtype)
+        nan = jnp.full_like(a, jnp.nan)
+        instead = jnp.where(row == group + 1, jnp.zeros_like(a), nan)
+        is_new = (row == group) | (row == group + 1)
+        finite = [jnp.abs(x) < below for x in (a, b)]
+        counts = [jnp.where(x, jnp.zeros_like(a), jnp.ones_like(a)) for x in finite]
+        self._poison[...] = (counts[0] + counts[1]).sum(axis=1)
+        halves = [jnp.where(is_new & x, y, instead) for x, y in zip(finite, (a, b), strict=True)]
+        return halves[0], halves[1]
 
     def _rounded(
         self, is_new: jax.Array, a: jax.Array, b: jax.Array
@@ -174,20 +198,33 @@ class Rows:
         return halves[0], halves[1]
 
     def store_new(self, work: Work, rows: Any) -> None:
-        """The new K and V go to the slot of the row's newest position."""
+        """The new K and V go to the slot of the row's newest position, as `pallas_kernels.finite`
+        says of pages."""
         plan, refs = self._plan, self._refs
+        k, v = refs.rings.k, refs.rings.v
+        key, value = plan.group, plan.group + 1
 
         @pl.when((work.part == 0) & (work.kv_len > 0))
         def _() -> None:
             page = refs.table[work.row, lax.div(work.end, jnp.int32(plan.page_size))]
             offset = lax.rem(work.end, jnp.int32(plan.page_size))
-            for ring, at in ((refs.rings.k, plan.group), (refs.rings.v, plan.group + 1)):
-                target = ring.pages.at[work.head, page, pl.ds(offset, 1)]
-                if not plan.scaled:
-                    plgpu.copy_smem_to_gmem(rows.at[pl.ds(at, 1)], target)
-                    continue
+            k_target, v_target = (
+                ring.pages.at[work.head, page, pl.ds(offset, 1)] for ring in (k, v)
+            )
+            if not plan.scaled:
+                is_finite = self._poison[value] == 0.0
+                for at, copied in ((key, is_finite), (0, ~is_finite)):
+                    source = rows.at[pl.ds(at, 1)]
+                    pl.when(copied)(partial(plgpu.copy_smem_to_gmem, source, k_target))
+                plgpu.copy_smem_to_gmem(rows.at[pl.ds(value, 1)], v_target)
+                return
+            for at, target in ((key, k_target), (value, v_target)):
                 plgpu.copy_smem_to_gmem(self._new.at[at, pl.ds(0, 1)], target)
-                ring.scales[work.head, page, offset] = self.new_scales[at]
+            # Scales are finite where all numbers are. Whatever elements are, 0 makes zeros of them.
+            k_scale, v_scale = self.new_scales[key], self.new_scales[value]
+            is_finite = v_scale < jnp.inf
+            k.scales[work.head, page, offset] = jnp.where(is_finite, k_scale, jnp.nan)
+            v.scales[work.head, page, offset] = jnp.where(is_finite, v_scale, 0.0)
 
 
 def put(rows: Any, start: int, x: jax.Array) -> None:

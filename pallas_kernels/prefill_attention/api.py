@@ -46,8 +46,12 @@ def prefill_attention(
     """Causal softmax(scale * q k^T) v of every token over its own sequence's pages.
 
     The K and V of the chunk itself are in the pages already. Products and sums are taken in
-    float32. Memory that no token sees may hold anything, NaN included. Within `jax.shard_map`,
-    heads may be split; the map must be made with `check_vma=False`.
+    float32. Memory that no token sees may hold anything, NaN included. So may the pages of another
+    sequence. Within a sequence, where tokens see what is before them and not what is after, pages
+    hold what `pallas_kernels.finite` says: V is finite, and NaN in K tells of a token that is not.
+    No token's result depends on what it does not see; that of a token that sees NaN in K is not
+    finite. Within `jax.shard_map`, heads may be split; the map must be made with
+    `check_vma=False`.
 
     Args:
       q: [T, N, H], the chunks of B sequences one after another; the rest is padding.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.naive import naive_attention, normal
+from pallas_kernels.poison import Poisoned
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,37 @@ def make_inputs(case: Case, seed: int) -> Inputs:
         cu_pages=np.cumsum([0, *counts, *none]).astype(np.int32),
         cu_q_lens=np.cumsum([0, *q_lens, *none]).astype(np.int32),
         kv_lens=np.asarray([*(kv_len for _, kv_len in case.chunks), *none], np.int32),
+    )
+
+
+def poisoned(inputs: Inputs, value: float, *, raw: bool = False) -> Poisoned:
+    """Inputs of which every other sequence is poisoned, its queries and all of its pages; and of
+    all others the newer half of a chunk, whose older tokens must not feel it.
+
+    Args:
+      raw: whether V of the latter is poisoned, too, which `pallas_kernels.finite` keeps out of
+        pages.
+    """
+    case, q = inputs.case, inputs.q.copy()
+    k_pages, v_pages = inputs.k_pages.copy(), inputs.v_pages.copy()
+    which = np.zeros(len(q), bool)
+    for b, (q_len, kv_len) in enumerate(case.chunks):
+        own = inputs.kv_pages[inputs.cu_pages[b] : inputs.cu_pages[b + 1]]
+        if b % 2:
+            q[inputs.cu_q_lens[b] : inputs.cu_q_lens[b + 1]] = value
+            k_pages[:, own] = v_pages[:, own] = value
+            which[inputs.cu_q_lens[b] : inputs.cu_q_lens[b + 1]] = True
+            continue
+        newer = q_len // 2
+        page, position = np.divmod(np.arange(kv_len - newer, kv_len), case.page_size)
+        k_pages[:, own[page], position] = value if np.isfinite(value) else np.nan
+        if raw or np.isfinite(value):
+            v_pages[:, own[page], position] = value
+        which[inputs.cu_q_lens[b + 1] - newer : inputs.cu_q_lens[b + 1]] = True
+    return Poisoned(
+        (q, k_pages, v_pages, *inputs.operands[3:]),
+        spared=lambda out: out[~which],
+        spoiled=lambda out: [out[which]],
     )
 
 

@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.finite import guarded
 from pallas_kernels.online_softmax import LOWEST, MASKED
 from pallas_kernels.tpu_tiles import LANES, page_bytes, pages_refusal
 
@@ -192,8 +193,8 @@ def _fitting_tokens(q: jax.Array, k_pages: jax.Array) -> int:
 def _tile_tokens(q: jax.Array, k_pages: jax.Array) -> int:
     """A power of 2, so that a row's token is found by its bits."""
     fitting = min(_fitting_tokens(q, k_pages), _MAX_TOKENS)
-    wanted = max(len(q), _FEWEST_TOKENS)
-    return min(1 << (fitting.bit_length() - 1), 1 << (wanted - 1).bit_length())
+    wanted = 1 << (max(len(q), _FEWEST_TOKENS) - 1).bit_length()
+    return min(1 << (fitting.bit_length() - 1), wanted)
 
 
 def _block_pages(pages: jax.Array, rows: int, listed: int) -> int:
@@ -213,8 +214,7 @@ def _cuts(plan: _Plan, cu_q_lens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     tiles = jnp.arange(plan.tiles, dtype=jnp.int32) * plan.tile
     cuts = jnp.concatenate([tiles, cu_q_lens])
-    behind = plan.tiles * plan.tile
-    starts = jnp.unique(cuts, size=len(cuts) + 2, fill_value=behind)
+    starts = jnp.unique(cuts, size=len(cuts) + 2, fill_value=plan.tiles * plan.tile)
     sequence = (cu_q_lens[1:] <= starts[:, None]).sum(axis=1, dtype=jnp.int32)
     return starts, sequence
 
@@ -337,7 +337,6 @@ def _end(plan: _Plan, run: _Run, state: _State, out_ref: jax.Ref) -> None:
     for head, rows, columns in _heads(plan, state):
         total = state.total[head, rows]
         out = state.weighted[head, rows] / jnp.where(total > 0, total, 1)
-        # Older TPUs select only among 32-bit numbers.
         others = out_ref[:, columns].astype(jnp.float32)
         out_ref[:, columns] = jnp.where(ours, out, others).astype(out_ref.dtype)
 
@@ -346,9 +345,8 @@ def _heads(plan: _Plan, state: _State) -> Iterator[tuple[int, Any, Any]]:
     """Of each query head its KV head, its rows there, and its columns in the packed batch."""
     kv_heads, rows, head_dim = state.q.shape
     group = rows // plan.tile
-    for head, i in product(range(kv_heads), range(group)):
-        columns = pl.ds((head * group + i) * head_dim, head_dim)
-        yield head, pl.ds(i * plan.tile, plan.tile), columns
+    for n, (head, i) in enumerate(product(range(kv_heads), range(group))):
+        yield head, pl.ds(i * plan.tile, plan.tile), pl.ds(n * head_dim, head_dim)
 
 
 def _token(plan: _Plan, run: _Run, rows: int) -> tuple[jax.Array, jax.Array]:
@@ -372,12 +370,15 @@ def _see_block(
     if plan.sliding_window is not None:
         visible &= position - key < plan.sliding_window
 
-    @pl.when((start < run.oldest) | (run.end < end))
+    window = plan.sliding_window or run.end
+    masked = (end > run.low + run.shift + 1) | (start < run.end - window)
+
+    @pl.when(masked)
     def _() -> None:
-        # A weight of 0 does not silence a NaN, and unread memory may hold one.
-        key = start + lax.broadcasted_iota(jnp.int32, (1, plan.block, 1), 1)
-        read = (run.oldest <= key) & (key < run.end)
-        v_ref[...] = jnp.where(read, v_ref[...].astype(jnp.float32), 0).astype(v_ref.dtype)
+        # A weight of 0 silences no NaN: K gets that of V. Older TPUs select only 32-bit numbers.
+        k, v = (ref[...].astype(jnp.float32) for ref in (k_ref, v_ref))
+        k, v = guarded(k, v, jnp.inf)
+        k_ref[...], v_ref[...] = k.astype(k_ref.dtype), v.astype(v_ref.dtype)
 
     dot = partial(
         lax.dot_general,
@@ -392,8 +393,7 @@ def _see_block(
         highest = state.highest[head]
         higher = jnp.maximum(highest, scores.max(axis=1, keepdims=True))
         weights, fade = jnp.exp(scores - higher), jnp.exp(highest - higher)
-        v = v_ref[head]
-        values = dot(weights.astype(v.dtype), v, (((1,), (0,)), ((), ())))  # [G * tile, H]
+        values = dot(weights.astype(v_ref.dtype), v_ref[head], (((1,), (0,)), ((), ())))
         state.weighted[head] = state.weighted[head] * fade + values
         state.highest[head] = higher
         state.total[head] = state.total[head] * fade + weights.sum(axis=1, keepdims=True)

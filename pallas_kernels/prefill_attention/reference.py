@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.finite import guarded
 from pallas_kernels.online_softmax import (
     Running,
     attention_of,
@@ -117,10 +118,13 @@ def _attend_tile(
             visible = key <= position  # [Q, C]
             if sliding_window is not None:
                 visible &= position - key < sliding_window
-            k = gather_pages(cache.k_pages, page_ids)  # [K, C, H]
-            # A weight of 0 does not silence a NaN, and unread memory may hold one.
-            read = (start <= key) & (key < end)
-            v = jnp.where(read[:, None], gather_pages(cache.v_pages, page_ids), 0)
+            # A weight of 0 does not silence a NaN. Unread memory may hold one, and so may tokens
+            # that some queries of the tile see and others do not: then K has it instead.
+            k, v = guarded(  # [K, C, H]
+                gather_pages(cache.k_pages, page_ids),
+                gather_pages(cache.v_pages, page_ids),
+                jnp.inf,
+            )
             return see_block(seen, q, k, v, jnp.tile(visible, (group, 1)), logit_soft_cap)
 
         blocks = jnp.where(q_start < q_end, (end + block - 1) // block, 0)

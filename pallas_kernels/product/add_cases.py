@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels.poison import Poisoned, poisoned_rows
 from pallas_kernels.product import cases
 from pallas_kernels.product.cases import Case
 
@@ -48,6 +49,11 @@ def make_inputs(case: AddCase, seed: int) -> Inputs:
     x = np.random.default_rng((seed, 1)).standard_normal(shape, np.float32)
     product = cases.make_inputs(case, seed)
     return Inputs(case, x.astype(product.x.dtype), product)
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some tokens are poisoned."""
+    return poisoned_rows(inputs.operands, value, places=(0, 1))
 
 
 def _of(case: Case) -> AddCase:

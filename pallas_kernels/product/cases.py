@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.poison import Poisoned, poisoned_rows
+
 
 @dataclass(frozen=True)
 class Case:
@@ -56,6 +58,11 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     x = rng.standard_normal((case.tokens, case.depth), np.float32)
     w = rng.standard_normal((case.depth, case.columns), np.float32) * case.depth**-0.5
     return Inputs(case, x.astype(dtype), w.astype(dtype))
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some tokens are poisoned."""
+    return poisoned_rows(inputs.operands, value)
 
 
 CASES = (

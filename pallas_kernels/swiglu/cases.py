@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.poison import Poisoned, poisoned_rows
+
 
 @dataclass(frozen=True)
 class Case:
@@ -71,6 +73,11 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     shape = (case.model_dim, 2, case.mlp_dim)
     w = rng.standard_normal(shape, np.float32) * case.model_dim**-0.5
     return Inputs(case, x.astype(dtype), scale, w.astype(dtype))
+
+
+def poisoned(inputs: Inputs, value: float) -> Poisoned:
+    """Inputs of which some tokens are poisoned."""
+    return poisoned_rows(inputs.operands, value)
 
 
 CASES = (
