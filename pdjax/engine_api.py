@@ -23,6 +23,9 @@ IDLE_ROW = -1
 """In `DecodeBatch.positions`: nobody sits in this row; it writes to the null page and its token
 means nothing."""
 
+NOT_FINITE = -1
+"""In `Sampled.tokens`: the row's logits are not all finite, so no token was chosen."""
+
 Array = Any
 """A numpy array as it goes through the door; a traced one inside a step on the other side."""
 
@@ -64,7 +67,7 @@ class SamplingBatch:
 class Sampled:
     """Chosen tokens and log-probabilities (undefined where they were not asked for)."""
 
-    tokens: Array  # i32[B]
+    tokens: Array  # i32[B]; NOT_FINITE in place of a token where a row's logits are not finite
     chosen_logprobs: Array  # f32[B]
     top_ids: Array  # i32[B, n], best first
     top_logprobs: Array  # f32[B, n]
@@ -88,7 +91,7 @@ class PrefillBatch:
     cu_pages: Array  # i32[B + 1]
     cu_q_lens: Array  # i32[B + 1]
     kv_lens: Array  # i32[B]: tokens in KV, this chunk's included
-    sample_at: Array  # i32[B]: index of the token whose logits choose the next one
+    sample_at: Array  # i32[B]: index of a chunk's last token; its logits choose the next
     sampling: SamplingBatch  # [B]
     history: Array | None  # i32[B, C]: all tokens so far, where any row is penalized; else None
 

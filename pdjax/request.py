@@ -251,6 +251,8 @@ class Sequence:
       streams: whether its KV may leave before it has to: while it is prefilled, or for another
         decode engine.
       page_keys: of its whole pages, as far as they have been asked for; see host/prefix.py.
+      found: the prefix indices of the pools that it has computed or brought KV in, and how many of
+        its first tokens were findable there before; all others are its own.
       cached_tokens: prompt tokens whose KV was reused instead of computed.
       finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
         id; `error`: why.
@@ -279,6 +281,7 @@ class Sequence:
     failed_handoffs: int = 0
     streams: bool = True
     page_keys: dict[int, list[bytes]] = field(default_factory=dict)
+    found: dict[Any, int] = field(default_factory=dict)
     cached_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -295,6 +298,11 @@ class Sequence:
     def id(self) -> str:
         """Unique among live sequences."""
         return f"{self.request.id}#{self.choice}"
+
+    def found_in(self, index: Any, tokens: int) -> None:
+        """Take down that its first `tokens` tokens are findable in a pool. What it has added there
+        itself, before it was preempted, stays its own."""
+        self.found[index] = min(tokens, self.found.get(index, tokens))
 
     @property
     def prompt_len(self) -> int:

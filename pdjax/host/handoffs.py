@@ -267,6 +267,7 @@ class Handoffs:
         sequence, target = handoff.sequence, handoff.target
         prefixes = target.pool.prefixes
         if prefixes is not None:
+            sequence.found_in(prefixes, handoff.skipped_tokens)
             prefixes.insert(keys_of(sequence, prefixes), handoff.target_pages, handoff.tokens)
         if handoff.purpose is Purpose.CACHE:
             target.allocator.free(handoff.target_pages)

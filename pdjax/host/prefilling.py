@@ -4,7 +4,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from pdjax.clock import Clock
-from pdjax.engine_api import Sampled
+from pdjax.engine_api import NOT_FINITE, Sampled
 from pdjax.host.batch import Buckets, Chunk, prefill_batch
 from pdjax.host.handoffs import Handoffs
 from pdjax.host.lanes import DecodeLane, InFlight, PrefillLane
@@ -139,6 +139,9 @@ class Prefilling:
             if not member.current:
                 continue
             sequence = chunk.sequence
+            if sampled.tokens[row] == NOT_FINITE:  # nor is what the chunk has written
+                self._roster.fail_not_finite(sequence)
+                continue
             self._roster.computed(sequence, lane, chunk.stop)
             if not chunk.last:
                 continue

@@ -153,6 +153,12 @@ class PrefixIndex:
             self._losses += 1
             self._allocator.forget([page])
 
+    def forget_key(self, key: bytes) -> None:
+        """`forget` the page that has this key, if there is one."""
+        page = self._pages.get(key)
+        if page is not None:
+            self.forget(page)
+
     def clear(self) -> None:
         """Forget everything, as when the weights have changed."""
         self._allocator.forget(self._keys)

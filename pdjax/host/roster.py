@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from pdjax.engine_api import Sampled
+from pdjax.engine_api import NOT_FINITE, Sampled
 from pdjax.host.lanes import DecodeLane, InFlight, PrefillLane
 from pdjax.host.member import Member
 from pdjax.host.metrics import Recorder
@@ -95,6 +95,7 @@ class Roster:
                 sequence.pages = prefixes.take(keys_of(sequence, prefixes), cached)
                 known = len(sequence.pages) * prefixes.page_size
                 assert known == cached, f"{sequence.id}: {known} of {cached} tokens are there"
+                sequence.found_in(prefixes, cached)
             sequence.prefilled = cached
             if not sequence.output:
                 sequence.cached_tokens = cached
@@ -206,6 +207,9 @@ class Roster:
             if not member.current:
                 continue
             sequence, token = member.sequence, tokens[row]
+            if token == NOT_FINITE:
+                self.fail_not_finite(sequence)
+                continue
             try:
                 self._news.setdefault(sequence, len(sequence.output))
                 sequence.output.append(token)
@@ -230,6 +234,19 @@ class Roster:
         for member in members:
             if member.current:
                 self.fail(member.sequence, error)
+
+    def fail_not_finite(self, sequence: Sequence) -> None:
+        """End a sequence that has no next token, and let nobody find a page that it computed."""
+        for index, tokens in sequence.found.items():
+            for key in keys_of(sequence, index)[tokens // index.page_size :]:
+                index.forget_key(key)
+        self.fail(
+            sequence,
+            FloatingPointError(
+                f"the model's logits are not finite after {sequence.length} tokens: there is a NaN "
+                "or an infinity in the model's weights, or in what it makes of these tokens"
+            ),
+        )
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
         """End it, with the reason."""

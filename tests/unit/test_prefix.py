@@ -188,6 +188,17 @@ def test_a_forgotten_page_is_not_found(held):
     assert allocator.cached_pages == (0 if held else 1)
 
 
+def test_a_page_is_forgotten_by_its_key():
+    allocator, index = make()
+    tokens = list(range(12))
+    pages, keys = cache(allocator, index, tokens), index.keys(tokens)
+    index.forget_key(keys[1])
+    index.forget_key(keys[1])
+    assert index.match(keys) == pages[:1]
+    index.check()
+    allocator.check([])
+
+
 def test_clear_forgets_everything_and_takes_nothing_away():
     allocator, index = make()
     cache(allocator, index, list(range(8)))

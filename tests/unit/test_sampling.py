@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pdjax.device.model.sampling import VARIANTS, Asked, Choice, Wanted, choose
-from pdjax.engine_api import SamplingBatch
+from pdjax.device.steps.sample import Undecided, make_sample_step
+from pdjax.engine_api import NOT_FINITE, SamplingBatch
 
 V = 97
 choose_asked = jax.jit(choose, static_argnames="max_logprobs")
@@ -116,6 +117,82 @@ def test_a_tiny_temperature_is_greedy(temperature, filters):
     params = sampling(5, temperature=temperature, seed=3, **filters)
     out = choose_jit(logits, np.arange(5), params, None, max_logprobs=1)
     np.testing.assert_array_equal(out.tokens, logits.argmax(1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"top_p": p} for p in (1e-9, 1e-37, 1.18e-38, 1e-38, 1e-45, 1e-60)),
+        *({"top_p": p, "top_k": k} for p in (1e-37, 1e-300) for k in (1, 2, 5)),
+        {"top_p": 1e-37, "min_p": 1e-37},
+        {"top_p": 1e-37, "temperature": 1e-38},
+        {"top_p": 1e-37, "temperature": 1e38, "top_k": 1},
+        {"min_p": 0.9999999, "temperature": 0.1},
+        {"top_p": 1e-38, "repetition_penalty": 0.5},
+    ],
+)
+def test_the_likeliest_token_stays_however_small_the_filter(fields):
+    """Also where the probability that is asked for is no number of float32, or no normal one."""
+    logits = np.random.default_rng(9).normal(size=(200, V)).astype(np.float32)
+    history = np.zeros((200, 4), np.int32)
+    params = sampling(200, **({"temperature": 1.0} | fields))
+    out = choose_jit(logits, np.zeros(200, np.int32), params, history, max_logprobs=1)
+    np.testing.assert_array_equal(out.tokens, logits.argmax(1))
+
+
+@pytest.mark.parametrize("top_p", [1e-38, 0.5, 0.999])
+def test_what_is_equally_likely_stays_together(top_p):
+    drawn = draw_many(np.zeros(V, np.float32), 3000, temperature=1.0, top_p=top_p)
+    assert set(drawn.tolist()) == set(range(V))
+
+
+@pytest.mark.parametrize("repetition", [1e-300, 1e-40, 1e-38, 100.0])
+def test_no_penalty_makes_a_logit_infinite(repetition):
+    """The two tokens whose logits overflow are equal, and the first of equals is taken."""
+    logits = np.array([[1.0, -3e38, 2.0, 3e38, 0.0]], np.float32)
+    history, fields = np.array([[2, 0, 4, 1]], np.int32), {"repetition_penalty": repetition}
+    out = choose_jit(logits, np.array([4]), sampling(1, **fields), history, max_logprobs=1)
+    assert out.tokens[0] in (0, 2, 3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_row_whose_logits_are_not_finite_gets_no_token(variant):
+    """One bad logit is enough, wherever it is and however unlikely; other rows keep their bits."""
+    logits = 3 * np.random.default_rng(10).normal(size=(12, V)).astype(np.float32)
+    params = sampling(12, temperature=[0.0, 1.0] * 6 if variant.draw else 0.0, seed=3)
+    history = np.random.default_rng(11).integers(0, V, size=(12, 8)).astype(np.int32)
+
+    def chosen(logits: np.ndarray) -> np.ndarray:
+        positions, asked = np.full(12, 7), Asked.of(params, variant)
+        return np.asarray(choose_asked(logits, positions, asked, history, max_logprobs=1).tokens)
+
+    spoiled = logits.copy()
+    bad = [np.nan, np.inf, -np.inf, -np.nan]
+    for row, value in zip(range(0, 8, 2), bad, strict=True):
+        spoiled[row, [0, V - 1, 50, 3][row // 2]] = value
+    spoiled[8], spoiled[10] = np.nan, -np.inf
+    out = chosen(spoiled)
+    assert (out[::2] == NOT_FINITE).all()
+    np.testing.assert_array_equal(out[1::2], chosen(logits)[1::2])
+    huge = logits.copy()
+    huge[:, 5] = 3.4e38  # large, but a number
+    np.testing.assert_array_equal(chosen(huge), 5)
+
+
+def test_a_row_without_a_token_feeds_an_id_back():
+    """On the device a sentinel would name no embedding, and no row of the history."""
+    mesh = jax.make_mesh((1, 1), ("stage", "tp"), devices=jax.devices()[:1])
+    logits = np.full((2, V), np.nan, np.float32)
+    logits[1] = np.arange(V)
+    undecided = Undecided(logits, np.array([3, 4], np.int32), np.int32(0))
+    history = np.full((2, 8), 9, np.int32)
+    step = make_sample_step(mesh, 1)
+    fed_back, history, choice = step(
+        undecided, np.zeros(2, np.int32), history, Asked.of(sampling(2))
+    )
+    assert choice.tokens.tolist() == [NOT_FINITE, V - 1]
+    assert fed_back.tolist() == [0, V - 1]
+    assert (history[0, 3], history[1, 4]) == (0, V - 1)
 
 
 def test_greedy_and_sampled_rows_share_a_batch():

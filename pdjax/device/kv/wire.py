@@ -80,7 +80,7 @@ class Wire:
             if pages.elements.dtype == self.dtype:
                 return tuple(pages)
             pages = decode(*pages)
-        return encode(pages, self.dtype) if self.rounded else (pages.astype(self.dtype),)
+        return encode(pages, self.dtype) if self.rounded else (_cast(pages, self.dtype),)
 
     def read(
         self, piece: jax.Array, shape: tuple[int, int, int], spans: int, *, checked: bool
@@ -88,18 +88,27 @@ class Wire:
         """A piece -> [X, T, H] of that shape, with scales [X, T] if the target's have any; and
         bool[spans], whether a span is as it was written."""
         if not self.rounded and not checked:
-            return piece.reshape(shape).astype(self.target_dtype), None
+            return _cast(piece.reshape(shape), self.target_dtype), None
         arrays = [_elements(piece, shape, self.dtype)]
         if self.rounded:
             rest = piece[_num_words(shape, self.dtype) :]
             arrays.append(_elements(rest, (*shape[:2], 1), "float32"))
         intact = piece[-spans:] == checksums(arrays, spans) if checked else None
         if not self.rounded:
-            return arrays[0].astype(self.target_dtype), intact
+            return _cast(arrays[0], self.target_dtype), intact
         came = QuantisedPages(arrays[0], arrays[1][..., 0])
         if self.target_dtype in LIMITS:
             return came, intact
-        return decode(*came).astype(self.target_dtype), intact
+        return _cast(decode(*came), self.target_dtype), intact
+
+
+def _cast(x: jax.Array, dtype: str) -> jax.Array:
+    """x in a floating type. What is too large for the type becomes its largest number instead of
+    infinite, since V in pages is finite (`pallas_kernels.finite`); NaN stays NaN."""
+    most = float(jnp.finfo(dtype).max)
+    if most < float(jnp.finfo(x.dtype).max):
+        x = jnp.clip(x, -most, most)
+    return x.astype(dtype)
 
 
 def _num_words(shape: tuple[int, ...], dtype: str) -> int:

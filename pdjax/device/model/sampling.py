@@ -20,7 +20,7 @@ from flax import struct
 from jax import lax
 
 from pdjax.device.packing import Packed
-from pdjax.engine_api import SamplingBatch
+from pdjax.engine_api import NOT_FINITE, SamplingBatch
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Wanted:
         """Whether a program that can do this can do `other`."""
         return all(can or not must for can, must in zip(astuple(self), astuple(other), strict=True))
 
+
+_LEAST = jnp.finfo(jnp.float32).tiny
+"""The smallest normal number. Below it, devices differ in whether they divide by zero."""
 
 VARIANTS = (
     Wanted(),
@@ -106,7 +109,7 @@ class Logprobs:
 class Choice:
     """Device arrays of `engine_api.Sampled`."""
 
-    tokens: jax.Array  # i32[B]
+    tokens: jax.Array  # i32[B]; NOT_FINITE where a row's logits are not all finite
     logprobs: Logprobs | None  # None: the variant does not take them
 
 
@@ -118,7 +121,7 @@ def choose(
     *,
     max_logprobs: int,
 ) -> Choice:
-    """The next token of each row.
+    """The next token of each row; NOT_FINITE where a logit of the row is NaN or infinite.
 
     Args:
       logits: f32[B, V].
@@ -134,26 +137,32 @@ def choose(
     # Behind a barrier XLA sees the same program in every variant that goes on, so a row's sums are
     # taken in the same order whatever its neighbours ask for.
     choosable = lax.optimization_barrier(choosable)
-    tokens = jnp.argmax(choosable, axis=-1).astype(jnp.int32)
+    # argmax takes NaN for the largest. So the logit that it finds is finite only if all are, and it
+    # takes no second look at the vocabulary to know it.
+    judged = jnp.where(jnp.isfinite(choosable), choosable, jnp.nan)
+    best = jnp.argmax(judged, axis=-1).astype(jnp.int32)
+    finite = jnp.isfinite(jnp.take_along_axis(choosable, best[:, None], axis=1)[:, 0])
+    tokens = best
     if variant.draw:
         params = asked.sampling()
         drawn = _draw(choosable, positions, params, filtered=variant.filter)
-        tokens = jnp.where(params.temperature > 0, drawn, tokens)
+        tokens = jnp.where(params.temperature > 0, drawn, best)
     logprobs = (
         _report(logits, tokens, min(max_logprobs, logits.shape[1])) if variant.logprobs else None
     )
-    return Choice(tokens, logprobs)
+    return Choice(jnp.where(finite, tokens, NOT_FINITE), logprobs)
 
 
 def _penalize(
     logits: jax.Array, positions: jax.Array, params: SamplingBatch, history: jax.Array
 ) -> jax.Array:
     """logits f32[B, V] after presence, frequency and repetition penalties; rows that ask for none
-    keep their bits."""
+    keep their bits. A finite logit stays finite, whatever the penalties are, and any other becomes
+    NaN."""
     presence, frequency, repetition = (
         params.presence_penalty[:, None],
         params.frequency_penalty[:, None],
-        params.repetition_penalty[:, None],
+        jnp.maximum(params.repetition_penalty, _LEAST)[:, None],
     )
     index = jnp.arange(history.shape[1])
     row = jnp.arange(history.shape[0])[:, None]
@@ -163,7 +172,9 @@ def _penalize(
     count = jnp.zeros(logits.shape, jnp.float32).at[row, history].add(output.astype(jnp.float32))
     scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
     out = jnp.where(seen, scaled, logits)
-    return out - frequency * count - presence * (count > 0)
+    out = out - frequency * count - presence * (count > 0)
+    most = jnp.finfo(jnp.float32).max
+    return jnp.where(jnp.isfinite(logits), jnp.clip(out, -most, most), jnp.nan)
 
 
 def _draw(
@@ -171,9 +182,7 @@ def _draw(
 ) -> jax.Array:
     """Tokens i32[B] drawn from the tempered and, if any row asks for it, filtered distribution, by
     the Gumbel-max trick."""
-    # Below the smallest normal number, devices differ in whether they divide by zero.
-    least = jnp.finfo(jnp.float32).tiny
-    temperature = jnp.where(params.temperature > 0, jnp.maximum(params.temperature, least), 1.0)
+    temperature = jnp.where(params.temperature > 0, jnp.maximum(params.temperature, _LEAST), 1.0)
     # From the largest logit downwards, so that what a tiny temperature overflows is only unlikely.
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     if filtered:
@@ -189,14 +198,17 @@ def _draw(
 
 def _filter(logits: jax.Array, params: SamplingBatch) -> jax.Array:
     """logits f32[B, V] with -inf where top-k, then top-p of what is left, or min-p drops a token;
-    rows that ask for none of them keep their bits."""
+    rows that ask for none of them keep their bits. No filter drops the likeliest token, nor one
+    that is as likely: a goal or a bound so small that it becomes 0 is no exception."""
     vocab = logits.shape[1]
     keys = _sortable(logits)
     k = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, vocab), vocab)
     kept = keys >= _threshold(lambda t: jnp.sum(keys >= t, axis=1) >= k, keys)
     probs = jnp.where(kept, jax.nn.softmax(logits, axis=-1), 0.0)
     goal = params.top_p * probs.sum(axis=1)
-    top_p = keys >= _threshold(lambda t: jnp.sum(probs * (keys >= t), axis=1) >= goal, keys)
+    threshold = _threshold(lambda t: jnp.sum(probs * (keys >= t), axis=1) >= goal, keys)
+    # A goal of 0 is reached by no token at all.
+    top_p = keys >= jnp.minimum(threshold, keys.max(axis=1, keepdims=True))
     kept &= top_p | (params.top_p[:, None] >= 1)
     kept &= probs >= params.min_p[:, None] * probs.max(axis=1, keepdims=True)
     return jnp.where(kept, logits, -jnp.inf)

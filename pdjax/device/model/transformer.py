@@ -175,7 +175,11 @@ def unembed(
     The norm comes first here: there are few rows, and tied embeddings leave no matrix to fold its
     weight into.
     """
-    normed = x.astype(jnp.float32) * rms_scale(x, spec.norm_eps)[:, None]
+    scale = rms_scale(x, spec.norm_eps)
+    # A row so large that its squares overflow has a scale of 0. It would get logits of 0, and with
+    # them the first token of the vocabulary; NaN says that there is none.
+    scale = jnp.where(scale > 0, scale, jnp.nan)
+    normed = x.astype(jnp.float32) * scale[:, None]
     normed = normed.astype(x.dtype) * params.final_norm
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     logits = lax.dot(

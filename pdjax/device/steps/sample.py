@@ -36,10 +36,11 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
     (fed_back, history, Choice [B]).
 
     The chosen tokens come twice, in the choice and where `fed_back` was, for who reads them where
-    they always are. The choice is written to pinned memory of the host, and is there when it is
-    ready: `copy_to_host_async` would start the copy only once a thread of the runtime has seen the
-    step end. The history is what penalties look at. Every variant appends the chosen tokens to it:
-    who asks for penalties later finds what was chosen before.
+    they always are; there, and in the history, a row without a token has id 0. The choice is
+    written to pinned memory of the host, and is there when it is ready: `copy_to_host_async` would
+    start the copy only once a thread of the runtime has seen the step end. The history is what
+    penalties look at. Every variant appends the chosen tokens to it: who asks for penalties later
+    finds what was chosen before.
 
     Args:
       mesh: where the logits are.
@@ -54,12 +55,13 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
         if history is not None:
             theirs = lax.dynamic_slice_in_dim(history, undecided.row, logits.shape[0])
         choice = choose(logits, positions, asked, theirs, max_logprobs=max_logprobs)
+        tokens = jnp.maximum(choice.tokens, 0)  # ids, also where none was chosen
         if history is not None:
             rows = undecided.row + jnp.arange(logits.shape[0])
             at = jnp.where(positions > 0, positions, history.shape[1])  # past the end: dropped
-            history = history.at[rows, at].set(choice.tokens, mode="drop")
+            history = history.at[rows, at].set(tokens, mode="drop")
         # Before the choice: what is donated goes to the first result of its shape.
-        return None if fed_back is None else choice.tokens, history, choice
+        return None if fed_back is None else tokens, history, choice
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     everywhere, host = shardings(mesh, P()), shardings(mesh, P(), HOST)
