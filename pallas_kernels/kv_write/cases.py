@@ -167,15 +167,15 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poison_token(qkv: np.ndarray, value: float, turn: int) -> None:
-    """Spoils qkv [K, J, H] of one token: all of it, a number of K in each head, or one of V."""
+    """Spoils qkv [K, J, H] of one token: a number of V in each head, one of K, or all of it."""
     at = (7 * turn) % qkv.shape[-1]
     match turn % 3:
         case 0:
-            qkv[...] = value
+            qkv[:, -1, at] = value
         case 1:
             qkv[:, -2, at] = value
         case _:
-            qkv[:, -1, at] = value
+            qkv[...] = value
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
