@@ -4,13 +4,17 @@ and its legal moves)."""
 import enum
 import itertools
 import math
+import sys
 import typing
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any
 
+from pdjax.json_file import shown
 from pdjax.outputs import TokenLogprobs
 from pdjax.stop_strings import StopStrings
 
@@ -27,11 +31,23 @@ class QueueFull(RuntimeError):
 
 def _check(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
-        raise ValueError(f"{name}={value!r}: {allowed}")
+        raise ValueError(f"{name}={shown(value)}: {allowed}")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return _is_int(value) and abs(typing.cast(int, value)) <= sys.float_info.max
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy as the number that it is; anything else as it is."""
+    if isinstance(value, Integral) and not isinstance(value, int):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, (int, float)):
+        with suppress(OverflowError):
+            return float(value)
+    return value
 
 
 def _is_int(value: object) -> bool:
@@ -47,6 +63,13 @@ def _as_tuple(values: object, name: str, what: str, most: int) -> tuple:
     if len(fixed) > most:
         raise ValueError(f"{name}: more than {most} {what}; must be at most {most}")
     return fixed
+
+
+_NUMBERS = (
+    *("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "logprobs"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "n"),
+)
+"""Fields of SamplingParams that may be given as scalars of numpy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +117,18 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         object.__setattr__(self, "stop", _as_tuple(stop, "stop", "strings", MAX_STOP_STRINGS))
         tokens = _as_tuple(self.stop_token_ids, "stop_token_ids", "token ids", MAX_STOP_TOKENS)
-        object.__setattr__(self, "stop_token_ids", tokens)
+        object.__setattr__(self, "stop_token_ids", tuple(map(_plain, tokens)))
         self._check_ranges()
         self._check_stops()
         if self.n > 1 and self.temperature == 0:
             raise ValueError(
-                f"n={self.n} with temperature=0: greedy choices would all be the same; ask for n=1"
+                f"n={shown(self.n)} with temperature=0: greedy choices would all be the same; "
+                "ask for n=1"
             )
 
     def _check_ranges(self) -> None:

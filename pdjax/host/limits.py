@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pdjax.json_file import shown
 from pdjax.request import Request, Sequence
 
 
@@ -50,18 +51,21 @@ class Limits:
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
             raise ValueError(f"prompt_token_ids={prompt}: must have at least one token")
-        self._check_tokens("prompt_token_ids", prompt)
-        self._check_tokens("stop_token_ids", params.stop_token_ids)
+        # What can be said at a glance comes first: everybody who decodes waits meanwhile.
+        if params.logprobs is not None and params.logprobs > self.max_logprobs:
+            raise ValueError(
+                f"logprobs={shown(params.logprobs)}: must be at most {self.max_logprobs}"
+            )
+        if params.n > self.max_waiting:
+            raise ValueError(f"n={shown(params.n)}: must be at most max_waiting={self.max_waiting}")
         if len(prompt) >= self.max_model_len:
             raise ValueError(
                 f"prompt_token_ids: {len(prompt)} tokens, but the context is "
                 f"{self.max_model_len} and one must be left to generate; allowed are at most "
                 f"{self.max_model_len - 1}"
             )
-        if params.logprobs is not None and params.logprobs > self.max_logprobs:
-            raise ValueError(f"logprobs={params.logprobs}: must be at most {self.max_logprobs}")
-        if params.n > self.max_waiting:
-            raise ValueError(f"n={params.n}: must be at most max_waiting={self.max_waiting}")
+        self._check_tokens("prompt_token_ids", prompt)
+        self._check_tokens("stop_token_ids", params.stop_token_ids)
         self._check_pools(len(prompt), self.max_new_tokens(request), params.max_tokens)
 
     def _check_tokens(self, name: str, token_ids: Seq[Any]) -> None:
@@ -75,7 +79,8 @@ class Limits:
             whole = isinstance(token, int | np.integer) and not isinstance(token, bool)
             if not whole or not 0 <= token < self.vocab_size:
                 raise ValueError(
-                    f"{name}: {token!r} is not a token id; allowed are 0 to {self.vocab_size - 1}"
+                    f"{name}: {shown(token)} is not a token id; allowed are 0 to "
+                    f"{self.vocab_size - 1}"
                 )
 
     def _check_pools(self, prompt: int, output: int, asked: int | None) -> None:
@@ -92,9 +97,9 @@ class Limits:
                 )
             meaning = " (to the end of the context)" if asked is None else ""
             raise ValueError(
-                f"max_tokens={asked}{meaning}: a prompt of {prompt} tokens and up to {output} "
-                f"generated ones; the largest {phase} pool holds {pools[phase]} tokens, so allowed "
-                f"is max_tokens at most {most}"
+                f"max_tokens={shown(asked)}{meaning}: a prompt of {prompt} tokens and up to "
+                f"{output} generated ones; the largest {phase} pool holds {pools[phase]} tokens, "
+                f"so allowed is max_tokens at most {most}"
             )
 
 

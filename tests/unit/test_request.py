@@ -1,9 +1,12 @@
 import itertools
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pdjax.request import LEGAL_MOVES, Request, SamplingParams, Sequence, State
+from tests.fuzz.mutate import BadRepr, check_message
 
 pytestmark = pytest.mark.smoke
 
@@ -66,11 +69,51 @@ def test_lengths(sequence):
         ("frequency_penalty", -2.1),
         ("repetition_penalty", 0.0),
         ("n", 0),
+        ("n", True),
+        ("n", np.array([2])),
+        pytest.param("n", -(10**5000), id="n-huge"),
+        ("temperature", 10**400),
+        pytest.param("temperature", -(10**5000), id="temperature-huge"),
+        pytest.param("temperature", Fraction(10**400), id="fraction"),
+        pytest.param("presence_penalty", 10**5000, id="penalty-huge"),
+        pytest.param("seed", 10**5000, id="seed-huge"),
+        ("seed", "7"),
+        ("seed", 7.0),
+        ("seed", np.float64(7.0)),
+        pytest.param("top_p", "x\n" * 10**6, id="top_p-long"),
+        ("ignore_eos", BadRepr()),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"^{field}="):
+    with pytest.raises(ValueError, match=f"^{field}=") as raised:
         SamplingParams(**{field: value})
+    check_message(str(raised.value))
+
+
+def test_scalars_of_numpy_are_the_numbers_that_they_are():
+    asked: dict[str, Any] = {
+        "temperature": np.float32(0.5),
+        "top_k": np.int64(3),
+        "top_p": np.float64(0.9),
+        "seed": np.uint64(2**63),
+        "max_tokens": np.int32(5),
+        "stop_token_ids": np.array([1, 2], np.int32),
+        "logprobs": np.int8(2),
+        "n": np.int16(2),
+    }
+    params = SamplingParams(**asked)
+    plain = SamplingParams(
+        temperature=0.5,
+        top_k=3,
+        top_p=0.9,
+        seed=2**63,
+        max_tokens=5,
+        stop_token_ids=(1, 2),
+        logprobs=2,
+        n=2,
+    )
+    assert params == plain
+    assert {type(value) for value in vars(params).values()} <= {int, float, bool, tuple}
 
 
 def test_greedy_choices_would_all_be_the_same():
