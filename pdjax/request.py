@@ -14,6 +14,8 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from pdjax.json_file import shown
 from pdjax.outputs import TokenLogprobs
 from pdjax.stop_strings import StopStrings
@@ -42,9 +44,11 @@ def _is_number(value: object) -> bool:
 
 def _plain(value: Any) -> Any:
     """A scalar of numpy as the number that it is; anything else as it is."""
-    if isinstance(value, Integral) and not isinstance(value, int):
+    if isinstance(value, (bool, np.bool_)) or type(value) in (int, float):
+        return value
+    if isinstance(value, Integral):
         return int(value)
-    if isinstance(value, Real) and not isinstance(value, (int, float)):
+    if isinstance(value, Real):
         with suppress(OverflowError):
             return float(value)
     return value
