@@ -10,6 +10,7 @@ concatenations allocates.
 """
 
 import dataclasses
+import inspect
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,9 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
 import numpy as np
+
+from pdjax.json_file import failures_named
+from pdjax.tool_schema import function_schema
 
 Message = Mapping[str, Any]
 """One turn of a conversation: a "role", and "content" or whatever else the template reads."""
@@ -98,7 +102,8 @@ class ChatTemplates:
         Args:
           messages: at least one, each with a role. Keys whose value is None are left out.
           add_generation_prompt: whether the text ends with the head of an answer.
-          tools: JSON schemas that the model may call; None if there are none.
+          tools: what the model may call, JSON schemas or functions that have a docstring; None if
+            there is nothing.
           documents: what the model may look into; None if there are none.
           chat_template: name or source of a template; None takes the model's.
           variables: further ones that the template may read, such as `enable_thinking`; they go
@@ -108,7 +113,7 @@ class ChatTemplates:
           ValueError: no template, an argument of another form, or the template refuses the
             messages.
         """
-        listed = None if tools is None else _objects("tools", tools)
+        listed = None if tools is None else _objects("tools", _with_schemas(tools))
         source = self.source(_checked_name(chat_template), listed is not None)
         known = {
             **self._special_tokens,
@@ -291,6 +296,15 @@ def _objects(name: str, values: object) -> list[dict[str, Any]]:
         if not isinstance(value, dict):
             raise ValueError(f"{name}: {_short(value)}: must be mappings")
     return plain
+
+
+def _with_schemas(tools: object) -> list[Any]:
+    listed = _sequence("tools", tools)
+    for place, tool in enumerate(listed):
+        if inspect.isfunction(tool) or inspect.ismethod(tool):
+            with failures_named(f"tools: {tool.__name__} has no schema"):
+                listed[place] = function_schema(tool)
+    return listed
 
 
 def _sequence(name: str, values: object) -> list[Any]:

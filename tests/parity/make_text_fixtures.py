@@ -18,8 +18,9 @@ from typing import Any
 import transformers.utils.chat_template_utils as template_utils
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import get_json_schema
 
-from tests.parity import chat_cases, text_results, tokenizer_cases
+from tests.parity import chat_cases, text_results, tokenizer_cases, tool_cases
 
 FIXTURE = Path(__file__).parent / "fixtures" / "text.json"
 PACKAGES = ("transformers", "tokenizers", "jinja2", "sentencepiece")
@@ -53,6 +54,19 @@ def templates() -> dict[str, str]:
     return found
 
 
+def tools() -> dict[str, str]:
+    """Digest of the schema of each function, keys in order, or "refused"."""
+    found = {}
+    for function in tool_cases.FUNCTIONS:
+        try:
+            schema = json.dumps(get_json_schema(function))
+        except Exception:  # of several kinds
+            found[function.__qualname__] = "refused"
+        else:
+            found[function.__qualname__] = text_results.digest(schema)
+    return found
+
+
 def tokenizers() -> dict[str, Any]:
     """Named tokens of each directory, and digests of what its tokenizer makes of all strings."""
     found = {}
@@ -81,7 +95,8 @@ def _tokenizer(directory: Path) -> dict[str, Any]:
 def main() -> None:
     """Write the fixture."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    content = {"versions": versions, "templates": templates(), "tokenizers": tokenizers()}
+    content: dict[str, Any] = {"versions": versions, "templates": templates(), "tools": tools()}
+    content["tokenizers"] = tokenizers()
     text = json.dumps(content, separators=(",", ":"))
     FIXTURE.write_text(text.replace("},", "},\n") + "\n")
 

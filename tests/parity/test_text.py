@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from pdjax.chat_template import ChatTemplates
 from pdjax.tokenizer import Tokenizer
-from tests.parity import chat_cases, text_results, tokenizer_cases
+from pdjax.tool_schema import function_schema
+from tests.parity import chat_cases, text_results, tokenizer_cases, tool_cases
 
 
 @functools.cache
@@ -35,6 +37,21 @@ def test_conversations_are_rendered_as_by_transformers(name: str):
         text = render(templates, conversation)
         found = "refused" if text is None else text_results.digest(text)
         assert found == expected()["templates"][f"{name}/{case}"], f"{case}: {text}"
+
+
+@pytest.mark.parametrize("function", tool_cases.FUNCTIONS, ids=lambda f: f.__qualname__)
+def test_functions_have_the_schemas_of_transformers(function: Callable[..., Any]):
+    wanted = expected()["tools"][function.__qualname__]
+    templates = ChatTemplates("{{ tools[0] | tojson }}", {}, chat_cases.NOW.strftime)
+    conversation: dict[str, Any] = {"messages": [{"role": "user", "content": ""}]}
+    conversation["tools"] = [function]
+    if wanted == "refused":
+        with pytest.raises(ValueError, match=f"^tools: {function.__name__} has no schema"):
+            templates.render(**conversation)
+        return
+    schema = function_schema(function)
+    assert text_results.digest(json.dumps(schema)) == wanted, schema
+    assert templates.render(**conversation) == json.dumps(schema)
 
 
 @pytest.mark.parametrize("name", tokenizer_cases.directories())
