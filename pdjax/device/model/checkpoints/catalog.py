@@ -5,14 +5,18 @@ that a fresh machine with nothing but Python can run the whole system on real we
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+
+_LOG = logging.getLogger("pdjax")
 
 CACHE_VARIABLE = "PDJAX_CACHE"
 """Environment variable that names the cache directory; default: `pdjax` in the user's cache
@@ -56,7 +60,9 @@ def cache_dir() -> Path:
 def fetch(name: str) -> Path:
     """Path of a catalogued model, fetched if it is not in the cache.
 
-    The file is checked on every use: a truncated model computes nonsense rather than failing.
+    The file is checked on every use: a truncated model computes nonsense rather than failing. One
+    that is not what it should be is fetched again, once, and takes the other's place whole, so that
+    a process which reads the old file is not disturbed.
 
     Raises:
       ValueError: `name` is not in the catalogue, the model cannot be fetched, or its digest
@@ -66,15 +72,37 @@ def fetch(name: str) -> Path:
         raise ValueError(f"model={name!r}: not in the catalogue; allowed: {', '.join(CATALOG)}")
     entry = CATALOG[name]
     path = cache_dir() / "models" / f"{entry.sha256[:12]}-{Path(entry.member).name}"
-    if not path.is_file():
+    found = _digest(name, path)
+    if found == entry.sha256:
+        return path
+    if found is not None:
+        _LOG.warning("%s is corrupt (sha256 %s...); it is fetched again", path, found[:12])
+    try:
         _fetch(name, entry, path)
-    found = _sha256(path)
+    except ValueError as error:
+        if found is None:
+            raise
+        raise ValueError(
+            f"model={name!r}: {path} is corrupt, and fetching it anew failed: {error}"
+        ) from error
+    found = _digest(name, path)
     if found != entry.sha256:
         raise ValueError(
-            f"model={name!r}: {path} is corrupt (sha256 {found[:12]}..., expected "
-            f"{entry.sha256[:12]}...); delete it and run again to fetch it anew"
+            f"model={name!r}: {path} is corrupt although it has just been fetched "
+            f"(sha256 {(found or 'none')[:12]}..., expected {entry.sha256[:12]}...); check the disk, or "
+            f"set {CACHE_VARIABLE} to another folder"
         )
     return path
+
+
+def _digest(name: str, path: Path) -> str | None:
+    """The file's sha256; None if there is none."""
+    try:
+        return _sha256(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ValueError(f"model={name!r}: cannot read {path} ({error})") from error
 
 
 def _fetch(name: str, entry: CatalogEntry, path: Path) -> None:
@@ -96,7 +124,7 @@ def _fetch(name: str, entry: CatalogEntry, path: Path) -> None:
                     f"(sha256 {found[:12]}..., expected {entry.sha256[:12]}...)"
                 )
             os.replace(unpacked, path)  # whole or not at all, also when two processes fetch at once
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"model={name!r}: cannot store it in {path.parent} ({error})") from error
 
 
