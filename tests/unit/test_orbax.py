@@ -2,8 +2,10 @@
 all.
 """
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -17,6 +19,7 @@ from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.device.model.checkpoints.orbax import SPEC_FILE, convert
 from pdjax.device.model.weights import load_params
 from pdjax.kv_layout import split_layers
+from pdjax.model_spec import ModelSpec
 from tests.parity import tiny_models
 
 
@@ -117,6 +120,42 @@ def test_damaged_directories(source: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="not the architecture that this version"):
         open_checkpoint(out)
     (out / SPEC_FILE).write_text(json.dumps(spec))
+    chunk = max((out / "weights" / "layer_1").rglob("*"), key=lambda path: path.stat().st_size)
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    with pytest.raises(ValueError, match=r"tensor model\.layers\.1\.\S+ cannot be read"):
+        load_params(
+            open_checkpoint(out),
+            make_mesh(jax.devices()[:1], 1, 1),
+            DECODE_RULES,
+            split_layers(3, 1),
+            "float32",
+        )
     (out / "weights").rename(out / "elsewhere")
     with pytest.raises(ValueError, match="weights/ is missing"):
         open_checkpoint(out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 2**40}, r"num_layers=1099511627776: must be at least 1 and at most"),
+        ({"num_layers": "3"}, r"num_layers='3': must be an integer"),
+        ({"num_layers": True}, r"num_layers=True: must be an integer"),
+        ({"head_dim": 2**40}, r"head_dim=1099511627776: must be"),
+        ({"norm_eps": float("nan")}, r"norm_eps=nan: must be positive"),
+        ({"tied": 1}, r"tied=1: must be true or false"),
+        ({"rope": 3}, r"rope=3; allowed: an object"),
+        ({"rope": {"theta": 1, "kind": "yarn", "original_context": 8}}, r"rope\.theta=1: yarn"),
+        ({"rope": {"factor": 0}}, r"rope\.factor=0: must be positive"),
+        ({"rope": {"kind": ["x"]}}, r"rope\.kind=\['x'\]: allowed are plain"),
+        ({"rope": {"thetas": 1}}, r"unknown field 'thetas'"),
+        ({"eos_token_ids": 3}, r"eos_token_ids=3; allowed: a list"),
+        ({"eos_token_ids": ["x"]}, r"eos_token_ids='x': must be an integer"),
+    ],
+)
+def test_malformed_specs(changes: dict[str, Any], message: str, tmp_path: Path):
+    spec = dataclasses.asdict(ModelSpec(101, 3, 64, 96, 4, 2, 16, 64))
+    (tmp_path / SPEC_FILE).write_text(json.dumps(spec | changes))
+    with pytest.raises(ValueError, match=rf"model_spec\.json: .*{message}") as refusal:
+        open_checkpoint(tmp_path)
+    assert "\n" not in str(refusal.value)

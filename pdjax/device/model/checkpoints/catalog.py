@@ -89,8 +89,8 @@ def fetch(name: str) -> Path:
     if found != entry.sha256:
         raise ValueError(
             f"model={name!r}: {path} is corrupt although it has just been fetched "
-            f"(sha256 {(found or 'none')[:12]}..., expected {entry.sha256[:12]}...); check the disk, or "
-            f"set {CACHE_VARIABLE} to another folder"
+            f"(sha256 {(found or 'none')[:12]}..., expected {entry.sha256[:12]}...); check the "
+            f"disk, or set {CACHE_VARIABLE} to another folder"
         )
     return path
 

@@ -16,6 +16,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import tensorstore
 from tqdm import tqdm
 
 from pdjax.device.model.checkpoints.api import ALL, Checkpoint, check_tensors, tensor_shapes
-from pdjax.json_file import read_json
+from pdjax.json_file import read_json, shown
 from pdjax.model_spec import ModelSpec, RopeSpec
 from pdjax.tokenizer import Tokenizer
 
@@ -50,16 +52,24 @@ class OrbaxCheckpoint:
         if not weights.is_dir():
             raise ValueError(f"model={str(directory)!r}: {WEIGHTS_FOLDER}/ is missing")
         context = tensorstore.Context()  # shared, so that the database of chunks is opened once
-        opening = {name: _open(weights, name, context) for name in tensor_shapes(self._spec)}
+        names = list(tensor_shapes(self._spec))
+        for name in names:  # before any is opened: a spec may promise thousands
+            if not (weights / _group(name)).is_dir():
+                raise ValueError(
+                    f"model={str(directory)!r}: tensor {name} cannot be read "
+                    f"({WEIGHTS_FOLDER}/{_group(name)}/ is missing)"
+                )
+        opening = {name: _open(weights, name, context) for name in names}
         self._stores = {}
         for name, store in opening.items():
-            try:
+            with self._named(name):
                 self._stores[name] = store.result()
-            except ValueError as error:
-                reason = " ".join(str(error).split("[")[0].split())
+            dtype = self._stores[name].dtype.name
+            if dtype not in DTYPES:
                 raise ValueError(
-                    f"model={str(directory)!r}: tensor {name} cannot be read ({reason})"
-                ) from error
+                    f"model={str(directory)!r}: tensor {name} is {dtype}; "
+                    f"allowed: {', '.join(DTYPES)}"
+                )
         check_tensors(
             directory,
             self._spec,
@@ -77,7 +87,19 @@ class OrbaxCheckpoint:
         """See `Checkpoint.read`; in the element type that `convert` wrote."""
         store = self._stores[name]
         part = store[rows, cols] if store.rank == 2 else store[rows]
-        return part.read().result()
+        with self._named(name):
+            return part.read().result()
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Say which tensor it was that tensorstore could not read."""
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split("[")[0].split())
+            raise ValueError(
+                f"model={str(self._directory)!r}: tensor {name} cannot be read ({reason[:300]})"
+            ) from error
 
 
 def convert(checkpoint: Checkpoint, directory: Path, dtype: str) -> None:
@@ -138,11 +160,23 @@ def _open(weights: Path, name: str, context: tensorstore.Context) -> Any:
 
 def _read_spec(path: Path) -> ModelSpec:
     values = read_json(path)
+    rope, eos = values.get("rope"), values.get("eos_token_ids")
+    if not isinstance(rope, dict):
+        raise ValueError(f"{path}: rope={shown(rope)}; allowed: an object")
+    if not isinstance(eos, list):
+        raise ValueError(f"{path}: eos_token_ids={shown(eos)}; allowed: a list of token ids")
+    for kind, found in ((RopeSpec, rope), (ModelSpec, values)):
+        unknown = set(found) - {field.name for field in dataclasses.fields(kind)}
+        if unknown:
+            raise ValueError(
+                f"{path}: not the architecture that this version of pdjax writes "
+                f"(unknown field {shown(min(unknown))})"
+            )
     try:
-        rope = RopeSpec(**values.pop("rope"))
-        eos = tuple(values.pop("eos_token_ids"))
-        return ModelSpec(**values, rope=rope, eos_token_ids=eos)
-    except (KeyError, TypeError) as error:
+        return ModelSpec(**values | {"rope": RopeSpec(**rope), "eos_token_ids": tuple(eos)})
+    except TypeError as error:  # a field is missing
         raise ValueError(
             f"{path}: not the architecture that this version of pdjax writes ({error})"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
