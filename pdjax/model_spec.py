@@ -58,7 +58,7 @@ class RopeSpec:
     def __post_init__(self) -> None:
         kinds = ("plain", "linear", "llama3", "yarn")
         if self.kind not in kinds:
-            raise ValueError(f"rope.kind={self.kind!r}: allowed are {', '.join(kinds)}")
+            raise ValueError(f"rope.kind={shown(self.kind)}: allowed are {', '.join(kinds)}")
         for name in _POSITIVE_NUMBERS:
             _check_positive(f"rope.{name}", getattr(self, name))
         if self.attention_factor is not None:

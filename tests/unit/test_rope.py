@@ -57,6 +57,12 @@ def test_yarn_scale_may_be_given():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"kind": ["x" * 9999]}, r"^rope\.kind=.{0,200}: allowed are plain"),
+        ({"kind": "yarn", "theta": 1, "original_context": 8}, r"rope\.theta=1: yarn needs another"),
+        ({"factor": float("nan")}, r"rope\.factor=nan: must be positive"),
+        ({"theta": True}, r"rope\.theta=True: must be a positive number"),
+        ({"original_context": 2**40}, r"rope\.original_context=1099511627776: must be"),
+        ({"truncate": 1}, r"rope\.truncate=1: must be true or false"),
         ({"kind": "dynamic"}, r"rope\.kind='dynamic'.*allowed.*plain"),
         ({"kind": "linear", "factor": 0.0}, r"rope\.factor=0\.0"),
         ({"kind": "yarn", "factor": 2.0}, r"rope\.original_context=0"),

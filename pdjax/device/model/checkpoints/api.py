@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pdjax.json_file import shown
 from pdjax.model_spec import ModelSpec
 from pdjax.tokenizer import Tokenizer
 
@@ -107,8 +108,9 @@ def check_tensors(
             )
     unknown = sorted(set(found) - set(expected) - set(ignored))
     if unknown:
+        name = shown(unknown[0])
         raise ValueError(
-            f"model={str(source)!r}: tensor {unknown[0]} (one of {len(unknown)} such) has no "
-            "place in the architecture that the configuration describes; allowed are the tensors "
+            f"model={str(source)!r}: tensor {name} (one of {len(unknown)} such) has no place in "
+            "the architecture that the configuration describes; allowed are the tensors "
             "of a Llama-like decoder"
         )

@@ -6,6 +6,8 @@ from typing import Any
 from pdjax.json_file import shown
 from pdjax.model_spec import MAX_NUMBER
 
+MAX_SIZE = 2**31 - 1
+
 
 class Fields:
     """A JSON object of a configuration.
@@ -42,6 +44,8 @@ class Fields:
         value = self._values.get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.refuse(name, "an integer of at least 1")
+        if value > MAX_SIZE:
+            raise self.refuse(name, f"an integer of at most {MAX_SIZE}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

@@ -9,7 +9,7 @@ left over from an earlier save must not win.
 from pathlib import Path, PurePosixPath
 
 from pdjax.device.model.checkpoints.hf_fields import Fields
-from pdjax.device.model.checkpoints.safetensors_file import SafetensorsFile
+from pdjax.device.model.checkpoints.safetensors_file import MAX_NAME, SafetensorsFile
 from pdjax.json_file import read_json, shown
 
 SINGLE_FILE = "model.safetensors"
@@ -49,7 +49,7 @@ def locate_tensors(directory: Path, config: Fields) -> dict[str, SafetensorsFile
     for tensor, name in index.items():
         if tensor not in files[name].tensors:
             raise ValueError(
-                f"{path}: weight_map says that {tensor[:80]} is in {name}, which does not hold it"
+                f"{path}: weight_map says that {shown(tensor)} is in {name}, which does not hold it"
             )
         located[tensor] = files[name]
     # An index may leave a tensor out; then exactly one shard must hold it.
@@ -59,7 +59,7 @@ def locate_tensors(directory: Path, config: Fields) -> dict[str, SafetensorsFile
                 continue
             if tensor in located:
                 raise ValueError(
-                    f"{path}: weight_map does not name {tensor[:80]}, which {name} holds and "
+                    f"{path}: weight_map does not name {tensor}, which {name} holds and "
                     f"{located[tensor].path.name} too"
                 )
             located[tensor] = file
@@ -106,6 +106,7 @@ def _open_shard(index: Path, name: str) -> SafetensorsFile:
 def _inside(directory: Path, name: str, where: str) -> Path:
     """Path of the file `name` in `directory` or in a folder of it."""
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
+    plain = len(name) <= MAX_NAME and name.isprintable() and "\\" not in name
+    if not plain or not pure.parts or pure.is_absolute() or ".." in pure.parts:
         raise ValueError(f"{where}: {shown(name)}; allowed: a file inside the directory")
     return directory / pure

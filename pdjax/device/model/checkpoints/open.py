@@ -7,22 +7,28 @@ from pdjax.device.model.checkpoints.api import Checkpoint
 from pdjax.device.model.checkpoints.catalog import CATALOG, fetch
 from pdjax.device.model.checkpoints.gguf import GGUFCheckpoint
 from pdjax.device.model.checkpoints.hf_config import CONFIG_FILE
+from pdjax.device.model.checkpoints.hub import fetch_from_hub, hub_id
 from pdjax.device.model.checkpoints.huggingface import HuggingFaceCheckpoint
 from pdjax.device.model.checkpoints.orbax import SPEC_FILE, OrbaxCheckpoint
 from pdjax.gguf_file import starts_like_gguf
+from pdjax.json_file import shown
 
 _LOG = logging.getLogger("pdjax")
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """The model that `source` names: a name in the catalogue, a GGUF file, or a directory.
+    """The model that `source` names: a name in the catalogue, a GGUF file, a directory, or an
+    id of the Hugging Face Hub (`ORGANISATION/NAME[@REVISION]`), unless a path of that name exists.
 
     A model without any end token is warned of: each of its answers has `max_tokens` tokens.
 
     Raises:
       ValueError: `source` is none of these, or the model cannot be read; see the formats.
     """
-    checkpoint = _open(source)
+    try:
+        checkpoint = _open(source)
+    except OSError as error:  # a name that no file can have
+        raise ValueError(f"model={shown(str(source))}: {error.strerror}") from error
     if not checkpoint.spec.eos_token_ids:
         _LOG.warning(
             "model=%r: names no end token (eos_token_id); answers end at max_tokens or at a stop "
@@ -42,9 +48,13 @@ def _open(source: str | Path) -> Checkpoint:
         return OrbaxCheckpoint(path)
     if (path / CONFIG_FILE).is_file():
         return HuggingFaceCheckpoint(path)
+    found = None if path.exists() else hub_id(str(source))
+    if found is not None:
+        return HuggingFaceCheckpoint(fetch_from_hub(*found))
     what = "holds no model" if path.is_dir() else "is no known model"
     raise ValueError(
-        f"model={str(source)!r}: {what}; allowed: a name ({', '.join(CATALOG)}), a file NAME.gguf, "
-        f"a Hugging Face directory with {CONFIG_FILE} and safetensors, "
-        "or a directory written by `pdjax convert`"
+        f"model={shown(str(source))}: {what}; allowed: a name ({', '.join(CATALOG)}), "
+        f"a file NAME.gguf, a Hugging Face directory with {CONFIG_FILE} and safetensors, "
+        "a directory written by `pdjax convert`, or an id of the Hugging Face Hub, "
+        "ORGANISATION/NAME[@REVISION]"
     )

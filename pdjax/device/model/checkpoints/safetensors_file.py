@@ -9,6 +9,7 @@ and without holes.
 import json
 import math
 import os
+import re
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ DTYPES = {
 }
 """Element types that can be read; a file may hold others."""
 
+MAX_NAME = 300
 MAX_HEADER_BYTES = 100_000_000
 _POINTER = b"version https://git-lfs"
 _BLOCK_BYTES = 8 << 20
@@ -131,18 +133,22 @@ def _header(file: int) -> dict[str, StoredTensor]:
 
 
 def _tensor(name: str, entry: Any, base: int) -> StoredTensor:
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise ValueError(f"tensor {shown(name)}: its name is no name")
     fields = ("dtype", "shape", "data_offsets")
     if not isinstance(entry, dict) or not all(field in entry for field in fields):
-        raise ValueError(f"tensor {name[:80]}: {shown(entry)}; allowed: {', '.join(fields)}")
+        raise ValueError(f"tensor {name}: {shown(entry)}; allowed: {', '.join(fields)}")
     dtype, shape, offsets = (entry[field] for field in fields)
-    if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets):
-        raise ValueError(f"tensor {name[:80]}: {shown(entry)} is malformed")
+    if not isinstance(dtype, str) or not re.fullmatch(r"[A-Z0-9_]{1,20}", dtype):
+        raise ValueError(f"tensor {name}: dtype={shown(dtype)}")
+    if not _naturals(shape) or not _naturals(offsets):
+        raise ValueError(f"tensor {name}: {shown(entry)} is malformed")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"tensor {name[:80]}: data_offsets={shown(offsets)}")
+        raise ValueError(f"tensor {name}: data_offsets={shown(offsets)}")
     nbytes = offsets[1] - offsets[0]
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != nbytes:
         raise ValueError(
-            f"tensor {name[:80]}: {nbytes} bytes of {dtype} do not fill shape {shown(shape)}"
+            f"tensor {name}: {nbytes} bytes of {dtype} do not fill shape {shown(shape)}"
         )
     return StoredTensor(dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
