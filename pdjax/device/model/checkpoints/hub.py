@@ -27,13 +27,19 @@ COMPANIONS = (
     CONFIG_FILE,
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
 )
 """Files beside the weights that loading reads, of which a repository may lack any but the first."""
+
+TEMPLATES = "additional_chat_templates/"
+"""A folder of chat templates that have names."""
 
 _ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
 
@@ -167,4 +173,5 @@ def _needed(names: Iterable[str]) -> list[str]:
         weights = ({INDEX_FILE} & known) | shards
     if not weights:
         raise ValueError("the repository holds no safetensors")
-    return sorted(weights | (known & set(COMPANIONS)))
+    templates = {name for name in known if name.startswith(TEMPLATES) and name.endswith(".jinja")}
+    return sorted(weights | templates | (known & set(COMPANIONS)))
