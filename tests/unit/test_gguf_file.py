@@ -15,42 +15,8 @@ from pdjax.gguf_file import GGUFFile
 from pdjax.gguf_metadata import Metadata
 from pdjax.tokenizer import Tokenizer
 from tests.parity import tiny_models
+from tests.unit.gguf_bytes import ARRAY, STRING, U32, field, strings, tensor, text, write
 from tests.unit.tiny_gguf import write_gguf
-
-STRING, ARRAY, U32 = 8, 9, 4
-
-
-def text(value: str | bytes) -> bytes:
-    raw = value.encode() if isinstance(value, str) else value
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def field(key: str | bytes, kind: int, value: bytes) -> bytes:
-    return text(key) + struct.pack("<I", kind) + value
-
-
-def tensor(name: str, shape: tuple[int, ...] = (8,), kind: int = 0, offset: int = 0) -> bytes:
-    dims = struct.pack(f"<{len(shape)}Q", *shape)
-    return text(name) + struct.pack("<I", len(shape)) + dims + struct.pack("<IQ", kind, offset)
-
-
-def write(
-    path: Path,
-    fields: tuple[bytes, ...] = (),
-    tensors: tuple[bytes, ...] = (),
-    *,
-    version: int = 3,
-    counts: tuple[int, int] | None = None,
-    data: int = 256,
-) -> Path:
-    counts = counts or (len(tensors), len(fields))
-    head = b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(fields) + b"".join(tensors)
-    path.write_bytes(head + bytes(-len(head) % 32) + bytes(data))
-    return path
-
-
-def strings(count: int, *values: bytes) -> bytes:
-    return struct.pack("<IQ", STRING, count) + b"".join(map(text, values))
 
 
 @pytest.mark.parametrize(
