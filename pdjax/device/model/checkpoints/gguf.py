@@ -241,7 +241,8 @@ def _dequantised(stored: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """Values f32[..., n] of bytes u8[..., m]."""
     if kind.name in ("F32", "F16"):
         return stored.view(np.float32 if kind.name == "F32" else np.float16).astype(np.float32)
-    return dequantize(stored, kind)
+    with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite stay so
+        return dequantize(stored, kind)
 
 
 def _check_types(path: Path, kinds: set[GGMLQuantizationType]) -> None:

@@ -1,0 +1,80 @@
+"""GGUF files against llama.cpp (text to ids) and against transformers (ids to logits)."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from pdjax.device.mesh import PREFILL_RULES, make_mesh
+from pdjax.device.model.checkpoints.gguf import GGUFCheckpoint
+from pdjax.device.model.weights import load_params
+from pdjax.gguf_pretokenizers import PRETOKENIZERS
+from pdjax.kv_layout import split_layers
+from pdjax.tokenizer import Tokenizer
+from tests.parity import gguf_models, gguf_tokenizers
+from tests.parity.dense import dense_logits
+from tests.unit.tiny_gguf import write_gguf
+
+STRINGS = gguf_tokenizers.STRINGS + gguf_tokenizers.WITH_TOKENS
+
+# The default is a guess, and says so; these models name no end of a text.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not name the pretokenizer:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no token is named as the end of a text:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    return gguf_tokenizers.read_fixture()
+
+
+KINDS = {kind: name for name, kind in reversed(PRETOKENIZERS.items())}
+"""The first name of each; the others are aliases, which the fixture's script asks llama.cpp of."""
+
+
+@pytest.mark.parametrize("name", KINDS.values())
+def test_token_ids_of_every_pretokenizer(name: str, expected: dict[str, Any], tmp_path: Path):
+    metadata = gguf_tokenizers.byte_level(expected["merges"], name)
+    tokenizer = Tokenizer.open(write_gguf(tmp_path / "m.gguf", metadata=metadata))
+    for text, ids in zip(STRINGS, expected["ids"][name], strict=True):
+        assert tokenizer.encode(text) == ids, repr(text)
+        if not PRETOKENIZERS[name].composed:
+            assert tokenizer.decode(tokenizer.encode(text, False), False) == text
+
+
+@pytest.mark.parametrize("variant", gguf_tokenizers.SENTENCEPIECE)
+def test_token_ids_of_sentencepiece(variant: str, expected: dict[str, Any], tmp_path: Path):
+    metadata = gguf_tokenizers.sentencepiece(expected["pieces"], variant)
+    tokenizer = Tokenizer.open(write_gguf(tmp_path / "m.gguf", metadata=metadata))
+    for text, ids in zip(STRINGS, expected["ids"][f"sentencepiece_{variant}"], strict=True):
+        assert tokenizer.encode(text) == ids, repr(text)
+
+
+@pytest.fixture(scope="module")
+def right_logits() -> dict[str, np.ndarray]:
+    with np.load(gguf_models.FIXTURE) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", [name for name in gguf_models.MODELS if name != "plain"])
+def test_logits_are_those_of_the_hugging_face_directory(
+    name: str, right_logits: dict[str, np.ndarray], tmp_path: Path
+):
+    checkpoint = GGUFCheckpoint(gguf_models.write(name, tmp_path / "m.gguf"))
+    layers = split_layers(checkpoint.spec.num_layers, 1)
+    mesh = make_mesh(jax.devices()[:1], stages=1, tp=1)
+    params = load_params(checkpoint, mesh, PREFILL_RULES, layers, "float32")
+    logits = dense_logits(params, gguf_models.token_ids(), spec=checkpoint.spec)
+    np.testing.assert_allclose(logits, right_logits[name], rtol=0, atol=1e-3)
+    if gguf_models.MODELS[name].same_in_llama_cpp:
+        last = jax.nn.log_softmax(logits[-1])
+        np.testing.assert_allclose(last, right_logits[f"{name}.llama_cpp"], rtol=0, atol=1e-3)
+
+
+def test_the_fixtures_tell_the_models_apart(right_logits: dict[str, np.ndarray]):
+    plain = right_logits["plain"]
+    for name in gguf_models.MODELS:
+        assert name == "plain" or np.abs(right_logits[name] - plain).max() > 0.5
