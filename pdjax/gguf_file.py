@@ -23,6 +23,9 @@ VERSIONS = (2, 3)
 MAX_STRINGS = 1 << 21
 """Strings of one metadata array at most: the largest vocabularies hold a sixth of it."""
 
+MAX_NAME = 512
+"""Characters of a key or of a tensor's name."""
+
 _ALIGNMENT = 32
 _MAX_DIMS = 4
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -99,7 +102,7 @@ class GGUFFile:
         cursor = _Cursor(self._bytes)
         tensor_count, field_count = _header(cursor)
         for at in range(field_count):
-            key = cursor.text(f"metadata key {at}")
+            key = cursor.name(f"metadata key {at}")
             if key in self.fields:
                 raise ValueError(f"metadata key {key!r} occurs twice")
             self.fields[key] = cursor.value(key)
@@ -161,12 +164,19 @@ class _Cursor:
         start = self.take(self.u64(f"length of {what}"), what)
         return self._buffer[start : self.at]
 
-    def text(self, what: str) -> str:
+    def name(self, what: str) -> str:
+        """A key or the name of a tensor, fit for a line of a message."""
         raw = self.string(what)
         try:
-            return raw.decode()
+            found = raw.decode()
         except UnicodeDecodeError:
             raise ValueError(f"{what}: {raw[:40]!r} is not UTF-8") from None
+        if len(found) > MAX_NAME or not found.isprintable():
+            raise ValueError(
+                f"{what}: {found[:40]!r}, {len(found)} characters; allowed: at most {MAX_NAME} "
+                "printable ones"
+            )
+        return found
 
     def value(self, key: str) -> Any:
         kind = self.u32(f"type of {key}")
@@ -236,7 +246,7 @@ def _header(cursor: _Cursor) -> tuple[int, int]:
 
 def _entry(cursor: _Cursor, at: int) -> TensorEntry:
     """The next entry of the index; `start` counts from the end of the index."""
-    name = cursor.text(f"name of tensor {at}")
+    name = cursor.name(f"name of tensor {at}")
     what = f"tensor {name!r}"
     rank = cursor.u32(f"number of dimensions of {what}")
     if not 1 <= rank <= _MAX_DIMS:

@@ -5,7 +5,7 @@ pretokenizer is named but not stored, and SentencePiece BPE ("llama"), whose mer
 the scores of the pieces. Both become an ordinary `tokenizers.Tokenizer`.
 """
 
-import warnings
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from pdjax.gguf_splits import open_first
 
 __all__ = ["Metadata", "build_tokenizer", "eos_token_ids", "open_gguf", "special_token"]
 
+_LOG = logging.getLogger("pdjax")
+
 MODELS = ("gpt2", "llama")
 MAX_CHARACTERS = 4096
 """Characters of a token at most; the longest tokens in use are 512 spaces."""
@@ -66,7 +68,7 @@ def special_token(meta: Metadata, kind: str) -> str | None:
 def build_tokenizer(meta: Metadata) -> Tokenizer:
     """The tokenizer that the metadata describes.
 
-    Warns where the file does not name its pretokenizer: the default is a guess.
+    Logs a warning where the file does not name its pretokenizer: the default is a guess.
 
     Raises:
       ValueError: naming the tokenizer model or pretokenizer that is not supported, and those that
@@ -121,10 +123,10 @@ def _vocabulary(meta: Metadata) -> list[str]:
 def _pretokenizer(meta: Metadata) -> Pretokenizer:
     name = meta.text("tokenizer.ggml.pre", "") or DEFAULT
     if name == DEFAULT:
-        warnings.warn(
-            f"model={str(meta.path)!r}: tokenizer.ggml.pre does not name the pretokenizer; words "
-            "are cut by llama.cpp's default, and token ids may differ from those in training",
-            stacklevel=2,
+        _LOG.warning(
+            "model=%r: tokenizer.ggml.pre does not name the pretokenizer; words are cut by "
+            "llama.cpp's default, and token ids may differ from those in training",
+            str(meta.path),
         )
     if name not in PRETOKENIZERS:
         raise meta.refuse("tokenizer.ggml.pre", ", ".join(sorted(PRETOKENIZERS)))

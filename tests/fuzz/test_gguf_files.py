@@ -3,8 +3,8 @@ that says what is wrong."""
 
 import random
 import struct
-import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from pdjax.gguf_metadata import Metadata
 from pdjax.gguf_pretokenizers import PRETOKENIZERS
 from tests.fuzz.mutate import FLOATS, TEXTS, answer, cases, integer, mutated
 from tests.unit.gguf_bytes import NUMBERS, encoded, field, tensor, write
-from tests.unit.test_tokenizer import BYTES, SPM_PIECES
+from tests.unit.test_tokenizer import SPM_PIECES
 from tests.unit.tiny_gguf import Q8_0, write_gguf
+from tests.unit.tiny_tokenizer import BYTES
 
 Parts = tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, bytes]]]
 
@@ -69,13 +70,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def use(path: Path) -> None:
     """Open a file, read of it, and make ids and text."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint = GGUFCheckpoint(path)
-        tokenizer = checkpoint.tokenizer()
+    checkpoint = GGUFCheckpoint(path)
+    tokenizer = checkpoint.tokenizer()
     assert checkpoint.spec.vocab_size == VOCABULARY
     checkpoint.spec.rope.frequencies(checkpoint.spec.head_dim)
     checkpoint.read("model.layers.0.self_attn.q_proj.weight", slice(3, 9), slice(5, 50))
+    if tokenizer is None:
+        return
     ids = tokenizer.encode("!! a </s>\n 1é")
     assert all(0 <= i < VOCABULARY for i in ids)
     tokenizer.decode([*ids, VOCABULARY - 1])
@@ -152,7 +153,7 @@ def odd_list(draw: random.Random, value: list[Any]) -> list[Any]:
 
 def test_the_files_open(whole: dict[str, Path]):
     for path in whole.values():
-        assert answer(lambda path=path: use(path)) is None
+        assert answer(partial(use, path)) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -213,7 +214,7 @@ def test_tensors_that_are_lost_doubled_or_other_ones(whole: dict[str, Path], tmp
     path = tmp_path / "m.gguf"
     for seed in cases(300):
         draw = random.Random(seed)
-        made = [[name, *what, 0] for name, what in tensors.items()]
+        made: list[list[Any]] = [[name, *what, 0] for name, what in tensors.items()]
         one = draw.choice(made)
         match draw.randrange(7):
             case 0:

@@ -19,12 +19,6 @@ from tests.unit.tiny_gguf import write_gguf
 
 STRINGS = gguf_tokenizers.STRINGS + gguf_tokenizers.WITH_TOKENS
 
-# The default is a guess, and says so; these models name no end of a text.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not name the pretokenizer:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*no token is named as the end of a text:UserWarning"),
-]
-
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:

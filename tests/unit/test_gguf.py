@@ -298,10 +298,19 @@ def test_other_kinds_of_gguf_files_are_named(tmp_path: Path):
     )
 
 
-def test_no_end_of_text_is_said_once_at_loading(tmp_path: Path):
+def test_no_end_of_text_is_said_once_at_loading(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = write_gguf(tmp_path / "m.gguf", metadata={"tokenizer.ggml.eos_token_id": None})
-    with pytest.warns(UserWarning, match="no token is named as the end of a text"):
-        assert GGUFCheckpoint(path).spec.eos_token_ids == ()
+    assert GGUFCheckpoint(path).spec.eos_token_ids == ()
+    assert caplog.text.count("no token is named as the end of a text") == 1
+
+
+@pytest.mark.parametrize("model", [None, "none", "no_vocab"])
+def test_a_file_without_a_vocabulary_serves_token_ids(
+    model: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = write_gguf(tmp_path / "m.gguf", metadata={"tokenizer.ggml.model": model})
+    assert GGUFCheckpoint(path).tokenizer() is None
+    assert "the file holds no vocabulary; prompts must be token ids" in caplog.text
 
 
 def test_a_vocabulary_longer_than_the_embedding_is_refused(tmp_path: Path):

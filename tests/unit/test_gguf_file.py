@@ -35,6 +35,9 @@ from tests.unit.tiny_gguf import write_gguf
         ((field("k", ARRAY, struct.pack("<IQ", 99, 1)),), (), {}, "k is an array of type 99"),
         ((field("k", U32, bytes(4)),) * 2, (), {}, "metadata key 'k' occurs twice"),
         ((field(b"\xff", U32, bytes(4)),), (), {}, "metadata key 0: b'.xff' is not UTF-8"),
+        ((field("a\r\nb", U32, bytes(4)),), (), {}, "metadata key 0: 'a.r.nb', 4 characters"),
+        ((field("k" * 600, U32, bytes(4)),), (), {}, "600 characters; allowed: at most 512"),
+        ((), (tensor("t\n"),), {}, "name of tensor 0: 't.n', 2 characters; allowed"),
         ((field("general.alignment", U32, bytes(4)),), (), {}, "general.alignment=0; allowed: a p"),
         (
             (field("general.alignment", U32, struct.pack("<I", 24)),),

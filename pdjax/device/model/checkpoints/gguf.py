@@ -7,8 +7,8 @@ that RoPE rotates together are neighbours; the reader puts them back, half a hea
 the convention of Hugging Face and of this project.
 """
 
+import logging
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +32,10 @@ ARCHITECTURES = ("llama", "qwen2")
 MAX_CONTEXT = 2**31 - 1
 """Positions are i32."""
 
+_LOG = logging.getLogger("pdjax")
+_NO_VOCABULARY = ("none", "no_vocab")
+"""Values of `tokenizer.ggml.model`, the first of which stands for none."""
+
 _CHUNK = 1 << 22
 """Elements dequantised at a time: the gguf package needs several times their memory meanwhile."""
 
@@ -53,7 +57,7 @@ _INTERLEAVED = tuple(f"{part}_proj.{kind}" for part in "qk" for kind in ("weight
 class GGUFCheckpoint:
     """A GGUF model of architecture "llama" or "qwen2": a file, or the first shard of a split.
 
-    Warns where neither the metadata nor the vocabulary say what ends a text.
+    Logs a warning where neither the metadata nor the vocabulary say what ends a text.
 
     Raises:
       ValueError: a file is unreadable or missing, of another architecture, or uses a feature or a
@@ -74,17 +78,23 @@ class GGUFCheckpoint:
         _check_types(path, {entry.kind for _, entry in self._tensors.values()})
         self._interleaved = self._meta.text("general.architecture") == "llama"
         if not self._spec.eos_token_ids:
-            warnings.warn(
-                f"model={str(path)!r}: no token is named as the end of a text; requests end at "
-                "max_tokens or at a stop string",
-                stacklevel=2,
+            _LOG.warning(
+                "model=%r: no token is named as the end of a text; requests end at max_tokens or "
+                "at a stop string",
+                str(path),
             )
 
     @property
     def spec(self) -> ModelSpec:
         return self._spec
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer | None:
+        if self._meta.text("tokenizer.ggml.model", "none") in _NO_VOCABULARY:
+            _LOG.warning(
+                "model=%r: the file holds no vocabulary; prompts must be token ids",
+                str(self._meta.path),
+            )
+            return None
         return Tokenizer.from_gguf(self._meta)
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
