@@ -38,6 +38,9 @@ MAX_ITERATIONS = 5_000_000
 MAX_CHARACTERS = 1 << 26
 """Of a rendered conversation."""
 
+MAX_COMPILED = 16
+"""Templates that are kept compiled: a user may give any number of them."""
+
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which a message may hold what the model thought, the one that templates read first."""
@@ -124,9 +127,12 @@ class ChatTemplates:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            if source not in self._compiled:
-                self._compiled[source] = self._environment.from_string(source)
-            return self._environment.render(self._compiled[source], known)
+            template = self._compiled.get(source)
+            if template is None:
+                if len(self._compiled) >= MAX_COMPILED:
+                    self._compiled.clear()
+                template = self._compiled[source] = self._environment.from_string(source)
+            return self._environment.render(template, known)
         except Exception as error:  # a template is a program: it may fail in any way
             reason = " ".join(str(error).split())[:500] or type(error).__name__
             raise ValueError(f"messages: the chat template refuses them ({reason})") from error

@@ -118,17 +118,17 @@ class SpecialTokens:
                 control = dict.fromkeys([*named.values(), *map(_text_of, self.extra)])
                 backend.add_tokens([AddedToken(text, special=True) for text in control])
 
-    def put_around(self, backend: Tokenizer, by_config: bool) -> None:
+    def put_around(self, backend: Tokenizer, by_config: bool, begins: bool) -> None:
         """Set what goes before and behind a text, unless the vocabulary's file says it.
 
         Args:
           by_config: whether `tokenizer_config.json` has a say.
+          begins: whether the tokenizer's class has the BOS before a text.
         """
-        asked = {
-            name: self._values[f"add_{name}"]
-            for name in ("bos_token", "eos_token")
-            if by_config and f"add_{name}" in self._values
-        }
+        asked: dict[str, Any] = {"bos_token": True} if begins else {}
+        for name in ("bos_token", "eos_token"):
+            if by_config and f"add_{name}" in self._values:
+                asked[name] = self._values[f"add_{name}"]
         if not asked and backend.post_processor is not None:
             return
         texts = self.texts
@@ -212,7 +212,9 @@ class SpecialTokens:
             for name, value in self._values.items()
             if _is_custom(name) and isinstance(value, str | AddedToken | dict)
         }
-        for name, value in {**custom, **self._custom}.items():
+        known = {*NAMED, *self._values}
+        implied = {name: text for name, text in defaults.items() if name not in known}
+        for name, value in {**implied, **custom, **self._custom}.items():
             named[name] = _token(self._where, name, value)
         return named
 

@@ -19,7 +19,9 @@ from pdjax.sentencepiece_model import (
     SentencePieceModel,
 )
 
-LLAMA = "LlamaTokenizer"
+LLAMA, CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
+SENTENCEPIECE = (LLAMA, CODE_LLAMA)
+"""Classes whose vocabulary a SentencePiece model may be."""
 
 _REGISTERED = {
     "qwen2": "Qwen2Tokenizer",
@@ -56,12 +58,14 @@ class Rules(NamedTuple):
 
     Attributes:
       add_prefix_space: whether a space goes before a text; None leaves it to the class.
-      legacy: whether it also goes behind each control token.
+      legacy: whether it also goes behind each control token; `legacy_given`: whether that is said.
+      unknown: text of the token for what isn't known.
     """
 
     add_prefix_space: bool | None
     legacy: bool | None
     legacy_given: bool
+    unknown: str
 
 
 class Family(NamedTuple):
@@ -70,16 +74,31 @@ class Family(NamedTuple):
     Attributes:
       defaults: named control tokens that a file need not name.
       named_again: whether all control tokens are added once more, as special ones.
+      begins: whether a text begins with the BOS unless a file says that it doesn't, whatever the
+        post-processor does.
     """
 
     defaults: dict[str, str]
     named_again: bool = False
+    begins: bool = False
 
 
 _ENDOFTEXT = dict.fromkeys(("unk_token", "eos_token"), "<|endoftext|>")
+_LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 FAMILIES: dict[str, Family] = {
-    LLAMA: Family({"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}),
+    LLAMA: Family(_LLAMA_TOKENS),
+    CODE_LLAMA: Family(
+        {
+            **_LLAMA_TOKENS,
+            "prefix_token": "▁<PRE>",
+            "middle_token": "▁<MID>",
+            "suffix_token": "▁<SUF>",
+            "eot_token": "▁<EOT>",
+            "fill_token": "<FILL_ME>",
+        },
+        begins=True,
+    ),
     "Qwen2Tokenizer": Family({**_ENDOFTEXT, "pad_token": "<|endoftext|>"}, named_again=True),
     "Qwen3_5Tokenizer": Family({**_ENDOFTEXT, "pad_token": "<|endoftext|>"}),
     "GPT2Tokenizer": Family({**_ENDOFTEXT, "bos_token": "<|endoftext|>"}),
@@ -119,8 +138,8 @@ def build_family(
     family: str, vocab: dict[str, int], merges: Sequence[tuple[str, str]], rules: Rules
 ) -> Tokenizer:
     """A tokenizer with the rules of a class."""
-    if family == LLAMA:
-        return _llama(vocab, merges, rules)
+    if family in SENTENCEPIECE:
+        return _llama(family, vocab, merges, rules)
     prefix = bool(rules.add_prefix_space)
     tokenizer = Tokenizer(
         models.BPE(
@@ -143,13 +162,20 @@ def build_family(
     return tokenizer
 
 
-def _llama(vocab: dict[str, int], merges: Sequence[tuple[str, str]], rules: Rules) -> Tokenizer:
-    prefix = rules.add_prefix_space is not False
-    tokenizer = Tokenizer(models.BPE(vocab, list(merges), fuse_unk=True, byte_fallback=True))
-    scheme = ("always" if rules.legacy else "first") if prefix else "never"
+def _llama(
+    family: str, vocab: dict[str, int], merges: Sequence[tuple[str, str]], rules: Rules
+) -> Tokenizer:
+    prefix, code = rules.add_prefix_space is not False, family == CODE_LLAMA
+    unknown = rules.unknown if code else None
+    tokenizer = Tokenizer(
+        models.BPE(vocab, list(merges), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    scheme = ("always" if rules.legacy and not code else "first") if prefix else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    if prefix or code:
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
 
 
@@ -173,8 +199,8 @@ def read_family(family: str, content: Mapping[str, Any], rules: Rules) -> Tokeni
     return build_family(family, vocab, [(left, right) for left, right in merges], rules)
 
 
-def llama_from_sentencepiece(model: SentencePieceModel, rules: Rules) -> Tokenizer:
-    """A tokenizer with the rules of a Llama, from a SentencePiece model; merges go by token id."""
+def llama_from_sentencepiece(family: str, model: SentencePieceModel, rules: Rules) -> Tokenizer:
+    """A tokenizer with the rules of a class, from a SentencePiece model; merges go by token id."""
     vocab = {piece.text: index for index, piece in enumerate(model.pieces)}
     ranked = sorted(
         (index, len(left), left, right)
@@ -182,7 +208,7 @@ def llama_from_sentencepiece(model: SentencePieceModel, rules: Rules) -> Tokeniz
         for left, right in _halves(text)
         if left in vocab and right in vocab
     )
-    return _llama(vocab, [(left, right) for *_, left, right in ranked], rules)
+    return _llama(family, vocab, [(left, right) for *_, left, right in ranked], rules)
 
 
 def from_sentencepiece(

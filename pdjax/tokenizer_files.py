@@ -87,19 +87,21 @@ def read_tokenizer(directory: Path) -> TokenizerParts:
         read_field(directory / CONFIG_FILE, config, "add_prefix_space", bool, "true or false"),
         read_field(directory / CONFIG_FILE, config, "legacy", bool, "true or false"),
         "legacy" in config,
+        _unknown_token(config),
     )
     if text is not None:
         backend, tokens = _from_tokenizer_file(path, text, config, family, rules)
-    elif (directory / SENTENCEPIECE_FILE).is_file() and family in (None, families.LLAMA):
+    elif (directory / SENTENCEPIECE_FILE).is_file() and family in (None, *families.SENTENCEPIECE):
         backend, tokens = _from_sentencepiece(directory, config, family, rules)
-    elif (directory / VOCAB_FILE).is_file() and family not in (None, families.LLAMA):
+    elif (directory / VOCAB_FILE).is_file() and family not in (None, *families.SENTENCEPIECE):
         backend, tokens = _from_vocabulary(directory, config, str(family), rules)
     else:
         raise NoTokenizer(_why_none(directory, family))
     stored = read_field(directory / CONFIG_FILE, config, IMPLIED, list, "a list of texts") or []
     implied = tokens.implied(backend) | {text for text in stored if isinstance(text, str)}
-    tokens.add_to(backend, again=family is not None and families.FAMILIES[family].named_again)
-    tokens.put_around(backend, by_config=text is None)
+    of_class = families.Family({}) if family is None else families.FAMILIES[family]
+    tokens.add_to(backend, again=of_class.named_again)
+    tokens.put_around(backend, by_config=text is None, begins=of_class.begins)
     split = read_field(
         directory / CONFIG_FILE, config, "split_special_tokens", bool, "true or false"
     )
@@ -149,7 +151,7 @@ def _from_sentencepiece(
     marked = families.marked_pieces(model)
     with failures_named(f"{path}: not a readable tokenizer"):
         if family is not None:
-            backend = families.llama_from_sentencepiece(model, rules)
+            backend = families.llama_from_sentencepiece(family, model, rules)
         else:
             names = {index: token.content for index, token in tokens.listed.items()}
             backend = families.from_sentencepiece(model, names, rules)
@@ -173,6 +175,12 @@ def _from_vocabulary(
         )
         backend = families.build_family(family, vocab, merges, rules)
     return backend, SpecialTokens(directory, config, _defaults(family), None)
+
+
+def _unknown_token(config: dict[str, Any]) -> str:
+    token = config.get("unk_token", "<unk>")
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else str(None)
 
 
 def _defaults(family: str | None) -> dict[str, str]:

@@ -335,6 +335,27 @@ def _llama_directories() -> dict[str, Files]:
         "tokenizer_config.json": {**named, "legacy": False},
         "config.json": {"model_type": "mistral"},
     }
+    found["code_llama"] = {
+        "tokenizer.json": byte_fallback(),
+        "tokenizer_config.json": {
+            "tokenizer_class": "CodeLlamaTokenizer",
+            "legacy": True,
+            "suffix_token": None,
+        },
+        "config.json": _LLAMA,
+    }
+    found["code_llama_pieces"] = {
+        "tokenizer.model": sentencepiece(),
+        "tokenizer_config.json": {
+            "tokenizer_class": "CodeLlamaTokenizerFast",
+            "add_prefix_space": False,
+            **_TOKENS,
+            "add_bos_token": False,
+            "add_eos_token": True,
+            "added_tokens_decoder": listed,
+        },
+        "config.json": _LLAMA,
+    }
     found["llama_pieces_bare"] = {
         "tokenizer.model": sentencepiece(),
         "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizerFast"},
