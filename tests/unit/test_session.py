@@ -169,8 +169,9 @@ def test_a_slow_reader_of_a_stream_holds_up_nobody():
     stream = house.stream(max_tokens=30)
     assert all(map(exact, house.generate(4)))
     chunks = list(stream)
-    assert [token for chunk in chunks for token in chunk.token_ids] == chunks[-1].output.token_ids
-    assert len(chunks[-1].output.token_ids) == 30
+    output = chunks[-1].output
+    assert output is not None and len(output.token_ids) == 30
+    assert [token for chunk in chunks for token in chunk.token_ids] == output.token_ids
     house.rest()
 
 
