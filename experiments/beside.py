@@ -1,0 +1,106 @@
+"""Is this build as fast as another one?
+
+Runs an experiment of this checkout and of a folder with another commit in turns, each time in a
+process of its own, so that what else happens on the machine hurts both alike. Of the numbers that
+the experiment saves, those whose path matches --show are compared: median and range of each build,
+and the ratio of the medians.
+
+  git archive --prefix=base/ 4991243 | tar -x -C /tmp
+  python -m experiments.beside --base=/tmp/base --turns=5 --show='served_ms|output_tokens' \
+      --run='bench_engine --model=llama3_8b --batch=64'
+
+Whoever goes first changes with every turn. Prints a table and writes every number as JSON.
+"""
+
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.origin import ROOT, origin, save
+from experiments.tables import table
+from pdjax.flags import new_flags, run
+
+FLAGS = new_flags()
+_BASE = flags.DEFINE_string("base", None, "folder with the other build", flag_values=FLAGS)
+_RUN = flags.DEFINE_string("run", None, "an experiment and its flags", flag_values=FLAGS)
+_SHOW = flags.DEFINE_string("show", ".", "regular expression of numbers' paths", flag_values=FLAGS)
+_TURNS = flags.DEFINE_integer("turns", 5, "runs of each build", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/beside.json", "file", flag_values=FLAGS)
+
+
+def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a tree of JSON, by its path."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from numbers(each, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from numbers(each, f"{path}[{index}]")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, float(value)
+
+
+def measure(folder: Path, command: list[str], out: Path) -> dict[str, float]:
+    """The numbers of one run.
+
+    Raises:
+      ValueError: it has failed; with the end of what it said.
+    """
+    name, *rest = command
+    ran = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *rest, f"--out={out}"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode:
+        raise ValueError(f"run={shlex.join(command)!r} in {folder}: {ran.stderr[-2000:]}")
+    return dict(numbers(json.loads(out.read_text())))
+
+
+def spread(values: list[float]) -> str:
+    """Median, and the range about it."""
+    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+
+
+def main() -> None:
+    """Run, print, save; see the module."""
+    if not _BASE.value or not _RUN.value:
+        raise ValueError("beside: needs both --base=FOLDER and --run='EXPERIMENT FLAGS'")
+    if not (Path(_BASE.value) / "experiments").is_dir():
+        raise ValueError(f"base={_BASE.value!r}: must be a folder that holds experiments/")
+    folders = {"base": Path(_BASE.value).resolve(), "here": ROOT}
+    command = shlex.split(_RUN.value)
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
+    with tempfile.TemporaryDirectory() as scratch:
+        for turn in range(_TURNS.value or 1):
+            for name in list(folders)[:: -1 if turn % 2 else 1]:
+                out = Path(scratch) / "numbers.json"
+                seen[name].append(measure(folders[name], command, out))
+                print(f"turn {turn + 1}: {name}", flush=True)
+    runs = [run for of_build in seen.values() for run in of_build]
+    rows = []
+    for key in runs[0]:
+        if re.search(_SHOW.value or ".", key) and all(key in run for run in runs):
+            base, here = ([run[key] for run in seen[name]] for name in folders)
+            middle = statistics.median(base)
+            ratio = f"{statistics.median(here) / middle:.4f}" if middle else "-"
+            rows.append([key, spread(base), spread(here), ratio])
+    print(table(["number", "base: median (range)", "here", "ratio"], rows))
+    save(origin() | {"run": command, "seen": seen}, _OUT.value)
+
+
+if __name__ == "__main__":
+    run(main, FLAGS, __doc__ or "")
