@@ -57,10 +57,11 @@ def measure(folder: Path, command: list[str], out: Path) -> dict[str, float]:
       ValueError: it has failed; with the end of what it said.
     """
     name, *rest = command
+    path = filter(None, [os.environ.get("PYTHONPATH")])
     ran = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *rest, f"--out={out}"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *path])},
         capture_output=True,
         text=True,
         check=False,
