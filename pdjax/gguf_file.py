@@ -98,6 +98,14 @@ class GGUFFile:
         entry = self.tensors[name]
         return np.frombuffer(self._bytes, np.uint8, entry.nbytes, entry.start)
 
+    def let_go(self) -> None:
+        """Unmap what was read of the file until it is read again.
+
+        A mapped page counts as memory of the process, also where the system could drop it.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._bytes.madvise(mmap.MADV_DONTNEED)
+
     def _read(self) -> None:
         cursor = _Cursor(self._bytes)
         tensor_count, field_count = _header(cursor)

@@ -6,7 +6,15 @@ from typing import Any, cast
 
 import pytest
 
-from experiments import bench_engine, bench_host, bench_steps, handoff, interference, quickstart
+from experiments import (
+    bench_engine,
+    bench_host,
+    bench_steps,
+    handoff,
+    interference,
+    load_memory,
+    quickstart,
+)
 from experiments import origin as provenance
 from experiments.bench_cpu import one_device, show
 from experiments.shapes import LARGE, MODELS, chosen_model
@@ -225,3 +233,12 @@ def test_bench_engine_measures_a_point(tmp_path: Path):
     lines = bench_engine.show({"points": [point], "starts": starts}).splitlines()
     assert lines[2].startswith("2 x 20 + 6")
     assert lines[-1].split() == ["cold", "1.0", "2.0"]
+
+
+@pytest.mark.parametrize("kind", load_memory.FORMATS)
+def test_load_memory_writes_models_that_load(kind: str, tmp_path: Path):
+    spec = MODELS["tiny"]
+    found = load_memory.load(str(load_memory.write_model(kind, spec, tmp_path)), "float32")
+    vocabulary = 2 * spec.vocab_size * spec.model_dim  # embedding and output, the largest two
+    assert found["largest"] == 4 * vocabulary
+    assert found["weights"] > found["largest"]

@@ -121,6 +121,7 @@ class GGUFCheckpoint:
             stored = matrix[span, blocks.start * block_bytes : blocks.stop * block_bytes]
             values = _dequantised(np.ascontiguousarray(stored), entry.kind)
             out[start : start + step] = values[:, offset : offset + last - first]
+            file.let_go()
         return out
 
     def _rows(self, name: str, rows: slice, entry: TensorEntry) -> slice | np.ndarray:
