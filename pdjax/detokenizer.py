@@ -173,12 +173,13 @@ class _ByteStream:
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._shown = False  # whether U+FFFD has been shown for bytes before the stream
+        self._shown = 0  # U+FFFD shown for bytes before the stream
 
     def start(self, first: Iterator[str], last: Iterator[str]) -> None:
         for token in [*itertools.islice(filter(None, last), 4)][::-1]:
             self._utf8.decode(_bytes_of(token))
-        self._shown = bool(self._utf8.getstate()[0])
+        # Python waits at half of a surrogate, which is two characters U+FFFD, not one.
+        self._shown = len(self._utf8.getstate()[0].decode(errors="replace"))
 
     def push(self, token: str) -> str:
         return self._new(self._utf8.decode(_bytes_of(token)))
@@ -187,9 +188,7 @@ class _ByteStream:
         return self._new(self._utf8.decode(b"", final=True))
 
     def _new(self, text: str) -> str:
-        if self._shown and text:
-            self._shown = False
-            return text.removeprefix(UNKNOWN)
+        text, self._shown = _without(UNKNOWN, self._shown, text)
         return text
 
 
@@ -220,13 +219,7 @@ class _TokenStream:
         return self._new([] if self._run is None else self._run.flush())
 
     def _new(self, tokens: list[str]) -> str:
-        text = self._text(tokens)
-        while self._shown and text:
-            if not text.startswith(UNKNOWN):
-                self._shown = 0
-            else:
-                self._shown -= 1
-                text = text[1:]
+        text, self._shown = _without(UNKNOWN, self._shown, self._text(tokens))
         return text
 
     def _text(self, tokens: list[str]) -> str:
@@ -238,13 +231,17 @@ class _TokenStream:
             return self._join(tokens)
         anchor = self._rules.anchor
         text = self._join([anchor, *tokens])[len(anchor) :]
-        while self._blanks and text:
-            if not text.startswith(self._rules.blank):
-                self._blanks = 0
-            else:
-                self._blanks -= 1
-                text = text[1:]
+        text, self._blanks = _without(self._rules.blank, self._blanks, text)
         return text
+
+
+def _without(character: str, most: int, text: str) -> tuple[str, int]:
+    """A text without the first of its characters, where they are `character`, and how many more are
+    to be left out of what follows; they are `most` at most."""
+    dropped = 0
+    while dropped < min(most, len(text)) and text[dropped] == character:
+        dropped += 1
+    return text[dropped:], most - dropped if dropped == len(text) else 0
 
 
 class _ByteRun:

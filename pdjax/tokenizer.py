@@ -16,7 +16,7 @@ from pdjax.chat_template import ChatTemplates, Message
 from pdjax.clock import strftime_now
 from pdjax.detokenizer import Detokenizer, IncrementalDecoder
 from pdjax.end_tokens import GENERATION_FILE, end_token_ids
-from pdjax.json_file import failures_named
+from pdjax.json_file import failures_named, shown
 from pdjax.special_tokens import CONFIG_FILE
 from pdjax.tokenizer_files import IMPLIED, TOKENIZER_FILE, NoTokenizer, read_tokenizer
 
@@ -161,13 +161,25 @@ class Tokenizer:
           ValueError: it is no string, or one that no UTF-8 stands for.
         """
         if not isinstance(text, str):
-            raise ValueError(f"prompt={text!r}: must be a string")
+            raise ValueError(f"prompt={shown(text)}: must be a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"prompt: {text[error.start]!r} at {error.start} is half a character; must be text "
+                "that has a UTF-8"
+            ) from error
         with failures_named("prompt: the tokenizer can't cut it"):
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, at most one each."""
-        return self._detokenizer.decode(ids, skip_special_tokens)
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, at most one each.
+
+        Raises:
+          ValueError: an id is no number from 0 on.
+        """
+        with failures_named("token ids: they can't be decoded"):
+            return self._detokenizer.decode(ids, skip_special_tokens)
 
     def apply_chat_template(
         self,

@@ -145,6 +145,14 @@ def test_a_character_that_begins_in_the_prompt_comes_whole(name: str):
     assert decoder.push(0x42) == "B"  # U+FFFD is the prompt's
 
 
+def test_half_a_surrogate_in_the_prompt_is_the_prompts():
+    level = byte_level()
+    prompt = [0xED, 0xAD]
+    assert level.decode(prompt, True) == "\ufffd\ufffd"
+    assert streamed(level, list("é".encode()), after=prompt) == "é"
+    assert streamed(level, [0xB2], after=prompt) == "\ufffd"
+
+
 def test_long_runs_without_a_character_wait_for_nothing():
     llama, level = DETOKENIZERS["llama"](), byte_level()
     for detokenizer in (llama, level):

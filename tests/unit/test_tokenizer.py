@@ -276,7 +276,15 @@ def test_malformed_end_tokens(ids: Any, tmp_path: Path):
         Tokenizer.open(directory)
 
 
+@pytest.mark.parametrize("ids", [[-1], [1 << 40], ["a"], [None]])
+def test_ids_that_are_none(ids: list[Any], byte_level: Tokenizer):
+    with pytest.raises(ValueError, match=r"^token ids: they can't be decoded"):
+        byte_level.decode(ids)
+
+
 def test_a_prompt_must_be_text(byte_level: Tokenizer):
+    with pytest.raises(ValueError, match=r"^prompt: '.ud800' at 1 is half a character"):
+        byte_level.encode("a\ud800")
     with pytest.raises(ValueError, match="prompt=None: must be a string"):
         byte_level.encode(None)  # type: ignore[arg-type]
 
