@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf.constants import Keys
+from gguf.quants import dequantize
 
+from pdjax.device.model.checkpoints import gguf
 from pdjax.device.model.checkpoints.gguf import ROPE_FACTORS, GGUFCheckpoint
 from pdjax.device.model.checkpoints.gguf_keys import check_keys
 from pdjax.device.model.checkpoints.huggingface import HuggingFaceCheckpoint
@@ -320,3 +322,25 @@ def test_a_vocabulary_longer_than_the_embedding_is_refused(tmp_path: Path):
     end = {"tokenizer.ggml.eos_token_id": 101}
     with pytest.raises(ValueError, match="token 101 is named as the end of a text; allowed: 0"):
         GGUFCheckpoint(write_gguf(tmp_path / "e.gguf", metadata=end))
+
+
+def test_a_matrix_is_dequantised_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Dequantising takes several times the memory of its result, so no piece is large."""
+    path = write_gguf(tmp_path / "m.gguf", "llama", kind=Q8_0)
+    names = [f"model.layers.0.{part}.weight" for part in ("self_attn.q_proj", "mlp.up_proj")]
+    whole = [GGUFCheckpoint(path).read(name) for name in names]
+    sizes = []
+
+    def measured(stored: np.ndarray, kind: Any) -> np.ndarray:
+        sizes.append(stored.shape[0])
+        return dequantize(stored, kind)
+
+    monkeypatch.setattr(gguf, "_CHUNK", 300)
+    monkeypatch.setattr(gguf, "dequantize", measured)
+    checkpoint = GGUFCheckpoint(path)
+    for name, values in zip(names, whole, strict=True):
+        np.testing.assert_array_equal(checkpoint.read(name), values)
+        np.testing.assert_array_equal(
+            checkpoint.read(name, slice(3, 50), slice(7, 40)), values[3:50, 7:40]
+        )
+    assert max(sizes) == 4
