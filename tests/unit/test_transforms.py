@@ -201,6 +201,20 @@ def test_what_the_wire_can_say_is_said_exactly(wire_dtype, elements, scale):
     np.testing.assert_array_equal(jax.jit(decode)(coded_x, scales), x)
 
 
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("between", [("bfloat16", "bfloat16"), ("float32", "bfloat16")])
+def test_a_narrower_type_makes_nothing_infinite(between, checked):
+    """V in pages is finite, also in a pool whose type has smaller numbers; NaN in K stays."""
+    wire, largest = Wire(*between), float(jnp.finfo("bfloat16").max)
+    sent = jnp.array([3.4e38, -3.4e38, 1.5, np.nan], jnp.float32)
+    piece = wire.write(sent.reshape(1, 1, 1, 4), 1, checked=checked)
+    got, intact = wire.read(piece, (1, 1, 4), 1, checked=checked)
+    assert got.dtype == jnp.bfloat16 and (not checked or bool(intact.all()))
+    np.testing.assert_array_equal(
+        np.asarray(got, np.float32)[0, 0], [largest, -largest, 1.5, np.nan]
+    )
+
+
 @pytest.mark.parametrize("wire_dtype", list(LIMITS))
 def test_rows_that_have_no_scale(wire_dtype):
     x = np.array(

@@ -182,7 +182,9 @@ def _draw(
 ) -> jax.Array:
     """Tokens i32[B] drawn from the tempered and, if any row asks for it, filtered distribution, by
     the Gumbel-max trick."""
-    temperature = jnp.where(params.temperature > 0, jnp.maximum(params.temperature, _LEAST), 1.0)
+    most = jnp.finfo(jnp.float32).max
+    temperature = jnp.clip(params.temperature, _LEAST, most)
+    temperature = jnp.where(params.temperature > 0, temperature, 1.0)
     # From the largest logit downwards, so that what a tiny temperature overflows is only unlikely.
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     if filtered:
