@@ -28,8 +28,8 @@ class Rows:
       tile: [64, H], which takes the rows as a product does, if they are wanted so.
       new: int8[64, _, H], of which the quantised K and V become rows.
       new_scales: f32[64], of the same rows.
-      poison: f32[64], how many numbers of a row are not finite as pages hold them; of pages that
-        are not quantised.
+      poison: f32[64], more than 0 where a row has a number that would not be finite in pages; of
+        pages that are not quantised.
     """
 
     def __init__(
@@ -173,8 +173,8 @@ class Rows:
         instead = jnp.where(row == group + 1, jnp.zeros_like(a), nan)
         is_new = (row == group) | (row == group + 1)
         finite = [jnp.abs(x) < below for x in (a, b)]
-        counts = [jnp.where(x, jnp.zeros_like(a), jnp.ones_like(a)) for x in finite]
-        self._poison[...] = (counts[0] + counts[1]).sum(axis=1)
+        is_poison = jnp.where(finite[0] & finite[1], jnp.zeros_like(a), jnp.ones_like(a))
+        self._poison[...] = is_poison.sum(axis=1)
         halves = [jnp.where(is_new & x, y, instead) for x, y in zip(finite, (a, b), strict=True)]
         return halves[0], halves[1]
 
