@@ -46,6 +46,8 @@ def change_config(directory: Path, changes: dict[str, Any]) -> Path:
         ({"model_type": ["llama"]}, r"model_type=\['llama'\]; allowed: llama, mistral, qwen2"),
         ({"embedding_multiplier": 12.0}, r"embedding_multiplier=12\.0; allowed: 1\.0, or no such"),
         ({"residual_multiplier": 0.22}, r"residual_multiplier=0\.22; allowed: 1\.0"),
+        ({"embedding_multiplier": 10**400}, r"embedding_multiplier=<integer of 1329 bits>; all"),
+        ({"query_pre_attn_scalar": 10**400}, r"query_pre_attn_scalar=<integer of 1329 bits>; all"),
         ({"attention_multiplier": 0.5}, r"attention_multiplier=0\.5; allowed: 0\.25, or no such"),
         ({"logits_scaling": 8}, r"logits_scaling=8; allowed: 1\.0"),
         ({"logit_scale": 0.06}, r"logit_scale=0\.06; allowed: 1\.0"),

@@ -118,7 +118,8 @@ def _one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
 
 def _close(value: Any, other: float) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value - other) <= 1e-6 * other
+    # Compared and not subtracted: an integer may be too large for a float.
+    return number and 0.999999 * other <= value <= 1.000001 * other
 
 
 def _refuse_quantization(config: Fields) -> None:
