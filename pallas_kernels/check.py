@@ -1,6 +1,6 @@
 """Runs every implementation over every case on the hardware at hand; exits with 1 if one is wrong.
 
-    python -m pallas_kernels.check [--only=SUBSTRING] [--seed=N]
+    python -m pallas_kernels.check [--only=SUBSTRING] [--seed=N] [--nolarge]
 
 One line a case and implementation: the largest error in units of the largest expected number.
 Inputs are fresh random numbers in scattered pages, memory that must not matter is NaN, and every
@@ -45,6 +45,7 @@ from pallas_kernels.swiglu import api as swiglu_api
 from pallas_kernels.swiglu import cases as swiglu_cases
 
 _ONLY = flags.DEFINE_string("only", "", "Run the cases whose label contains this.")
+_LARGE = flags.DEFINE_bool("large", True, "On accelerators, run and time the large cases, too.")
 _SEED = flags.DEFINE_integer("seed", None, "Seed of the inputs; a fresh one if not given.")
 
 LIMITS = {"float32": 2e-5, "bfloat16": 1e-2}
@@ -346,9 +347,13 @@ def seconds_per_call(
     return min(timed(count) for _ in range(_RUNS)) / count
 
 
-def checks(platform: str) -> Iterator[list[Check]]:
-    """All that the platform can run, the implementations at one case together."""
-    large = platform != "cpu"
+def checks(platform: str, *, large: bool = True) -> Iterator[list[Check]]:
+    """All that the platform can run, the implementations at one case together.
+
+    Args:
+      large: whether accelerators run the large cases, too.
+    """
+    large = large and platform != "cpu"
     for subject in SUBJECTS:
         names = [name for name, platforms in subject.platforms.items() if platform in platforms]
         for case in subject.cases.CASES + subject.cases.LARGE_CASES * large:
@@ -377,7 +382,7 @@ def main(_: list[str]) -> int:
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, seed {seed}", flush=True)
     began = timeit.default_timer()
     failed = []
-    for together in checks(jax.default_backend()):
+    for together in checks(jax.default_backend(), large=_LARGE.value):
         wanted = [check for check in together if _ONLY.value in check.label]
         for label, passed, line in outcomes(wanted, seed):
             print(f"{label:60} {line}", flush=True)

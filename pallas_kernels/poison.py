@@ -52,8 +52,8 @@ def fault(
         return "UNSOUND PAGES"
     if not np.isfinite(value):
         for rows in poisoned.spoiled(outputs):
-            finite = np.isfinite(rows.astype(np.float32).reshape(len(rows), -1))
-            if finite.all(axis=1).any():
+            finite = np.isfinite(rows.astype(np.float32))
+            if finite.all(axis=tuple(range(1, rows.ndim))).any():
                 return "POISON IS LOST"
     return None
 
