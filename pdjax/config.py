@@ -40,8 +40,8 @@ class ModelConfig:
     """Which network, in which precision.
 
     Attributes:
-      source: name of an embedded model, a .gguf file, a Hugging Face directory, a checkpoint of
-        `pdjax convert`, or "random".
+      source: name of an embedded model, a .gguf file, a Hugging Face directory, an id of the
+        Hugging Face Hub, a checkpoint of `pdjax convert`, or "random".
       dtype: of weights and activations, "float32" or "bfloat16".
       max_model_len: longest sequence served, prompt and output together, tokens; None takes the
         model's own context.
