@@ -6,6 +6,7 @@ The names and the orientation are those of Hugging Face: `model.layers.3.mlp.up_
 only, and reads no more than it is asked for.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,8 @@ import numpy as np
 from pdjax.json_file import shown
 from pdjax.model_spec import ModelSpec
 from pdjax.tokenizer import Tokenizer
+
+_LOG = logging.getLogger("pdjax")
 
 ALL = slice(None)
 
@@ -113,4 +116,14 @@ def check_tensors(
             f"model={str(source)!r}: tensor {name} (one of {len(unknown)} such) has no place in "
             "the architecture that the configuration describes; allowed are the tensors "
             "of a Llama-like decoder"
+        )
+
+
+def warn_if_endless(source: Path, spec: ModelSpec) -> None:
+    """Warn of a model without any end token: each of its answers has `max_tokens` tokens."""
+    if not spec.eos_token_ids:
+        _LOG.warning(
+            "model=%r: names no end token (eos_token_id); answers end at max_tokens or at a stop "
+            "string",
+            str(source),
         )

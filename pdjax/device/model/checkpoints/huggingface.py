@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pdjax.device.model.checkpoints.api import ALL, EMBED, UNEMBED, check_tensors, tensor_shapes
+from pdjax.device.model.checkpoints.api import (
+    ALL,
+    EMBED,
+    UNEMBED,
+    check_tensors,
+    tensor_shapes,
+    warn_if_endless,
+)
 from pdjax.device.model.checkpoints.hf_config import read_config, read_spec
 from pdjax.device.model.checkpoints.hf_shards import locate_tensors
 from pdjax.device.model.checkpoints.safetensors_file import DTYPES, SafetensorsFile
@@ -44,6 +51,7 @@ class HuggingFaceCheckpoint:
         else:
             ends = self._tokenizer.eos_token_ids  # the files' ids, and those that texts give
             self._spec = replace(self._spec, eos_token_ids=ends)
+        warn_if_endless(directory, self._spec)
 
     @property
     def spec(self) -> ModelSpec:

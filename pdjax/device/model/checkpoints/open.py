@@ -1,6 +1,5 @@
 """From what a user names as a model to its checkpoint."""
 
-import logging
 from pathlib import Path
 
 from pdjax.device.model.checkpoints.api import Checkpoint
@@ -13,29 +12,18 @@ from pdjax.device.model.checkpoints.orbax import SPEC_FILE, OrbaxCheckpoint
 from pdjax.gguf_file import starts_like_gguf
 from pdjax.json_file import shown
 
-_LOG = logging.getLogger("pdjax")
-
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """The model that `source` names: a name in the catalogue, a GGUF file, a directory, or an
     id of the Hugging Face Hub (`ORGANISATION/NAME[@REVISION]`), unless a path of that name exists.
 
-    A model without any end token is warned of: each of its answers has `max_tokens` tokens.
-
     Raises:
       ValueError: `source` is none of these, or the model cannot be read; see the formats.
     """
     try:
-        checkpoint = _open(source)
+        return _open(source)
     except OSError as error:  # a name that no file can have
         raise ValueError(f"model={shown(str(source))}: {error.strerror}") from error
-    if not checkpoint.spec.eos_token_ids:
-        _LOG.warning(
-            "model=%r: names no end token (eos_token_id); answers end at max_tokens or at a stop "
-            "string",
-            str(source),
-        )
-    return checkpoint
 
 
 def _open(source: str | Path) -> Checkpoint:

@@ -27,7 +27,13 @@ import orbax.checkpoint as ocp
 import tensorstore
 from tqdm import tqdm
 
-from pdjax.device.model.checkpoints.api import ALL, Checkpoint, check_tensors, tensor_shapes
+from pdjax.device.model.checkpoints.api import (
+    ALL,
+    Checkpoint,
+    check_tensors,
+    tensor_shapes,
+    warn_if_endless,
+)
 from pdjax.json_file import read_json, shown
 from pdjax.model_spec import ModelSpec, RopeSpec
 from pdjax.tokenizer import Tokenizer
@@ -75,6 +81,7 @@ class OrbaxCheckpoint:
             self._spec,
             {name: tuple(store.shape) for name, store in self._stores.items()},
         )
+        warn_if_endless(directory, self._spec)
 
     @property
     def spec(self) -> ModelSpec:
