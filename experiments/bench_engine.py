@@ -46,6 +46,7 @@ _PROMPT = flags.DEFINE_multi_integer("prompt", [1024], "tokens of a prompt", fla
 _OUTPUT = flags.DEFINE_multi_integer("output", [128], "tokens of an answer", flag_values=FLAGS)
 _WAVES = flags.DEFINE_integer("waves", 2, "batches of the offline run", flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds a step is timed in", flag_values=FLAGS)
+_STARTS = flags.DEFINE_bool("starts", True, "time a cold and a warm start", flag_values=FLAGS)
 _COLOCATED = flags.DEFINE_bool("colocated", False, "both phases on one mesh", flag_values=FLAGS)
 _CACHE = flags.DEFINE_string(
     "cache", "", "compilation cache to use, which need not be empty", flag_values=FLAGS
@@ -216,7 +217,7 @@ def bench(points: list[Point], cache: str) -> dict[str, Any]:
     for _, group in itertools.groupby(points, key=lambda point: point.batch):
         mine = list(group)
         config = make_config(model, mine, bool(_COLOCATED.value), cache, overrides)
-        if not starts:
+        if _STARTS.value and not starts:
             llm, starts["cold"] = start(config)
             del llm
             llm, starts["warm"] = start(config)

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ _BASE = flags.DEFINE_string("base", None, "folder with the other build", flag_va
 _RUN = flags.DEFINE_string("run", None, "an experiment and its flags", flag_values=FLAGS)
 _SHOW = flags.DEFINE_string("show", ".", "regular expression of numbers' paths", flag_values=FLAGS)
 _TURNS = flags.DEFINE_integer("turns", 5, "runs of each build", flag_values=FLAGS)
+_SECONDS = flags.DEFINE_float(
+    "seconds", None, "after which no further turn begins", flag_values=FLAGS
+)
 _OUT = flags.DEFINE_string("out", "results/beside.json", "file", flag_values=FLAGS)
 
 
@@ -85,8 +89,11 @@ def main() -> None:
     folders = {"base": Path(_BASE.value).resolve(), "here": ROOT}
     command = shlex.split(_RUN.value)
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(_TURNS.value or 1):
+            if turn and _SECONDS.value and time.monotonic() - began > _SECONDS.value:
+                break
             for name in list(folders)[:: -1 if turn % 2 else 1]:
                 out = Path(scratch) / "numbers.json"
                 seen[name].append(measure(folders[name], command, out))

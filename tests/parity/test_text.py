@@ -11,7 +11,7 @@ import pytest
 from pdjax.chat_template import ChatTemplates
 from pdjax.tokenizer import Tokenizer
 from pdjax.tool_schema import function_schema
-from tests.parity import chat_cases, text_results, tokenizer_cases, tool_cases
+from tests.parity import chat_cases, text_results, tokenizer_cases, tokenizer_parts, tool_cases
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def test_directories_are_read_as_by_transformers(name: str, tmp_path: Path):
     added = text_results.added_tokens(tokenizer._backend)
     assert text_results.digest(added) == wanted["added"], added
     found = text_results.cut(tokenizer.encode, tokenizer.decode)
-    strings = tokenizer_cases.strings()
+    strings = tokenizer_parts.strings()
     for i, (one, other) in enumerate(zip(found, wanted["strings"], strict=True)):
         group = strings[i * text_results.GROUP : (i + 1) * text_results.GROUP]
         assert one == other, {text: tokenizer.encode(text) for text in group}
@@ -79,6 +79,6 @@ def test_a_saved_tokenizer_is_the_same(name: str, tmp_path: Path):
     assert saved.special_tokens == tokenizer.special_tokens
     assert saved.eos_token_ids == tokenizer.eos_token_ids
     assert saved.special_token_ids == tokenizer.special_token_ids
-    for text in tokenizer_cases.STRINGS:
+    for text in tokenizer_parts.STRINGS:
         assert saved.encode(text) == tokenizer.encode(text)
         assert saved.decode(saved.encode(text)) == tokenizer.decode(saved.encode(text))

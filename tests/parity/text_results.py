@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from tests.parity import tokenizer_cases
+from tests.parity import tokenizer_parts
 
 GROUP = 8
 """Strings that share a digest."""
@@ -31,7 +31,7 @@ def cut(
 ) -> list[str]:
     """Digests of the ids of all strings, with and without tokens around, and of their texts."""
     results = []
-    for text in tokenizer_cases.strings():
+    for text in tokenizer_parts.strings():
         ids = encode(text, True)
         results.append([text, ids, encode(text, False), decode(ids, True), decode(ids, False)])
     return [digest(results[i : i + GROUP]) for i in range(0, len(results), GROUP)]
