@@ -37,9 +37,10 @@ class Detokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
-        self._special = frozenset(
-            index for index, token in backend.get_added_tokens_decoder().items() if token.special
-        )
+        added = backend.get_added_tokens_decoder()
+        # The package goes by text: a token that its normalizer has changed isn't skipped.
+        texts = {token.content for token in added.values() if token.special}
+        self._special = frozenset(i for i in added if backend.id_to_token(i) in texts)
         for tokens in ([], [""]):
             self.join(tokens)
         self._rules = _read_rules(backend.decoder)

@@ -103,20 +103,19 @@ class SpecialTokens:
           ValueError: the vocabulary can't take them.
         """
         known = backend.get_added_tokens_decoder()
-        same = set(map(repr, known.values()))
-        new: list[Token] = [
-            token for _, token in sorted(self.listed.items()) if repr(token) not in same
-        ]
+        new: list[Token] = [token for _, token in sorted(self.listed.items())]
         texts = {token.content for token in known.values()} | {_text_of(token) for token in new}
         named = self.texts
         for token in [*(self.named[name] for name in named), *self.extra]:
             if _text_of(token) not in texts and token not in new:
                 new.append(token)
         with failures_named(f"{self._where}: these tokens can't be added"):
-            backend.add_tokens([_as_special(token, set(named.values())) for token in new])
+            added = [_as_special(token, set(named.values())) for token in new]
+            backend.add_tokens(added)
             if again:
                 control = dict.fromkeys([*named.values(), *map(_text_of, self.extra)])
                 backend.add_tokens([AddedToken(text, special=True) for text in control])
+            _keep_special(backend, [*known.values(), *added])
 
     def put_around(self, backend: Tokenizer, by_config: bool, begins: bool) -> None:
         """Set what goes before and behind a text, unless the vocabulary's file says it.
@@ -246,6 +245,19 @@ def _token(path: Path, name: str, value: Any, special: bool | None = None) -> An
     if special is not None:
         flags["special"] = special
     return AddedToken(content, **flags)
+
+
+def _keep_special(backend: Tokenizer, earlier: Iterable[AddedToken]) -> None:
+    """Flag as special what has ever been added as such.
+
+    The tokenizers package goes on to skip such a token in a decoded text, whatever the flag says
+    that came later. A saved vocabulary has only the flag.
+    """
+    once = {token.content for token in earlier if token.special}
+    for token in backend.get_added_tokens_decoder().values():
+        if token.content in once and not token.special:
+            token.special = True
+            backend.add_tokens([token])
 
 
 def _as_special(token: Token, named: set[str]) -> AddedToken:
