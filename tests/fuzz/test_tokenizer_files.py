@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from pdjax.chat_template import ChatTemplates
 from pdjax.tokenizer import Tokenizer
 from tests.fuzz.mutate import answer, cases, check_message, mutated, within_a_second
-from tests.parity import chat_cases, tokenizer_cases
+from tests.parity import chat_cases, tokenizer_cases, tokenizer_parts
 
 DIRECTORIES = {
     name: {
@@ -121,7 +121,7 @@ def write_broken(draw: random.Random, directory: Path) -> Path:
 
 def use(tokenizer: Tokenizer, draw: random.Random) -> None:
     """Encode, decode at once and piece by piece."""
-    text = draw.choice(tokenizer_cases.STRINGS)
+    text = draw.choice(tokenizer_parts.STRINGS)
     try:
         ids = tokenizer.encode(text)
     except ValueError as error:
