@@ -1,10 +1,11 @@
-"""What a caller may give as prompts or as conversations, and what is taken of it.
+"""What a caller may give as prompts, as conversations or as their params, and what is taken of it.
 
-An iterator is looked at once, whatever it yields: what has been taken out of it to see what it is
-must not be missing afterwards.
+An iterator can be read once: what has been taken out of it to see what it is must not be missing
+afterwards. An endless one is read to a bound.
 """
 
-from collections.abc import Iterable, Mapping, Set
+import itertools
+from collections.abc import Iterable, Mapping, Set, Sized
 from numbers import Integral
 from typing import Any
 
@@ -12,6 +13,9 @@ from pdjax.tokenizer import Message
 
 Prompt = str | Iterable[int]
 """Text or token ids."""
+
+MOST = 1 << 22
+"""Values that are read of what does not say how many it has: token ids, prompts or messages."""
 
 
 def each_prompt(prompts: Any) -> list[Any]:
@@ -58,6 +62,15 @@ def each_conversation(messages: Any) -> list[list[Message]]:
     return [_list(conversation, "messages", allowed) for conversation in several]
 
 
+def params_of_each(params: Any) -> list[Any]:
+    """The params of several prompts, themselves not looked into.
+
+    Raises:
+      ValueError: they are no list.
+    """
+    return _list(params, "params", "must be None, a SamplingParams or a list of those")
+
+
 def _list(values: Any, name: str, allowed: str) -> list[Any]:
     """`values`, which have an order, in a list.
 
@@ -65,9 +78,14 @@ def _list(values: Any, name: str, allowed: str) -> list[Any]:
     """
     if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set):
         try:
-            return list(values)
+            each = iter(values)
         except TypeError:  # such as of an array without dimensions
             pass
+        else:
+            found = list(values if isinstance(values, Sized) else itertools.islice(each, MOST + 1))
+            if len(found) > MOST:
+                raise ValueError(f"{name}: more than {MOST} values; must be at most {MOST}")
+            return found
     raise ValueError(f"{name}={_short(values)}: {allowed}")
 
 
