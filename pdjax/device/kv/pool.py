@@ -75,14 +75,16 @@ class PoolOwner:
         An error or an interrupt between the two leaves deleted arrays behind, on which every later
         step would fail. The pool is made anew then, and the error goes on.
         """
-        with self._lock:
-            try:
-                yield
-            except BaseException:
-                self._mend()
-                raise
-            if self._suspected:
-                self._mend()
+        try:
+            with self._lock:
+                try:
+                    yield
+                except BaseException:
+                    self._mend()
+                    raise
+        finally:
+            if self._suspected:  # also since a moment ago, by a thread that found the lock taken
+                self.inspect()
 
     def inspect(self) -> None:
         """Make the pool anew, empty, if its arrays are deleted or their computation has failed.
