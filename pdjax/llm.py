@@ -26,15 +26,16 @@ from pdjax.config_load import load_config
 from pdjax.device.build import build_engines, deal_devices
 from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.device.model.checkpoints.orbax import convert as convert_checkpoint
+from pdjax.entry import Listener
 from pdjax.host.batch import Buckets
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.host.text import TextStream
 from pdjax.model_spec import ModelSpec
 from pdjax.outputs import RequestOutput
-from pdjax.prompts import Prompt, each_conversation, each_prompt, token_ids_of
+from pdjax.prompts import Prompt, each_conversation, each_prompt, params_of_each, token_ids_of
 from pdjax.request import Request, SamplingParams, Sequence
-from pdjax.session import Listener, Session
+from pdjax.session import Session
 from pdjax.stream import Stream
 from pdjax.tokenizer import Message, Tokenizer
 
@@ -42,8 +43,8 @@ from pdjax.tokenizer import Message, Tokenizer
 class LLM:
     """A model, served with prefill and decode on meshes of their own, in this process.
 
-    It may be used from any thread. Ctrl-C takes effect between two turns of the loop; whoever it
-    interrupts gives up his own requests, and the LLM goes on.
+    Any thread may use it. Ctrl-C takes effect between two turns of the loop; the call that it
+    breaks off aborts its own requests, and the LLM goes on.
 
     Args:
       config: a config file, a preset's name, or a Config.
@@ -73,6 +74,15 @@ class LLM:
         self.max_model_len = _context(config, self.spec)
         self._engines = engines = build_engines(config, self.spec, self.max_model_len, checkpoint)
         self.prefill_engines, self.decode_engines = engines.prefill, engines.decode
+        try:
+            self._open(clock)
+        except BaseException:  # also Ctrl-C, while it warms up
+            engines.close()
+            raise
+
+    def _open(self, clock: Clock | None) -> None:
+        """The host column over the engines, warmed up."""
+        config, engines = self.config, self._engines
         self.clock = clock or (WallClock(patience=0) if engines.on_host_cores else WallClock())
         self.recorder = Recorder(self.clock, config.max_recorded)
         self.coordinator = Coordinator(
@@ -124,7 +134,7 @@ class LLM:
         if params is None or isinstance(params, SamplingParams):
             each = [params or SamplingParams()] * len(several)
         else:
-            each = list(params)
+            each = params_of_each(params)
         if len(each) != len(several):
             raise ValueError(
                 f"params: {len(each)} given for {len(several)} prompts; must be one, or one each"
@@ -203,7 +213,8 @@ class LLM:
           prompt, params: as for `generate`.
           on_text: called with each further piece of the first choice's text, from within a turn,
             by the thread that drives it. What it raises ends its own request, whose answer says
-            "abort" and why; the next `step` raises it, too.
+            "abort" and why; the next `step` raises it, too. Of what is no Exception, such as
+            SystemExit, the turn itself ends with it, where the thread that submitted drives.
 
         Raises:
           ValueError: it can never be served.
@@ -217,8 +228,9 @@ class LLM:
         """One turn of the coordinator's loop, or the rest of one that another thread drives.
 
         Raises:
-          Exception: what an `on_text` has raised, once; its own request is aborted, and nobody
-            else is hurt.
+          BaseException: what an `on_text` has raised, once; its own request is aborted, and no
+            other is hurt.
+          Closed: the LLM has been closed.
         """
         self.session.step()
 
@@ -251,9 +263,18 @@ class LLM:
         self.session.abort(request_id)
 
     def close(self) -> None:
-        """Abort whatever is left, let the devices come to rest, and free their memory. Final: the
-        LLM serves nothing from then on. A second call does nothing."""
-        self.session.close()
+        """Abort every request that has not ended, let the devices come to rest, and free their
+        memory. The LLM serves nothing from then on. A second call does nothing.
+
+        Raises:
+          RuntimeError: called by an `on_text`; nothing has been closed then.
+        """
+        self.session.refuse_within_turn()
+        try:
+            self.session.close()
+        except Exception:
+            self._engines.close()
+            raise
         self._engines.close()
 
     def __enter__(self) -> "LLM":

@@ -1,13 +1,13 @@
 """One thread-safe book of requests over a coordinator: what `LLM` is thin on.
 
-Any thread submits and aborts; that is only noted, in the inbox. Turns of the coordinator are driven
-by whoever waits for an answer: of several threads one drives, and the others sleep until something
-has come for them, or until they have to take over. So there is no thread of the session's own, and
-a program with one thread runs as if there were no session.
+Any thread submits and aborts; the inbox takes that down. A thread that waits for an answer drives
+the turns of the coordinator. Of several threads one drives; the others sleep until something has
+come for them, or until they have to take over. So a session has no thread of its own, and a program
+with one thread runs as if there were no session.
 
     inbox -> coordinator.step -> what is new goes to each request's listener
 
-A turn is never broken off by Ctrl-C, and what a callback raises is its own request's business.
+Ctrl-C never breaks a turn off, and what a callback raises ends its own request alone.
 """
 
 import logging
@@ -15,13 +15,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
+from pdjax.entry import Entry, Inbox, Listener
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics import Recorder
 from pdjax.host.roster import Progress
 from pdjax.interrupts import held_interrupts
 from pdjax.outputs import Completion, RequestOutput
+from pdjax.reason import reason_of
 from pdjax.request import Request, Sequence
 
 _LOG = logging.getLogger("pdjax")
@@ -31,57 +32,8 @@ class Closed(RuntimeError):
     """The session has been closed; nothing is served any more."""
 
 
-class Listener:
-    """A thread that waits for requests of its own, and what has come for it.
-
-    Attributes:
-      finished: entries that have their answer, in the order in which they got it.
-      wants_turns: whether it is woken by every turn, not only by news of its requests.
-    """
-
-    def __init__(self, *, wants_turns: bool = False) -> None:
-        self.finished: deque[Entry] = deque()
-        self.wants_turns = wants_turns
-        self.event = threading.Event()
-
-
-@dataclass(eq=False)
-class Entry:
-    """A request in the book.
-
-    Attributes:
-      request, prompt: what was asked; the prompt where it was text.
-      sequences: its choices.
-      listener: whom its news wakes; None where the answer is fetched by `take`.
-      on_text: called with each further piece of the first choice's text, within a turn.
-      pieces: further tokens and text of the first choice, for a stream; None keeps none.
-      answer: once it has ended.
-    """
-
-    request: Request
-    prompt: str | None
-    sequences: list[Sequence]
-    listener: Listener | None = None
-    on_text: Callable[[str], None] | None = None
-    pieces: deque[tuple[list[int], str]] | None = None
-    answer: RequestOutput | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether every choice has come to its end."""
-        return all(sequence.done for sequence in self.sequences)
-
-
-@dataclass
-class _Inbox:
-    """What has been asked for and not been carried out. `append` and `popleft` of a deque need no
-    lock, and may come in the middle of one another, as from a finaliser."""
-
-    arrivals: deque[Entry] = field(default_factory=deque)
-    aborts: deque[str] = field(default_factory=deque)
-
-    def __bool__(self) -> bool:
-        return bool(self.arrivals or self.aborts)
+_MOST_ERRORS = 16
+"""Errors of callbacks that are kept for `step`; older ones are dropped where nobody calls it."""
 
 
 class Session:
@@ -95,16 +47,16 @@ class Session:
     def __init__(self, coordinator: Coordinator, recorder: Recorder) -> None:
         self._coordinator, self._recorder = coordinator, recorder
         coordinator.on_news = self._publish
-        self._turn = threading.Lock()  # who holds it drives
-        self._driver: int | None = None  # thread
+        self._turn = threading.Lock()  # held by the thread that drives
+        self._driver: int | None = None  # that thread
         self._turns = 0
         self._admission = threading.Lock()
-        self._inbox = _Inbox()
+        self._inbox = Inbox()
         self._book: dict[str, Entry] = {}
         self._answers: dict[str, RequestOutput] = {}
         self._listeners: set[Listener] = set()
-        self._errors: deque[Exception] = deque()  # of callbacks, that no `step` has raised yet
-        self._broken_off: BaseException | None = None  # what a callback let through
+        self._errors: deque[BaseException] = deque(maxlen=_MOST_ERRORS)  # that `step` has to raise
+        self._broken_off: BaseException | None = None  # by a callback: the turn ends with it
         self._closed = False
 
     # What any thread may call.
@@ -152,7 +104,10 @@ class Session:
         is in the middle of a turn. Then the next turn begins with it."""
         self.abort_soon(request_id)
         with held_interrupts():
-            self._abort_noted()
+            try:
+                self._abort_noted()
+            finally:
+                self._wake_one()  # it may have found this thread at work, and gone to sleep
 
     def abort_soon(self, request_id: str) -> None:
         """Note that a request is to be ended. Takes no lock, so that a finaliser may call it
@@ -183,8 +138,11 @@ class Session:
         """Drive one turn, or wait for the end of one that another thread drives.
 
         Raises:
-          Exception: what a callback has raised, once; its own request was aborted.
+          BaseException: what a callback has raised, once; its own request was aborted.
+          Closed: the session has been closed.
         """
+        if self._closed:
+            raise Closed("this LLM is closed")
         listener, before = Listener(wants_turns=True), self._turns
         with self._listening(listener):
             while self._turns == before:
@@ -222,8 +180,13 @@ class Session:
                 self._advance(entry.listener)
 
     def close(self) -> None:
-        """Abort whatever is left, and drive until the engines have nothing in flight. Nothing is
-        served afterwards; a second call does nothing."""
+        """Abort every request that has not ended, and drive until the engines have nothing in
+        flight. Nothing is served afterwards; a second call does nothing.
+
+        Raises:
+          RuntimeError: the caller is a callback of a turn; nothing has been closed then.
+        """
+        self.refuse_within_turn()
         with self._admission:
             self._closed = True
         listener = Listener(wants_turns=True)
@@ -233,6 +196,18 @@ class Session:
             while self.has_work:
                 self._advance(listener)
         self._answers.clear()
+
+    def refuse_within_turn(self) -> None:
+        """Refuse a callback what would wait for the turn that calls it.
+
+        Raises:
+          RuntimeError: the caller is a callback of a turn.
+        """
+        if self._driver == threading.get_ident():
+            raise RuntimeError(
+                "on_text: called within a turn of this LLM, so that it cannot wait for another; "
+                "submit instead"
+            )
 
     # Inside.
 
@@ -244,8 +219,13 @@ class Session:
             yield
         finally:
             self._listeners.discard(listener)
-            for other in list(self._listeners)[:1]:
-                other.event.set()
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        """Let a thread that sleeps look whether it has to drive. When it leaves, it wakes the
+        next."""
+        for listener in list(self._listeners)[:1]:
+            listener.event.set()
 
     def _advance(self, listener: Listener) -> None:
         """Drive one turn, or wait until something has come for the listener or nobody drives.
@@ -253,26 +233,27 @@ class Session:
         Raises:
           RuntimeError: the caller is a callback of a turn, which would wait for itself.
         """
-        if self._driver == threading.get_ident():
-            raise RuntimeError(
-                "on_text: called within a turn of this LLM, so that it cannot wait for another; "
-                "submit instead"
-            )
+        self.refuse_within_turn()
         with held_interrupts():
-            if self._try_turn(self._drive):
+            try:
+                mine = self._try_turn(self._drive)
+            finally:
                 self._abort_noted()
+            if mine:
                 return
         listener.event.wait()
         listener.event.clear()
 
     def _try_turn(self, call: Callable[[], None]) -> bool:
-        """Call it as the one who drives; returns whether nobody else was driving."""
+        """Call it as the thread that drives; returns whether no other thread was driving."""
         mine = False
         try:
             mine = self._turn.acquire(blocking=False)
             if mine:
-                self._driver = threading.get_ident()
+                self._driver, self._broken_off = threading.get_ident(), None
                 call()
+                if self._broken_off is not None:
+                    raise self._broken_off
         finally:
             if mine:
                 self._driver = None
@@ -285,6 +266,7 @@ class Session:
             self._take_inbox()
             self._publish(self._coordinator.step())
         except BaseException:
+            self._publish(self._coordinator.take_news())
             self._sweep()
             raise
         finally:
@@ -292,13 +274,10 @@ class Session:
             for listener in list(self._listeners):
                 if listener.wants_turns:
                     listener.event.set()
-        broken_off, self._broken_off = self._broken_off, None
-        if broken_off is not None:
-            raise broken_off
 
     def _abort_noted(self) -> None:
-        """Carry out the aborts that are noted, unless somebody drives a turn, who does so when it
-        has ended."""
+        """Carry out the aborts that are noted, unless another thread drives: that does so when its
+        turn has ended."""
         while self._inbox.aborts and self._try_turn(self._take_inbox):
             pass
 
@@ -354,16 +333,16 @@ class Session:
         """End the request whose callback has raised. The turn goes on for everybody else."""
         entry.on_text = None
         for sequence in entry.sequences:
-            sequence.error = f"on_text: {type(error).__name__}: {error}"
+            sequence.error = f"on_text: {reason_of(error)}"
         self.abort_soon(entry.request.id)
-        if isinstance(error, Exception):
+        if entry.is_hit_by(error):
+            self._broken_off = error
+        else:
             _LOG.warning("%s: its on_text failed", entry.request.id, exc_info=error)
             self._errors.append(error)
-        else:
-            self._broken_off = error
 
     def _sweep(self) -> None:
-        """Finish every request that has ended, after a turn whose news may have been lost."""
+        """Finish every request that has ended, after a turn that may have lost its news."""
         for entry in self.entries:
             if entry.ended:
                 self._finish(entry)

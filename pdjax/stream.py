@@ -1,9 +1,11 @@
 """An answer as it comes: what `LLM.stream` hands out."""
 
+import threading
 from dataclasses import dataclass
 
+from pdjax.entry import Entry
 from pdjax.outputs import RequestOutput
-from pdjax.session import Entry, Session
+from pdjax.session import Session
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,10 @@ class StreamChunk:
 
 
 class Stream:
-    """An iterator of StreamChunks. Closing it, or dropping it, aborts what is not finished.
+    """An iterator of StreamChunks. To close it, or to drop it, aborts a request that has not ended.
 
-    Its reader may be as slow as it likes: what has come meanwhile is kept, and nobody waits for it.
+    A reader may be slow: the stream keeps what has come meanwhile, and nobody waits for the reader.
+    Several threads may read: each chunk goes to one of them.
 
     Args:
       session: serves the request; each chunk drives it until there is something new.
@@ -36,16 +39,18 @@ class Stream:
     def __init__(self, session: Session, entry: Entry) -> None:
         self._session, self._entry = session, entry
         self._open = True
+        self._reading = threading.RLock()  # a callback that reads its own turn's stream is refused
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> StreamChunk:
-        while self._open:
-            self._session.wait_for_news(self._entry)
-            chunk = self._news()
-            if chunk.text or chunk.token_ids or not self._open:
-                return chunk
+        with self._reading:
+            while self._open:
+                self._session.wait_for_news(self._entry)
+                chunk = self._news()
+                if chunk.text or chunk.token_ids or not self._open:
+                    return chunk
         raise StopIteration
 
     def close(self) -> None:

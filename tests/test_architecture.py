@@ -29,7 +29,7 @@ ROOMS = {
     **dict.fromkeys(["cli", "serving", "__main__"], "front"),
     **{room: room for room in ("host", "sim", "device")},
     "engine_api": "door",
-    **dict.fromkeys(["session", "stream"], "session"),
+    **dict.fromkeys(["session", "entry", "stream"], "session"),
     "llm": "roof",
 }
 BELOW = {"words", "door"}

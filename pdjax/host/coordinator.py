@@ -79,16 +79,15 @@ class Coordinator:
         table_size = decode_engines[0].layout.page_size
         self.buckets = Buckets.of(config.prefill, config.decode, size, max_model_len, table_size)
         self._engines = prefill_engines, decode_engines
-        self._end_token_ids = end_token_ids
-        self._config = config
+        self._config, self._make_text, self._end_token_ids = config, make_text, end_token_ids
         self._transfer, self._clock, self._recorder = transfer, clock, recorder
-        self._make_text = make_text
         router = LeastLoaded()
         self._prefill_scheduler = FcfsPrefill(self.buckets, config.prefill.token_budget, router)
         self._decode_scheduler = FcfsDecode(self.buckets, router)
         self._handoff_scheduler = HandoffRules(config.handoff, self.buckets)
         self.on_news: Callable[[list[Progress]], None] | None = None
         self._submitted = 0
+        self._broken: Roster | None = None  # that an interrupt has kept from being taken over
         self._assemble()
         self._limits = Limits(
             vocab_size=vocab_size,
@@ -146,9 +145,15 @@ class Coordinator:
         that is in flight is nobody's: engines work in order, so that it is done before anything
         that is dispatched from now on.
         """
-        broken = self._roster
+        self._broken = self._broken or self._roster
         self._assemble()
-        self._roster.take_over(broken, error)
+        self._roster.take_over(self._broken, error)
+        self._broken = None
+
+    def _recover(self) -> None:
+        """Finish a `start_over` that was broken off itself."""
+        if self._broken is not None:
+            self.start_over(InterruptedError("while starting over"))
 
     # What a front end calls.
 
@@ -204,6 +209,7 @@ class Coordinator:
 
     def enqueue(self, sequences: list[Sequence]) -> None:
         """Queue all choices of a request, whether the queue has room or not."""
+        self._recover()
         try:
             self._roster.arrive(sequences[0].request, sequences)
         except BaseException as error:
@@ -212,10 +218,12 @@ class Coordinator:
 
     def is_live(self, request_id: str) -> bool:
         """Whether the request has been queued and has not ended."""
+        self._recover()
         return request_id in self._roster.live
 
     def abort(self, request_id: str) -> bool:
         """End a request, wherever its sequences are. Returns whether there was anything to end."""
+        self._recover()
         sequences = list(self._roster.live.get(request_id, ()))
         try:
             for sequence in sequences:
@@ -230,7 +238,8 @@ class Coordinator:
         """Whether a step may still do something, or has something to tell."""
         lanes: list[Lane] = [*self._prefill, *self._decode]
         in_flight = self._handoffs.busy or any(lane.in_flight for lane in lanes)
-        return in_flight or bool(self._roster.live) or self._roster.has_news
+        told = bool(self._roster.live) or self._roster.has_news
+        return in_flight or told or self._broken is not None
 
     def step(self) -> list[Progress]:
         """Go once around; returns what is new since the last time.
@@ -240,6 +249,7 @@ class Coordinator:
             new is told by the next turn.
         """
         try:
+            self._recover()
             self._turn()
         except BaseException as error:
             self.start_over(error)
@@ -378,14 +388,8 @@ class Coordinator:
           how many there were.
         """
         assert not self.has_work, "somebody would have to wait"
-        todo = warm_ups(
-            self._prefill,
-            self._decode,
-            self._transfer,
-            self.buckets,
-            self._config.handoff,
-            self._recorder,
-        )
+        lanes, recorder = (self._prefill, self._decode), self._recorder
+        todo = warm_ups(*lanes, self._transfer, self.buckets, self._config.handoff, recorder)
         for warm_up in show(todo):
             warm_up()
         return len(todo)

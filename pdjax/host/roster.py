@@ -15,6 +15,7 @@ from pdjax.host.metrics import Recorder
 from pdjax.host.output import ending, logprobs_of
 from pdjax.host.pages import PageAllocator
 from pdjax.host.prefix import keys_of
+from pdjax.reason import reason_of
 from pdjax.request import Request, Sequence, State
 
 
@@ -250,7 +251,7 @@ class Roster:
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
         """End it, with the reason."""
-        sequence.error = f"{type(error).__name__}: {error}"
+        sequence.error = reason_of(error)
         self.end(sequence, State.FAILED, "error")
 
     def end(self, sequence: Sequence, state: State, finish_reason: str) -> None:

@@ -6,12 +6,14 @@ import random
 import threading
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import pytest
 
 from experiments import hostile
 from pdjax import LLM
+from pdjax.host.coordinator import Coordinator
 from pdjax.session import Closed
 
 
@@ -94,3 +96,26 @@ def test_close_is_final_and_frees_the_devices_memory_without_the_collector():
         assert engine() is not None
     finally:
         gc.enable()
+
+
+def test_an_llm_that_fails_half_way_leaves_no_device_memory(monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    gc.collect()
+    before = {id(array) for array in jax.live_arrays()}
+    gc.disable()
+    try:
+        monkeypatch.setattr(Coordinator, "warm_up", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            LLM(hostile.CONFIG)
+        left = [array for array in jax.live_arrays() if id(array) not in before]
+        assert sum(array.nbytes for array in left) < 1 << 12, [array.shape for array in left]
+    finally:
+        gc.enable()
+
+
+def test_params_that_are_none_are_refused(llm: LLM):
+    params: Any = 5
+    with pytest.raises(ValueError, match="params=5: must be None, a SamplingParams or a list"):
+        llm.generate([1, 2], params)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from pdjax.entry import Entry, Listener
 from pdjax.interrupts import held_interrupts
 from pdjax.request import QueueFull, Request, SamplingParams
-from pdjax.session import Closed, Entry, Listener, Session
+from pdjax.session import Closed, Session
 from pdjax.stream import Stream
 from tests.fakes import expected_output
 from tests.unit.test_coordinator import LAYOUT, Deployment, deploy
