@@ -68,7 +68,7 @@ def params_of_each(params: Any) -> list[Any]:
     Raises:
       ValueError: they are no list.
     """
-    return _list(params, "params", "must be None, a SamplingParams or a list of those")
+    return _list(params, "params", "must be a SamplingParams, a list of those, or None")
 
 
 def _list(values: Any, name: str, allowed: str) -> list[Any]:

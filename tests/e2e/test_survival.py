@@ -117,5 +117,5 @@ def test_an_llm_that_fails_half_way_leaves_no_device_memory(monkeypatch: pytest.
 
 def test_params_that_are_none_are_refused(llm: LLM):
     params: Any = 5
-    with pytest.raises(ValueError, match="params=5: must be None, a SamplingParams or a list"):
+    with pytest.raises(ValueError, match="params=5: must be a SamplingParams, a list"):
         llm.generate([1, 2], params)
