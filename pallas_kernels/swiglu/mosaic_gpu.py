@@ -117,8 +117,9 @@ def pays(x: jax.Array, w_gate_up: jax.Array, *, normed: bool = False) -> bool:
         fewest = _FEWEST_NORMED if normed else ROWS
         taken = tokens >= fewest and refusal(x, w_gate_up) is None
         return taken and few_rows.pays(few_rows.plan_of(tokens, *w_gate_up.shape))
-    plan = Plan(tokens, x.shape[1], w_gate_up.shape[2])
-    return tokens >= _FEWEST and plan.busy >= _BUSY
+    if tokens < _FEWEST or refusal(x, w_gate_up) is not None:
+        return False  # a plan for what the kernel does not take may have no tiles
+    return Plan(tokens, x.shape[1], w_gate_up.shape[2]).busy >= _BUSY
 
 
 def swiglu(

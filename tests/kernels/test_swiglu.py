@@ -155,6 +155,8 @@ def test_the_platform_chooses_also_within_shard_map(
         (1024, 8192, False, True),
         (2048, 7168, False, True),
         (8192, 14336, False, True),
+        (1024, 96, True, False),  # narrower than a tile
+        (1000, 14336, False, False),  # not a multiple of rows that the kernel takes
     ],
 )
 def test_the_kernel_pays_where_xla_was_slower(tokens: int, mlp_dim: int, normed: bool, pays: bool):
