@@ -41,7 +41,7 @@ class ModelConfig:
 
     Attributes:
       source: name of an embedded model, a .gguf file, a Hugging Face directory, an id of the
-        Hugging Face Hub, a checkpoint of `pdjax convert`, or "random".
+        Hugging Face Hub, a checkpoint of `pdjax convert`, or "random"; a Path becomes a string.
       dtype: of weights and activations, "float32" or "bfloat16".
       max_model_len: longest sequence served, prompt and output together, tokens; None takes the
         model's own context.

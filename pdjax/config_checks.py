@@ -6,6 +6,7 @@ A field is named in one way everywhere, by its dotted path below the config, as 
 
 import types
 import typing
+from pathlib import PurePath
 from typing import Any
 
 from pdjax.json_file import shown
@@ -36,9 +37,18 @@ def path(owner: str, name: str) -> str:
 
 
 def check_types(owner: str, config: object) -> None:
-    """Each field of a config has its declared type: a wrong one would fail far from here."""
+    """Each field of a config has its declared type: a wrong one would fail far from here. A Path
+    becomes a string where that is the type."""
     for name, hint in typing.get_type_hints(type(config)).items():
-        check_type(getattr(config, name), hint, path(owner, name))
+        value = getattr(config, name)
+        if isinstance(value, PurePath):
+            object.__setattr__(config, name, value := as_text(value, hint))
+        check_type(value, hint, path(owner, name))
+
+
+def as_text(value: object, hint: Any) -> object:
+    """A Path as the string that it stands for, where the hint allows one; else as it is."""
+    return str(value) if isinstance(value, PurePath) and str in kinds(hint) else value
 
 
 def check_type(value: object, hint: Any, name: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.config import Config, ModelConfig
-from pdjax.config_checks import check_type, kinds, path
+from pdjax.config_checks import as_text, check_type, kinds, path
 from pdjax.json_file import shown
 
 PRESETS: dict[str, Callable[[], Config]] = {
@@ -106,7 +106,7 @@ def _leave_to_the_model(config: Config, tree: dict[str, Any]) -> None:
     """Where the model is another one, drop what was set for the context of the config's own."""
     model = tree.get("model")
     source = model.get("source") if isinstance(model, dict) else None
-    if not isinstance(source, str) or source == config.model.source:
+    if not isinstance(source, str | Path) or str(source) == config.model.source:
         return
     for owner, leaf in _OF_ITS_MODEL:
         fields = tree.setdefault(owner, {})
@@ -186,6 +186,7 @@ def _parse(value: Any, hint: Any, name: str) -> Any:
     """`value` as the type of the field; text is read as a Python literal, or as it stands for a
     string field. A single number makes a tuple of one."""
     allowed = kinds(hint)
+    value = as_text(value, hint)
     if isinstance(value, str):
         if value == "None" and type(None) in allowed:
             return None

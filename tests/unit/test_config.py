@@ -292,6 +292,15 @@ def test_a_limit_that_is_asked_for_holds_for_any_model(asked):
     assert load_config(CPU_FILE, asked).decode.page_buckets == (7, 9)
 
 
+def test_a_path_is_the_string_that_it_stands_for(tmp_path):
+    config = load_config("smollm2", {"model.source": tmp_path, "compilation_cache": tmp_path})
+    assert (config.model.source, config.compilation_cache) == (str(tmp_path), str(tmp_path))
+    assert config.model.max_model_len is None  # another model than the preset's
+    assert ModelConfig(source=tmp_path).source == str(tmp_path)
+    with pytest.raises(ValueError, match=r"^decode\.rows=PosixPath\(.*: must be int$"):
+        load_config("smollm2", {"decode.rows": tmp_path})
+
+
 def test_a_model_that_is_given_whole_keeps_its_own_limit():
     model = ModelConfig(source="another", max_model_len=64)
     assert load_config("smollm2", {"model": model}).model == model
