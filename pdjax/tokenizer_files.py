@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer, models
 
 from pdjax import tokenizer_families as families
-from pdjax.end_tokens import MODEL_FILE
+from pdjax.end_tokens import MODEL_FILE, end_token_ids
 from pdjax.json_file import (
     failures_named,
     parse_json,
@@ -108,6 +108,23 @@ def read_tokenizer(directory: Path) -> TokenizerParts:
     backend.encode_special_tokens = bool(split)
     templates = read_chat_templates(directory, config)
     return TokenizerParts(backend, tokens.texts, implied, templates)
+
+
+def listed_end_token_ids(directory: Path) -> tuple[int, ...]:
+    """End tokens of a directory whose tokenizer is not read: ids come from files that list them.
+
+    Raises:
+      ValueError: naming file and field of what is no token.
+    """
+    tokens = SpecialTokens(directory, read_json_if_any(directory / CONFIG_FILE), {}, None)
+    vocabulary = read_json_if_any(directory / VOCAB_FILE)
+    ids = {
+        text: index
+        for text, index in vocabulary.items()
+        if type(index) is int and 0 <= index < 1 << 31
+    }
+    ids |= {token.content: index for index, token in tokens.listed.items()}
+    return end_token_ids(directory, tokens.texts.get("eos_token"), ids.get)
 
 
 def _from_tokenizer_file(

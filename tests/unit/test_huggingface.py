@@ -16,6 +16,8 @@ from pdjax.device.model.checkpoints.open import open_checkpoint
 from pdjax.model_spec import RopeSpec
 from tests.parity import tiny_models
 
+LISTED = {"9": {"content": "<eos>", "special": True}}
+
 
 def change_config(directory: Path, changes: dict[str, Any]) -> Path:
     """Set fields of `config.json`."""
@@ -92,6 +94,35 @@ def test_no_end_token_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
     write_tokenizer(directory, ["?", "a"], [])
     assert open_checkpoint(directory).spec.eos_token_ids == ()
     assert [("names no end token" in line) for line in caplog.messages] == [True]
+
+
+def test_end_tokens_that_no_token_can_be_are_as_good_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    directory = change_config(tiny_models.write("llama", tmp_path), {"eos_token_id": 128009})
+    assert open_checkpoint(directory).spec.eos_token_ids == (128009,)
+    assert any("names no end token (eos_token_id) below vocab_size=" in m for m in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": {"eos_token": "<eos>", "added_tokens_decoder": LISTED}},
+        {"tokenizer_config.json": {"eos_token": "<eos>"}, "added_tokens.json": {"<eos>": 9}},
+        {
+            "special_tokens_map.json": {"eos_token": {"content": "<eos>"}},
+            "vocab.json": {"<eos>": 9},
+        },
+        {"added_tokens.json": {"<|im_end|>": 9, "<|im_start|>": 8}},
+    ],
+)
+def test_without_a_tokenizer_end_tokens_come_from_files_that_list_ids(
+    files: dict[str, Any], tmp_path: Path
+):
+    directory = tiny_models.write("llama", tmp_path)
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content))
+    assert open_checkpoint(directory).spec.eos_token_ids == (2, 9)
 
 
 def test_without_a_tokenizer_a_directory_serves_token_ids(

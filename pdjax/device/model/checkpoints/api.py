@@ -120,10 +120,12 @@ def check_tensors(
 
 
 def warn_if_endless(source: Path, spec: ModelSpec) -> None:
-    """Warn of a model without any end token: each of its answers has `max_tokens` tokens."""
-    if not spec.eos_token_ids:
+    """Warn of a model without any end token in its vocabulary: each of its answers has `max_tokens`
+    tokens."""
+    if not any(index < spec.vocab_size for index in spec.eos_token_ids):
         _LOG.warning(
-            "model=%r: names no end token (eos_token_id); answers end at max_tokens or at a stop "
-            "string",
+            "model=%r: names no end token (eos_token_id) below vocab_size=%d; answers end at "
+            "max_tokens or at a stop string",
             str(source),
+            spec.vocab_size,
         )

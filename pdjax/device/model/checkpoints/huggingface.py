@@ -22,6 +22,7 @@ from pdjax.device.model.checkpoints.hf_shards import locate_tensors
 from pdjax.device.model.checkpoints.safetensors_file import DTYPES, SafetensorsFile
 from pdjax.model_spec import ModelSpec
 from pdjax.tokenizer import NoTokenizer, Tokenizer
+from pdjax.tokenizer_files import listed_end_token_ids
 
 _LOG = logging.getLogger("pdjax")
 
@@ -48,9 +49,10 @@ class HuggingFaceCheckpoint:
             self._tokenizer = Tokenizer.open(directory)
         except NoTokenizer as none:
             _LOG.warning("%s; prompts must be token ids, answers have no text", none)
+            ends = listed_end_token_ids(directory)
         else:
             ends = self._tokenizer.eos_token_ids  # the files' ids, and those that texts give
-            self._spec = replace(self._spec, eos_token_ids=ends)
+        self._spec = replace(self._spec, eos_token_ids=ends)
         warn_if_endless(directory, self._spec)
 
     @property
