@@ -22,8 +22,8 @@ LARGEST = {
 """Largest value of each size: far above every model, and small enough that arithmetic on it ends.
 Positions and token ids are 32-bit integers on the devices."""
 
-MAX_NUMBER = 1e30
-"""Largest number that a field takes; its reciprocal and products of a few are 32-bit floats."""
+MAX_NUMBER, MIN_NUMBER = 1e30, 1e-30
+"""Largest and smallest number that a field takes; their reciprocals are 32-bit floats."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,10 @@ _POSITIVE_NUMBERS = (
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{name}={shown(value)}: must be a positive number")
-    if not 0 < value <= MAX_NUMBER:  # also False for a NaN
-        raise ValueError(f"{name}={shown(value)}: must be positive and at most {MAX_NUMBER:g}")
+    if not MIN_NUMBER <= value <= MAX_NUMBER:  # also False for a NaN
+        raise ValueError(
+            f"{name}={shown(value)}: must be positive, {MIN_NUMBER:g} to {MAX_NUMBER:g}"
+        )
 
 
 def _check_integer(name: str, value: object, least: int, most: int) -> None:

@@ -71,6 +71,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "yarn, betas of zero": _yarn(beta_fast=0, beta_slow=0, **{TRAINED: 128}),
     "yarn, betas swapped": _yarn(beta_fast=1, beta_slow=32, **{TRAINED: 128}),
     "yarn, not truncated": _yarn(truncate=False, **{TRAINED: 128}),
+    "yarn, truncate null": _yarn(truncate=None, **{TRAINED: 128}),
     "yarn, trained on little": _yarn(**{TRAINED: 4}),
     "yarn, theta 1": {**_yarn(), "rope_theta": 1},
     "yarn, theta below one": {**_yarn(), "rope_theta": 0.5},

@@ -83,7 +83,11 @@ def change_config(directory: Path, changes: dict[str, Any]) -> Path:
         ({"rms_norm_eps": float("nan")}, r"rms_norm_eps=nan; allowed: a positive number"),
         ({"rms_norm_eps": float("inf")}, r"rms_norm_eps=inf; allowed: a positive number"),
         ({"rope_theta": 10**400}, r"rope_theta=<integer of 1329 bits>; allowed: a positive number"),
-        ({"rope_theta": 1e-60}, r"frequencies are not finite"),
+        (
+            {"rope_theta": 1e-30, "rope_scaling": {"type": "linear", "factor": 1e-30}},
+            "frequencies are not finite",
+        ),
+        ({"rope_theta": 1e-60}, r"rope_theta=1e-60; allowed: a positive number, 1e-30 to"),
         ({"rope_theta": None}, r"rope_theta=None; allowed: a positive number"),
         (
             {"intermediate_size": 80},
@@ -113,6 +117,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         ({"rope_scaling": YARN, "attn_factor": 2.0}, r"attn_factor=2\.0; allowed: 1\.0"),
         ({"rope_scaling": YARN | {"mscale": "x", "mscale_all_dim": 1}}, r"mscale='x'; allowed"),
         ({"rope_scaling": YARN | {"beta_fast": [1]}}, r"beta_fast=\[1\]; allowed"),
+        ({"rope_scaling": YARN | {"beta_slow": 5e-324}}, r"beta_slow=5e-324; allowed: .* 1e-30 to"),
         ({"rope_scaling": YARN | {"truncate": "no"}}, r"truncate='no'; allowed: true or false"),
         (
             {"rope_scaling": YARN, "original_max_position_embeddings": None},

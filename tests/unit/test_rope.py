@@ -62,6 +62,8 @@ def test_yarn_scale_may_be_given():
         ({"factor": float("nan")}, r"rope\.factor=nan: must be positive"),
         ({"theta": True}, r"rope\.theta=True: must be a positive number"),
         ({"original_context": 2**40}, r"rope\.original_context=1099511627776: must be"),
+        ({"beta_fast": 5e-324}, r"rope\.beta_fast=5e-324: must be positive, 1e-30 to"),
+        ({"factor": 1e-31}, r"rope\.factor=1e-31: must be positive, 1e-30 to 1e\+30"),
         ({"truncate": 1}, r"rope\.truncate=1: must be true or false"),
         ({"kind": "dynamic"}, r"rope\.kind='dynamic'.*allowed.*plain"),
         ({"kind": "linear", "factor": 0.0}, r"rope\.factor=0\.0"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdjax.json_file import shown
-from pdjax.model_spec import MAX_NUMBER
+from pdjax.model_spec import MAX_NUMBER, MIN_NUMBER
 
 MAX_SIZE = 2**31 - 1
 
@@ -53,8 +53,8 @@ class Fields:
         value = self.get(name, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.refuse(name, "a positive number")
-        if not 0 < value <= MAX_NUMBER:
-            raise self.refuse(name, f"a positive number of at most {MAX_NUMBER:g}")
+        if not MIN_NUMBER <= value <= MAX_NUMBER:
+            raise self.refuse(name, f"a positive number, {MIN_NUMBER:g} to {MAX_NUMBER:g}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:

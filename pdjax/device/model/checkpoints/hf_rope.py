@@ -153,7 +153,8 @@ def _yarn(rope: Fields, theta: float, trained: int, context: int) -> RopeSpec:
         beta_fast=_number_or(rope, "beta_fast", 32.0),
         beta_slow=_number_or(rope, "beta_slow", 1.0),
         attention_factor=_attention_factor(rope, factor),
-        truncate=rope.boolean("truncate", True),
+        # A null counts as false in transformers, and not as absent.
+        truncate=rope.boolean("truncate", not rope.has("truncate")),
     )
 
 
