@@ -11,9 +11,9 @@ from types import FrameType
 def held_interrupts() -> Iterator[None]:
     """A block that SIGINT does not break off: its handler runs when the block ends.
 
-    A second SIGINT within the block runs the handler at once, for a block that does not end. Python
-    runs handlers in the main thread alone, so that in any other thread there is nothing to hold
-    back; nor is there where SIGINT is ignored or has no handler of Python's.
+    A second SIGINT within the block runs the handler at once, since the block may never end. Python
+    runs handlers in the main thread alone, so that any other thread has nothing to hold back; nor
+    has the main thread where SIGINT is ignored or its handler is not Python's.
     """
     before = signal.getsignal(signal.SIGINT)
     in_main = threading.current_thread() is threading.main_thread()

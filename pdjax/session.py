@@ -33,7 +33,7 @@ class Closed(RuntimeError):
 
 
 _MOST_ERRORS = 16
-"""Errors of callbacks that are kept for `step`; older ones are dropped where nobody calls it."""
+"""Errors of callbacks that are kept for `step`; if no step comes, older ones are dropped."""
 
 
 class Session:
@@ -228,7 +228,7 @@ class Session:
             listener.event.set()
 
     def _advance(self, listener: Listener) -> None:
-        """Drive one turn, or wait until something has come for the listener or nobody drives.
+        """Drive one turn, or wait until something has come for the listener or no thread drives.
 
         Raises:
           RuntimeError: the caller is a callback of a turn, which would wait for itself.
@@ -330,7 +330,7 @@ class Session:
                 self._callback_failed(entry, error)
 
     def _callback_failed(self, entry: Entry, error: BaseException) -> None:
-        """End the request whose callback has raised. The turn goes on for everybody else."""
+        """End the request whose callback has raised. The turn goes on for all others."""
         entry.on_text = None
         for sequence in entry.sequences:
             sequence.error = f"on_text: {reason_of(error)}"

@@ -28,7 +28,7 @@ class StreamChunk:
 class Stream:
     """An iterator of StreamChunks. To close it, or to drop it, aborts a request that has not ended.
 
-    A reader may be slow: the stream keeps what has come meanwhile, and nobody waits for the reader.
+    A reader may be slow: the stream keeps what has come meanwhile, and no request waits.
     Several threads may read: each chunk goes to one of them.
 
     Args:

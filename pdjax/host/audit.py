@@ -1,4 +1,5 @@
-"""The account of pages and rows: every one is free, or held by exactly those who are known."""
+"""The account of pages and rows: every one is free, or held by exactly the sequences and hand-offs
+that are known."""
 
 from collections.abc import Sequence as Seq
 
@@ -13,7 +14,7 @@ def audit(
     """Assert it, of every pool, index and batch.
 
     Raises:
-      AssertionError: something was lost, or is held by nobody who is known.
+      AssertionError: something was lost, or its holder is not known.
     """
     held = roster.pages_held()
     for handoff in handoffs.open:

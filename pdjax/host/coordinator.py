@@ -138,11 +138,11 @@ class Coordinator:
 
     def start_over(self, error: BaseException) -> None:
         """Take every live sequence back to the queue, since `error` has broken off a turn, or
-        another call, at a place that nobody knows.
+        another call, at an unknown place.
 
         What is half done then can't be told from what is done. So no account of pages, rows and
-        hand-offs outlives it, nor any prefix; sequences lose their KV and compute it again. Work
-        that is in flight is nobody's: engines work in order, so that it is done before anything
+        hand-offs outlives it, nor any prefix; sequences lose their KV and compute it again. Results
+        of work in flight are dropped: engines work in order, so that it is done before anything
         that is dispatched from now on.
         """
         self._broken = self._broken or self._roster
@@ -291,7 +291,7 @@ class Coordinator:
             self.on_news(self._roster.take_news())
 
     def _notice_losses(self) -> None:
-        """Preempt whoever has KV in a pool that its engine has lost, and forget its prefixes."""
+        """Preempt the sequences that have KV in a lost pool, and forget its prefixes."""
         lanes: list[Lane] = [*self._prefill, *self._decode]
         for lane in lanes:
             if lane.losses != lane.engine.losses:
@@ -299,8 +299,8 @@ class Coordinator:
                 lose_pool(lane, self._roster, self._handoffs.open)
 
     def _take_ready(self, in_flight: deque[InFlight[WorkT, Any]]) -> Iterator[InFlight[WorkT, Any]]:
-        """Take out those at the front that have come back; an engine works in order. What was
-        computed from an empty pool is nobody's by the time that it is handed out."""
+        """Take out those at the front that have come back; an engine works in order. The sequences
+        of what was computed from an empty pool have been preempted when it is handed out."""
         while in_flight and is_ready(in_flight[0].ticket):
             self._notice_losses()
             yield in_flight.popleft()
@@ -316,7 +316,7 @@ class Coordinator:
 
     def _land_transfers(self) -> bool:
         busy = self._handoffs.land()
-        self._notice_losses()  # before anybody decodes from what was gathered of an empty pool
+        self._notice_losses()  # before a sequence decodes from what was gathered of an empty pool
         return self._handoffs.settle() or busy
 
     def _dispatch_decode(self) -> bool:

@@ -237,7 +237,7 @@ class Roster:
                 self.fail(member.sequence, error)
 
     def fail_not_finite(self, sequence: Sequence) -> None:
-        """End a sequence that has no next token, and let nobody find a page that it computed."""
+        """End a sequence that has no next token, and forget the pages that it computed."""
         for index, tokens in sequence.found.items():
             for key in keys_of(sequence, index)[tokens // index.page_size :]:
                 index.forget_key(key)
