@@ -2,36 +2,41 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
+from typing import Any
+
+# `signal.signal` and `signal.getsignal` look each handler up in an enum, and catch the error that a
+# function makes there. That takes longer than all else that a session does in a turn. The functions
+# below them do without.
+_SIGNALS: Any = import_module("_signal")
 
 
-@contextmanager
-def held_interrupts() -> Iterator[None]:
+class held_interrupts:
     """A block that SIGINT does not break off: its handler runs when the block ends.
 
     A second SIGINT within the block runs the handler at once, since the block may never end. Python
     runs handlers in the main thread alone, so that any other thread has nothing to hold back; nor
     has the main thread where SIGINT is ignored or its handler is not Python's.
     """
-    before = signal.getsignal(signal.SIGINT)
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or not callable(before):
-        yield
-        return
-    noted: list[FrameType | None] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(frame)
-        if len(noted) > 1:
-            noted.clear()
-            before(number, frame)
+    __slots__ = ("_before", "_noted")
 
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if noted:
-            before(signal.SIGINT, noted[0])
+    def __enter__(self) -> None:
+        self._noted: list[FrameType | None] = []
+        in_main = threading.get_ident() == threading.main_thread().ident
+        self._before: Any = _SIGNALS.getsignal(signal.SIGINT) if in_main else None
+        if callable(self._before):
+            _SIGNALS.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if callable(self._before):
+            _SIGNALS.signal(signal.SIGINT, self._before)
+            if self._noted:
+                self._before(signal.SIGINT, self._noted[0])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted.append(frame)
+        if len(self._noted) > 1:
+            self._noted.clear()
+            self._before(number, frame)
