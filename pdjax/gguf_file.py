@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from pdjax.json_file import shown
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_STRINGS = 1 << 21
@@ -125,7 +127,7 @@ class GGUFFile:
     def _alignment(self) -> int:
         value = self.fields.get("general.alignment", _ALIGNMENT)
         if type(value) is not int or not 0 < value <= 1 << 30 or value & (value - 1):
-            raise ValueError(f"general.alignment={value!r}; allowed: a power of two")
+            raise ValueError(f"general.alignment={shown(value)}; allowed: a power of two")
         return value
 
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from pdjax.gguf_file import GGUFFile
+from pdjax.json_file import shown
 
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)?", re.I)
@@ -64,8 +65,8 @@ def _open_further(path: Path, index: int, count: int) -> GGUFFile:
         found = file.fields.get(key)
         if found != expected:
             raise ValueError(
-                f"model={str(path)!r}: {key}={found!r}; allowed: {expected}, as the first shard "
-                "and the name say"
+                f"model={str(path)!r}: {key}={shown(found)}; allowed: {expected}, as the first "
+                "shard and the name say"
             )
     return file
 
@@ -91,7 +92,9 @@ def _check_tensors(first: GGUFFile, shards: list[GGUFFile]) -> None:
 def _integer(file: GGUFFile, key: str, default: int) -> int:
     value = file.fields.get(key, default)
     if type(value) is not int or value < 0:
-        raise ValueError(f"model={str(file.path)!r}: {key}={value!r}; allowed: an integer from 0")
+        raise ValueError(
+            f"model={str(file.path)!r}: {key}={shown(value)}; allowed: an integer from 0"
+        )
     return value
 
 

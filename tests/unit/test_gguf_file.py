@@ -45,6 +45,12 @@ from tests.unit.tiny_gguf import write_gguf
             {},
             "general.alignment=24; allowed: a power of two",
         ),
+        (
+            (field("general.alignment", STRING, text("x" * 3000)),),
+            (),
+            {},
+            r"general.alignment=b'x{10,60}\.\.\.x{10,60}'; allowed",
+        ),
         ((), (tensor("t"), tensor("t", offset=32)), {}, "tensor 't' occurs twice"),
         ((), (tensor("t"), tensor("u")), {}, "tensor 'u' at offset .* overlaps"),
         ((), (tensor("t", (0, 8)),), {}, r"'t' has shape \(8, 0\); allowed: no axis of length 0"),
