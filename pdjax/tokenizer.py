@@ -18,7 +18,7 @@ from pdjax.detokenizer import Detokenizer, IncrementalDecoder
 from pdjax.end_tokens import GENERATION_FILE, end_token_ids
 from pdjax.json_file import failures_named, shown
 from pdjax.special_tokens import CONFIG_FILE
-from pdjax.tokenizer_files import IMPLIED, TOKENIZER_FILE, NoTokenizer, read_tokenizer
+from pdjax.tokenizer_files import COMPLETE, IMPLIED, TOKENIZER_FILE, NoTokenizer, read_tokenizer
 
 __all__ = ["TOKENIZER_FILE", "IncrementalDecoder", "Message", "NoTokenizer", "Tokenizer"]
 
@@ -237,6 +237,7 @@ class Tokenizer:
             "tokenizer_class": "TokenizersBackend",
             **self.special_tokens,
             "added_tokens_decoder": {},
+            COMPLETE: True,
             IMPLIED: self._implied or None,
             "chat_template": templates,
             "split_special_tokens": self._backend.encode_special_tokens or None,

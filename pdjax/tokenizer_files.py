@@ -42,6 +42,10 @@ PROCESSOR_TEMPLATE_FILE = "chat_template.json"
 IMPLIED = "implied_tokens"
 """Field of a config that pdjax writes: tokens that only the tokenizer's class has named."""
 
+COMPLETE = "added_tokens_complete"
+"""Field of a config that pdjax writes: tokenizer.json holds every added token with its flags, so
+that to name a token does not make it a control token."""
+
 _OTHER_VOCABULARIES = ("tekken.json", "tiktoken.model", "vocab.txt", "spiece.model", VOCAB_FILE)
 """Files of vocabularies that aren't read."""
 
@@ -100,7 +104,8 @@ def read_tokenizer(directory: Path) -> TokenizerParts:
     stored = read_field(directory / CONFIG_FILE, config, IMPLIED, list, "a list of texts") or []
     implied = tokens.implied(backend) | {text for text in stored if isinstance(text, str)}
     of_class = families.Family({}) if family is None else families.FAMILIES[family]
-    tokens.add_to(backend, again=of_class.named_again)
+    if not read_field(directory / CONFIG_FILE, config, COMPLETE, bool, "true or false"):
+        tokens.add_to(backend, again=of_class.named_again)
     tokens.put_around(backend, by_config=text is None, begins=of_class.begins)
     split = read_field(
         directory / CONFIG_FILE, config, "split_special_tokens", bool, "true or false"

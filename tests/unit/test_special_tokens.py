@@ -10,7 +10,8 @@ from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 
 from pdjax.tokenizer import Tokenizer
-from tests.unit.tiny_tokenizer import write_directory
+from tests.unit.tiny_gguf import write_gguf
+from tests.unit.tiny_tokenizer import BYTES, write_directory
 
 END = 257  # the token behind the 256 bytes and <s>
 
@@ -71,3 +72,28 @@ def test_a_control_token_that_the_normalizer_changes_is_shown_by_stream_and_deco
     tokenizer = Tokenizer.open(directory)
     for ids in ([END], [END + 1], [72, END + 1, 72, END]):
         assert streamed(tokenizer, ids) == tokenizer.decode(ids)
+
+
+def test_a_saved_tokenizer_of_a_gguf_file_has_its_control_tokens_and_no_others(tmp_path: Path):
+    """To llama.cpp a token is a control token by its type, whatever part the metadata give it."""
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": [*BYTES, "ab", "<begin>", "<stop>", "<pad>"],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.token_type": [1] * 258 + [1, 3],
+        "tokenizer.ggml.bos_token_id": 257,
+        "tokenizer.ggml.eos_token_id": 258,
+        "tokenizer.ggml.add_bos_token": True,
+    }
+    tokenizer = Tokenizer.open(write_gguf(tmp_path / "a.gguf", metadata=metadata))
+    assert tokenizer.special_token_ids == {259}
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    again = Tokenizer.open(tmp_path / "saved")
+    assert (again.special_token_ids, again.eos_token_ids) == ({259}, (258,))
+    assert (again.bos_token, again.eos_token) == ("<begin>", "<stop>")
+    for text in ("ab <stop> ab", "<begin><pad>", "é"):
+        ids = tokenizer.encode(text)
+        assert again.encode(text) == ids
+        assert again.decode(ids) == tokenizer.decode(ids) == streamed(again, ids)
