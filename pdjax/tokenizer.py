@@ -104,9 +104,8 @@ class Tokenizer:
         return cls(
             tokenizer_gguf.build_tokenizer(meta),
             eos_token_ids=tokenizer_gguf.eos_token_ids(meta),
-            chat_template=meta.text("tokenizer.chat_template", "") or None,
-            bos_token=tokenizer_gguf.special_token(meta, "bos"),
-            eos_token=tokenizer_gguf.special_token(meta, "eos"),
+            chat_template=tokenizer_gguf.chat_templates(meta),
+            special_tokens=tokenizer_gguf.named_tokens(meta),
             strftime_now=strftime_now,
         )
 

@@ -35,7 +35,15 @@ from pdjax.gguf_metadata import Metadata
 from pdjax.gguf_pretokenizers import DEFAULT, PRETOKENIZERS, Pretokenizer
 from pdjax.gguf_splits import open_first
 
-__all__ = ["Metadata", "build_tokenizer", "eos_token_ids", "open_gguf", "special_token"]
+__all__ = [
+    "Metadata",
+    "build_tokenizer",
+    "chat_templates",
+    "eos_token_ids",
+    "named_tokens",
+    "open_gguf",
+    "special_token",
+]
 
 _LOG = logging.getLogger("pdjax")
 
@@ -45,6 +53,15 @@ MAX_CHARACTERS = 4096
 
 MAX_MERGES = 1 << 21
 """Merges at most; the largest vocabularies in use make a quarter of it."""
+
+_FURTHER_NAMES = {
+    "unk_token": "unknown",
+    "pad_token": "padding",
+    "sep_token": "seperator",  # as GGUF spells it
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
+"""Kinds of tokens in the metadata by the names that chat templates know, but for BOS and EOS."""
 
 _TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 
@@ -63,6 +80,37 @@ def special_token(meta: Metadata, kind: str) -> str | None:
     index = special_token_id(meta, kind)
     tokens = meta.strings(_TOKENS)
     return tokens[index] if index is not None and index < len(tokens) else None
+
+
+def named_tokens(meta: Metadata) -> dict[str, str]:
+    """Texts of the tokens that the metadata name, by the names that chat templates know.
+
+    Files name ids for padding and the like that no token has; llama.cpp passes over those.
+
+    Raises:
+      ValueError: the vocabulary does not have the token that begins or ends a text.
+    """
+    tokens = meta.strings(_TOKENS)
+    found = {f"{kind}_token": special_token(meta, kind) for kind in ("bos", "eos")}
+    for name, kind in _FURTHER_NAMES.items():
+        index = meta.get(f"tokenizer.ggml.{kind}_token_id")
+        if type(index) is int and 0 <= index < len(tokens) and tokens[index]:
+            found[name] = tokens[index]
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def chat_templates(meta: Metadata) -> str | dict[str, str] | None:
+    """The chat template of the file, or several by name, or None.
+
+    Raises:
+      ValueError: naming the key that is no text.
+    """
+    key = "tokenizer.chat_template"
+    named = {found.removeprefix(f"{key}."): meta.text(found) for found in meta.keys(f"{key}.")}
+    default = meta.text(key, "")
+    if not named:
+        return default or None
+    return {"default": default, **named} if default else named
 
 
 def build_tokenizer(meta: Metadata) -> Tokenizer:

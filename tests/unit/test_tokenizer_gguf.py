@@ -177,3 +177,33 @@ def test_the_checkpoint_stops_where_its_tokenizer_does(tmp_path: Path):
     del metadata["tokenizer.ggml.merges"]
     path = write_gguf(tmp_path / "m.gguf", metadata=metadata)
     assert GGUFCheckpoint(path).spec.eos_token_ids == (1, 98)
+
+
+def test_templates_that_have_names(tmp_path: Path):
+    """As llama.cpp's converter writes the templates of a model that has several."""
+    key = "tokenizer.chat_template"
+    several = {
+        key: "plain",
+        f"{key}.tool_use": "{{ tools | length }} tools",
+        f"{key}.rag": "{{ documents | length }} documents",
+        "tokenizer.chat_templates": ["tool_use", "rag"],
+    }
+    tokenizer = opened(tmp_path, byte_level_metadata() | several)
+    messages = [{"role": "user", "content": "hi"}]
+    assert tokenizer.render_chat(messages) == "plain"
+    assert tokenizer.render_chat(messages, tools=[{"name": "f"}]) == "1 tools"
+    found = tokenizer.render_chat(messages, documents=[{"text": "x"}], chat_template="rag")
+    assert found == "1 documents"
+    tokenizer.save(tmp_path)
+    assert Tokenizer.open(tmp_path).chat_template == tokenizer.chat_template
+
+
+def test_a_template_knows_the_tokens_that_the_metadata_name(tmp_path: Path):
+    metadata = byte_level_metadata()
+    tokens = metadata["tokenizer.ggml.tokens"]
+    ids = {"unknown": 5, "padding": len(tokens), "seperator": 6, "mask": 7}
+    named = {f"tokenizer.ggml.{kind}_token_id": index for kind, index in ids.items()}
+    tokenizer = opened(tmp_path, metadata | named)
+    source = "{{ unk_token }}{{ sep_token }}{{ mask_token }}{{ pad_token is defined }}"
+    shown = tokenizer.render_chat([{"role": "user", "content": "hi"}], chat_template=source)
+    assert shown == "".join([*tokens[5:8], "False"])
