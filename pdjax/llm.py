@@ -159,8 +159,7 @@ class LLM:
                 ]
                 self.session.wait_for(entries, listener, bar.update)
         except BaseException:
-            for request, _ in requests:
-                self.session.abort(request.id)
+            self.session.abort(*(request.id for request, _ in requests))
             raise
         return [entry.answer for entry in entries if entry.answer is not None]
 

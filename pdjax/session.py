@@ -99,11 +99,13 @@ class Session:
             self._inbox.arrivals.append(entry)
         return entry
 
-    def abort(self, request_id: str) -> None:
-        """End a request wherever it is; at once, unless another thread, or a caller of this one,
-        is in the middle of a turn. Then the next turn begins with it."""
-        self.abort_soon(request_id)
+    def abort(self, *request_ids: str) -> None:
+        """End requests wherever they are; at once, unless another thread, or a caller of this one,
+        is in the middle of a turn. Then the next turn begins with it. Ctrl-C comes when all of them
+        are noted."""
         with held_interrupts():
+            for request_id in request_ids:
+                self.abort_soon(request_id)
             try:
                 self._abort_noted()
             finally:

@@ -1,6 +1,7 @@
 """A session goes on when callbacks raise, when several threads read, abort and close at once, and
 when what repairs a turn is broken off itself."""
 
+import signal
 import threading
 from typing import Any
 
@@ -110,6 +111,24 @@ def test_errors_of_callbacks_that_nobody_steps_for_are_bounded():
         house.session.submit(house.request(), on_text=raising(ValueError("x")), patient=True)
     house.generate()
     assert len(house.session._errors) <= 16
+
+
+def test_a_key_that_is_pressed_while_requests_are_aborted_spares_none(monkeypatch):
+    house = House()
+    entries = [house.session.submit(house.request(max_tokens=30)) for _ in range(4)]
+    coordinator: Any = house.deployment.coordinator
+    abort = coordinator.abort
+
+    def press(request_id: str) -> bool:
+        monkeypatch.setattr(coordinator, "abort", abort)
+        signal.raise_signal(signal.SIGINT)
+        return abort(request_id)
+
+    monkeypatch.setattr(coordinator, "abort", press)
+    with pytest.raises(KeyboardInterrupt):
+        house.session.abort(*(entry.request.id for entry in entries))
+    assert [entry.answer and entry.answer.finish_reason for entry in entries] == ["abort"] * 4
+    house.rest()
 
 
 def test_closing_in_a_callback_is_refused_and_closes_nothing():
