@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import save
 
 from pdjax.device.model.checkpoints import hub
 from pdjax.device.model.checkpoints.hub import fetch_from_hub, hub_id
@@ -27,7 +28,7 @@ class Hub:
 
     def __init__(self, directory: Path) -> None:
         self.asked: list[str] = []
-        files = {path.name: path.read_bytes() for path in directory.iterdir()}
+        self.files = files = {path.name: path.read_bytes() for path in directory.iterdir()}
         files |= dict.fromkeys(OTHERS, b"not needed")
         hub = self
 
@@ -126,6 +127,35 @@ def test_an_incomplete_cache_is_completed_or_said_to_be(server: Hub):
         fetch_from_hub("org/tiny", None, BLACK_HOLE)
     assert fetch_from_hub("org/tiny", None, server.endpoint) == directory
     assert (directory / "model-00002-of-00002.safetensors").is_file()
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_weights_that_config_json_names_are_fetched(indexed: bool, server: Hub):
+    """Under any name, and the shards that their index names."""
+    files = {name: server.files.pop(name) for name in list(server.files) if "model" in name}
+    if indexed:
+        index = json.loads(files["model.safetensors.index.json"])
+        place = {
+            "model-00001-of-00002.safetensors": "a.st",
+            "model-00002-of-00002.safetensors": "b",
+        }
+        server.files |= {new: files[old] for old, new in place.items()}
+        index["weight_map"] = {key: place[name] for key, name in index["weight_map"].items()}
+        server.files["mine.safetensors.index.json"] = json.dumps(index).encode()
+        server.files["other.safetensors"] = b"not needed"
+        name = "mine.safetensors.index.json"
+    else:
+        server.files["mine.safetensors"] = save(tiny_models.tensors("smollm2"))
+        name = "mine.safetensors"
+    config = json.loads(server.files["config.json"]) | {"transformers_weights": name}
+    server.files["config.json"] = json.dumps(config).encode()
+    directory = fetch_from_hub("org/tiny", None, server.endpoint)
+    count = len(server.asked)
+    assert fetch_from_hub("org/tiny", None, server.endpoint) == directory
+    assert len(server.asked) == count  # the cache is complete
+    assert not any("other.safetensors" in path for path in server.asked)
+    weight = open_checkpoint(directory).read("model.norm.weight")
+    np.testing.assert_array_equal(weight, tiny_models.tensors("smollm2")["model.norm.weight"])
 
 
 def test_no_such_repository(server: Hub):

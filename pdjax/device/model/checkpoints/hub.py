@@ -7,12 +7,17 @@ that a machine without one gets an answer.
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pdjax.device.model.checkpoints.hf_config import CONFIG_FILE
-from pdjax.device.model.checkpoints.hf_shards import INDEX_FILE, SINGLE_FILE
+from pdjax.device.model.checkpoints.hf_shards import (
+    EXPLICIT,
+    INDEX_FILE,
+    INDEX_SUFFIX,
+    SINGLE_FILE,
+)
 from pdjax.json_file import one_line, read_json
 
 Answer = TypeVar("Answer")
@@ -74,15 +79,20 @@ def fetch_from_hub(repository: str, revision: str | None, endpoint: str | None =
         _refuse_offline()
         api = huggingface_hub.HfApi(endpoint=endpoint)
         info = _in_time(lambda: api.model_info(repository, revision=revision, timeout=SECONDS))
-        directory = Path(
-            huggingface_hub.snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=_needed(sibling.rfilename for sibling in info.siblings or ()),
-                etag_timeout=SECONDS,
-                endpoint=endpoint,
+        listed = {sibling.rfilename for sibling in info.siblings or ()}
+        wanted = _needed(listed)
+        while wanted:  # config.json may name an index, and that its shards
+            directory = Path(
+                huggingface_hub.snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=wanted,
+                    etag_timeout=SECONDS,
+                    endpoint=endpoint,
+                )
             )
-        )
+            absent = {name for name in _weights(directory) if not (directory / name).is_file()}
+            wanted = sorted((absent & listed).difference(wanted))
     except HfHubHTTPError as error:
         raise _refusal(name, cached, _status(error)) from error
     except Exception as error:  # the transport below has exceptions of its own
@@ -151,18 +161,24 @@ def _missing(directory: Path) -> str:
     """The first file that a complete directory would have; empty if there is none."""
     if not (directory / CONFIG_FILE).is_file():
         return CONFIG_FILE
-    if (directory / SINGLE_FILE).is_file():
-        return ""
-    if not (directory / INDEX_FILE).is_file():
-        return f"{SINGLE_FILE} or {INDEX_FILE}"
-    weight_map = read_json(directory / INDEX_FILE).get("weight_map")
-    shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
-    return next((name for name in sorted(shards) if not (directory / name).is_file()), "")
+    absent = [name for name in _weights(directory) if not (directory / name).is_file()]
+    return f"{SINGLE_FILE} or {INDEX_FILE}" if absent[:1] == [INDEX_FILE] else "".join(absent[:1])
 
 
-def _needed(names: Iterable[str]) -> list[str]:
-    """Of a repository's files, those that loading reads."""
-    known = set(names)
+def _weights(directory: Path) -> list[str]:
+    """Files of weights that loading reads, as far as the files that are there name them."""
+    first = read_json(directory / CONFIG_FILE).get(EXPLICIT)
+    if not isinstance(first, str):
+        first = SINGLE_FILE if (directory / SINGLE_FILE).is_file() else INDEX_FILE
+    if not first.endswith(INDEX_SUFFIX) or not (directory / first).is_file():
+        return [first]
+    weight_map = read_json(directory / first).get("weight_map")
+    shards = weight_map.values() if isinstance(weight_map, dict) else ()
+    return [first, *sorted({name for name in shards if isinstance(name, str)})]
+
+
+def _needed(known: Set[str]) -> list[str]:
+    """Of a repository's files, those that loading reads whatever they hold."""
     if CONFIG_FILE not in known:
         raise ValueError(
             f"the repository holds no {CONFIG_FILE}, so no model of a kind that is read"
@@ -171,7 +187,7 @@ def _needed(names: Iterable[str]) -> list[str]:
     if not weights:
         shards = {name for name in known if re.fullmatch(r"model-[^/]*\.safetensors", name)}
         weights = ({INDEX_FILE} & known) | shards
-    if not weights:
+    if not weights and not any(name.endswith(".safetensors") for name in known):
         raise ValueError("the repository holds no safetensors")
     templates = {name for name in known if name.startswith(TEMPLATES) and name.endswith(".jinja")}
     return sorted(weights | templates | (known & set(COMPANIONS)))
