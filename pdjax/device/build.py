@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,11 @@ class _Builder:
         left_open = [name for name, pages in sides.items() if not pages]
         field = " and ".join(left_open or sides)
         pages = self._prefill_pages + self._decode_pages - 1
-        return self._claim(field, not left_open, pages, self._prefill_layout, devices)
+        claim = self._claim(field, not left_open, pages, self._prefill_layout, devices)
+        if len(left_open) != 1:
+            return claim
+        part = next((name, said) for name, said in sides.items() if said)
+        return replace(claim, part=part)
 
     def own(self, sources: Sequence[Claim], targets: Sequence[Claim] = ()) -> list[Owned]:
         """Load the weights of all engines, then lay out their pools in what memory is left: those

@@ -138,6 +138,14 @@ def test_engines_have_pools_that_fit(change, expected, monkeypatch):
     [
         ({"decode": DecodeConfig(rows=8, pages=23)}, r"decode.pages=23: .* at most 22 pages fit"),
         (
+            {"colocated": True, "prefill": PrefillConfig(pages=30)},
+            r"decode.pages=None: .* at least 35, the null page, prefill.pages=30 and one context",
+        ),
+        (
+            {"colocated": True, "decode": DecodeConfig(pages=30)},
+            r"prefill.pages=None: .* at least 35, the null page, decode.pages=30 and one context",
+        ),
+        (
             {
                 "colocated": True,
                 "prefill": PrefillConfig(pages=30),

@@ -32,6 +32,8 @@ class Claim:
       layout: of the pool.
       context: longest sequence served, tokens.
       devices: of its mesh.
+      part: a field that says how large a part of a pool is that is otherwise left open, and its
+        pages.
     """
 
     field: str
@@ -40,11 +42,12 @@ class Claim:
     layout: KVLayout
     context: int
     devices: Sequence[Device]
+    part: tuple[str, int] = ("", 0)
 
     @property
     def least(self) -> int:
-        """Pages without which no whole context can be served."""
-        return min(self.pages, 1 + self.layout.pages_for(self.context))
+        """Pages without which no whole context can be served beside the part that is fixed."""
+        return min(self.pages, 1 + self.part[1] + self.layout.pages_for(self.context))
 
 
 @dataclass
@@ -140,12 +143,14 @@ def _too_little(
     each = sum(nbytes for _, nbytes in claims)
     half = "" if memory.share == 1 else "half of "
     fitting, least = budget // each, max(claim.least for claim, _ in claims)
-    longest = max(0, fitting - 1) * min(claim.layout.page_size for claim, _ in claims)
+    fixed = max(claim.part[1] for claim, _ in claims)
+    longest = max(0, fitting - 1 - fixed) * min(claim.layout.page_size for claim, _ in claims)
+    parts = "".join(f", {claim.part[0]}={claim.part[1]}" for claim, _ in claims if claim.part[1])
     return (
         f"{fields}: {fraction} (kv.memory_fraction) of {half}the {memory.free / 1e9:.2f} GB that "
         f"are free on {memory.name} hold {fitting} pages of {each / 1e6:.2f} MB, "
-        f"{len(claims)} pools together; must be at least {least}, the null page and one context of "
-        f"{claims[0][0].context} tokens (model.max_model_len), of which {longest} would fit"
+        f"{len(claims)} pools together; must be at least {least}, the null page{parts} and one "
+        f"context of {claims[0][0].context} tokens (model.max_model_len), of which {longest} would fit"
     )
 
 
