@@ -150,7 +150,8 @@ def _too_little(
         f"{fields}: {fraction} (kv.memory_fraction) of {half}the {memory.free / 1e9:.2f} GB that "
         f"are free on {memory.name} hold {fitting} pages of {each / 1e6:.2f} MB, "
         f"{len(claims)} pools together; must be at least {least}, the null page{parts} and one "
-        f"context of {claims[0][0].context} tokens (model.max_model_len), of which {longest} would fit"
+        f"context of {claims[0][0].context} tokens (model.max_model_len), of which "
+        f"{longest} would fit"
     )
 
 
