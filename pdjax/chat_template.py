@@ -268,6 +268,9 @@ def _messages(messages: object) -> list[dict[str, Any]]:
         raise ValueError(f"messages={messages!r}: must be a list of at least one message")
     plain = []
     for message in listed:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, bytes | bytearray):
+            raise ValueError(f"messages: content={_short(content)}: must be text, not bytes")
         found = _plain(message)
         if not isinstance(found, dict):
             raise ValueError(

@@ -170,3 +170,9 @@ def test_loops_and_texts_of_a_template_have_bounds(tmp_path: Path, monkeypatch: 
     tokenizer = Tokenizer.open(write_directory(tmp_path, {}, template=fine))
     assert tokenizer.render_chat(USER) == "10False" * 9 + "10True"
     assert tokenizer.render_chat(USER) == "10False" * 9 + "10True"  # each rendering has its own
+
+
+def test_bytes_are_no_content():
+    templates = chat_template.ChatTemplates("{{ messages[0].content }}", {}, lambda form: form)
+    with pytest.raises(ValueError, match=r"^messages: content=b'hi': must be text, not bytes$"):
+        templates.render([{"role": "user", "content": b"hi"}])
