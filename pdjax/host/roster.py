@@ -189,6 +189,7 @@ class Roster:
                     self._recorder.mark(sequence, "finished")
                 continue
             self.live.setdefault(sequence.request.id, []).append(sequence)
+            sequence.found.clear()  # the indices of the broken roster's pools
             self._wait_again(sequence)
             if sequence.settled != len(sequence.output):
                 self.fail(sequence, error)
