@@ -168,17 +168,31 @@ class LLM:
         messages: Iterable[Message] | Iterable[Iterable[Message]],
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
+        tools: Iterable[Any] | None = None,
+        documents: Iterable[Any] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: bool | None = None,
     ) -> list[RequestOutput]:
         """Answer a conversation, or several; each is a list of {"role": ..., "content": ...}.
 
-        Otherwise as `generate`.
+        Args:
+          messages: the conversation or conversations.
+          tools, documents, chat_template, chat_template_kwargs: of all conversations; see
+            `Tokenizer.apply_chat_template`.
+          params, progress: as for `generate`.
 
         Raises:
           ValueError: also where the model has no chat template, or refuses the messages.
         """
-        template = self._need_tokenizer("chat").apply_chat_template
-        prompts = [template(conversation) for conversation in each_conversation(messages)]
+        render = partial(
+            self._need_tokenizer("chat").apply_chat_template,
+            tools=None if tools is None else list(tools),
+            documents=None if documents is None else list(documents),
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        prompts = [render(conversation) for conversation in each_conversation(messages)]
         return self.generate(prompts, params, progress=progress)
 
     # An answer as it comes.

@@ -20,6 +20,7 @@ import numpy as np
 
 from pdjax.engine_api import (
     IDLE_ROW,
+    NOT_FINITE,
     USE_FED_BACK,
     DecodeBatch,
     PrefillBatch,
@@ -31,6 +32,9 @@ from pdjax.request import SamplingParams, Sequence
 
 VOCAB = 97
 END_TOKEN = 0
+POISON = VOCAB
+"""A token that leaves the KV of whoever reads it without a finite logit."""
+_POISONED = 10**12
 DELETED = -(10**9)
 """What is read of a pool that was given away: it makes every token wrong."""
 TOP_LOGPROBS = 3
@@ -136,7 +140,7 @@ class FakePool:
 
 def salted(layer: int, token: int) -> int:
     """What layer `layer` keeps of a token."""
-    return token + 101 * layer + 1
+    return _POISONED if token == POISON else token + 101 * layer + 1
 
 
 def digest(tokens: list[int], layers: int) -> int:
@@ -171,7 +175,7 @@ def expected_output(sequence: Sequence, layers: int) -> list[int]:
     tokens = list(sequence.request.prompt_token_ids)
     prompt_len, output = len(tokens), list[int]()
     context = digest(tokens, layers)
-    while len(output) < sequence.max_new_tokens:
+    while len(output) < sequence.max_new_tokens and POISON not in tokens:
         history = said(tokens, prompt_len) if is_penalized(params) else 0
         token = choose(context, len(tokens), sequence.seed, params.temperature, history)
         output.append(token)
@@ -197,6 +201,8 @@ def logprob_of(token: Any) -> Any:
 
 
 def _sample(sampling: SamplingBatch, row: int, context: int, length: int, tokens: list[int]) -> int:
+    if context >= _POISONED:
+        return NOT_FINITE
     history = said(tokens, int(sampling.prompt_lens[row])) if is_penalized(sampling, row) else 0
     seed, temperature = int(sampling.seed[row]), float(sampling.temperature[row])
     return choose(context, length, seed, temperature, history)
@@ -324,8 +330,9 @@ class FakeDecodeEngine:
             for i, activation in enumerate(self._carried[(batch.tick - stage) % stages]):
                 position, pages = int(batch.positions[stage, i]), batch.page_table[stage, i]
                 self._run_stage(layers, activation, position, pages)
-        self._fed_back = self._leave((batch.tick - stages + 1) % stages, batch)
-        return FakeTicket(sampled(self._fed_back), self._chance)
+        tokens = self._leave((batch.tick - stages + 1) % stages, batch)
+        self._fed_back = [max(token, 0) for token in tokens]  # ids, also where none was chosen
+        return FakeTicket(sampled(tokens), self._chance)
 
     def _run_stage(
         self, layers: tuple[int, ...], activation: _Activation, position: int, pages: np.ndarray
@@ -351,5 +358,5 @@ class FakeDecodeEngine:
                 seen = history[:length]
                 tokens.append(_sample(batch.sampling, i, activation.context, length, seen))
             history += [0] * (length + 1 - len(history))
-            history[length] = tokens[-1]
+            history[length] = max(tokens[-1], 0)
         return tokens

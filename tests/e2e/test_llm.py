@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,25 @@ def test_a_stream_that_is_dropped_is_aborted(llm: LLM):
     llm.stream([1, 2, 3], GREEDY)  # never listened to
     conserved(llm)
     assert not llm.session.entries
+
+
+def test_a_chat_gives_its_template_what_it_was_given(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    class Template:
+        def apply_chat_template(self, conversation: Any, **given: Any) -> list[int]:
+            seen.append((conversation, given))
+            return [len(conversation)]
+
+    monkeypatch.setattr(llm, "tokenizer", Template())
+    hello, again = {"role": "user", "content": "a"}, {"role": "user", "content": "b"}
+    outputs = llm.chat(
+        iter([[hello], iter([hello, again])]), GREEDY, tools=iter([{"name": "f"}]), documents=[]
+    )
+    assert [output.prompt_token_ids for output in outputs] == [[1], [2]]
+    assert [conversation for conversation, _ in seen] == [[hello], [hello, again]]
+    assert all(given["tools"] == [{"name": "f"}] for _, given in seen)
+    assert seen[0][1]["documents"] == [] and seen[0][1]["chat_template"] is None
 
 
 @pytest.mark.parametrize(

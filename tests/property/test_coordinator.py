@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from pdjax.engine_api import IDLE_ROW
-from pdjax.host import shipping
+from pdjax.host import prefilling, shipping
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.decoding import Decoding
 from pdjax.host.handoff import Handoff, Part
@@ -50,7 +50,7 @@ def test_the_workloads_cover_what_may_happen():
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
     wanted |= {"told between layer groups", "abort between layer groups"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
-    wanted |= {"FINISHED", "ABORTED", "FAILED"}
+    wanted |= {"FINISHED", "ABORTED", "FAILED", "poisoned"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
     assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
 
@@ -149,6 +149,12 @@ def penalties_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoding, "_remember", lambda self, lane: None)
 
 
+def poison_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages of a sequence whose logits are not finite stay findable."""
+    monkeypatch.setattr(PrefixIndex, "forget_key", lambda self, key: None)
+    monkeypatch.setattr(prefilling, "NOT_FINITE", None)
+
+
 def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had KV in a pool that was lost goes on with the empty one."""
     monkeypatch.setattr(Coordinator, "_notice_losses", lambda self: None)
@@ -169,6 +175,7 @@ def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         evicted_pages_still_found,
         penalties_not_remembered,
         losses_not_noticed,
+        poison_kept,
     ],
 )
 def test_bugs_are_caught(bug: Patch, monkeypatch: pytest.MonkeyPatch):

@@ -15,6 +15,7 @@ from pdjax.request import LEGAL_MOVES, QueueFull, Request, SamplingParams, Seque
 from tests.fake_transfer import FakeTransfer
 from tests.fakes import (
     END_TOKEN,
+    POISON,
     TOP_LOGPROBS,
     VOCAB,
     Chance,
@@ -75,6 +76,7 @@ class Workload:
     """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for."""
 
     def __init__(self, seed: int, *, faults: bool = False) -> None:
+        self._seed = seed
         self.random = random.Random(seed)
         self.chance = Chance(seed, 0.02 if faults else 0.0, self.random.choice((0, 1, 4)))
         self.happened: Counter[str] = Counter()
@@ -142,7 +144,7 @@ class Workload:
         clock = VirtualClock()
         self.coordinator = Coordinator(
             config,
-            vocab_size=VOCAB,
+            vocab_size=POISON + 1,
             max_model_len=self.max_model_len,
             end_token_ids=[END_TOKEN],
             prefill_engines=self.prefill,
@@ -179,6 +181,9 @@ class Workload:
         shared = draw.choice((0, length // 2, length - 1))
         prompt = [1 + i % 7 for i in range(shared)]
         prompt += [draw.randrange(VOCAB) for _ in range(length - shared)]
+        poison = random.Random(f"poison of {name} in {self._seed}")
+        if poison.random() < 0.05:
+            prompt[poison.randrange(length)] = POISON
         n = draw.choice((1, 1, 1, 2, 3))
         params = SamplingParams(
             temperature=draw.choice((0.0, 1.0)) if n == 1 else 1.0,
@@ -284,6 +289,9 @@ class Workload:
     def _verify(self, sequence: Sequence) -> None:
         """It got what it would have got alone."""
         name, params = sequence.id, sequence.request.params
+        if POISON in sequence.request.prompt_token_ids:
+            self._verify_poisoned(sequence)
+            return
         expected = expected_output(sequence, self.layers)
         last = expected[-1]
         reason: tuple[str, int | str | None] = ("length", None)
@@ -316,6 +324,22 @@ class Workload:
                 assert sequence.finish_reason == "abort"
             case state:
                 raise AssertionError(f"{name}: left in {state}")
+
+    def _verify_poisoned(self, sequence: Sequence) -> None:
+        """It has said nothing and says why, and nobody finds a page that it has spoiled."""
+        assert sequence.output == [] and self._finished[sequence] == 1, sequence.id
+        self.happened["poisoned"] += 1
+        if sequence.state is State.FAILED:
+            assert sequence.error is not None
+            assert sequence.error.startswith(("FloatingPointError", *FAULTS)), sequence.error
+        else:
+            assert sequence.state is State.ABORTED, sequence.state
+        prompt = sequence.request.prompt_token_ids
+        for lane in (*self.coordinator._prefill, *self.coordinator._decode):
+            index = lane.pool.prefixes
+            if index is not None:
+                found = len(index.match(index.keys(prompt))) * index.page_size
+                assert found <= prompt.index(POISON), f"{sequence.id}: {lane.end} keeps its poison"
 
 
 def run_all(
