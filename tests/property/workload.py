@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pdjax.clock import VirtualClock
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.host.coordinator import Coordinator
+from pdjax.host.lanes import Lane
 from pdjax.host.metrics import Recorder
 from pdjax.host.roster import Progress
 from pdjax.kv_layout import KVLayout, split_groups
@@ -335,7 +336,8 @@ class Workload:
         else:
             assert sequence.state is State.ABORTED, sequence.state
         prompt = sequence.request.prompt_token_ids
-        for lane in (*self.coordinator._prefill, *self.coordinator._decode):
+        lanes: list[Lane] = [*self.coordinator._prefill, *self.coordinator._decode]
+        for lane in lanes:
             index = lane.pool.prefixes
             if index is not None:
                 found = len(index.match(index.keys(prompt))) * index.page_size
