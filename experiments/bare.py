@@ -5,9 +5,11 @@ import time
 from collections.abc import Sequence as Seq
 
 from pdjax import LLM, SamplingParams
-from pdjax.host.batch import Chunk, prefill_batch
-from pdjax.host.pipeline import Pipeline
-from pdjax.request import Request, Sequence
+from pdjax.core.request import Request
+from pdjax.host.batching.chunks import Chunk
+from pdjax.host.batching.decode_pipeline import Pipeline
+from pdjax.host.batching.prefill_batch import prefill_batch
+from pdjax.host.sequences.sequence import Sequence
 
 
 class Bare:

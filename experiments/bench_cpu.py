@@ -28,7 +28,7 @@ from experiments.workload import TEXT, Numbers, Workload
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.flags import new_flags, run
-from pdjax.strict_json import dumps
+from pdjax.formats.strict_json import dumps
 
 MODEL = "smollm2-135m-instruct"
 PAGE_SIZE = 64

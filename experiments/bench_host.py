@@ -16,22 +16,16 @@ import numpy as np
 from absl import flags
 
 from experiments.tables import number, table
-from pdjax.clock import WallClock
 from pdjax.config import Config, DecodeConfig, PrefillConfig
-from pdjax.engine_api import (
-    DecodeBatch,
-    End,
-    PrefillBatch,
-    Sampled,
-    Shipment,
-    Ticket,
-    TransferCost,
-)
+from pdjax.core.clock import WallClock
+from pdjax.core.kv_layout import KVLayout
+from pdjax.core.request import Request, SamplingParams
 from pdjax.flags import new_flags, run
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.metrics import Recorder
-from pdjax.kv_layout import KVLayout
-from pdjax.request import Request, SamplingParams
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.interfaces.batches import DecodeBatch, PrefillBatch, Sampled
+from pdjax.interfaces.tickets import Ticket
+from pdjax.interfaces.transfer import End, Shipment, TransferCost
 
 VOCAB = 128256
 

@@ -41,10 +41,10 @@ from experiments.step_batches import decode_batches, prefill_batches
 from experiments.step_cases import LARGE, TINY, DecodeCase, PrefillCase
 from experiments.step_engines import StepEngines, StepTime
 from pallas_kernels.paged_attention.api import IMPLEMENTATIONS
+from pdjax.core.kv_layout import QUANTISED_DTYPES
 from pdjax.device.compat import keep_compilations
 from pdjax.flags import new_flags, run
-from pdjax.kv_layout import QUANTISED_DTYPES
-from pdjax.strict_json import dumps
+from pdjax.formats.strict_json import dumps
 
 SECTIONS = ("ceilings", "kernels", "decode", "prefill")
 PREFILL_TOKENS = 32768

@@ -54,10 +54,10 @@ from experiments.checked_steps import (
 from experiments.origin import origin
 from experiments.shapes import MODELS
 from experiments.tables import table
-from pdjax.device.model.transformer import Params
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.models.llama import Params
 from pdjax.flags import new_flags, run
-from pdjax.model_spec import ModelSpec
-from pdjax.strict_json import dumps
+from pdjax.formats.strict_json import dumps
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", "llama_1b", list(MODELS), "shapes", flag_values=FLAGS)

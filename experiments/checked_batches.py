@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pdjax.engine_api import DecodeBatch, PrefillBatch
-from pdjax.host.batch import Buckets, Chunk, prefill_batch
-from pdjax.host.pipeline import Pipeline
-from pdjax.request import Request, SamplingParams, Sequence
+from pdjax.core.request import Request, SamplingParams
+from pdjax.host.batching.buckets import Buckets
+from pdjax.host.batching.chunks import Chunk
+from pdjax.host.batching.decode_pipeline import Pipeline
+from pdjax.host.batching.prefill_batch import prefill_batch
+from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
 
 TICKS = 3
 """Of a decode bucket: what one tick writes is read by the next ones."""

@@ -21,15 +21,15 @@ from pallas_kernels.paged_attention import api as paged_attention
 from pallas_kernels.prefill_attention import api as prefill_attention
 from pallas_kernels.product import api as product
 from pallas_kernels.swiglu import api as swiglu
+from pdjax.core.kv_layout import NULL_PAGE, KVLayout
+from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import KVPool, PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
-from pdjax.device.model.transformer import Params
-from pdjax.device.model.weights import random_params
+from pdjax.device.models.llama import Params
+from pdjax.device.models.weights import random_params
 from pdjax.device.steps import decode, prefill
 from pdjax.device.steps.sample import Undecided
-from pdjax.engine_api import IDLE_ROW, DecodeBatch, PrefillBatch
-from pdjax.kv_layout import NULL_PAGE, KVLayout
-from pdjax.model_spec import ModelSpec
+from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, PrefillBatch
 
 REFERENCE = "reference"
 KERNELS = ("mosaic_gpu", "mosaic_tpu")

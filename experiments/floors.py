@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from experiments.step_cases import DecodeCase, PrefillCase
-from pdjax.kv_layout import KVLayout
-from pdjax.model_spec import ModelSpec
+from pdjax.core.kv_layout import KVLayout
+from pdjax.core.model_spec import ModelSpec
 
 
 def layer_matrices(spec: ModelSpec) -> int:

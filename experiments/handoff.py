@@ -41,9 +41,9 @@ from experiments.shapes import MODELS, SHAPES, chosen_model
 from experiments.tables import megabytes, number, percent, table
 from pdjax import Config
 from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
-from pdjax.config_checks import one_of
+from pdjax.config.checks import one_of
+from pdjax.core.kv_layout import QUANTISED_DTYPES
 from pdjax.flags import new_flags, run
-from pdjax.kv_layout import QUANTISED_DTYPES
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)

@@ -14,11 +14,12 @@ from experiments.handoff_trace import Traced, traced
 from experiments.step_times import replace_method
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import HandoffConfig
-from pdjax.engine_api import End, Shipment, Side, Transfer, TransferTicket
-from pdjax.host.batch import span_pages
+from pdjax.core.request import Request
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.metrics import Recorder
-from pdjax.request import Request, Sequence
+from pdjax.host.handoff.spans import span_pages
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.transfer import End, Shipment, Side, Transfer, TransferTicket
 
 SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
 OUTPUT = 8

@@ -35,8 +35,8 @@ from experiments.origin import origin, save
 from experiments.tables import table
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import RANDOM, DecodeConfig, HandoffConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.core.model_spec import ModelSpec
 from pdjax.flags import new_flags, run
-from pdjax.model_spec import ModelSpec
 
 FLAGS = new_flags()
 _LLMS = flags.DEFINE_integer("llms", 20, "that get a SIGINT each", flag_values=FLAGS)

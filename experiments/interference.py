@@ -38,9 +38,9 @@ from experiments.shapes import MODELS, SHAPES, chosen_model
 from experiments.step_times import IDLE, POLLS, StepTimes, replace_method
 from experiments.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, SamplingParams
-from pdjax import request as states
 from pdjax.flags import new_flags, run
-from pdjax.host.metrics import Recorder, RequestMetrics
+from pdjax.host.metrics.recorder import Recorder, RequestMetrics
+from pdjax.host.sequences import sequence as states
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)

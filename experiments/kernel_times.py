@@ -18,7 +18,7 @@ from experiments.step_cases import DecodeCase, PrefillCase, Usual
 from pallas_kernels.paged_attention.api import append_attention, paged_attention
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pallas_kernels.quantised import Pages
-from pdjax.model_spec import ModelSpec
+from pdjax.core.model_spec import ModelSpec
 
 _COLD_BYTES = 100e6
 _MOST_TURNS = 16

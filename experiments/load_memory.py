@@ -25,15 +25,15 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from experiments.shapes import MODELS
 from experiments.tables import table
+from pdjax.core.kv_layout import split_layers
+from pdjax.core.model_spec import ModelSpec, RopeSpec
+from pdjax.device.checkpoints.api import tensor_shapes
+from pdjax.device.checkpoints.huggingface import HuggingFaceCheckpoint
+from pdjax.device.checkpoints.open import open_checkpoint
+from pdjax.device.checkpoints.orbax import convert
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
-from pdjax.device.model.checkpoints.api import tensor_shapes
-from pdjax.device.model.checkpoints.huggingface import HuggingFaceCheckpoint
-from pdjax.device.model.checkpoints.open import open_checkpoint
-from pdjax.device.model.checkpoints.orbax import convert
-from pdjax.device.model.weights import load_params
+from pdjax.device.models.weights import load_params
 from pdjax.flags import new_flags, run
-from pdjax.kv_layout import split_layers
-from pdjax.model_spec import ModelSpec, RopeSpec
 
 MB = 1e6
 ALLOWED_BESIDE = 256 * MB

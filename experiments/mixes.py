@@ -36,10 +36,10 @@ from experiments.origin import origin, save
 from experiments.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, RequestOutput, SamplingParams, load_config
 from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
-from pdjax.engine_api import End, Side
+from pdjax.core.model_spec import ModelSpec
 from pdjax.flags import new_flags, run
-from pdjax.host.metrics import Recorder, Span
-from pdjax.model_spec import ModelSpec
+from pdjax.host.metrics.recorder import Recorder, Span
+from pdjax.interfaces.transfer import End, Side
 
 PROBE_BYTES = 64 << 20
 """Of the plain put that a link is measured with."""

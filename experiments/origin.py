@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from pdjax.strict_json import dumps
+from pdjax.formats.strict_json import dumps
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "numpy")

@@ -21,10 +21,10 @@ from absl import flags
 from experiments.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, RequestOutput, SamplingParams
 from pdjax.flags import config_of, new_flags, run
-from pdjax.host.metrics import Recorder, in_ms
-from pdjax.host.summary import report
-from pdjax.host.trace import write_trace
-from pdjax.strict_json import dumps
+from pdjax.formats.strict_json import dumps
+from pdjax.host.metrics.recorder import Recorder, in_ms
+from pdjax.host.metrics.summary import report
+from pdjax.host.metrics.trace import write_trace
 
 FLAGS = new_flags(config="configs/smollm2_cpu.py")
 _OUT = flags.DEFINE_string("out", "results/quickstart", "directory to write", flag_values=FLAGS)

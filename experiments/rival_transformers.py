@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from experiments.workload import Numbers, Workload
-from pdjax.device.model.checkpoints.catalog import fetch
+from pdjax.device.checkpoints.catalog import fetch
 
 
 def installed() -> bool:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import jax
 
 from pdjax.config import RANDOM, Config, ModelConfig
+from pdjax.core.model_spec import ModelSpec, RopeSpec
 from pdjax.device.compat import use_virtual_cpu_devices
-from pdjax.model_spec import ModelSpec, RopeSpec
 
 MODELS = {
     # meta-llama/Meta-Llama-3-8B

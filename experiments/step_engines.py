@@ -14,13 +14,14 @@ from experiments.loops import noisy_pages
 from experiments.step_times import replace_method
 from pallas_kernels.quantised import elements_of
 from pdjax.config import Config
+from pdjax.core.kv_layout import KVLayout
+from pdjax.core.model_spec import ModelSpec
 from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
-from pdjax.device.model.weights import random_params
-from pdjax.engine_api import DecodeBatch, PrefillBatch, Sampled, Ticket
-from pdjax.kv_layout import KVLayout
-from pdjax.model_spec import ModelSpec
+from pdjax.device.models.weights import random_params
+from pdjax.interfaces.batches import DecodeBatch, PrefillBatch, Sampled
+from pdjax.interfaces.tickets import Ticket
 
 
 @dataclass(frozen=True)

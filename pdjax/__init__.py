@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pdjax.config import Config
-    from pdjax.config_load import load_config
+    from pdjax.config.load import load_config
+    from pdjax.core.outputs import RequestOutput
+    from pdjax.core.request import SamplingParams
     from pdjax.llm import LLM
-    from pdjax.outputs import RequestOutput
-    from pdjax.request import SamplingParams
 
 __all__ = ["LLM", "Config", "RequestOutput", "SamplingParams", "load_config"]
 
 _HOMES = {
     "LLM": "pdjax.llm",
     "Config": "pdjax.config",
-    "load_config": "pdjax.config_load",
-    "SamplingParams": "pdjax.request",
-    "RequestOutput": "pdjax.outputs",
+    "load_config": "pdjax.config.load",
+    "SamplingParams": "pdjax.core.request",
+    "RequestOutput": "pdjax.core.outputs",
 }
 
 

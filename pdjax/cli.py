@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from absl import flags
 
 from pdjax.config import DTYPES
+from pdjax.core.outputs import Completion, RequestOutput
+from pdjax.core.request import SamplingParams
 from pdjax.flags import config_of, new_flags, run
-from pdjax.outputs import Completion, RequestOutput
-from pdjax.request import SamplingParams
-from pdjax.strict_json import dumps
+from pdjax.formats.strict_json import dumps
 
 if TYPE_CHECKING:
     from pdjax.llm import LLM

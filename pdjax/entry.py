@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pdjax.outputs import RequestOutput
-from pdjax.request import Request, Sequence
+from pdjax.core.outputs import RequestOutput
+from pdjax.core.request import Request
+from pdjax.host.sequences.sequence import Sequence
 
 
 class Listener:

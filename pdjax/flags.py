@@ -18,8 +18,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from pdjax.config import Config
-from pdjax.config_load import PRESETS, load_config
-from pdjax.json_file import shown
+from pdjax.config.load import PRESETS, load_config
+from pdjax.core.messages import shown
 
 _FIELD = "config.FIELD"
 _INTERRUPTED = 130

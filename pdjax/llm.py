@@ -20,24 +20,25 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pdjax.clock import Clock, WallClock
 from pdjax.config import Config
-from pdjax.config_load import load_config
-from pdjax.device.build import build_engines, deal_devices
-from pdjax.device.model.checkpoints.open import open_checkpoint
-from pdjax.device.model.checkpoints.orbax import convert as convert_checkpoint
+from pdjax.config.load import load_config
+from pdjax.core.clock import Clock, WallClock
+from pdjax.core.model_spec import ModelSpec
+from pdjax.core.outputs import RequestOutput
+from pdjax.core.request import Request, SamplingParams
+from pdjax.device.builder import build_engines, deal_devices
+from pdjax.device.checkpoints.open import open_checkpoint
+from pdjax.device.checkpoints.orbax import convert as convert_checkpoint
 from pdjax.entry import Listener
-from pdjax.host.batch import Buckets
+from pdjax.host.batching.buckets import Buckets
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.metrics import Recorder
-from pdjax.host.text import TextStream
-from pdjax.model_spec import ModelSpec
-from pdjax.outputs import RequestOutput
-from pdjax.prompts import Prompt, each_conversation, each_prompt, params_of_each, token_ids_of
-from pdjax.request import Request, SamplingParams, Sequence
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.sequences.sequence import Sequence
 from pdjax.session import Session
 from pdjax.stream import Stream
-from pdjax.tokenizer import Message, Tokenizer
+from pdjax.text.prompts import Prompt, each_conversation, each_prompt, params_of_each, token_ids_of
+from pdjax.text.text_stream import TextStream
+from pdjax.text.tokenizer import Message, Tokenizer
 
 
 class LLM:

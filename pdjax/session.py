@@ -16,14 +16,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from pdjax.core.interrupts import held_interrupts
+from pdjax.core.messages import reason_of
+from pdjax.core.outputs import Completion, RequestOutput
+from pdjax.core.request import Request
 from pdjax.entry import Entry, Inbox, Listener
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.metrics import Recorder
-from pdjax.host.roster import Progress
-from pdjax.interrupts import held_interrupts
-from pdjax.outputs import Completion, RequestOutput
-from pdjax.reason import reason_of
-from pdjax.request import Request, Sequence
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.sequences.lifecycle import Progress
+from pdjax.host.sequences.sequence import Sequence
 
 _LOG = logging.getLogger("pdjax")
 

@@ -3,8 +3,8 @@
 import threading
 from dataclasses import dataclass
 
+from pdjax.core.outputs import RequestOutput
 from pdjax.entry import Entry
-from pdjax.outputs import RequestOutput
 from pdjax.session import Session
 
 

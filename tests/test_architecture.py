@@ -28,7 +28,8 @@ ROOMS = {
     **dict.fromkeys(["", *PUBLIC], "public names"),
     **dict.fromkeys(["cli", "serving", "__main__"], "front"),
     **{room: room for room in ("host", "sim", "device")},
-    "engine_api": "door",
+    "interfaces": "door",
+    **dict.fromkeys(["core", "config", "formats", "text"], "words"),
     **dict.fromkeys(["session", "entry", "stream"], "session"),
     "llm": "roof",
 }
@@ -53,12 +54,12 @@ JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 
 # Floors of a column, by the name below it; what is not named stands on floor 1.
 FLOORS = {
-    "host": {"coordinator*": 4, "prefilling*": 3, "decoding*": 3, "views*": 3, "sched*": 2},
-    "device": {"build": 4, "engine*": 3, "steps*": 2, "mesh*": 0, "compat*": 0},
+    "host": {"coordinator*": 4, "runners*": 3, "views*": 3, "policies*": 2},
+    "device": {"builder": 4, "engine*": 3, "steps*": 2, "mesh*": 0, "compat*": 0},
 }
 
 COMPAT_FILE = "pdjax/device/compat.py"
-CLOCK_FILE = "pdjax/clock.py"
+CLOCK_FILE = "pdjax/core/clock.py"
 MESH_FILE = "pdjax/device/mesh.py"
 MESH_MAKERS = {"Mesh", "make_mesh", "create_device_mesh", "create_hybrid_device_mesh"}
 PUTS = {"device_put", "device_put_sharded", "device_put_replicated"}
@@ -66,8 +67,8 @@ PUT_FILES = (
     "pdjax/device/engine.py",
     "pdjax/device/kv/tiers.py",
     "pdjax/device/kv/transfer*.py",
-    "pdjax/device/model/checkpoints/*.py",
-    "pdjax/device/model/weights.py",
+    "pdjax/device/checkpoints/*.py",
+    "pdjax/device/models/weights.py",
 )
 
 
@@ -274,25 +275,25 @@ def test_host_column_runs_without_jax():
 @pytest.mark.parametrize(
     ("path", "text", "expected"),
     [
-        ("pdjax/host/pages.py", "import jax.numpy as jnp", "host must not import jax.numpy"),
+        ("pdjax/host/kv/pages.py", "import jax.numpy as jnp", "host must not import jax.numpy"),
         (
-            "pdjax/host/pages.py",
+            "pdjax/host/kv/pages.py",
             "def f():\n    from flax import struct",
             "pages.py:2: host must not",
         ),
-        ("pdjax/host/batch.py", "from pdjax.device import mesh", "of device"),
+        ("pdjax/host/batching/prefill_batch.py", "from pdjax.device import mesh", "of device"),
         (
-            "pdjax/host/sched/decode.py",
+            "pdjax/host/policies/decode.py",
             "from ...device.kv import pool",
             "import pdjax.device.kv.pool",
         ),
-        ("pdjax/host/batch.py", "from pdjax import LLM", "of public names"),
-        ("pdjax/host/pages.py", "from pdjax.host.sched import api", "stands above"),
-        ("pdjax/device/engine.py", "import pdjax.host.pages", "of host"),
-        ("pdjax/device/model/transformer.py", "from ..steps import decode", "stands above"),
+        ("pdjax/host/batching/prefill_batch.py", "from pdjax import LLM", "of public names"),
+        ("pdjax/host/kv/pages.py", "from pdjax.host.policies import api", "stands above"),
+        ("pdjax/device/engine.py", "import pdjax.host.kv.pages", "of host"),
+        ("pdjax/device/models/llama.py", "from ..steps import decode", "stands above"),
         ("pdjax/device/mesh.py", "from pdjax.device.kv.pool import KVPool", "stands above"),
-        ("pdjax/request.py", "import jax", "words must not import jax"),
-        ("pdjax/request.py", "from pdjax.engine_api import Ticket", "of door"),
+        ("pdjax/core/request.py", "import jax", "words must not import jax"),
+        ("pdjax/core/request.py", "from pdjax.interfaces.engine import Ticket", "of door"),
         ("pdjax/a_new_file.py", "import orbax.checkpoint", "words must not import orbax"),
         ("pdjax/sim/cluster.py", "from pdjax.device.engine import Engine", "of device"),
         (
@@ -300,12 +301,12 @@ def test_host_column_runs_without_jax():
             "from pdjax.host import metrics\nimport pdjax.device.mesh",
             "both",
         ),
-        ("experiments/x.py", "import pdjax.host.pages, pdjax.device.mesh", "both columns"),
+        ("experiments/x.py", "import pdjax.host.kv.pages, pdjax.device.mesh", "both columns"),
         ("pdjax/llm.py", "import experiments.quickstart", "of experiments"),
         ("pdjax/cli.py", "from tests import helpers", "of tests"),
-        ("pallas_kernels/copy/api.py", "from pdjax.kv_layout import KVLayout", "of words"),
+        ("pallas_kernels/copy/api.py", "from pdjax.core.kv_layout import KVLayout", "of words"),
         ("configs/tiny.py", "import os", "only pdjax.config"),
-        ("configs/tiny.py", "from pdjax.request import Request", "only pdjax.config"),
+        ("configs/tiny.py", "from pdjax.core.request import Request", "only pdjax.config"),
         ("pdjax/device/mesh.py", "from jax._src import mesh", "jax._src"),
         ("tests/unit/test_x.py", "import jax\njax._src.config.update", "test_x.py:2: jax._src"),
         ("pdjax/host/coordinator.py", "import time", "wall time"),
@@ -319,7 +320,7 @@ def test_host_column_runs_without_jax():
         ("pallas_kernels/copy/api.py", "import jax\njax.make_mesh((1,), 'x')", "meshes are made"),
         ("pdjax/device/steps/decode.py", "import jax\nput = jax.device_put", "device_put appears"),
         ("pdjax/device/kv/pool.py", "from jax import device_put as put", "device_put appears"),
-        ("pdjax/host/pages.py", "\n" * (MAX_LINES + 1), "401 lines"),
+        ("pdjax/host/kv/pages.py", "\n" * (MAX_LINES + 1), "401 lines"),
     ],
 )
 def test_a_broken_rule_is_caught(path: str, text: str, expected: str):
@@ -336,7 +337,7 @@ def test_a_broken_rule_is_caught(path: str, text: str, expected: str):
         ),
         (
             "pdjax/host/coordinator.py",
-            "import numpy\nfrom . import pages\nfrom .sched import prefill",
+            "import numpy\nfrom . import pages\nfrom .policies import prefill",
         ),
         (
             "pdjax/device/engine.py",
@@ -346,13 +347,13 @@ def test_a_broken_rule_is_caught(path: str, text: str, expected: str):
         ("pdjax/device/steps/decode.py", "from jax.sharding import Mesh\ndef f(mesh: Mesh): ..."),
         ("pdjax/device/compat.py", "from jax._src import config"),
         ("pdjax/device/kv/transfer_plan.py", "from jax import device_put"),
-        ("pdjax/clock.py", "import time\ntime.sleep(0)"),
+        ("pdjax/core/clock.py", "import time\ntime.sleep(0)"),
         (
             "experiments/bench.py",
             "import time\nfrom pdjax import LLM\nfrom pdjax.host import metrics",
         ),
         ("configs/tiny.py", "from pdjax.config import Config"),
-        ("pdjax/host/pages.py", "\n" * MAX_LINES),
+        ("pdjax/host/kv/pages.py", "\n" * MAX_LINES),
     ],
 )
 def test_a_kept_rule_is_not_complained_of(path: str, text: str):

@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from pdjax.core.kv_layout import split_groups
+from pdjax.core.model_spec import ModelSpec
 from pdjax.device.compat import all_ready, is_sound
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import shardings
-from pdjax.device.model.sampling import VARIANTS, Asked, Choice, Wanted
-from pdjax.device.model.transformer import Params
+from pdjax.device.models.llama import Params
+from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted
 from pdjax.device.packing import Packed
 from pdjax.device.steps import decode, prefill
 from pdjax.device.steps.sample import Undecided, make_sample_step
-from pdjax.engine_api import IDLE_ROW, DecodeBatch, PrefillBatch, Sampled, SamplingBatch
-from pdjax.kv_layout import split_groups
-from pdjax.model_spec import ModelSpec
+from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, PrefillBatch, Sampled, SamplingBatch
 
 
 class SampledTicket:
@@ -64,7 +64,7 @@ class SampledTicket:
 
 
 class JaxPrefillEngine:
-    """Prefill on a tensor-parallel mesh; see `engine_api.PrefillEngine`."""
+    """Prefill on a tensor-parallel mesh; see `interfaces.PrefillEngine`."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class JaxPrefillEngine:
 
 
 class JaxDecodeEngine:
-    """Decode on a pipeline of stages; see `engine_api.DecodeEngine`."""
+    """Decode on a pipeline of stages; see `interfaces.DecodeEngine`."""
 
     def __init__(
         self,

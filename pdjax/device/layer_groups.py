@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from pdjax.clock import WallClock
 from pdjax.config import Config
+from pdjax.core.clock import WallClock
+from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer
-from pdjax.engine_api import End, Side
-from pdjax.handoff_plan import Link, plan_groups, small_divisor
-from pdjax.model_spec import ModelSpec
+from pdjax.device.layer_group_plan import Link, plan_groups, small_divisor
+from pdjax.interfaces.transfer import End, Side
 
 PROBES = (1 << 20, 64 << 20)
 """Bytes of the puts that a link is measured with."""

@@ -3,9 +3,9 @@ that are known."""
 
 from collections.abc import Sequence as Seq
 
-from pdjax.host.handoffs import Handoffs
-from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
-from pdjax.host.roster import Roster
+from pdjax.host.engines import DecodeLane, Lane, PrefillLane
+from pdjax.host.handoff.manager import Handoffs
+from pdjax.host.sequences.lifecycle import Roster
 
 
 def audit(

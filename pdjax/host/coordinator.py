@@ -15,26 +15,28 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from typing import Any, TypeVar
 
-from pdjax.clock import Clock
 from pdjax.config import Config
-from pdjax.engine_api import DecodeEngine, PrefillEngine, Transfer
+from pdjax.core.clock import Clock
+from pdjax.core.request import QueueFull, Request
 from pdjax.host.audit import audit
-from pdjax.host.batch import Buckets
-from pdjax.host.decoding import Decoding
-from pdjax.host.handoffs import Handoffs
-from pdjax.host.lanes import DecodeLane, InFlight, Lane, is_ready, make_lanes
-from pdjax.host.limits import Limits, choices
+from pdjax.host.batching.buckets import Buckets
+from pdjax.host.engines import DecodeLane, InFlight, Lane, is_ready, make_lanes
+from pdjax.host.handoff.manager import Handoffs
 from pdjax.host.losses import lose_pool
-from pdjax.host.metrics import Recorder
-from pdjax.host.prefilling import Prefilling
-from pdjax.host.roster import Progress, Roster
-from pdjax.host.sched.decode import FcfsDecode
-from pdjax.host.sched.handoff import HandoffRules
-from pdjax.host.sched.prefill import FcfsPrefill
-from pdjax.host.sched.router import LeastLoaded
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.policies.decode import FcfsDecode
+from pdjax.host.policies.handoff import HandoffRules
+from pdjax.host.policies.prefill import FcfsPrefill
+from pdjax.host.policies.router import LeastLoaded
+from pdjax.host.runners.decode import Decoding
+from pdjax.host.runners.prefill import Prefilling
+from pdjax.host.sequences.lifecycle import Progress, Roster
+from pdjax.host.sequences.limits import Limits, choices
+from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.host.views import decode_view, prefill_view
 from pdjax.host.warm_up import WarmUp, warm_ups
-from pdjax.request import QueueFull, Request, Sequence, State
+from pdjax.interfaces.engine import DecodeEngine, PrefillEngine
+from pdjax.interfaces.transfer import Transfer
 
 WorkT = TypeVar("WorkT")
 
@@ -373,8 +375,6 @@ class Coordinator:
         for plan in plans:
             self._prefilling.dispatch(self._prefill[plan.engine], plan.chunks)
         return bool(plans)
-
-    # Before and after.
 
     def warm_up(self, show: Callable[[list[WarmUp]], Iterable[WarmUp]] = iter) -> int:
         """Send a batch of every bucket through the door, so that nothing is compiled later.

@@ -3,10 +3,10 @@ that had landed and were not written after all."""
 
 from collections.abc import Iterable
 
-from pdjax.host.handoff import Handoff, Purpose
-from pdjax.host.lanes import Lane
-from pdjax.host.roster import Roster
-from pdjax.request import State
+from pdjax.host.engines import Lane
+from pdjax.host.handoff.handoff import Handoff, Purpose
+from pdjax.host.sequences.lifecycle import Roster
+from pdjax.host.sequences.sequence import State
 
 
 def lose_pool(lane: Lane, roster: Roster, handoffs: Iterable[Handoff]) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from pdjax.host.lanes import DecodeLane, PrefillLane
-from pdjax.host.sched.api import DecodeView, PrefillView
-from pdjax.request import Sequence
+from pdjax.host.engines import DecodeLane, PrefillLane
+from pdjax.host.policies.api import DecodeView, PrefillView
+from pdjax.host.sequences.sequence import Sequence
 
 
 def prefill_view(lane: PrefillLane, decode: Iterable[DecodeLane], lookahead: int) -> PrefillView:

@@ -6,12 +6,16 @@ from functools import partial
 from itertools import permutations, product
 
 from pdjax.config import HandoffConfig
-from pdjax.engine_api import DecodeEngine, PrefillBatch, PrefillEngine, Shipment, Transfer
-from pdjax.host.batch import Buckets, empty_prefill_batch, history, span_pages
-from pdjax.host.handoff import groups_of
-from pdjax.host.lanes import DecodeLane, Lane, PrefillLane
-from pdjax.host.metrics import Recorder
-from pdjax.host.pipeline import Pipeline
+from pdjax.host.batching.buckets import Buckets
+from pdjax.host.batching.decode_pipeline import Pipeline
+from pdjax.host.batching.prefill_batch import empty_prefill_batch, history
+from pdjax.host.engines import DecodeLane, Lane, PrefillLane
+from pdjax.host.handoff.handoff import groups_of
+from pdjax.host.handoff.spans import span_pages
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.interfaces.batches import PrefillBatch
+from pdjax.interfaces.engine import DecodeEngine, PrefillEngine
+from pdjax.interfaces.transfer import Shipment, Transfer
 
 _MOST_PROBED = 1 << 28
 """Bytes that a link is measured with at the most: the pools leave little memory free."""

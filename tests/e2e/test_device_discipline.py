@@ -11,11 +11,11 @@ import jax
 import pytest
 
 from pdjax.config import HandoffConfig
+from pdjax.core.request import SamplingParams
 from pdjax.device.mesh import HOST
-from pdjax.engine_api import End, Side
+from pdjax.interfaces.transfer import End, Side
 from pdjax.llm import LLM
-from pdjax.request import SamplingParams
-from tests.e2e.promise import MONOLITHIC, answers, disaggregated, expected
+from tests.helpers.promise import MONOLITHIC, answers, disaggregated, expected
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -140,7 +140,7 @@ LEAVES = """
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 from pdjax.llm import LLM
-from tests.e2e.promise import disaggregated, workload
+from tests.helpers.promise import disaggregated, workload
 llm = LLM(disaggregated(1, 1, 1, 3), {"prefill.dispatch_thread": True, "warm_up": False})
 for prompt, params in workload():
     llm.submit(prompt, params)

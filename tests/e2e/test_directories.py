@@ -8,10 +8,10 @@ import pytest
 
 from pdjax import LLM, SamplingParams
 from pdjax.config import ModelConfig
-from tests.e2e.promise import MONOLITHIC
-from tests.parity import tiny_models
+from tests.helpers import tiny_models
+from tests.helpers.promise import MONOLITHIC
 
-FIXTURE = Path(tiny_models.__file__).parent / "fixtures" / "tiny_logits.npz"
+FIXTURE = Path(__file__).parents[1] / "parity" / "fixtures" / "tiny_logits.npz"
 
 
 def test_token_ids_without_a_tokenizer(tmp_path: Path):

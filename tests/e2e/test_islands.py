@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pdjax.config import KVConfig, ModelConfig
-from pdjax.device import build
-from pdjax.device.model.weights import random_params
+from pdjax.core.outputs import RequestOutput
+from pdjax.core.request import SamplingParams
+from pdjax.device import builder as build
+from pdjax.device.models.weights import random_params
 from pdjax.llm import LLM
-from pdjax.outputs import RequestOutput
-from pdjax.request import SamplingParams
-from tests.e2e.promise import MONOLITHIC, SPEC, conserved, disaggregated
+from tests.helpers.promise import MONOLITHIC, SPEC, conserved, disaggregated
 
 POISON = {84: np.nan, 85: np.inf, 86: -np.inf, 87: 3e38}
 """Token -> what its embedding is full of."""

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pdjax.config import Config, DecodeConfig, ModelConfig, PrefillConfig
+from pdjax.core.request import SamplingParams
 from pdjax.llm import LLM
-from pdjax.request import SamplingParams
-from tests.e2e.promise import MONOLITHIC, conserved, disaggregated, workload
+from tests.helpers.promise import MONOLITHIC, conserved, disaggregated, workload
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 
@@ -238,7 +238,7 @@ def test_numpy_token_ids_are_token_ids(llm: LLM):
     ],
 )
 def test_what_cannot_work_is_refused_before_weights_are_read(monkeypatch, overrides, message):
-    monkeypatch.setattr("pdjax.device.build.random_params", None)
+    monkeypatch.setattr("pdjax.device.builder.random_params", None)
     with pytest.raises(ValueError, match=message):
         LLM(replace(MONOLITHIC, colocated=False), overrides)
 

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdjax.engine_api import Shipment, Ticket, Transfer, TransferTicket
+from pdjax.core.request import SamplingParams
+from pdjax.host.sequences.sequence import State
+from pdjax.interfaces.tickets import Ticket
+from pdjax.interfaces.transfer import Shipment, Transfer, TransferTicket
 from pdjax.llm import LLM
-from pdjax.request import SamplingParams, State
-from tests.e2e.promise import (
+from tests.helpers.promise import (
     MONOLITHIC,
     answers,
     conserved,

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from pdjax.core.request import SamplingParams
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
-from pdjax.device.model.weights import random_params
+from pdjax.device.models.weights import random_params
 from pdjax.llm import LLM
-from pdjax.request import SamplingParams
-from tests.e2e.promise import SPEC, answers, crowded, disaggregated, preemptions, workload
-from tests.parity.dense import dense_logits
+from tests.helpers.dense import dense_logits
+from tests.helpers.promise import SPEC, answers, crowded, disaggregated, preemptions, workload
 
 DTYPES = ("int8", "float8_e4m3fn")
 

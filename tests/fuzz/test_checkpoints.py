@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdjax.device.model.checkpoints.api import Checkpoint, tensor_shapes
-from pdjax.device.model.checkpoints.hf_features import _NEUTRAL
-from pdjax.device.model.checkpoints.open import open_checkpoint
-from pdjax.device.model.checkpoints.orbax import convert
-from pdjax.json_file import parse_json
-from tests.fuzz.mutate import answer, cases, integer, mutated, text
-from tests.parity import tiny_models
+from pdjax.device.checkpoints.api import Checkpoint, tensor_shapes
+from pdjax.device.checkpoints.hf_features import _NEUTRAL
+from pdjax.device.checkpoints.open import open_checkpoint
+from pdjax.device.checkpoints.orbax import convert
+from pdjax.formats.json_file import parse_json
+from tests.helpers import tiny_models
+from tests.helpers.mutate import answer, cases, integer, mutated, text
 
 FIELDS = (
     *tiny_models.TINY_MODELS["llama"],

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from pdjax.config import Config, DecodeConfig, KVConfig
-from pdjax.config_load import load_config
+from pdjax.config.load import load_config
 from pdjax.flags import config_of, new_flags, status
-from pdjax.host.batch import Buckets
-from pdjax.host.pipeline import Pipeline
-from tests.fuzz.mutate import BadRepr, answer, cases, check_message, integer, ring, text, value
+from pdjax.host.batching.buckets import Buckets
+from pdjax.host.batching.decode_pipeline import Pipeline
+from tests.helpers.mutate import BadRepr, answer, cases, check_message, integer, ring, text, value
 
 pytestmark = pytest.mark.smoke
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdjax.device.model.checkpoints.gguf import GGUFCheckpoint
-from pdjax.gguf_file import GGUFFile
-from pdjax.gguf_metadata import Metadata
-from pdjax.gguf_pretokenizers import PRETOKENIZERS
-from tests.fuzz.mutate import FLOATS, TEXTS, answer, cases, integer, mutated
-from tests.unit.gguf_bytes import NUMBERS, encoded, field, tensor, write
-from tests.unit.test_tokenizer import SPM_PIECES
-from tests.unit.tiny_gguf import Q8_0, write_gguf
-from tests.unit.tiny_tokenizer import BYTES
+from pdjax.device.checkpoints.gguf import GGUFCheckpoint
+from pdjax.formats.gguf_file import GGUFFile
+from pdjax.formats.gguf_metadata import Metadata
+from pdjax.text.gguf_pretokenizers import PRETOKENIZERS
+from tests.helpers.gguf_bytes import NUMBERS, encoded, field, tensor, write
+from tests.helpers.mutate import FLOATS, TEXTS, answer, cases, integer, mutated
+from tests.helpers.tiny_gguf import Q8_0, write_gguf
+from tests.helpers.tiny_tokenizer import BYTES
+from tests.text.test_tokenizer import SPM_PIECES
 
 Parts = tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, bytes]]]
 

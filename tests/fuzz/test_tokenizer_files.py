@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as Backend
 
-from pdjax.chat_template import ChatTemplates
-from pdjax.tokenizer import Tokenizer
-from tests.fuzz.mutate import answer, cases, check_message, mutated, within_a_second
+from pdjax.text.chat_template import ChatTemplates
+from pdjax.text.tokenizer import Tokenizer
+from tests.helpers.mutate import answer, cases, check_message, mutated, within_a_second
 from tests.parity import chat_cases, tokenizer_cases, tokenizer_parts
 
 DIRECTORIES = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.parity import tiny_models
+from tests.helpers import tiny_models
 
 TRAINED = "original_max_position_embeddings"
 _YARN = {"rope_type": "yarn", "factor": 4.0, TRAINED: 16}

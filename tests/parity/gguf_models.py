@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.parity import tiny_models
-from tests.unit.tiny_gguf import write_gguf
+from tests.helpers import tiny_models
+from tests.helpers.tiny_gguf import write_gguf
 
 FIXTURE = Path(__file__).parent / "fixtures" / "gguf_logits.npz"
 TOKENS = [f"t{i}" for i in range(101)]

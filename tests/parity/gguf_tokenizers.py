@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import pre_tokenizers
 
-from tests.parity.nasty_strings import WRITTEN, random_strings
+from tests.helpers.nasty_strings import WRITTEN, random_strings
 
 FIXTURE = Path(__file__).parent / "fixtures" / "gguf_tokens.json"
 

@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from tests.parity import config_kinds, tiny_models
+from tests.helpers import tiny_models
+from tests.parity import config_kinds
 
 FIXTURES = Path(__file__).parent / "fixtures"
 _ROTARY = {"llama": LlamaRotaryEmbedding, "qwen2": Qwen2RotaryEmbedding}

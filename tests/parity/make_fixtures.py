@@ -22,8 +22,8 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pdjax.device.model.checkpoints.catalog import DEFAULT_MODEL, fetch
-from tests.parity import tiny_models
+from pdjax.device.checkpoints.catalog import DEFAULT_MODEL, fetch
+from tests.helpers import tiny_models
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NEW_TOKENS = 24

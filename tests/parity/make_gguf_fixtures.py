@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from pdjax.gguf_pretokenizers import PRETOKENIZERS
-from tests.parity import gguf_models, gguf_tokenizers, tiny_models
-from tests.parity.nasty_strings import WRITTEN, random_strings
-from tests.unit.tiny_gguf import write_gguf
+from pdjax.text.gguf_pretokenizers import PRETOKENIZERS
+from tests.helpers import tiny_models
+from tests.helpers.nasty_strings import WRITTEN, random_strings
+from tests.helpers.tiny_gguf import write_gguf
+from tests.parity import gguf_models, gguf_tokenizers
 
 CORPUS = WRITTEN * 3 + random_strings(4000, seed=1)
 PACKAGES = ("xllamacpp", "transformers", "torch", "tokenizers", "sentencepiece", "gguf")

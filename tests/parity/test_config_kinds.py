@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from pdjax.core.kv_layout import split_layers
+from pdjax.device.checkpoints.hf_config import read_spec
+from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
-from pdjax.device.model.checkpoints.hf_config import read_spec
-from pdjax.device.model.checkpoints.open import open_checkpoint
-from pdjax.device.model.weights import load_params
-from pdjax.kv_layout import split_layers
-from tests.parity import tiny_models
+from pdjax.device.models.weights import load_params
+from tests.helpers import tiny_models
+from tests.helpers.dense import dense_logits
 from tests.parity.config_kinds import MODELS, ROPES, write_config, write_model
-from tests.parity.dense import dense_logits
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TOLERANCE = 1e-3

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from pdjax.core.kv_layout import split_layers
+from pdjax.device.checkpoints.gguf import GGUFCheckpoint
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
-from pdjax.device.model.checkpoints.gguf import GGUFCheckpoint
-from pdjax.device.model.weights import load_params
-from pdjax.gguf_pretokenizers import PRETOKENIZERS
-from pdjax.kv_layout import split_layers
-from pdjax.tokenizer import Tokenizer
+from pdjax.device.models.weights import load_params
+from pdjax.text.gguf_pretokenizers import PRETOKENIZERS
+from pdjax.text.tokenizer import Tokenizer
+from tests.helpers.dense import dense_logits
+from tests.helpers.tiny_gguf import write_gguf
 from tests.parity import gguf_models, gguf_tokenizers
-from tests.parity.dense import dense_logits
-from tests.unit.tiny_gguf import write_gguf
 
 STRINGS = gguf_tokenizers.STRINGS + gguf_tokenizers.WITH_TOKENS
 

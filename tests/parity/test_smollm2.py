@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from pdjax.core.kv_layout import split_layers
+from pdjax.device.checkpoints.api import Checkpoint
+from pdjax.device.checkpoints.catalog import DEFAULT_MODEL
+from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
-from pdjax.device.model.checkpoints.api import Checkpoint
-from pdjax.device.model.checkpoints.catalog import DEFAULT_MODEL
-from pdjax.device.model.checkpoints.open import open_checkpoint
-from pdjax.device.model.weights import load_params
-from pdjax.kv_layout import split_layers
-from pdjax.tokenizer import Tokenizer
-from tests.parity.dense import dense_logits
+from pdjax.device.models.weights import load_params
+from pdjax.text.tokenizer import Tokenizer
+from tests.helpers.dense import dense_logits
 
 pytestmark = pytest.mark.model
 

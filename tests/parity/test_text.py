@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pdjax.chat_template import ChatTemplates
-from pdjax.tokenizer import Tokenizer
-from pdjax.tool_schema import function_schema
+from pdjax.text.chat_template import ChatTemplates
+from pdjax.text.tokenizer import Tokenizer
+from pdjax.text.tool_schema import function_schema
 from tests.parity import chat_cases, text_results, tokenizer_cases, tokenizer_parts, tool_cases
 
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from pdjax.core.kv_layout import split_layers
+from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh
-from pdjax.device.model.checkpoints.open import open_checkpoint
-from pdjax.device.model.weights import load_params
-from pdjax.kv_layout import split_layers
-from tests.parity import tiny_models
-from tests.parity.dense import dense_logits, staged_logits
+from pdjax.device.models.weights import load_params
+from tests.helpers import tiny_models
+from tests.helpers.dense import dense_logits, staged_logits
 
 TOLERANCE = 1e-3
 NAMES = list(tiny_models.TINY_MODELS)

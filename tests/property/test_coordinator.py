@@ -5,19 +5,20 @@ from collections.abc import Callable
 
 import pytest
 
-from pdjax.engine_api import IDLE_ROW
-from pdjax.host import prefilling, shipping
+from pdjax.host.batching.decode_pipeline import Pipeline
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.decoding import Decoding
-from pdjax.host.handoff import Handoff, Part
-from pdjax.host.member import Member
-from pdjax.host.pipeline import Pipeline
-from pdjax.host.prefix import PrefixIndex
-from pdjax.request import Sequence
-from tests.fake_transfer import FakeTransfer
-from tests.fakes import Chance, FakeTicket
-from tests.property.turmoil import Turmoil
-from tests.property.workload import REACHED, run_all
+from pdjax.host.handoff import transfer_queue as shipping
+from pdjax.host.handoff.handoff import Handoff, Part
+from pdjax.host.kv.prefix_index import PrefixIndex
+from pdjax.host.runners import prefill as prefilling
+from pdjax.host.runners.decode import Decoding
+from pdjax.host.sequences.reference import Member
+from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.batches import IDLE_ROW
+from tests.helpers.fake_transfer import FakeTransfer
+from tests.helpers.fakes import Chance, FakeTicket
+from tests.helpers.turmoil import Turmoil
+from tests.helpers.workload import REACHED, run_all
 
 SHARDS = 10
 SEEDS = 60

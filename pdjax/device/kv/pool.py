@@ -16,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from pallas_kernels.page_copy import api as page_copy
 from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
+from pdjax.core.kv_layout import KVLayout
 from pdjax.device.compat import is_sound
 from pdjax.device.mesh import Rules, sharding
-from pdjax.kv_layout import KVLayout
 
 PAGE_AXES = ("kv_heads",)
 """Logical axes of a layer's pages, [K, P, S, H], and of their scales, [K, P, S]; the axes that are

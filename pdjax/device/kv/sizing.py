@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pdjax.core.kv_layout import KVLayout
 from pdjax.device.kv.host_memory import available_bytes
-from pdjax.kv_layout import KVLayout
 
 
 class Device(Protocol):

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from pdjax.clock import WallClock
+from pdjax.core.clock import WallClock
 from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transfer_path import Path, Pieces
-from pdjax.engine_api import End, Shipment, TransferCost, TransferTicket
+from pdjax.interfaces.transfer import End, Shipment, TransferCost, TransferTicket
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class LandingTicket:
 
 
 class DeviceTransfer:
-    """Moves pages between any two pools, whatever their layouts; see `engine_api.Transfer`.
+    """Moves pages between any two pools, whatever their layouts; see `interfaces.Transfer`.
 
     Args:
       pools: of each end; ends whose engines share a pool have the same.

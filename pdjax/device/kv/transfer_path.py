@@ -16,11 +16,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.quantised import Pages
+from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.device.kv.pool import Layers, PoolOwner, gather_pages, scatter_pages
 from pdjax.device.kv.transfer_route import Route
 from pdjax.device.kv.wire import Wire
 from pdjax.device.mesh import STAGE, TP
-from pdjax.kv_layout import NULL_PAGE
 
 PIECE = P((STAGE, TP))
 """What each device of a mesh has for itself is stacked along the first axis."""

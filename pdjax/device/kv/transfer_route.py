@@ -8,7 +8,7 @@ program then serves several stages, and no layer is read or written twice.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pdjax.kv_layout import KVLayout
+from pdjax.core.kv_layout import KVLayout
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.quantised import LIMITS, Pages, QuantisedPages, decode, encode
+from pdjax.core.kv_layout import KVLayout
 from pdjax.device.kv.checksums import checksums
-from pdjax.kv_layout import KVLayout
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.paged_attention.api import append_attention
+from pdjax.core.kv_layout import KVLayout
+from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import PAGE_AXES, KVPool
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition, shardings
-from pdjax.device.model.attention import AttendPages, attend_at
-from pdjax.device.model.transformer import Leaf, Params, embed, forward, unembed
+from pdjax.device.models.attention import AttendPages, attend_at
+from pdjax.device.models.llama import Leaf, Params, embed, forward, unembed
 from pdjax.device.packing import Packed
 from pdjax.device.steps.sample import Undecided
-from pdjax.engine_api import IDLE_ROW, USE_FED_BACK, DecodeBatch
-from pdjax.kv_layout import KVLayout
-from pdjax.model_spec import ModelSpec
+from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch
 
 X_SPEC = P(STAGE)
 """Of the residual stream about to enter each stage, [R * b, D]: a stage's b rows on the stage."""
@@ -44,7 +44,7 @@ X_SPEC = P(STAGE)
 
 @dataclass(frozen=True)
 class TickInput:
-    """What the host says of one tick: `engine_api.DecodeBatch`, and which rows leave."""
+    """What the host says of one tick: `interfaces.DecodeBatch`, and which rows leave."""
 
     tokens: Any  # i32[b]
     positions: Any  # i32[R, b]

@@ -14,10 +14,12 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels.add_rms.reference import rms_scale
 from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.prefill_attention.api import prefill_attention
+from pdjax.core.kv_layout import split_groups
+from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import PAGE_AXES, KVPool, Layers, PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, TP, partition, shardings
-from pdjax.device.model.attention import AttendPages, attend_at
-from pdjax.device.model.transformer import (
+from pdjax.device.models.attention import AttendPages, attend_at
+from pdjax.device.models.llama import (
     Attend,
     Layer,
     Params,
@@ -28,9 +30,7 @@ from pdjax.device.model.transformer import (
 )
 from pdjax.device.packing import Packed
 from pdjax.device.steps.sample import Undecided
-from pdjax.engine_api import PrefillBatch
-from pdjax.kv_layout import split_groups
-from pdjax.model_spec import ModelSpec
+from pdjax.interfaces.batches import PrefillBatch
 
 _CHOOSING = ("sampling", "history")
 """Fields of a PrefillBatch that only choosing reads."""

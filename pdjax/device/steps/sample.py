@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pdjax.device.mesh import HOST, shardings
-from pdjax.device.model.sampling import Asked, Choice, choose
-from pdjax.device.model.transformer import Leaf
+from pdjax.device.models.llama import Leaf
+from pdjax.device.models.sampling import Asked, Choice, choose
 
 
 @struct.dataclass

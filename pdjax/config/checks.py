@@ -1,0 +1,127 @@
+"""Checks of the fields of a config: what is wrong is named, with its value and what is allowed.
+
+A field is named in one way everywhere, by its dotted path below the config, as it is overridden:
+`decode.rows`, and `seed`, whose `owner` is "".
+"""
+
+import types
+import typing
+from pathlib import PurePath
+from typing import Any
+
+from pdjax.core.messages import shown
+
+MOST_DEVICES = 1024
+"""Most devices of a run, engines together: so many CPU devices take six seconds to make."""
+MOST_TOKENS = 2**30
+"""Longest context: positions and slots are 32-bit integers."""
+MOST_STEP_TOKENS = 2**20
+"""Most tokens of a prefill step."""
+MOST_ROWS = 2**16
+"""Most sequences of a step."""
+MOST_PAGE_SIZE = 2**16
+MOST_BUCKETS = 32
+"""Most sizes of a list of buckets: each pair of sizes is a compilation of the model."""
+MOST_SECONDS = 1e9
+MOST_ATTEMPTS = 1000
+MOST_LOOKAHEAD = 1024
+MOST_QUEUED = 2**20
+"""Most sequences that wait, and most finished requests that are remembered."""
+MOST_LOGPROBS = 2**16
+MOST_BYTES = 2**63 - 1
+
+
+def path(owner: str, name: str) -> str:
+    """The dotted path of a field of `owner`, itself such a path."""
+    return f"{owner}.{name}" if owner else name
+
+
+def check_types(owner: str, config: object) -> None:
+    """Each field of a config has its declared type: a wrong one would fail far from here. A Path
+    becomes a string where that is the type."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, PurePath):
+            object.__setattr__(config, name, value := as_text(value, hint))
+        check_type(value, hint, path(owner, name))
+
+
+def as_text(value: object, hint: Any) -> object:
+    """A Path as the string that it stands for, where the hint allows one; else as it is."""
+    return str(value) if isinstance(value, PurePath) and str in kinds(hint) else value
+
+
+def check_type(value: object, hint: Any, name: str) -> None:
+    """A value is of a class that the hint allows; a whole number will do for a float."""
+    allowed = kinds(hint)
+    if type(value) not in allowed and not (float in allowed and type(value) is int):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise ValueError(f"{name}={shown(value)}: must be {names}")
+
+
+def kinds(hint: Any) -> list[type]:
+    """The classes that a field's type hint allows."""
+    union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return [typing.get_origin(kind) or kind for kind in union]
+
+
+def between(owner: str, config: object, least: int, most: int, *names: str) -> None:
+    """Fields that are None or in [`least`, `most`]."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if value < least:
+            raise ValueError(f"{path(owner, name)}={shown(value)}: must be at least {least}")
+        if value > most:
+            raise ValueError(f"{path(owner, name)}={shown(value)}: must be at most {most}")
+
+
+def seconds(owner: str, config: object, *names: str) -> None:
+    """Fields that are None or a time."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if not value > 0:  # nor is "not a number"
+            raise ValueError(f"{path(owner, name)}={shown(value)}: must be None or above 0 seconds")
+        if value > MOST_SECONDS:
+            raise ValueError(
+                f"{path(owner, name)}={shown(value)}: must be at most {MOST_SECONDS:.0f} seconds, "
+                "or None, which has no end"
+            )
+
+
+def share(owner: str, config: object, name: str) -> None:
+    """A field that is a share, in (0, 1]."""
+    value = getattr(config, name)
+    if not 0 < value <= 1:
+        raise ValueError(f"{path(owner, name)}={shown(value)}: must be in (0, 1]")
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """A field whose values can be listed."""
+    if value not in allowed:
+        raise ValueError(f"{name}={shown(value)}: allowed are {', '.join(allowed)}")
+
+
+def check_buckets(name: str, buckets: tuple[int, ...] | None, most: int) -> None:
+    """Padded sizes, if there are any, up to `most`."""
+    if buckets is None:
+        return
+    sizes = [size for size in buckets if type(size) is int and size >= 1]
+    if not buckets or sizes != sorted(set(sizes)) or len(sizes) < len(buckets):
+        raise ValueError(f"{name}={shown(buckets)}: must be whole numbers, positive and increasing")
+    if len(buckets) > MOST_BUCKETS:
+        raise ValueError(f"{name}: {len(buckets)} sizes; must be at most {MOST_BUCKETS}")
+    if buckets[-1] > most:
+        raise ValueError(f"{name}={shown(buckets)}: must be at most {most}")
+
+
+def check_slots(name: str, pages: int | None, page_size: int) -> None:
+    """The tokens of a pool can be counted in 32 bits, as its slots are."""
+    if pages is not None and pages * page_size > 2 * MOST_TOKENS - 1:
+        raise ValueError(
+            f"{name}={shown(pages)}: must be at most {(2 * MOST_TOKENS - 1) // page_size} pages of "
+            f"{page_size} tokens"
+        )

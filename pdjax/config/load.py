@@ -1,0 +1,211 @@
+"""Configs from files and by name, and their fields overridden by dotted names:
+`{"decode.rows": 8}`."""
+
+import ast
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pdjax.config import Config, ModelConfig
+from pdjax.config.checks import as_text, check_type, kinds, path
+from pdjax.core.messages import shown
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "smollm2": lambda: Config(model=ModelConfig(max_model_len=1024)),
+    "smollm2_colocated": lambda: Config(model=ModelConfig(max_model_len=1024), colocated=True),
+}
+"""Configs by name: the embedded model, prefill and decode on a device each, or both on one."""
+
+_MOST_TEXT = 2000
+"""Characters of a value that is read as a literal: Python's parser is no match for long ones."""
+_MOST_REASON = 300
+_DEEPEST = 8
+"""Parts of a dotted name; no field lies as deep."""
+_OF_ITS_MODEL = (
+    ("model", "max_model_len"),
+    ("prefill", "page_buckets"),
+    ("decode", "page_buckets"),
+)
+"""Fields that a config sets for the context of its own model."""
+
+
+def load_config(
+    source: "str | Path | Config", overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """A Config from a Config, a preset's name, or a Python file with `get_config()`.
+
+    The longest context that a config allows, and its page buckets, are for the model that it names.
+    If `overrides` name another `model.source`, these fields become None, so that the context of the
+    other model counts, unless `overrides` name them, too.
+
+    Args:
+      source: the config, its name or its file. What a file prints goes to stderr.
+      overrides: dotted field names to values; a string is read as the field's type.
+
+    Raises:
+      ValueError: no such file or preset, a file that fails or has no `get_config`, an unknown
+        field, a value of another type or out of range.
+    """
+    if isinstance(source, Config):
+        config = source
+    elif isinstance(source, str) and source in PRESETS:
+        config = PRESETS[source]()
+    elif isinstance(source, (str, Path)):
+        config = _config_of_file(Path(source))
+    else:
+        raise ValueError(
+            f"config={shown(source)}: must be a Config, a Python file or a preset's name; presets "
+            f"are {', '.join(PRESETS)}"
+        )
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ValueError(f"overrides={shown(overrides)}: must be a mapping of names to values")
+    tree: dict[str, Any] = {}
+    for name, value in (overrides or {}).items():
+        _place(tree, name, name, value)
+    _leave_to_the_model(config, tree)
+    # All at once: fields that constrain each other change together.
+    return _replace(config, tree, "")
+
+
+def _place(tree: dict[str, Any], name: Any, whole: Any, value: Any) -> None:
+    """Put a value into a tree of fields, under a dotted name; `whole` names it from the root."""
+    if not isinstance(name, str) or not isinstance(whole, str):
+        raise ValueError(f"{shown(name)}: must be the name of a field, such as 'decode.rows'")
+    if whole.count(".") >= _DEEPEST:
+        raise ValueError(f"{shown(whole)}: no such field")
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"{_named(whole)}: {_named(parent)} is overridden as a whole, too")
+    if not isinstance(value, Mapping):
+        if leaf in tree:
+            raise ValueError(f"{_named(whole)}: overridden as a whole, and fields of it, too")
+        tree[leaf] = value
+        return
+    fields = tree.setdefault(leaf, {})
+    if not isinstance(fields, dict):
+        raise ValueError(f"{_named(whole)}: overridden as a whole, and fields of it, too")
+    for key, each in value.items():
+        _place(fields, key, f"{whole}.{key}" if isinstance(key, str) else key, each)
+
+
+def _named(name: str) -> str:
+    """A dotted name as it stands, or quoted where it is no name at all."""
+    plain = all(part.isidentifier() and part.isascii() for part in name.split("."))
+    return name if plain and len(name) < 100 else shown(name)
+
+
+def _leave_to_the_model(config: Config, tree: dict[str, Any]) -> None:
+    """Where the model is another one, drop what was set for the context of the config's own."""
+    model = tree.get("model")
+    source = model.get("source") if isinstance(model, dict) else None
+    if not isinstance(source, str | Path) or str(source) == config.model.source:
+        return
+    for owner, leaf in _OF_ITS_MODEL:
+        fields = tree.setdefault(owner, {})
+        if isinstance(fields, dict):
+            fields.setdefault(leaf, None)
+
+
+def _config_of_file(file: Path) -> Config:
+    name = f"config={shown(str(file))}"
+    try:
+        found = file.suffix == ".py" and file.is_file()
+    except (OSError, ValueError):  # a name that no file can have, or a folder that is closed
+        found = False
+    if not found:
+        raise ValueError(
+            f"{name}: no such Python file, nor a preset's name; presets are {', '.join(PRESETS)}"
+        )
+    module_spec = importlib.util.spec_from_file_location(f"pdjax_config_{file.stem}", file)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
+            module_spec.loader.exec_module(module)
+            get_config = getattr(module, "get_config", None)
+            config = None if get_config is None else get_config()
+    except KeyboardInterrupt:
+        raise  # somebody does not want to wait for it
+    except BaseException as error:
+        # The file is the user's: whatever goes wrong in it is bad input, also if it tries to exit.
+        raise ValueError(f"{name}: {_reason(error)}") from error
+    if get_config is None:
+        raise ValueError(f"{name}: the file has no get_config()")
+    if not isinstance(config, Config):
+        raise ValueError(
+            f"{name}: get_config() returned {type(config).__name__}, not a pdjax.Config"
+        )
+    return config
+
+
+def _reason(error: BaseException) -> str:
+    """What an exception says, in one line that is not too long."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
+    if len(text) > _MOST_REASON:
+        text = f"{text[:_MOST_REASON]}..."
+    plain = isinstance(error, ValueError) and text
+    return text if plain else f"{type(error).__name__}: {text}"
+
+
+def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
+    """`config` with the fields of `tree` replaced; `name` is its own dotted path, for messages."""
+    hints = typing.get_type_hints(type(config))
+    changes = {}
+    for leaf, value in tree.items():
+        full = path(name, leaf)
+        if leaf not in hints:
+            raise ValueError(
+                f"{_named(full)}: no such field; {type(config).__name__} has {', '.join(hints)}"
+            )
+        current = getattr(config, leaf)
+        if not isinstance(value, dict):
+            changes[leaf] = _parse(value, hints[leaf], full)
+        elif dataclasses.is_dataclass(current):
+            changes[leaf] = _replace(current, value, full)
+        elif value:
+            raise ValueError(
+                f"{_named(f'{full}.{next(iter(value))}')}: {leaf} has no fields of its own"
+            )
+        else:
+            check_type(value, hints[leaf], full)
+    return dataclasses.replace(config, **changes)
+
+
+def _parse(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type of the field; text is read as a Python literal, or as it stands for a
+    string field. A single number makes a tuple of one."""
+    allowed = kinds(hint)
+    value = as_text(value, hint)
+    if isinstance(value, str):
+        if value == "None" and type(None) in allowed:
+            return None
+        if str not in allowed:
+            value = _literal(value, name)
+    if bool in allowed and isinstance(value, str) and value in ("true", "false"):
+        value = value == "true"
+    if tuple in allowed and type(value) is int:
+        value = (value,)
+    check_type(value, hint, name)
+    return value
+
+
+def _literal(text: str, name: str) -> Any:
+    """The literal that a text is; what is none stays text, which its field will not allow."""
+    if len(text) > _MOST_TEXT:
+        raise ValueError(f"{name}={shown(text)}: must be at most {_MOST_TEXT} characters")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of numbers that run into words
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text

@@ -1,0 +1,391 @@
+"""What a run is: frozen dataclasses, composed, validated, and overridden field by field.
+
+A config is a Python file with `get_config() -> Config`, whose docstring holds the command and the
+expected result; or the name of a preset; or a Config. See `config_load.load_config`.
+"""
+
+from dataclasses import dataclass, field, fields
+
+from pdjax.config.checks import (
+    MOST_ATTEMPTS,
+    MOST_BYTES,
+    MOST_DEVICES,
+    MOST_LOGPROBS,
+    MOST_LOOKAHEAD,
+    MOST_PAGE_SIZE,
+    MOST_QUEUED,
+    MOST_ROWS,
+    MOST_STEP_TOKENS,
+    MOST_TOKENS,
+    between,
+    check_buckets,
+    check_slots,
+    check_types,
+    one_of,
+    seconds,
+    share,
+)
+from pdjax.core.kv_layout import QUANTISED_DTYPES
+from pdjax.core.messages import shown
+from pdjax.core.model_spec import ModelSpec
+
+RANDOM = "random"
+"""The model source that makes random weights of `model.spec`'s shapes."""
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, in which precision.
+
+    Attributes:
+      source: name of an embedded model, a .gguf file, a Hugging Face directory, an id of the
+        Hugging Face Hub, a checkpoint of `pdjax convert`, or "random"; a Path becomes a string.
+      dtype: of weights and activations, "float32" or "bfloat16".
+      max_model_len: longest sequence served, prompt and output together, tokens; None takes the
+        model's own context.
+      spec: the shapes of a "random" model; None otherwise.
+    """
+
+    source: str = "smollm2-135m-instruct"
+    dtype: str = "float32"
+    max_model_len: int | None = None
+    spec: ModelSpec | None = None
+
+    def __post_init__(self) -> None:
+        check_types("model", self)
+        one_of("model.dtype", self.dtype, DTYPES)
+        between("model", self, 2, MOST_TOKENS, "max_model_len")
+        if (self.source == RANDOM) != (self.spec is not None):
+            raise ValueError(
+                f'model.spec={self.spec}: needed where model.source="{RANDOM}", and only there; '
+                f"model.source={shown(self.source)}"
+            )
+
+
+@dataclass(frozen=True)
+class KVConfig:
+    """The geometry of pages, the same in every pool.
+
+    Attributes:
+      page_size: tokens a page.
+      dtype: of the pools, "float32" or "bfloat16"; None takes the model's. Decode pools may have
+        another, see decode.kv_dtype.
+      prefix_cache: keep the pages of what has been computed, for as long as nobody needs their
+        room, and reuse those of a prompt's longest known prefix.
+      memory_fraction: where pools' `pages` are None, they take at most this share, in (0, 1], of
+        what the weights leave free on a device; on a CPU, of half of what is free on the host. The
+        rest is for activations, logits and hand-offs on their way. Nothing is known of platforms
+        that do not tell how much memory they have.
+    """
+
+    page_size: int = 16
+    dtype: str | None = None
+    prefix_cache: bool = False
+    memory_fraction: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_types("kv", self)
+        between("kv", self, 1, MOST_PAGE_SIZE, "page_size")
+        if self.dtype in QUANTISED_DTYPES:
+            raise ValueError(
+                f"kv.dtype={self.dtype!r}: prefill attention reads no quantised pages; allowed are "
+                f"{', '.join(DTYPES)}, and decode.kv_dtype={self.dtype!r} for the decode side"
+            )
+        if self.dtype is not None:
+            one_of("kv.dtype", self.dtype, DTYPES)
+        share("kv", self, "memory_fraction")
+
+
+@dataclass(frozen=True)
+class PrefillConfig:
+    """The prefill side.
+
+    Attributes:
+      engines: independent engines, each on its own mesh.
+      tp: tensor-parallel shards of an engine; must divide the model's KV heads.
+      pages: pages of an engine's pool, null page included; None sizes it for `max_sequences` whole
+        contexts, or for what the device's memory holds, if that is less: see kv.memory_fraction.
+      token_budget: most tokens packed into one step, in all prompts together.
+      max_sequences: most prompts packed into one step.
+      lookahead: steps dispatched beyond the one that runs.
+      token_buckets: padded sizes of a step in tokens; None takes `token_budget`, a fourth of it,
+        and so on.
+      page_buckets: padded sizes of a step in pages read; None takes those of the longest context
+        or of a full budget, a fourth of them, and so on.
+      dispatch_thread: a thread for each engine dispatches its steps, so that decode need not wait
+        for that; None: where its devices are neither decode's nor the host's own cores.
+    """
+
+    engines: int = 1
+    tp: int = 1
+    pages: int | None = None
+    token_budget: int = 512
+    max_sequences: int = 8
+    lookahead: int = 1
+    token_buckets: tuple[int, ...] | None = None
+    page_buckets: tuple[int, ...] | None = None
+    dispatch_thread: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_types("prefill", self)
+        between("prefill", self, 1, MOST_DEVICES, "engines", "tp")
+        between("prefill", self, 1, MOST_STEP_TOKENS, "token_budget")
+        between("prefill", self, 1, MOST_ROWS, "max_sequences")
+        between("prefill", self, 2, 2 * MOST_TOKENS - 1, "pages")
+        between("prefill", self, 0, MOST_LOOKAHEAD, "lookahead")
+        check_buckets("prefill.token_buckets", self.token_buckets, MOST_STEP_TOKENS)
+        check_buckets("prefill.page_buckets", self.page_buckets, MOST_TOKENS)
+        if self.token_buckets is not None and self.token_buckets[-1] < self.token_budget:
+            raise ValueError(
+                f"prefill.token_buckets={shown(self.token_buckets)}: the largest must hold "
+                f"prefill.token_budget={self.token_budget}"
+            )
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """The decode side.
+
+    Attributes:
+      engines: independent engines, each on its own mesh.
+      stages: pipeline stages of an engine; need not divide the layers evenly.
+      tp: tensor-parallel shards of a stage; must divide the model's KV heads.
+      rows: most sequences an engine decodes at once; a multiple of `stages`, since each microbatch
+        has its share.
+      pages: pages of an engine's pool, null page included; None sizes it for `rows` whole contexts,
+        or for what the device's memory holds, if that is less: see kv.memory_fraction.
+      lookahead: ticks dispatched beyond the one whose tokens are being read.
+      page_buckets: padded widths of the page table; None takes the pages of the longest context, a
+        fourth of them, and so on.
+      attention: name of an `append_attention` implementation; None lets pallas_kernels choose for
+        the platform.
+      page_size: tokens a page of its pools; None takes kv.page_size. Another one is converted on
+        the way; it must divide kv.page_size or be a multiple of it.
+      kv_dtype: of its pools, "float32", "bfloat16", or "int8" or "float8_e4m3fn" with a scale a
+        token and head; None takes kv.dtype. Another one is converted on the way.
+    """
+
+    engines: int = 1
+    stages: int = 1
+    tp: int = 1
+    rows: int = 8
+    pages: int | None = None
+    lookahead: int = 1
+    page_buckets: tuple[int, ...] | None = None
+    attention: str | None = None
+    page_size: int | None = None
+    kv_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types("decode", self)
+        between("decode", self, 1, MOST_DEVICES, "engines", "stages", "tp")
+        between("decode", self, 1, MOST_ROWS, "rows")
+        between("decode", self, 1, MOST_PAGE_SIZE, "page_size")
+        if self.kv_dtype is not None:
+            one_of("decode.kv_dtype", self.kv_dtype, DTYPES + QUANTISED_DTYPES)
+        between("decode", self, 2, 2 * MOST_TOKENS - 1, "pages")
+        between("decode", self, 0, MOST_LOOKAHEAD, "lookahead")
+        check_buckets("decode.page_buckets", self.page_buckets, MOST_TOKENS)
+        if self.rows % self.stages:
+            raise ValueError(
+                f"decode.rows={self.rows}: must be a multiple of decode.stages={self.stages}, "
+                "since each of as many microbatches holds its share of the rows"
+            )
+
+
+@dataclass(frozen=True)
+class HandoffConfig:
+    """How KV moves between pools, and when; see `host/handoff/` and `host/policies/handoff.py`.
+
+    With colocated=True nothing moves: `after_tokens` and `stay_below` still say in which steps a
+    token is made, and all others must be their defaults.
+
+    Attributes:
+      streaming: send KV while its prefill still runs, chunk by chunk and layer group by layer
+        group, to room reserved on the decode side beforehand.
+      layer_groups: programs that a prefill step is cut into, so that what one of them has written
+        travels while the next computes; None lets a planner choose by what the link and a layer
+        take, measured at the start. 1 where nothing moves (colocated=True) or streaming is off.
+      after_tokens: tokens that a sequence writes on the prefill side after its first one, before it
+        is handed over.
+      stay_below: prompts of fewer tokens are decoded where they were prefilled, to their end.
+      give_back: send the KV of a finished answer back to the prefill side, for the next turn of
+        the conversation; needs kv.prefix_cache.
+      rebalance: move sequences from decode engines that are full to others that are not.
+      wire_dtype: what KV is rounded to for the way, "int8" or "float8_e4m3fn" with a scale a
+        token and head; None keeps it exact, but for what a decode.kv_dtype of these types rounds
+        it to, before it leaves.
+      checksums: a checksum a page travels along, and is compared before the sequence may decode.
+      lease: seconds that room may be held on the decode side before its prefill has ended; None
+        holds it for ever.
+      deadline: seconds that an attempt may take, from when the prefill has ended and the last of it
+        has left; None waits for ever.
+      retries: times that what did not arrive is sent again.
+      reprefills: times that a sequence whose hand-off has failed for good is prefilled anew; after
+        that it fails.
+      max_bytes_in_flight: most bytes on the way at once, all hand-offs together; None has no bound.
+    """
+
+    streaming: bool = True
+    layer_groups: int | None = None
+    after_tokens: int = 0
+    stay_below: int = 0
+    give_back: bool = False
+    rebalance: bool = False
+    wire_dtype: str | None = None
+    checksums: bool = False
+    lease: float | None = 60.0
+    deadline: float | None = 60.0
+    retries: int = 1
+    reprefills: int = 1
+    max_bytes_in_flight: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types("handoff", self)
+        between("handoff", self, 0, MOST_TOKENS, "after_tokens", "stay_below")
+        between("handoff", self, 0, MOST_ATTEMPTS, "retries", "reprefills")
+        between("handoff", self, 1, MOST_ROWS, "layer_groups")
+        between("handoff", self, 1, MOST_BYTES, "max_bytes_in_flight")
+        if self.wire_dtype is not None:
+            one_of("handoff.wire_dtype", self.wire_dtype, QUANTISED_DTYPES)
+        seconds("handoff", self, "lease", "deadline")
+
+    @property
+    def where_nothing_moves(self) -> "HandoffConfig":
+        """What of it has an effect with colocated=True; the rest is the default."""
+        return HandoffConfig(after_tokens=self.after_tokens, stay_below=self.stay_below)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+      model, kv, prefill, decode, handoff: see there.
+      colocated: prefill and decode on one and the same mesh and pool (the rival that disaggregation
+        is measured against): a hand-off moves ownership, not bytes. Needs one engine of one stage,
+        and equal tp.
+      shared_devices: deal the same devices to the prefill engines as to the decode engines, each
+        with weights and a pool of its own: as for tensor-parallel prefill and pipelined decode over
+        all devices there are.
+      max_waiting: most requests in the waiting queue; one more is refused.
+      max_logprobs: most alternatives a request may ask for.
+      max_recorded: finished requests whose moments are kept for metrics and traces, with 1,000
+        tokens each on average, and ten times as many spans of work; the oldest are dropped. A
+        request takes about 1.4 kB, a token 8 bytes, a span 0.5 kB: 10,000 are 150 MB at the most.
+        Totals are of the whole run.
+      cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
+        meshes need.
+      warm_up: compile every bucket before the first request.
+      compilation_cache: directory in which compiled programs, and on GPUs the results of XLA's
+        autotuning, are kept for the next start; set for the whole process. None leaves JAX's own
+        setting.
+      seed: of the seeds drawn for requests that name none, and of random weights; in
+        [0, 2**32).
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    kv: KVConfig = field(default_factory=KVConfig)
+    prefill: PrefillConfig = field(default_factory=PrefillConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    handoff: HandoffConfig = field(default_factory=HandoffConfig)
+    colocated: bool = False
+    shared_devices: bool = False
+    max_waiting: int = 1024
+    max_logprobs: int = 20
+    max_recorded: int = 10_000
+    cpu_devices: int | None = None
+    warm_up: bool = True
+    compilation_cache: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types("", self)
+        between("", self, 1, MOST_QUEUED, "max_waiting", "max_recorded")
+        between("", self, 1, MOST_DEVICES, "cpu_devices")
+        between("", self, 0, MOST_LOGPROBS, "max_logprobs")
+        directory = self.compilation_cache
+        if directory is not None and (directory == "" or "\0" in directory):
+            raise ValueError(f"compilation_cache={shown(directory)}: must be a directory, or None")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={shown(self.seed)}: must be in [0, 2**32)")
+        if self.devices > MOST_DEVICES:
+            raise ValueError(
+                f"prefill.engines and decode.engines: their meshes need {self.devices} devices; "
+                f"must be at most {MOST_DEVICES}"
+            )
+        check_slots("prefill.pages", self.prefill.pages, self.kv.page_size)
+        check_slots("decode.pages", self.decode.pages, self.decode_page_size)
+        self._check_handoff()
+        if self.prefill.dispatch_thread and (self.colocated or self.shared_devices):
+            raise ValueError(
+                "prefill.dispatch_thread=True: needs devices that decode does not use, so neither "
+                "colocated nor shared_devices: two threads would start programs there in any order"
+            )
+        if self.colocated and self.shared_devices:
+            raise ValueError(
+                "shared_devices=True: is for separate engines; with colocated=True there is one"
+            )
+        if self.colocated:
+            p, d = self.prefill, self.decode
+            if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
+                raise ValueError(
+                    "colocated=True: needs prefill.engines=1, decode.engines=1, decode.stages=1 "
+                    f"and prefill.tp=decode.tp, but has {p.engines}, {d.engines}, {d.stages}, "
+                    f"and {p.tp} and {d.tp}"
+                )
+
+    def _check_handoff(self) -> None:
+        size, own = self.kv.page_size, self.decode.page_size or self.kv.page_size
+        if max(size, own) % min(size, own):
+            raise ValueError(
+                f"decode.page_size={own}: must divide kv.page_size={size} or be a multiple of it"
+            )
+        if self.handoff.give_back and not self.kv.prefix_cache:
+            raise ValueError("handoff.give_back=True: needs kv.prefix_cache=True, to be of any use")
+        same = self.decode.kv_dtype in (None, self.kv.dtype or self.model.dtype)
+        if self.handoff.give_back and (self.handoff.wire_dtype or not same):
+            raise ValueError(
+                f"handoff.give_back=True: with handoff.wire_dtype={self.handoff.wire_dtype!r}, "
+                f"decode.kv_dtype={self.decode.kv_dtype!r} rounded KV would come back; the former "
+                "must be None, the latter None or the prefill side's"
+            )
+        self._check_rounding()
+        left = self.handoff.where_nothing_moves if self.colocated else self.handoff
+        for each in fields(left):
+            value, usual = getattr(self.handoff, each.name), getattr(left, each.name)
+            if value != usual:
+                raise ValueError(
+                    f"handoff.{each.name}={value!r}: must be {usual!r} with colocated=True, where "
+                    "nothing moves and it would have no effect"
+                )
+        if self.colocated and (self.decode.page_size or self.decode.kv_dtype):
+            raise ValueError(
+                f"decode.page_size={self.decode.page_size}, decode.kv_dtype="
+                f"{self.decode.kv_dtype!r}: must be None with colocated=True, where both phases "
+                "share a pool, and prefill attention reads no quantised pages"
+            )
+
+    def _check_rounding(self) -> None:
+        wire, own = self.handoff.wire_dtype, self.decode.kv_dtype
+        if own in QUANTISED_DTYPES and wire not in (None, own):
+            raise ValueError(
+                f"handoff.wire_dtype={wire!r}: must be None or {own!r} with decode.kv_dtype="
+                f"{own!r}, whose pages travel with the scales that they keep"
+            )
+
+    @property
+    def decode_page_size(self) -> int:
+        """Tokens a page of the decode pools."""
+        return self.decode.page_size or self.kv.page_size
+
+    @property
+    def devices(self) -> int:
+        """Devices that the meshes need."""
+        prefill = self.prefill.engines * self.prefill.tp
+        decode = self.decode.engines * self.decode.stages * self.decode.tp
+        if self.colocated:
+            return prefill
+        return max(prefill, decode) if self.shared_devices else prefill + decode

@@ -1,0 +1,222 @@
+"""ModelSpec: the architecture of a decoder, as numbers. Readers of checkpoints make it; the model
+is built from it."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pdjax.core.messages import shown
+
+_I32 = 2**31 - 1
+LARGEST = {
+    "vocab_size": _I32,
+    "num_layers": 4096,
+    "model_dim": 1 << 24,
+    "mlp_dim": 1 << 24,
+    "query_heads": 1 << 16,
+    "kv_heads": 1 << 16,
+    "head_dim": 1 << 12,
+    "context": _I32,
+}
+"""Largest value of each size: far above every model, and small enough that arithmetic on it ends.
+Positions and token ids are 32-bit integers on the devices."""
+
+MAX_NUMBER, MIN_NUMBER = 1e30, 1e-30
+"""Largest and smallest number that a field takes; their reciprocals are 32-bit floats."""
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary position embedding and how it is stretched beyond the trained context.
+
+    Attributes:
+      theta: base of the frequencies.
+      kind: "plain", "linear", "llama3" or "yarn".
+      factor: how many times the context is stretched.
+      original_context: context length the model was trained with (llama3, yarn).
+      low_freq_factor, high_freq_factor: llama3's band between stretched and untouched wavelengths.
+      beta_fast, beta_slow: yarn's band, in rotations over the original context.
+      attention_factor: yarn's scale of cos and sin; None means 0.1 ln(factor) + 1.
+      truncate: yarn's band begins and ends at whole dimensions.
+
+    Raises:
+      ValueError: a field has the wrong type, is not finite, or makes no frequencies.
+    """
+
+    theta: float = 10000.0
+    kind: str = "plain"
+    factor: float = 1.0
+    original_context: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        kinds = ("plain", "linear", "llama3", "yarn")
+        if self.kind not in kinds:
+            raise ValueError(f"rope.kind={shown(self.kind)}: allowed are {', '.join(kinds)}")
+        for name in _POSITIVE_NUMBERS:
+            _check_positive(f"rope.{name}", getattr(self, name))
+        if self.attention_factor is not None:
+            _check_positive("rope.attention_factor", self.attention_factor)
+        _check_integer("rope.original_context", self.original_context, 0, _I32)
+        _check_bool("rope.truncate", self.truncate)
+        if self.kind in ("llama3", "yarn") and self.original_context < 1:
+            raise ValueError(
+                f"rope.original_context={self.original_context}: "
+                f"{self.kind} needs the trained context"
+            )
+        if self.kind == "yarn" and self.theta == 1:
+            raise ValueError("rope.theta=1: yarn needs another base than 1")
+
+    def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
+        """Radians a position for each pair of dimensions, f64[H/2], and the scale of cos and sin.
+
+        Sources: RoPE (Su et al. 2021); "linear" position interpolation (Chen et al. 2023); "llama3"
+        as published with Llama 3.1; YaRN (Peng et al. 2023).
+        """
+        base = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        if self.kind == "plain":
+            return base, 1.0
+        if self.kind == "linear":
+            return base / self.factor, 1.0
+        if self.kind == "llama3":
+            return self._llama3(base), 1.0
+        return self._yarn(base, head_dim)
+
+    def _llama3(self, base: np.ndarray) -> np.ndarray:
+        rotations = self.original_context * base / (2 * math.pi)
+        band = self.high_freq_factor - self.low_freq_factor
+        if band > 0:
+            keep = np.clip((rotations - self.low_freq_factor) / band, 0.0, 1.0)
+        else:  # no band: a wave is either untouched or stretched
+            keep = (rotations >= self.low_freq_factor).astype(np.float64)
+        return keep * base + (1 - keep) * base / self.factor
+
+    def _yarn(self, base: np.ndarray, head_dim: int) -> tuple[np.ndarray, float]:
+        def dimension(rotations: float) -> float:
+            wavelength = self.original_context / (rotations * 2 * math.pi)
+            return head_dim * math.log(wavelength) / (2 * math.log(self.theta))
+
+        first, last = dimension(self.beta_fast), dimension(self.beta_slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        low, high = max(first, 0), min(last, head_dim - 1)
+        # A band that ends before it begins is read backwards, as transformers reads it.
+        band = high - low if high != low else 0.001
+        stretch = np.clip((np.arange(head_dim // 2) - low) / band, 0.0, 1.0)
+        scale = self.attention_factor
+        if scale is None:
+            scale = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+        return stretch * base / self.factor + (1 - stretch) * base, scale
+
+
+_POSITIVE_NUMBERS = (
+    "theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "beta_fast",
+    "beta_slow",
+)
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name}={shown(value)}: must be a positive number")
+    if not MIN_NUMBER <= value <= MAX_NUMBER:  # also False for a NaN
+        raise ValueError(
+            f"{name}={shown(value)}: must be positive, {MIN_NUMBER:g} to {MAX_NUMBER:g}"
+        )
+
+
+def _check_integer(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name}={shown(value)}: must be an integer")
+    if not least <= value <= most:
+        raise ValueError(f"{name}={shown(value)}: must be at least {least} and at most {most}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={shown(value)}: must be true or false")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A Llama-architecture decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+    Attributes:
+      vocab_size: V. num_layers: L. model_dim: D. mlp_dim: F.
+      query_heads: N. kv_heads: K, a divisor of N. head_dim: H, even.
+      context: longest sequence in tokens, prompt and output together.
+      rope: position embedding.
+      norm_eps: epsilon of RMSNorm.
+      tied: the output matrix is the embedding, transposed.
+      qkv_bias: projections to Q, K and V have a bias (Qwen2).
+      eos_token_ids: tokens that end a text.
+    """
+
+    vocab_size: int
+    num_layers: int
+    model_dim: int
+    mlp_dim: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    rope: RopeSpec = field(default_factory=RopeSpec)
+    norm_eps: float = 1e-5
+    tied: bool = False
+    qkv_bias: bool = False
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, most in LARGEST.items():
+            _check_integer(name, getattr(self, name), 1, most)
+        _check_positive("norm_eps", self.norm_eps)
+        _check_bool("tied", self.tied)
+        _check_bool("qkv_bias", self.qkv_bias)
+        if not isinstance(self.eos_token_ids, tuple):
+            raise ValueError(f"eos_token_ids={shown(self.eos_token_ids)}: must be token ids")
+        for token in self.eos_token_ids:
+            _check_integer("eos_token_ids", token, 0, _I32)
+        if self.query_heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads={self.kv_heads}: must divide query_heads={self.query_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: RoPE needs an even number of dimensions")
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        """Refuse frequencies that the devices cannot compute with, in 32 bits."""
+        if not isinstance(self.rope, RopeSpec):
+            raise ValueError(f"rope={shown(self.rope)}: must be a RopeSpec")
+        with np.errstate(all="ignore"):
+            frequencies, scale = self.rope.frequencies(self.head_dim)
+            angles = np.float32(frequencies * self.context)
+        if not (np.isfinite(angles).all() and np.isfinite(np.float32(scale))):
+            raise ValueError(f"rope={self.rope}: its frequencies are not finite 32-bit numbers")
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head, G."""
+        return self.query_heads // self.kv_heads
+
+    @property
+    def num_params(self) -> int:
+        """Weights of the model; the tied embedding counts once."""
+        d, h = self.model_dim, self.head_dim
+        layer = (
+            d * (self.query_heads + 2 * self.kv_heads) * h
+            + self.query_heads * h * d
+            + 3 * d * self.mlp_dim
+            + 2 * d
+        )
+        layer += (self.query_heads + 2 * self.kv_heads) * h if self.qkv_bias else 0
+        return self.num_layers * layer + self.vocab_size * d * (1 if self.tied else 2) + d

@@ -1,0 +1,74 @@
+"""What is answered: the choices of a request, and what comes with their tokens."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of a chosen token, and of the likeliest ones, best first."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]  # (token id, log-probability)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One choice of an answer.
+
+    Attributes:
+      token_ids: generated tokens, without the prompt. `text`: the same as text, cut before a stop
+        string.
+      finish_reason: "stop" (end token, stop token or stop string), "length", "abort" or "error".
+      stop_reason: the stop string or token id that ended it, where one did.
+      logprobs: one entry a token, where they were asked for.
+      error: why it failed, where it did.
+      metrics: when things happened; see `host/metrics/recorder.py`.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: str | None
+    stop_reason: str | int | None
+    logprobs: list[TokenLogprobs] | None
+    error: str | None
+    metrics: Any
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The answer to a request. Its own `token_ids`, `text`, ... are those of the first of its
+    `choices`."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    choices: list[Completion]
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].finish_reason
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        return self.choices[0].stop_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        return self.choices[0].logprobs
+
+    @property
+    def error(self) -> str | None:
+        return self.choices[0].error
+
+    @property
+    def metrics(self) -> Any:
+        return self.choices[0].metrics

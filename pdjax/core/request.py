@@ -1,0 +1,221 @@
+"""What is asked: SamplingParams and Request, both frozen."""
+
+import itertools
+import math
+import sys
+import typing
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from pdjax.core.messages import shown
+from pdjax.core.stop_strings import StopStrings
+
+MAX_STOP_STRINGS = 1024
+MAX_STOP_CHARACTERS = 16_384
+"""Of all stop strings of a request together: the host needs some 30 ms to prepare so many, and
+every running request waits meanwhile."""
+MAX_STOP_TOKENS = 4096
+
+
+class QueueFull(RuntimeError):
+    """The coordinator's waiting queue is at its bound; try again later."""
+
+
+def _check(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={shown(value)}: {allowed}")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return _is_int(value) and abs(typing.cast(int, value)) <= sys.float_info.max
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy as the number that it is; anything else as it is."""
+    if isinstance(value, (bool, np.bool_)) or type(value) in (int, float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        with suppress(OverflowError):
+            return float(value)
+    return value
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _as_tuple(values: object, name: str, what: str, most: int) -> tuple:
+    """`values`, of which None has none, fixed for good; an endless iterator is read to `most`."""
+    if values is None:
+        return ()
+    _check(isinstance(values, Iterable), name, values, f"must be None or a sequence of {what}")
+    fixed = tuple(itertools.islice(typing.cast(Iterable, values), most + 1))
+    if len(fixed) > most:
+        raise ValueError(f"{name}: more than {most} {what}; must be at most {most}")
+    return fixed
+
+
+_NUMBERS = (
+    *("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "logprobs"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "n"),
+)
+"""Fields of SamplingParams that may be given as scalars of numpy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of a request are chosen, and when to stop.
+
+    Attributes:
+      temperature: 0 is greedy; otherwise logits are divided by it.
+      top_k: keep the k most likely tokens (ties of the k-th all stay); 0 keeps all.
+      top_p: keep the smallest set of most likely tokens whose probability reaches p, in (0, 1].
+      min_p: drop tokens less likely than min_p times the likeliest, in [0, 1).
+      seed: makes the tokens a function of (seed, choice, position) alone; None draws a seed for the
+        request.
+      max_tokens: most tokens to generate; None goes on to the end of the context.
+      stop: string or strings that end the text; they are not part of it. None is taken as (). At
+        most 1,024 strings, of at most 16,384 characters together.
+      stop_token_ids: tokens that end it besides the model's own end tokens, at most 4,096. None is
+        taken as ().
+      ignore_eos: go on past the model's end tokens.
+      logprobs: report the chosen token's log-probability and the n likeliest; None reports none.
+        They are of the model's own distribution, before penalties and temperature.
+      presence_penalty: subtracted once from the logit of a token generated before.
+      frequency_penalty: subtracted for each time that a token was generated before.
+      repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt
+        or output (Keskar et al. 2019); 1 changes nothing.
+      n: choices to generate from the prompt.
+
+    Raises:
+      ValueError: a value of another type or out of range, or two that contradict each other.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    stop: str | Seq[str] = ()
+    stop_token_ids: Seq[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _as_tuple(stop, "stop", "strings", MAX_STOP_STRINGS))
+        tokens = _as_tuple(self.stop_token_ids, "stop_token_ids", "token ids", MAX_STOP_TOKENS)
+        object.__setattr__(self, "stop_token_ids", tuple(map(_plain, tokens)))
+        self._check_ranges()
+        self._check_stops()
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(
+                f"n={shown(self.n)} with temperature=0: greedy choices would all be the same; "
+                "ask for n=1"
+            )
+
+    def _check_ranges(self) -> None:
+        t, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
+        _check(_is_number(t) and t >= 0, "temperature", t, "must be a finite number, 0 or more")
+        _check(_is_int(k) and k >= 0, "top_k", k, "must be an integer, 0 (all) or more")
+        _check(_is_number(p) and 0 < p <= 1, "top_p", p, "must be in (0, 1]")
+        _check(_is_number(m) and 0 <= m < 1, "min_p", m, "must be in [0, 1)")
+        seed, most, n = self.seed, self.max_tokens, self.n
+        _check(
+            seed is None or (_is_int(seed) and 0 <= seed < 2**64),
+            "seed",
+            seed,
+            "must be None or in [0, 2**64)",
+        )
+        _check(
+            most is None or (_is_int(most) and most >= 1),
+            "max_tokens",
+            most,
+            "must be None or at least 1",
+        )
+        _check(_is_int(n) and n >= 1, "n", n, "must be an integer, at least 1")
+        top = self.logprobs
+        _check(
+            top is None or (_is_int(top) and top >= 0),
+            "logprobs",
+            top,
+            "must be None or an integer, 0 or more",
+        )
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _check(_is_number(value) and -2 <= value <= 2, name, value, "must be in [-2, 2]")
+        r = self.repetition_penalty
+        _check(_is_number(r) and 0 < r <= 100, "repetition_penalty", r, "must be in (0, 100]")
+
+    def _check_stops(self) -> None:
+        on = self.ignore_eos
+        _check(isinstance(on, bool), "ignore_eos", on, "must be True or False")
+        for text in self.stop:
+            _check(isinstance(text, str) and text != "", "stop", text, "must be non-empty strings")
+        characters = sum(map(len, self.stop))
+        if characters > MAX_STOP_CHARACTERS:
+            raise ValueError(
+                f"stop: {characters} characters in {len(self.stop)} strings; must be at most "
+                f"{MAX_STOP_CHARACTERS} together"
+            )
+        for token in self.stop_token_ids:
+            _check(
+                _is_int(token) and token >= 0,
+                "stop_token_ids",
+                token,
+                "must be token ids, 0 or more",
+            )
+
+    @cached_property
+    def stop_strings(self) -> StopStrings:
+        """`stop`, ready to be searched for; made once for all choices."""
+        return StopStrings(typing.cast(Iterable[str], self.stop))
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """`stop_token_ids`, ready to be looked up."""
+        return frozenset(self.stop_token_ids)
+
+    @property
+    def penalized(self) -> bool:
+        """Whether the choice of a token depends on the tokens before it, beyond the logits."""
+        return (
+            self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or self.repetition_penalty != 1
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question, as it was asked.
+
+    Attributes:
+      id: unique among live requests.
+      prompt_token_ids: at least one.
+      params: how to answer.
+      arrival: moment of arrival on the coordinator's clock, seconds.
+    """
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    arrival: float

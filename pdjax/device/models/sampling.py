@@ -1,0 +1,241 @@
+"""Choosing the next token: pure functions of logits, parameters, and where in its sequence the
+token stands.
+
+What nobody in a batch asks for is left out of the program: there are a few programs, VARIANTS, and
+the host's arrays say which one serves a batch. (A `lax.cond` on the device would make the host wait
+for its predicate.) A token's chance comes from (seed, position) alone, and every variant gives a
+row the same bits, so a token does not depend on batching, placement or preemption.
+
+top-k and top-p need no sort: the threshold logit is found by bisection on the bits of the float,
+which is exact and costs 32 sums over the vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from pdjax.device.packing import Packed
+from pdjax.interfaces.batches import NOT_FINITE, SamplingBatch
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a program that chooses tokens can do beside taking the largest logit."""
+
+    draw: bool = False
+    filter: bool = False
+    penalize: bool = False
+    logprobs: bool = False
+
+    @classmethod
+    def by(cls, sampling: SamplingBatch) -> "Wanted":
+        """What any row of numpy arrays asks for."""
+        warm = sampling.temperature > 0
+        filtered = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+        penalized = (
+            (sampling.presence_penalty != 0)
+            | (sampling.frequency_penalty != 0)
+            | (sampling.repetition_penalty != 1)
+        )
+        return cls(
+            draw=bool(warm.any()),
+            filter=bool((warm & filtered).any()),
+            penalize=bool(penalized.any()),
+            logprobs=bool(sampling.logprobs.any()),
+        )
+
+    def covers(self, other: "Wanted") -> bool:
+        """Whether a program that can do this can do `other`."""
+        return all(can or not must for can, must in zip(astuple(self), astuple(other), strict=True))
+
+
+_LEAST = jnp.finfo(jnp.float32).tiny
+"""The smallest normal number. Below it, devices differ in whether they divide by zero."""
+
+VARIANTS = (
+    Wanted(),
+    Wanted(draw=True),
+    Wanted(draw=True, filter=True, logprobs=True),
+    Wanted(draw=True, filter=True, logprobs=True, penalize=True),
+)
+"""The programs that there are, cheapest first; the last covers everything."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a batch of rows asks for, as a program takes it: which program it is, and what that
+    reads of the SamplingBatch."""
+
+    variant: Wanted  # static
+    packed: Packed | None  # None: the variant reads nothing
+
+    @classmethod
+    def of(cls, sampling: SamplingBatch, variant: Wanted | None = None) -> "Asked":
+        """Numpy arrays as the cheapest variant that covers them takes them, or as `variant`
+        does."""
+        if variant is None:
+            wanted = Wanted.by(sampling)
+            variant = next(each for each in VARIANTS if each.covers(wanted))
+        if variant == Wanted():
+            return cls(variant, None)
+        arrays = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        arrays["logprobs"] = arrays["logprobs"].astype(np.int32)
+        return cls(variant, Packed.of(arrays))
+
+    def sampling(self) -> SamplingBatch:
+        """The arrays, within a program of a variant that reads them."""
+        assert self.packed is not None
+        return SamplingBatch(**self.packed.unpack())
+
+
+jax.tree_util.register_dataclass(Asked, data_fields=["packed"], meta_fields=["variant"])
+
+
+@struct.dataclass
+class Logprobs:
+    """Log-probabilities of the model's own distribution."""
+
+    chosen: jax.Array  # f32[B]
+    top_ids: jax.Array  # i32[B, n], best first
+    top: jax.Array  # f32[B, n]
+
+
+@struct.dataclass
+class Choice:
+    """Device arrays of `interfaces.Sampled`."""
+
+    tokens: jax.Array  # i32[B]; NOT_FINITE where a row's logits are not all finite
+    logprobs: Logprobs | None  # None: the variant does not take them
+
+
+def choose(
+    logits: jax.Array,
+    positions: jax.Array,
+    asked: Asked,
+    history: jax.Array | None,
+    *,
+    max_logprobs: int,
+) -> Choice:
+    """The next token of each row; NOT_FINITE where a logit of the row is NaN or infinite.
+
+    Args:
+      logits: f32[B, V].
+      positions: i32[B] position that the chosen token will take, the number of tokens before it.
+      asked: how they are chosen.
+      history: i32[B, C] the tokens before it; may be None for a variant without penalties.
+      max_logprobs: n, how many of the likeliest tokens to report.
+    """
+    variant, choosable = asked.variant, logits
+    if variant.penalize:
+        assert history is not None, "penalties need a history"
+        choosable = _penalize(logits, positions, asked.sampling(), history)
+    # Behind a barrier XLA sees the same program in every variant that goes on, so a row's sums are
+    # taken in the same order whatever its neighbours ask for.
+    choosable = lax.optimization_barrier(choosable)
+    # argmax takes NaN for the largest. So the logit that it finds is finite only if all are, and it
+    # takes no second look at the vocabulary to know it.
+    judged = jnp.where(jnp.isfinite(choosable), choosable, jnp.nan)
+    best = jnp.argmax(judged, axis=-1).astype(jnp.int32)
+    finite = jnp.isfinite(jnp.take_along_axis(choosable, best[:, None], axis=1)[:, 0])
+    tokens = best
+    if variant.draw:
+        params = asked.sampling()
+        drawn = _draw(choosable, positions, params, filtered=variant.filter)
+        tokens = jnp.where(params.temperature > 0, drawn, best)
+    logprobs = (
+        _report(logits, tokens, min(max_logprobs, logits.shape[1])) if variant.logprobs else None
+    )
+    return Choice(jnp.where(finite, tokens, NOT_FINITE), logprobs)
+
+
+def _penalize(
+    logits: jax.Array, positions: jax.Array, params: SamplingBatch, history: jax.Array
+) -> jax.Array:
+    """logits f32[B, V] after presence, frequency and repetition penalties; rows that ask for none
+    keep their bits. A finite logit stays finite, whatever the penalties are, and any other becomes
+    NaN."""
+    presence, frequency, repetition = (
+        params.presence_penalty[:, None],
+        params.frequency_penalty[:, None],
+        jnp.maximum(params.repetition_penalty, _LEAST)[:, None],
+    )
+    index = jnp.arange(history.shape[1])
+    row = jnp.arange(history.shape[0])[:, None]
+    valid = index < positions[:, None]  # [B, C]
+    output = valid & (index >= params.prompt_lens[:, None])
+    seen = jnp.zeros(logits.shape, bool).at[row, history].max(valid)
+    count = jnp.zeros(logits.shape, jnp.float32).at[row, history].add(output.astype(jnp.float32))
+    scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    out = jnp.where(seen, scaled, logits)
+    out = out - frequency * count - presence * (count > 0)
+    most = jnp.finfo(jnp.float32).max
+    return jnp.where(jnp.isfinite(logits), jnp.clip(out, -most, most), jnp.nan)
+
+
+def _draw(
+    logits: jax.Array, positions: jax.Array, params: SamplingBatch, *, filtered: bool
+) -> jax.Array:
+    """Tokens i32[B] drawn from the tempered and, if any row asks for it, filtered distribution, by
+    the Gumbel-max trick."""
+    most = jnp.finfo(jnp.float32).max
+    temperature = jnp.clip(params.temperature, _LEAST, most)
+    temperature = jnp.where(params.temperature > 0, temperature, 1.0)
+    # From the largest logit downwards, so that what a tiny temperature overflows is only unlikely.
+    scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
+    if filtered:
+        scaled = _filter(scaled, params)
+    scaled = lax.optimization_barrier(scaled)  # as in `choose`
+
+    def noise(seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), position)
+        return jax.random.gumbel(key, logits.shape[1:], jnp.float32)
+
+    return jnp.argmax(scaled + jax.vmap(noise)(params.seed, positions), axis=-1).astype(jnp.int32)
+
+
+def _filter(logits: jax.Array, params: SamplingBatch) -> jax.Array:
+    """logits f32[B, V] with -inf where top-k, then top-p of what is left, or min-p drops a token;
+    rows that ask for none of them keep their bits. No filter drops the likeliest token, nor one
+    that is as likely: a goal or a bound so small that it becomes 0 is no exception."""
+    vocab = logits.shape[1]
+    keys = _sortable(logits)
+    k = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, vocab), vocab)
+    kept = keys >= _threshold(lambda t: jnp.sum(keys >= t, axis=1) >= k, keys)
+    probs = jnp.where(kept, jax.nn.softmax(logits, axis=-1), 0.0)
+    goal = params.top_p * probs.sum(axis=1)
+    threshold = _threshold(lambda t: jnp.sum(probs * (keys >= t), axis=1) >= goal, keys)
+    # A goal of 0 is reached by no token at all.
+    top_p = keys >= jnp.minimum(threshold, keys.max(axis=1, keepdims=True))
+    kept &= top_p | (params.top_p[:, None] >= 1)
+    kept &= probs >= params.min_p[:, None] * probs.max(axis=1, keepdims=True)
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def _sortable(x: jax.Array) -> jax.Array:
+    """f32 -> u32 in the same order."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _threshold(enough: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
+    """The largest u32[B, 1] t for which `enough(t)`, decided bit by bit; `enough` must hold at 0
+    and be monotone."""
+
+    def decide(i: jax.Array, t: jax.Array) -> jax.Array:
+        trial = t | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(enough(trial)[:, None], trial, t)
+
+    return lax.fori_loop(0, 32, decide, jnp.zeros((keys.shape[0], 1), jnp.uint32))
+
+
+def _report(logits: jax.Array, tokens: jax.Array, n: int) -> Logprobs:
+    """Of the chosen tokens, and of the n likeliest."""
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    values, ids = lax.top_k(logprobs, n)
+    chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+    return Logprobs(chosen, ids.astype(jnp.int32), values)

@@ -1,0 +1,300 @@
+"""A GGUF file as it lies on disk: header, metadata, an index of tensors, and their bytes.
+
+The file is memory-mapped: opening it reads the header, and the bytes of a tensor are read when
+somebody asks for them. Every count, length and offset is held against the size of the file before
+anything of that size is made, so a damaged file is refused and costs no memory.
+
+The layout is that of the GGUF specification of ggml, versions 2 and 3, little-endian.
+"""
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from pdjax.core.messages import shown
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_STRINGS = 1 << 21
+"""Strings of one metadata array at most: the largest vocabularies hold a sixth of it."""
+
+MAX_NAME = 512
+"""Characters of a key or of a tensor's name."""
+
+_ALIGNMENT = 32
+_MAX_DIMS = 4
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_NUMBERS: dict[int, np.dtype[Any]] = {
+    0: np.dtype("u1"),
+    1: np.dtype("i1"),
+    2: np.dtype("<u2"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<u4"),
+    5: np.dtype("<i4"),
+    6: np.dtype("<f4"),
+    _BOOL: np.dtype("u1"),
+    10: np.dtype("<u8"),
+    11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}
+"""Element types of metadata values by GGUF's number of the type; a bool is a byte."""
+
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What the index says of one tensor.
+
+    Attributes:
+      kind: how its elements are stored.
+      shape: lengths of its axes, the slowest first, as numpy has them.
+      start: offset of its first byte in the file.
+      nbytes: bytes it occupies.
+    """
+
+    name: str
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+class GGUFFile:
+    """A GGUF file, opened.
+
+    Attributes:
+      path: where it is.
+      fields: metadata by key: a number, a bool, `bytes` of a string, an array of numbers or bools
+        (numpy, mapped), or a list of `bytes`.
+      tensors: the index, by name, in the order of the file.
+
+    Raises:
+      ValueError: the file is missing, no GGUF file, of another version or byte order, truncated, or
+        contradicts itself; the message names the key or tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise ValueError(f"model={str(path)!r}: no such file")
+        self.fields: dict[str, Any] = {}
+        self.tensors: dict[str, TensorEntry] = {}
+        try:
+            with path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._read()
+        except (OSError, ValueError) as error:  # mmap raises ValueError for an empty file
+            reason = " ".join(str(error).split())
+            raise ValueError(f"model={str(path)!r}: not a readable GGUF file ({reason})") from error
+
+    def data(self, name: str) -> np.ndarray:
+        """Bytes of tensor `name` as they are stored, u8[nbytes], mapped."""
+        entry = self.tensors[name]
+        return np.frombuffer(self._bytes, np.uint8, entry.nbytes, entry.start)
+
+    def let_go(self) -> None:
+        """Unmap what was read of the file until it is read again.
+
+        A mapped page counts as memory of the process, also where the system could drop it.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._bytes.madvise(mmap.MADV_DONTNEED)
+
+    def _read(self) -> None:
+        cursor = _Cursor(self._bytes)
+        tensor_count, field_count = _header(cursor)
+        for at in range(field_count):
+            key = cursor.name(f"metadata key {at}")
+            if key in self.fields:
+                raise ValueError(f"metadata key {key!r} occurs twice")
+            self.fields[key] = cursor.value(key)
+        entries = [_entry(cursor, at) for at in range(tensor_count)]
+        alignment = self._alignment()
+        start = -(-cursor.at // alignment) * alignment
+        for entry in _placed(entries, start, alignment, len(self._bytes)):
+            if entry.name in self.tensors:
+                raise ValueError(f"tensor {entry.name!r} occurs twice")
+            self.tensors[entry.name] = entry
+
+    def _alignment(self) -> int:
+        value = self.fields.get("general.alignment", _ALIGNMENT)
+        if type(value) is not int or not 0 < value <= 1 << 30 or value & (value - 1):
+            raise ValueError(f"general.alignment={shown(value)}; allowed: a power of two")
+        return value
+
+
+def starts_like_gguf(path: Path) -> bool:
+    """Whether `path` is a file that begins with GGUF's magic number, whatever its name."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+class _Cursor:
+    """Reads one value after the other; no value ends beyond the file."""
+
+    def __init__(self, buffer: mmap.mmap) -> None:
+        self._buffer = buffer
+        self._size = len(buffer)
+        self.at = 0
+
+    def take(self, nbytes: int, what: str) -> int:
+        """Offset of the next `nbytes`, which the cursor passes."""
+        start = self.at
+        if nbytes > self._size - start:
+            raise ValueError(
+                f"{what} needs {nbytes} bytes at offset {start}; the file has {self._size}"
+            )
+        self.at = start + nbytes
+        return start
+
+    def u32(self, what: str) -> int:
+        return int(_U32.unpack_from(self._buffer, self.take(4, what))[0])
+
+    def u64(self, what: str) -> int:
+        return int(_U64.unpack_from(self._buffer, self.take(8, what))[0])
+
+    def count(self, what: str, least: int) -> int:
+        """A number of items, each of at least `least` bytes, all of which the file must hold."""
+        number = self.u64(what)
+        if number * least > self._size - self.at:
+            raise ValueError(f"{what} is {number}; the file has {self._size} bytes")
+        return number
+
+    def string(self, what: str) -> bytes:
+        start = self.take(self.u64(f"length of {what}"), what)
+        return self._buffer[start : self.at]
+
+    def name(self, what: str) -> str:
+        """A key or the name of a tensor, fit for a line of a message."""
+        raw = self.string(what)
+        try:
+            found = raw.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{what}: {raw[:40]!r} is not UTF-8") from None
+        if len(found) > MAX_NAME or not found.isprintable():
+            raise ValueError(
+                f"{what}: {found[:40]!r}, {len(found)} characters; allowed: at most {MAX_NAME} "
+                "printable ones"
+            )
+        return found
+
+    def value(self, key: str) -> Any:
+        kind = self.u32(f"type of {key}")
+        if kind == _STRING:
+            return self.string(key)
+        if kind == _ARRAY:
+            return self._array(key)
+        return self._numbers(key, kind, 1)[0].item()
+
+    def _array(self, key: str) -> Any:
+        kind = self.u32(f"type of the elements of {key}")
+        if kind == _STRING:
+            return self._strings(key)
+        if kind not in _NUMBERS:
+            what = "arrays" if kind == _ARRAY else f"type {kind}"
+            raise ValueError(f"{key} is an array of {what}; allowed: numbers, bools or strings")
+        return self._numbers(key, kind, self.count(f"length of {key}", _NUMBERS[kind].itemsize))
+
+    def _numbers(self, key: str, kind: int, count: int) -> np.ndarray:
+        if kind not in _NUMBERS:
+            raise ValueError(f"{key} has type {kind}; allowed: 0 to 12")
+        dtype = _NUMBERS[kind]
+        start = self.take(count * dtype.itemsize, key)
+        found = np.frombuffer(self._buffer, dtype, count, start)
+        return found != 0 if kind == _BOOL else found
+
+    def _strings(self, key: str) -> list[bytes]:
+        count = self.count(f"length of {key}", 8)
+        if count > MAX_STRINGS:
+            raise ValueError(f"length of {key} is {count}; allowed: at most {MAX_STRINGS} strings")
+        # A vocabulary has some hundred thousand strings: this loop is most of the time of opening.
+        buffer, size, at, found = self._buffer, self._size, self.at, []
+        length_at = _U64.unpack_from
+        for index in range(count):
+            end = at + 8
+            if end <= size:
+                end += length_at(buffer, at)[0]
+            if end > size:
+                raise ValueError(f"string {index} of {key} ends beyond the file of {size} bytes")
+            found.append(buffer[at + 8 : end])
+            at = end
+        self.at = at
+        return found
+
+
+def _header(cursor: _Cursor) -> tuple[int, int]:
+    """Numbers of tensors and of metadata keys."""
+    start = cursor.take(4, "the magic number")
+    magic = cursor._buffer[start : start + 4]
+    if magic != MAGIC:
+        raise ValueError(f"it starts with {magic!r}; allowed: {MAGIC!r}")
+    version = cursor.u32("the version")
+    if version not in VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if swapped <= max(VERSIONS):
+            raise ValueError("its byte order is big-endian; allowed: little-endian; convert it")
+        raise ValueError(f"GGUF version {version}; allowed: {', '.join(map(str, VERSIONS))}")
+    # A tensor is named by 8 bytes at least and described by 24, a key by 8 and 5.
+    tensors = cursor.count("the number of tensors", 0)
+    fields = cursor.count("the number of metadata keys", 13)
+    if tensors * 32 > len(cursor._buffer):
+        raise ValueError(
+            f"the number of tensors is {tensors}; the file has {len(cursor._buffer)} bytes"
+        )
+    return tensors, fields
+
+
+def _entry(cursor: _Cursor, at: int) -> TensorEntry:
+    """The next entry of the index; `start` counts from the end of the index."""
+    name = cursor.name(f"name of tensor {at}")
+    what = f"tensor {name!r}"
+    rank = cursor.u32(f"number of dimensions of {what}")
+    if not 1 <= rank <= _MAX_DIMS:
+        raise ValueError(f"{what} has {rank} dimensions; allowed: 1 to {_MAX_DIMS}")
+    shape = tuple(cursor.u64(f"shape of {what}") for _ in range(rank))[::-1]
+    number = cursor.u32(f"type of {what}")
+    try:
+        kind = GGMLQuantizationType(number)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise ValueError(f"{what} has the unknown type {number}") from None
+    if 0 in shape:
+        raise ValueError(f"{what} has shape {shape}; allowed: no axis of length 0")
+    if shape[-1] % block:
+        raise ValueError(
+            f"{what} of {kind.name} has rows of {shape[-1]} elements; allowed: multiples of {block}"
+        )
+    nbytes = math.prod(shape) // block * block_bytes
+    return TensorEntry(name, kind, shape, cursor.u64(f"offset of {what}"), nbytes)
+
+
+def _placed(
+    entries: list[TensorEntry], start: int, alignment: int, size: int
+) -> Iterator[TensorEntry]:
+    """The entries with their offsets in the file, which neither overlap nor leave the file."""
+    free = start
+    for entry in sorted(entries, key=lambda entry: entry.start):
+        first = start + entry.start
+        if entry.start % alignment:
+            raise ValueError(
+                f"tensor {entry.name!r} has offset {entry.start}; allowed: multiples of {alignment}"
+            )
+        if first + entry.nbytes > size:
+            raise ValueError(
+                f"tensor {entry.name!r} needs {entry.nbytes} bytes at offset {first}; "
+                f"the file has {size}"
+            )
+        if first < free:
+            raise ValueError(f"tensor {entry.name!r} at offset {first} overlaps the one before")
+        free = first + entry.nbytes
+        yield TensorEntry(entry.name, entry.kind, entry.shape, first, entry.nbytes)

@@ -1,0 +1,74 @@
+"""Chunks of sequences become the padded numpy arrays of a prefill step.
+
+Padding tokens write to the null page, and padding rows are greedy and ask for nothing.
+"""
+
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+
+import numpy as np
+
+from pdjax.core.kv_layout import NULL_PAGE
+from pdjax.host.batching.buckets import Buckets, fit, padded
+from pdjax.host.batching.chunks import Chunk
+from pdjax.host.batching.sampling_rows import SamplingRows
+from pdjax.interfaces.batches import PrefillBatch
+
+
+def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
+    """Pack `chunks` one after another and pad them; see `interfaces.PrefillBatch`."""
+    page_size, rows = buckets.page_size, buckets.sequences
+    pages_of = [chunk.sequence.pages[: buckets.pages_for(chunk.stop)] for chunk in chunks]
+    batch = empty_prefill_batch(
+        buckets,
+        fit(buckets.tokens, sum(chunk.tokens for chunk in chunks)),
+        fit(buckets.step_pages, sum(map(len, pages_of))),
+        history=any(chunk.last and chunk.sequence.request.params.penalized for chunk in chunks),
+    )
+    sampling = SamplingRows(rows)
+    token, page = 0, 0
+    for b, (chunk, pages) in enumerate(zip(chunks, pages_of, strict=True)):
+        sequence, ids = chunk.sequence, chunk.sequence.token_ids
+        packed = slice(token, token + chunk.tokens)
+        token, page = packed.stop, page + len(pages)
+        positions = np.arange(chunk.start, chunk.stop, dtype=np.int32)
+        batch.tokens[packed] = ids[chunk.start : chunk.stop]
+        batch.positions[packed] = positions
+        own_pages = np.array(pages, np.int32)
+        batch.slot_mapping[packed] = (
+            own_pages[positions // page_size] * page_size + positions % page_size
+        )
+        batch.kv_pages[page - len(pages) : page] = own_pages
+        batch.cu_q_lens[b + 1 :] = token
+        batch.cu_pages[b + 1 :] = page
+        batch.kv_lens[b] = chunk.stop
+        batch.sample_at[b] = token - 1
+        if chunk.last:
+            sampling.fill(b, sequence)
+            if batch.history is not None:
+                batch.history[b, : len(ids)] = ids
+    return replace(batch, sampling=sampling.take())
+
+
+def empty_prefill_batch(
+    buckets: Buckets, tokens: int, step_pages: int, *, history: bool = False
+) -> PrefillBatch:
+    """A step of that bucket in which everything is padding."""
+    rows = buckets.sequences
+    return PrefillBatch(
+        tokens=np.zeros(tokens, np.int32),
+        positions=np.zeros(tokens, np.int32),
+        slot_mapping=np.full(tokens, NULL_PAGE * buckets.page_size, np.int32),
+        kv_pages=np.full(step_pages, NULL_PAGE, np.int32),
+        cu_pages=np.zeros(rows + 1, np.int32),
+        cu_q_lens=np.zeros(rows + 1, np.int32),
+        kv_lens=np.zeros(rows, np.int32),
+        sample_at=np.zeros(rows, np.int32),
+        sampling=SamplingRows(rows).take(),
+        history=np.zeros((rows, buckets.context), np.int32) if history else None,
+    )
+
+
+def history(token_ids: Seq[int], buckets: Buckets) -> np.ndarray:
+    """`token_ids` i32[C], padded with zeros to the longest context."""
+    return padded(token_ids, buckets.context, 0)

@@ -1,0 +1,161 @@
+"""Who holds which page of a pool. Here are only ids; the bytes that they name are on a device."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable
+
+from pdjax.core.kv_layout import NULL_PAGE
+
+
+class OutOfPages(RuntimeError):
+    """More pages were asked for than are free."""
+
+
+class PageAllocator:
+    """Hands out the pages of one pool and counts who holds them.
+
+    The null page belongs to padding and is never handed out. A page may have several holders. When
+    the last one lets go it is free again; or, where an index knows what lies in it (`know`), it is
+    cached: nobody holds it, but it can be shared again, until it is evicted because a page is
+    needed and none is free. So every page is either free, cached or used, and a cache costs nobody
+    a page (vLLM's automatic prefix caching, Kwon et al. 2023).
+
+    Without an index no page is ever known, and none is cached.
+
+    Args:
+      num_pages: pages of the pool, null page included.
+
+    Attributes:
+      total: pages that can be handed out.
+      known: the pages that stay findable when nobody holds them; to be read only.
+      on_evict: is told of each page that is no longer known because it was needed.
+    """
+
+    def __init__(self, num_pages: int) -> None:
+        if num_pages < 2:
+            raise ValueError(
+                f"num_pages={num_pages}: must be at least 2, the null page and one more"
+            )
+        self.total = num_pages - 1
+        self.known: set[int] = set()
+        self.on_evict: Callable[[int], None] | None = None
+        # Last freed, first reused: the working set stays small, and a use after free shows at once.
+        self._free = [page for page in reversed(range(num_pages)) if page != NULL_PAGE]
+        # In order of eviction. A plain dict would be slow: its front is found by a scan over all
+        # that was taken from there before.
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._holders: dict[int, int] = {}
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that can be allocated now, because nobody holds them; some may be cached."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def cached_pages(self) -> int:
+        """Pages that nobody holds, and that can still be shared."""
+        return len(self._cached)
+
+    @property
+    def used_pages(self) -> int:
+        """Pages that somebody holds, however many do."""
+        return len(self._holders)
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` pages, or none at all: free ones first, then the least recently used of the
+        cached ones.
+
+        Raises:
+          OutOfPages: fewer are free.
+        """
+        if count > self.free_pages:
+            raise OutOfPages(f"{count} pages asked for, {self.free_pages} of {self.total} are free")
+        at_hand = max(0, len(self._free) - count)
+        pages = self._free[at_hand:][::-1]
+        del self._free[at_hand:]
+        pages += [self._evict() for _ in range(count - len(pages))]
+        self._holders.update(dict.fromkeys(pages, 1))
+        return pages
+
+    def share(self, pages: Iterable[int]) -> None:
+        """Become one more holder of each of `pages`, or the first one where it is cached.
+
+        Raises:
+          ValueError: one of them is free; then none is shared.
+        """
+        pages = list(pages)
+        self._check_held([page for page in set(pages) if page not in self._cached], "shared")
+        for page in pages:
+            self._cached.pop(page, None)
+            self._holders[page] = self._holders.get(page, 0) + 1
+
+    def free(self, pages: Iterable[int]) -> None:
+        """Let go of `pages`, once for each time that a page is named.
+
+        They are to be in the order of their sequence: of those that are cached now, the last will
+        be evicted first, since without its predecessors a page cannot be found.
+
+        Raises:
+          ValueError: one of them has fewer holders than that; then none is freed.
+        """
+        pages = list(pages)
+        self._check_held(pages, "freed")
+        holders, cached = self._holders, list[int]()
+        for page in pages:
+            left = holders.pop(page) - 1
+            if left:
+                holders[page] = left
+            else:
+                (cached if page in self.known else self._free).append(page)
+        self._cached.update(dict.fromkeys(reversed(cached)))
+
+    def know(self, pages: Iterable[int]) -> None:
+        """Let each of `pages` be cached, instead of free, when its last holder lets go.
+
+        Raises:
+          ValueError: nobody holds one of them, so anything may lie there; then none is known.
+        """
+        pages = set(pages)
+        self._check_held(pages, "made known")
+        self.known |= pages
+
+    def forget(self, pages: Iterable[int]) -> None:
+        """Undo `know`: those that are cached are free at once. The others are left as they are."""
+        for page in pages:
+            self.known.discard(page)
+            if page in self._cached:
+                del self._cached[page]
+                self._free.append(page)
+
+    def check(self, held: Iterable[int]) -> None:
+        """Assert that every page is free, cached or held, and held by exactly those in `held`.
+
+        Args:
+          held: the pages of every holder, a page once for each of them.
+        """
+        assert self.free_pages + self.used_pages == self.total, "pages were lost or made"
+        everyone = {*self._free, *self._cached, *self._holders}
+        assert len(everyone) == self.total and NULL_PAGE not in everyone, "free and held"
+        assert self.known.isdisjoint(self._free), "free and known"
+        assert self._cached.keys() <= self.known <= everyone, "cached, but not known"
+        expected = Counter(held)
+        assert expected == self._holders, (
+            f"leaked pages {sorted(self._holders.keys() - expected.keys())}, "
+            f"used after free {sorted(expected.keys() - self._holders.keys())}"
+        )
+
+    def _evict(self) -> int:
+        page, _ = self._cached.popitem(last=False)
+        self.known.remove(page)
+        if self.on_evict is not None:
+            self.on_evict(page)
+        return page
+
+    def _check_held(self, pages: Collection[int], verb: str) -> None:
+        """At least as often as they are named."""
+        if len(once := set(pages)) == len(pages) and once <= self._holders.keys():
+            return  # nearly always, and found out faster than by counting
+        for page, holders in Counter(pages).items():
+            if self._holders.get(page, 0) < holders:
+                raise ValueError(
+                    f"page={page}: {verb} by {holders}, but held by {self._holders.get(page, 0)}"
+                )

@@ -1,0 +1,185 @@
+"""Which page holds the KV of which tokens, so that a prompt that begins as another did need not be
+computed again.
+
+The KV of a token depends on all tokens before it. So a page is named by a hash over its own tokens
+and the name of the page before it, and two sequences share their pages as far as they share their
+tokens, page by page. That is vLLM's automatic prefix caching (Kwon et al. 2023). The hashes make a
+flat table of what is a tree of token strings in SGLang's RadixAttention (Zheng et al. 2024), whose
+rule it keeps: the end of a prefix is evicted before its beginning (`PageAllocator.free`).
+"""
+
+from collections.abc import Sequence as Seq
+from hashlib import blake2b
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from pdjax.host.kv.pages import PageAllocator
+from pdjax.host.sequences.sequence import Sequence
+
+_KEY_BYTES = 16
+
+
+class PrefixIndex:
+    """Finds the pages of one pool by the tokens whose KV lies in them. Only whole pages are known.
+
+    It answers to keys, which `keys` makes from tokens: whoever keeps them with a sequence hashes
+    each of its tokens once, however often and in however many pools it is looked up. A key is taken
+    at its word, tokens are not compared; with 128 bits of BLAKE2b, nobody will find two prefixes of
+    the same key, neither by chance nor on purpose.
+
+    Args:
+      allocator: of the pool. It keeps the known pages that nobody holds, and says which it evicts;
+        it serves one index.
+      page_size: tokens a page.
+    """
+
+    def __init__(self, allocator: PageAllocator, page_size: int) -> None:
+        if page_size < 1:
+            raise ValueError(f"page_size={page_size}: must be at least 1")
+        if allocator.on_evict is not None:
+            raise ValueError("allocator: has an index already")
+        allocator.on_evict = self.forget
+        self.page_size = page_size
+        self._allocator = allocator
+        self._pages: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
+        self._losses = 0  # keys forgotten so far
+        self._matched: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def keys(
+        self, token_ids: Seq[int] | np.ndarray, salt: bytes = b"", so_far: Seq[bytes] = ()
+    ) -> list[bytes]:
+        """The keys of the whole pages of a sequence. They do not depend on what is known here, and
+        are the same for every index with this page size.
+
+        Args:
+          token_ids: all of its tokens, the first one first.
+          salt: sequences of different salts share nothing. Without it, anybody can learn from the
+            time to the first token whether somebody else has sent the same prompt.
+          so_far: keys of its first pages, if they have been made before with the same salt; only
+            the rest is hashed.
+        """
+        size, whole = self.page_size, len(token_ids) // self.page_size
+        keys = list(so_far[:whole])
+        rest = token_ids[len(keys) * size : whole * size]
+        data = np.asarray(rest, dtype=np.int32).tobytes()
+        key = keys[-1] if keys else _digest(salt)
+        page_bytes = size * np.dtype(np.int32).itemsize
+        for start in range(0, len(data), page_bytes):
+            key = _digest(key + data[start : start + page_bytes])
+            keys.append(key)
+        return keys
+
+    def match(self, keys: Seq[bytes]) -> list[int]:
+        """The pages of the longest known prefix. They are not the caller's, and may be gone after
+        the next allocation: `take` them to keep them."""
+        pages: list[int] = []
+        for key in keys:
+            page = self._pages.get(key)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def known_tokens(self, sequence: Sequence, most: int) -> int:
+        """How many of the first `most` tokens of a sequence lie in known whole pages.
+
+        A sequence may wait for its turn for many steps, and is asked about in each. So the count is
+        kept, and as long as nothing has been forgotten it can only grow: the walk goes on from
+        where it ended. After a loss it begins at the front again.
+        """
+        keys = keys_of(sequence, self)
+        losses, pages = self._matched.get(sequence, (self._losses, 0))
+        if losses != self._losses:
+            pages = 0
+        while pages < len(keys) and keys[pages] in self._pages:
+            pages += 1
+        self._matched[sequence] = self._losses, pages
+        return min(pages, max(most, 0) // self.page_size) * self.page_size
+
+    def take(self, keys: Seq[bytes], most_tokens: int) -> list[int]:
+        """Become a holder of the pages of the longest known prefix of at most `most_tokens` tokens.
+
+        Where the logits of the last token are wanted, that one must be computed: ask for one token
+        less than there are. Allocate what else is needed only afterwards, since that may evict
+        what could have been taken.
+        """
+        pages = self.match(keys[: max(most_tokens, 0) // self.page_size])
+        self._allocator.share(pages)
+        return pages
+
+    def insert(self, keys: Seq[bytes], pages: Seq[int], tokens: int) -> None:
+        """Make findable the whole pages among the first `tokens` tokens of a sequence.
+
+        If a key is known already, the page that has it keeps it, since others may build on that
+        one; the page given here for it is a duplicate, stays unknown, and will be free when it is
+        let go. To insert the same pages again changes nothing.
+
+        Args:
+          keys: of the sequence, at least for those tokens.
+          pages: where its KV lies, in order; the caller holds them.
+          tokens: how many have their KV there, or will before anybody who takes them reads it.
+
+        Raises:
+          ValueError: too few keys or pages, a page that nobody holds, or one that is known to hold
+            something else; then nothing is inserted.
+        """
+        whole = tokens // self.page_size
+        if whole > min(len(keys), len(pages)):
+            raise ValueError(
+                f"tokens={tokens}: {whole} whole pages, "
+                f"but {len(keys)} keys and {len(pages)} pages were given"
+            )
+        new: dict[int, bytes] = {}
+        for key, page in zip(keys[:whole], pages[:whole], strict=True):
+            if new.get(page, self._keys.get(page, key)) != key:
+                raise ValueError(f"page={page}: known already to hold something else")
+            if key not in self._pages:
+                new[page] = key
+        self._allocator.know(new)
+        self._keys.update(new)
+        self._pages.update((key, page) for page, key in new.items())
+
+    def forget(self, page: int) -> None:
+        """Make it unfindable: it is evicted, or does not hold what it was said to, as when the step
+        that should have written it has failed. Whoever holds it still does."""
+        key = self._keys.pop(page, None)
+        if key is not None:
+            del self._pages[key]
+            self._losses += 1
+            self._allocator.forget([page])
+
+    def forget_key(self, key: bytes) -> None:
+        """`forget` the page that has this key, if there is one."""
+        page = self._pages.get(key)
+        if page is not None:
+            self.forget(page)
+
+    def clear(self) -> None:
+        """Forget everything, as when the weights have changed."""
+        self._allocator.forget(self._keys)
+        self._keys.clear()
+        self._pages.clear()
+        self._losses += 1
+
+    def check(self) -> None:
+        """Assert that a page has one key, a key one page, and that the allocator knows the same."""
+        assert {page: key for key, page in self._pages.items()} == self._keys, "keys and pages"
+        assert self._keys.keys() == self._allocator.known, "known here or there only"
+
+
+def keys_of(sequence: Sequence, index: PrefixIndex) -> list[bytes]:
+    """The keys of a sequence's whole pages, kept with it; each token is hashed once."""
+    known = sequence.page_keys.get(index.page_size, [])
+    if sequence.length // index.page_size > len(known):
+        known = index.keys(sequence.token_ids, so_far=known)
+        sequence.page_keys[index.page_size] = known
+    return known
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=_KEY_BYTES).digest()

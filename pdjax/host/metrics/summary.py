@@ -1,0 +1,158 @@
+"""A run in numbers: statistics over its requests, goodput, and the report that is saved as JSON.
+
+The names of metrics differ between the tools of this field, so `DEFINITIONS` says what they mean
+here, and is written beside the numbers. The keys of `summarize` are those of vLLM's serving
+benchmark, so that whatever plots its results plots these.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from pdjax.host.metrics.recorder import Recorder, RequestMetrics, in_ms
+
+DEFINITIONS = {
+    "queue": "dispatch of the first prefill chunk - arrival",
+    "ttft": "first token - arrival",
+    "tpot": "(last token - first token) / (output tokens - 1); none for a single token",
+    "itl": "each gap between successive tokens, pooled over requests",
+    "e2el": "last token - arrival",
+    "duration": "last token of the run - first arrival",
+    "request_goodput": "completed requests that met every SLO / duration; null without SLOs",
+    "slo_attainment": "completed requests that met every SLO / requests completed or failed",
+    "occupancy": "active rows / rows, over all ticks dispatched",
+    "bubble_share": "stage-ticks without an active row / stage-ticks, over all ticks dispatched",
+}
+"""A token's moment is that of its arrival on the host. Statistics are over completed requests;
+percentiles interpolate linearly. Each choice of a request counts as a request, as each is
+prefilled."""
+
+
+ALARMS = ("layout_changing_puts", "reprefilled_tokens")
+"""Totals of transfers that must be 0: bytes that went by way of the host's memory, and tokens
+computed again since a hand-off had failed for good."""
+
+
+@dataclass(frozen=True)
+class SLO:
+    """Service-level objective: the most milliseconds allowed of each latency; None allows any.
+
+    A request is good if it meets them all. One of a single token has no TPOT, and so meets any
+    limit on it.
+
+    Raises:
+      ValueError: a limit that is not positive.
+    """
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    e2el_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            most = getattr(self, limit.name)
+            if most is not None and not most > 0:
+                raise ValueError(f"slo.{limit.name}={most}: must be positive")
+
+    def met_by(self, metrics: RequestMetrics) -> bool:
+        """Whether a completed request was good."""
+        reached = (
+            (metrics.ttft, self.ttft_ms),
+            (metrics.tpot, self.tpot_ms),
+            (metrics.e2e, self.e2el_ms),
+        )
+        return all(most is None or (in_ms(value) or 0.0) <= most for value, most in reached)
+
+
+def summarize(
+    requests: Iterable[RequestMetrics],
+    slo: SLO | None = None,
+    percentiles: tuple[int, ...] = (90, 99),
+) -> dict[str, Any]:
+    """Metrics of a run by the JSON keys of vLLM's serving benchmark; see `DEFINITIONS`.
+
+    Args:
+      requests: finished ones.
+      slo: what makes a request good.
+      percentiles: which `p{N}_{metric}_ms` to give besides mean, median and standard deviation.
+
+    Returns:
+      numbers by key; None where there is nothing to take a statistic of.
+    """
+    everyone = list(requests)
+    done = [metrics for metrics in everyone if metrics.completed]
+    failed = sum(metrics.failed for metrics in everyone)
+    good = None if slo is None else sum(map(slo.met_by, done))
+    inputs, outputs = sum(m.prompt_tokens for m in done), sum(m.output_tokens for m in done)
+    first = min((m.arrival for m in done), default=0.0)
+    duration = max((m.token_times[-1] for m in done if m.token_times), default=first) - first
+    summary: dict[str, Any] = {
+        "duration": duration,
+        "completed": len(done),
+        "failed": failed,
+        "aborted": len(everyone) - len(done) - failed,
+        "total_input_tokens": inputs,
+        "total_output_tokens": outputs,
+        "request_throughput": _ratio(len(done), duration),
+        "request_goodput": _ratio(good, duration),
+        "slo_attainment": _ratio(good, len(done) + failed),
+        "output_throughput": _ratio(outputs, duration),
+        "total_token_throughput": _ratio(inputs + outputs, duration),
+        "max_concurrent_requests": _most_at_once(done),
+    }
+    gaps = [np.diff(np.asarray(m.token_times, np.float64)) for m in done]
+    samples = {
+        "ttft": _known(m.ttft for m in done),
+        "tpot": _known(m.tpot for m in done),
+        "itl": np.concatenate([np.zeros(0), *gaps]),
+        "e2el": _known(m.e2e for m in done),
+    }
+    for name, values in samples.items():
+        summary |= _statistics(name, values * 1e3, percentiles)
+    return summary
+
+
+def report(recorder: Recorder, slo: SLO | None = None) -> dict[str, Any]:
+    """A whole run as plain values: `summarize`, and requests, engines, transfers, definitions."""
+    requests = recorder.requests()
+    return {
+        **summarize(requests, slo),
+        "requests": [metrics.to_json() for metrics in requests],
+        "engines": {track: work.to_json() for track, work in sorted(recorder.engines.items())},
+        "transfers": recorder.transfers.to_json(),
+        "alarms": [name for name in ALARMS if getattr(recorder.transfers, name)],
+        "links": {name: link.to_json() for name, link in sorted(recorder.links.items())},
+        "definitions": DEFINITIONS,
+    }
+
+
+def _known(values: Iterable[float | None]) -> np.ndarray:
+    return np.array([value for value in values if value is not None], np.float64)
+
+
+def _ratio(count: float | None, total: float) -> float | None:
+    return None if count is None or total <= 0 else count / total
+
+
+def _statistics(
+    name: str, sample: np.ndarray, percentiles: tuple[int, ...]
+) -> dict[str, float | None]:
+    keys = [f"mean_{name}_ms", f"median_{name}_ms", f"std_{name}_ms"]
+    keys += [f"p{n}_{name}_ms" for n in percentiles]
+    if not sample.size:
+        return dict.fromkeys(keys)
+    numbers = [sample.mean(), np.median(sample), sample.std(), *np.percentile(sample, percentiles)]
+    return {key: float(number) for key, number in zip(keys, numbers, strict=True)}
+
+
+def _most_at_once(requests: list[RequestMetrics]) -> int:
+    """The most requests that were, at one moment, between their arrival and their last token."""
+    changes = [(m.arrival, 1) for m in requests if m.token_times]
+    changes += [(m.token_times[-1], -1) for m in requests if m.token_times]
+    present = most = 0
+    for _, change in sorted(changes):  # at one and the same moment, leaving comes before arriving
+        present += change
+        most = max(most, present)
+    return most

@@ -1,0 +1,131 @@
+"""What a request may ask for. All that can be known at the door is checked there, so that no
+sequence that was let in can ever find itself without a place."""
+
+import hashlib
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pdjax.core.messages import shown
+from pdjax.core.request import Request
+from pdjax.host.sequences.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of one deployment.
+
+    Attributes:
+      vocab_size: token ids are below it.
+      max_model_len: tokens of prompt and output together.
+      max_logprobs: alternatives a token.
+      max_waiting: sequences in the waiting queue.
+      prefill_tokens: tokens that the largest prefill pool can hold.
+      decode_tokens: tokens that the largest decode pool can hold.
+    """
+
+    vocab_size: int
+    max_model_len: int
+    max_logprobs: int
+    max_waiting: int
+    prefill_tokens: int
+    decode_tokens: int
+
+    def max_new_tokens(self, request: Request) -> int:
+        """Tokens that it may generate: `max_tokens`, cut by the context."""
+        room = self.max_model_len - len(request.prompt_token_ids)
+        most = request.params.max_tokens
+        return room if most is None else min(most, room)
+
+    def check(self, request: Request) -> None:
+        """Refuse what can never be served.
+
+        The pools must be able to hold the whole of a sequence, its output included, even where
+        it is prefilled on one and decoded on another: if it is preempted late, the prefill side
+        recomputes it whole.
+
+        Raises:
+          ValueError: naming the field, its value and what is allowed.
+        """
+        prompt, params = request.prompt_token_ids, request.params
+        if not prompt:
+            raise ValueError(f"prompt_token_ids={prompt}: must have at least one token")
+        # What can be said at a glance comes first: everybody who decodes waits meanwhile.
+        if params.logprobs is not None and params.logprobs > self.max_logprobs:
+            raise ValueError(
+                f"logprobs={shown(params.logprobs)}: must be at most {self.max_logprobs}"
+            )
+        if params.n > self.max_waiting:
+            raise ValueError(f"n={shown(params.n)}: must be at most max_waiting={self.max_waiting}")
+        if len(prompt) >= self.max_model_len:
+            raise ValueError(
+                f"prompt_token_ids: {len(prompt)} tokens, but the context is "
+                f"{self.max_model_len} and one must be left to generate; allowed are at most "
+                f"{self.max_model_len - 1}"
+            )
+        self._check_tokens("prompt_token_ids", prompt)
+        self._check_tokens("stop_token_ids", params.stop_token_ids)
+        self._check_pools(len(prompt), self.max_new_tokens(request), params.max_tokens)
+
+    def _check_tokens(self, name: str, token_ids: Seq[Any]) -> None:
+        if not token_ids:
+            return
+        # All at once where all is well: everybody who decodes waits meanwhile.
+        plain = set(map(type, token_ids)) == {int}
+        if plain and min(token_ids) >= 0 and max(token_ids) < self.vocab_size:
+            return
+        for token in token_ids:
+            whole = isinstance(token, int | np.integer) and not isinstance(token, bool)
+            if not whole or not 0 <= token < self.vocab_size:
+                raise ValueError(
+                    f"{name}: {shown(token)} is not a token id; allowed are 0 to "
+                    f"{self.vocab_size - 1}"
+                )
+
+    def _check_pools(self, prompt: int, output: int, asked: int | None) -> None:
+        pools = {"prefill": self.prefill_tokens}
+        if output > 1:  # a single token comes from the prefill; it is never handed over
+            pools["decode"] = self.decode_tokens
+        phase = min(pools, key=lambda name: pools[name])
+        most = pools[phase] + 1 - prompt  # nobody reads the KV of the last token
+        if output > most:
+            if most < 1:
+                raise ValueError(
+                    f"prompt_token_ids: {prompt} tokens, but the largest {phase} pool holds "
+                    f"{pools[phase]} tokens; allowed are at most {pools[phase]}"
+                )
+            meaning = " (to the end of the context)" if asked is None else ""
+            raise ValueError(
+                f"max_tokens={shown(asked)}{meaning}: a prompt of {prompt} tokens and up to "
+                f"{output} generated ones; the largest {phase} pool holds {pools[phase]} tokens, "
+                f"so allowed is max_tokens at most {most}"
+            )
+
+
+def seed_of(*names: int | str) -> int:
+    """A 32-bit seed that is a function of `names` alone, on every machine and in every version."""
+    digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def choices(request: Request, limits: Limits, order: int, drawn_from: int) -> list[Sequence]:
+    """The sequences of a request, one for each of its choices.
+
+    Args:
+      order: place of the first one among all sequences.
+      drawn_from: seed of the deployment, from which a request without one draws its own.
+    """
+    seed = request.params.seed
+    root = ("asked", seed) if seed is not None else ("drawn", drawn_from, order)
+    return [
+        Sequence(
+            request,
+            choice,
+            seed_of(*root, choice),
+            order=order + choice,
+            max_new_tokens=limits.max_new_tokens(request),
+        )
+        for choice in range(request.params.n)
+    ]

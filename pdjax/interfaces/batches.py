@@ -1,0 +1,93 @@
+"""What a step of an engine is given and what comes back, as numpy arrays."""
+
+from dataclasses import dataclass
+from typing import Any
+
+USE_FED_BACK = -1
+"""In `DecodeBatch.tokens`: the row's input is the token that the device sampled for it last."""
+
+
+IDLE_ROW = -1
+"""In `DecodeBatch.positions`: nobody sits in this row; it writes to the null page and its token
+means nothing."""
+
+
+NOT_FINITE = -1
+"""In `Sampled.tokens`: the row's logits are not all finite, so no token was chosen."""
+
+
+Array = Any
+"""A numpy array as it goes through the door; a traced one inside a step on the other side."""
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """How the next token of each row is chosen; fields of `SamplingParams`, one entry a row.
+
+    Rows nobody sits in are greedy and ask for nothing.
+    """
+
+    temperature: Array  # f32[B]
+    top_k: Array  # i32[B]
+    top_p: Array  # f32[B]
+    min_p: Array  # f32[B]
+    presence_penalty: Array  # f32[B]
+    frequency_penalty: Array  # f32[B]
+    repetition_penalty: Array  # f32[B]
+    seed: Array  # u32[B]
+    prompt_lens: Array  # i32[B]: how much of the history is prompt, not output
+    logprobs: Array  # bool[B]: whether log-probabilities are wanted
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Chosen tokens and log-probabilities (undefined where they were not asked for)."""
+
+    tokens: Array  # i32[B]; NOT_FINITE in place of a token where a row's logits are not finite
+    chosen_logprobs: Array  # f32[B]
+    top_ids: Array  # i32[B, n], best first
+    top_logprobs: Array  # f32[B, n]
+
+
+@dataclass(frozen=True)
+class PrefillBatch:
+    """Chunks of several prompts, packed and padded to a bucket. B counts sequences, T tokens, Z
+    pages.
+
+    Sequence b owns tokens `cu_q_lens[b]:cu_q_lens[b+1]` and pages
+    `kv_pages[cu_pages[b]:cu_pages[b+1]]`, the latter in the order of their positions and including
+    the pages that earlier chunks wrote. Padding tokens are past `cu_q_lens[B]` and write to the
+    null page.
+    """
+
+    tokens: Array  # i32[T]
+    positions: Array  # i32[T]
+    slot_mapping: Array  # i32[T]: page * page_size + offset
+    kv_pages: Array  # i32[Z]
+    cu_pages: Array  # i32[B + 1]
+    cu_q_lens: Array  # i32[B + 1]
+    kv_lens: Array  # i32[B]: tokens in KV, this chunk's included
+    sample_at: Array  # i32[B]: index of a chunk's last token; its logits choose the next
+    sampling: SamplingBatch  # [B]
+    history: Array | None  # i32[B, C]: all tokens so far, where any row is penalized; else None
+
+
+@dataclass(frozen=True)
+class DecodeBatch:
+    """One tick of a decode pipeline of R stages and R microbatches of b rows each.
+
+    At tick t stage s works on microbatch (t - s) mod R. So microbatch t mod R *enters* stage 0 with
+    its input tokens, and microbatch (t - R + 1) mod R *leaves* the last stage and has its next
+    tokens sampled; those are kept on the device and fed back when it enters again, at the next
+    tick. With R = 1 a tick is a whole decode step.
+
+    The host describes the rows under every stage anew at each tick. So a row that it drops is idle
+    at once in all stages, and its pages may be given to somebody else before the pipeline has
+    drained.
+    """
+
+    tick: int
+    tokens: Array  # i32[b]: input of the microbatch that enters, or USE_FED_BACK
+    positions: Array  # i32[R, b]: position of the input token under each stage, or IDLE_ROW
+    page_table: Array  # i32[R, b, W]: pages under each stage, null where there are none
+    sampling: SamplingBatch  # [b]: of the microbatch that leaves

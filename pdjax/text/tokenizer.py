@@ -1,0 +1,254 @@
+"""Text to token ids and back, chat templates included, also piece by piece while tokens stream in.
+
+Reads the tokenizer of a Hugging Face directory (`tokenizer_files.py`) or of a GGUF file
+(`tokenizer_gguf.py`). Lives on the host: nothing here knows of arrays or devices.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from pdjax.core.clock import strftime_now
+from pdjax.core.messages import shown
+from pdjax.formats.json_file import failures_named
+from pdjax.text import tokenizer_gguf
+from pdjax.text.chat_template import ChatTemplates, Message
+from pdjax.text.detokenizer import Detokenizer, IncrementalDecoder
+from pdjax.text.end_tokens import GENERATION_FILE, end_token_ids
+from pdjax.text.special_tokens import CONFIG_FILE
+from pdjax.text.tokenizer_files import (
+    COMPLETE,
+    IMPLIED,
+    TOKENIZER_FILE,
+    NoTokenizer,
+    read_tokenizer,
+)
+
+__all__ = ["TOKENIZER_FILE", "IncrementalDecoder", "Message", "NoTokenizer", "Tokenizer"]
+
+
+class Tokenizer:
+    """A vocabulary, its rules, and chat templates.
+
+    Args:
+      backend: vocabulary and rules.
+      eos_token_ids: tokens that end a text or a turn, as the model's files say.
+      chat_template: Jinja source, or sources by name, or None.
+      bos_token, eos_token: texts that a chat template may use, or None.
+      special_tokens: texts of control tokens by the names that chat templates know; `bos_token` and
+        `eos_token` are among them.
+      implied_tokens: texts of tokens that the model has never seen: only the tokenizer's class
+        names them.
+      strftime_now: formats the date for chat templates that print one.
+
+    Raises:
+      ValueError: the backend can't decode.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_token_ids: Iterable[int] = (),
+        chat_template: str | Mapping[str, str] | None = None,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+        implied_tokens: Iterable[str] = (),
+        strftime_now: Callable[[str], str] = strftime_now,
+    ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._detokenizer = Detokenizer(backend)
+        self.eos_token_ids = tuple(eos_token_ids)
+        named = {"bos_token": bos_token, "eos_token": eos_token, **(special_tokens or {})}
+        self.special_tokens = {name: text for name, text in named.items() if text is not None}
+        self._implied = sorted(implied_tokens)
+        self._templates = ChatTemplates(chat_template, self.special_tokens, strftime_now)
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, strftime_now: Callable[[str], str] = strftime_now
+    ) -> "Tokenizer":
+        """The tokenizer of a GGUF file or of a Hugging Face directory.
+
+        `strftime_now` formats the date for chat templates that print one.
+
+        Raises:
+          NoTokenizer: a ValueError; the directory holds no tokenizer of a kind that is read.
+          ValueError: naming the file, and the field, that makes no tokenizer.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls._from_directory(path, strftime_now)
+        meta = tokenizer_gguf.Metadata(path, tokenizer_gguf.open_gguf(path))
+        return cls.from_gguf(meta, strftime_now=strftime_now)
+
+    @classmethod
+    def open_if_any(cls, directory: Path) -> "Tokenizer | None":
+        """The same for a directory; None where it holds no tokenizer of a kind that is read.
+
+        Raises:
+          ValueError: naming the file, and the field, that makes no tokenizer.
+        """
+        try:
+            return cls.open(directory)
+        except NoTokenizer:
+            return None
+
+    @classmethod
+    def from_gguf(
+        cls,
+        meta: tokenizer_gguf.Metadata,
+        *,
+        strftime_now: Callable[[str], str] = strftime_now,
+    ) -> "Tokenizer":
+        """The tokenizer of a GGUF file that is open already: reading its index takes a second."""
+        return cls(
+            tokenizer_gguf.build_tokenizer(meta),
+            eos_token_ids=tokenizer_gguf.eos_token_ids(meta),
+            chat_template=tokenizer_gguf.chat_templates(meta),
+            special_tokens=tokenizer_gguf.named_tokens(meta),
+            strftime_now=strftime_now,
+        )
+
+    @classmethod
+    def _from_directory(cls, path: Path, strftime_now: Callable[[str], str]) -> "Tokenizer":
+        parts = read_tokenizer(path)
+        ends = end_token_ids(
+            path,
+            parts.special_tokens.get("eos_token"),
+            lambda text: None if text in parts.implied else parts.backend.token_to_id(text),
+        )
+        with failures_named(f"{path / TOKENIZER_FILE}: decoder"):
+            return cls(
+                parts.backend,
+                eos_token_ids=ends,
+                chat_template=parts.chat_templates,
+                special_tokens=parts.special_tokens,
+                implied_tokens=parts.implied,
+                strftime_now=strftime_now,
+            )
+
+    @property
+    def bos_token(self) -> str | None:
+        """Text of the token that begins a text."""
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        """Text of the token that ends a text."""
+        return self.special_tokens.get("eos_token")
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """Source of the chat template, or sources by name, or None."""
+        return self._templates.sources
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the tokenizer knows; the vocabulary of a model may be larger."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Control tokens, which `decode` skips unless told otherwise."""
+        return self._detokenizer.special_ids
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; `add_special_tokens` puts what the model expects around a text, such
+        as a BOS.
+
+        Raises:
+          ValueError: it is no string, or one that no UTF-8 stands for.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"prompt={shown(text)}: must be a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"prompt: {text[error.start]!r} at {error.start} is half a character; must be text "
+                "that has a UTF-8"
+            ) from error
+        with failures_named("prompt: the tokenizer can't cut it"):
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, at most one each.
+
+        Raises:
+          ValueError: an id is no number from 0 on.
+        """
+        with failures_named("token ids: they can't be decoded"):
+            return self._detokenizer.decode(ids, skip_special_tokens)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Iterable[Any] | None = None,
+        documents: Iterable[Any] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer.
+
+        Args:
+          messages, add_generation_prompt, tools, documents, chat_template: see
+            `chat_template.ChatTemplates.render`.
+          chat_template_kwargs: further variables that the template reads.
+
+        Raises:
+          ValueError: there is no template, `messages` is no list of messages, a message lacks a
+            role or has nothing to say, or the template refuses the messages.
+        """
+        text = self._templates.render(
+            messages, add_generation_prompt, tools, documents, chat_template, chat_template_kwargs
+        )
+        return self.encode(text, add_special_tokens=False)  # the template writes its own
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Iterable[Any] | None = None,
+        documents: Iterable[Any] | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text that `apply_chat_template` encodes; `variables` are those of the template."""
+        return self._templates.render(
+            messages, add_generation_prompt, tools, documents, chat_template, variables
+        )
+
+    def incremental_decoder(
+        self, skip_special_tokens: bool = True, after: Sequence[int] = ()
+    ) -> IncrementalDecoder:
+        """A fresh decoder for a stream of tokens that goes on `after` others, such as a prompt."""
+        return IncrementalDecoder(self._detokenizer, skip_special_tokens, after)
+
+    def save(self, directory: Path) -> None:
+        """Write the files from which `open(directory)` makes an equal tokenizer."""
+        self._backend.save(str(directory / TOKENIZER_FILE))
+        templates: Any = self.chat_template
+        if isinstance(templates, dict):
+            templates = [{"name": name, "template": text} for name, text in templates.items()]
+        config = {
+            "tokenizer_class": "TokenizersBackend",
+            **self.special_tokens,
+            "added_tokens_decoder": {},
+            COMPLETE: True,
+            IMPLIED: self._implied or None,
+            "chat_template": templates,
+            "split_special_tokens": self._backend.encode_special_tokens or None,
+        }
+        known = {key: value for key, value in config.items() if value is not None}
+        (directory / CONFIG_FILE).write_text(json.dumps(known, indent=2) + "\n")
+        generation = {"eos_token_id": list(self.eos_token_ids)}
+        (directory / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n")

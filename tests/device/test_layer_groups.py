@@ -1,0 +1,286 @@
+"""A prefill step cut into layer groups gives the same bits as the whole, and lets what each group
+has written leave before the next is computed."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, ModelConfig
+from pdjax.core.kv_layout import KVLayout, split_groups
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.builder import build_engines
+from pdjax.device.engine import JaxPrefillEngine
+from pdjax.device.kv.pool import PoolOwner
+from pdjax.device.kv.transfer import DeviceTransfer, ShipmentTicket
+from pdjax.device.layer_group_plan import Link, plan_groups, small_divisor
+from pdjax.device.layer_groups import GROUP_OVERHEAD_S, measure_groups, step_flops
+from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
+from pdjax.device.models.weights import random_params
+from pdjax.device.steps.prefill import GroupedPrefillStep, make_prefill_step, pack
+from pdjax.interfaces.batches import PrefillBatch, SamplingBatch
+from pdjax.interfaces.transfer import End, Shipment, Side
+
+SPEC = ModelSpec(
+    vocab_size=101,
+    num_layers=7,
+    model_dim=48,
+    mlp_dim=96,
+    query_heads=24,
+    kv_heads=12,
+    head_dim=4,
+    context=64,
+    eos_token_ids=(7,),
+)
+PAGES, PAGE_SIZE = 16, 4
+ROUNDS = ((0, 7, 5), (7, 9, 8), (16, 4, 3))
+"""Chunks of two sequences: where they start, and how many tokens each has."""
+
+
+def batch(start: int, first: int, second: int) -> PrefillBatch:
+    """A chunk of each of two sequences, padded to 24 tokens."""
+    lens, total = [first, second], 24
+    rng = np.random.default_rng(start)
+    tokens = np.zeros(total, np.int32)
+    positions, slots = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    starts, at = (start, start // 2), 0
+    pages = [np.arange(1, 8), np.arange(8, 15)]
+    for row, length in enumerate(lens):
+        own = starts[row] + np.arange(length)
+        tokens[at : at + length] = rng.integers(0, SPEC.vocab_size, length)
+        positions[at : at + length] = own
+        slots[at : at + length] = pages[row][own // PAGE_SIZE] * PAGE_SIZE + own % PAGE_SIZE
+        at += length
+
+    def of(dtype: str, value: float = 0) -> np.ndarray:
+        return np.full(2, value, dtype)
+
+    sampling = SamplingBatch(
+        of("float32"),
+        of("int32"),
+        of("float32", 1),
+        of("float32"),
+        of("float32"),
+        of("float32"),
+        of("float32", 1),
+        of("uint32"),
+        of("int32"),
+        of("bool"),
+    )
+    return PrefillBatch(
+        tokens=tokens,
+        positions=positions,
+        slot_mapping=slots,
+        kv_pages=np.concatenate(pages).astype(np.int32),
+        cu_pages=np.array([0, 7, 14], np.int32),
+        cu_q_lens=np.array([0, first, first + second], np.int32),
+        kv_lens=np.array([starts[0] + first, starts[1] + second], np.int32),
+        sample_at=np.array([first - 1, first + second - 1], np.int32),
+        sampling=sampling,
+        history=None,
+    )
+
+
+def pool_of(devices: list[jax.Device], stages: int, tp: int, dtype: str) -> PoolOwner:
+    layout = KVLayout(
+        SPEC.num_layers,
+        SPEC.kv_heads,
+        SPEC.head_dim,
+        PAGE_SIZE,
+        dtype,
+        np.dtype(dtype).itemsize if dtype == "float32" else 2,
+        stages,
+        tp,
+    )
+    rules = PREFILL_RULES if stages == 1 else DECODE_RULES
+    return PoolOwner(layout, PAGES, make_mesh(devices, stages, tp), rules)
+
+
+def weights(pool: PoolOwner, dtype: str) -> Any:
+    return random_params(SPEC, pool.mesh, PREFILL_RULES, pool.layout.stage_layers, dtype, seed=3)
+
+
+def bits(array: Any) -> np.ndarray:
+    got = np.asarray(array)
+    return got.view(f"u{got.itemsize}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("tp", "groups"), [(1, 7), (2, 3)])
+def test_groups_give_the_bits_of_the_whole(tp, groups, dtype):
+    [devices] = take_devices([tp], ["prefill"])
+    whole, cut = pool_of(devices, 1, tp, dtype), pool_of(devices, 1, tp, dtype)
+    params = weights(whole, dtype)
+    step: Any = make_prefill_step(params, SPEC, tp)
+    grouped = make_prefill_step(params, SPEC, tp, groups)
+    assert isinstance(grouped, GroupedPrefillStep)
+    for each in ROUNDS:
+        packed = pack(batch(*each))
+        whole.arrays, expected = step(params, whole.arrays, packed)
+        got = grouped(params, cut, packed)
+        np.testing.assert_array_equal(bits(got.logits), bits(expected.logits))
+        np.testing.assert_array_equal(got.positions, expected.positions)
+        assert np.abs(np.asarray(got.logits)).max() > 0.1
+    for ours, theirs in zip(cut.arrays.layers, whole.arrays.layers, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(bits(a)[:, 1:], bits(b)[:, 1:])
+            assert bits(a)[:, 1].all()
+
+
+PREFILL, DECODE = End(Side.PREFILL, 0), End(Side.DECODE, 0)
+
+
+def test_a_group_leaves_before_the_next_is_dispatched():
+    """The engine streams its KV by groups; what arrives is what it has in the end."""
+    ours, theirs = take_devices([1, 2], ["prefill", "decode"])
+    source, target = pool_of(ours, 1, 1, "float32"), pool_of(theirs, 2, 1, "float32")
+    engine = JaxPrefillEngine(
+        weights(source, "float32"), SPEC, source, max_logprobs=1, layer_groups=3
+    )
+    assert engine.layer_groups == split_groups(7, 3)
+    transfer = DeviceTransfer({PREFILL: source, DECODE: target})
+    pages = np.array([1, 2, 3, 8], np.int32)
+    tickets: list[ShipmentTicket] = []
+
+    def send(group: int) -> None:
+        layers = engine.layer_groups[group]
+        for layer, (k, v) in enumerate(source.arrays.layers):
+            dispatched = layer < layers.stop
+            assert (k is before[layer][0]) != dispatched
+            assert (v is before[layer][1]) != dispatched
+        tickets.append(transfer.send(Shipment(PREFILL, DECODE, layers, pages, len(pages))))
+
+    for each in ROUNDS:
+        before = source.arrays.layers
+        ticket = engine.prefill(batch(*each), send)
+        assert len(tickets) == 3
+        for sent in tickets:
+            transfer.land(sent, pages)
+        tickets.clear()
+        assert ticket.result().tokens.shape == (2,)
+    for layer in range(SPEC.num_layers):
+        stage, slot = divmod(layer, target.layout.slots)
+        heads = slice(stage * SPEC.kv_heads, (stage + 1) * SPEC.kv_heads)
+        for there, here in zip(
+            target.arrays.layers[slot], source.arrays.layers[layer], strict=True
+        ):
+            np.testing.assert_array_equal(
+                np.asarray(there)[heads, pages], np.asarray(here)[:, pages]
+            )
+
+
+def test_one_group_is_one_program_and_is_announced():
+    [devices] = take_devices([1], ["prefill"])
+    pool = pool_of(devices, 1, 1, "float32")
+    engine = JaxPrefillEngine(weights(pool, "float32"), SPEC, pool, max_logprobs=1)
+    assert engine.layer_groups == (range(7),)
+    told: list[int] = []
+    engine.prefill(batch(*ROUNDS[0]), told.append)
+    assert told == [0]
+    engine.prefill(batch(*ROUNDS[0])).result()
+    assert engine._step._cache_size() == 1  # type: ignore[union-attr]
+
+
+def test_equal_groups_share_a_program_and_update_in_place():
+    [devices] = take_devices([1], ["prefill"])
+    pool = pool_of(devices, 1, 1, "float32")
+    params = weights(pool, "float32")
+    step = make_prefill_step(params, SPEC, 1, 3)
+    assert isinstance(step, GroupedPrefillStep)
+    where = [k.unsafe_buffer_pointer() for k in jax.tree.leaves(pool.arrays.k)]
+    for each in ROUNDS[:2]:
+        step(params, pool, pack(batch(*each)))
+    assert {size: program._cache_size() for size, program in step._layers.items()} == {3: 1, 2: 1}
+    assert [k.unsafe_buffer_pointer() for k in jax.tree.leaves(pool.arrays.k)] == where
+
+
+@pytest.mark.parametrize(
+    ("layers", "groups", "sizes"), [(7, 3, [3, 2, 2]), (8, 4, [2, 2, 2, 2]), (5, 1, [5])]
+)
+def test_groups_are_as_equal_as_can_be(layers, groups, sizes):
+    cut = split_groups(layers, groups)
+    assert [len(group) for group in cut] == sizes
+    assert [layer for group in cut for layer in group] == list(range(layers))
+    with pytest.raises(ValueError, match=f"layer_groups=9: must be between 1 and .* {layers}"):
+        split_groups(layers, 9)
+
+
+# How many.
+
+LINK = Link(latency_s=2e-4, bytes_per_s=2e11)
+CASES = [
+    # layers, bytes, prefill_s, overhead_s; the fewest groups that end first
+    ((32, 0, 1e-1, 1e-4), 1),  # nothing to hide
+    ((32, 2**28, 0.0, 1e-4), 1),  # nothing to hide it behind
+    ((32, 2**28, 0.1, 1e-4), 4),  # 100 ms hide most of 1.3 ms; each group costs 0.1 ms
+    ((32, 2**32, 0.1, 1e-4), 16),
+    ((31, 2**32, 0.1, 1e-4), 12),  # a prime number of layers: worth a second program
+    ((2, 2**32, 0.1, 1e-4), 2),
+]
+
+
+@pytest.mark.parametrize(("case", "groups"), CASES)
+def test_the_planner_ends_first(case, groups):
+    layers, wire_bytes, prefill_s, overhead_s = case
+    assert plan_groups(layers, wire_bytes, LINK, prefill_s, overhead_s) == groups
+
+
+def test_the_planner_does_not_follow_the_noise_of_a_link():
+    """Llama 3 8B, 2,048 tokens, as measured on one pair of H200 after another."""
+    links = [Link(5e-5, rate * 1e9) for rate in range(250, 475, 25)]
+    assert {plan_groups(32, 2**28, link, 0.044, GROUP_OVERHEAD_S) for link in links} == {4}
+
+
+def test_a_link_is_a_line_through_two_puts():
+    link = Link.through((1_000_000, 0.003), (11_000_000, 0.013))
+    assert link.bytes_per_s == pytest.approx(1e9) and link.latency_s == pytest.approx(0.002)
+    assert Link.through((10, 0.5), (1000, 0.4)) == Link(0.0, 2500.0)  # noise
+    assert Link.through((10, 0.0), (1000, 0.4)) == Link(0.0, 2500.0)
+
+
+def test_without_a_clock_worth_reading_there_are_few_groups():
+    assert [small_divisor(layers) for layers in (32, 30, 7, 9, 2)] == [4, 3, 1, 3, 2]
+
+
+def test_groups_are_measured_within_a_second():
+    ours, theirs = take_devices([1, 2], ["prefill", "decode"])
+    source, target = pool_of(ours, 1, 1, "float32"), pool_of(theirs, 2, 1, "float32")
+    transfer = DeviceTransfer({PREFILL: source, DECODE: target})
+    assert 1 <= measure_groups(SPEC, transfer, source, 64, "float32") <= 7
+    inside = SPEC.num_params - 2 * SPEC.vocab_size * SPEC.model_dim
+    assert step_flops(SPEC, 3) == pytest.approx(2 * 3 * inside, rel=0.02)  # norms left out
+
+
+@pytest.mark.parametrize(
+    ("handoff", "groups"),
+    [({}, 1), ({"layer_groups": 3}, 3), ({"layer_groups": 3, "streaming": False}, 1)],
+)
+def test_engines_are_built_as_configured(handoff, groups):
+    config = Config(
+        model=ModelConfig(source="random", spec=SPEC),
+        kv=KVConfig(page_size=4),
+        decode=DecodeConfig(stages=2, page_size=8, kv_dtype="bfloat16"),
+        handoff=HandoffConfig(wire_dtype="int8", **handoff),
+    )
+    engines = build_engines(config, SPEC, 64, None)
+    assert [len(each.layer_groups) for each in engines.prefill] == [groups]
+    layouts = [engines.prefill[0].layout, engines.decode[0].layout]
+    assert [(each.page_size, each.dtype) for each in layouts] == [(4, "float32"), (8, "bfloat16")]
+    assert not engines.transfer.shares_pool(PREFILL, DECODE)
+    assert isinstance(engines.transfer, DeviceTransfer)
+    assert engines.transfer.path(DECODE, PREFILL).wire.dtype == "int8"
+
+
+def test_a_shared_pool_has_one_group():
+    config = Config(
+        model=ModelConfig(source="random", spec=SPEC),
+        colocated=True,
+    )
+    engines = build_engines(config, SPEC, 64, None)
+    assert engines.prefill[0].layer_groups == (range(7),)
+    assert engines.transfer.shares_pool(PREFILL, DECODE)
+    too_many = replace(config, colocated=False, handoff=HandoffConfig(layer_groups=8))
+    with pytest.raises(ValueError, match="layer_groups=8: must be between 1 and"):
+        build_engines(too_many, SPEC, 64, None)

@@ -1,0 +1,302 @@
+"""Sampling against plain numpy, and the promise that a token depends on (seed, position) alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted, choose
+from pdjax.device.steps.sample import Undecided, make_sample_step
+from pdjax.interfaces.batches import NOT_FINITE, SamplingBatch
+
+V = 97
+choose_asked = jax.jit(choose, static_argnames="max_logprobs")
+
+
+def choose_jit(logits, positions, params: SamplingBatch, history, *, max_logprobs: int) -> Choice:
+    return choose_asked(logits, positions, Asked.of(params), history, max_logprobs=max_logprobs)
+
+
+def sampling(rows: int, **fields) -> SamplingBatch:
+    base = {
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": 0,
+        "prompt_lens": 0,
+        "logprobs": False,
+    }
+    kinds = {"top_k": np.int32, "seed": np.uint32, "prompt_lens": np.int32, "logprobs": bool}
+    arrays = {}
+    for name, value in (base | fields).items():
+        arrays[name] = np.broadcast_to(
+            np.asarray(value, kinds.get(name, np.float32)), (rows,)
+        ).copy()
+    return SamplingBatch(**arrays)
+
+
+def draw_many(logits: np.ndarray, draws: int, **fields) -> np.ndarray:
+    """Tokens drawn from one distribution at `draws` positions."""
+    rows = np.repeat(logits[None], draws, axis=0)
+    return np.asarray(
+        choose_jit(rows, np.arange(draws), sampling(draws, **fields), None, max_logprobs=1).tokens
+    )
+
+
+def kept_by_filters(
+    logits: np.ndarray, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0
+) -> set[int]:
+    """The tokens that may be drawn, by sorting."""
+    scaled = logits.astype(np.float64) / temperature
+    probs = np.exp(scaled - scaled.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs)
+    kept = list(order[: top_k or V])
+    mass = probs[kept].sum()
+    if top_p < 1:
+        reach = np.cumsum(probs[kept]) / mass
+        kept = kept[: int(np.searchsorted(reach, top_p)) + 1]
+    return {int(token) for token in kept if probs[token] >= min_p * probs.max()}
+
+
+@pytest.mark.smoke
+def test_greedy_takes_the_largest_logit():
+    logits = np.random.default_rng(0).normal(size=(5, V)).astype(np.float32)
+    out = choose_jit(logits, np.arange(5), sampling(5), None, max_logprobs=1)
+    np.testing.assert_array_equal(out.tokens, logits.argmax(1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": 1},
+        {"top_k": 7},
+        {"top_p": 0.5},
+        {"top_p": 0.9, "temperature": 0.7},
+        {"min_p": 0.1},
+        {"top_k": 20, "top_p": 0.8, "min_p": 0.02, "temperature": 1.3},
+    ],
+)
+def test_filters_keep_exactly_the_tokens_that_sorting_keeps(fields):
+    logits = 2 * np.random.default_rng(1).normal(size=V).astype(np.float32)
+    allowed = kept_by_filters(logits, **fields)
+    drawn = set(draw_many(logits, 6000, **({"temperature": 1.0} | fields)).tolist())
+    assert drawn <= allowed
+    likely = {t for t in allowed if np.exp(logits[t] - logits.max()) > 0.05}
+    assert likely <= drawn
+
+
+def test_frequencies_follow_the_softmax():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    counts = np.bincount(draw_many(logits, 20000, temperature=1.0), minlength=4) / 20000
+    np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.015)
+
+
+def test_a_token_depends_on_seed_and_position_alone():
+    logits = np.random.default_rng(2).normal(size=V).astype(np.float32)
+    alone = choose_jit(
+        logits[None], np.array([41]), sampling(1, temperature=1.0, seed=9), None, max_logprobs=1
+    )
+    others = np.random.default_rng(3).normal(size=(6, V)).astype(np.float32)
+    others[4] = logits
+    seeds, positions = np.array([1, 2, 3, 4, 9, 6]), np.array([3, 1, 4, 1, 41, 9])
+    crowd = choose_jit(
+        others, positions, sampling(6, temperature=1.0, seed=seeds), None, max_logprobs=1
+    )
+    assert crowd.tokens[4] == alone.tokens[0]
+    assert len(set(draw_many(logits, 50, temperature=1.0, seed=9).tolist())) > 5
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-37, 1e-38])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5, "top_p": 0.9, "min_p": 0.1}])
+def test_a_tiny_temperature_is_greedy(temperature, filters):
+    logits = 40 * np.random.default_rng(7).normal(size=(5, V)).astype(np.float32)
+    params = sampling(5, temperature=temperature, seed=3, **filters)
+    out = choose_jit(logits, np.arange(5), params, None, max_logprobs=1)
+    np.testing.assert_array_equal(out.tokens, logits.argmax(1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"top_p": p} for p in (1e-9, 1e-37, 1.18e-38, 1e-38, 1e-45, 1e-60)),
+        *({"top_p": p, "top_k": k} for p in (1e-37, 1e-300) for k in (1, 2, 5)),
+        {"top_p": 1e-37, "min_p": 1e-37},
+        {"top_p": 1e-37, "temperature": 1e-38},
+        {"top_p": 1e-37, "temperature": 1e38, "top_k": 1},
+        {"min_p": 0.9999999, "temperature": 0.1},
+        {"top_p": 1e-38, "repetition_penalty": 0.5},
+    ],
+)
+def test_the_likeliest_token_stays_however_small_the_filter(fields):
+    """Also where the probability that is asked for is no number of float32, or no normal one."""
+    logits = np.random.default_rng(9).normal(size=(200, V)).astype(np.float32)
+    history = np.zeros((200, 4), np.int32)
+    params = sampling(200, **({"temperature": 1.0} | fields))
+    out = choose_jit(logits, np.zeros(200, np.int32), params, history, max_logprobs=1)
+    np.testing.assert_array_equal(out.tokens, logits.argmax(1))
+
+
+@pytest.mark.parametrize("top_p", [1e-38, 0.5, 0.999])
+def test_what_is_equally_likely_stays_together(top_p):
+    drawn = draw_many(np.zeros(V, np.float32), 3000, temperature=1.0, top_p=top_p)
+    assert set(drawn.tolist()) == set(range(V))
+
+
+@pytest.mark.parametrize("repetition", [1e-300, 1e-40, 1e-38, 100.0])
+def test_no_penalty_makes_a_logit_infinite(repetition):
+    """The two tokens whose logits overflow are equal, and the first of equals is taken."""
+    logits = np.array([[1.0, -3e38, 2.0, 3e38, 0.0]], np.float32)
+    history, fields = np.array([[2, 0, 4, 1]], np.int32), {"repetition_penalty": repetition}
+    out = choose_jit(logits, np.array([4]), sampling(1, **fields), history, max_logprobs=1)
+    assert out.tokens[0] in (0, 2, 3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_row_whose_logits_are_not_finite_gets_no_token(variant):
+    """One bad logit is enough, wherever it is and however unlikely; other rows keep their bits."""
+    logits = 3 * np.random.default_rng(10).normal(size=(12, V)).astype(np.float32)
+    params = sampling(12, temperature=[0.0, 1.0] * 6 if variant.draw else 0.0, seed=3)
+    history = np.random.default_rng(11).integers(0, V, size=(12, 8)).astype(np.int32)
+
+    def chosen(logits: np.ndarray) -> np.ndarray:
+        positions, asked = np.full(12, 7), Asked.of(params, variant)
+        return np.asarray(choose_asked(logits, positions, asked, history, max_logprobs=1).tokens)
+
+    spoiled = logits.copy()
+    bad = [np.nan, np.inf, -np.inf, -np.nan]
+    for row, value in zip(range(0, 8, 2), bad, strict=True):
+        spoiled[row, [0, V - 1, 50, 3][row // 2]] = value
+    spoiled[8], spoiled[10] = np.nan, -np.inf
+    out = chosen(spoiled)
+    assert (out[::2] == NOT_FINITE).all()
+    np.testing.assert_array_equal(out[1::2], chosen(logits)[1::2])
+    huge = logits.copy()
+    huge[:, 5] = 3.4e38  # large, but a number
+    np.testing.assert_array_equal(chosen(huge), 5)
+
+
+def test_a_row_without_a_token_feeds_an_id_back():
+    """On the device a sentinel would name no embedding, and no row of the history."""
+    mesh = jax.make_mesh((1, 1), ("stage", "tp"), devices=jax.devices()[:1])
+    logits = np.full((2, V), np.nan, np.float32)
+    logits[1] = np.arange(V)
+    undecided = Undecided(logits, np.array([3, 4], np.int32), np.int32(0))
+    history = np.full((2, 8), 9, np.int32)
+    step = make_sample_step(mesh, 1)
+    fed_back, history, choice = step(
+        undecided, np.zeros(2, np.int32), history, Asked.of(sampling(2))
+    )
+    assert choice.tokens.tolist() == [NOT_FINITE, V - 1]
+    assert fed_back.tolist() == [0, V - 1]
+    assert (history[0, 3], history[1, 4]) == (0, V - 1)
+
+
+def test_greedy_and_sampled_rows_share_a_batch():
+    logits = np.random.default_rng(4).normal(size=(4, V)).astype(np.float32)
+    mixed = sampling(4, temperature=[0.0, 1.0, 0.0, 1.0], top_k=[0, 3, 0, 0], seed=[0, 5, 0, 6])
+    out = np.asarray(choose_jit(logits, np.arange(4), mixed, None, max_logprobs=1).tokens)
+    assert out[0] == logits[0].argmax() and out[2] == logits[2].argmax()
+    assert out[1] in kept_by_filters(logits[1], top_k=3)
+
+
+def test_penalties_follow_their_formulas():
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(3, V)).astype(np.float32)
+    history = rng.integers(0, 12, size=(3, 32)).astype(np.int32)
+    prompt, length = np.array([4, 10, 0]), np.array([20, 25, 3])
+    presence, frequency, repetition = [0.7, 0.0, 2.0], [0.3, 1.5, 0.0], [1.0, 1.8, 0.5]
+    expected = logits.copy()
+    for b in range(3):
+        ids = history[b, : length[b]]
+        for t in set(ids.tolist()):
+            expected[b, t] *= 1 / repetition[b] if expected[b, t] > 0 else repetition[b]
+        for t in history[b, prompt[b] : length[b]]:
+            expected[b, t] -= frequency[b]
+        for t in set(history[b, prompt[b] : length[b]].tolist()):
+            expected[b, t] -= presence[b]
+    params = sampling(
+        3,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        repetition_penalty=repetition,
+        prompt_lens=prompt,
+    )
+    out = choose_jit(logits, length, params, history, max_logprobs=1)
+    np.testing.assert_array_equal(out.tokens, expected.argmax(1))
+
+
+def test_logprobs_are_of_the_models_own_distribution():
+    logits = 3 * np.random.default_rng(6).normal(size=(2, V)).astype(np.float32)
+    params = sampling(2, temperature=[0.0, 5.0], top_k=[0, 2], seed=1, logprobs=[True, False])
+    out = choose_jit(logits, np.array([3, 4]), params, None, max_logprobs=5)
+    assert out.logprobs is not None
+    expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(
+        out.logprobs.chosen, expected[[0, 1], np.asarray(out.tokens)], rtol=1e-5
+    )
+    order = np.argsort(-logits, axis=1)[:, :5]
+    np.testing.assert_array_equal(out.logprobs.top_ids, order)
+    np.testing.assert_allclose(out.logprobs.top, np.take_along_axis(expected, order, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "variant"),
+    [
+        ({}, 0),
+        ({"top_k": 3, "top_p": 0.5, "seed": 4}, 0),  # greedy rows are not filtered
+        ({"temperature": [0.0, 0.1]}, 1),
+        ({"temperature": [0.0, 0.1], "min_p": [0.0, 0.1]}, 2),
+        ({"logprobs": [False, True]}, 2),
+        ({"presence_penalty": [0.0, -0.1]}, 3),
+        ({"frequency_penalty": [0.1, 0.0]}, 3),
+        ({"repetition_penalty": [1.0, 0.9]}, 3),
+    ],
+)
+def test_the_cheapest_variant_that_can_serves_a_batch(fields, variant):
+    assert Asked.of(sampling(2, **fields)).variant == VARIANTS[variant]
+
+
+def test_the_last_variant_can_do_everything():
+    assert VARIANTS[-1] == Wanted(draw=True, filter=True, penalize=True, logprobs=True)
+
+
+@pytest.mark.parametrize("vocab", [V, 4099])
+def test_every_variant_chooses_the_same(vocab):
+    """What neighbours ask for decides which program a row goes through, and may not change it."""
+    rng = np.random.default_rng(8)
+    logits = 3 * rng.normal(size=(64, vocab)).astype(np.float32)
+    history = rng.integers(0, vocab, size=(64, 32)).astype(np.int32)
+    positions = rng.integers(1, 32, size=64)
+    greedy = sampling(64)
+    warm = sampling(64, temperature=rng.uniform(0.3, 2, 64), seed=rng.integers(99, size=64))
+    filtered = sampling(
+        64,
+        temperature=rng.uniform(0.3, 2, 64),
+        seed=rng.integers(99, size=64),
+        top_k=rng.integers(0, 50, 64),
+        top_p=rng.uniform(0.3, 1, 64),
+        min_p=rng.uniform(0, 0.1, 64),
+    )
+    for least, params in enumerate((greedy, warm, filtered)):
+        outs = [
+            choose_asked(logits, positions, Asked.of(params, variant), history, max_logprobs=5)
+            for variant in VARIANTS[least:]
+        ]
+        for out in outs:
+            np.testing.assert_array_equal(out.tokens, outs[0].tokens)
+        for one, other in zip(*(jax.tree.leaves(out.logprobs) for out in outs[-2:]), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_no_variant_branches_on_the_device(variant):
+    """The host would have to wait for the predicate of a branch."""
+    asked = Asked.of(sampling(2), variant)
+    history = np.zeros((2, 8), np.int32)
+    logits = np.zeros((2, V), np.float32)
+    lowered = choose_asked.lower(logits, np.arange(2), asked, history, max_logprobs=1)
+    assert not {"stablehlo.case", "stablehlo.if"} & set(lowered.as_text().replace('"', " ").split())

@@ -1,0 +1,283 @@
+"""The hand-off moves the right bytes, only those, between any two layouts, and nobody waits for
+it."""
+
+from dataclasses import replace
+from itertools import pairwise, product
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.handoff_trace import GATHER
+from pdjax.core.kv_layout import split_groups
+from pdjax.device.compat import all_ready
+from pdjax.device.kv.pool import KVPool, PoolOwner
+from pdjax.device.kv.transfer import DeviceTransfer, LandingTicket
+from pdjax.device.kv.transfer_route import Route
+from pdjax.interfaces.transfer import End, Side
+from tests.helpers.coded_pools import (
+    LAYERS,
+    PAGES,
+    SOURCE,
+    TARGET,
+    coded,
+    fill,
+    held,
+    ids,
+    layout,
+    move,
+    pools,
+    read,
+    shipment,
+    transfer_of,
+)
+
+LAYOUTS = [
+    # (stages, tp) of the source, of the target. A prefill engine has one stage.
+    *[((1, 1), to) for to in ((1, 1), (3, 1), (1, 4))],
+    *[((1, 2), to) for to in ((4, 1), (3, 2))],
+    *[((1, 3), to) for to in ((1, 2), (5, 1))],
+    *[((1, 4), to) for to in ((2, 2), (6, 2))],
+    # Back again.
+    *[((3, 1), to) for to in ((1, 1), (1, 2))],
+    ((2, 2), (1, 3)),
+    ((7, 1), (1, 2)),
+    # From one pipeline to another.
+    *[((3, 1), to) for to in ((3, 1), (4, 1), (2, 2))],
+    ((5, 1), (3, 2)),
+    ((2, 3), (4, 2)),
+]
+
+
+def coded_pools(
+    source_cut, target_cut, dtype: str = "float32"
+) -> tuple[DeviceTransfer, PoolOwner, PoolOwner]:
+    source, target = pools(layout(*source_cut, dtype=dtype), layout(*target_cut, dtype=dtype))
+    fill(source, coded(source))
+    fill(target, coded(target, -1))
+    return transfer_of(source, target), source, target
+
+
+def check(target: PoolOwner, source: PoolOwner, moved: dict[tuple[int, int], range]) -> None:
+    """Page by page: {(source page, target page): layers} have moved and nothing else has."""
+    expected = [side.copy() for side in held(coded(target, -1), target.layout.dtype)]
+    for (source_page, target_page), layers in moved.items():
+        sent = held(coded(source), source.layout.dtype)
+        for new, old in zip(expected, sent, strict=True):
+            rows = slice(layers.start, layers.stop)
+            new[rows, :, target_page] = old[rows, :, source_page]
+    for got, wanted in zip(read(target), expected, strict=True):
+        np.testing.assert_array_equal(got[:, :, 1:], wanted[:, :, 1:])
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize(("source_cut", "target_cut"), LAYOUTS)
+def test_moves_exactly_the_pages_named(source_cut, target_cut, checked):
+    transfer, source, target = coded_pools(source_cut, target_cut)
+    with jax.transfer_guard_device_to_host("disallow"):  # a layout-changing put would go that way
+        ticket = transfer.send(shipment([5, 2, 11, 0], checked=checked))
+        cost = ticket.result()
+        landing = transfer.land(ticket, ids([7, 14, 1, 0]))
+        assert landing.result() == 0
+    assert ticket.ready() and ticket.gathered() and landing.ready()
+
+    check(target, source, dict.fromkeys([(5, 7), (2, 14), (11, 1)], range(LAYERS)))
+    # Three pages and a padding page; no layer travels twice. A checksum is a word a page and piece.
+    checks = 4 * 4 * cost.pieces if checked else 0
+    assert cost.bytes == 4 * source.layout.page_bytes + checks
+    assert (cost.pages, cost.puts, cost.layout_changing_puts) == (3, 1, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("source_cut", "target_cut"), [((1, 1), (1, 1)), ((1, 2), (3, 1)), ((3, 1), (2, 2))]
+)
+def test_a_sequence_arrives_in_parts(source_cut, target_cut, dtype):
+    """By layer groups and by pages, in any order, with other groups landing in between."""
+    transfer, source, target = coded_pools(source_cut, target_cut, dtype)
+    groups = split_groups(LAYERS, 3)
+    sent = [
+        (([4, 9], [1, 2]), groups[0]),
+        (([4, 9], [1, 2]), groups[2]),
+        (([3, 0], [3, 0]), range(LAYERS)),
+        (([4, 9], [1, 2]), groups[1]),
+        (([6, 0], [5, 0]), range(groups[0].start, groups[1].stop)),
+    ]
+    tickets = [transfer.send(shipment(pages, layers)) for (pages, _), layers in sent]
+    for i in (1, 0, 4, 3, 2):
+        (_, pages), _ = sent[i]
+        assert transfer.land(tickets[i], ids(pages)).result() == 0
+    check(
+        target,
+        source,
+        {
+            (4, 1): range(LAYERS),
+            (9, 2): range(LAYERS),
+            (3, 3): range(LAYERS),
+            (6, 5): sent[4][1],
+        },
+    )
+    assert sum(ticket.cost.puts for ticket in tickets) == len(sent)
+
+
+def test_what_nobody_wants_lands_on_the_null_page():
+    transfer, source, target = coded_pools((1, 1), (3, 1))
+    move(transfer, [1, 2, 3, 0], [0, 4, 0, 0])
+    check(target, source, {(2, 4): range(LAYERS)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "float8_e4m3fn"])
+def test_pages_come_home(dtype):
+    """There and back again: what returns is what left."""
+    transfer, source, _ = coded_pools((1, 2), (3, 1), dtype)
+    move(transfer, [1, 2], [8, 9])
+    before = read(source)
+    back = transfer.send(replace(shipment([9, 8]), source=TARGET, target=SOURCE))
+    transfer.land(back, ids([3, 4])).result()
+    for got, old in zip(read(source), before, strict=True):
+        np.testing.assert_array_equal(got[:, :, [3, 4]], old[:, :, [2, 1]])
+        others = [1, 2, *range(5, PAGES)]
+        np.testing.assert_array_equal(got[:, :, others], old[:, :, others])
+
+
+def test_equal_groups_share_their_programs():
+    source, target = pools(layout(1, 1, layers=8), layout(2, 1, layers=8))
+    transfer = transfer_of(source, target)
+    for layers in split_groups(8, 4):
+        move(transfer, [1, 2], [3, 4], layers)
+    path: Any = transfer.path(SOURCE, TARGET)
+    assert (path._gather._cache_size(), path._scatter._cache_size()) == (1, 1)
+
+
+@pytest.mark.parametrize("wire_dtype", [None, "int8"])
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_shipment_between_two_devices_is_one_piece(wire_dtype, checked):
+    source, target = pools(layout(), layout())
+    transfer = transfer_of(source, target, wire_dtype)
+    cost = transfer.send(shipment([1, 2], checked=checked)).result()
+    assert (cost.pieces, cost.puts) == (1, 1)
+
+
+@pytest.mark.smoke
+def test_dispatch_returns_before_the_source_is_ready():
+    source, target = pools(layout(1, 2, layers=4, heads=4), layout(2, 1, layers=4, heads=4))
+    transfer = transfer_of(source, target)
+    layers = range(4)
+    move(transfer, [1, 0], [2, 0], layers)  # compiled
+
+    @jax.jit
+    def slow(pool: KVPool) -> KVPool:
+        def burn(_, m):
+            return jnp.tanh(m @ m)
+
+        one = 1 + 0 * jax.lax.fori_loop(0, 200, burn, jnp.ones((700, 700)))[0, 0]
+        return jax.tree.map(lambda pages: pages + one, pool)
+
+    slow(source.arrays)  # compiled; its result is dropped
+    source.arrays = slow(source.arrays)
+    ticket = transfer.send(shipment([1, 0], layers))
+    still_running = not all_ready(source.arrays)
+    assert still_running and not ticket.gathered() and not ticket.ready()
+    landing = transfer.land(ticket, ids([2, 0]))  # ordered after its arrival, and nobody waits
+    assert not all_ready(source.arrays) and not landing.ready()
+    assert landing.result() == 0
+    ticket.result()  # has come before that, but may be said to be ready a moment after it
+    assert ticket.gathered() and ticket.ready()
+    assert np.asarray(target.arrays.k[0])[:, 2].min() == 1.0
+
+
+class Written:
+    """What a scatter that failed leaves."""
+
+    def is_ready(self) -> bool:
+        return True
+
+    def block_until_ready(self) -> None:
+        raise RuntimeError("out of memory")
+
+
+def test_what_nobody_checks_is_not_copied_to_the_host_and_fails_all_the_same():
+    written: Any = Written()
+    looked: list[str] = []
+    pool: Any = SimpleNamespace(inspect=lambda: looked.append("at the pool"))
+    landing = LandingTicket(written, checked=False, target=pool)
+    assert landing.ready()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            landing.result()
+    assert looked == ["at the pool"] * 2
+    with pytest.raises(AttributeError, match="copy_to_host_async"):
+        LandingTicket(written, checked=True, target=pool)
+
+
+def test_the_profiler_is_asked_for_the_gather_by_its_name():
+    source, target = pools(layout(), layout())
+    gather: Any = transfer_of(source, target).path(SOURCE, TARGET)._gather
+    assert f"jit_{gather.__name__}" == GATHER
+
+
+def test_ends_of_one_pool_share_it():
+    source, target = pools(layout(), layout())
+    other = End(Side.DECODE, 1)
+    transfer = DeviceTransfer({SOURCE: source, TARGET: source, other: target})
+    assert transfer.shares_pool(SOURCE, TARGET) and transfer.shares_pool(TARGET, SOURCE)
+    assert not transfer.shares_pool(SOURCE, other) and not transfer.shares_pool(other, TARGET)
+
+
+def test_the_link_is_probed():
+    source, target = pools(layout(), layout())
+    assert 0 < transfer_of(source, target).probe(SOURCE, TARGET, 1000) < 10
+
+
+@pytest.mark.parametrize(("field", "ours", "theirs"), [("layers", 7, 6), ("heads", 12, 6)])
+def test_pools_of_different_models_are_refused(field, ours, theirs):
+    source, target = pools(layout(), layout(**{field: theirs}))
+    name = {"layers": "num_layers", "heads": "kv_heads"}[field]
+    message = f"{name}: the sending pool has {ours}, the receiving pool {theirs}; they must agree"
+    with pytest.raises(ValueError, match=message):
+        transfer_of(source, target)
+    with pytest.raises(ValueError, match="wire_dtype='int4': allowed are None and int8, float8"):
+        transfer_of(*pools(layout(), layout()), "int4")
+
+
+@pytest.mark.parametrize(
+    ("stages", "tp", "message"),
+    [
+        (1, 2, "tp=2: does not divide the model's 3 KV heads; allowed: \\[1, 3\\]"),
+        (8, 1, "stages=8: must be between"),
+    ],
+)
+def test_a_layout_that_cannot_work_says_why(stages, tp, message):
+    with pytest.raises(ValueError, match=message):
+        layout(stages, tp, layers=6, heads=3)
+
+
+def test_a_route_takes_every_layer_once_and_its_parts_do_not_overlap():
+    sizes = range(1, LAYERS + 1)
+    for source, target in product([layout(stages) for stages in sizes], repeat=2):
+        for first, stop in product(range(LAYERS), sizes):
+            if first >= stop:
+                continue
+            route = Route.of(source, target, range(first, stop))
+            assert [i for run in route.runs for i in run.layers] == list(range(first, stop))
+            for run in route.runs:
+                for at, stage, slots in (
+                    (source, run.source_stage, run.source_slots),
+                    (target, run.target_stage, run.target_slots),
+                ):
+                    held = at.stage_layers[stage]
+                    assert held[slots.start : slots.stop] == tuple(run.layers)
+            for parts in (route.source_parts, route.target_parts):
+                ordered = sorted(parts, key=lambda part: part.start)
+                assert all(a.stop <= b.start for a, b in pairwise(ordered))
+
+
+def test_a_route_serves_several_stages_with_one_part():
+    bulk = Route.of(layout(1), layout(3), range(LAYERS))  # 3 + 2 + 2 layers
+    assert bulk.target_parts == (range(2), range(2, 3))
+    assert bulk.source_parts == (range(2), range(2, 3), range(3, 5), range(5, 7))
+    whole = Route.of(layout(1), layout(1), range(LAYERS))
+    assert whole.target_parts == whole.source_parts == (range(LAYERS),)

@@ -1,0 +1,172 @@
+"""Two experiments, small, on the CPU: `interference` and `mixes`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import interference, mixes
+from experiments.interference import headline, show, spread
+from experiments.interference_load import Load, make_config
+from experiments.interference_picture import SHARES, draw
+from experiments.rival_vllm import BESIDE_PREFILL
+from pdjax.config.load import load_config
+from pdjax.flags import status
+from pdjax.host.metrics.recorder import Span
+
+LOAD = Load(rows=3, prompt=20, long=100, long_output=3, intruders=2, spare=2, steps=12, warm=3)
+
+
+def sizes(load: Load) -> list[str]:
+    return [f"--{name}={value}" for name, value in vars(load).items()]
+
+
+def test_prefill_beside_decode(tmp_path: Path):
+    out, plot = tmp_path / "out.json", tmp_path / "plot.png"
+    flags = [f"--out={out}", f"--plot={plot}", "--model=tiny", "--chunk=64", *sizes(LOAD)]
+    flags.append("--config.handoff.layer_groups=1")
+    assert status(interference.main, interference.FLAGS, "", ["interference", *flags]) == 0
+    whole = json.loads(out.read_text())
+    assert plot.stat().st_size > 10_000
+    assert (whole["vllm"], whole["load"]) == (None, vars(LOAD))
+    for mode, seen in whole["modes"].items():
+        for phase in ("quiet", "loaded"):
+            point = seen[phase]
+            assert (point["gaps"], point["preemptions"]) == (LOAD.rows * LOAD.steps, 0)
+            assert point["curve_ms"] == sorted(point["curve_ms"])
+            assert 0 < point["host_busy"] <= 1
+            # Everybody's gaps lie within the phase.
+            assert point["itl_ms"]["mean"] * LOAD.steps <= point["seconds"] * 1e3 * 1.5
+        # Rows of their own: as long in one phase as in the other.
+        assert seen["quiet"]["context"] == seen["loaded"]["context"]
+        assert "intruders" not in seen["quiet"]
+        moved = seen["loaded"]["transfers"]
+        assert moved["layout_changing_puts"] == 0
+        assert (moved["transfers"] > 0) == (mode == "disaggregated")
+        assert seen["loaded"]["intruders"]["prefill_tokens_per_s"] > 0
+    assert list(whole["modes"]) == ["disaggregated", "colocated"]
+
+
+def test_a_load_fits_into_its_config():
+    full = replace(LOAD, rows=64, prompt=1024, long=8192, steps=200, warm=20, spare=8)
+    config = make_config("llama3_8b", "disaggregated", full, 2048, {"decode.lookahead": "2"})
+    assert (config.decode.rows, config.decode.lookahead, config.devices) == (72, 2, 2)
+    assert config.prefill.token_buckets == (2048,)
+    assert config.decode.page_buckets == (20, 129)
+    assert config.model.spec is not None and config.model.spec.context == 8195
+    alone = make_config("llama3_8b", "colocated", full, 512, {"kv.page_size": "128"})
+    assert (alone.devices, alone.prefill.token_budget, alone.decode.page_buckets) == (
+        1,
+        512,
+        (10, 65),
+    )
+    bulk = {"handoff.streaming": "False", "handoff.after_tokens": "2"}
+    for mode, streaming in ("disaggregated", False), ("colocated", True):
+        handoff = make_config("tiny", mode, LOAD, 64, bulk).handoff
+        assert (handoff.streaming, handoff.after_tokens) == (streaming, 2)
+    with pytest.raises(ValueError, match="long_output=1: must be at least 2"):
+        replace(LOAD, long_output=1)
+
+
+def seen(quiet: float, loaded: float, **more: Any) -> dict[str, Any]:
+    """Phases whose gaps are all the same, in milliseconds."""
+    transfers = {"transfers": 2, "layout_changing_puts": 0.0, "bytes_each": 2e6}
+    transfers |= {"exposed_ms_each": 0.25, "hidden": 0.75}
+    intruders = {"finished": 2, "ttft_ms": {"p50": 400.0, "p99": None}, "prefill_ms": 200.0}
+    more = {"transfers": transfers, "intruders": intruders | {"prefill_tokens_per_s": 4e4}}
+    host = {"host_busy": 0.5}
+    return {
+        "quiet": spread([quiet / 1e3] * 10) | host,
+        "loaded": spread([loaded / 1e3] * 10) | host | more,
+        "budget": 2048,
+    }
+
+
+def test_what_it_comes_to_stands_beside_the_rival(tmp_path: Path):
+    modes = {"disaggregated": seen(8.0, 10.0), "colocated": seen(8.0, 60.0)}
+    whole = {"model": "llama3_8b", "load": vars(LOAD), "modes": modes, "vllm": BESIDE_PREFILL}
+    text = show(whole)
+    assert "colocated: p99 60.00 ms under load, 8.00 quiet: 7.50 times" in text
+    assert headline(("disaggregated", modes["disaggregated"])).endswith("1.25 times")
+    [line] = [line for line in text.splitlines() if line.startswith("colocated loaded")]
+    assert line.split()[2:] == ["60.00"] * 4 + ["50%", "9.9", "203.8", "205.0"]
+    assert "vLLM" not in show(whole | {"vllm": None})
+    draw(whole | {"devices": ["H100", "H100"]}, tmp_path / "plot.svg")
+    assert "2 x H100" in (tmp_path / "plot.svg").read_text()
+
+
+def test_gaps_are_told_by_their_quantiles():
+    told = spread([n / 1e3 for n in range(101)])
+    assert told["itl_ms"] == pytest.approx(
+        {"p50": 50, "p90": 90, "p99": 99, "max": 100, "mean": 50}
+    )
+    assert told["curve_ms"][499] == 50.0
+    assert len(told["curve_ms"]) == len(SHARES) == 999
+
+
+TINY = mixes.SCALES["tiny"]
+
+
+@pytest.mark.parametrize("scale", mixes.SCALES.values(), ids=mixes.SCALES)
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 16])
+def test_mixes_are_what_the_devices_allow(devices: int, scale: mixes.Scale):
+    config = mixes.truth(scale, devices, None)
+    found = mixes.mixes(devices, scale)
+    names = [mix.name for mix in found]
+    assert len(set(names)) == len(names)
+    for mix in found:
+        assert load_config(config, {"colocated": False, **mix.changes}).devices <= devices
+    assert len(found) == {1: 5, 2: 10, 3: 10}.get(devices, 14)
+    assert mixes.chosen(found, ["bulk", "twice"]) == [
+        found[-5 + (devices == 1)],
+        found[-2 + (devices == 1)],
+    ]
+    with pytest.raises(ValueError, match="mixes=\\['fog'\\]: none of tp1"):
+        mixes.chosen(found, ["fog"])
+
+
+def test_mixes_are_exact():
+    config = mixes.truth(TINY, 2, None)
+    right = mixes.serve(config, TINY, logprobs=2)
+    [mix] = mixes.chosen(mixes.mixes(2, TINY), ["asked twice"])
+    row = mixes.try_mix(config, mix, TINY, right.answers)
+    assert row["exact"] == row["answers"] == 2 * len(TINY.lengths), row
+    assert row["transfers"]["layout_changing_puts"] == 0
+    assert row["transfers"]["pages_skipped"] > 0
+    assert row["prefill_ms"] > 0 and row["tick_ms"] > 0 and row["of_peak"] > 0
+    assert not mixes.wrong(row)
+
+    # A token that differs is found, and told with what the truth thought of it.
+    answers = [replace(answer, choices=list(answer.choices)) for answer in right.answers]
+    tokens = list(answers[3].token_ids)
+    tokens[2] += 1
+    answers[3].choices[0] = replace(answers[3].choices[0], token_ids=tokens)
+    found = mixes.compare(answers, right.answers)
+    total = sum(len(answer.token_ids) for answer in answers)
+    assert (found["exact"], found["answers"]) == (len(answers) - 1, len(answers))
+    assert found["tokens_right"] == total - len(tokens) + 2
+    assert found["margin"] > 0
+    row = {"mix": "bent"} | found | right.to_json()
+    assert mixes.wrong(row)
+    assert "bent: the truth preferred its own token by up to" in mixes.show([row])
+
+
+def test_a_mix_that_cannot_run_says_why():
+    row = mixes.try_mix(mixes.truth(TINY, 2, None), mixes.Mix("x", {"prefill.tp": 3}), TINY, [])
+    assert mixes.wrong(row)
+    lines = mixes.show([row]).splitlines()
+    assert lines[2].split()[:2] == ["x", "failed"]
+    assert lines[3].startswith("x: ValueError: ")
+
+
+def test_a_step_begins_when_its_predecessor_ends():
+    spans = [
+        Span("decode/0", "tick", 0.0, 2.0, {}),
+        Span("prefill/0", "step", 0.0, 9.0, {}),
+        Span("decode/0", "tick", 1.0, 3.0, {}),
+        Span("decode/1", "tick", 1.0, 2.0, {}),
+    ]
+    assert mixes.step_ms(spans, "decode/") == pytest.approx(1000.0)
+    assert mixes.step_ms(spans, "transfer/") is None

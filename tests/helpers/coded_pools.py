@@ -1,0 +1,147 @@
+"""Pools in which every element says where it belongs, for tests of what moves pages."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.quantised import LIMITS, QuantisedPages, decode, encode
+from pdjax.core.kv_layout import KVLayout
+from pdjax.device.kv.pool import KVPool, PoolOwner
+from pdjax.device.kv.transfer import DeviceTransfer
+from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
+from pdjax.interfaces.transfer import End, Shipment, Side
+
+PAGES, PAGE_SIZE, HEAD_DIM = 12, 2, 4
+LAYERS, HEADS = 7, 12
+"""7 layers divide into no number of stages but 1; 12 heads into every tp."""
+
+SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
+"""The names of the two pools, whichever kind they are."""
+
+Values = tuple[np.ndarray, np.ndarray]
+"""K and V, [L, K, P, S, H]."""
+
+
+def layout(
+    stages: int = 1,
+    tp: int = 1,
+    *,
+    layers: int = LAYERS,
+    heads: int = HEADS,
+    page_size: int = PAGE_SIZE,
+    dtype: str = "float32",
+) -> KVLayout:
+    itemsize = {"float32": 4, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}[dtype]
+    return KVLayout(layers, heads, HEAD_DIM, page_size, dtype, itemsize, stages, tp)
+
+
+def pools(source: KVLayout, target: KVLayout, pages: int = PAGES) -> tuple[PoolOwner, PoolOwner]:
+    """Two pools on different devices; the target has 3 pages more."""
+    sizes = [each.stages * each.tp for each in (source, target)]
+    devices = take_devices(sizes, ["source", "target"])
+    owners = [
+        PoolOwner(
+            each,
+            count,
+            make_mesh(given, each.stages, each.tp),
+            PREFILL_RULES if each.stages == 1 else DECODE_RULES,
+        )
+        for each, count, given in zip((source, target), (pages, pages + 3), devices, strict=True)
+    ]
+    return owners[0], owners[1]
+
+
+def coded(pool: PoolOwner, sign: int = 1) -> Values:
+    """A number for each place, all different."""
+    own = pool.layout
+    shape = (2, own.num_layers, own.kv_heads, pool.num_pages, own.page_size, own.head_dim)
+    k, v = sign * (1 + np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
+    return k, v
+
+
+def fill(pool: PoolOwner, values: Values) -> None:
+    """Put K and V into a pool, whatever its layout; short stages keep zeros."""
+
+    def slot_pages(side: np.ndarray, slot: int) -> Any:
+        stages = [
+            layers[slot] if slot < len(layers) else None for layers in pool.layout.stage_layers
+        ]
+        parts = [np.zeros_like(side[0]) if layer is None else side[layer] for layer in stages]
+        whole, dtype = np.concatenate(parts), pool.layout.dtype
+        pages: Any = whole.astype(dtype)
+        if pool.layout.quantised:
+            pages = QuantisedPages(*encode(jnp.asarray(whole), dtype))
+        return jax.tree.map(lambda x: jax.device_put(x, pool.sharding), pages)
+
+    slots = range(pool.layout.slots)
+    pool.arrays = KVPool(
+        k=[slot_pages(values[0], slot) for slot in slots],
+        v=[slot_pages(values[1], slot) for slot in slots],
+    )
+
+
+def read(pool: PoolOwner) -> Values:
+    """The inverse of `fill`, in float32."""
+    heads, sides = pool.layout.kv_heads, []
+    for arrays in (pool.arrays.k, pool.arrays.v):
+        layers = {}
+        for stage, own in enumerate(pool.layout.stage_layers):
+            for slot, layer in enumerate(own):
+                rows = _numbers(arrays[slot])[stage * heads : (stage + 1) * heads]
+                layers[layer] = rows.astype(np.float32)
+        sides.append(np.stack([layers[i] for i in range(pool.layout.num_layers)]))
+    return sides[0], sides[1]
+
+
+def _numbers(pages: Any) -> np.ndarray:
+    return np.asarray(decode(*pages) if isinstance(pages, QuantisedPages) else pages)
+
+
+def held(values: Values, *dtypes: str) -> Values:
+    """What is left of K and V, float32, that lie in pools of these types one after another. Between
+    equal types nothing is rounded again."""
+    k, v = values
+    for i, dtype in enumerate(dtypes):
+        if dtype in LIMITS and dtype not in dtypes[:i]:
+            k, v = (np.asarray(decode(*encode(jnp.asarray(x), dtype))) for x in (k, v))
+        elif dtype not in LIMITS:
+            k, v = (x.astype(dtype).astype(np.float32) for x in (k, v))
+    return k, v
+
+
+def tokens_of(side: np.ndarray, pages: list[int] | np.ndarray) -> np.ndarray:
+    """[L, K, P, S, H] -> [L, K, T, H] of some pages, one after another."""
+    taken = side[:, :, pages]
+    return taken.reshape(*taken.shape[:2], -1, taken.shape[-1])
+
+
+def shipment(pages: list[int], layers: range = range(LAYERS), *, checked: bool = False) -> Shipment:
+    """From SOURCE to TARGET."""
+    real = sum(page != 0 for page in pages)
+    return Shipment(SOURCE, TARGET, layers, ids(pages), real, checked)
+
+
+def ids(pages: list[int]) -> np.ndarray:
+    return np.array(pages, np.int32)
+
+
+def transfer_of(
+    source: PoolOwner, target: PoolOwner, wire_dtype: str | None = None
+) -> DeviceTransfer:
+    return DeviceTransfer({SOURCE: source, TARGET: target}, wire_dtype)
+
+
+def move(
+    transfer: DeviceTransfer,
+    source_pages: list[int],
+    target_pages: list[int],
+    layers: range = range(LAYERS),
+    *,
+    checked: bool = False,
+) -> int:
+    """Send, wait and land; returns how many pages differ."""
+    ticket = transfer.send(shipment(source_pages, layers, checked=checked))
+    ticket.result()
+    return transfer.land(ticket, ids(target_pages)).result()

@@ -1,0 +1,121 @@
+"""Attention at its plainest: all tokens of one sequence, every score in a matrix. What parity holds
+the model's arithmetic against Hugging Face with, so that no kernel, pool or page is involved.
+
+Dimension key: T tokens, N query heads, K KV heads, G = N/K, H head dim, V vocabulary.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from pallas_kernels.quantised import decode, encode
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition
+from pdjax.device.models import llama as transformer
+from pdjax.device.models.llama import LAYER_AXES, MODEL_AXES, Attend, Layer, Params
+
+
+def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None = None) -> Attend:
+    """Causal attention over `length` tokens of one sequence, whose positions start at 0.
+
+    `rounded` (n, type): tokens from the n-th on see K and V as `quantised.encode` rounds them.
+    """
+    frequencies, stretch = spec.rope.frequencies(spec.head_dim)
+    angles = np.arange(length)[:, None] * frequencies
+    cos = (stretch * np.cos(angles)).astype(np.float32)[:, None, None]  # [T, 1, 1, H/2]
+    sin = (stretch * np.sin(angles)).astype(np.float32)[:, None, None]
+    mask = np.tril(np.ones((length, length), bool))
+
+    def rotate(x: jax.Array) -> jax.Array:
+        a, b = jnp.split(x, 2, axis=-1)
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    def attend(
+        qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: None
+    ) -> tuple[jax.Array, None]:
+        qkv = qkv * scale[:, None, None, None] + (0 if bias is None else bias)
+        rotated = rotate(qkv[:, :, :-1])
+        q, k, v = rotated[:, :, :-1], rotated[:, :, -1], qkv[:, :, -1]  # q [T, K, G, H]
+        o = see(q, k, v)
+        if rounded is not None:
+            first, dtype = rounded
+            seen = see(q, *(decode(*encode(x, dtype)) for x in (k, v)))
+            o = jnp.where((jnp.arange(length) >= first)[:, None, None, None], seen, o)
+        return o.reshape(length, -1, spec.head_dim), cache
+
+    def see(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        scores = jnp.einsum("qkgh,tkh->kgqt", q, k) / spec.head_dim**0.5
+        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+        return jnp.einsum("kgqt,tkh->qkgh", weights, v)
+
+    return attend
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "rounded"))
+def dense_logits(
+    params: Params,
+    tokens: jax.Array,
+    *,
+    spec: ModelSpec,
+    rounded: tuple[int, str] | None = None,
+) -> jax.Array:
+    """tokens i32[T] of one sequence -> logits f32[T, V], on one device; `rounded` as in
+    `dense_attend`."""
+    attend = dense_attend(spec, len(tokens), rounded)
+    nothing = [None] * len(params.layers)
+    x = transformer.embed(params, tokens)
+    x, _ = transformer.forward(params, x, nothing, attend, spec=spec)
+    return transformer.unembed(params, x, spec=spec)
+
+
+def staged_logits(
+    params: Params,
+    tokens: Sequence[int] | np.ndarray,
+    *,
+    spec: ModelSpec,
+    mesh: Mesh,
+) -> jax.Array:
+    """The same on a ("stage", "tp") mesh, weights as the decode phase shards them: the stages take
+    turns, and every device ends with the logits.
+    """
+    vocab_axes = DECODE_RULES["vocab"]
+    stages = mesh.shape[STAGE]
+    layer_specs = Layer(
+        **{
+            name: partition(DECODE_RULES, axes, stacked=True) if axes else None
+            for name, axes in vars(LAYER_AXES).items()
+        }
+    )
+    if params.layers[0].bqkv is None:
+        layer_specs = layer_specs.replace(bqkv=None)  # type: ignore[attr-defined]
+    outside = {
+        name: partition(DECODE_RULES, getattr(MODEL_AXES, name))
+        for name in ("final_norm", "unembed", "embed")
+        if getattr(params, name) is not None
+    }
+    in_specs = Params(layers=[layer_specs] * len(params.layers), **({"embed": None} | outside))
+
+    def run(local: Params, tokens: jax.Array) -> jax.Array:
+        attend = dense_attend(spec, len(tokens))
+        x = transformer.embed(local, tokens, vocab_axes)
+        for stage in range(stages):
+            nothing = [None] * len(local.layers)
+            mine, _ = transformer.forward(
+                local, x, nothing, attend, spec=spec, reduce=lambda y: lax.psum(y, TP)
+            )
+            x = lax.psum(jnp.where(lax.axis_index(STAGE) == stage, mine, 0), STAGE)
+        return transformer.unembed(local, x, spec=spec, vocab_axes=vocab_axes)
+
+    program = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(in_specs, PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    return jax.jit(program)(params, np.asarray(tokens, np.int32))

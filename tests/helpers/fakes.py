@@ -1,0 +1,363 @@
+"""Engines whose answers can be worked out by hand, for tests of the host column.
+
+A fake pool keeps one number per layer and KV address: the token that was written there, salted with
+the layer. The next token is a pure function of what is read back *through the page table*, of the
+position, and of how it is to be sampled; `expected_output` works out the same without any pool. So
+a page that is shared by mistake, freed too early or never filled, a stale row, or a wrong position,
+all come out as wrong tokens.
+
+The fakes are as unkind as the contract in `interfaces` allows: tickets become ready when they like,
+and rows that nobody sits in scribble on the null page and on the history.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from pdjax.core.kv_layout import NULL_PAGE, KVLayout
+from pdjax.core.request import SamplingParams
+from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.batches import (
+    IDLE_ROW,
+    NOT_FINITE,
+    USE_FED_BACK,
+    DecodeBatch,
+    PrefillBatch,
+    Sampled,
+    SamplingBatch,
+)
+
+VOCAB = 97
+END_TOKEN = 0
+POISON = VOCAB
+"""A token that leaves the KV of whoever reads it without a finite logit."""
+_POISONED = 10**12
+DELETED = -(10**9)
+"""What is read of a pool that was given away: it makes every token wrong."""
+TOP_LOGPROBS = 3
+
+ResultT = TypeVar("ResultT")
+
+
+class InjectedError(Exception):
+    """A fault that a test has asked for."""
+
+
+class InjectedInterrupt(BaseException):
+    """A Ctrl-C that a test has asked for."""
+
+
+class Chance:
+    """Randomness of the fakes: delays, and faults with probability `fault_rate` a call, of which
+    a quarter are interrupts."""
+
+    def __init__(self, seed: int, fault_rate: float = 0.0, max_delay: int = 3) -> None:
+        self.random = random.Random(seed)
+        self.fault_rate = fault_rate
+        self.max_delay = max_delay
+        self.faults = 0
+
+    def delay(self) -> int:
+        """How many times somebody has to ask."""
+        return self.random.randint(0, self.max_delay)
+
+    def maybe_fail(self, where: str) -> None:
+        """Raise, now and then."""
+        if self.fault_rate and self.random.random() < self.fault_rate:
+            self.faults += 1
+            raise (InjectedInterrupt if self.random.random() < 0.25 else InjectedError)(where)
+
+    def garbage(self) -> int:
+        """A token that means nothing."""
+        return self.random.randrange(VOCAB)
+
+
+class FakeTicket(Generic[ResultT]):
+    """Ready after having been asked a few times; may then turn out to have failed."""
+
+    def __init__(self, result: ResultT, chance: Chance) -> None:
+        self._result = result
+        self._chance = chance
+        self._asks_left = chance.delay()
+        self._error: BaseException | None = None
+        try:
+            chance.maybe_fail("ticket")
+        except (InjectedError, InjectedInterrupt) as error:
+            self._error = error
+
+    def ready(self) -> bool:
+        self._asks_left -= 1
+        return self._asks_left < 0
+
+    def result(self) -> ResultT:
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class FakePool:
+    """What was written, by layer and address; `contents[l, page * page_size + offset]`.
+
+    As a device's, it is donated to whatever writes it: nobody can read what was given away, and
+    what fails after that has lost all of it.
+    """
+
+    def __init__(self, layout: KVLayout, num_pages: int) -> None:
+        self.layout = layout
+        self.contents = np.zeros((layout.num_layers, num_pages * layout.page_size), np.int64)
+        self.losses = 0
+
+    @contextmanager
+    def donated(self, chance: Chance) -> Iterator[None]:
+        """A block that writes the pool, and may then fail."""
+        given, self.contents = self.contents, self.contents.copy()
+        given[:] = DELETED
+        try:
+            yield
+            chance.maybe_fail("after donation")
+        except BaseException:
+            self.contents[:] = DELETED
+            self.contents = np.zeros_like(given)
+            self.losses += 1
+            raise
+
+    def write(self, layers: tuple[int, ...], slot: int, token: int) -> None:
+        for layer in layers:
+            self.contents[layer, slot] = salted(layer, token)
+
+    def read(self, layers: tuple[int, ...], pages: np.ndarray, length: int) -> int:
+        """Digest of the first `length` tokens of a sequence in these layers."""
+        size = self.layout.page_size
+        positions = np.arange(length)
+        slots = pages[positions // size].astype(np.int64) * size + positions % size
+        seen = self.contents[layers[0] : layers[-1] + 1, slots]
+        weights = np.arange(layers[0] + 1, layers[-1] + 2)[:, None] * (positions + 1)
+        return int((seen * weights).sum())
+
+
+def salted(layer: int, token: int) -> int:
+    """What layer `layer` keeps of a token."""
+    return _POISONED if token == POISON else token + 101 * layer + 1
+
+
+def digest(tokens: list[int], layers: int) -> int:
+    """What all layers together read back of a context."""
+    return sum(
+        (layer + 1) * (position + 1) * salted(layer, token)
+        for layer in range(layers)
+        for position, token in enumerate(tokens)
+    )
+
+
+def said(tokens: list[int], prompt_len: int) -> int:
+    """What a penalty sees of a history: which tokens, and which of them were prompt."""
+    return sum(token * (3 if i < prompt_len else 5) * (i + 1) for i, token in enumerate(tokens))
+
+
+def choose(context: int, length: int, seed: int, temperature: float, history: int) -> int:
+    """The token at position `length`, given the digest of those before it."""
+    chance = seed if temperature > 0 else 0
+    mixed = context * 2654435761 + length * 40503 + chance * 69069 + history * 7919
+    return (mixed >> 7) % VOCAB
+
+
+def is_penalized(params: SamplingParams | SamplingBatch, row: Any = ...) -> bool:
+    values = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty - 1)
+    return any(np.asarray(value)[row] != 0 for value in values)
+
+
+def expected_output(sequence: Sequence, layers: int) -> list[int]:
+    """The output of a sequence that has the machine for itself."""
+    params = sequence.request.params
+    tokens = list(sequence.request.prompt_token_ids)
+    prompt_len, output = len(tokens), list[int]()
+    context = digest(tokens, layers)
+    while len(output) < sequence.max_new_tokens and POISON not in tokens:
+        history = said(tokens, prompt_len) if is_penalized(params) else 0
+        token = choose(context, len(tokens), sequence.seed, params.temperature, history)
+        output.append(token)
+        if (token == END_TOKEN and not params.ignore_eos) or token in params.stop_token_ids:
+            break
+        context += sum(
+            (layer + 1) * (len(tokens) + 1) * salted(layer, token) for layer in range(layers)
+        )
+        tokens.append(token)
+    return output
+
+
+def sampled(tokens: list[int]) -> Sampled:
+    """Tokens with log-probabilities that tell whose they are."""
+    ids = np.array(tokens, np.int32)
+    top_ids = (ids[:, None] + np.arange(TOP_LOGPROBS, dtype=np.int32)) % VOCAB
+    return Sampled(ids, logprob_of(ids), top_ids, logprob_of(top_ids))
+
+
+def logprob_of(token: Any) -> Any:
+    """The log-probability that the fakes give a token."""
+    return -np.asarray(token, np.float32) / 8
+
+
+def _sample(sampling: SamplingBatch, row: int, context: int, length: int, tokens: list[int]) -> int:
+    if context >= _POISONED:
+        return NOT_FINITE
+    history = said(tokens, int(sampling.prompt_lens[row])) if is_penalized(sampling, row) else 0
+    seed, temperature = int(sampling.seed[row]), float(sampling.temperature[row])
+    return choose(context, length, seed, temperature, history)
+
+
+class FakePrefillEngine:
+    """Prefills as soon as it is asked to; only the ticket takes its time."""
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_pages: int,
+        chance: Chance,
+        layer_groups: tuple[range, ...] | None = None,
+    ) -> None:
+        self.layout = layout
+        self.num_pages = num_pages
+        self.layer_groups = layer_groups or (range(layout.num_layers),)
+        self.pool = FakePool(layout, num_pages)
+        self.shapes: set[tuple[int, int]] = set()
+        self._chance = chance
+
+    @property
+    def losses(self) -> int:
+        return self.pool.losses
+
+    def close(self) -> None:
+        """There is nothing to let go."""
+
+    def prefill(
+        self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
+    ) -> FakeTicket[Sampled]:
+        self._chance.maybe_fail("prefill")
+        self.shapes.add((len(batch.tokens), len(batch.kv_pages)))
+        layers, size = tuple(range(self.layout.num_layers)), self.layout.page_size
+        slots = list(zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True))
+        for group, its_layers in enumerate(self.layer_groups):
+            with self.pool.donated(self._chance):
+                for token, slot in slots:
+                    self.pool.write(tuple(its_layers), slot, token)
+            if after_group is not None:
+                after_group(group)
+        padding = batch.slot_mapping[batch.cu_q_lens[-1] :]
+        assert (padding // size == NULL_PAGE).all(), "padding writes to a page of somebody"
+        tokens = []
+        for b in range(len(batch.kv_lens)):
+            first, last = batch.cu_q_lens[b], batch.cu_q_lens[b + 1]
+            if first == last:
+                tokens.append(self._chance.garbage())
+                continue
+            length = int(batch.kv_lens[b])
+            assert batch.positions[first:last].tolist() == list(
+                range(length - (last - first), length)
+            )
+            assert batch.sample_at[b] == last - 1
+            pages = batch.kv_pages[batch.cu_pages[b] : batch.cu_pages[b + 1]]
+            history = [] if batch.history is None else batch.history[b, :length].tolist()
+            context = self.pool.read(layers, pages, length)
+            tokens.append(_sample(batch.sampling, b, context, length, history))
+        return FakeTicket(sampled(tokens), self._chance)
+
+
+@dataclass
+class _Activation:
+    """What a row of a microbatch carries from stage to stage."""
+
+    token: int
+    context: int = 0
+
+
+class FakeDecodeEngine:
+    """The tick program, stage by stage: a stage writes and reads its own layers, at its own tick,
+    through the page table that it is given for that tick."""
+
+    def __init__(self, layout: KVLayout, num_pages: int, rows: int, chance: Chance) -> None:
+        self.layout = layout
+        self.num_pages = num_pages
+        self.pool = FakePool(layout, num_pages)
+        self.widths: set[int] = set()
+        self._chance = chance
+        self._rows = rows // layout.stages  # of a microbatch
+        self._carried = [[_Activation(0)] * self._rows for _ in range(layout.stages)]
+        self._fed_back = [0] * self._rows
+        self._history: dict[int, list[int]] = {}
+        self._state_losses = 0
+
+    @property
+    def losses(self) -> int:
+        return self.pool.losses + self._state_losses
+
+    def close(self) -> None:
+        """There is nothing to let go."""
+
+    @contextmanager
+    def _donated(self) -> Iterator[None]:
+        """As with the pool, of what lives from tick to tick."""
+        try:
+            yield
+        except BaseException:
+            lost = _Activation(DELETED, DELETED)
+            self._carried = [[lost] * self._rows for _ in range(self.layout.stages)]
+            self._fed_back, self._history = [DELETED] * self._rows, {}
+            self._state_losses += 1
+            raise
+
+    def remember(self, row: int, token_ids: np.ndarray) -> None:
+        self._chance.maybe_fail("remember")
+        with self._donated():
+            self._history[row] = token_ids.tolist()
+            self._chance.maybe_fail("remember, after donation")
+
+    def tick(self, batch: DecodeBatch) -> FakeTicket[Sampled]:
+        self._chance.maybe_fail("tick")
+        with self._donated(), self.pool.donated(self._chance):
+            return self._compute(batch)
+
+    def _compute(self, batch: DecodeBatch) -> FakeTicket[Sampled]:
+        stages = self.layout.stages
+        self.widths.add(batch.page_table.shape[-1])
+        self._carried[batch.tick % stages] = [
+            _Activation(self._fed_back[i] if token == USE_FED_BACK else token)
+            for i, token in enumerate(batch.tokens.tolist())
+        ]
+        for stage, layers in enumerate(self.layout.stage_layers):
+            for i, activation in enumerate(self._carried[(batch.tick - stage) % stages]):
+                position, pages = int(batch.positions[stage, i]), batch.page_table[stage, i]
+                self._run_stage(layers, activation, position, pages)
+        tokens = self._leave((batch.tick - stages + 1) % stages, batch)
+        self._fed_back = [max(token, 0) for token in tokens]  # ids, also where none was chosen
+        return FakeTicket(sampled(tokens), self._chance)
+
+    def _run_stage(
+        self, layers: tuple[int, ...], activation: _Activation, position: int, pages: np.ndarray
+    ) -> None:
+        if position == IDLE_ROW:
+            assert (pages == NULL_PAGE).all(), "an idle row has pages"
+            self.pool.write(layers, self._chance.random.randrange(self.layout.page_size), 1)
+            activation.context += self._chance.garbage()
+            return
+        page, offset = divmod(position, self.layout.page_size)
+        self.pool.write(layers, int(pages[page]) * self.layout.page_size + offset, activation.token)
+        activation.context += self.pool.read(layers, pages, position + 1)
+
+    def _leave(self, microbatch: int, batch: DecodeBatch) -> list[int]:
+        """The next tokens of the microbatch that leaves."""
+        tokens = []
+        for i, activation in enumerate(self._carried[microbatch]):
+            length = int(batch.positions[-1, i]) + 1
+            history = self._history.setdefault(microbatch * self._rows + i, [])
+            if length == IDLE_ROW + 1:
+                tokens.append(self._chance.garbage())
+            else:
+                seen = history[:length]
+                tokens.append(_sample(batch.sampling, i, activation.context, length, seen))
+            history += [0] * (length + 1 - len(history))
+            history[length] = max(tokens[-1], 0)
+        return tokens

@@ -1,0 +1,107 @@
+"""Writes tiny GGUF files the way llama.cpp's converter does: names, rows of Q and K interleaved."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFEndian, GGUFWriter
+from gguf.quants import quantize
+
+from tests.helpers import tiny_models
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+Q8_0 = GGMLQuantizationType.Q8_0
+F32 = GGMLQuantizationType.F32
+
+
+def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Put the two dimensions that RoPE rotates together, half a head apart, next to each other."""
+    split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return split.swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_gguf(
+    path: Path,
+    model: str = "llama",
+    *,
+    kind: GGMLQuantizationType = F32,
+    metadata: dict[str, Any] | None = None,
+    extra: dict[str, np.ndarray] | None = None,
+    arch: str | None = None,
+    big_endian: bool = False,
+    tensors_a_shard: int = 0,
+) -> Path:
+    """Write tiny model `model` with matrices of type `kind`; returns `path`, or that of the first
+    shard.
+
+    `metadata` adds or, with None, drops keys; `extra` adds or replaces tensors by their GGUF names;
+    `arch` is another architecture than the model's own; `tensors_a_shard` splits the file.
+    """
+    config = tiny_models.TINY_MODELS[model]
+    arch = arch or config["model_type"]
+    order = GGUFEndian.BIG if big_endian else GGUFEndian.LITTLE
+    writer = GGUFWriter(path, arch, endianess=order, split_max_tensors=tensors_a_shard)
+    fields: dict[str, Any] = {
+        f"{arch}.block_count": config["num_hidden_layers"],
+        f"{arch}.context_length": config["max_position_embeddings"],
+        f"{arch}.embedding_length": config["hidden_size"],
+        f"{arch}.feed_forward_length": config["intermediate_size"],
+        f"{arch}.attention.head_count": config["num_attention_heads"],
+        f"{arch}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        f"{arch}.rope.freq_base": config.get("rope_theta", 10000.0),
+        "tokenizer.ggml.eos_token_id": 2,
+    } | (metadata or {})
+    for key, value in fields.items():
+        _add(writer, key, value)
+    for name, values in tiny_models.tensors(model).items():
+        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+            key = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
+            values = interleave(values, config[key])
+        stored = quantize(values, kind) if values.ndim == 2 and kind != F32 else values
+        raw = kind if values.ndim == 2 and kind != F32 else None
+        if _gguf_name(name) not in (extra or {}):
+            writer.add_tensor(_gguf_name(name), stored, raw_dtype=raw)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    shards = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
+    return shards[0] if tensors_a_shard else path
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif value is not None:
+        writer.add_array(key, value)
+
+
+def _gguf_name(name: str) -> str:
+    stem, suffix = name.rsplit(".", 1)
+    if stem.startswith("model.layers."):
+        _, _, layer, part = stem.split(".", 3)
+        return f"blk.{layer}.{_NAMES[part]}.{suffix}"
+    return f"{_NAMES[stem]}.{suffix}"

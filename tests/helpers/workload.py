@@ -1,0 +1,376 @@
+"""A random deployment of fake engines and a random day for it, both a function of one seed."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
+from pdjax.core.clock import VirtualClock
+from pdjax.core.kv_layout import KVLayout, split_groups
+from pdjax.core.request import QueueFull, Request, SamplingParams
+from pdjax.host.coordinator import Coordinator
+from pdjax.host.engines import Lane
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.sequences.lifecycle import Progress
+from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
+from tests.helpers.fake_transfer import FakeTransfer
+from tests.helpers.fakes import (
+    END_TOKEN,
+    POISON,
+    TOP_LOGPROBS,
+    VOCAB,
+    Chance,
+    FakeDecodeEngine,
+    FakePrefillEngine,
+    InjectedError,
+    InjectedInterrupt,
+    expected_output,
+    logprob_of,
+)
+
+MOST_STEPS = 20_000
+"""Steps after which a workload that is not done hangs; it takes a few hundred."""
+
+STOP = "enough"
+
+FAULTS = ("Injected", "HandoffTimeout", "CorruptPages")
+"""What may be the reason of a failure."""
+
+LIVE = {state for state, moves in LEGAL_MOVES.items() if moves}
+REACHED = LIVE - {State.PARKED} | {State.FINISHED}
+"""States in which a request may be found when it is aborted."""
+
+
+@dataclass
+class FakeText:
+    """Text that is stopped after so many tokens, or breaks."""
+
+    stop_after: int | None
+    break_after: int | None
+    pushed: int = 0
+    finished: bool = False
+
+    def push(self, token_id: int) -> str | None:
+        assert not self.finished
+        self.pushed += 1
+        if self.pushed == self.break_after:
+            raise InjectedError("text")
+        return STOP if self.pushed == self.stop_after else None
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@dataclass
+class Visit:
+    """A request, when it comes, and when it loses patience."""
+
+    request: Request
+    at_step: int
+    text: FakeText | None = None
+    abort_in: State | None = None
+    abort_at_step: int | None = None
+    sequences: list[Sequence] = field(default_factory=list)
+
+
+class Workload:
+    """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for."""
+
+    def __init__(self, seed: int, *, faults: bool = False) -> None:
+        self._seed = seed
+        self.random = random.Random(seed)
+        self.chance = Chance(seed, 0.02 if faults else 0.0, self.random.choice((0, 1, 4)))
+        self.happened: Counter[str] = Counter()
+        self._faults = faults
+        self._streamed: dict[Sequence, list[int]] = {}
+        self._finished: Counter[Sequence] = Counter()
+        self._build()
+        self.visits = [self._visit(f"r{i}") for i in range(self.random.randint(1, 12))]
+
+    def _build(self) -> None:
+        draw = self.random
+        colocated = draw.random() < 0.2
+        rows = draw.choice((1, 2, 3, 4, 6))
+        self.layers = draw.randint(4, 6)
+        page_size, other = draw.choice((1, 2, 3, 4)), 1
+        if not colocated:
+            other = draw.choice((1, 1, 2, 3))
+        self.max_model_len = draw.randint(4, 40)
+        sizes = draw.choice(((page_size, page_size * other), (page_size * other, page_size)))
+
+        def layout(stages: int, size: int) -> KVLayout:
+            return KVLayout(self.layers, 1, 1, size, "float32", 4, stages)
+
+        def pages(size: int) -> int:
+            context = -(-self.max_model_len // size)
+            return 1 + draw.randint(max(1, context // 2), context + context // 2)
+
+        stages = [n for n in (1, 2, 3, 4) if rows % n == 0]
+        prefill_pages = [pages(sizes[0]) for _ in range(draw.randint(1, 3))]
+        decode_pages = prefill_pages
+        if not colocated:
+            decode_pages = [pages(sizes[1]) for _ in range(draw.randint(1, 3))]
+        groups = split_groups(self.layers, draw.randint(1, 4))
+        self.prefill = [
+            FakePrefillEngine(layout(1, sizes[0]), n, self.chance, groups) for n in prefill_pages
+        ]
+        self.decode = [
+            FakeDecodeEngine(
+                layout(1 if colocated else draw.choice(stages), sizes[1]), n, rows, self.chance
+            )
+            for n in decode_pages
+        ]
+        handoff = self._handoff_config()
+        self.transfer = FakeTransfer(
+            self.prefill,
+            self.decode,
+            self.chance,
+            colocated=colocated,
+            loss_rate=0.1 if self._faults and handoff.deadline else 0.0,
+            damage_rate=0.1 if self._faults and handoff.checksums else 0.0,
+        )
+        config = Config(
+            kv=KVConfig(prefix_cache=self.prefix_cache),
+            handoff=handoff,
+            prefill=PrefillConfig(
+                token_budget=draw.randint(1, 16),
+                max_sequences=draw.randint(1, 4),
+                lookahead=draw.randint(0, 2),
+            ),
+            decode=DecodeConfig(rows=rows, lookahead=draw.randint(0, 2)),
+            max_waiting=draw.choice((3, 100)),
+            max_logprobs=TOP_LOGPROBS,
+            seed=draw.randrange(100),
+        )
+        clock = VirtualClock()
+        self.coordinator = Coordinator(
+            config,
+            vocab_size=POISON + 1,
+            max_model_len=self.max_model_len,
+            end_token_ids=[END_TOKEN],
+            prefill_engines=self.prefill,
+            decode_engines=self.decode,
+            transfer=self.transfer,
+            clock=clock,
+            recorder=Recorder(clock),
+            make_text=self._make_text,
+        )
+        self.coordinator.on_news = self._hear_and_lose_patience
+
+    def _handoff_config(self) -> HandoffConfig:
+        draw = self.random
+        self.prefix_cache = draw.random() < 0.5
+        return HandoffConfig(
+            streaming=draw.random() < 0.7,
+            after_tokens=draw.choice((0, 0, 0, 1, 3)),
+            stay_below=draw.choice((0, 0, 0, 4, 1000)),
+            give_back=self.prefix_cache and draw.random() < 0.5,
+            rebalance=draw.random() < 0.5,
+            checksums=draw.random() < 0.5,
+            lease=draw.choice((None, 3.0)),
+            deadline=draw.choice((None, 20.0)),  # no delay of a fake comes near
+            retries=draw.randint(0, 2),
+            reprefills=draw.randint(0, 2),
+            max_bytes_in_flight=draw.choice((None, 1, 200)),
+        )
+
+    def _visit(self, name: str) -> Visit:
+        draw = self.random
+        most_prompt = draw.choice((2, self.max_model_len - 1))
+        length = draw.randint(1, most_prompt)
+        # Many prompts begin alike.
+        shared = draw.choice((0, length // 2, length - 1))
+        prompt = [1 + i % 7 for i in range(shared)]
+        prompt += [draw.randrange(VOCAB) for _ in range(length - shared)]
+        poison = random.Random(f"poison of {name} in {self._seed}")
+        if poison.random() < 0.05:
+            prompt[poison.randrange(length)] = POISON
+        n = draw.choice((1, 1, 1, 2, 3))
+        params = SamplingParams(
+            temperature=draw.choice((0.0, 1.0)) if n == 1 else 1.0,
+            seed=draw.choice((None, draw.randrange(2**40))),
+            max_tokens=draw.choice((None, None, 1, draw.randint(1, self.max_model_len))),
+            stop_token_ids=draw.choice(((), (1, 2, 3, 4))),
+            ignore_eos=draw.random() < 0.5,
+            logprobs=draw.choice((None, 0, TOP_LOGPROBS)),
+            presence_penalty=draw.choice((0.0, 0.0, 0.5)),
+            repetition_penalty=draw.choice((1.0, 1.0, 1.5)),
+            n=n,
+        )
+        visit = Visit(Request(name, tuple(prompt), params, 0.0), at_step=draw.randint(0, 40))
+        if draw.random() < 0.3:
+            break_after = draw.randint(1, 5) if self._faults else None
+            visit.text = FakeText(draw.choice((None, draw.randint(1, 8))), break_after)
+        if draw.random() < 0.2:
+            visit.abort_in = draw.choice([state for state in State if state in REACHED])
+        elif draw.random() < 0.1:
+            visit.abort_at_step = visit.at_step + draw.randint(0, 30)
+        return visit
+
+    def _make_text(self, request: Request) -> FakeText | None:
+        [visit] = [visit for visit in self.visits if visit.request is request]
+        return FakeText(visit.text.stop_after, visit.text.break_after) if visit.text else None
+
+    def run(self, *, check: bool = True) -> None:
+        """Live through it.
+
+        Args:
+          check: count pages at every step, too, and not only look at the tokens.
+        """
+        todo = list(self.visits)
+        for step in range(MOST_STEPS):
+            todo = [visit for visit in todo if not self._submit(visit, step)]
+            for visit in self.visits:
+                self._lose_patience(visit, step)
+            self._hear(self._step())
+            if check:
+                self.coordinator.check()
+            if not todo and not self.coordinator.has_work:
+                break
+        else:
+            states = Counter(seq.state.name for visit in self.visits for seq in visit.sequences)
+            raise AssertionError(f"no end in sight: {states}")
+        for visit in self.visits:
+            for sequence in visit.sequences:
+                self._verify(sequence)
+        self._verify_shapes()
+        if check:
+            self.coordinator.check()
+
+    def _hear(self, news: list[Progress]) -> None:
+        for progress in news:
+            self._streamed.setdefault(progress.sequence, []).extend(progress.token_ids)
+            self._finished[progress.sequence] += progress.finished
+
+    def _hear_and_lose_patience(self, news: list[Progress]) -> None:
+        """Called in the middle of a step, where somebody who listens may abort anybody."""
+        self._hear(news)
+        self.happened["told between layer groups"] += 1
+        if self.random.random() < 0.2:
+            visit = self.random.choice(self.visits)
+            self.happened["abort between layer groups"] += self.coordinator.abort(visit.request.id)
+
+    def _step(self) -> list[Progress]:
+        try:
+            return self.coordinator.step()
+        except InjectedInterrupt:  # somebody else may go on
+            self.happened["interrupted"] += 1
+            return []
+
+    def _submit(self, visit: Visit, step: int) -> bool:
+        """Whether the request is in, or has been refused for good."""
+        if step < visit.at_step:
+            return False
+        try:
+            visit.sequences = self.coordinator.submit(visit.request)
+        except QueueFull:
+            self.happened["queue full"] += 1
+            return False
+        except ValueError:
+            self.happened["refused"] += 1
+        return True
+
+    def _lose_patience(self, visit: Visit, step: int) -> None:
+        states = {sequence.state for sequence in visit.sequences}
+        if states and (visit.abort_in in states or visit.abort_at_step == step):
+            for state in states:
+                self.happened[f"abort in {state.name}"] += 1
+            assert self.coordinator.abort(visit.request.id) == any(s in LIVE for s in states)
+            assert not self.coordinator.abort(visit.request.id), "aborted twice"
+            visit.abort_in = None
+
+    def _verify_shapes(self) -> None:
+        """Nothing was compiled that a warm-up would not have compiled."""
+        buckets = self.coordinator.buckets
+        for prefill in self.prefill:
+            assert prefill.shapes <= set(buckets.prefill_shapes())
+        for decode in self.decode:
+            assert decode.widths <= set(buckets.table_pages)
+
+    def _verify(self, sequence: Sequence) -> None:
+        """It got what it would have got alone."""
+        name, params = sequence.id, sequence.request.params
+        if POISON in sequence.request.prompt_token_ids:
+            self._verify_poisoned(sequence)
+            return
+        expected = expected_output(sequence, self.layers)
+        last = expected[-1]
+        reason: tuple[str, int | str | None] = ("length", None)
+        if (last == END_TOKEN and not params.ignore_eos) or last in params.stop_token_ids:
+            reason = ("stop", last)
+        text = sequence.text
+        if text is not None and text.stop_after is not None:
+            readable = len(expected) - (reason[0] == "stop")
+            if text.stop_after <= readable:
+                expected, reason = expected[: text.stop_after], ("stop", STOP)
+        output = sequence.output
+        assert output == expected[: len(output)], f"{name}: {output}, not {expected}"
+        assert self._streamed[sequence] == output, f"{name}: streamed {self._streamed[sequence]}"
+        assert self._finished[sequence] == 1, f"{name}: finished {self._finished[sequence]} times"
+        if params.logprobs is not None:
+            assert [entry.chosen for entry in sequence.logprobs] == list(logprob_of(output))
+            assert all(len(entry.top) == params.logprobs for entry in sequence.logprobs)
+        self.happened[sequence.state.name] += 1
+        self.happened["preempted"] += sequence.epoch
+        assert text is None or text.finished, f"{name}: its text is left open"
+        match sequence.state:
+            case State.FINISHED:
+                assert output == expected, f"{name}: ended early, {output}, not {expected}"
+                assert (sequence.finish_reason, sequence.stop_reason) == reason, name
+            case State.FAILED:
+                assert self._faults, f"{name}: {sequence.error}"
+                assert sequence.error is not None
+                assert sequence.error.startswith(FAULTS), sequence.error
+            case State.ABORTED:
+                assert sequence.finish_reason == "abort"
+            case state:
+                raise AssertionError(f"{name}: left in {state}")
+
+    def _verify_poisoned(self, sequence: Sequence) -> None:
+        """It has said nothing and says why, and nobody finds a page that it has spoiled."""
+        assert sequence.output == [] and self._finished[sequence] == 1, sequence.id
+        self.happened["poisoned"] += 1
+        if sequence.state is State.FAILED:
+            assert sequence.error is not None
+            assert sequence.error.startswith(("FloatingPointError", *FAULTS)), sequence.error
+        else:
+            assert sequence.state is State.ABORTED, sequence.state
+        prompt = sequence.request.prompt_token_ids
+        lanes: list[Lane] = [*self.coordinator._prefill, *self.coordinator._decode]
+        for lane in lanes:
+            index = lane.pool.prefixes
+            if index is not None:
+                found = len(index.match(index.keys(prompt))) * index.page_size
+                assert found <= prompt.index(POISON), f"{sequence.id}: {lane.end} keeps its poison"
+
+
+def run_all(
+    seeds: range,
+    *,
+    faults: bool = False,
+    check: bool = True,
+    make: Callable[..., Workload] = Workload,
+) -> Counter[str]:
+    """Run a workload a seed; returns what happened in all of them.
+
+    Raises:
+      AssertionError: naming the seed.
+    """
+    happened: Counter[str] = Counter()
+    for seed in seeds:
+        workload = make(seed, faults=faults)
+        try:
+            workload.run(check=check)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, faults={faults}: {error!r}") from error
+        happened += workload.happened
+        happened["faults"] += workload.chance.faults
+        happened["lost"] += workload.transfer.lost
+        happened["damaged"] += workload.transfer.damaged
+        totals = workload.coordinator._recorder.transfers
+        for name in ("transfers", "retries", "pages_skipped", "reprefilled_tokens"):
+            happened[name] += getattr(totals, name)
+        for shipment in workload.transfer.shipments:
+            happened[f"{shipment.source.side.value} to {shipment.target.side.value}"] += 1
+    return happened
