@@ -303,7 +303,7 @@ def test_host_column_runs_without_jax():
         ),
         ("experiments/x.py", "import pdjax.host.kv.pages, pdjax.device.mesh", "both columns"),
         ("pdjax/llm.py", "import experiments.quickstart", "of experiments"),
-        ("pdjax/cli.py", "from tests import helpers", "of tests"),
+        ("pdjax/cli/generate.py", "from tests import helpers", "of tests"),
         ("pallas_kernels/copy/api.py", "from pdjax.core.kv_layout import KVLayout", "of words"),
         ("configs/tiny.py", "import os", "only pdjax.config"),
         ("configs/tiny.py", "from pdjax.core.request import Request", "only pdjax.config"),

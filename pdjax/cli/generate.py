@@ -1,25 +1,22 @@
-"""The command `pdjax`: what a shell can ask for. Each subcommand loads JAX only once it runs."""
+"""`pdjax generate`: complete prompts, or answer them as a chat."""
 
 import dataclasses
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from pdjax.config import DTYPES
+from pdjax.cli.command import Command
 from pdjax.core.outputs import Completion, RequestOutput
 from pdjax.core.request import SamplingParams
-from pdjax.flags import config_of, new_flags, run
+from pdjax.flags import config_of, new_flags
 from pdjax.formats.strict_json import dumps
 
 if TYPE_CHECKING:
     from pdjax.llm import LLM
 
-GENERATE_USAGE = """
+USAGE = """
 pdjax generate: complete prompts, or answer them as a chat.
 
   pdjax generate --prompt="The capital of France is" --max_tokens=16
@@ -30,60 +27,44 @@ pdjax generate: complete prompts, or answer them as a chat.
 With --json a number that is not finite, such as a log-probability of minus infinity, is null.
 """
 
-CONVERT_USAGE = """
-pdjax convert: write any model that pdjax reads as an Orbax checkpoint, which loads sharded.
-
-  pdjax convert --source=path/to/huggingface/directory --output=path/to/checkpoint --dtype=bfloat16
-
-The result is served with --config.model.source=path/to/checkpoint.
-"""
-
-_GENERATE = new_flags(config="smollm2")
-_OF_GENERATE: dict[str, Any] = {"flag_values": _GENERATE}
-_PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], "text to go on from; may be repeated", **_OF_GENERATE
-)
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "file, a prompt a line", **_OF_GENERATE)
-_CHAT = flags.DEFINE_bool("chat", False, "each prompt is a user's message", **_OF_GENERATE)
-_STREAM = flags.DEFINE_bool("stream", False, "show the text as it comes", **_OF_GENERATE)
-_JSON = flags.DEFINE_bool("json", False, "write a JSON object a prompt", **_OF_GENERATE)
-flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", **_OF_GENERATE)
-flags.DEFINE_integer("top_k", 0, "choose among the k likeliest; 0: among all", **_OF_GENERATE)
-flags.DEFINE_float("top_p", 1.0, "choose among the likeliest that add up to p", **_OF_GENERATE)
-flags.DEFINE_float("min_p", 0.0, "drop what is below this share of the likeliest", **_OF_GENERATE)
-flags.DEFINE_integer("seed", None, "the same seed, the same choices", **_OF_GENERATE)
-flags.DEFINE_integer("max_tokens", 128, "most tokens to generate", **_OF_GENERATE)
-flags.DEFINE_multi_string("stop", [], "text to end before; may be repeated", **_OF_GENERATE)
-flags.DEFINE_multi_integer("stop_token_ids", [], "token to end at; may be repeated", **_OF_GENERATE)
-flags.DEFINE_bool("ignore_eos", False, "go on past the model's end tokens", **_OF_GENERATE)
-flags.DEFINE_integer("logprobs", None, "with --json: of so many likeliest tokens", **_OF_GENERATE)
-flags.DEFINE_float("presence_penalty", 0.0, "for a token already generated", **_OF_GENERATE)
-flags.DEFINE_float("frequency_penalty", 0.0, "for each time it was generated", **_OF_GENERATE)
-flags.DEFINE_float("repetition_penalty", 1.0, "factor, prompt included", **_OF_GENERATE)
-flags.DEFINE_integer("n", 1, "choices to generate a prompt", **_OF_GENERATE)
-
-_CONVERT = new_flags()
-_OF_CONVERT: dict[str, Any] = {"flag_values": _CONVERT}
-_SOURCE = flags.DEFINE_string("source", None, "model to read, any that is served", **_OF_CONVERT)
-_OUTPUT = flags.DEFINE_string("output", None, "directory to write", **_OF_CONVERT)
-_DTYPE = flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "precision of weights", **_OF_CONVERT)
+_FLAGS = new_flags(config="smollm2")
+_OF: dict[str, Any] = {"flag_values": _FLAGS}
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "text to go on from; may be repeated", **_OF)
+_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "file, a prompt a line", **_OF)
+_CHAT = flags.DEFINE_bool("chat", False, "each prompt is a user's message", **_OF)
+_STREAM = flags.DEFINE_bool("stream", False, "show the text as it comes", **_OF)
+_JSON = flags.DEFINE_bool("json", False, "write a JSON object a prompt", **_OF)
+flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", **_OF)
+flags.DEFINE_integer("top_k", 0, "choose among the k likeliest; 0: among all", **_OF)
+flags.DEFINE_float("top_p", 1.0, "choose among the likeliest that add up to p", **_OF)
+flags.DEFINE_float("min_p", 0.0, "drop what is below this share of the likeliest", **_OF)
+flags.DEFINE_integer("seed", None, "the same seed, the same choices", **_OF)
+flags.DEFINE_integer("max_tokens", 128, "most tokens to generate", **_OF)
+flags.DEFINE_multi_string("stop", [], "text to end before; may be repeated", **_OF)
+flags.DEFINE_multi_integer("stop_token_ids", [], "token to end at; may be repeated", **_OF)
+flags.DEFINE_bool("ignore_eos", False, "go on past the model's end tokens", **_OF)
+flags.DEFINE_integer("logprobs", None, "with --json: of so many likeliest tokens", **_OF)
+flags.DEFINE_float("presence_penalty", 0.0, "for a token already generated", **_OF)
+flags.DEFINE_float("frequency_penalty", 0.0, "for each time it was generated", **_OF)
+flags.DEFINE_float("repetition_penalty", 1.0, "factor, prompt included", **_OF)
+flags.DEFINE_integer("n", 1, "choices to generate a prompt", **_OF)
 
 
 def generate() -> int:
     """`pdjax generate`; status 1 where a request failed on the way."""
     prompts = _prompts()
-    for text in _GENERATE["stop"].value or ():
+    for text in _FLAGS["stop"].value or ():
         _check_text("stop", text)
     if sys.stdout is None:
         raise ValueError("stdout: is closed, so no answer could be shown")
     asked: dict[str, Any] = {
-        field.name: _GENERATE[field.name].value for field in dataclasses.fields(SamplingParams)
+        field.name: _FLAGS[field.name].value for field in dataclasses.fields(SamplingParams)
     }
     params = SamplingParams(**asked)
     if _STREAM.value and (_JSON.value or len(prompts) > 1 or params.n > 1):
         raise ValueError("stream: shows one choice of one prompt, and not as json")
     # A command answers once and ends: it compiles what it meets, not every bucket beforehand.
-    config = dataclasses.replace(config_of(_GENERATE), warm_up=False)
+    config = dataclasses.replace(config_of(_FLAGS), warm_up=False)
 
     from pdjax.llm import LLM
 
@@ -98,65 +79,6 @@ def generate() -> int:
     for prompt, output in zip(prompts, outputs, strict=True):
         show(prompt, output, several=len(prompts) > 1)
     return int(any(choice.error for output in outputs for choice in output.choices))
-
-
-def convert() -> None:
-    """`pdjax convert`."""
-    if not _SOURCE.value or not _OUTPUT.value:
-        raise ValueError("convert: needs both --source=MODEL and --output=DIRECTORY")
-
-    from pdjax import llm
-
-    llm.convert(_SOURCE.value, _OUTPUT.value, _DTYPE.value)
-
-
-@dataclass(frozen=True)
-class Command:
-    """A subcommand: what runs, its flags, its help page."""
-
-    main: Callable[[], int | None]
-    values: flags.FlagValues
-    usage: str
-
-
-COMMANDS = {
-    "generate": Command(generate, _GENERATE, GENERATE_USAGE),
-    "convert": Command(convert, _CONVERT, CONVERT_USAGE),
-}
-
-
-def overview() -> str:
-    """The page that `pdjax --help` shows: the first line of each subcommand's own."""
-    lines = [command.usage.strip().split("\n")[0] for command in COMMANDS.values()]
-    return "\n".join(
-        [
-            "pdjax: language models served with prefill and decode on different JAX device meshes.",
-            "",
-            *(f"  {line}" for line in lines),
-            "",
-            "pdjax COMMAND --help lists the flags of a command.",
-            "pdjax --version says which pdjax this is.",
-        ]
-    )
-
-
-def main(argv: list[str] | None = None) -> NoReturn:
-    """The entry point of the command; ends the process."""
-    argv = sys.argv if argv is None else argv
-    name = argv[1] if len(argv) > 1 else "--help"
-    if name in ("-h", "--help", "help"):
-        print(overview())
-        sys.exit(0)
-    if name == "--version":
-        print(f"pdjax {version('pdjax')}")
-        sys.exit(0)
-    if name not in COMMANDS:
-        print(
-            f"pdjax: {name!r}: no such command; allowed are {', '.join(COMMANDS)}", file=sys.stderr
-        )
-        sys.exit(2)
-    command = COMMANDS[name]
-    run(command.main, command.values, command.usage, [f"pdjax {name}", *argv[2:]])
 
 
 def _prompts() -> list[str]:
@@ -259,3 +181,6 @@ def _choice_json(choice: Completion) -> dict[str, Any]:
         "logprobs": None if logprobs is None else [dataclasses.asdict(entry) for entry in logprobs],
         "metrics": choice.metrics.to_json() if choice.metrics is not None else None,
     }
+
+
+COMMAND = Command(generate, _FLAGS, USAGE)
