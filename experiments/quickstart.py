@@ -23,8 +23,6 @@ from pdjax import LLM, Config, RequestOutput, SamplingParams
 from pdjax.flags import config_of, new_flags, run
 from pdjax.formats.strict_json import dumps
 from pdjax.host.metrics.recorder import Recorder, in_ms
-from pdjax.host.metrics.summary import report
-from pdjax.host.metrics.trace import write_trace
 
 FLAGS = new_flags(config="configs/smollm2_cpu.py")
 _OUT = flags.DEFINE_string("out", "results/quickstart", "directory to write", flag_values=FLAGS)
@@ -142,9 +140,9 @@ def engine_table(recorder: Recorder) -> str:
 def save(path: Path, llm: LLM, extra: dict[str, Any]) -> None:
     """metrics.json and trace.json of the run."""
     path.mkdir(parents=True, exist_ok=True)
-    whole = {**report(llm.recorder), **extra, "config": dataclasses.asdict(llm.config)}
+    whole = {**llm.report(), **extra, "config": dataclasses.asdict(llm.config)}
     (path / "metrics.json").write_text(dumps(whole, indent=1) + "\n")
-    write_trace(path / "trace.json", llm.recorder)
+    llm.write_trace(path / "trace.json")
 
 
 def main() -> int:

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from pdjax.config.load import load_config
     from pdjax.core.outputs import RequestOutput
     from pdjax.core.request import SamplingParams
+    from pdjax.core.slo import SLO
     from pdjax.llm import LLM
 
-__all__ = ["LLM", "Config", "RequestOutput", "SamplingParams", "load_config"]
+__all__ = ["LLM", "SLO", "Config", "RequestOutput", "SamplingParams", "load_config"]
 
 _HOMES = {
     "LLM": "pdjax.llm",
@@ -22,6 +23,7 @@ _HOMES = {
     "load_config": "pdjax.config.load",
     "SamplingParams": "pdjax.core.request",
     "RequestOutput": "pdjax.core.outputs",
+    "SLO": "pdjax.core.slo",
 }
 
 

@@ -26,6 +26,7 @@ from pdjax.core.clock import Clock, WallClock
 from pdjax.core.model_spec import ModelSpec
 from pdjax.core.outputs import RequestOutput
 from pdjax.core.request import Request, SamplingParams
+from pdjax.core.slo import SLO
 from pdjax.device.builder import build_engines, deal_devices
 from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.checkpoints.orbax import convert as convert_checkpoint
@@ -33,6 +34,8 @@ from pdjax.entry import Listener
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.summary import report
+from pdjax.host.metrics.trace import write_trace
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.session import Session
 from pdjax.stream import Stream
@@ -301,6 +304,27 @@ class LLM:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    # What happened.
+
+    def report(self, slo: SLO | None = None) -> dict[str, Any]:
+        """The run so far as plain values, which `json` can write: latencies and throughput under
+        the keys of vLLM's serving benchmark, requests, engines, transfers, links, and what the
+        words mean. It is about the requests that have ended, the newest `max_recorded` of them.
+
+        Args:
+          slo: what makes a request good: `request_goodput` and `slo_attainment` need it.
+        """
+        return report(self.recorder, slo)
+
+    def write_trace(self, path: str | Path) -> None:
+        """Write the run so far as Chrome trace events, for ui.perfetto.dev. Folders on the way to
+        `path` are made.
+
+        Raises:
+          OSError: the file cannot be written.
+        """
+        write_trace(path, self.recorder)
 
     # Inside.
 

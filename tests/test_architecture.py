@@ -22,7 +22,7 @@ PACKAGES = ("pdjax", "pallas_kernels")
 FOLDERS = (*PACKAGES, "experiments", "configs", "tests")
 MAX_LINES = 400
 
-PUBLIC = ("LLM", "Config", "SamplingParams", "RequestOutput", "load_config")
+PUBLIC = ("LLM", "SLO", "Config", "SamplingParams", "RequestOutput", "load_config")
 # The first name below `pdjax` gives the room. What `pdjax` itself binds, lazily, may load anything.
 ROOMS = {
     **dict.fromkeys(["", *PUBLIC], "public names"),

@@ -4,10 +4,10 @@ import itertools
 import math
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
@@ -22,6 +22,11 @@ MAX_STOP_CHARACTERS = 16_384
 """Of all stop strings of a request together: the host needs some 30 ms to prepare so many, and
 every running request waits meanwhile."""
 MAX_STOP_TOKENS = 4096
+MAX_LABELS = 16
+MAX_LABEL_NAME = 64
+MAX_LABEL_VALUE = 512
+"""Labels of a request, and characters of a label's name and value: the bounds of `metadata` in
+OpenAI's API."""
 
 
 class QueueFull(RuntimeError):
@@ -33,13 +38,14 @@ def _check(ok: bool, name: str, value: object, allowed: str) -> None:
         raise ValueError(f"{name}={shown(value)}: {allowed}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, and no bool."""
     if isinstance(value, float):
         return math.isfinite(value)
     return _is_int(value) and abs(typing.cast(int, value)) <= sys.float_info.max
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A scalar of numpy as the number that it is; anything else as it is."""
     if isinstance(value, (bool, np.bool_)) or type(value) in (int, float):
         return value
@@ -119,11 +125,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in _NUMBERS:
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+            object.__setattr__(self, name, plain(getattr(self, name)))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         object.__setattr__(self, "stop", _as_tuple(stop, "stop", "strings", MAX_STOP_STRINGS))
         tokens = _as_tuple(self.stop_token_ids, "stop_token_ids", "token ids", MAX_STOP_TOKENS)
-        object.__setattr__(self, "stop_token_ids", tuple(map(_plain, tokens)))
+        object.__setattr__(self, "stop_token_ids", tuple(map(plain, tokens)))
         self._check_ranges()
         self._check_stops()
         if self.n > 1 and self.temperature == 0:
@@ -134,10 +140,10 @@ class SamplingParams:
 
     def _check_ranges(self) -> None:
         t, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
-        _check(_is_number(t) and t >= 0, "temperature", t, "must be a finite number, 0 or more")
+        _check(is_number(t) and t >= 0, "temperature", t, "must be a finite number, 0 or more")
         _check(_is_int(k) and k >= 0, "top_k", k, "must be an integer, 0 (all) or more")
-        _check(_is_number(p) and 0 < p <= 1, "top_p", p, "must be in (0, 1]")
-        _check(_is_number(m) and 0 <= m < 1, "min_p", m, "must be in [0, 1)")
+        _check(is_number(p) and 0 < p <= 1, "top_p", p, "must be in (0, 1]")
+        _check(is_number(m) and 0 <= m < 1, "min_p", m, "must be in [0, 1)")
         seed, most, n = self.seed, self.max_tokens, self.n
         _check(
             seed is None or (_is_int(seed) and 0 <= seed < 2**64),
@@ -161,9 +167,9 @@ class SamplingParams:
         )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            _check(_is_number(value) and -2 <= value <= 2, name, value, "must be in [-2, 2]")
+            _check(is_number(value) and -2 <= value <= 2, name, value, "must be in [-2, 2]")
         r = self.repetition_penalty
-        _check(_is_number(r) and 0 < r <= 100, "repetition_penalty", r, "must be in (0, 100]")
+        _check(is_number(r) and 0 < r <= 100, "repetition_penalty", r, "must be in (0, 100]")
 
     def _check_stops(self) -> None:
         on = self.ignore_eos
@@ -213,9 +219,62 @@ class Request:
       prompt_token_ids: at least one.
       params: how to answer.
       arrival: moment of arrival on the coordinator's clock, seconds.
+      priority: the lower, the earlier, as in vLLM; for policies that go by it.
+      deadline: seconds after `arrival` within which the whole answer is wanted; None has no such
+        wish. It is for policies that go by it: a late request is not ended.
+      labels: what else is known of the request, such as its tenant, for policies and observers; at
+        most 16, of at most 64 characters with values of at most 512. Not to be changed.
+
+    Raises:
+      ValueError: a priority, deadline or label of another type or beyond its bound.
     """
 
     id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     arrival: float
+    priority: int = 0
+    deadline: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("priority", "deadline"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        priority, seconds = self.priority, self.deadline
+        _check(
+            _is_int(priority) and abs(priority) < 2**63,
+            "priority",
+            priority,
+            "must be an integer in (-2**63, 2**63)",
+        )
+        _check(
+            seconds is None or (is_number(seconds) and seconds > 0),
+            "deadline",
+            seconds,
+            "must be None or a positive number of seconds after arrival",
+        )
+        object.__setattr__(self, "labels", _labels(self.labels))
+
+
+def _labels(labels: object) -> dict[str, str]:
+    """A copy of what may be the labels of a request; None has none."""
+    if labels is None:
+        return {}
+    _check(isinstance(labels, Mapping), "labels", labels, "must be a dict of strings")
+    found = dict(typing.cast(Mapping[str, str], labels))
+    if len(found) > MAX_LABELS:
+        raise ValueError(f"labels: {len(found)} labels; must be at most {MAX_LABELS}")
+    for name, value in found.items():
+        _check(
+            isinstance(name, str) and 0 < len(name) <= MAX_LABEL_NAME,
+            "labels",
+            name,
+            f"names must be strings of 1 to {MAX_LABEL_NAME} characters",
+        )
+        _check(
+            isinstance(value, str) and len(value) <= MAX_LABEL_VALUE,
+            f"labels[{shown(name)}]",
+            value,
+            f"must be a string of at most {MAX_LABEL_VALUE} characters",
+        )
+    return found

@@ -165,3 +165,41 @@ def test_none_stops_nothing():
 )
 def test_penalized(params, penalized):
     assert SamplingParams(**params).penalized == penalized
+
+
+def a_request(**fields: Any) -> Request:
+    return Request("r", (1, 2), SamplingParams(), 0.0, **fields)
+
+
+def test_a_request_carries_what_policies_go_by():
+    labels = {"tenant": "a"}
+    request = a_request(priority=np.int64(-3), deadline=np.float32(0.5), labels=labels)
+    labels["tenant"] = "b"
+    assert (request.priority, request.deadline, request.labels) == (-3, 0.5, {"tenant": "a"})
+    assert hash(request) == hash(a_request(priority=-3, deadline=0.5))
+    nothing: Any = None
+    assert a_request(labels=nothing).labels == a_request().labels == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"priority": 1.5}, "priority=1.5: must be an integer"),
+        ({"priority": True}, "priority=True: must be an integer"),
+        ({"priority": 2**70}, "priority=1180591620717411303424: must be an integer in"),
+        ({"deadline": 0}, "deadline=0: must be None or a positive number of seconds after"),
+        ({"deadline": float("nan")}, "deadline=nan: must be None or a positive number"),
+        ({"deadline": float("inf")}, "deadline=inf: must be None or a positive number"),
+        ({"deadline": "soon"}, "deadline='soon': must be None or a positive number"),
+        ({"labels": ["a"]}, r"labels=\['a'\]: must be a dict of strings"),
+        ({"labels": {str(i): "" for i in range(17)}}, "labels: 17 labels; must be at most 16"),
+        ({"labels": {1: "a"}}, "labels=1: names must be strings of 1 to 64 characters"),
+        ({"labels": {"a" * 65: "a"}}, "labels='aaa.*: names must be strings of 1 to 64"),
+        ({"labels": {"a": 1}}, r"labels\['a'\]=1: must be a string of at most 512 characters"),
+        ({"labels": {"a": "b" * 513}}, r"labels\['a'\]='bbb.*: must be a string of at most 512"),
+    ],
+)
+def test_what_policies_could_not_go_by_is_refused(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=f"^{message}") as refusal:
+        a_request(**fields)
+    check_message(str(refusal.value))

@@ -3,14 +3,16 @@
 import json
 from array import array
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pdjax.core.clock import VirtualClock
 from pdjax.core.request import Request, SamplingParams
+from pdjax.core.slo import SLO
 from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.metrics.recorder import Recorder
-from pdjax.host.metrics.summary import SLO, report, summarize
+from pdjax.host.metrics.summary import report, summarize
 from pdjax.host.metrics.trace import REQUESTS, phases, trace_events, write_trace
 from pdjax.host.sequences.sequence import Sequence
 
@@ -82,7 +84,7 @@ def test_a_single_token_has_no_tpot():
     assert metrics.tpot is None
     assert metrics.itl == ()
     assert summarize([metrics])["mean_tpot_ms"] is None
-    assert SLO(ttft_ms=2000, tpot_ms=0.001).met_by(metrics)
+    assert SLO(ttft=2, tpot=1e-6, itl=1e-6).met_by(metrics)
 
 
 def test_time_to_first_token_counts_from_arrival_not_from_when_it_was_noticed():
@@ -96,7 +98,7 @@ def test_summary_has_the_keys_and_numbers_of_the_field():
     script = Script()
     a_life(script, a_sequence("a", arrival=1.0), start=1.0)
     a_life(script, a_sequence("b", arrival=13.0, prompt_tokens=7), start=13.0)
-    summary = summarize(script.recorder.requests(), SLO(ttft_ms=3000, e2el_ms=11000))
+    summary = summarize(script.recorder.requests(), SLO(ttft=3, e2el=11))
     assert summary["duration"] == 23
     assert (summary["completed"], summary["failed"], summary["aborted"]) == (2, 0, 0)
     assert (summary["total_input_tokens"], summary["total_output_tokens"]) == (12, 8)
@@ -131,7 +133,7 @@ def test_failed_and_aborted_requests_count_apart():
         script.at(script.clock.now(), seq, "arrived", "prefill_started")
         seq.finish_reason = reason
         script.at(script.clock.now() + 1, seq, "token", "finished")
-    summary = summarize(script.recorder.requests(), SLO(ttft_ms=5000))
+    summary = summarize(script.recorder.requests(), SLO(ttft=5))
     assert (summary["completed"], summary["failed"], summary["aborted"]) == (1, 1, 1)
     assert summary["total_output_tokens"] == 1
     assert summary["slo_attainment"] == 0.5
@@ -145,17 +147,17 @@ def test_a_run_of_nothing_has_a_summary():
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
 def test_slo_refuses_what_nobody_can_meet(limit: float):
-    with pytest.raises(ValueError, match=r"slo.tpot_ms=.*must be positive"):
-        SLO(tpot_ms=limit)
+    with pytest.raises(ValueError, match=r"slo.tpot=.*must be None or a positive number"):
+        SLO(tpot=limit)
 
 
 def test_goodput_needs_every_objective():
     script, seq = Script(), a_sequence(arrival=1.0)
     a_life(script, seq)
     metrics = script.recorder.request(seq)
-    assert SLO(ttft_ms=3000, tpot_ms=2667).met_by(metrics)
-    assert not SLO(ttft_ms=3000, tpot_ms=2666).met_by(metrics)
-    assert not SLO(ttft_ms=2999, tpot_ms=2667).met_by(metrics)
+    assert SLO(ttft=3, tpot=2.667).met_by(metrics)
+    assert not SLO(ttft=3, tpot=2.666).met_by(metrics)
+    assert not SLO(ttft=2.999, tpot=2.667).met_by(metrics)
 
 
 def test_unknown_mark_is_refused():
@@ -331,9 +333,32 @@ def test_report_is_plain_json():
     script = Script()
     a_life(script, a_sequence(arrival=1.0))
     script.recorder.span("prefill/0", "step", 3.0, 4.0, tokens=5)
-    whole = json.loads(json.dumps(report(script.recorder, SLO(ttft_ms=1))))
+    whole = json.loads(json.dumps(report(script.recorder, SLO(ttft=0.001))))
     assert whole["request_goodput"] == 0
     assert whole["requests"][0]["itls_ms"] == [5000, 1000, 2000]
     assert whole["engines"]["prefill/0"]["steps"] == 1
     assert whole["transfers"]["layout_changing_puts"] == 0
     assert "tpot" in whole["definitions"]
+
+
+@pytest.mark.parametrize(
+    ("slo", "good"),
+    [
+        (SLO(), True),
+        (SLO(ttft=3.0, tpot=2.7, itl=5.0, e2el=11.0), True),
+        (SLO(ttft=2.9), False),
+        (SLO(tpot=2.6), False),
+        (SLO(itl=4.9), False),
+        (SLO(e2el=10.9), False),
+    ],
+)
+def test_a_request_is_good_if_it_meets_every_bound(slo: SLO, good: bool):
+    script, seq = Script(), a_sequence(arrival=1.0)
+    a_life(script, seq)  # first token after 3 s, gaps of 5, 1 and 2 s
+    assert slo.met_by(script.recorder.request(seq)) is good
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), float("inf"), True, "1"])
+def test_a_bound_that_is_no_positive_number_is_refused(seconds: Any):
+    with pytest.raises(ValueError, match=r"^slo.itl=.*: must be None or a positive number of sec"):
+        SLO(itl=seconds)

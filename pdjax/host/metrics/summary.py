@@ -6,12 +6,12 @@ benchmark, so that whatever plots its results plots these.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from pdjax.host.metrics.recorder import Recorder, RequestMetrics, in_ms
+from pdjax.core.slo import SLO
+from pdjax.host.metrics.recorder import Recorder, RequestMetrics
 
 DEFINITIONS = {
     "queue": "dispatch of the first prefill chunk - arrival",
@@ -33,37 +33,6 @@ prefilled."""
 ALARMS = ("layout_changing_puts", "reprefilled_tokens")
 """Totals of transfers that must be 0: bytes that went by way of the host's memory, and tokens
 computed again since a hand-off had failed for good."""
-
-
-@dataclass(frozen=True)
-class SLO:
-    """Service-level objective: the most milliseconds allowed of each latency; None allows any.
-
-    A request is good if it meets them all. One of a single token has no TPOT, and so meets any
-    limit on it.
-
-    Raises:
-      ValueError: a limit that is not positive.
-    """
-
-    ttft_ms: float | None = None
-    tpot_ms: float | None = None
-    e2el_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        for limit in fields(self):
-            most = getattr(self, limit.name)
-            if most is not None and not most > 0:
-                raise ValueError(f"slo.{limit.name}={most}: must be positive")
-
-    def met_by(self, metrics: RequestMetrics) -> bool:
-        """Whether a completed request was good."""
-        reached = (
-            (metrics.ttft, self.ttft_ms),
-            (metrics.tpot, self.tpot_ms),
-            (metrics.e2e, self.e2el_ms),
-        )
-        return all(most is None or (in_ms(value) or 0.0) <= most for value, most in reached)
 
 
 def summarize(
