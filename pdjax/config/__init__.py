@@ -1,4 +1,4 @@
-"""What a run is: the dataclasses of `schema.py`, importable from here."""
+"""The config of a run. Re-exports the dataclasses of `schema.py`."""
 
 from pdjax.config.schema import (
     DTYPES,

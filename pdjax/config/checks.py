@@ -1,7 +1,7 @@
-"""Checks of the fields of a config: what is wrong is named, with its value and what is allowed.
+"""Checks of a config's fields. Each error names the field, its value and the allowed values.
 
-A field is named in one way everywhere, by its dotted path below the config, as it is overridden:
-`decode.rows`, and `seed`, whose `owner` is "".
+A message names a field by its dotted path below the config, as overrides do: `decode.rows`. A field
+of the config itself has owner "", so its path is its name: `seed`.
 """
 
 import types
@@ -12,7 +12,7 @@ from typing import Any
 from pdjax.core.messages import shown
 
 MOST_DEVICES = 1024
-"""Most devices of a run, engines together: so many CPU devices take six seconds to make."""
+"""Most devices of a run, over all engines: making this many CPU devices takes six seconds."""
 MOST_TOKENS = 2**30
 """Longest context: positions and slots are 32-bit integers."""
 MOST_STEP_TOKENS = 2**20
@@ -21,24 +21,29 @@ MOST_ROWS = 2**16
 """Most sequences of a step."""
 MOST_PAGE_SIZE = 2**16
 MOST_BUCKETS = 32
-"""Most sizes of a list of buckets: each pair of sizes is a compilation of the model."""
+"""Most sizes in a list of buckets: the model is compiled for each pair of sizes."""
 MOST_SECONDS = 1e9
 MOST_ATTEMPTS = 1000
 MOST_LOOKAHEAD = 1024
 MOST_QUEUED = 2**20
-"""Most sequences that wait, and most finished requests that are remembered."""
+"""Most waiting sequences, and most finished requests on record."""
 MOST_LOGPROBS = 2**16
 MOST_BYTES = 2**63 - 1
 
 
 def path(owner: str, name: str) -> str:
-    """The dotted path of a field of `owner`, itself such a path."""
+    """Join `owner`, a dotted path or "", and a field's name to the field's dotted path."""
     return f"{owner}.{name}" if owner else name
 
 
 def check_types(owner: str, config: object) -> None:
-    """Each field of a config has its declared type: a wrong one would fail far from here. A Path
-    becomes a string where that is the type."""
+    """Check that each field has its declared type; a wrong type would fail far from here.
+
+    A Path in a string field is replaced by its string.
+
+    Raises:
+      ValueError: a field has another type.
+    """
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if isinstance(value, PurePath):
@@ -47,12 +52,16 @@ def check_types(owner: str, config: object) -> None:
 
 
 def as_text(value: object, hint: Any) -> object:
-    """A Path as the string that it stands for, where the hint allows one; else as it is."""
+    """Convert a Path to a string where the type hint allows one; return any other value as is."""
     return str(value) if isinstance(value, PurePath) and str in kinds(hint) else value
 
 
 def check_type(value: object, hint: Any, name: str) -> None:
-    """A value is of a class that the hint allows; a whole number will do for a float."""
+    """Check that the type hint allows the value's class. A float field also takes an int.
+
+    Raises:
+      ValueError: the hint does not allow the class.
+    """
     allowed = kinds(hint)
     if type(value) not in allowed and not (float in allowed and type(value) is int):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
@@ -60,13 +69,13 @@ def check_type(value: object, hint: Any, name: str) -> None:
 
 
 def kinds(hint: Any) -> list[type]:
-    """The classes that a field's type hint allows."""
+    """List the classes that a field's type hint allows."""
     union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return [typing.get_origin(kind) or kind for kind in union]
 
 
 def between(owner: str, config: object, least: int, most: int, *names: str) -> None:
-    """Fields that are None or in [`least`, `most`]."""
+    """Check that each named field is None or in [`least`, `most`]."""
     for name in names:
         value = getattr(config, name)
         if value is None:
@@ -78,12 +87,12 @@ def between(owner: str, config: object, least: int, most: int, *names: str) -> N
 
 
 def seconds(owner: str, config: object, *names: str) -> None:
-    """Fields that are None or a time."""
+    """Check that each named field is None or in (0, MOST_SECONDS]."""
     for name in names:
         value = getattr(config, name)
         if value is None:
             continue
-        if not value > 0:  # nor is "not a number"
+        if not value > 0:  # also refuses NaN
             raise ValueError(f"{path(owner, name)}={shown(value)}: must be None or above 0 seconds")
         if value > MOST_SECONDS:
             raise ValueError(
@@ -93,20 +102,20 @@ def seconds(owner: str, config: object, *names: str) -> None:
 
 
 def share(owner: str, config: object, name: str) -> None:
-    """A field that is a share, in (0, 1]."""
+    """Check that a field is a share, in (0, 1]."""
     value = getattr(config, name)
     if not 0 < value <= 1:
         raise ValueError(f"{path(owner, name)}={shown(value)}: must be in (0, 1]")
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """A field whose values can be listed."""
+    """Check that a field has one of the `allowed` values."""
     if value not in allowed:
         raise ValueError(f"{name}={shown(value)}: allowed are {', '.join(allowed)}")
 
 
 def check_buckets(name: str, buckets: tuple[int, ...] | None, most: int) -> None:
-    """Padded sizes, if there are any, up to `most`."""
+    """Check that padded sizes are None, or positive, increasing and at most `most`."""
     if buckets is None:
         return
     sizes = [size for size in buckets if type(size) is int and size >= 1]
@@ -119,7 +128,7 @@ def check_buckets(name: str, buckets: tuple[int, ...] | None, most: int) -> None
 
 
 def check_slots(name: str, pages: int | None, page_size: int) -> None:
-    """The tokens of a pool can be counted in 32 bits, as its slots are."""
+    """Check that 32-bit integers can number the slots (one a token) of a pool of `pages` pages."""
     if pages is not None and pages * page_size > 2 * MOST_TOKENS - 1:
         raise ValueError(
             f"{name}={shown(pages)}: must be at most {(2 * MOST_TOKENS - 1) // page_size} pages of "

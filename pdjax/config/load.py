@@ -1,4 +1,4 @@
-"""Configs from files and by name, and their fields overridden by dotted names:
+"""Loads a config from a file or by a preset's name, and overrides fields by dotted names:
 `{"decode.rows": 8}`."""
 
 import ast
@@ -20,32 +20,34 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "smollm2": lambda: Config(model=ModelConfig(max_model_len=1024)),
     "smollm2_colocated": lambda: Config(model=ModelConfig(max_model_len=1024), colocated=True),
 }
-"""Configs by name: the embedded model, prefill and decode on a device each, or both on one."""
+"""Configs by name. Both serve the embedded model: `smollm2` prefills and decodes on one device
+each, `smollm2_colocated` does both on one device."""
 
 _MOST_TEXT = 2000
-"""Characters of a value that is read as a literal: Python's parser is no match for long ones."""
+"""Most characters of a value that is read as a literal: long ones can overwhelm Python's parser."""
 _MOST_REASON = 300
 _DEEPEST = 8
-"""Parts of a dotted name; no field lies as deep."""
+"""Most parts of a dotted name; no field is nested this deep."""
 _OF_ITS_MODEL = (
     ("model", "max_model_len"),
     ("prefill", "page_buckets"),
     ("decode", "page_buckets"),
 )
-"""Fields that a config sets for the context of its own model."""
+"""Fields whose values suit only the context length of the config's own model."""
 
 
 def load_config(
     source: "str | Path | Config", overrides: Mapping[str, Any] | None = None
 ) -> Config:
-    """A Config from a Config, a preset's name, or a Python file with `get_config()`.
+    """Load a Config and override its fields.
 
-    The longest context that a config allows, and its page buckets, are for the model that it names.
-    If `overrides` name another `model.source`, these fields become None, so that the context of the
-    other model counts, unless `overrides` name them, too.
+    A config's `model.max_model_len` and page buckets suit the model that it names. If `overrides`
+    name another `model.source`, these fields become None and follow that model's context, except
+    those that `overrides` name, too.
 
     Args:
-      source: the config, its name or its file. What a file prints goes to stderr.
+      source: a Config, a preset's name, or a Python file with `get_config()`. What the file prints
+        goes to stderr.
       overrides: dotted field names to values; a string is read as the field's type.
 
     Raises:
@@ -69,12 +71,15 @@ def load_config(
     for name, value in (overrides or {}).items():
         _place(tree, name, name, value)
     _leave_to_the_model(config, tree)
-    # All at once: fields that constrain each other change together.
+    # All overrides apply at once, since fields that constrain each other must change together.
     return _replace(config, tree, "")
 
 
 def _place(tree: dict[str, Any], name: Any, whole: Any, value: Any) -> None:
-    """Put a value into a tree of fields, under a dotted name; `whole` names it from the root."""
+    """Put a value into a tree of fields under a dotted name.
+
+    `whole` is the dotted name from the root of the tree; messages show it.
+    """
     if not isinstance(name, str) or not isinstance(whole, str):
         raise ValueError(f"{shown(name)}: must be the name of a field, such as 'decode.rows'")
     if whole.count(".") >= _DEEPEST:
@@ -97,13 +102,16 @@ def _place(tree: dict[str, Any], name: Any, whole: Any, value: Any) -> None:
 
 
 def _named(name: str) -> str:
-    """A dotted name as it stands, or quoted where it is no name at all."""
+    """Show a dotted name in a message, quoted unless it is a short chain of ASCII identifiers."""
     plain = all(part.isidentifier() and part.isascii() for part in name.split("."))
     return name if plain and len(name) < 100 else shown(name)
 
 
 def _leave_to_the_model(config: Config, tree: dict[str, Any]) -> None:
-    """Where the model is another one, drop what was set for the context of the config's own."""
+    """If the overrides name another model, set the fields that suit only the config's own to None.
+
+    Fields that the overrides name keep the override.
+    """
     model = tree.get("model")
     source = model.get("source") if isinstance(model, dict) else None
     if not isinstance(source, str | Path) or str(source) == config.model.source:
@@ -118,7 +126,7 @@ def _config_of_file(file: Path) -> Config:
     name = f"config={shown(str(file))}"
     try:
         found = file.suffix == ".py" and file.is_file()
-    except (OSError, ValueError):  # a name that no file can have, or a folder that is closed
+    except (OSError, ValueError):  # no file can have this name, or its folder can't be read
         found = False
     if not found:
         raise ValueError(
@@ -128,14 +136,14 @@ def _config_of_file(file: Path) -> Config:
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
+        with contextlib.redirect_stdout(sys.stderr):  # commands print their results on stdout
             module_spec.loader.exec_module(module)
             get_config = getattr(module, "get_config", None)
             config = None if get_config is None else get_config()
     except KeyboardInterrupt:
-        raise  # somebody does not want to wait for it
+        raise  # Ctrl-C stops the process, not only the file
     except BaseException as error:
-        # The file is the user's: whatever goes wrong in it is bad input, also if it tries to exit.
+        # The user wrote the file: any failure in it is bad input, even a call of `sys.exit`.
         raise ValueError(f"{name}: {_reason(error)}") from error
     if get_config is None:
         raise ValueError(f"{name}: the file has no get_config()")
@@ -147,7 +155,7 @@ def _config_of_file(file: Path) -> Config:
 
 
 def _reason(error: BaseException) -> str:
-    """What an exception says, in one line that is not too long."""
+    """Describe an exception in one line of bounded length; name its class unless a ValueError."""
     try:
         text = " ".join(str(error).split())
     except Exception:
@@ -159,7 +167,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
-    """`config` with the fields of `tree` replaced; `name` is its own dotted path, for messages."""
+    """Replace the fields of `config` that `tree` names. Messages show `name`, its dotted path."""
     hints = typing.get_type_hints(type(config))
     changes = {}
     for leaf, value in tree.items():
@@ -183,8 +191,11 @@ def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
 
 
 def _parse(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type of the field; text is read as a Python literal, or as it stands for a
-    string field. A single number makes a tuple of one."""
+    """Convert `value` to the type of its field.
+
+    A string field takes text as is; other fields read text as a Python literal. A tuple field makes
+    a tuple of a single number.
+    """
     allowed = kinds(hint)
     value = as_text(value, hint)
     if isinstance(value, str):
@@ -201,11 +212,11 @@ def _parse(value: Any, hint: Any, name: str) -> Any:
 
 
 def _literal(text: str, name: str) -> Any:
-    """The literal that a text is; what is none stays text, which its field will not allow."""
+    """Read text as a Python literal. Other text is returned as is; the field's check refuses it."""
     if len(text) > _MOST_TEXT:
         raise ValueError(f"{name}={shown(text)}: must be at most {_MOST_TEXT} characters")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of numbers that run into words
+        with warnings.catch_warnings(action="ignore"):  # Python warns of text such as "1if"
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

@@ -1,7 +1,7 @@
-"""What a run is: frozen dataclasses, composed, validated, and overridden field by field.
+"""The config of a run: frozen dataclasses that check their fields when they are made.
 
-A config is a Python file with `get_config() -> Config`, whose docstring holds the command and the
-expected result; or the name of a preset; or a Config. See `config_load.load_config`.
+`load.load_config` takes a Config, a preset's name, or a Python file with `get_config() -> Config`.
+The file's docstring gives the command and the expected result.
 """
 
 from dataclasses import dataclass, field, fields
@@ -30,19 +30,19 @@ from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 
 RANDOM = "random"
-"""The model source that makes random weights of `model.spec`'s shapes."""
+"""The `model.source` that makes random weights with the shapes of `model.spec`."""
 
 DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network, in which precision.
+    """The model and its precision.
 
     Attributes:
       source: name of an embedded model, a .gguf file, a Hugging Face directory, an id of the
         Hugging Face Hub, a checkpoint of `pdjax convert`, or "random"; a Path becomes a string.
-      dtype: of weights and activations, "float32" or "bfloat16".
+      dtype: type of weights and activations, "float32" or "bfloat16".
       max_model_len: longest sequence served, prompt and output together, tokens; None takes the
         model's own context.
       spec: the shapes of a "random" model; None otherwise.
@@ -66,18 +66,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class KVConfig:
-    """The geometry of pages, the same in every pool.
+    """The KV pages of every pool; decode.page_size and decode.kv_dtype override them there.
 
     Attributes:
       page_size: tokens a page.
-      dtype: of the pools, "float32" or "bfloat16"; None takes the model's. Decode pools may have
-        another, see decode.kv_dtype.
-      prefix_cache: keep the pages of what has been computed, for as long as nobody needs their
-        room, and reuse those of a prompt's longest known prefix.
-      memory_fraction: where pools' `pages` are None, they take at most this share, in (0, 1], of
-        what the weights leave free on a device; on a CPU, of half of what is free on the host. The
-        rest is for activations, logits and hand-offs on their way. Nothing is known of platforms
-        that do not tell how much memory they have.
+      dtype: type of the pools, "float32" or "bfloat16"; None takes the model's. Decode pools may
+        have another, see decode.kv_dtype.
+      prefix_cache: keep the pages of computed tokens until their memory is needed, and reuse the
+        pages of a prompt's longest cached prefix.
+      memory_fraction: where a pool's `pages` is None, the pools take at most this share, in (0, 1],
+        of the memory that the weights leave free on a device; on a CPU, of half of the host's free
+        memory. The rest holds activations, logits and hand-offs in flight. A platform that does not
+        report its memory has no such bound.
     """
 
     page_size: int = 16
@@ -100,22 +100,23 @@ class KVConfig:
 
 @dataclass(frozen=True)
 class PrefillConfig:
-    """The prefill side.
+    """The prefill engines.
 
     Attributes:
       engines: independent engines, each on its own mesh.
       tp: tensor-parallel shards of an engine; must divide the model's KV heads.
       pages: pages of an engine's pool, null page included; None sizes it for `max_sequences` whole
         contexts, or for what the device's memory holds, if that is less: see kv.memory_fraction.
-      token_budget: most tokens packed into one step, in all prompts together.
+      token_budget: most tokens packed into one step, over all its prompts.
       max_sequences: most prompts packed into one step.
       lookahead: steps dispatched beyond the one that runs.
       token_buckets: padded sizes of a step in tokens; None takes `token_budget`, a fourth of it,
         and so on.
-      page_buckets: padded sizes of a step in pages read; None takes those of the longest context
-        or of a full budget, a fourth of them, and so on.
-      dispatch_thread: a thread for each engine dispatches its steps, so that decode need not wait
-        for that; None: where its devices are neither decode's nor the host's own cores.
+      page_buckets: padded sizes of a step in pages read; None takes the pages of the longest
+        context or of a full budget, a fourth of them, and so on.
+      dispatch_thread: dispatch each engine's steps on a thread of its own, so that decode does not
+        wait for a prefill dispatch. None does so where an engine shares no device with decode and
+        its devices are not the host's own cores.
     """
 
     engines: int = 1
@@ -146,25 +147,25 @@ class PrefillConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """The decode side.
+    """The decode engines.
 
     Attributes:
       engines: independent engines, each on its own mesh.
       stages: pipeline stages of an engine; need not divide the layers evenly.
       tp: tensor-parallel shards of a stage; must divide the model's KV heads.
-      rows: most sequences an engine decodes at once; a multiple of `stages`, since each microbatch
-        has its share.
+      rows: most sequences that an engine decodes at once; a multiple of `stages`, since the engine
+        splits its rows evenly into one microbatch a stage.
       pages: pages of an engine's pool, null page included; None sizes it for `rows` whole contexts,
         or for what the device's memory holds, if that is less: see kv.memory_fraction.
-      lookahead: ticks dispatched beyond the one whose tokens are being read.
+      lookahead: ticks dispatched beyond the tick that the host reads tokens of.
       page_buckets: padded widths of the page table; None takes the pages of the longest context, a
         fourth of them, and so on.
       attention: name of an `append_attention` implementation; None lets pallas_kernels choose for
         the platform.
-      page_size: tokens a page of its pools; None takes kv.page_size. Another one is converted on
-        the way; it must divide kv.page_size or be a multiple of it.
-      kv_dtype: of its pools, "float32", "bfloat16", or "int8" or "float8_e4m3fn" with a scale a
-        token and head; None takes kv.dtype. Another one is converted on the way.
+      page_size: tokens a page of the decode pools; None takes kv.page_size. Any other size must
+        divide kv.page_size or be a multiple of it; a hand-off converts the pages.
+      kv_dtype: type of the decode pools: "float32", "bfloat16", or "int8" or "float8_e4m3fn" with a
+        scale a token and head; None takes kv.dtype. A hand-off converts to any other type.
     """
 
     engines: int = 1
@@ -197,35 +198,37 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class HandoffConfig:
-    """How KV moves between pools, and when; see `host/handoff/` and `host/policies/handoff.py`.
+    """How and when KV moves between pools; see `host/handoff/` and `host/policies/handoff.py`.
 
-    With colocated=True nothing moves: `after_tokens` and `stay_below` still say in which steps a
-    token is made, and all others must be their defaults.
+    With colocated=True no KV moves. `after_tokens` and `stay_below` then only say which steps,
+    prefill or decode, make a token; all other fields must be their defaults.
 
     Attributes:
       streaming: send KV while its prefill still runs, chunk by chunk and layer group by layer
-        group, to room reserved on the decode side beforehand.
-      layer_groups: programs that a prefill step is cut into, so that what one of them has written
-        travels while the next computes; None lets a planner choose by what the link and a layer
-        take, measured at the start. 1 where nothing moves (colocated=True) or streaming is off.
-      after_tokens: tokens that a sequence writes on the prefill side after its first one, before it
-        is handed over.
-      stay_below: prompts of fewer tokens are decoded where they were prefilled, to their end.
+        group, to pages reserved on the decode side beforehand.
+      layer_groups: programs that a prefill step is cut into; the KV of one group travels while the
+        next group computes. None lets a planner choose by the times of the link and of a layer,
+        measured at the start. 1 where no KV moves (colocated=True) or streaming is off.
+      after_tokens: tokens that a sequence generates on the prefill side after its first one, before
+        its hand-off.
+      stay_below: a sequence with a shorter prompt (tokens) decodes to its end on the engine that
+        prefilled it.
       give_back: send the KV of a finished answer back to the prefill side, for the next turn of
         the conversation; needs kv.prefix_cache.
-      rebalance: move sequences from decode engines that are full to others that are not.
-      wire_dtype: what KV is rounded to for the way, "int8" or "float8_e4m3fn" with a scale a
-        token and head; None keeps it exact, but for what a decode.kv_dtype of these types rounds
-        it to, before it leaves.
-      checksums: a checksum a page travels along, and is compared before the sequence may decode.
-      lease: seconds that room may be held on the decode side before its prefill has ended; None
-        holds it for ever.
-      deadline: seconds that an attempt may take, from when the prefill has ended and the last of it
-        has left; None waits for ever.
-      retries: times that what did not arrive is sent again.
-      reprefills: times that a sequence whose hand-off has failed for good is prefilled anew; after
-        that it fails.
-      max_bytes_in_flight: most bytes on the way at once, all hand-offs together; None has no bound.
+      rebalance: move sequences from full decode engines to others that are not full.
+      wire_dtype: type that KV is rounded to in transit, "int8" or "float8_e4m3fn" with a scale a
+        token and head; None sends KV unrounded. A decode.kv_dtype of these types still rounds it,
+        before it leaves.
+      checksums: send a checksum with each page; the receiver compares it before the sequence may
+        decode.
+      lease: seconds that pages may stay reserved on the decode side before the prefill ends; None
+        reserves them without a limit.
+      deadline: seconds that an attempt may take, counted from when the prefill has ended and its
+        last KV has left; None has no limit.
+      retries: times that KV which did not arrive is sent again.
+      reprefills: times that a sequence is prefilled again after its hand-off failed for good; then
+        the sequence fails.
+      max_bytes_in_flight: most bytes in flight at once, over all hand-offs; None has no bound.
     """
 
     streaming: bool = True
@@ -254,7 +257,7 @@ class HandoffConfig:
 
     @property
     def where_nothing_moves(self) -> "HandoffConfig":
-        """What of it has an effect with colocated=True; the rest is the default."""
+        """Keep the fields that have an effect with colocated=True; reset the rest to defaults."""
         return HandoffConfig(after_tokens=self.after_tokens, stay_below=self.stay_below)
 
 
@@ -263,26 +266,25 @@ class Config:
     """A whole run.
 
     Attributes:
-      model, kv, prefill, decode, handoff: see there.
-      colocated: prefill and decode on one and the same mesh and pool (the rival that disaggregation
-        is measured against): a hand-off moves ownership, not bytes. Needs one engine of one stage,
-        and equal tp.
-      shared_devices: deal the same devices to the prefill engines as to the decode engines, each
-        with weights and a pool of its own: as for tensor-parallel prefill and pipelined decode over
-        all devices there are.
+      model, kv, prefill, decode, handoff: the parts; see their classes.
+      colocated: prefill and decode on the same mesh and pool (the rival that disaggregation is
+        measured against). A hand-off moves ownership, not bytes. Needs one prefill engine, one
+        decode engine of one stage, and equal tp.
+      shared_devices: give the same devices to the prefill engines and to the decode engines; each
+        engine has its own weights and pool. Lets tensor-parallel prefill and pipelined decode both
+        use all devices.
       max_waiting: most requests in the waiting queue; one more is refused.
-      max_logprobs: most alternatives a request may ask for.
-      max_recorded: finished requests whose moments are kept for metrics and traces, with 1,000
+      max_logprobs: most alternatives that a request may ask for.
+      max_recorded: finished requests whose times are kept for metrics and traces, with 1,000
         tokens each on average, and ten times as many spans of work; the oldest are dropped. A
-        request takes about 1.4 kB, a token 8 bytes, a span 0.5 kB: 10,000 are 150 MB at the most.
-        Totals are of the whole run.
+        request takes about 1.4 kB, a token 8 bytes, a span 0.5 kB: 10,000 take at most 150 MB.
+        Totals cover the whole run.
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
         meshes need.
       warm_up: compile every bucket before the first request.
-      compilation_cache: directory in which compiled programs, and on GPUs the results of XLA's
-        autotuning, are kept for the next start; set for the whole process. None leaves JAX's own
-        setting.
-      seed: of the seeds drawn for requests that name none, and of random weights; in
+      compilation_cache: directory that keeps compiled programs, and on GPUs the results of XLA's
+        autotuning, for the next start; applies to the whole process. None leaves JAX's own setting.
+      seed: seeds random weights, and the seeds that are drawn for requests which name none; in
         [0, 2**32).
     """
 
@@ -378,12 +380,12 @@ class Config:
 
     @property
     def decode_page_size(self) -> int:
-        """Tokens a page of the decode pools."""
+        """Tokens a page in the decode pools."""
         return self.decode.page_size or self.kv.page_size
 
     @property
     def devices(self) -> int:
-        """Devices that the meshes need."""
+        """Number of devices that the meshes need."""
         prefill = self.prefill.engines * self.prefill.tp
         decode = self.decode.engines * self.decode.stages * self.decode.tp
         if self.colocated:
