@@ -1,5 +1,5 @@
-"""Time, as an argument. The only file that reads wall time; everything else is handed a Clock, so
-that the same coordinator runs on real meshes, in tests, and in simulated time."""
+"""Clocks. Only this file reads wall time; all other code takes a Clock as an argument, so that the
+same coordinator runs on real meshes, in tests, and in simulated time."""
 
 import datetime
 import time
@@ -7,25 +7,26 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds since an arbitrary zero, and what to do when there is nothing to do."""
+    """Seconds since an arbitrary zero, and a way to wait."""
 
     def now(self) -> float:
-        """Seconds, never decreasing."""
+        """Return the time in seconds; it never decreases."""
         ...
 
     def idle(self, turns: int = 1) -> None:
-        """Called by the coordinator after a step that changed nothing, the `turns`-th in a row."""
+        """Wait. The coordinator calls this after a turn that changed nothing, the `turns`-th in a
+        row."""
         ...
 
 
 class WallClock:
-    """Monotonic wall time from the moment it was made.
+    """Monotonic wall time; zero is when the clock was made.
 
-    Idling naps: `shortest` seconds for `patience` turns and one more in a row, so that what a
-    device has finished is seen within 0.1 ms (Linux sleeps 0.05 ms or more longer than asked to);
-    then each time twice as long as the last, up to `longest`, so that no core is burnt over a
-    device that takes long. Where the devices are the host's own cores, have no patience: a loop
-    that polls too eagerly takes a core from the steps it waits for.
+    `idle` sleeps `shortest` seconds in each of the first `patience` + 1 idle turns in a row, so
+    that the coordinator sees a finished step within 0.1 ms (Linux sleeps at least 0.05 ms longer
+    than asked). Each further sleep is twice as long as the last, up to `longest`, so that a long
+    step does not keep a core busy. Set `patience` to 0 where the devices are the host's own cores:
+    a loop that polls often takes a core from the steps that it waits for.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class WallClock:
 
 
 class VirtualClock:
-    """Simulated time: it moves only when told to. Idling jumps by `tick` seconds, or to the next
-    `wake_at`."""
+    """Simulated time, which only `advance` and `idle` move. `idle` jumps to the next `wake_at`
+    moment, or by `tick` seconds where there is none."""
 
     def __init__(self, tick: float = 1.0) -> None:
         self._now = 0.0
@@ -55,13 +56,13 @@ class VirtualClock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Move on by `seconds` >= 0."""
+        """Move forward by `seconds` >= 0."""
         if seconds < 0:
             raise ValueError(f"seconds={seconds}: time does not run backwards")
         self._now += seconds
 
     def wake_at(self, moment: float) -> None:
-        """Promise that something happens at `moment`: an idle clock will not jump past it."""
+        """Announce an event at `moment`; `idle` does not jump past it."""
         self._wakes.append(moment)
 
     def idle(self, turns: int = 1) -> None:
@@ -71,5 +72,5 @@ class VirtualClock:
 
 
 def strftime_now(form: str) -> str:
-    """The local date and time, in a format of `datetime`; some chat templates print it."""
+    """Format the local date and time as `datetime.strftime` does; some chat templates print it."""
     return datetime.datetime.now().strftime(form)

@@ -1,4 +1,4 @@
-"""Ctrl-C between two turns of the loop, never within one."""
+"""Delays Ctrl-C to the end of a turn of the loop."""
 
 import signal
 import threading
@@ -6,18 +6,18 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-# `signal.signal` and `signal.getsignal` look each handler up in an enum, and catch the error that a
-# function makes there. That takes longer than all else that a session does in a turn. The functions
-# below them do without.
+# `signal.signal` and `signal.getsignal` look each handler up in an enum and catch the error that
+# any function causes there. That takes longer than all else that a session does in a turn. The
+# functions of `_signal` skip the lookup.
 _SIGNALS: Any = import_module("_signal")
 
 
 class held_interrupts:
-    """A block that SIGINT does not break off: its handler runs when the block ends.
+    """Context manager that delays SIGINT: the handler runs when the block ends.
 
-    A second SIGINT within the block runs the handler at once, since the block may never end. Python
-    runs handlers in the main thread alone, so that any other thread has nothing to hold back; nor
-    has the main thread where SIGINT is ignored or its handler is not Python's.
+    A second SIGINT within the block runs the handler at once, since the block may never end. The
+    context manager does nothing outside the main thread, where Python runs no handlers, and where
+    SIGINT is ignored or its handler is not a Python function.
     """
 
     __slots__ = ("_before", "_noted")

@@ -1,30 +1,33 @@
-"""Stop strings: where the first of many strings begins in a text that arrives in pieces.
+"""Stop strings: finds where the first of many strings begins in a text that arrives in pieces.
 
 The strings become one automaton (Aho and Corasick, "Efficient string matching: an aid to
-bibliographic search", 1975). It reads each character once, so that a piece costs as much as it is
-long, however many the strings are and however long.
+bibliographic search", 1975). It reads each character once, so that the cost of a piece grows with
+its length alone, not with the number or length of the strings.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 _SHIFT = 21
-"""Bits of a code point. A state above them makes an edge of the automaton one integer."""
+"""Bits of a code point. An edge of the automaton is one integer: the state above these bits."""
 
 
 class Match(NamedTuple):
-    """A stop string, and where it begins: characters from the start of the piece that ended it, so
-    that the place may be negative."""
+    """A stop string, and where it begins.
+
+    `start` counts characters from the start of the piece in which the string ended; it is negative
+    if the string begins in an earlier piece.
+    """
 
     stop: str
     start: int
 
 
 class StopStrings:
-    """Strings to be searched for. Searching changes nothing here, so that many texts can share it.
+    """Searches for strings. `search` changes nothing here, so many texts can share one object.
 
-    A state stands for a prefix of some string: the longest with which the text so far ends. State 0
-    is the empty prefix.
+    A state stands for the longest prefix of any string with which the text so far ends. State 0 is
+    the empty prefix.
 
     Args:
       stops: the strings, none of them empty.
@@ -33,14 +36,14 @@ class StopStrings:
     def __init__(self, stops: Iterable[str]) -> None:
         self._edges: dict[int, int] = {}
         self._depth = [0]  # length of each state's prefix
-        self._found: list[str | None] = [None]  # the longest string with which a state ends
-        self._shorter = [0]  # the longest proper suffix of a state that is a state, too
+        self._found: list[str | None] = [None]  # the longest string that each state ends with
+        self._shorter = [0]  # each state's longest proper suffix that is also a state
         self._link(self._grow(stops))
 
     def search(self, state: int, piece: str) -> tuple[int, Match | None]:
-        """Read `piece` in `state`; the new state, and the earliest string that ended in the piece.
+        """Read `piece` from `state`; return the new state and the match that begins first, or None.
 
-        Of two strings that begin at the same place the shorter counts.
+        A match ends in the piece. Of two strings that begin at the same place the shorter wins.
         """
         edges, shorter, found, depth = self._edges, self._shorter, self._found, self._depth
         match = None
@@ -57,11 +60,11 @@ class StopStrings:
         return state, match
 
     def held_back(self, state: int) -> int:
-        """Characters at the end of the text with which a string may begin."""
+        """Number of characters at the end of the text that may begin a string."""
         return self._depth[state]
 
     def _grow(self, stops: Iterable[str]) -> list[list[tuple[int, int]]]:
-        """Make the tree of prefixes; for each length, its states as (edge to it, state)."""
+        """Build the tree of prefixes. Return for each length the states as (edge to it, state)."""
         levels: list[list[tuple[int, int]]] = []
         for stop in stops:
             state = 0
@@ -81,7 +84,7 @@ class StopStrings:
         return levels
 
     def _link(self, levels: list[list[tuple[int, int]]]) -> None:
-        """Find each state's longest suffix that is a state; shorter states come first."""
+        """Find each state's longest proper suffix that is a state, in order of length."""
         edges, shorter, found = self._edges, self._shorter, self._found
         for level in levels[1:]:
             for edge, state in level:
