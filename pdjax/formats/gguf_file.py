@@ -1,8 +1,8 @@
-"""A GGUF file as it lies on disk: header, metadata, an index of tensors, and their bytes.
+"""Reads a GGUF file: header, metadata, an index of tensors, and their bytes.
 
-The file is memory-mapped: opening it reads the header, and the bytes of a tensor are read when
-somebody asks for them. Every count, length and offset is held against the size of the file before
-anything of that size is made, so a damaged file is refused and costs no memory.
+The file is memory-mapped: opening it reads the header, metadata and index; `GGUFFile.data` maps the
+bytes of a tensor. The reader compares every count, length and offset with the size of the file
+before it allocates that much, so a damaged file is refused and costs no memory.
 
 The layout is that of the GGUF specification of ggml, versions 2 and 3, little-endian.
 """
@@ -23,10 +23,10 @@ from pdjax.core.messages import shown
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_STRINGS = 1 << 21
-"""Strings of one metadata array at most: the largest vocabularies hold a sixth of it."""
+"""Most strings of one metadata array: the largest vocabularies hold a sixth of it."""
 
 MAX_NAME = 512
-"""Characters of a key or of a tensor's name."""
+"""Most characters of a key or of a tensor's name."""
 
 _ALIGNMENT = 32
 _MAX_DIMS = 4
@@ -44,20 +44,20 @@ _NUMBERS: dict[int, np.dtype[Any]] = {
     11: np.dtype("<i8"),
     12: np.dtype("<f8"),
 }
-"""Element types of metadata values by GGUF's number of the type; a bool is a byte."""
+"""Element type of metadata values for each of GGUF's type numbers; a bool is a byte."""
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What the index says of one tensor.
+    """The index entry of one tensor.
 
     Attributes:
-      kind: how its elements are stored.
-      shape: lengths of its axes, the slowest first, as numpy has them.
-      start: offset of its first byte in the file.
-      nbytes: bytes it occupies.
+      kind: how the elements are stored.
+      shape: lengths of the axes, the slowest first, in numpy's order.
+      start: offset of the first byte in the file.
+      nbytes: size in bytes.
     """
 
     name: str
@@ -71,10 +71,10 @@ class GGUFFile:
     """A GGUF file, opened.
 
     Attributes:
-      path: where it is.
+      path: the file.
       fields: metadata by key: a number, a bool, `bytes` of a string, an array of numbers or bools
         (numpy, mapped), or a list of `bytes`.
-      tensors: the index, by name, in the order of the file.
+      tensors: the index by name, in the order of the tensors' bytes in the file.
 
     Raises:
       ValueError: the file is missing, no GGUF file, of another version or byte order, truncated, or
@@ -96,14 +96,14 @@ class GGUFFile:
             raise ValueError(f"model={str(path)!r}: not a readable GGUF file ({reason})") from error
 
     def data(self, name: str) -> np.ndarray:
-        """Bytes of tensor `name` as they are stored, u8[nbytes], mapped."""
+        """Return the stored bytes of tensor `name`, u8[nbytes], mapped."""
         entry = self.tensors[name]
         return np.frombuffer(self._bytes, np.uint8, entry.nbytes, entry.start)
 
     def let_go(self) -> None:
-        """Unmap what was read of the file until it is read again.
+        """Unmap the pages of the file that were read; a later read maps them again.
 
-        A mapped page counts as memory of the process, also where the system could drop it.
+        A mapped page counts as memory of the process, even one that the system could drop.
         """
         if hasattr(mmap, "MADV_DONTNEED"):
             self._bytes.madvise(mmap.MADV_DONTNEED)
@@ -132,7 +132,7 @@ class GGUFFile:
 
 
 def starts_like_gguf(path: Path) -> bool:
-    """Whether `path` is a file that begins with GGUF's magic number, whatever its name."""
+    """Whether `path` is a file that begins with GGUF's magic number; its name does not matter."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -140,7 +140,7 @@ def starts_like_gguf(path: Path) -> bool:
 
 
 class _Cursor:
-    """Reads one value after the other; no value ends beyond the file."""
+    """Reads one value after another; a value that ends beyond the file is a ValueError."""
 
     def __init__(self, buffer: mmap.mmap) -> None:
         self._buffer = buffer
@@ -148,7 +148,7 @@ class _Cursor:
         self.at = 0
 
     def take(self, nbytes: int, what: str) -> int:
-        """Offset of the next `nbytes`, which the cursor passes."""
+        """Return the offset of the next `nbytes` and move past them."""
         start = self.at
         if nbytes > self._size - start:
             raise ValueError(
@@ -164,7 +164,7 @@ class _Cursor:
         return int(_U64.unpack_from(self._buffer, self.take(8, what))[0])
 
     def count(self, what: str, least: int) -> int:
-        """A number of items, each of at least `least` bytes, all of which the file must hold."""
+        """Read a number of items; the rest of the file must hold `least` bytes for each."""
         number = self.u64(what)
         if number * least > self._size - self.at:
             raise ValueError(f"{what} is {number}; the file has {self._size} bytes")
@@ -175,7 +175,7 @@ class _Cursor:
         return self._buffer[start : self.at]
 
     def name(self, what: str) -> str:
-        """A key or the name of a tensor, fit for a line of a message."""
+        """Read a key or a tensor's name; it must be short and printable, since messages show it."""
         raw = self.string(what)
         try:
             found = raw.decode()
@@ -217,7 +217,7 @@ class _Cursor:
         count = self.count(f"length of {key}", 8)
         if count > MAX_STRINGS:
             raise ValueError(f"length of {key} is {count}; allowed: at most {MAX_STRINGS} strings")
-        # A vocabulary has some hundred thousand strings: this loop is most of the time of opening.
+        # A vocabulary has some hundred thousand strings: this loop takes most of the opening time.
         buffer, size, at, found = self._buffer, self._size, self.at, []
         length_at = _U64.unpack_from
         for index in range(count):
@@ -233,7 +233,7 @@ class _Cursor:
 
 
 def _header(cursor: _Cursor) -> tuple[int, int]:
-    """Numbers of tensors and of metadata keys."""
+    """Read the header; return the numbers of tensors and of metadata keys."""
     start = cursor.take(4, "the magic number")
     magic = cursor._buffer[start : start + 4]
     if magic != MAGIC:
@@ -244,7 +244,7 @@ def _header(cursor: _Cursor) -> tuple[int, int]:
         if swapped <= max(VERSIONS):
             raise ValueError("its byte order is big-endian; allowed: little-endian; convert it")
         raise ValueError(f"GGUF version {version}; allowed: {', '.join(map(str, VERSIONS))}")
-    # A tensor is named by 8 bytes at least and described by 24, a key by 8 and 5.
+    # A tensor takes at least 8 bytes for its name and 24 for its description; a key takes 8 and 5.
     tensors = cursor.count("the number of tensors", 0)
     fields = cursor.count("the number of metadata keys", 13)
     if tensors * 32 > len(cursor._buffer):
@@ -255,7 +255,7 @@ def _header(cursor: _Cursor) -> tuple[int, int]:
 
 
 def _entry(cursor: _Cursor, at: int) -> TensorEntry:
-    """The next entry of the index; `start` counts from the end of the index."""
+    """Read the next entry of the index; its `start` counts from the end of the index."""
     name = cursor.name(f"name of tensor {at}")
     what = f"tensor {name!r}"
     rank = cursor.u32(f"number of dimensions of {what}")
@@ -281,7 +281,11 @@ def _entry(cursor: _Cursor, at: int) -> TensorEntry:
 def _placed(
     entries: list[TensorEntry], start: int, alignment: int, size: int
 ) -> Iterator[TensorEntry]:
-    """The entries with their offsets in the file, which neither overlap nor leave the file."""
+    """Yield the entries by offset, with `start` as the offset in the file.
+
+    Raises:
+      ValueError: a tensor is misaligned, ends beyond the file, or overlaps the one before.
+    """
     free = start
     for entry in sorted(entries, key=lambda entry: entry.start):
         first = start + entry.start

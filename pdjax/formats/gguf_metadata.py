@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file by key and type; an error names the file, the key and the value."""
+"""Reads the metadata of a GGUF file by key and type; errors name file, key and value."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from pdjax.formats.gguf_file import GGUFFile
 
 _SHOWN = 80
-"""Characters of a value that an error message shows."""
+"""Most characters of a value that an error message shows."""
 
 
 class Metadata:
@@ -25,11 +25,11 @@ class Metadata:
         self._lists: dict[str, list[str]] = {}
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys that start with `prefix`, in the order of the file."""
+        """List the keys that start with `prefix`, in the order of the file."""
         return [key for key in self._fields if key.startswith(prefix)]
 
     def get(self, key: str) -> Any:
-        """The value as numbers, bools, strings or lists of them, or None.
+        """Return the value as a number, bool, string or list of them, or None.
 
         Raises:
           ValueError: a string is not UTF-8.
@@ -46,12 +46,12 @@ class Metadata:
         return value
 
     def length(self, key: str) -> int:
-        """Elements of an array; 0 if the file has no such array."""
+        """Number of elements of an array; 0 if the file has no such array."""
         value = self._fields.get(key)
         return len(value) if isinstance(value, list | np.ndarray) else 0
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """An integer; a list of equal ones (some writers store one a layer) counts as one."""
+        """Read an integer; a list of equal ones (some writers store one a layer) counts as one."""
         value = self._value(key, default)
         if isinstance(value, list) and value and value.count(value[0]) == len(value):
             value = value[0]
@@ -60,28 +60,28 @@ class Metadata:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite float."""
+        """Read a finite float."""
         value = self._value(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise self.refuse(key, "a number", value)
         return _shortest_float(float(value))
 
     def flag(self, key: str, default: bool) -> bool:
-        """A bool."""
+        """Read a bool."""
         value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.refuse(key, "true or false", value)
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string."""
+        """Read a string."""
         value = self._value(key, default)
         if not isinstance(value, str):
             raise self.refuse(key, "a string", value)
         return value
 
     def strings(self, key: str) -> list[str]:
-        """A list of strings; empty if the file has no such key."""
+        """Read a list of strings; empty if the file has no such key."""
         value = self.get(key)
         if value is None:
             return []
@@ -90,7 +90,7 @@ class Metadata:
         return value
 
     def numbers(self, key: str) -> np.ndarray | None:
-        """A list of numbers as an array, or None if the file has no such key."""
+        """Read a list of numbers as an array; None if the file has no such key."""
         value = self._fields.get(key)
         if value is None:
             return None
@@ -99,7 +99,7 @@ class Metadata:
         return value
 
     def refuse(self, key: str, allowed: str, value: Any = None) -> ValueError:
-        """The error that `key` has a value which is not allowed."""
+        """Make the error for a value of `key` that is not allowed."""
         value = self.get(key) if value is None else value
         shown = repr(_shortest_float(value) if isinstance(value, float) else value)
         if len(shown) > _SHOWN:
@@ -120,7 +120,7 @@ class Metadata:
         except UnicodeDecodeError:
             for index, item in enumerate(raw):
                 self._decoded(f"{key}[{index}]", item)
-            raise  # not reached: one of them is not UTF-8
+            raise  # not reached: the loop raises for the item that is not UTF-8
 
     def _decoded(self, key: str, raw: bytes) -> str:
         try:
@@ -132,8 +132,9 @@ class Metadata:
 
 
 def _shortest_float(value: float) -> float:
-    """GGUF stores float32: 1e-5 comes back as 9.99999974e-06. The shortest decimal with the same
-    float32 was meant.
+    """Return the shortest decimal with the same float32, which the writer meant.
+
+    GGUF stores float32: 1e-5 comes back as 9.99999974e-06.
     """
     with np.errstate(over="ignore"):
         narrow = np.float32(value)

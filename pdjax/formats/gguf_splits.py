@@ -1,7 +1,7 @@
-"""A GGUF model in several files, NAME-00001-of-00003.gguf and so on, as llama.cpp splits it.
+"""Opens a GGUF model in several files, NAME-00001-of-00003.gguf and so on, as llama.cpp splits it.
 
-The first shard holds all metadata. Every shard says which one of how many it is, and how many
-tensors the model has.
+The first shard holds all metadata. Every shard stores its number, the number of shards, and the
+number of tensors of the model.
 """
 
 import re
@@ -15,11 +15,11 @@ _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffi
 
 
 def open_shards(path: Path) -> list[GGUFFile]:
-    """The files of the model whose first file is `path`: one, or the shards of a split.
+    """Open the files of the model that begins with `path`: one file, or all shards of a split.
 
     Raises:
-      ValueError: a shard is unreadable, missing, another one than its name says, or `path` is not
-        the first; the message says which file to open.
+      ValueError: a shard is unreadable, missing, or not the one that its name says, or `path` is
+        not the first; the message says which file to open.
     """
     first = open_first(path)
     count = _integer(first, _COUNT, 1)
@@ -43,7 +43,7 @@ def open_shards(path: Path) -> list[GGUFFile]:
 
 
 def open_first(path: Path) -> GGUFFile:
-    """The file `path`, which is not a later shard of a split.
+    """Open the file `path`, a whole model or the first shard of a split.
 
     Raises:
       ValueError: it is unreadable, or a later shard; the message says which file to open.

@@ -1,4 +1,4 @@
-"""Objects in JSON files that somebody else wrote, and values of them in messages of one line."""
+"""Reads objects from JSON files of other programs; errors name the file, in one line."""
 
 import json
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from typing import Any
 from pdjax.core.messages import one_line, shown
 
 MAX_BYTES = 128 << 20
-"""Largest file read: an index of ten thousand tensors has one megabyte."""
+"""Largest file that is read: an index of ten thousand tensors has one megabyte."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; of a key that occurs twice, the last value.
+    """Read the object in a JSON file; a key that occurs twice has its last value.
 
     Raises:
       ValueError: the file is missing, too large, no JSON, nested too deeply, or not an object.
@@ -22,12 +22,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_if_any(path: Path) -> dict[str, Any]:
-    """The same; no file is an empty object."""
+    """Read the object in a JSON file; a missing file is an empty object."""
     return read_json(path) if path.is_file() else {}
 
 
 def read_text(path: Path, what: str = "text") -> str:
-    """The text of a file, called `what` in errors.
+    """Read the text of a file; errors call it `what`.
 
     Raises:
       ValueError: the file is missing, too large, or no UTF-8.
@@ -44,7 +44,7 @@ def read_text(path: Path, what: str = "text") -> str:
 
 
 def parse_json(path: Path, text: str) -> dict[str, Any]:
-    """The object that `text`, the content of `path`, stands for.
+    """Parse `text`, the content of `path`, as a JSON object.
 
     Raises:
       ValueError: see `read_json`.
@@ -59,10 +59,10 @@ def parse_json(path: Path, text: str) -> dict[str, Any]:
 
 
 def read_field(path: Path, values: dict[str, Any], name: str, kind: type, allowed: str) -> Any:
-    """A field of an object from a file, or None.
+    """Return a field of an object from a file, or None.
 
     Raises:
-      ValueError: naming file and field, where the value is neither None nor a `kind`.
+      ValueError: the value is neither None nor a `kind`; the message names file and field.
     """
     value = values.get(name)
     if value is not None and not isinstance(value, kind):
@@ -72,9 +72,9 @@ def read_field(path: Path, values: dict[str, Any], name: str, kind: type, allowe
 
 @contextmanager
 def failures_named(what: str) -> Iterator[None]:
-    """Turn whatever fails inside into a ValueError that begins with `what`.
+    """Turn any exception inside into a ValueError that begins with `what`.
 
-    The tokenizers package raises bare exceptions, and panics, which are no `Exception`.
+    The tokenizers package raises bare exceptions, and panics, which are not an `Exception`.
     """
     try:
         yield

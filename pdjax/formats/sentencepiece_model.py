@@ -1,7 +1,7 @@
-"""The file that SentencePiece writes: pieces, and how a text is prepared for them.
+"""Reads a SentencePiece file: pieces, and how a text is prepared for them.
 
-The file is a protocol buffer, `ModelProto` of sentencepiece_model.proto. Only the fields that a
-tokenizer needs are read; the others are skipped.
+The file is a protocol buffer, `ModelProto` of sentencepiece_model.proto. The reader skips fields
+that a tokenizer does not need.
 """
 
 import struct
@@ -16,10 +16,10 @@ UNIGRAM, BPE = 1, 2
 """Kinds of models."""
 
 MAX_PIECE = 1024
-"""Characters of a piece: SentencePiece makes pieces of 16 unless told otherwise."""
+"""Most characters of a piece: SentencePiece makes pieces of at most 16 by default."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-"""How a field is stored."""
+"""Wire types: how a field is stored."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class SentencePieceModel:
     Attributes:
       pieces: by token id.
       model_type: UNIGRAM or BPE; two other kinds exist.
-      byte_fallback: whether what no piece holds becomes bytes.
-      unk_id, bos_id, eos_id: ids of control pieces, below 0 for none; `unk_piece`, `bos_piece`,
-        `eos_piece`: their texts.
+      byte_fallback: whether text that no piece holds becomes bytes.
+      unk_id, bos_id, eos_id: ids of control pieces, below 0 for none.
+      unk_piece, bos_piece, eos_piece: their texts.
       charsmap: replacements of characters, compiled; may be empty.
-      add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: what is done to spaces.
+      add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: how spaces are treated.
     """
 
     pieces: list[Piece] = field(default_factory=list)
@@ -61,10 +61,10 @@ class SentencePieceModel:
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """Read a model.
+    """Read a SentencePiece model.
 
     Raises:
-      ValueError: the file is not readable, or no SentencePiece model.
+      ValueError: the file is not readable, or not a SentencePiece model.
     """
     try:
         return _model(path.read_bytes())
@@ -129,7 +129,7 @@ def _read_normalizer(model: SentencePieceModel, data: bytes) -> None:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and values of a message's fields; numbers of a fixed length stay bytes."""
+    """Yield the number and value of each field of a message; fixed-length numbers stay bytes."""
     place = 0
     while place < len(data):
         key, place = _varint(data, place)

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it, in ASCII, so that any reader takes it and any stream can carry it."""
+"""Writes JSON by RFC 8259, in ASCII, so that any reader takes it and any stream can carry it."""
 
 import json
 import math
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """`value` as JSON text. A float that is not finite becomes null, since JSON has no word for it.
+    """Write `value` as JSON text. A float that is not finite becomes null: JSON cannot express it.
 
     Args:
-      value: what `json.dumps` takes.
-      options: of `json.dumps`, such as `indent`.
+      value: anything that `json.dumps` takes.
+      options: options of `json.dumps`, such as `indent`.
     """
     return json.dumps(_finite(value), allow_nan=False, **options)
 
@@ -26,5 +26,5 @@ def _finite(value: Any) -> Any:
 
 
 def _key(key: Any) -> Any:
-    """A key that is no finite number goes by its name: "nan", "inf" or "-inf"."""
+    """Name a key that is a float but not finite: "nan", "inf" or "-inf"."""
     return str(key) if isinstance(key, float) and not math.isfinite(key) else key
