@@ -1,8 +1,8 @@
 """Command lines: absl flags, a config with overrides of any field, help, and errors in one line.
 
-Every program of this project takes `--config=FILE` and, for any field of the config,
-`--config.decode.rows=8`. A program keeps its flags to itself (`new_flags`) instead of adding them
-to absl's global ones, so that any number of programs can be imported side by side.
+Every program of this project takes `--config=FILE` and, for any field of the config, an override
+such as `--config.decode.rows=8`. A program has its own flags (`new_flags`) and adds none to absl's
+global ones, so that any number of programs can be imported side by side.
 """
 
 import contextlib
@@ -24,14 +24,17 @@ from pdjax.core.messages import shown
 _FIELD = "config.FIELD"
 _INTERRUPTED = 130
 _MOST_CHARACTERS = 1500
-"""Of a message: it may quote a whole value or the name of a file."""
+"""Most characters of a message, which may quote a whole value or the name of a file."""
 _HELP = {"-h", "--help", "-help", "--helpshort", "--helpfull"}
 
 
 def new_flags(config: str | None = None) -> flags.FlagValues:
-    """The flags that every program has; `--config` and its fields where a default is given.
+    """Make the flags that every program has.
 
-    A program adds its own with absl's `DEFINE_...(..., flag_values=...)`.
+    Args:
+      config: default of `--config`; None leaves out `--config` and its fields.
+
+    A program adds its own flags with absl's `DEFINE_...(..., flag_values=...)`.
     """
     values = flags.FlagValues()
     if config is not None:
@@ -54,7 +57,7 @@ def new_flags(config: str | None = None) -> flags.FlagValues:
 
 
 def config_of(values: flags.FlagValues) -> Config:
-    """The config that a parsed command line names, with its overrides.
+    """Load the config that a parsed command line names, with its overrides.
 
     Raises:
       ValueError: no such config or field, or a value out of range.
@@ -72,11 +75,12 @@ def run(
 ) -> NoReturn:
     """Parse the command line, run `main`, and end the process with `status`.
 
-    A second interrupt ends it at once: what is taken down after the first must not be left half
-    done, since threads may still be within XLA, which aborts then.
+    After an interrupt, a second one ends the process at once, without Python's shutdown: XLA
+    aborts if shutdown is interrupted while threads still run in it.
     """
     argv = sys.argv if argv is None else argv
-    # absl's own flags are given nothing to parse; its logging and crash handlers are wanted.
+    # absl's global flags parse only the program's name: only absl's logging and crash handlers
+    # are used here.
     app.run(
         lambda _: _last(status(main, values, usage, argv)),
         argv=argv[:1],
@@ -91,14 +95,16 @@ def status(
     usage: str,
     argv: list[str],
 ) -> int:
-    """Exit status of a program: its own (0 for None), 2 for bad input, 130 where it is interrupted.
+    """Run a program and return its exit status.
 
-    Bad input is any ValueError or OSError; its message goes to stderr as one line.
+    The status is what `main` returns (0 for None), 1 where the reader of its output has closed the
+    pipe, 2 for bad input, 130 where it is interrupted. Bad input is any ValueError, OSError or
+    error of flags; its message goes to stderr as one line.
     """
     logging.set_verbosity(logging.WARNING)
     program = os.path.basename(argv[0])
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What the terminal's or the locale's characters lack is written as an escape, not lost.
+        # A character that the terminal or the locale lacks is written as an escape.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if _HELP & set(argv[1:]):
@@ -108,12 +114,12 @@ def status(
             _parse(values, argv)
             code = main() or 0
         if sys.stdout is not None:
-            sys.stdout.flush()  # what cannot be written is known only now
+            sys.stdout.flush()  # raises here if the output cannot be written
         return code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has had enough of it
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         _let_go_of_output()
         return 1
     except (ValueError, OSError, flags.Error) as error:
@@ -130,7 +136,7 @@ def _one_line(message: str) -> str:
 
 
 def _let_go_of_output() -> None:
-    """Write out what is left. Where that fails, drop it: Python would try again at its end."""
+    """Flush stdout. If that fails, drop the rest: Python would try again at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -141,35 +147,36 @@ def _let_go_of_output() -> None:
 
 def _last(code: int) -> int:
     if code == _INTERRUPTED:
-        with contextlib.suppress(OSError):  # whoever read the output may have been interrupted, too
+        with contextlib.suppress(OSError):  # Ctrl-C may have ended the output's reader, too
             sys.stdout.flush()
         signal.signal(signal.SIGINT, lambda *_: os._exit(code))
     return code
 
 
 def describe(values: flags.FlagValues, usage: str) -> str:
-    """The help page: what the program does, then its flags with their defaults."""
+    """Write the help page: what the program does, then its flags with their defaults."""
     lines = [textwrap.dedent(usage).strip(), "", "Flags:"]
     for name in values:
         flag = values[name]
         if flag.name != name or name in ("flagfile", "undefok"):
-            continue  # a short name, or one of absl's own that no program here is about
-        kind = flag.flag_type().split()[-1]  # of "multi string", "string enum"
-        shown = f"  --[no]{name}" if kind == "bool" else f"  --{name}={kind.upper()}"
+            continue  # a short name, or a flag of absl that no program here uses
+        kind = flag.flag_type().split()[-1]  # absl says "multi string", "string enum"
+        heading = f"  --[no]{name}" if kind == "bool" else f"  --{name}={kind.upper()}"
         if name == _FIELD:
-            shown = f"  --{name}=VALUE"
-        text = (flag.help or "").split(";\n")[0]  # absl adds a remark to what may be repeated
+            heading = f"  --{name}=VALUE"
+        text = (flag.help or "").split(";\n")[0]  # absl adds a remark to flags that may be repeated
         if flag.default not in (None, [], "") and kind != "bool":
             text += f" (default: {flag.default})"
-        lines += [shown, textwrap.fill(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+        indent = " " * 6
+        lines += [heading, textwrap.fill(text, 92, initial_indent=indent, subsequent_indent=indent)]
     return "\n".join(lines)
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> None:
-    values.unparse_flags()  # a second command line in one process starts from the defaults too
+    values.unparse_flags()  # a second command line in one process also starts from the defaults
     try:
         rest = values(_rewritten(argv))
-    except RecursionError as error:  # absl looks for a flag of a similar name, letter by letter
+    except RecursionError as error:  # absl's search for a similar name recurses once a letter
         longest = max(argv[1:], key=lambda arg: len(arg) if arg.startswith("-") else 0)
         raise ValueError(f"{shown(longest)}: not a flag; --help lists them") from error
     if len(rest) > 1:
@@ -177,7 +184,11 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _rewritten(argv: list[str]) -> list[str]:
-    """Fields of the config as values of one repeated flag; dashes in names as underscores."""
+    """Rewrite config fields as values of one repeated flag, and dashes in names as underscores.
+
+    Raises:
+      ValueError: a field has no value.
+    """
     out = argv[:1]
     args = iter(argv[1:])
     for arg in args:

@@ -1,4 +1,4 @@
-"""Where JAX versions differ, or need a private door: the only file that may know."""
+"""JAX calls that differ between versions, are private, or are untyped: no other file makes them."""
 
 import contextlib
 from typing import Any
@@ -8,14 +8,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 def use_virtual_cpu_devices(count: int) -> None:
-    """Ask for `count` CPU devices, if JAX has not started and will run on the CPU.
+    """Ask for `count` CPU devices, if JAX has not started and may run on the CPU.
 
-    Once a backend has started the number is what it is; whoever deals devices out says so if they
-    are too few.
+    A backend that has started keeps its number of devices; `mesh.take_devices` raises if they are
+    too few.
     """
-    platforms = (
-        jax.config.jax_platforms
-    )  # None: JAX will take an accelerator if it finds one, and the CPU as well
+    platforms = jax.config.jax_platforms  # None: JAX takes an accelerator, if any, and the CPU
     if jax.config.jax_num_cpu_devices >= count or not (
         platforms is None or "cpu" in platforms.split(",")
     ):
@@ -25,25 +23,30 @@ def use_virtual_cpu_devices(count: int) -> None:
 
 
 def keep_compilations(directory: str) -> None:
-    """Keep every program that is compiled from now on in `directory`, however small and quick, and
-    take from there what is there already. On GPUs JAX lets XLA keep its autotuning results beside
-    them (`jax_persistent_cache_enable_xla_caches`, on unless somebody switches it off).
+    """Cache every program compiled from now on in `directory`, and load programs cached there.
+
+    JAX's lower bounds on size and compile time are off. On GPUs JAX lets XLA keep its autotuning
+    results there, too (`jax_persistent_cache_enable_xla_caches`, on by default).
     """
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # JAX looks at the setting once, when it first compiles; this makes it look again.
+    # JAX reads the setting once, when it first compiles; the reset makes it read again.
     compilation_cache.reset_cache()
 
 
 def all_ready(arrays: Any) -> bool:
-    """Whether reading any array of the tree would not wait. (`is_ready` is public, but untyped.)"""
+    """Whether every array of the tree can be read without a wait. (`is_ready` is public, but
+    untyped.)"""
     return all(leaf.is_ready() for leaf in jax.tree.leaves(arrays))
 
 
 def is_sound(arrays: Any) -> bool:
-    """Whether every array of the tree can be read: none is deleted, and none stands for a
-    computation that failed. Waits for them. (`is_deleted` is public, but untyped.)"""
+    """Wait for every array of the tree; return whether all can be read.
+
+    A deleted array, or one whose computation failed, cannot be read. (`is_deleted` is public, but
+    untyped.)
+    """
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(arrays)):
         return False
     try:

@@ -1,7 +1,7 @@
-"""The meshes, and where a logical axis lives on them.
+"""Makes the meshes, and maps logical axes to mesh axes.
 
-Both phases use a mesh of axes ("stage", "tp"); a prefill mesh has one stage. One rule table a phase
-says on which mesh axes each logical axis of a weight lies. Nobody else makes a mesh.
+Both phases use a mesh of axes ("stage", "tp"); a prefill mesh has one stage. Each phase has a table
+of rules: the mesh axes that shard each logical axis of a weight. No other file makes a mesh.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,24 @@ STAGE = "stage"
 TP = "tp"
 
 HOST = "pinned_host"
-"""The kind of memory that devices write to and the host reads."""
+"""The memory kind that devices write and the host reads."""
 
 Rules = Mapping[str, tuple[str, ...]]
 
 PREFILL_RULES: Rules = {"stage": (STAGE,), "kv_heads": (TP,), "mlp": (TP,), "vocab": (TP,)}
-"""Prefill: one stage, everything wide is sharded over `tp`."""
+"""Prefill: one stage; KV heads, MLP and vocabulary are sharded over `tp`."""
 
 DECODE_RULES: Rules = {"stage": (STAGE,), "kv_heads": (TP,), "mlp": (TP,), "vocab": (STAGE, TP)}
-"""Decode: layers over `stage`; the vocabulary over all devices, so that the last stage is no
+"""Decode: layers over `stage`; the vocabulary over all devices, so that the last stage is not a
 bottleneck."""
 
 
 def make_mesh(devices: Sequence[jax.Device], stages: int, tp: int) -> Mesh:
-    """A ("stage", "tp") mesh over exactly `stages * tp` devices, stage-major."""
+    """Make a ("stage", "tp") mesh over exactly `stages * tp` devices, stage-major.
+
+    Raises:
+      ValueError: `devices` has another length.
+    """
     if len(devices) != stages * tp:
         raise ValueError(
             f"devices: {len(devices)} given, but stages={stages} x tp={tp} needs {stages * tp}"
@@ -38,10 +42,10 @@ def make_mesh(devices: Sequence[jax.Device], stages: int, tp: int) -> Mesh:
 
 
 def take_devices(wanted: Sequence[int], what: Sequence[str]) -> list[list[jax.Device]]:
-    """Deal the process's devices out, in order, to meshes of `wanted[i]` devices each.
+    """Deal the process's devices, in order, to meshes of `wanted[i]` devices each.
 
     Raises:
-      ValueError: there are not enough devices; the message lists who wants how many.
+      ValueError: there are not enough devices; the message lists `what[i]` with its `wanted[i]`.
     """
     devices = jax.devices()
     if sum(wanted) > len(devices):
@@ -59,10 +63,10 @@ def take_devices(wanted: Sequence[int], what: Sequence[str]) -> list[list[jax.De
 
 
 def partition(rules: Rules, axes: Sequence[str | None], *, stacked: bool = False) -> PartitionSpec:
-    """PartitionSpec of an array with logical `axes`.
+    """Return the PartitionSpec of an array with logical `axes`.
 
-    `stacked` arrays hold one local array a stage, concatenated along axis 0 (so a shard has the
-    very shape that a one-stage mesh would give it): `stage` becomes the major part of axis 0.
+    A `stacked` array holds one local array a stage, concatenated along axis 0, so `stage` becomes
+    the major part of axis 0. A shard then has the shape that a one-stage mesh would give it.
     """
     parts: list[tuple[str, ...]] = [rules[axis] if axis else () for axis in axes]
     if stacked:
@@ -73,13 +77,15 @@ def partition(rules: Rules, axes: Sequence[str | None], *, stacked: bool = False
 def sharding(
     mesh: Mesh, rules: Rules, axes: Sequence[str | None], *, stacked: bool = False
 ) -> NamedSharding:
-    """NamedSharding of an array with logical `axes` on `mesh`; see `partition`."""
+    """Return the NamedSharding of an array with logical `axes` on `mesh`; see `partition`."""
     return NamedSharding(mesh, partition(rules, axes, stacked=stacked))
 
 
 def shardings(mesh: Mesh, specs: Any, memory: str | None = None) -> Any:
-    """A tree of PartitionSpecs as NamedShardings on `mesh`, in its devices' memory of the kind
-    `memory`, their own unless given."""
+    """Turn a tree of PartitionSpecs into NamedShardings on `mesh`.
+
+    `memory` is the memory kind; None takes the devices' default.
+    """
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec, memory_kind=memory),
         specs,

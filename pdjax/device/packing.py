@@ -1,5 +1,5 @@
-"""Several small arrays of the host as one: every argument of a program is an upload of its own,
-whose price hardly depends on its bytes."""
+"""Packs several small host arrays into one. Each argument of a program is an upload of its own,
+and the cost of a small upload hardly depends on its bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 
 ALIGNMENT = 64
-"""Words between which arrays begin: 256 bytes, as the kernels of GPUs ask of what they are given.
-XLA may hand them a part of the upload without a copy, and does not look where it begins."""
+"""Each array begins at a multiple of this many words: 256 bytes, the alignment that GPU kernels
+require. XLA may pass a part of the upload to a kernel without a copy, at any alignment."""
 
 Field = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of an array."""
@@ -20,15 +20,17 @@ Field = tuple[str, str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Packed:
-    """Named arrays of 4-byte elements, one after another, aligned. What they are called, their
-    types and shapes are static: a program is compiled for them."""
+    """Named arrays of 4-byte elements, one after another, aligned.
+
+    The names, types and shapes are static: JAX compiles a program for them.
+    """
 
     words: Any  # i32[n], numpy or jax: the bits of all elements
     fields: tuple[Field, ...]
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "Packed":
-        """A copy of numpy arrays."""
+        """Pack a copy of numpy arrays."""
         for name, array in arrays.items():
             assert array.dtype.itemsize == 4, f"{name}: {array.dtype} has not 4 bytes an element"
         fields = tuple((name, array.dtype.name, array.shape) for name, array in arrays.items())
@@ -40,7 +42,7 @@ class Packed:
         return cls(words, fields)
 
     def unpack(self) -> dict[str, jax.Array]:
-        """The arrays, within a program."""
+        """Unpack the arrays; to be called within a jitted program."""
         arrays, start = {}, 0
         for name, dtype, shape in self.fields:
             size = int(np.prod(shape))
@@ -51,7 +53,7 @@ class Packed:
 
 
 def _room(words: int) -> int:
-    """Words up to where the next array begins."""
+    """Round an array's words up to where the next array begins."""
     return -(-words // ALIGNMENT) * ALIGNMENT
 
 

@@ -1,9 +1,9 @@
-"""Checksums of KV on its way: whether what arrived is, bit for bit, what left.
+"""Checksums of KV in transit: they tell whether the KV that arrived equals, bit for bit, what left.
 
-A checksum is the sum, with wrap-around, of each element's bits mixed with where it stands. The
-mixing of a place can be undone, so that any change of a single element shows for certain; anything
-else, elements that have changed places or a piece of zeros too, goes unseen about once in 2**32
-times. It is not proof against an adversary.
+A checksum is the sum, with wrap-around, of each element's bits mixed with its position. The mixing
+is invertible at each position, so a change of a single element always changes the sum. Any other
+change, such as elements that swap places or a piece of zeros, goes undetected about once in 2**32
+times. A checksum is not proof against an adversary.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ from jax import lax
 
 
 def checksums(arrays: Sequence[jax.Array], spans: int) -> jax.Array:
-    """u32[spans], each over that span of all `arrays` [X, spans * tokens, ...]."""
+    """Return u32[spans]: the checksum of each span of tokens over all `arrays`.
+
+    Axis 1 of an array [X, spans * tokens, ...] is cut into `spans` equal spans.
+    """
     sums, before = jnp.zeros(spans, jnp.uint32), 0
     for array in arrays:
         sums = sums + _sum(array, spans, before)
@@ -24,7 +27,7 @@ def checksums(arrays: Sequence[jax.Array], spans: int) -> jax.Array:
 
 
 def _sum(array: jax.Array, spans: int, first: int) -> jax.Array:
-    """The share of one array, whose elements stand at `first` and after in each span."""
+    """Return one array's part of each sum; `first` is the position of its first element."""
     unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
     bits = lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     bits = bits.reshape(array.shape[0], spans, -1)

@@ -1,4 +1,4 @@
-"""How much memory of the host a program may still take, by the standard library alone."""
+"""Measures how much host memory the process may still take, with the standard library alone."""
 
 import os
 from collections.abc import Iterator
@@ -6,18 +6,18 @@ from pathlib import Path
 
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60
-"""A limit of so many bytes is none; version 1 of control groups says it with a large number."""
+"""A limit of this many bytes means no limit; control groups of version 1 write a large number."""
 
 
 def available_bytes(root: Path = _ROOT) -> int | None:
-    """Bytes that can be allocated without others being swapped out; None where nobody says.
+    """Return the bytes that can be allocated without swapping; None where the system does not tell.
 
-    It is the least of what Linux counts as available and of what each control group above this
-    process (a container, a batch job) leaves of its limit. Elsewhere it is half of the memory that
-    there is, since how much others use is not told.
+    On Linux it is the least of the memory that the kernel counts as available and of what each
+    control group above this process (a container, a batch job) leaves of its limit. Elsewhere it is
+    half of the physical memory, since the use by other programs is unknown.
 
     Args:
-      root: where `proc` and `sys` are.
+      root: folder that holds `proc` and `sys`.
     """
     known = [*_meminfo(root / "proc/meminfo"), *_control_groups(root)]
     if known:
@@ -36,8 +36,10 @@ def _meminfo(file: Path) -> Iterator[int]:
 
 
 def _control_groups(root: Path) -> Iterator[int]:
-    """What each control group leaves. Pages of files that nobody uses are given up when others need
-    them, so that they do not count."""
+    """Yield the bytes that each control group leaves of its limit.
+
+    Inactive pages of files do not count as used: the kernel drops them when memory is needed.
+    """
     for line in _lines(root / "proc/self/cgroup"):
         parts = line.split(":", 2)
         if len(parts) < 3:
@@ -50,7 +52,7 @@ def _control_groups(root: Path) -> Iterator[int]:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
-        # Within a container the path may name folders that only the outside has.
+        # Within a container the path may name folders that exist only outside of it.
         group = top / path.strip("/")
         for folder in (group, *group.parents):
             limit, used = (_number(folder / name) for name in names)
@@ -69,7 +71,7 @@ def _unused_files(file: Path) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None where there is no such file, or it says "max"."""
+    """Read the number in a file; None where the file is missing or holds "max"."""
     for line in _lines(file):
         if line.strip().isdecimal():
             return int(line)

@@ -1,4 +1,4 @@
-"""How many pages each pool gets, of the memory that there is."""
+"""Divides the free memory into pages for each pool."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,31 +9,32 @@ from pdjax.device.kv.host_memory import available_bytes
 
 
 class Device(Protocol):
-    """What is asked of a `jax.Device`."""
+    """The part of `jax.Device` that this file uses."""
 
     @property
     def platform(self) -> str:
-        """Such as "cpu"."""
+        """The platform's name, such as "cpu"."""
         ...
 
     def memory_stats(self) -> dict[str, int] | None:
-        """Bytes in use and allowed, on platforms that count them; None elsewhere."""
+        """Return bytes in use and allowed, on platforms that count them; None elsewhere."""
         ...
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A pool that is to be made.
+    """What a pool that is to be made needs.
+
+    An open pool is one whose size the config leaves open; `deal_pages` chooses its size.
 
     Attributes:
-      field: of the config that says how large it is, or leaves that open.
-      fixed: whether it says so.
-      pages: of the pool; where it is left open, most pages.
-      layout: of the pool.
+      field: name of the config's field for the pool's pages.
+      fixed: whether that field sets the size; False for an open pool.
+      pages: pages of the pool; most pages of an open one.
+      layout: KV layout of the pool.
       context: longest sequence served, tokens.
-      devices: of its mesh.
-      part: a field that says how large a part of a pool is that is otherwise left open, and its
-        pages.
+      devices: devices of the pool's mesh.
+      part: of an open pool, a field that fixes the size of a part of it, and that part's pages.
     """
 
     field: str
@@ -46,40 +47,40 @@ class Claim:
 
     @property
     def least(self) -> int:
-        """Pages without which no whole context can be served beside the part that is fixed."""
+        """Pages of the null page, the fixed part and one whole context; at most `pages`."""
         return min(self.pages, 1 + self.part[1] + self.layout.pages_for(self.context))
 
 
 @dataclass
 class _Memory:
-    """Memory that is free, and the pools that need some of it.
+    """A memory, its free bytes, and the pools that claim some of it.
 
-    `share` is what pools that are left open may take, besides kv.memory_fraction: of the memory of
-    the host one half, since it is other programs', too.
+    Open pools may take `share` x kv.memory_fraction of the free bytes. `share` is one half for the
+    host's memory, which other programs use, too.
     """
 
     name: str
     free: int
     share: float
-    claims: list[tuple[int, int]]  # which claim, and bytes of its pages here
+    claims: list[tuple[int, int]]  # index of a claim, bytes of one of its pages in this memory
 
     def budget(self, fraction: float) -> int:
         return int(self.free * self.share * fraction)
 
 
 def deal_pages(claims: Sequence[Claim], fraction: float) -> list[int]:
-    """The pages of each pool, of the memory that is free now; to be asked when the weights are in
-    place.
+    """Choose the pages of each pool from the memory that is free now; call it once the weights are
+    loaded.
 
-    A pool that is left open gets its one context first. What is left of a share of the memory is
-    dealt out in proportion to what the pools could use.
+    Each open pool first gets its `least` pages. The rest of the budget is divided in proportion to
+    the further pages that the open pools could use.
 
     Args:
-      claims: of all pools of a run.
-      fraction: of the free memory that pools may take if they are left open, in (0, 1].
+      claims: the claims of all pools of a run.
+      fraction: kv.memory_fraction, the part of the free memory for open pools, in (0, 1].
 
     Raises:
-      ValueError: a pool of a fixed size does not fit, or not even one context of the others.
+      ValueError: the pools of fixed size do not fit, or the open ones cannot hold one context each.
     """
     pages = [claim.pages for claim in claims]
     for memory in _memories(claims):
@@ -105,8 +106,10 @@ def deal_pages(claims: Sequence[Claim], fraction: float) -> list[int]:
 
 
 def _memories(claims: Sequence[Claim]) -> list[_Memory]:
-    """The memories that the pools are in, as far as it is known how much of them is free. Devices
-    that are cores of the host share its memory."""
+    """List the memories that hold the pools, without those whose free bytes are unknown.
+
+    CPU devices share the host's memory.
+    """
     found: dict[object, _Memory] = {}
     for number, claim in enumerate(claims):
         each = claim.layout.device_page_bytes
@@ -156,7 +159,7 @@ def _too_little(
 
 
 def free_bytes(device: Device) -> int | None:
-    """Bytes that may still be allocated; None where the platform does not say."""
+    """Return the bytes that may still be allocated; None where the platform reports no limit."""
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats or "bytes_in_use" not in stats:
         return None
