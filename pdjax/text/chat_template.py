@@ -1,12 +1,11 @@
-"""Chat templates: a conversation becomes the text that a model was trained on.
+"""Chat templates: they turn a conversation into text in the format that a model was trained on.
 
-A template is a Jinja program that comes with a model. It sees what Hugging Face transformers 5 lets
-it see: tags, filters, globals and variables are the same, so that the text is the same.
+A template is a Jinja program that comes with a model. It gets the same tags, filters, globals and
+variables as in Hugging Face transformers 5, so that the text is the same.
 
-A template comes with a downloaded file, so that it runs in Jinja's sandbox, sees plain data only,
-and has bounds: on its loops, on its output, and on what a product of its values may become. They
-end what loops or writes without end. They don't bound what a single filter or a chain of
-concatenations allocates.
+A template may come with a downloaded file, so it runs in Jinja's sandbox and gets only plain data.
+Bounds on its loops, its output and the size of products stop a template that loops or writes
+without end. They do not bound what a single filter or a chain of concatenations allocates.
 """
 
 import dataclasses
@@ -28,31 +27,31 @@ from pdjax.formats.json_file import failures_named
 from pdjax.text.tool_schema import function_schema
 
 Message = Mapping[str, Any]
-"""One turn of a conversation: a "role", and "content" or whatever else the template reads."""
+"""One turn of a conversation: a "role", and "content" or other keys that the template reads."""
 
 DEFAULT, WITH_TOOLS = "default", "tool_use"
-"""Names of templates, where a model has several."""
+"""Names of templates of a model that has several."""
 
 MAX_ITERATIONS = 5_000_000
-"""Turns of all loops of a template together."""
+"""Most iterations of a template, over all its loops."""
 MAX_CHARACTERS = 1 << 26
-"""Of a rendered conversation."""
+"""Most characters of a rendered conversation."""
 
 MAX_COMPILED = 16
-"""Templates that are kept compiled: a user may give any number of them."""
+"""Most templates that stay compiled: a user may give any number of them."""
 
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which a message may hold what the model thought, the one that templates read first."""
+"""Keys of a message that may hold the model's reasoning; the first one that is there counts."""
 
 
 class ChatTemplates:
     """The templates of a model, by name.
 
     Args:
-      sources: Jinja source; or several by name, of which "default" is used unless there are tools
-        and a template "tool_use"; or None where there is no template.
-      special_tokens: texts of control tokens by the names that templates know, such as "bos_token".
+      sources: Jinja source, or several by name, or None. Of several, "tool_use" renders
+        conversations with tools, and "default" all others and those where "tool_use" is missing.
+      special_tokens: texts of control tokens by the names that templates use, such as "bos_token".
       strftime_now: formats the date for templates that print one.
     """
 
@@ -68,10 +67,11 @@ class ChatTemplates:
         self._compiled: dict[str, jinja2.Template] = {}
 
     def source(self, name: str | None = None, with_tools: bool = False) -> str:
-        """The source of the template that is used.
+        """Return the source of the template to use.
 
         Args:
-          name: of a template, or the source of one that isn't the model's; None takes the model's.
+          name: name of one of the model's templates, or the source of another; None takes the
+            model's.
           with_tools: whether the conversation has tools.
 
         Raises:
@@ -100,17 +100,17 @@ class ChatTemplates:
         chat_template: str | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation.
+        """Render the text of a conversation.
 
         Args:
-          messages: at least one, each with a role. Keys whose value is None are left out.
+          messages: at least one, each with a role. Keys with the value None are left out.
           add_generation_prompt: whether the text ends with the head of an answer.
-          tools: what the model may call, JSON schemas or functions that have a docstring; None if
-            there is nothing.
-          documents: what the model may look into; None if there are none.
+          tools: tools that the model may call, as JSON schemas or as functions with a docstring;
+            None for no tools.
+          documents: documents that the model may refer to; None for no documents.
           chat_template: name or source of a template; None takes the model's.
-          variables: further ones that the template may read, such as `enable_thinking`; they go
-            before control tokens of the same name.
+          variables: further variables that the template may read, such as `enable_thinking`; they
+            override control tokens of the same name.
 
         Raises:
           ValueError: no template, an argument of another form, or the template refuses the
@@ -133,13 +133,13 @@ class ChatTemplates:
                     self._compiled.clear()
                 template = self._compiled[source] = self._environment.from_string(source)
             return self._environment.render(template, known)
-        except Exception as error:  # a template is a program: it may fail in any way
+        except Exception as error:  # a template is a program that may raise any exception
             reason = " ".join(str(error).split())[:500] or type(error).__name__
             raise ValueError(f"messages: the chat template refuses them ({reason})") from error
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja as chat templates expect it."""
+    """The Jinja environment that chat templates expect."""
 
     intercepted_binops = frozenset(["*", "**"])
 
@@ -155,10 +155,10 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         )
 
     def render(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
-        """The text of a template, if it has an end.
+        """Render a template.
 
         Raises:
-          OverflowError: the template takes too many turns or writes too much.
+          OverflowError: the template loops too often or writes too much.
         """
         self._rendering.turns = 0
         pieces, length = [], 0
@@ -170,7 +170,11 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return "".join(pieces)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """A product or a power, of a size that is bounded."""
+        """Compute a product or a power of bounded size.
+
+        Raises:
+          OverflowError: the result would be too large.
+        """
         if isinstance(left, int) and isinstance(right, int):
             if operator == "**" and left.bit_length() * max(right, 0) > 4096:
                 raise OverflowError(f"{left} ** {right} is too large")
@@ -182,14 +186,14 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def _generate(self, source: jinja2.nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """Compile a template whose loops count their turns."""
+        """Compile a template so that its loops count their iterations."""
         for loop in list(source.find_all(jinja2.nodes.For)):
             loop.iter = jinja2.nodes.Filter(
                 loop.iter, "counted", [], [], None, None, lineno=loop.lineno, environment=self
             )
         return super()._generate(source, *args, **kwargs)
 
-    @jinja2.pass_context  # so that nothing is counted while the template is compiled
+    @jinja2.pass_context  # keeps Jinja from evaluating this filter while it compiles
     def _counted(self, context: Any, values: Iterable[Any]) -> Iterator[Any]:
         for value in values:
             self._rendering.turns += 1
@@ -199,12 +203,12 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what the assistant wrote, for training; its text stays as it is."""
+    """`{% generation %}` marks the assistant's text for training; the text is written as it is."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """A call block, so that variables that are set inside stay inside."""
+        """Parse the block as a call block, so that variables set inside stay inside."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
@@ -221,14 +225,14 @@ class _Dict:
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """A dict of some keys with one value."""
+        """Make a dict of some keys with one value."""
         return dict.fromkeys(*args)
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """`namespace` in a template; names that begin with an underscore are not for templates."""
+    """`namespace` in a template; it refuses names that begin with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # so that `self` may be a name in it
+    def __init__(*args: Any, **kwargs: Any) -> None:  # no `self`, so that a namespace may hold one
         namespace, values = args[0], dict(*args[1:], **kwargs)
         for name in values:
             _check_attribute(name)
@@ -251,7 +255,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is, where Jinja's own filter escapes what HTML can't hold."""
+    """Write plain JSON; Jinja's own filter would escape characters for HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -262,7 +266,7 @@ def _raise(message: str) -> None:
 
 
 def _messages(messages: object) -> list[dict[str, Any]]:
-    """Plain messages, without the keys whose value is None."""
+    """Check the messages; return them as plain data without the keys that have the value None."""
     listed = _sequence("messages", messages)
     if not listed:
         raise ValueError(f"messages={messages!r}: must be a list of at least one message")
@@ -289,14 +293,14 @@ def _messages(messages: object) -> list[dict[str, Any]]:
 
 
 def _with_reasoning(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages that hold what the model thought under each name that templates read."""
-    named = []
+    """Copy each message's reasoning to both names that templates read."""
+    copied = []
     for message in messages:
-        thought = next((message[key] for key in _REASONING if key in message), None)
-        if thought is not None:
-            message = {"thinking": thought, **message, "reasoning_content": thought}
-        named.append(message)
-    return named
+        reasoning = next((message[key] for key in _REASONING if key in message), None)
+        if reasoning is not None:
+            message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+        copied.append(message)
+    return copied
 
 
 def _objects(name: str, values: object) -> list[dict[str, Any]]:
@@ -344,12 +348,12 @@ def _checked_variables(variables: object) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """A fresh copy of plain data: a template must not reach the methods of other objects."""
+    """Copy a value as plain data: a template must not reach the methods of other objects."""
     if depth > 200:
         raise ValueError("messages: nested more than 200 deep")
     if value is None or type(value) in (str, int, float, bool):
         return value
-    for kind in (str, int, float):  # of a subclass, only what it is as text or number
+    for kind in (str, int, float):  # a subclass becomes its base type
         if isinstance(value, kind):
             return kind.__str__(value) if kind is str else kind(value)
     if isinstance(value, Mapping):

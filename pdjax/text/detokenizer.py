@@ -1,10 +1,10 @@
-"""Token ids to text: all at once, or piece by piece while the tokens arrive.
+"""Decodes token ids to text: all at once, or piece by piece while the tokens arrive.
 
-Both give the same text, whatever the tokens are. That takes a definition where a vocabulary has
-tokens for single bytes ("byte fallback"): the tokenizers package turns a run of such bytes into one
-U+FFFD a byte as soon as one of them is no part of a character, so that a later token would take
-back characters already shown. Here, as in SentencePiece, characters stay, and each byte that
-belongs to none is one U+FFFD.
+Both ways give the same text for any tokens. A vocabulary with tokens for single bytes ("byte
+fallback") needs a definition for that. The tokenizers package turns a whole run of such bytes into
+one U+FFFD a byte as soon as one byte is no part of a character, so a later token would take back
+characters already shown. Here, as in SentencePiece, characters stay, and each byte that belongs to
+no character becomes one U+FFFD.
 """
 
 import codecs
@@ -17,28 +17,29 @@ from typing import Any, NamedTuple, Protocol
 import tokenizers
 
 UNKNOWN = "\ufffd"
-"""Stands for a byte that is no part of a character."""
+"""The character for a byte that is no part of a character."""
 
 _BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")
 _OF_BYTE_TOKENS = frozenset("<>+0123456789abcdefABCDEFx" + UNKNOWN)
 _ANCHORS = "aqz.0"
-"""Texts to put before a token so that it isn't the first one; one of them decodes to itself."""
+"""Candidates for an anchor: a token that decodes to itself, put before another so that the other
+isn't the first token."""
 
 
 class Detokenizer:
     """The decoding half of a tokenizer.
 
     Args:
-      backend: its vocabulary and decoder, which must not change any more.
+      backend: the vocabulary and decoder; neither may change afterwards.
 
     Raises:
-      BaseException: the decoder fails on the emptiest of texts; some fail with a panic.
+      BaseException: the decoder fails on an empty text; some decoders fail with a panic.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
         added = backend.get_added_tokens_decoder()
-        # The package goes by text: a token that its normalizer has changed isn't skipped.
+        # The package skips tokens by text: it does not skip one that its normalizer has changed.
         texts = {token.content for token in added.values() if token.special}
         self._special = frozenset(i for i in added if backend.id_to_token(i) in texts)
         for tokens in ([], [""]):
@@ -47,11 +48,11 @@ class Detokenizer:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Control tokens."""
+        """The ids of the control tokens."""
         return self._special
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """Text of `ids`; a byte that is no part of a character becomes U+FFFD."""
+        """Return the text of `ids`; a byte that is no part of a character becomes U+FFFD."""
         text = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         if self._rules is None or not self._rules.byte_fallback or UNKNOWN not in text:
             return text
@@ -62,35 +63,35 @@ class Detokenizer:
         return self.join(tokens + run.flush())
 
     def token(self, index: int, skip_special_tokens: bool) -> str | None:
-        """The token `index`; None if it is skipped or unknown."""
+        """Return the token `index`; None if it is skipped or unknown."""
         if skip_special_tokens and index in self._special:
             return None
         return self._backend.id_to_token(index)
 
     def join(self, tokens: list[str]) -> str:
-        """Text of tokens, as the tokenizer's decoder has it."""
+        """Decode tokens with the tokenizer's decoder."""
         decoder = self._backend.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(tokens)
 
     def stream(self) -> "_Stream":
-        """What turns tokens into text as they come; see `IncrementalDecoder`."""
+        """Make the part of an `IncrementalDecoder` that depends on the tokenizer's decoder."""
         if self._rules is None:
             return _WholeStream(self.join)
         return _ByteStream() if self._rules.bytes_only else _TokenStream(self.join, self._rules)
 
 
 class IncrementalDecoder:
-    """Turns a stream of token ids into text that never has to be taken back.
+    """Turns a stream of token ids into pieces of text, none of which is ever taken back.
 
-    The text of all pieces is the end of what `Detokenizer.decode` makes of `after` and the tokens
-    pushed: what they add to, or change in, the text of `after` alone. A character that begins in
-    `after` comes whole; U+FFFD for bytes of `after` doesn't come.
+    The pieces together are the end of the text that `Detokenizer.decode` gives for `after` and the
+    pushed tokens: the part that these tokens add to, or change in, the text of `after` alone. A
+    character that begins in `after` comes whole; a U+FFFD for bytes of `after` does not come.
 
-    A decoder that has no local rule, such as one that drops repeated tokens, gives its text at the
-    end.
+    A tokenizer's decoder without a local rule, such as one that drops repeated tokens, gives all
+    its text at the end.
 
     Args:
-      detokenizer: knows the vocabulary.
+      detokenizer: decodes tokens.
       skip_special_tokens: whether control tokens have no text.
       after: tokens before the stream, such as a prompt.
     """
@@ -106,19 +107,20 @@ class IncrementalDecoder:
 
     @property
     def text(self) -> str:
-        """All text given out so far."""
+        """All text returned so far."""
         self._pieces = ["".join(self._pieces)]
         return self._pieces[0]
 
     def push(self, token_id: int) -> str:
-        """Take a new token; the text that has become certain, possibly empty."""
+        """Take a new token; return the text that is now certain, possibly empty."""
         token = self._token_of(token_id, self._skip)
         if token is None:
             return ""
         return self._give(self._stream.push(token))
 
     def flush(self) -> str:
-        """End of the stream: the text still held back, with U+FFFD for what is no character."""
+        """End the stream; return the text still held back, with U+FFFD for bytes of no
+        character."""
         return self._give(self._stream.flush())
 
     def _tokens(self, ids: Iterable[int]) -> Iterator[str]:
@@ -132,12 +134,17 @@ class IncrementalDecoder:
 
 
 class _Stream(Protocol):
-    """Text of a stream of tokens. The four last tokens of a prompt hold every byte of a character
-    that isn't whole."""
+    """The text of a stream of tokens.
+
+    A prompt's last four tokens hold every byte of a character that is not whole yet.
+    """
 
     def start(self, first: Iterator[str], last: Iterator[str]) -> None:
-        """Take the tokens before the stream, whose text is known, from their first on and from
-        their last on. A long prompt isn't read through where its ends suffice."""
+        """Take the tokens before the stream.
+
+        `first` yields them from the first one on, `last` from the last one back, so that a long
+        prompt need not be read through where its ends suffice.
+        """
 
     def push(self, token: str) -> str: ...
 
@@ -145,7 +152,7 @@ class _Stream(Protocol):
 
 
 class _WholeStream:
-    """Text of any decoder: all of it, at the end."""
+    """The text of any decoder: all of it, at the end."""
 
     def __init__(self, join: Callable[[list[str]], str]) -> None:
         self._join = join
@@ -170,7 +177,7 @@ class _WholeStream:
 
 
 class _ByteStream:
-    """Text of a byte-level vocabulary: each token is some bytes, which together are UTF-8."""
+    """The text of a byte-level vocabulary: each token is some bytes; all together are UTF-8."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -179,7 +186,7 @@ class _ByteStream:
     def start(self, first: Iterator[str], last: Iterator[str]) -> None:
         for token in [*itertools.islice(filter(None, last), 4)][::-1]:
             self._utf8.decode(_bytes_of(token))
-        # Python waits at half of a surrogate, which is two characters U+FFFD, not one.
+        # Python also holds back half of a surrogate, which becomes two U+FFFD, not one.
         self._shown = len(self._utf8.getstate()[0].decode(errors="replace"))
 
     def push(self, token: str) -> str:
@@ -194,8 +201,10 @@ class _ByteStream:
 
 
 class _TokenStream:
-    """Text of a vocabulary whose decoder treats each token for itself, but for bytes, for the first
-    token, and for blanks before the first character.
+    """The text of a vocabulary with a local decoder.
+
+    Such a decoder decodes each token alone, except byte tokens, the first token, and blanks before
+    the first character.
     """
 
     def __init__(self, join: Callable[[list[str]], str], rules: "_Rules") -> None:
@@ -224,7 +233,7 @@ class _TokenStream:
         return text
 
     def _text(self, tokens: list[str]) -> str:
-        """Text of tokens that need no token after them."""
+        """Decode tokens that no later token changes."""
         if not tokens:
             return ""
         if self._first:
@@ -237,8 +246,10 @@ class _TokenStream:
 
 
 def _without(character: str, most: int, text: str) -> tuple[str, int]:
-    """A text without the first of its characters, where they are `character`, and how many more are
-    to be left out of what follows; they are `most` at most."""
+    """Drop at most `most` copies of `character` from the start of a text.
+
+    Return the rest, and how many copies may still be dropped from the text that follows.
+    """
     dropped = 0
     while dropped < min(most, len(text)) and text[dropped] == character:
         dropped += 1
@@ -246,18 +257,19 @@ def _without(character: str, most: int, text: str) -> tuple[str, int]:
 
 
 class _ByteRun:
-    """Byte tokens in a row: they pass once they make a character, or become U+FFFD."""
+    """A run of byte tokens: they pass once they make a character, or become U+FFFD."""
 
     def __init__(self) -> None:
         self._bytes = b""
 
     @property
     def waiting(self) -> int:
-        """Bytes that may still become a character."""
+        """Number of bytes that may still become a character."""
         return len(self._bytes)
 
     def push(self, token: str) -> list[str]:
-        """Tokens that have become certain; all bytes among them are those of characters."""
+        """Take a token; return the tokens that are now certain. Byte tokens among them make whole
+        characters."""
         match = _BYTE_TOKEN.fullmatch(token)
         if match is None:
             return [*self.flush(), token]
@@ -265,7 +277,7 @@ class _ByteRun:
         return self._certain(final=False)
 
     def flush(self) -> list[str]:
-        """The same where no byte follows."""
+        """End the run, since no byte follows; return the tokens that were held back."""
         return self._certain(final=True)
 
     def _certain(self, final: bool) -> list[str]:
@@ -287,23 +299,23 @@ class _ByteRun:
 
 
 class _Rules(NamedTuple):
-    """What the text of a token depends on besides the token itself."""
+    """The rules of a local decoder: what a token's text depends on besides the token itself."""
 
     bytes_only: bool = False
-    """Tokens are bytes, and nothing else counts."""
+    """Every token is bytes; no other rule applies."""
     byte_fallback: bool = False
-    """Some tokens are bytes."""
+    """Some tokens are single bytes."""
     first_differs: bool = False
     """The first token is decoded in another way than the others."""
     blank: str = ""
     blanks: int = 0
-    """So many `blank` at most are taken off the start of the text."""
+    """Most copies of `blank` that the decoder strips from the start of the text."""
     anchor: str = ""
-    """A token to decode the others after."""
+    """A token that goes before others when they are decoded, so that they aren't the first."""
 
 
 def _read_rules(decoder: Any) -> _Rules | None:
-    """The rules of a decoder of the tokenizers package; None if its text is not local."""
+    """Read the rules of a decoder of the tokenizers package; None if the decoder is not local."""
     if decoder is None:
         return _Rules(first_differs=True, anchor=_ANCHORS[0])
     steps = _flatten(json.loads(decoder.__getstate__()))
@@ -320,7 +332,7 @@ def _read_rules(decoder: Any) -> _Rules | None:
         if not all(map(_keeps_bytes, tokenwise[:place])):
             return None
         if not all(map(_replaces_a_character, tokenwise[place + 1 :])):
-            return None  # a whole run of bytes counts as one token
+            return None  # such a step treats a whole run of bytes as one token
     first = any(step["type"] in ("Metaspace", "WordPiece") for step in tokenwise)
     blank, blanks = _stripped(behind)
     if blanks is None or (blanks and first):
@@ -342,7 +354,7 @@ def _is_local(step: dict[str, Any]) -> bool:
 
 
 def _keeps_bytes(step: dict[str, Any]) -> bool:
-    """Whether the tokens of bytes are the same behind this step as before it."""
+    """Whether this step leaves byte tokens unchanged."""
     if step["type"] == "Metaspace":
         return step["replacement"] not in _OF_BYTE_TOKENS
     if step["type"] != "Replace" or not step["pattern"].get("String"):
@@ -355,8 +367,10 @@ def _replaces_a_character(step: dict[str, Any]) -> bool:
 
 
 def _stripped(behind: list[dict[str, Any]]) -> tuple[str, int | None]:
-    """The blank, and how many of it steps behind a fusion take off the start; None where they do
-    anything else."""
+    """Return the blank and how many the steps after a fusion strip from the start of the text.
+
+    The number is None where the steps do anything else.
+    """
     if not behind:
         return "", 0
     step = behind[0]
@@ -366,7 +380,7 @@ def _stripped(behind: list[dict[str, Any]]) -> tuple[str, int | None]:
 
 
 def _bytes_of(token: str) -> bytes:
-    """Bytes of a token of a byte-level vocabulary; a token with any other character is text."""
+    """Return the bytes of a byte-level token; a token with any other character is plain text."""
     try:
         return bytes([_BYTE_OF[character] for character in token])
     except KeyError:
@@ -374,7 +388,7 @@ def _bytes_of(token: str) -> bytes:
 
 
 def _byte_of() -> dict[str, int]:
-    """The byte that each of 256 printable characters stands for; as in GPT-2's vocabulary."""
+    """Map each of 256 printable characters to its byte, as in GPT-2's vocabulary."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(256)) - set(printable))
     return {chr(byte): byte for byte in printable} | {

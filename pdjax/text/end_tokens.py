@@ -1,8 +1,9 @@
-"""Which tokens end a text or a turn, from every file of a Hugging Face directory that says so.
+"""Finds the end tokens of a model in all files of a Hugging Face directory that name them.
 
-transformers goes by `generation_config.json`, else by `config.json`; vLLM adds the tokenizer's
-`eos_token`; llama.cpp adds tokens whose text is that of a known end of turn. A model whose files
-disagree ends with any of them: an end that is missed costs a user the rest of `max_tokens`.
+An end token ends a text or a turn. transformers takes `generation_config.json`, else `config.json`;
+vLLM adds the tokenizer's `eos_token`; llama.cpp adds tokens with the text of a known end of turn.
+Where the files disagree, any of these tokens ends a sequence: a missed end token would make the
+sequence run to `max_tokens`.
 """
 
 from collections.abc import Callable
@@ -31,11 +32,11 @@ END_OF_TURN_TEXTS = (
 
 
 def stated_end_token_ids(directory: Path) -> tuple[int, ...]:
-    """What `eos_token_id` is in `generation_config.json` and `config.json` of `directory`.
+    """Read `eos_token_id` from `generation_config.json` and `config.json` of `directory`.
 
     Raises:
-      ValueError: naming the file, where its `eos_token_id` is neither a token id nor a list of
-        them.
+      ValueError: an `eos_token_id` is neither a token id nor a list of them; the message names the
+        file.
     """
     ids: list[int] = []
     for name in (GENERATION_FILE, MODEL_FILE):
@@ -47,12 +48,12 @@ def stated_end_token_ids(directory: Path) -> tuple[int, ...]:
 def end_token_ids(
     directory: Path, eos_token: str | None, id_of: Callable[[str], int | None]
 ) -> tuple[int, ...]:
-    """Every end token of the model in `directory`.
+    """Return every end token of the model in `directory`.
 
     Args:
-      directory: of a Hugging Face model or of one that `pdjax convert` wrote.
+      directory: holds a Hugging Face model, or a model that `pdjax convert` wrote.
       eos_token: text of the tokenizer's end token, or None.
-      id_of: token id of a text that is one token of the vocabulary, else None.
+      id_of: returns the token id of a text that is one token of the vocabulary, else None.
 
     Raises:
       ValueError: see `stated_end_token_ids`.

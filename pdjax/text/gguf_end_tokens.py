@@ -1,9 +1,9 @@
-"""Which tokens of a GGUF vocabulary end a text or a turn, and which count as control tokens.
+"""Finds the end tokens and the control tokens of a GGUF vocabulary.
 
-Files often name one end token only, and some name the wrong one: the metadata of early Llama 3
-files say `<|end_of_text|>`, where a turn ends with `<|eot_id|>`. llama.cpp therefore also goes by
-the texts of tokens. The texts and the exceptions here are its own; it was given vocabularies with
-each of them to see what it does.
+An end token ends a text or a turn. Files often name only one end token, and some name the wrong
+one: the metadata of early Llama 3 files say `<|end_of_text|>`, where a turn ends with `<|eot_id|>`.
+llama.cpp therefore also recognizes tokens by their texts. The texts and exceptions here are those
+of llama.cpp, found by running it on vocabularies with each of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ _FILL_IN_THE_MIDDLE_ENDS = {
     "fim_rep": ["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
     "fim_sep": ["<|file_sep|>"],
 }
-"""Texts that stand for a token which the metadata do not name."""
+"""Texts of fill-in-the-middle tokens, by kind; used where the metadata do not name the token."""
 
 _FILL_IN_THE_MIDDLE = frozenset(
     [
@@ -75,24 +75,24 @@ _FILL_IN_THE_MIDDLE = frozenset(
     ]
 )
 _SHOWN = frozenset(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"])
-"""Control tokens of a format whose reader needs to see them: they count as user-defined."""
+"""Control tokens that a reader of their chat format needs in the text: they become user-defined."""
 
-_TELLING = _ENDS.union(_FILL_IN_THE_MIDDLE, _SHOWN, *_FILL_IN_THE_MIDDLE_ENDS.values())
+_KNOWN_TEXTS = _ENDS.union(_FILL_IN_THE_MIDDLE, _SHOWN, *_FILL_IN_THE_MIDDLE_ENDS.values())
 
 
 def eos_token_ids(meta: Metadata) -> tuple[int, ...]:
-    """Tokens that end a text or a turn, in the order of their ids.
+    """Return the ids of the tokens that end a text or a turn, in order.
 
     Raises:
       ValueError: the metadata name an end token that the vocabulary does not have.
     """
-    return tuple(sorted(_end_ids(meta, _telling(meta.strings("tokenizer.ggml.tokens")))))
+    return tuple(sorted(_end_ids(meta, _known_texts(meta.strings("tokenizer.ggml.tokens")))))
 
 
 def special_token_id(meta: Metadata, kind: str) -> int | None:
-    """Id of the token that plays `kind`, such as "bos", or None.
+    """Return the id of the special token `kind`, such as "bos", or None.
 
-    A SentencePiece file need not name its own: `<unk>`, `<s>` and `</s>` are 0, 1 and 2.
+    A SentencePiece file may leave out `<unk>`, `<s>` and `</s>`: their ids are 0, 1 and 2.
 
     Raises:
       ValueError: the vocabulary has no such id.
@@ -110,7 +110,7 @@ def special_token_id(meta: Metadata, kind: str) -> int | None:
 
 
 def token_types(meta: Metadata, tokens: Sequence[str]) -> list[int]:
-    """Type of each token, with those corrected whose texts say that they are control tokens.
+    """Return the type of each token; the texts of known special tokens override the stored types.
 
     Raises:
       ValueError: the list of types is shorter than the vocabulary, or holds no integers.
@@ -123,7 +123,7 @@ def token_types(meta: Metadata, tokens: Sequence[str]) -> list[int]:
         raise meta.refuse(key, f"an integer for each of the {len(tokens)} tokens")
     else:
         types = stored[: len(tokens)].tolist()
-    vocab = _telling(tokens)
+    vocab = _known_texts(tokens)
     ends = _end_ids(meta, vocab)
     for text in (_ENDS | _FILL_IN_THE_MIDDLE) & vocab.keys():
         types[vocab[text]] = CONTROL
@@ -139,9 +139,9 @@ def token_types(meta: Metadata, tokens: Sequence[str]) -> list[int]:
     return types
 
 
-def _telling(tokens: Sequence[str]) -> dict[str, int]:
-    """Ids of the tokens whose texts say what they are for."""
-    return {text: i for i, text in enumerate(tokens) if text in _TELLING}
+def _known_texts(tokens: Sequence[str]) -> dict[str, int]:
+    """Return the ids of the tokens with known special texts."""
+    return {text: i for i, text in enumerate(tokens) if text in _KNOWN_TEXTS}
 
 
 def _end_ids(meta: Metadata, vocab: Mapping[str, int]) -> set[int]:
@@ -154,7 +154,7 @@ def _end_ids(meta: Metadata, vocab: Mapping[str, int]) -> set[int]:
             named[kind] = min((vocab[text] for text in texts if text in vocab), default=None)
     ids = {index for index in named.values() if index is not None}
     ids |= {vocab[text] for text in _ENDS & vocab.keys()}
-    # Where a turn of several messages has ends of its own, `<|end|>` only ends a message.
+    # In formats where a turn holds several messages, `<|end|>` ends a message and not the turn.
     several = ("<|return|>" in vocab and "<|call|>" in vocab) or (
         "<|flush|>" in vocab and ("<|call|>" in vocab or "<|calls|>" in vocab)
     )

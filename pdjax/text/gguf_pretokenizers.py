@@ -1,9 +1,9 @@
-"""How a byte-level BPE of a GGUF file cuts a text into words before it merges.
+"""The pretokenizers of GGUF files: how byte-level BPE cuts a text into words before it merges.
 
-A GGUF file names the pretokenizer and does not store it. The names, their expressions and what
-else hangs on a name are those of llama.cpp, to whose token ids `tests/parity` holds this table. Of
-the models' own tokenizer.json two things are kept that llama.cpp leaves out: Qwen's composition of
-characters (NFC), and contractions in any case by the rules of Unicode.
+A GGUF file names the pretokenizer and does not store it. The names, expressions and flags are those
+of llama.cpp; `tests/parity` compares this table with its token ids. Two rules of the models' own
+tokenizer.json are kept, which llama.cpp leaves out: Qwen's composition of characters (NFC), and
+contractions that ignore case by the rules of Unicode.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _BAILING = (
 )
 _BLOOM = r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
-# llama.cpp tells cases apart in ASCII only: any other letter may stand in both runs of a word.
+# llama.cpp tells upper from lower case in ASCII only: other letters match both runs of a word.
 _UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _HEAD = r"[^\r\n\p{L}\p{N}]?"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,21 +50,21 @@ _CASED = (
     r"\x{10400}-\x{1044f}\x{104b0}-\x{104d3}\x{104d8}-\x{104fb}\x{10c80}-\x{10cb2}"
     r"\x{10cc0}-\x{10cf2}\x{118a0}-\x{118df}\x{1e900}-\x{1e943}"
 )
-# To llama.cpp no space is in a range of characters, also where U+3000 is one of its ends.
+# In llama.cpp no range of characters matches a space, not even a range that ends at U+3000.
 _MARKS = r"!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001\u3002"
 _ASIAN = r"[[\u0800-\u9fa5\uac00-\ud7ff]&&[^\s]]+"
 
 
 @dataclass(frozen=True)
 class Pretokenizer:
-    """How texts are cut, and what else hangs on the name.
+    """How texts are cut into words, and further rules that llama.cpp ties to the name.
 
     Attributes:
-      expressions: regular expressions, Oniguruma's syntax; each cuts the pieces that the one before
-        left.
-      whole_words: a word that is a token stays whole, whatever the merges make of it.
-      begins: a text begins with the BOS token unless the metadata say otherwise.
-      composed: texts are composed (NFC) first, as the tokenizer.json of these models says.
+      expressions: regular expressions in Oniguruma's syntax; each cuts the pieces that the one
+        before it left.
+      whole_words: whether a word that is a token stays whole, whatever the merges would do.
+      begins: whether a text begins with the BOS token unless the metadata say otherwise.
+      composed: whether texts are first composed (NFC), as the tokenizer.json of these models says.
     """
 
     expressions: tuple[str, ...]
@@ -74,7 +74,7 @@ class Pretokenizer:
 
 
 DEFAULT = "default"
-"""The name that stands for no name: llama.cpp guesses these expressions, and says so."""
+"""The name where a file has none: llama.cpp then guesses these expressions and warns of it."""
 
 _KINDS: dict[str, Pretokenizer] = {
     DEFAULT: Pretokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
@@ -116,4 +116,4 @@ _KINDS: dict[str, Pretokenizer] = {
 PRETOKENIZERS: dict[str, Pretokenizer] = {
     name: kind for names, kind in _KINDS.items() for name in names.split()
 }
-"""Pretokenizers by the names in `tokenizer.ggml.pre`, aliases included."""
+"""Pretokenizers by their names in `tokenizer.ggml.pre`, aliases included."""

@@ -1,7 +1,7 @@
-"""What a caller may give as prompts, as conversations or as their params, and what is taken of it.
+"""Reads prompts, conversations and params in the forms that a caller may give them.
 
-An iterator can be read once: what has been taken out of it to see what it is must not be missing
-afterwards. An endless one is read to a bound.
+An iterator can be read only once, so it becomes a list before its values are examined. An endless
+iterator is read up to a bound.
 """
 
 import itertools
@@ -15,14 +15,14 @@ Prompt = str | Iterable[int]
 """Text or token ids."""
 
 MOST = 1 << 22
-"""Values that are read of what does not say how many it has: token ids, prompts or messages."""
+"""Most values read from an iterable without a length: token ids, prompts or messages."""
 
 
 def each_prompt(prompts: Any) -> list[Any]:
-    """Every prompt of what may be one or several, itself not looked into.
+    """List the prompts of `prompts`, one or several; the prompts themselves are not checked.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: `prompts` is neither.
     """
     if isinstance(prompts, str):
         return [prompts]
@@ -31,14 +31,14 @@ def each_prompt(prompts: Any) -> list[Any]:
 
 
 def token_ids_of(prompt: Any) -> list[int]:
-    """The ids of a prompt that is not text; any integers, those of numpy too.
+    """Return the ids of a prompt that is not text; ids may be integers of numpy.
 
     Raises:
-      ValueError: it is no list of token ids.
+      ValueError: the prompt is not a list of token ids.
     """
     ids = _list(prompt, "prompt", "must be text or a list of token ids")
     if set(map(type, ids)) <= {int}:
-        return ids  # to look at each takes a microsecond, for which every sequence in decode waits
+        return ids  # a check of each id takes a microsecond, and all decoding sequences wait for it
     for token in ids:
         if not isinstance(token, Integral) or isinstance(token, bool):
             raise ValueError(
@@ -48,10 +48,10 @@ def token_ids_of(prompt: Any) -> list[int]:
 
 
 def each_conversation(messages: Any) -> list[list[Message]]:
-    """Every conversation of what may be one or several.
+    """List the conversations of `messages`, one or several.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: `messages` is neither.
     """
     allowed = "must be a list of messages, or a list of those"
     several = _list(messages, "messages", allowed)
@@ -63,23 +63,23 @@ def each_conversation(messages: Any) -> list[list[Message]]:
 
 
 def params_of_each(params: Any) -> list[Any]:
-    """The params of several prompts, themselves not looked into.
+    """List the params of several prompts; the params themselves are not checked.
 
     Raises:
-      ValueError: they are no list.
+      ValueError: they are not a list.
     """
     return _list(params, "params", "must be a SamplingParams, a list of those, or None")
 
 
 def _list(values: Any, name: str, allowed: str) -> list[Any]:
-    """`values`, which have an order, in a list.
+    """Put `values`, an ordered iterable, into a list.
 
-    Bytes would be taken for token ids, and a mapping for its keys.
+    Bytes and mappings are refused: bytes would pass as token ids, and a mapping as its keys.
     """
     if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set):
         try:
             each = iter(values)
-        except TypeError:  # such as of an array without dimensions
+        except TypeError:  # such as an array without dimensions
             pass
         else:
             found = list(values if isinstance(values, Sized) else itertools.islice(each, MOST + 1))

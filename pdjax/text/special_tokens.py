@@ -1,9 +1,9 @@
-"""Control tokens and other added tokens of a Hugging Face directory, from all files that list them.
+"""Reads the control tokens and other added tokens of a Hugging Face directory from all its files.
 
 The order of precedence is that of transformers 5. `tokenizer_config.json` may list added tokens
-(`added_tokens_decoder`); the other files count only where it doesn't. Flags of a token (whether it
-takes the spaces beside it, whether it is skipped in a decoded text) come from the file that lists
-it.
+(`added_tokens_decoder`); the other files count only where it doesn't. A token's flags come from the
+file that lists it: they say whether it takes the spaces beside it, whether decoding skips it, and
+so on.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,11 +34,11 @@ class SpecialTokens:
     Args:
       directory: holds the files.
       config: content of `tokenizer_config.json`.
-      defaults: named tokens of the tokenizer's class, where no file names them.
-      in_file: `added_tokens` of `tokenizer.json`, where there is such a file.
+      defaults: named tokens of the tokenizer's class, used where no file names them.
+      in_file: `added_tokens` of `tokenizer.json`, or None without such a file.
 
     Raises:
-      ValueError: naming file and field of what is no token.
+      ValueError: an entry is not a token; the message names file and field.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class SpecialTokens:
         self.extra = self._read_extra()
 
     def mark(self, tokens: list[AddedToken]) -> None:
-        """Take tokens that the vocabulary itself marks, unless a file lists further ones."""
+        """Take the tokens that the vocabulary marks as extra ones, unless a file lists extra
+        tokens."""
         if _EXTRA not in self._values:
             self.extra = [*tokens]
 
@@ -77,28 +78,28 @@ class SpecialTokens:
                 self.named.setdefault(key, text)
 
     def match_raw_text(self) -> None:
-        """Match listed tokens in a text as it is, before anything is done to its spaces."""
+        """Make listed tokens match the raw text, before its spaces are changed."""
         for index, token in self.listed.items():
             flags = {name: getattr(token, name) for name in _FLAGS}
             self.listed[index] = AddedToken(token.content, **{**flags, "normalized": False})
 
     @property
     def texts(self) -> dict[str, str]:
-        """Texts of the named tokens."""
+        """The texts of the named tokens, by name."""
         order = [*NAMED, *(name for name in self.named if name not in NAMED)]
         return {name: _text_of(self.named[name]) for name in order if name in self.named}
 
     def implied(self, backend: Tokenizer) -> frozenset[str]:
-        """Named tokens that neither a file names nor the vocabulary, as it is so far, holds."""
+        """Return the named tokens that no file names and that `backend` does not hold yet."""
         unnamed = {text for name, text in self.texts.items() if name not in self._values}
         listed = {token.content for token in self.listed.values()} | set(self._custom.values())
         return frozenset(text for text in unnamed - listed if backend.token_to_id(text) is None)
 
     def add_to(self, backend: Tokenizer, again: bool) -> None:
-        """Add all tokens to a vocabulary, in order of their ids, then by name.
+        """Add all tokens to a vocabulary: first listed tokens by id, then named and extra ones.
 
         Args:
-          again: whether each control token is then added as a special one, whatever its flags.
+          again: whether each control token is then added as a special token, whatever its flags.
 
         Raises:
           ValueError: the vocabulary can't take them.
@@ -119,20 +120,23 @@ class SpecialTokens:
             _keep_special(backend, [*known.values(), *added])
 
     def put_around(self, backend: Tokenizer, by_config: bool, begins: bool) -> None:
-        """Set what goes before and behind a text, unless the vocabulary's file says it.
+        """Set the tokens before and behind a text, unless the vocabulary's file sets them.
 
         Args:
-          by_config: whether `tokenizer_config.json` has a say.
-          begins: whether the tokenizer's class has the BOS before a text.
+          by_config: whether `add_bos_token` and `add_eos_token` of `tokenizer_config.json` count.
+          begins: whether the tokenizer's class puts the BOS before a text.
+
+        Raises:
+          ValueError: the vocabulary lacks such a token.
         """
-        asked: dict[str, Any] = {"bos_token": True} if begins else {}
+        added: dict[str, Any] = {"bos_token": True} if begins else {}
         for name in ("bos_token", "eos_token"):
             if by_config and f"add_{name}" in self._values:
-                asked[name] = self._values[f"add_{name}"]
-        if not asked and backend.post_processor is not None:
+                added[name] = self._values[f"add_{name}"]
+        if not added and backend.post_processor is not None:
             return
         texts = self.texts
-        bos, eos = (texts.get(n) if asked.get(n) else None for n in ("bos_token", "eos_token"))
+        bos, eos = (texts.get(n) if added.get(n) else None for n in ("bos_token", "eos_token"))
         parts = [f"{bos}:0"] * (bos is not None) + ["$A:0"] + [f"{eos}:0"] * (eos is not None)
         ids = [(text, backend.token_to_id(text)) for text in (bos, eos) if text is not None]
         with failures_named(f"{self._where}: add_bos_token, add_eos_token: no such template"):
@@ -141,7 +145,7 @@ class SpecialTokens:
             )
 
     def _take_mapping(self) -> None:
-        """Extra tokens may have names."""
+        """Move extra tokens that have names to the custom tokens."""
         if isinstance(self._values.get(_EXTRA), dict):
             self._custom.update(self._values.pop(_EXTRA))
 
@@ -228,7 +232,7 @@ def _is_custom(name: str) -> bool:
 
 
 def _token(path: Path, name: str, value: Any, special: bool | None = None) -> Any:
-    """A token from a file: a string as it is, or an object with flags."""
+    """Read a token from a file: a string as it is, or an object with flags."""
     if isinstance(value, Token):
         return value
     content = value.get("content") if isinstance(value, dict) else None
@@ -249,14 +253,14 @@ def _token(path: Path, name: str, value: Any, special: bool | None = None) -> An
 
 
 def _keep_special(backend: Tokenizer, earlier: Iterable[AddedToken]) -> None:
-    """Flag as special what has ever been added as such.
+    """Flag every token as special that was ever added as special.
 
-    The tokenizers package goes on to skip such a token in a decoded text, whatever the flag says
-    that came later. A saved vocabulary has only the flag.
+    The tokenizers package keeps skipping such a token when it decodes, even after the token is
+    added again without the flag. A saved vocabulary keeps only the last flag.
     """
-    once = {token.content for token in earlier if token.special}
+    ever_special = {token.content for token in earlier if token.special}
     for token in backend.get_added_tokens_decoder().values():
-        if token.content in once and not token.special:
+        if token.content in ever_special and not token.special:
             token.special = True
             backend.add_tokens([token])
 

@@ -1,7 +1,7 @@
-"""Tokens become text as they come, and the text ends before the first stop string.
+"""Turns a sequence's tokens into text as they arrive, and ends the text before a stop string.
 
-What is shown while it streams must never be taken back. So two things are held back: bytes of a
-character that is not whole yet (the decoder does that), and text that may yet become a stop string.
+Text that has been shown is never taken back. So the stream holds back two things: bytes of a
+character that is not whole yet (the decoder does that), and text that may become a stop string.
 """
 
 from collections.abc import Iterable
@@ -14,32 +14,33 @@ class Decoder(Protocol):
     """Turns token ids into text, piece by piece: `detokenizer.IncrementalDecoder`."""
 
     def push(self, token_id: int) -> str:
-        """The text that has become certain with this token."""
+        """Take a token; return the text that is now certain."""
         ...
 
     def flush(self) -> str:
-        """What was held back, at the end."""
+        """Return the text that was held back, at the end."""
         ...
 
 
 class TextStream:
     """The text of one sequence.
 
-    A token costs as much as its text is long, however long the text before it is.
+    The cost of a token grows with its own text, not with the text before it.
 
     Args:
-      decoder: fresh; used by this stream alone.
-      stop: strings that end the text, not empty; or those of a request, which its choices share.
+      decoder: a new decoder, used by this stream alone.
+      stop: strings that end the text, not empty; or the `StopStrings` of a request, which its
+        choices share.
     """
 
     def __init__(self, decoder: Decoder, stop: Iterable[str] | StopStrings = ()) -> None:
         self._decoder = decoder
         self._stop = stop if isinstance(stop, StopStrings) else StopStrings(stop)
-        self._state = 0  # of the search for stop strings
+        self._state = 0  # state of the search for stop strings
         self._pieces: list[str] = []
-        self._length = 0  # characters in all pieces
-        self._fresh: list[str] = []  # what `take` has not given yet
-        self._waiting = 0  # characters in all of those
+        self._length = 0  # characters in `_pieces`
+        self._fresh: list[str] = []  # text that `take` has not returned yet
+        self._waiting = 0  # characters in `_fresh`
         self._finished = False
 
     @property
@@ -49,18 +50,18 @@ class TextStream:
         return self._pieces[0]
 
     def push(self, token_id: int) -> str | None:
-        """Add a token; returns the stop string that it completed, which finishes the text."""
+        """Add a token; return the stop string that it completed, if any, which ends the text."""
         assert not self._finished, "the text has ended"
         return self._append(self._decoder.push(token_id))
 
     def finish(self) -> None:
-        """No more tokens come: nothing is held back any longer. Does nothing a second time."""
+        """End the text: nothing is held back any longer. A second call does nothing."""
         if not self._finished:
-            self._finished = True  # even if the decoder breaks: `take` gives what there is
+            self._finished = True  # set first: if the decoder fails, `take` returns what is there
             self._append(self._decoder.flush())
 
     def take(self) -> str:
-        """The text since the last `take` that no later token can change."""
+        """Return the text since the last `take` that no later token can change."""
         held = 0 if self._finished else self._stop.held_back(self._state)
         certain = self._waiting - held
         if certain <= 0:
@@ -70,7 +71,7 @@ class TextStream:
         return fresh[:certain]
 
     def _append(self, piece: str) -> str | None:
-        """Add text; cut it before the earliest stop string in it, and return that."""
+        """Add text; cut it before the earliest stop string in it, and return that string."""
         if not piece:
             return None
         self._state, match = self._stop.search(self._state, piece)
@@ -86,7 +87,7 @@ class TextStream:
         return match.stop
 
     def _cut(self, length: int) -> None:
-        """Keep `length` characters; the rest has been held back, so that nobody has taken it."""
+        """Keep `length` characters; the rest was held back, so `take` has not returned it."""
         surplus = self._length - length
         self._pieces = [self.text[:length]]
         self._fresh = ["".join(self._fresh)[: self._waiting - surplus]]

@@ -1,7 +1,7 @@
-"""Text to token ids and back, chat templates included, also piece by piece while tokens stream in.
+"""The tokenizer: text to token ids and back, chat templates, and decoding of streams.
 
-Reads the tokenizer of a Hugging Face directory (`tokenizer_files.py`) or of a GGUF file
-(`tokenizer_gguf.py`). Lives on the host: nothing here knows of arrays or devices.
+It comes from a Hugging Face directory (`tokenizer_files.py`) or from a GGUF file
+(`tokenizer_gguf.py`). It runs on the host and uses no JAX.
 """
 
 import json
@@ -35,11 +35,11 @@ class Tokenizer:
 
     Args:
       backend: vocabulary and rules.
-      eos_token_ids: tokens that end a text or a turn, as the model's files say.
+      eos_token_ids: tokens that end a text or a turn, by the model's files.
       chat_template: Jinja source, or sources by name, or None.
       bos_token, eos_token: texts that a chat template may use, or None.
-      special_tokens: texts of control tokens by the names that chat templates know; `bos_token` and
-        `eos_token` are among them.
+      special_tokens: texts of control tokens by the names that chat templates use; may hold
+        `bos_token` and `eos_token`, too.
       implied_tokens: texts of tokens that the model has never seen: only the tokenizer's class
         names them.
       strftime_now: formats the date for chat templates that print one.
@@ -74,13 +74,13 @@ class Tokenizer:
     def open(
         cls, path: str | Path, *, strftime_now: Callable[[str], str] = strftime_now
     ) -> "Tokenizer":
-        """The tokenizer of a GGUF file or of a Hugging Face directory.
+        """Open the tokenizer of a GGUF file or of a Hugging Face directory.
 
         `strftime_now` formats the date for chat templates that print one.
 
         Raises:
-          NoTokenizer: a ValueError; the directory holds no tokenizer of a kind that is read.
-          ValueError: naming the file, and the field, that makes no tokenizer.
+          NoTokenizer: a ValueError; the directory holds no tokenizer of a supported kind.
+          ValueError: a file or field is no part of a valid tokenizer; the message names it.
         """
         path = Path(path)
         if path.is_dir():
@@ -90,10 +90,10 @@ class Tokenizer:
 
     @classmethod
     def open_if_any(cls, directory: Path) -> "Tokenizer | None":
-        """The same for a directory; None where it holds no tokenizer of a kind that is read.
+        """Open the tokenizer of a directory; None where it holds none of a supported kind.
 
         Raises:
-          ValueError: naming the file, and the field, that makes no tokenizer.
+          ValueError: a file or field is no part of a valid tokenizer; the message names it.
         """
         try:
             return cls.open(directory)
@@ -107,7 +107,8 @@ class Tokenizer:
         *,
         strftime_now: Callable[[str], str] = strftime_now,
     ) -> "Tokenizer":
-        """The tokenizer of a GGUF file that is open already: reading its index takes a second."""
+        """Make the tokenizer of a GGUF file that is already open: reading its index takes a
+        second."""
         return cls(
             tokenizer_gguf.build_tokenizer(meta),
             eos_token_ids=tokenizer_gguf.eos_token_ids(meta),
@@ -136,35 +137,36 @@ class Tokenizer:
 
     @property
     def bos_token(self) -> str | None:
-        """Text of the token that begins a text."""
+        """The text of the token that begins a text."""
         return self.special_tokens.get("bos_token")
 
     @property
     def eos_token(self) -> str | None:
-        """Text of the token that ends a text."""
+        """The text of the token that ends a text."""
         return self.special_tokens.get("eos_token")
 
     @property
     def chat_template(self) -> str | dict[str, str] | None:
-        """Source of the chat template, or sources by name, or None."""
+        """The source of the chat template, or sources by name, or None."""
         return self._templates.sources
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the tokenizer knows; the vocabulary of a model may be larger."""
+        """Number of ids that the tokenizer knows; the vocabulary of a model may be larger."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def special_token_ids(self) -> frozenset[int]:
-        """Control tokens, which `decode` skips unless told otherwise."""
+        """Ids of the control tokens, which `decode` skips by default."""
         return self._detokenizer.special_ids
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; `add_special_tokens` puts what the model expects around a text, such
-        as a BOS.
+        """Cut `text` into token ids.
+
+        `add_special_tokens` adds the tokens that the model expects around a text, such as a BOS.
 
         Raises:
-          ValueError: it is no string, or one that no UTF-8 stands for.
+          ValueError: `text` is not a string, or has no UTF-8.
         """
         if not isinstance(text, str):
             raise ValueError(f"prompt={shown(text)}: must be a string")
@@ -179,10 +181,10 @@ class Tokenizer:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, at most one each.
+        """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD, at most one a byte.
 
         Raises:
-          ValueError: an id is no number from 0 on.
+          ValueError: an id is not an integer, 0 or more.
         """
         with failures_named("token ids: they can't be decoded"):
             return self._detokenizer.decode(ids, skip_special_tokens)
@@ -197,7 +199,7 @@ class Tokenizer:
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer.
+        """Render a conversation and cut it into token ids, ready for the assistant's answer.
 
         Args:
           messages, add_generation_prompt, tools, documents, chat_template: see
@@ -205,13 +207,13 @@ class Tokenizer:
           chat_template_kwargs: further variables that the template reads.
 
         Raises:
-          ValueError: there is no template, `messages` is no list of messages, a message lacks a
-            role or has nothing to say, or the template refuses the messages.
+          ValueError: there is no template, `messages` is not a list of messages, a message lacks a
+            role or has no other key, or the template refuses the messages.
         """
         text = self._templates.render(
             messages, add_generation_prompt, tools, documents, chat_template, chat_template_kwargs
         )
-        return self.encode(text, add_special_tokens=False)  # the template writes its own
+        return self.encode(text, add_special_tokens=False)  # the template writes special tokens
 
     def render_chat(
         self,
@@ -222,7 +224,7 @@ class Tokenizer:
         chat_template: str | None = None,
         **variables: Any,
     ) -> str:
-        """The text that `apply_chat_template` encodes; `variables` are those of the template."""
+        """Render the text that `apply_chat_template` encodes; the template reads `variables`."""
         return self._templates.render(
             messages, add_generation_prompt, tools, documents, chat_template, variables
         )
@@ -230,11 +232,15 @@ class Tokenizer:
     def incremental_decoder(
         self, skip_special_tokens: bool = True, after: Sequence[int] = ()
     ) -> IncrementalDecoder:
-        """A fresh decoder for a stream of tokens that goes on `after` others, such as a prompt."""
+        """Make a decoder for a stream of tokens that follows the tokens `after`, such as a
+        prompt."""
         return IncrementalDecoder(self._detokenizer, skip_special_tokens, after)
 
     def save(self, directory: Path) -> None:
-        """Write the files from which `open(directory)` makes an equal tokenizer."""
+        """Write the files from which `open(directory)` makes an equal tokenizer.
+
+        `directory` exists; its tokenizer and generation files are overwritten.
+        """
         self._backend.save(str(directory / TOKENIZER_FILE))
         templates: Any = self.chat_template
         if isinstance(templates, dict):

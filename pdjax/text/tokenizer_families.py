@@ -1,7 +1,7 @@
-"""Classes of tokenizers whose rules are those of the class, whatever a file says.
+"""Tokenizer classes that fix their rules, whatever the files say.
 
-transformers 5 takes only the vocabulary, the merges and the post-processor of `tokenizer.json` for
-such a class and makes the rest anew. A class that isn't listed here takes the file as it is.
+For such a class transformers 5 takes only the vocabulary, the merges and the post-processor of
+`tokenizer.json` and builds the rest by the class. Other classes use the file as it is.
 """
 
 import re
@@ -21,7 +21,7 @@ from pdjax.formats.sentencepiece_model import (
 
 LLAMA, CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
 SENTENCEPIECE = (LLAMA, CODE_LLAMA)
-"""Classes whose vocabulary a SentencePiece model may be."""
+"""Classes that may take their vocabulary from a SentencePiece model."""
 
 _REGISTERED = {
     "qwen2": "Qwen2Tokenizer",
@@ -38,10 +38,10 @@ _REGISTERED = {
     "internlm3": "TokenizersBackend",
     "olmo2": "TokenizersBackend",
 }
-"""Classes by type of the model; a file may name another."""
+"""Tokenizer classes by model type; a file may name another class."""
 
 _MISNAMED = ("qwen2", "phi3", "internlm2", "internlm3")
-"""Types of models whose files name a wrong class."""
+"""Model types for which files name a wrong class."""
 
 _WORDS = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"""
@@ -54,12 +54,13 @@ _WORDS_WITH_MARKS = (
 
 
 class Rules(NamedTuple):
-    """What `tokenizer_config.json` says of the rules.
+    """The rules in `tokenizer_config.json`.
 
     Attributes:
       add_prefix_space: whether a space goes before a text; None leaves it to the class.
-      legacy: whether it also goes behind each control token; `legacy_given`: whether that is said.
-      unknown: text of the token for what isn't known.
+      legacy: whether a space also goes behind each control token.
+      legacy_given: whether the file has `legacy`.
+      unknown: text of the token for unknown text.
     """
 
     add_prefix_space: bool | None
@@ -73,9 +74,9 @@ class Family(NamedTuple):
 
     Attributes:
       defaults: named control tokens that a file need not name.
-      named_again: whether all control tokens are added once more, as special ones.
-      begins: whether a text begins with the BOS unless a file says that it doesn't, whatever the
-        post-processor does.
+      named_again: whether all control tokens are added once more, as special tokens.
+      begins: whether a text begins with the BOS, whatever the post-processor does, unless a file
+        says otherwise.
     """
 
     defaults: dict[str, str]
@@ -111,22 +112,22 @@ FAMILIES: dict[str, Family] = {
 def choose_family(
     model_type: str | None, named: str | None, named_by_model: str | None, byte_level: bool
 ) -> str | None:
-    """The class whose rules count; None takes those of `tokenizer.json`.
+    """Choose the class that sets the rules; None takes the rules of `tokenizer.json`.
 
     Args:
-      model_type: as `config.json` says.
-      named, named_by_model: class that `tokenizer_config.json` and `config.json` name.
-      byte_level: whether `tokenizer.json` speaks of a byte-level step.
+      model_type: model type in `config.json`.
+      named, named_by_model: classes that `tokenizer_config.json` and `config.json` name.
+      byte_level: whether `tokenizer.json` has a byte-level step.
     """
     registered = _REGISTERED.get(model_type or "")
-    asked = _bare(named or named_by_model)
-    if asked == LLAMA and model_type not in _MISNAMED and byte_level:
+    in_files = _bare(named or named_by_model)
+    if in_files == LLAMA and model_type not in _MISNAMED and byte_level:
         return None
-    if asked is not None and registered is not None and asked != registered:
+    if in_files is not None and registered is not None and in_files != registered:
         if registered == "TokenizersBackend":
             return None
-        asked = registered if model_type in _MISNAMED else asked
-    chosen = asked or registered
+        in_files = registered if model_type in _MISNAMED else in_files
+    chosen = in_files or registered
     return chosen if chosen in FAMILIES else None
 
 
@@ -137,7 +138,7 @@ def _bare(name: str | None) -> str | None:
 def build_family(
     family: str, vocab: dict[str, int], merges: Sequence[tuple[str, str]], rules: Rules
 ) -> Tokenizer:
-    """A tokenizer with the rules of a class."""
+    """Build a tokenizer with the rules of a class."""
     if family in SENTENCEPIECE:
         return _llama(family, vocab, merges, rules)
     prefix = bool(rules.add_prefix_space)
@@ -180,10 +181,10 @@ def _llama(
 
 
 def read_family(family: str, content: Mapping[str, Any], rules: Rules) -> Tokenizer:
-    """A tokenizer with the rules of a class and the vocabulary of a `tokenizer.json`.
+    """Build a tokenizer with the rules of a class and the vocabulary of a `tokenizer.json`.
 
     Raises:
-      ValueError: the content's model is not of that kind.
+      ValueError: `content` has no vocabulary with ids, or malformed merges.
     """
     model = content.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
@@ -200,7 +201,10 @@ def read_family(family: str, content: Mapping[str, Any], rules: Rules) -> Tokeni
 
 
 def llama_from_sentencepiece(family: str, model: SentencePieceModel, rules: Rules) -> Tokenizer:
-    """A tokenizer with the rules of a class, from a SentencePiece model; merges go by token id."""
+    """Build a tokenizer with the rules of a class from a SentencePiece model.
+
+    The merges are ordered by the token id of their result.
+    """
     vocab = {piece.text: index for index, piece in enumerate(model.pieces)}
     ranked = sorted(
         (index, len(left), left, right)
@@ -214,13 +218,13 @@ def llama_from_sentencepiece(family: str, model: SentencePieceModel, rules: Rule
 def from_sentencepiece(
     model: SentencePieceModel, names: Mapping[int, str], rules: Rules
 ) -> Tokenizer:
-    """A tokenizer that cuts a text as SentencePiece does.
+    """Build a tokenizer that cuts a text as SentencePiece does.
 
     Args:
-      names: texts of tokens that stand in the vocabulary under another one.
+      names: texts, by id, for tokens that have another text in the SentencePiece vocabulary.
 
     Raises:
-      ValueError: a kind of model that is neither BPE nor unigram.
+      ValueError: the model is neither BPE nor unigram.
     """
     kinds = {place: piece.kind for place, piece in enumerate(model.pieces)}
     text_of = {place: piece.text for place, piece in enumerate(model.pieces)}
@@ -246,7 +250,7 @@ def from_sentencepiece(
 def _scored_bpe(
     model: SentencePieceModel, text_of: Mapping[int, str], kinds: Mapping[int, int]
 ) -> models.BPE:
-    """BPE that joins what scores best, which only normal pieces are."""
+    """Build a BPE model that joins the pair with the best score; only normal pieces are joined."""
     vocab = {text: place for place, text in text_of.items()}
     normal = {
         text_of[place]: (model.pieces[place].score, place)
@@ -272,7 +276,7 @@ def _scored_bpe(
 def _prepare_as_sentencepiece(
     tokenizer: Tokenizer, model: SentencePieceModel, whole: Sequence[str], legacy: bool
 ) -> None:
-    """Set what happens to a text before it is cut, and to tokens after."""
+    """Set how a text is prepared before it is cut, and how tokens are decoded."""
     steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
@@ -280,7 +284,7 @@ def _prepare_as_sentencepiece(
     if model.escape_whitespaces:
         steps.append(normalizers.Replace(" ", "▁"))
     if model.add_dummy_prefix and legacy:
-        # The space goes before a text, too, that begins with one.
+        # A text that already begins with a space also gets the dummy prefix.
         steps.append(normalizers.Replace(Regex(r"\A▁"), "▁▁"))
     tokenizer.normalizer = normalizers.Sequence(steps)
     cuts: list[Any] = []
@@ -303,7 +307,7 @@ def _prepare_as_sentencepiece(
 
 
 def names_of_pieces(model: SentencePieceModel) -> dict[str, str]:
-    """Control tokens that a model names itself."""
+    """Return the control tokens that the model itself names, texts by name."""
     named = {
         "bos_token": (model.bos_id, model.bos_piece or "<s>"),
         "eos_token": (model.eos_id, model.eos_piece or "</s>"),
@@ -313,7 +317,7 @@ def names_of_pieces(model: SentencePieceModel) -> dict[str, str]:
 
 
 def marked_pieces(model: SentencePieceModel) -> list[AddedToken]:
-    """Control pieces and pieces that a user has defined, which are never cut."""
+    """Return the control pieces and the user-defined pieces, which are never cut."""
     return [
         AddedToken(piece.text, normalized=False, special=piece.kind == CONTROL)
         for piece in model.pieces

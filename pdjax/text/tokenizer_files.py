@@ -1,13 +1,13 @@
-"""The tokenizer in a Hugging Face directory, read as transformers 5 reads it.
+"""Reads the tokenizer of a Hugging Face directory by the rules of transformers 5.
 
 tokenizer.json              vocabulary, rules and added tokens; or
 vocab.json, merges.txt      the vocabulary of a byte-level class; or
 tokenizer.model             a SentencePiece model
 tokenizer_config.json       class, named control tokens, added tokens, chat template
 special_tokens_map.json, added_tokens.json
-                            further ones; see special_tokens.py
+                            further tokens; see special_tokens.py
 chat_template.jinja, additional_chat_templates/
-                            chat templates, which go before that of the config
+                            chat templates, which override the config's
 chat_template.json          the template of a processor, where there is no other
 """
 
@@ -40,22 +40,22 @@ TEMPLATE_FOLDER = "additional_chat_templates"
 PROCESSOR_TEMPLATE_FILE = "chat_template.json"
 
 IMPLIED = "implied_tokens"
-"""Field of a config that pdjax writes: tokens that only the tokenizer's class has named."""
+"""A field that pdjax writes into a config: tokens that only the tokenizer's class names."""
 
 COMPLETE = "added_tokens_complete"
-"""Field of a config that pdjax writes: tokenizer.json holds every added token with its flags, so
-that to name a token does not make it a control token."""
+"""A field that pdjax writes into a config: tokenizer.json holds every added token with its flags,
+so a token that the config names does not become a control token."""
 
 _OTHER_VOCABULARIES = ("tekken.json", "tiktoken.model", "vocab.txt", "spiece.model", VOCAB_FILE)
-"""Files of vocabularies that aren't read."""
+"""Vocabulary files that an error names where no supported file is found."""
 
 
 class NoTokenizer(ValueError):
-    """A directory holds no tokenizer, or none of a kind that is read; token ids still work."""
+    """A directory holds no tokenizer of a supported kind; the model still takes token ids."""
 
 
 class TokenizerParts(NamedTuple):
-    """What a directory says of its tokenizer.
+    """The parts of a directory's tokenizer.
 
     Attributes:
       backend: vocabulary and rules.
@@ -74,8 +74,8 @@ def read_tokenizer(directory: Path) -> TokenizerParts:
     """Read the tokenizer of a directory.
 
     Raises:
-      NoTokenizer: there is none, or none of a kind that is read.
-      ValueError: naming file and field of what makes no tokenizer.
+      NoTokenizer: there is none of a supported kind.
+      ValueError: a file or field is no part of a valid tokenizer; the message names it.
     """
     config = read_json_if_any(directory / CONFIG_FILE)
     model = read_json_if_any(directory / MODEL_FILE)
@@ -116,10 +116,12 @@ def read_tokenizer(directory: Path) -> TokenizerParts:
 
 
 def listed_end_token_ids(directory: Path) -> tuple[int, ...]:
-    """End tokens of a directory whose tokenizer is not read: ids come from files that list them.
+    """Return the end tokens of a directory without a supported tokenizer.
+
+    The ids come from the files that list tokens.
 
     Raises:
-      ValueError: naming file and field of what is no token.
+      ValueError: an entry is not a token; the message names file and field.
     """
     tokens = SpecialTokens(directory, read_json_if_any(directory / CONFIG_FILE), {}, None)
     vocabulary = read_json_if_any(directory / VOCAB_FILE)
@@ -157,7 +159,7 @@ def _from_tokenizer_file(
 
 
 def _without_vocabulary(content: Mapping[str, Any]) -> str:
-    """The rest of a tokenizer: its post-processor and its padding."""
+    """Return a tokenizer.json that keeps only the post-processor and the padding."""
     kept = {name: content.get(name) for name in ("version", "post_processor", "padding")}
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     others = ("truncation", "normalizer", "pre_tokenizer", "decoder")
@@ -221,10 +223,10 @@ def _why_none(directory: Path, family: str | None) -> str:
 
 
 def read_chat_templates(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
-    """The chat template of a directory, or several by name, or None.
+    """Read the chat template of a directory, or several by name, or None.
 
     Raises:
-      ValueError: naming the file that can't be read, or the field that is no template.
+      ValueError: a file can't be read, or a field is not a template; the message names it.
     """
     files = {}
     if (directory / TEMPLATE_FILE).is_file():

@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file: a vocabulary, merges or scores, and a chat template.
+"""Reads the tokenizer of a GGUF file: a vocabulary, merges or scores, and chat templates.
 
-Two families exist among Llama-like models: byte-level BPE ("gpt2" in GGUF's words), whose
-pretokenizer is named but not stored, and SentencePiece BPE ("llama"), whose merges are implied by
-the scores of the pieces. Both become an ordinary `tokenizers.Tokenizer`.
+Llama-like models use two families. For byte-level BPE ("gpt2" in GGUF's words) the file names the
+pretokenizer but does not store it. For SentencePiece BPE ("llama") the scores of the pieces imply
+the merges. Both become an ordinary `tokenizers.Tokenizer`.
 """
 
 import logging
@@ -49,10 +49,10 @@ _LOG = logging.getLogger("pdjax")
 
 MODELS = ("gpt2", "llama")
 MAX_CHARACTERS = 4096
-"""Characters of a token at most; the longest tokens in use are 512 spaces."""
+"""Most characters of a token; the longest tokens in use are 512 spaces."""
 
 MAX_MERGES = 1 << 21
-"""Merges at most; the largest vocabularies in use make a quarter of it."""
+"""Most merges; the largest vocabularies in use make a quarter of it."""
 
 _FURTHER_NAMES = {
     "unk_token": "unknown",
@@ -61,7 +61,7 @@ _FURTHER_NAMES = {
     "cls_token": "cls",
     "mask_token": "mask",
 }
-"""Kinds of tokens in the metadata by the names that chat templates know, but for BOS and EOS."""
+"""Kinds of tokens in the metadata by the names that chat templates use, without BOS and EOS."""
 
 _TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 
@@ -76,19 +76,24 @@ def open_gguf(path: Path) -> GGUFFile:
 
 
 def special_token(meta: Metadata, kind: str) -> str | None:
-    """Text of the token that plays `kind` ("bos", "eos"), or None."""
+    """Return the text of the special token `kind` ("bos", "eos"), or None.
+
+    Raises:
+      ValueError: the vocabulary has no token of the id in the metadata.
+    """
     index = special_token_id(meta, kind)
     tokens = meta.strings(_TOKENS)
     return tokens[index] if index is not None and index < len(tokens) else None
 
 
 def named_tokens(meta: Metadata) -> dict[str, str]:
-    """Texts of the tokens that the metadata name, by the names that chat templates know.
+    """Return the texts of the tokens that the metadata name, by the names that chat templates use.
 
-    Files name ids for padding and the like that no token has; llama.cpp passes over those.
+    Some files name ids outside the vocabulary for padding and the like. They are skipped here, as
+    in llama.cpp.
 
     Raises:
-      ValueError: the vocabulary does not have the token that begins or ends a text.
+      ValueError: the vocabulary lacks the token that begins or ends a text.
     """
     tokens = meta.strings(_TOKENS)
     found = {f"{kind}_token": special_token(meta, kind) for kind in ("bos", "eos")}
@@ -100,10 +105,10 @@ def named_tokens(meta: Metadata) -> dict[str, str]:
 
 
 def chat_templates(meta: Metadata) -> str | dict[str, str] | None:
-    """The chat template of the file, or several by name, or None.
+    """Return the chat template of the file, or several by name, or None.
 
     Raises:
-      ValueError: naming the key that is no text.
+      ValueError: a template is not a string; the message names its key.
     """
     key = "tokenizer.chat_template"
     named = {found.removeprefix(f"{key}."): meta.text(found) for found in meta.keys(f"{key}.")}
@@ -114,13 +119,13 @@ def chat_templates(meta: Metadata) -> str | dict[str, str] | None:
 
 
 def build_tokenizer(meta: Metadata) -> Tokenizer:
-    """The tokenizer that the metadata describes.
+    """Build the tokenizer that the metadata describes.
 
     Logs a warning where the file does not name its pretokenizer: the default is a guess.
 
     Raises:
-      ValueError: naming the tokenizer model or pretokenizer that is not supported, and those that
-        are; or the key whose list is malformed or does not fit the vocabulary.
+      ValueError: the tokenizer model or pretokenizer is not supported (the message lists those
+        that are), or a key's list is malformed or does not fit the vocabulary.
     """
     tokens = _vocabulary(meta)
     model = meta.text("tokenizer.ggml.model")
@@ -204,7 +209,7 @@ def _merges(meta: Metadata) -> list[tuple[str, str]]:
         raise ValueError(f"{_MERGES}={str(merges)[:80]!r}; allowed: a list of strings")
     if merges and not isinstance(merges[0], str):
         raise _no_merge(merges[0])
-    unique = dict.fromkeys(merges)  # of equal merges the first counts
+    unique = dict.fromkeys(merges)  # the first of equal merges counts
     return [(left, right) for left, _, right in (merge.partition(" ") for merge in unique)]
 
 
@@ -212,7 +217,8 @@ def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], whole_words: bool
     try:
         return models.BPE(vocab, merges, ignore_merges=whole_words)
     except Exception as error:  # the tokenizers package raises bare Exception
-        for left, right in merges:  # it does not say which merge; looking first would take longer
+        # The error does not name the merge. Checking all merges beforehand would take longer.
+        for left, right in merges:
             if not (left in vocab and right in vocab and left + right in vocab):
                 raise _no_merge(f"{left} {right}" if right else left) from error
         raise ValueError(f"{_MERGES}: {' '.join(str(error).split())}") from error
@@ -260,8 +266,10 @@ def _sentencepiece(meta: Metadata, tokens: Sequence[str]) -> Tokenizer:
 def _merges_from_scores(
     meta: Metadata, vocab: dict[str, int], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
-    """SentencePiece joins the neighbours whose union scores best, so every split of a piece is a
-    merge of its score.
+    """Return the merges, best first.
+
+    SentencePiece joins the neighbours with the best-scoring union, so each split of a piece into
+    two pieces is a merge with the score of the whole piece.
     """
     ranked: list[tuple[float, int, int, int, str, str]] = []
     for piece, index in vocab.items():

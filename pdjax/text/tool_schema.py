@@ -1,7 +1,7 @@
-"""A Python function as a tool: the JSON schema that chat templates show to a model.
+"""Makes the JSON schema of a Python function, which chat templates show to a model as a tool.
 
-The schema is the one that Hugging Face transformers 5 makes: names, types and defaults come from
-the signature, descriptions from a docstring in Google's style.
+The schema equals that of Hugging Face transformers 5: names, types and defaults come from the
+signature, descriptions from a docstring in Google's style.
 """
 
 import enum
@@ -31,11 +31,11 @@ _CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
 
 
 def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """The schema of a function or method.
+    """Make the schema of a function or method.
 
     Raises:
-      ValueError: it has no docstring, or an argument has no type, none that JSON has, or no
-        description.
+      ValueError: the function has no docstring, or an argument has no type, a type that JSON lacks,
+        or no description.
     """
     name = getattr(function, "__name__", "operation")
     text = (inspect.getdoc(function) or "").strip()
@@ -59,7 +59,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
 def _signature(
     function: Callable[..., Any], name: str
 ) -> tuple[dict[str, Any], list[str], dict[str, Any] | None]:
-    """Schemas of the arguments, names of those without a default, and the schema of the result."""
+    """Return the schemas of the arguments, the names without a default, and the result's schema."""
     parameters = dict(inspect.signature(function).parameters)
     first = next(iter(parameters), None)
     if first in ("self", "cls") and parameters[first].annotation is inspect.Parameter.empty:
@@ -72,7 +72,7 @@ def _signature(
     if "return" in hints:
         try:
             result = _of_hint(hints.pop("return"))
-        except ValueError:  # a model never makes it
+        except ValueError:  # a model need not produce the result, so its type may be one JSON lacks
             result = None
     properties = {argument: dict(_of_hint(hint)) for argument, hint in hints.items()}
     required = [
@@ -139,7 +139,7 @@ def _describe(schema: dict[str, Any], text: str) -> None:
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str], str | None]:
-    """The description, what it says of each argument, and of the result."""
+    """Split a docstring into the description, that of each argument, and that of the result."""
     before = re.split(r"\s*(?:Args:|Returns:|Raises:)", text, maxsplit=1)[0]
     lines = text.split("\n")
     sections: dict[str, list[str]] = {}
@@ -156,7 +156,7 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str], str | None]:
 
 
 def _arguments(lines: list[str]) -> dict[str, str]:
-    """Descriptions by name; a line that is indented deeper than a name goes on with it."""
+    """Return the descriptions by name; a line indented deeper than a name continues it."""
     found: dict[str, str] = {}
     name, indent = None, ""
     for line in lines:
