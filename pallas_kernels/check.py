@@ -3,10 +3,10 @@
     python -m pallas_kernels.check [--only=SUBSTRING] [--seed=N] [--nolarge]
 
 One line a case and implementation: the largest error in units of the largest expected number.
-Inputs are fresh random numbers in scattered pages, memory that must not matter is NaN, and every
-run is repeated to see the same bits again. Small cases are run with poisoned neighbours, too, and
-whoever is none of them must not lose a bit. Accelerators also run the large cases, and time them:
-one call inside a compiled loop, and the rate at which it read KV, computed, or moved what it must.
+Inputs are fresh random numbers in scattered pages; memory that no operation may read is NaN. Every
+run is repeated and must give the same bits. Small cases also run with poisoned rows, which must
+change no bit of the other rows. Accelerators also run the large cases and time them: one call
+inside a compiled loop, and the rate at which it read KV, computed, or moved bytes.
 """
 
 import sys
@@ -49,23 +49,23 @@ _LARGE = flags.DEFINE_bool("large", True, "On accelerators, run and time the lar
 _SEED = flags.DEFINE_integer("seed", None, "Seed of the inputs; a fresh one if not given.")
 
 LIMITS = {"float32": 2e-5, "bfloat16": 1e-2}
-"""Largest error, by the type of q: results, and in kernels the weights, are rounded to it."""
+"""Largest error by the type of q, to which results, and in kernels the weights, are rounded."""
 
 SWIGLU_LIMITS = LIMITS | {"bfloat16": 3.3 * 2**-8}
 """As `LIMITS`, where the reference rounds gate, up and the result, each by up to 2^-8 of itself in
-bfloat16. Relative errors of up and of the result add up as they are. That of a gate g > 0 counts
-1 + g / (1 + exp(g)) times behind silu, at most 1.28 times. Together, and to all orders, that is
-3.281 * 2^-8 of the number, so no more of the token's largest; sums in float32 are far below the
-rest. A gate g < 0 counts for at most 0.27 of its up, which is less, unless g < -2.4 where up is 4.8
-times the token's largest number. No token of many random gates and ups is like that."""
+bfloat16. The relative errors of up and of the result add up. silu multiplies that of a gate g > 0
+by 1 + g / (1 + exp(g)), at most 1.28. Together, and to all orders, the error is 3.281 * 2^-8 of the
+number, and at most that share of the token's largest; errors of float32 sums are far smaller. A
+gate g < 0 contributes at most 0.27 of its up, which is less, unless g < -2.4 where up is 4.8 times
+the token's largest number. No token of many random gates and ups is like that."""
 
 _RUNS = 3
 _TIMED_SECONDS = 0.05
-_HUGE = 1e30  # no input is
+_HUGE = 1e30  # larger than any input
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference over the largest expected number; infinite if any result is not finite."""
+    """Largest difference over largest expected number; infinite if any result is not finite."""
     if not np.isfinite(actual.astype(np.float32)).all():
         return float("inf")
     largest = max(float(np.abs(expected).max(initial=0)), 1e-30)
@@ -73,14 +73,14 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def attention_error(inputs: Any, out: np.ndarray) -> float:
-    """The error of an attention over `Inputs` of its cases."""
+    """Relative error of an attention over `Inputs` of its cases."""
     return relative_error(out, inputs.expected)
 
 
 def write_error(
     inputs: write_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> float:
-    """The largest error in q and in both pools; infinite if memory changed that nobody writes."""
+    """Largest error in q and in both pools; infinite if memory changed outside the writes."""
     real = inputs.real
     q, *pools = outputs
     before = inputs.k_pages, inputs.v_pages
@@ -93,7 +93,7 @@ def pool_errors(
     after: Sequence[Pool],
     error_of: Callable[..., float] = relative_error,
 ) -> list[float]:
-    """Of K and of V, where they were written; infinite if memory changed that nobody writes."""
+    """Errors of K and of V where they were written; infinite if memory changed elsewhere."""
     errors = []
     for was, pool, new in zip(before, after, inputs.made[1:], strict=True):
         arrays = zip(jax.tree.leaves(was), jax.tree.leaves(pool), strict=True)
@@ -111,8 +111,10 @@ def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def append_error(inputs: append_cases.Inputs, outputs: tuple[np.ndarray, Pool, Pool]) -> float:
-    """The largest error in the attention and in both pools; where the newest tokens are rounded to
-    small numbers, of the attention over what has been written, and beyond what rounding explains.
+    """Largest error in the attention and in both pools.
+
+    In quantised pages it is the error of the attention over the written pages, and the part of the
+    pools' error that rounding does not explain.
     """
     o, *pools = outputs
     dtype = inputs.paged.case.kv_dtype
@@ -123,8 +125,8 @@ def append_error(inputs: append_cases.Inputs, outputs: tuple[np.ndarray, Pool, P
 
 
 def rounding_error(actual: np.ndarray, exact: np.ndarray, *, dtype: str) -> float:
-    """As `relative_error`, of what `quantised.encode` to the type cannot have made of
-    [..., H]."""
+    """As `relative_error` of [..., H], beyond the error that `quantised.encode` to the type may
+    make."""
     size = np.abs(exact)
     scale = size.max(axis=-1, keepdims=True, initial=0) / LARGEST[dtype]
     allowed = scale / 2 if dtype == "int8" else np.maximum(size / 16, scale / 1024)
@@ -132,8 +134,7 @@ def rounding_error(actual: np.ndarray, exact: np.ndarray, *, dtype: str) -> floa
 
 
 def add_error(inputs: add_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) -> float:
-    """The largest relative error of a token's scale; infinite if a sum is not what it must be to
-    the last bit."""
+    """Largest relative error of a token's scale; infinite if a sum differs in any bit."""
     (total, scale), (expected_total, expected_scale) = outputs, inputs.expected
     if not same_bits(total, expected_total):
         return float("inf")
@@ -141,30 +142,30 @@ def add_error(inputs: add_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) 
 
 
 def sum_error(inputs: add_product_cases.Inputs, outputs: tuple[np.ndarray, np.ndarray]) -> float:
-    """The largest error of the sum, and of a token's scale."""
+    """Largest error of the sum and of a token's scale."""
     pairs = zip(outputs, inputs.expected, strict=True)
     return max(relative_error(*pair) for pair in pairs)
 
 
 def swiglu_error(inputs: swiglu_cases.Inputs, out: np.ndarray) -> float:
-    """The largest error of a token, by its own largest number: tokens differ in size."""
+    """Largest error of a token relative to its own largest number, since tokens differ in size."""
     return max(relative_error(*token) for token in zip(out, inputs.expected, strict=True))
 
 
 def gather_error(inputs: gather_cases.Inputs, out: np.ndarray) -> float:
-    """0, or infinite if a bit is not what it must be."""
+    """0, or infinite if any bit differs."""
     return 0.0 if same_bits(out, inputs.expected) else float("inf")
 
 
 def scatter_error(inputs: scatter_cases.Inputs, pools: tuple[np.ndarray, ...]) -> float:
-    """As `gather_error`, of all pages but the null page."""
+    """As `gather_error`, for all pages but the null page."""
     pairs = zip(pools, inputs.expected, strict=True)
     same = all(same_bits(pool[:, 1:], want[:, 1:]) for pool, want in pairs)
     return 0.0 if same else float("inf")
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Of trees of arrays; NaN is the same as itself."""
+    """Whether two trees of arrays have the same types and bits; NaN equals itself."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(x.dtype == y.dtype and np.array_equal(_bits(x), _bits(y)) for x, y in pairs)
 
@@ -175,31 +176,31 @@ def _bits(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Subject:
-    """An operation, how its results are judged, and how one call leads to the next."""
+    """An operation, how its results are judged, and how timed calls are chained."""
 
     operation: Callable[..., Any]
     platforms: Mapping[str, tuple[str, ...]]
-    """Implementation -> where it runs."""
+    """Implementation -> platforms that it runs on."""
     cases: ModuleType
     error: Callable[[Any, Any], float] = attention_error
-    """Of inputs and outputs."""
+    """Inputs and outputs -> error."""
     limits: Mapping[str, float] = field(default_factory=LIMITS.copy)
-    """Type of a case -> largest error."""
+    """Type of a case -> largest allowed error."""
     fed: tuple[int, ...] = (0,)
-    """Positions of the operands that a timed call makes for the next one."""
+    """Positions of the operands that a timed call passes on to the next one."""
     feed: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] = lambda fed, out: (out,)
     """Those operands and the outputs -> those operands of the next call."""
 
 
 def _feed_pools(fed: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The pools go on, and a scale that waits for the first output: else that would be computed
-    once for all."""
+    """Pass on the pools, and a scale that depends on the first output: without it XLA would move
+    that output's computation out of the loop."""
     first, k_pages, v_pages = outputs
     return fed[0] + 0 * first[:, 0, 0].astype(fed[0].dtype), k_pages, v_pages
 
 
 def _feed_ids(fed: tuple[Any, ...], out: Any) -> tuple[Any, ...]:
-    """The same ids, which wait for the output."""
+    """Pass on the same ids, made to depend on the output."""
     return (fed[0] + (out[0, :, 0, 0] > _HUGE).astype(fed[0].dtype),)
 
 
@@ -271,18 +272,18 @@ class Check:
 
     @property
     def label(self) -> str:
-        """What the line begins with."""
+        """The start of the printed line."""
         return f"{self.subject.operation.__name__} {self.implementation}: {self.case.name}"
 
     def run(self, inputs: Any) -> tuple[bool, str]:
-        """Whether all is well with the case's inputs, and the rest of the line."""
+        """Run the case; return whether it passed, and the rest of the printed line."""
         operation = self.subject.operation
         call = partial(operation, implementation=self.implementation, **self.case.options)
         try:
             compiled = jax.jit(call).lower(*inputs.operands).compile()
         except NotImplementedError as refusal:
             return True, f"not run: {refusal}"
-        # Copied to an accelerator anew: what an implementation does to them, the next must not see.
+        # A fresh copy for each implementation, so that none sees what another did to the operands.
         operands = jax.tree.map(jax.numpy.asarray, inputs.operands)
 
         def run() -> Any:
@@ -299,7 +300,7 @@ class Check:
             f"{verdict}  error {error:.1e} of {limit:.1e}, {'same bits' if same else 'BITS DIFFER'}"
         )
         line += "".join(f", {each}" for each in faults)
-        if large:  # small ones tell nothing of speed
+        if large:  # the times of small cases say nothing of speed
             seconds = seconds_per_call(self.subject, call, operands)
             amount, unit = self.case.work
             line += f", {seconds * 1e6:.0f} us, {amount / seconds / 1e9:.1f} G{unit}/s"
@@ -308,7 +309,7 @@ class Check:
     def faults(
         self, inputs: Any, run: Callable[..., Any], out: Any, values: Mapping[str, float] = VALUES
     ) -> list[str]:
-        """What is wrong beside poisoned neighbours, where `run` makes `out` of the inputs."""
+        """List the faults beside poisoned rows; `out` is what `run` makes of the clean inputs."""
         found = []
         for name, value in values.items():
             poisoned = self.subject.cases.poisoned(inputs, value)
@@ -322,13 +323,13 @@ class Check:
 def seconds_per_call(
     subject: Subject, call: Callable[..., Any], operands: tuple[Any, ...]
 ) -> float:
-    """Time of a call among many in one program, each of which takes what the one before it made."""
+    """Time a call in a loop of calls in one program; each takes operands from the one before."""
 
     @partial(jax.jit, donate_argnums=1)
     def loop(count: int, fed: tuple[Any, ...], operands: tuple[Any, ...]) -> tuple[Any, ...]:
         def again(_: int, fed: tuple[Any, ...]) -> tuple[Any, ...]:
             given = dict(enumerate(operands)) | dict(zip(subject.fed, fed, strict=True))
-            # All of the outputs are made, also where the next call takes a part of them.
+            # The barrier keeps all outputs, even those that the next call does not take.
             return subject.feed(fed, lax.optimization_barrier(call(*given.values())))
 
         return lax.fori_loop(0, count, again, fed)
@@ -348,7 +349,7 @@ def seconds_per_call(
 
 
 def checks(platform: str, *, large: bool = True) -> Iterator[list[Check]]:
-    """All that the platform can run, the implementations at one case together.
+    """Yield the checks that the platform can run: for each case, its implementations together.
 
     Args:
       large: whether accelerators run the large cases, too.
@@ -361,8 +362,9 @@ def checks(platform: str, *, large: bool = True) -> Iterator[list[Check]]:
 
 
 def outcomes(together: Sequence[Check], seed: int) -> Iterator[tuple[str, bool, str]]:
-    """Label, whether all is well, and the rest of the line, of implementations at one case. Its
-    inputs, and what they hold of answers, are made once for all and dropped at the end."""
+    """Run the implementations at one case; yield label, whether each passed, and the line's rest.
+
+    The case's inputs and expected outputs are made once for all and dropped at the end."""
     inputs = None
     for check in together:
         try:
@@ -376,7 +378,7 @@ def outcomes(together: Sequence[Check], seed: int) -> Iterator[tuple[str, bool, 
 
 
 def main(_: list[str]) -> int:
-    """Returns the exit code."""
+    """Run all checks and print their lines; return the exit code."""
     fresh = int(np.random.SeedSequence().generate_state(1)[0])
     seed = fresh if _SEED.value is None else _SEED.value
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, seed {seed}", flush=True)

@@ -1,4 +1,4 @@
-"""Static checks of arguments, said once in the letters of the dimension key."""
+"""Static checks of arguments; shapes are given in the letters of the dimension key."""
 
 import math
 
@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 
 def bind_dims(**arrays: tuple[jax.Array, str]) -> dict[str, int]:
-    """Reads every array's shape in the key's letters and returns the size of each letter.
+    """Match every array's shape with the key's letters; return the size of each letter.
 
     Args:
       **arrays: argument name -> (array, one letter a dimension), e.g. `q=(q, "BNH")`.
 
     Raises:
-      ValueError: an array has another number of dimensions, an empty one, or one that contradicts
-        what an earlier array said about the same letter.
+      ValueError: an array has another number of dimensions, an empty dimension, or one that differs
+        from an earlier array's dimension of the same letter.
     """
     sizes: dict[str, int] = {}
     said_by: dict[str, str] = {}
@@ -35,21 +35,21 @@ def bind_dims(**arrays: tuple[jax.Array, str]) -> dict[str, int]:
 
 
 def check_int32(**arrays: jax.Array) -> None:
-    """Raises ValueError unless every array is int32."""
+    """Raise ValueError unless every array is int32."""
     for name, array in arrays.items():
         if array.dtype != jnp.int32:
             raise ValueError(f"{name} must be int32, but it is {array.dtype}")
 
 
 def check_float32(**arrays: jax.Array) -> None:
-    """Raises ValueError unless every array is float32."""
+    """Raise ValueError unless every array is float32."""
     for name, array in arrays.items():
         if array.dtype != jnp.float32:
             raise ValueError(f"{name} must be float32, but it is {array.dtype}")
 
 
 def check_floating(**arrays: jax.Array) -> None:
-    """Raises ValueError unless every array is of a floating type."""
+    """Raise ValueError unless every array is of a floating type."""
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must be of a floating type, but it is {array.dtype}")
@@ -62,10 +62,10 @@ def check_attention(
     logit_soft_cap: float | None,
     sliding_window: int | None,
 ) -> None:
-    """Raises ValueError for what no attention over pages can mean, whatever its metadata.
+    """Raise ValueError for arguments that no attention over pages allows, whatever its metadata.
 
     Args:
-      sizes: what `bind_dims` returned.
+      sizes: the result of `bind_dims`.
       q: the queries.
       scale, logit_soft_cap, sliding_window: the options.
     """
@@ -84,6 +84,6 @@ def check_attention(
 
 
 def check_eps(eps: float) -> None:
-    """Raises ValueError where eps is not what RMSNorm may add to a mean of squares."""
+    """Raise ValueError unless RMSNorm may add eps to a mean of squares."""
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps must be a finite number >= 0, but it is {eps}")

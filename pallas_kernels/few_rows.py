@@ -1,21 +1,20 @@
-"""Products of few rows on Hopper GPUs: what reads the weights of a decode step, once.
+"""Products of few rows on Hopper GPUs, which read a decode step's weights once.
 
-They wait for memory. A block of threads takes a tile of columns: one warpgroup copies the weights,
-and what of x is multiplied with them, into a ring in shared memory, by the tensor memory
-accelerator; one or two others take 64 rows each, however few there are. The ring is no deeper than
-it must be: three stages of 40 KB were faster than two, and than four.
+Memory bandwidth bounds them. A block of threads takes a tile of columns. One warpgroup copies the
+weights and the matching part of x into a ring in shared memory, with the tensor memory accelerator;
+one or two other warpgroups multiply 64 rows each, even if fewer are filled. The ring is only as
+deep as it must be: three stages of 40 KB were faster than two and than four.
 
-Where columns are few, a pair of blocks shares a tile, and each sums one half of the depth. Each
-then sends the other one its share of the columns, from registers into the other's shared memory, so
-that nothing is written to memory but the result. The halves are summed in one order: the same bits
-in every run. (Pairs alone: clusters of four do not all find room on the chip at once.)
+Where columns are few, a pair of blocks shares a tile, and each block sums one half of the depth.
+Each then sends its partner the partner's share of the columns, from registers into shared memory,
+so that only the result goes to global memory. The halves are summed in one order: every run gives
+the same bits. (Only pairs: not all clusters of four fit on the chip at once.)
 
-What stands between the products of a layer would cost kernels of its own, so it is done here: a
-result may be added onto the residual stream, and the rows of x scaled to unit root mean square,
-whose squares a block sums as x passes through its ring.
+The operations between a layer's products would cost kernels of their own, so they are fused here: a
+result may be added onto the residual stream, and the rows of x may be scaled to unit root mean
+square; a block sums their squares as x passes through its ring.
 
-`product`, `add_product` and `swiglu` are made of this. Pallas' interpreter runs all of it but the
-sending.
+`product`, `add_product` and `swiglu` use this kernel. Pallas' interpreter runs all but the sends.
 """
 
 from dataclasses import dataclass, replace
@@ -31,67 +30,67 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hopper import PROCESSORS, ROWS, spread
 
 MOST_ROWS = 2 * ROWS
-"""Two warpgroups compute, at most."""
+"""Most rows: at most two warpgroups compute."""
 
-_DEPTH = 64  # of a stage: numbers that are summed
+_DEPTH = 64  # depth of a stage: numbers summed in it
 _TILES = (64, 128)  # columns of each side that a block may take
 _RING_BYTES = 120 << 10
-_BUSY = 0.8  # of the processors, at least
+_BUSY = 0.8  # least share of busy processors
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
     rows: int
     depth: int
     sides: int
-    columns: int  # of a side
+    columns: int  # columns of a side
     tile: int  # columns of each side that a block, or a pair of blocks, takes
     splits: int = 1
-    """Blocks that share a tile, each of which sums a part of the depth."""
+    """Blocks that share a tile; each sums a part of the depth."""
     programs: int = PROCESSORS
-    """Blocks that do not share their tiles, or pairs that do, at most. Pairs are as many as tiles:
-    what one received would else be overwritten."""
+    """Most single blocks, or most pairs. There are as many pairs as tiles: in a second tile a
+    block could overwrite the sums that its partner received in the first."""
     stages: int | None = None
-    """Of the ring; None: as many as are good."""
+    """Stages of the ring; None takes a good number."""
     adds: bool = False
-    """The result is added onto something."""
+    """Whether the result is added onto the last operand."""
     eps: float | None = None
-    """Of RMSNorm, if rows of x are scaled by that; a block then has the whole depth."""
+    """Epsilon of RMSNorm if it scales the rows of x; a block then has the whole depth."""
     joined: bool = True
-    """The parts are summed within a cluster, as they should be. Pallas' interpreter cannot send
-    from block to block; there they go out one by one."""
+    """Whether the parts are summed within a cluster. Pallas' interpreter cannot send from block to
+    block; there False writes each part to memory."""
 
     @property
     def computes(self) -> int:
-        """Warpgroups that compute."""
+        """Number of warpgroups that compute."""
         return pl.cdiv(self.rows, ROWS)
 
     @property
     def mine(self) -> int:
-        """Rows that each of them has."""
+        """Rows that each computing warpgroup writes."""
         return min(self.rows, ROWS)
 
     @property
     def tiles(self) -> int:
-        """Of columns."""
+        """Number of tiles of columns."""
         return self.columns // self.tile
 
     @property
     def clusters(self) -> int:
-        """Blocks or pairs that run: each takes one tile after another."""
+        """Number of blocks or pairs that run; each takes one tile after another."""
         return min(self.programs, self.tiles)
 
     @property
     def busy(self) -> float:
-        """Share of the processors that have a block, on average over their turns."""
+        """Share of the processors that have a block, on average over the turns."""
         blocks = self.tiles * self.splits
         return blocks / (pl.cdiv(blocks, PROCESSORS) * PROCESSORS)
 
     @property
     def steps(self) -> int:
-        """Stages that a tile takes."""
+        """Number of stages that a tile takes."""
         return self.depth // (_DEPTH * self.splits)
 
     @property
@@ -101,7 +100,7 @@ class Plan:
 
     @property
     def scaled(self) -> bool:
-        """Whether the rows' scales are an operand."""
+        """Whether an operand gives the rows' scales."""
         return self.sides > 1 and self.eps is None
 
     @property
@@ -111,13 +110,13 @@ class Plan:
 
     @property
     def ring(self) -> int:
-        """Stages, as they are."""
+        """Number of stages of the ring."""
         stage = 2 * _DEPTH * (self.computes * ROWS + self.sides * self.tile)
         return self.stages or max(3, min(6, _RING_BYTES // stage))
 
 
 def refusal(x: jax.Array, w: Any, columns: int) -> str | None:
-    """Why the kernel does not take x [B, K] and weights w of so many columns a side, or None."""
+    """Say why the kernel does not take x [B, K] and weights w of `columns` a side, or None."""
     rows, depth = x.shape
     if x.dtype != jnp.bfloat16 or w.dtype != x.dtype:
         return f"x and weights must both be bfloat16, not {x.dtype} and {w.dtype}"
@@ -132,14 +131,14 @@ def refusal(x: jax.Array, w: Any, columns: int) -> str | None:
 
 
 def plan_of(rows: int, depth: int, sides: int, columns: int, **plan: Any) -> Plan:
-    """The plan that keeps most processors busy, and then the one of the widest tiles, which read x
+    """Choose the plan that keeps most processors busy; among equals, the widest tiles, which read x
     less often.
 
     Args:
-      **plan: fields of `Plan` that differ from what is best.
+      **plan: fields of `Plan` to override.
 
     Raises:
-      ValueError: rows to be scaled of a product of one side, whose blocks may have half the depth.
+      ValueError: eps with a product of one side, since its blocks may have half the depth.
     """
     if sides == 1 and plan.get("eps") is not None:
         raise ValueError(f"eps={plan['eps']}: must be None of a product of one side")
@@ -154,15 +153,15 @@ def plan_of(rows: int, depth: int, sides: int, columns: int, **plan: Any) -> Pla
 
 
 def pays(plan: Plan) -> bool:
-    """Whether enough processors are busy: with 96 of 132, as 6144 columns keep in pairs, a product
-    was no faster than XLA's."""
+    """Whether enough processors are busy. With 96 busy of 132, as for 6144 columns in pairs, a
+    product was no faster than XLA's."""
     return plan.busy >= _BUSY
 
 
 def few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
-    """[B, N] of x [B, K] and w [K, sides, N], two operands: their product, or of two sides the
-    SwiGLU of both. With `plan.scaled` f32[B] scales each row's sums, and with `plan.adds` the
-    result is added onto the last operand, [B, N]."""
+    """Compute [B, N] from x [B, K] and w [K, sides, N]: the product of one side, or the SwiGLU of
+    two. With `plan.scaled` an operand f32[B] scales each row's sums; with `plan.adds` the result is
+    added onto the last operand, [B, N]."""
     if interpret is None or plan.splits == 1:
         return _few_rows(plan, interpret, *operands)
     given = operands[:-1] if plan.adds else operands
@@ -172,9 +171,9 @@ def few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
-    """A function of its own, so that a model's layers share one lowering: it takes a second.
+    """Launch the kernel. It is jitted so that a model's layers share one lowering, of a second.
 
-    Returns [B, N], or of several parts that are not joined float32[splits, B, N].
+    Returns [B, N]; float32[splits, B, N] where several parts are not joined.
     """
     dtype = operands[0].dtype
     shape: tuple[int, ...] = (plan.rows, plan.columns)
@@ -219,7 +218,8 @@ def _few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
 
 
 def _tiled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory in swizzled tiles of 8 rows of 128 bytes, or of fewer if rows are shorter."""
+    """Allocate shared memory in swizzled tiles of 8 rows of 128 bytes, or of a shorter row's
+    bytes."""
     size = jnp.dtype(dtype).itemsize
     width = min(128, shape[-1] * size)
     tiles = plgpu.TilingTransform((8, width // size))  # type: ignore[abstract]
@@ -243,7 +243,7 @@ class _Refs:
     sent: Any = None  # barriers [computes]
     factors: Any = None  # f32[rows]
     factors_full: Any = None  # barrier
-    onto_full: Any = None  # barriers [computes]: what is added onto lies in `out_tiles`
+    onto_full: Any = None  # barriers [computes]: `out_tiles` holds a tile of `onto`
 
 
 def _body(plan: Plan, x: Any, w: Any, *rest: Any, **scratch: Any) -> None:
@@ -267,7 +267,7 @@ def _body(plan: Plan, x: Any, w: Any, *rest: Any, **scratch: Any) -> None:
 
 
 def _turns(plan: Plan) -> jax.Array:
-    """Tiles of this block's cluster."""
+    """Number of tiles of this block's cluster."""
     return lax.div(plan.tiles - 1 - lax.axis_index("cluster"), jnp.int32(plan.clusters)) + 1
 
 
@@ -276,7 +276,7 @@ def _tile(plan: Plan, turn: jax.Array) -> jax.Array:
 
 
 def _copy(plan: Plan, refs: _Refs) -> None:
-    """The warpgroup that copies."""
+    """Copy the weights and x into the ring; run by one warpgroup."""
     if plan.scaled:
         known = refs.factors.at[pl.ds(0, plan.rows)]
         plgpu.copy_gmem_to_smem(refs.scale, known, refs.factors_full)
@@ -309,7 +309,7 @@ def _copy(plan: Plan, refs: _Refs) -> None:
 
 
 def _compute_tile(plan: Plan, refs: _Refs, warpgroup: jax.Array, turn: jax.Array) -> None:
-    """A warpgroup that computes: 64 rows of a tile."""
+    """Compute 64 rows of a tile; run by one warpgroup."""
     split = lax.axis_index("split")
     start = pl.multiple_of(warpgroup * ROWS, ROWS)
     first = _tile(plan, turn) * plan.tile + split * plan.share * plan.sends
@@ -342,7 +342,7 @@ def _compute_tile(plan: Plan, refs: _Refs, warpgroup: jax.Array, turn: jax.Array
 def _multiply(
     plan: Plan, refs: _Refs, start: jax.Array, turn: jax.Array, *into: Any
 ) -> list[jax.Array | None]:
-    """What scales the 64 rows from `start` on, [64] or None, and the sums of each side."""
+    """Return the scales [64] of the rows from `start` on, or None, and the sums of each side."""
     tall = plgpu.Layout.WGMMA.reduce(1)
 
     def step(i: jax.Array, squares: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -356,7 +356,7 @@ def _multiply(
             squares = (squares[0] + x * x,)
         plgpu.wgmma_wait(0)
         if plan.eps is not None:
-            plgpu.commit_smem()  # what threads have read, the next copy may write over
+            plgpu.commit_smem()  # threads have read the rows; the next copy may overwrite them
         plgpu.barrier_arrive(refs.free.at[stage])
         return squares
 
@@ -375,14 +375,14 @@ def _multiply(
 
 
 def _swiglu(factor: jax.Array, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up of both, scaled by [64]."""
+    """Compute silu(gate) * up, both scaled by `factor` [64]."""
     factors = spread(factor, gate.shape[1])
     gate, up = gate * factors, up * factors
     return gate / (1.0 + jnp.exp(-gate)) * up
 
 
 def _join(plan: Plan, refs: _Refs, warpgroup: jax.Array, part: jax.Array) -> jax.Array:
-    """This block's share of the columns, summed over the parts of all blocks of the cluster."""
+    """Sum this block's share of the columns over the parts of all blocks of the cluster."""
     for peer in range(plan.splits):
         plgpu.async_store_smem(
             part[:, peer * plan.share : (peer + 1) * plan.share],

@@ -1,12 +1,12 @@
-"""What pages hold of a token whose K or V is not finite.
+"""How pages store a token with a K or V that is not finite.
 
-V in pages is finite, always. A token of which K or V is NaN or infinite, or becomes infinite in the
-pages' type, has NaN in its K. So whoever attends to that token gets a score of NaN, and with it a
-result that is not finite. For everybody else the score is replaced, as are those of all tokens that
-a query does not see, and the weight of 0 that it leads to silences any finite V. A NaN in V would
-not be silenced: 0 * NaN is NaN.
+V in pages is always finite. If a token's K or V is NaN or infinite, or becomes infinite in the
+pages' type, its K in the pages is NaN. A query that sees the token gets a score of NaN and so a
+result that is not finite. For any other query the score is masked, like those of all tokens that
+the query does not see, and the resulting weight of 0 removes any finite V. It would not remove a
+NaN in V: 0 * NaN is NaN.
 
-Where K and V are written this costs a comparison of each number; where they are read, nothing.
+A write compares each number of K and V with a bound; a read does nothing more.
 """
 
 import math
@@ -16,21 +16,21 @@ import jax.numpy as jnp
 
 
 def finite_below(dtype: jax.typing.DTypeLike) -> float:
-    """The bound of the magnitudes of float32 numbers that are finite as numbers of a floating type.
+    """Return the bound below which float32 magnitudes stay finite when rounded to a floating type.
 
-    A comparison with it holds before numbers are rounded. A test of what was rounded might not: XLA
-    may leave out to round a number that is made float32 again.
+    Compare with it before the numbers are rounded. A test of rounded numbers could fail: XLA may
+    skip the rounding of a number that becomes float32 again.
     """
     info = jnp.finfo(dtype)
     if info.bits >= 32:
         return math.inf
     largest = float(info.max)
-    # Halfway to what would come next.
+    # Halfway to the number that would follow the largest.
     return largest + 2.0 ** (math.frexp(largest)[1] - info.nmant - 2)
 
 
 def guarded(k: jax.Array, v: jax.Array, below: float) -> tuple[jax.Array, jax.Array]:
-    """K and V as pages hold them: V with 0, and K with NaN, where either is not finite.
+    """Return K and V as pages store them: where either is not finite, V is 0 and K is NaN.
 
     Args:
       k, v: float32, of one shape, before they are rounded.
@@ -41,6 +41,6 @@ def guarded(k: jax.Array, v: jax.Array, below: float) -> tuple[jax.Array, jax.Ar
 
 
 def guarded_k(k: jax.Array, v: jax.Array, below: float) -> jax.Array:
-    """The K of `guarded`."""
+    """Return the K of `guarded`."""
     is_finite = (jnp.abs(k) < below) & (jnp.abs(v) < below)
     return jnp.where(is_finite, k, jnp.full_like(k, jnp.nan))

@@ -1,10 +1,10 @@
-"""What the kernels for Hopper GPUs say alike: tiles in shared memory, products of them, and pages
-on their way there.
+"""Shared parts of the kernels for Hopper GPUs: tiles in shared memory, their products, and rings
+that pages are copied into.
 
-A kernel's warpgroups share two rings, one of K and one of V. One warpgroup copies pages into them,
-by the tensor memory accelerator, a block of tokens to a stage; the others wait until a stage is
-full, take their products from it, and free it. Stages are counted on from one piece of work to the
-next.
+A kernel's warpgroups share two rings, one of K and one of V. One warpgroup copies pages into them
+with the tensor memory accelerator, a block of tokens to a stage. The others wait until a stage is
+full, take their products from it, and free it. The count of stages continues from one piece of work
+to the next.
 """
 
 import math
@@ -19,17 +19,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-ROWS = 64  # of a warpgroup's product
-PROCESSORS = 132  # of an H100 or H200
+ROWS = 64  # rows of a warpgroup's product
+PROCESSORS = 132  # streaming multiprocessors of an H100 or H200
 LOG2_E = math.log2(math.e)
 
 _TILE_ROWS = 8
-_TILE_BYTES = 128  # of a row of a tile
+_TILE_BYTES = 128  # bytes of a row of a tile
 
 
 def tiled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory in the layout of the products: swizzled tiles of 8 rows of 128 bytes, or of a
-    shorter row as it is."""
+    """Allocate shared memory in the layout of the products: swizzled tiles of 8 rows of 128 bytes,
+    or of a shorter row's bytes."""
     size = jnp.dtype(dtype).itemsize
     row = min(_TILE_BYTES, shape[-1] * size)
     tiles = plgpu.TilingTransform((_TILE_ROWS, row // size))  # type: ignore[abstract]
@@ -38,17 +38,17 @@ def tiled(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def iota(shape: tuple[int, int], axis: int) -> jax.Array:
-    """i32 of a shape, laid out as products are: each element's index along the axis."""
+    """Return each element's index along the axis, i32, in the layout of the products."""
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
 
 def spread(x: jax.Array, columns: int) -> jax.Array:
-    """[64, columns] of x [64]."""
+    """Broadcast x [64] to [64, columns]."""
     return lax.broadcast_in_dim(x, (ROWS, columns), (0,))
 
 
 def product(a: Any, b: Any, columns: int) -> jax.Array:
-    """float32[64, columns] of two tiles in shared memory."""
+    """Multiply two tiles in shared memory: float32[64, columns]."""
 
     def multiply(into: Any) -> jax.Array:
         plgpu.wgmma(into, a, b)
@@ -59,8 +59,8 @@ def product(a: Any, b: Any, columns: int) -> jax.Array:
 
 
 def accumulate(sums: jax.Array, a: jax.Array, b: Any) -> jax.Array:
-    """float32[64, columns]: sums + a @ b, a in registers; Pallas' interpreter takes it from shared
-    memory alone."""
+    """Return sums + a @ b, float32[64, columns], with a in registers. Pallas' interpreter takes a
+    from shared memory only."""
 
     def multiply(into: Any) -> None:
         plgpu.wgmma(into, a, b)
@@ -69,7 +69,7 @@ def accumulate(sums: jax.Array, a: jax.Array, b: Any) -> jax.Array:
 
 
 def base_two(scores: jax.Array, scale: float, logit_soft_cap: float | None) -> jax.Array:
-    """Scores whose exp2 is what exp is of the scaled and capped ones."""
+    """Scale and cap scores so that their exp2 equals the exp of the scaled and capped scores."""
     if logit_soft_cap is None:
         return scores * (scale * LOG2_E)
     return jnp.tanh(scores * (scale / logit_soft_cap)) * (logit_soft_cap * LOG2_E)
@@ -77,19 +77,19 @@ def base_two(scores: jax.Array, scale: float, logit_soft_cap: float | None) -> j
 
 @dataclass(frozen=True)
 class Ring:
-    """Pages of K or of V on their way through shared memory."""
+    """A ring in shared memory for pages of K or of V."""
 
     pages: Any  # [K, P, S, H], global
     buffer: Any  # [stages, C, H], shared
     full: Any  # barriers [stages]: the copies into a stage have arrived
     free: Any  # barriers [stages]: every reader is done with a stage
-    scales: Any = None  # f32[K, P, S], global, of pages that are quantised
+    scales: Any = None  # f32[K, P, S], global; None unless pages are quantised
     scale_buffer: Any = None  # f32[stages, C], shared
 
 
 @dataclass(frozen=True)
 class Rings:
-    """The two rings of a kernel, in step with one another."""
+    """The two rings of a kernel, used in step."""
 
     k: Ring
     v: Ring
@@ -105,12 +105,12 @@ class Rings:
         readers: int,
         scaled: bool = False,
     ) -> dict[str, Any]:
-        """Shared memory and barriers, by `take`'s names for them.
+        """Allocate shared memory and barriers, by the names that `take` expects.
 
         Args:
           block: tokens of a stage.
           readers: warpgroups that free a stage.
-          scaled: whether pages are quantised, and their scales come beside them.
+          scaled: whether pages are quantised, so that scales are copied, too.
         """
         buffer = tiled((stages, block, head_dim), dtype)
         copies = (1 + scaled) * block // _piece(block, page_size)
@@ -125,8 +125,10 @@ class Rings:
     def take(
         k_pages: Any, v_pages: Any, scratch: dict[str, Any], scales: tuple[Any, ...] = ()
     ) -> "Rings":
-        """The rings of these pools, whose shared memory and barriers leave `scratch`; `scales` are
-        those of K and of V, if they have any."""
+        """Make the rings of these pools; take their shared memory and barriers out of `scratch`.
+
+        `scales` are those of K and of V, if they have any.
+        """
         parts = ("buffer", "full", "free", *(("scale_buffer",) if scales else ()))
         k, v = (
             Ring(pages, scales=own, **{part: scratch.pop(f"{kind}_{part}") for part in parts})
@@ -144,13 +146,13 @@ class Rings:
         steps: jax.Array,
         page_of: Callable[[jax.Array], jax.Array],
     ) -> None:
-        """Copies blocks of a KV head, each as soon as its stage is free.
+        """Copy blocks of a KV head, each as soon as its stage is free.
 
         Args:
-          first, count: of the blocks.
-          steps: how many were copied before.
-          page_of: the page at an index in the sequence's list, also beyond its end: the last block
-            may reach past the list, and what it reads there is masked.
+          first, count: the first block and the number of blocks.
+          steps: number of blocks copied before.
+          page_of: returns the page at an index of the sequence's list, even beyond its end: the
+            last block may reach past the list; tokens read there are masked.
         """
         stages, block = self.k.buffer.shape[:2]
         page_size = self.k.pages.shape[2]
@@ -175,8 +177,8 @@ class Rings:
                         )
 
     def drain(self, steps: jax.Array) -> None:
-        """After `steps` blocks in all: every arrival must be observed before the barriers go out of
-        scope."""
+        """Wait for the last reads after `steps` blocks in all: every arrival must be observed
+        before the barriers go out of scope."""
         stages = self.k.buffer.shape[0]
         for t in range(stages):
             stage = lax.rem(steps + t, jnp.int32(stages))
@@ -186,5 +188,5 @@ class Rings:
 
 
 def _piece(block: int, page_size: int) -> int:
-    """Tokens of one copy: a page, or what a block takes of a longer one."""
+    """Number of tokens of one copy: a page, or the part of a longer page that fits a block."""
     return min(page_size, block)

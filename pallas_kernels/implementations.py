@@ -1,8 +1,8 @@
-"""Which implementation of an operation runs: the one that is named, or the one that is proven.
+"""Chooses the implementation of an operation: the named one, or the one proven on the platform.
 
 An operation is a folder. Each of its implementations is a module there with a function of the
-operation's name and, but for the reference, which takes all, with `refusal`: of the operands that
-the operation's api shows it, why it does not take them, or None.
+operation's name. A kernel's module also has `refusal`, which says why it does not take the operands
+that the api shows it, or None. The reference takes all operands.
 """
 
 import logging
@@ -21,20 +21,22 @@ _LOG = logging.getLogger("pallas_kernels")
 
 @cache
 def _warn(operation: str, reason: str) -> None:
-    """Once for each reason."""
+    """Warn that the reference runs on a GPU; the cache lets each reason through once."""
     _LOG.warning("%s: no kernel runs on this GPU, only the slow reference: %s", operation, reason)
 
 
 def _foreign(name: str) -> bool:
-    """Whether a kernel of this platform does not run on the devices at hand. Only the choice that
-    None leaves to us asks: what is named runs, or raises."""
+    """Whether a kernel of this name cannot run on the devices at hand.
+
+    Only the choice for None asks this: a named implementation runs or raises.
+    """
     return name == "mosaic_gpu" and _other_gpus()
 
 
 @cache
 def _other_gpus() -> bool:
-    """Whether this process has GPUs, and none of them is a Hopper. Where it has none it may still
-    lower for one."""
+    """Whether this process has GPUs, but no Hopper. A process without GPUs may still lower for
+    one."""
     if jax.default_backend() != "gpu":
         return False
     capabilities = [str(getattr(gpu, "compute_capability", "")) for gpu in jax.devices()]
@@ -47,12 +49,12 @@ class Operation:
 
     name: str
     folder: str
-    """Dotted name of the package."""
+    """Dotted name of the operation's package."""
     implementations: tuple[str, ...]
     proven: Mapping[str, str]
-    """Platform -> implementation that `None` lowers to there, where it takes the arguments."""
+    """Platform -> the implementation that `None` lowers to there, if it takes the arguments."""
     warns: bool = False
-    """Whether the reference is so slow on GPUs that to run it there is worth a warning."""
+    """Whether the reference is so slow on GPUs that its use there logs a warning."""
 
     def run(
         self,
@@ -62,7 +64,7 @@ class Operation:
         *,
         shown: tuple[Any, ...],
     ) -> Any:
-        """`choose` among the modules' functions of the operation's name.
+        """Run an implementation, chosen by `choose` from the operation's modules.
 
         Args:
           implementation: a name, or None.
@@ -84,14 +86,15 @@ class Operation:
         bound: Callable[[str], Callable[..., Any]],
         refusal: Callable[[str], str | None],
     ) -> Any:
-        """The result of the named implementation, or of the one proven on the platform that the
-        program is lowered for, which is the reference where no kernel takes these arguments.
+        """Run the named implementation, or, for None, the one proven on the platform that the
+        program is lowered for. Where no kernel takes these arguments, the reference runs.
 
         Args:
           implementation: a name, or None.
           operands: arrays.
-          bound: from a name to a function of the operands.
-          refusal: why a kernel does not take them, or None; the reference takes all.
+          bound: returns the function of the operands for a name.
+          refusal: says why a kernel, by name, does not take the operands, or None; not called for
+            the reference, which takes all.
 
         Raises:
           ValueError: there is no such implementation.
@@ -124,6 +127,6 @@ class Operation:
         return lax.platform_dependent(*operands, default=bound("reference"), **kernels)
 
     def module(self, name: str) -> ModuleType:
-        """An implementation's, imported at first use: a kernel's imports may cost seconds where it
-        never runs."""
+        """Import an implementation's module at first use: a kernel's imports may take seconds even
+        where it never runs."""
         return import_module(f"{self.folder}.{name}")

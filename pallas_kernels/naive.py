@@ -1,26 +1,26 @@
-"""What the cases of the operations share, in numpy: the plainest attention there is, to which tests
-and `check` hold every implementation, and random numbers for large arrays."""
+"""Shared parts of the operations' cases, in numpy: a naive attention, with which tests and `check`
+compare every implementation, and random numbers for large arrays."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 _DRAWN = 1 << 16
-"""As many as 16 random bits choose from."""
+"""Numbers drawn for a large array: as many as 16 random bits can choose from."""
 _BLOCK = 1 << 18
 """Numbers chosen at a time: numpy spends 8 bytes on the index of each."""
 _KEYS = 256
-"""Keys multiplied at a time. BLAS spreads larger products of a few queries over threads, which wait
-for one another longer than they compute, and on a busy machine tens of times as long."""
+"""Keys multiplied at a time. BLAS splits larger products of a few queries over threads, which wait
+for one another longer than they compute; on a busy machine they wait tens of times as long."""
 
 
 def normal(
     rng: np.random.Generator, shape: tuple[int, ...], convert: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Normal numbers, float32 as drawn, then converted.
+    """Draw normal numbers as float32, then convert them.
 
-    Of large arrays each is one of 65,536 drawn, chosen at random: several times faster than to draw
-    all, and as good at telling one page from another, and a right sum from a wrong one.
+    Each number of a large array is chosen at random from 65,536 drawn ones. That is several times
+    faster than drawing all, and tells pages apart, and right sums from wrong ones, just as well.
     """
     size = int(np.prod(shape))
     numbers = convert(rng.standard_normal(min(size, _DRAWN), np.float32))
@@ -30,7 +30,7 @@ def normal(
     for start in range(0, size, _BLOCK):
         block = out[start : start + _BLOCK]
         which = rng.integers(_DRAWN, size=len(block), dtype=np.uint16)
-        numbers.take(which, out=block, mode="clip")  # clips nothing, but writes without a copy
+        numbers.take(which, out=block, mode="clip")  # no index needs clipping; it avoids a copy
     return out.reshape(shape)
 
 
@@ -43,7 +43,7 @@ def naive_attention(
     scale: float,
     logit_soft_cap: float | None = None,
 ) -> np.ndarray:
-    """float32[Q, N, H] of one sequence's queries over its keys.
+    """Compute attention of one sequence's queries over its keys, float32[Q, N, H].
 
     Args:
       q: [Q, N, H].
@@ -56,7 +56,7 @@ def naive_attention(
     out = np.empty_like(grouped)
     blocks = [slice(start, start + _KEYS) for start in range(0, k.shape[1], _KEYS)]
     for head, queries in enumerate(grouped):
-        rows = queries.reshape(-1, queries.shape[-1])  # [G * Q, H]: all that read a KV head
+        rows = queries.reshape(-1, queries.shape[-1])  # [G * Q, H]: all queries of a KV head
         scores = scale * np.concatenate([rows @ k[head, x].T for x in blocks], axis=1)
         if logit_soft_cap is not None:
             scores = logit_soft_cap * np.tanh(scores / logit_soft_cap)

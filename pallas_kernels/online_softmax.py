@@ -1,7 +1,7 @@
 """Attention over one block of keys after another.
 
-The running maximum and sum of Milakov and Gimelshein, "Online normalizer calculation for softmax"
-(2018), carried with the weighted values as in FlashAttention (Dao et al., 2022).
+It carries the running maximum and sum of Milakov and Gimelshein, "Online normalizer calculation for
+softmax" (2018), with the weighted values as in FlashAttention (Dao et al., 2022).
 """
 
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from jax import lax
 from pallas_kernels.quantised import Pages, QuantisedPages, decode
 
 MASKED = -1e30
-"""Score of a key that a query does not see; finite, so that differences of scores are too."""
+"""Score of a key that a query does not see; finite, so that differences of scores are finite."""
 
 LOWEST = -1e29
-"""Where a running maximum starts. Far above MASKED: a query that has seen no key yet gives every
-masked one the weight exp(MASKED - LOWEST) = 0, and ends with a sum of 0."""
+"""Initial running maximum, far above MASKED: a query that has seen no key gives every masked key
+the weight exp(MASKED - LOWEST) = 0, and ends with a sum of 0."""
 
 # KV heads are a batch dimension of both products; keys are contracted in the second.
 _SCORES = (((2,), (2,)), ((0,), (0,)))
@@ -25,7 +25,7 @@ _VALUES = (((2,), (1,)), ((0,), (0,)))
 
 
 class Running(NamedTuple):
-    """What R queries of each KV head know of the keys seen so far, float32."""
+    """The state of R queries of each KV head over the keys seen so far, float32."""
 
     weighted: jax.Array  # [K, R, H], sum of exp(score - highest) * value
     highest: jax.Array  # [K, R, 1]
@@ -33,7 +33,7 @@ class Running(NamedTuple):
 
 
 def nothing_seen(kv_heads: int, queries: int, head_dim: int) -> Running:
-    """The state before the first block."""
+    """Return the state before the first block."""
     return Running(
         weighted=jnp.zeros((kv_heads, queries, head_dim), jnp.float32),
         highest=jnp.full((kv_heads, queries, 1), LOWEST, jnp.float32),
@@ -49,12 +49,12 @@ def see_block(
     visible: jax.Array,
     logit_soft_cap: float | None,
 ) -> Running:
-    """The state after C more keys.
+    """Return the state after C more keys.
 
     Args:
       seen: the state before.
       q: float32[K, R, H], scaled.
-      k, v: float32[K, C, H]; k may hold anything where nothing is visible, v must be finite.
+      k, v: float32[K, C, H]; k may hold anything at keys that no query sees, v must be finite.
       visible: bool, broadcastable to [K, R, C].
       logit_soft_cap: scores become cap * tanh(score / cap).
     """
@@ -74,12 +74,15 @@ def see_block(
 
 
 def attention_of(seen: Running) -> jax.Array:
-    """float32[K, R, H]; zeros for a query that saw nothing."""
+    """Return the attention, float32[K, R, H]; zeros for a query that saw no key."""
     return seen.weighted / jnp.where(seen.total > 0, seen.total, 1)
 
 
 def gather_pages(pages: Pages, page_ids: jax.Array) -> jax.Array:
-    """float32[K, C, H] of the listed pages i32[C / S] of a pool [K, P, S, H]; ids must be valid."""
+    """Read the listed pages i32[C / S] of a pool [K, P, S, H] as float32[K, C, H].
+
+    The ids must be valid.
+    """
     if not isinstance(pages, QuantisedPages):
         return _tokens(pages, page_ids).astype(jnp.float32)
     scales = _tokens(pages.scales[..., None], page_ids)
@@ -87,7 +90,7 @@ def gather_pages(pages: Pages, page_ids: jax.Array) -> jax.Array:
 
 
 def _tokens(pages: jax.Array, page_ids: jax.Array) -> jax.Array:
-    """[K, C, H] of the listed pages.
+    """Copy the listed pages to [K, C, H].
 
     A page is copied as one run of S * H numbers: three times as fast on the CPU as S runs of H.
     """

@@ -1,7 +1,7 @@
-"""Poisoned neighbours, in numpy: what some rows of a batch hold must change no bit of the others.
+"""Poisoned rows, in numpy: the numbers in some rows of a batch must change no bit of other rows.
 
-Each operation's cases say by `poisoned` what a batch with such rows is, and what of its outputs is
-whose.
+Each operation's cases have a function `poisoned`, which makes a batch with such rows and tells
+which outputs must keep their bits and which must not be finite.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 VALUES = {"NaN": float("nan"), "infinity": float("inf"), "3e38": 3e38}
-"""What the rows hold. Some products of the last, which is finite, are not."""
+"""Values of poison. 3e38 is finite, but some products of it are not."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Poisoned:
 
     Attributes:
       operands: positional arguments of the operation.
-      spared: of the outputs, those numbers that must have the same bits as without poison.
-      spoiled: of the outputs, [rows, ...], each of which rows must have a number in it that is not
-        finite, where the poison is not.
-      sound: whether the outputs are right otherwise.
+      spared: selects from the outputs the numbers that must have the same bits as without poison.
+      spoiled: selects from the outputs arrays [rows, ...]; if the poison is not finite, each row
+        must hold a number that is not finite.
+      sound: whether the outputs are otherwise valid.
     """
 
     operands: tuple[Any, ...]
@@ -34,14 +34,14 @@ class Poisoned:
 
 
 def some(count: int) -> np.ndarray:
-    """bool[count]: every third row, which is to be poisoned; not the first."""
+    """Choose the rows to poison, bool[count]: every third row, beginning with the second."""
     return np.arange(count) % 3 == 1
 
 
 def fault(
     value: float, without: Any, poisoned: Poisoned, outputs: Any, same_bits: Callable[..., bool]
 ) -> str | None:
-    """What is wrong with the outputs of a poisoned batch, or None.
+    """Name the fault in the outputs of a poisoned batch, or return None.
 
     Args:
       without: the outputs without poison.
@@ -61,8 +61,10 @@ def fault(
 def poisoned_rows(
     operands: tuple[Any, ...], value: float, *, places: tuple[int, ...] = (0,)
 ) -> Poisoned:
-    """Of an operation whose outputs have a row for each row of its first operand, [T, ...]: one
-    number of every third row is poisoned, in the operands at these places in turn."""
+    """Poison one number of every third row, in the operands at `places` in turn.
+
+    The operation's outputs must have a row for each row of its first operand, [T, ...].
+    """
     changed = list(operands)
     which = np.flatnonzero(some(len(operands[0])))
     for i, row in enumerate(which):

@@ -1,24 +1,24 @@
-"""What a TPU's tiled memory asks of pages; its kernels share this."""
+"""The requirements of a TPU's tiled memory on pages, shared by the TPU kernels."""
 
 import jax
 
 LANES = 128
-_TILE_BYTES = 32  # of a column of a tile: 8 rows of float32, 16 of bfloat16
+_TILE_BYTES = 32  # bytes of a column of a tile: 8 rows of float32, 16 of bfloat16
 
 
 def tile_rows(x: jax.Array) -> int:
-    """Rows of a tile of x's type."""
+    """Number of rows of a tile of x's type."""
     return _TILE_BYTES // x.dtype.itemsize
 
 
 def page_bytes(pages: jax.Array) -> int:
-    """Bytes of one page of all KV heads of `pages` [K, P, S, H]."""
+    """Number of bytes of one page over all KV heads of `pages` [K, P, S, H]."""
     kv_heads, _, page_size, head_dim = pages.shape
     return kv_heads * page_size * head_dim * pages.dtype.itemsize
 
 
 def pages_refusal(pages: jax.Array) -> str | None:
-    """Why a page [S, H] is no whole number of tiles that can be copied, or None."""
+    """Say why a page [S, H] is not a whole number of tiles that can be copied, or return None."""
     page_size, head_dim = pages.shape[2:]
     rows = tile_rows(pages)
     if page_size % rows:

@@ -1,4 +1,4 @@
-"""The shapes at which add_rms is tested and timed, with answers."""
+"""The shapes at which add_rms is tested and timed, with expected results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +26,7 @@ class Case:
 
     @property
     def work(self) -> tuple[float, str]:
-        """Bytes that one call must read and write."""
+        """Bytes that one call must read and write, and their unit."""
         return 3.0 * self.tokens * self.model_dim * jnp.dtype(self.dtype).itemsize, "B"
 
 
@@ -45,14 +45,14 @@ class Inputs:
 
     @cached_property
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """[T, D] in the case's type, float32[T]."""
+        """The expected sum [T, D] in the case's type, and scale float32[T]."""
         total = (self.x.astype(np.float32) + self.y.astype(np.float32)).astype(self.x.dtype)
         squares = np.square(total.astype(np.float64)).mean(axis=1)
         return total, (1 / np.sqrt(squares + self.case.options["eps"])).astype(np.float32)
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments; tokens differ in size by orders of magnitude."""
+    """Make random arguments; tokens differ in size by orders of magnitude."""
     rng = np.random.default_rng(seed)
     shape = case.tokens, case.model_dim
     sizes = np.exp(rng.uniform(-3, 3, (case.tokens, 1)))
@@ -64,7 +64,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some tokens are poisoned."""
+    """Poison some tokens of the inputs."""
     return poisoned_rows(inputs.operands, value, places=(0, 1))
 
 
@@ -76,11 +76,11 @@ CASES = (
     Case("bf16 640", 5, 640, dtype="bfloat16"),
     Case("bf16 4096", 3, 4096, dtype="bfloat16"),
 )
-"""Small enough for an interpreter."""
+"""Cases small enough for an interpreter."""
 
 LARGE_CASES = (
     Case("llama 8b 1", 1, 4096, dtype="bfloat16"),
     Case("llama 8b 64", 64, 4096, dtype="bfloat16"),
     Case("llama 8b 8k", 8192, 4096, dtype="bfloat16"),
 )
-"""Of Llama 3 8B, for accelerators."""
+"""Cases of Llama 3 8B, for accelerators."""

@@ -1,7 +1,7 @@
-"""The residual sum and its RMS scale as a Mosaic kernel for Hopper GPUs: a token a thread block.
+"""add_rms as a Mosaic kernel for Hopper GPUs: one thread block a token.
 
-XLA makes three kernels of it, whose launches cost more than their work where tokens are few. The
-tests interpret and lower this one; `pallas_kernels.check` runs it where there is a GPU.
+XLA makes three kernels of it; where tokens are few, their launches cost more than their work. Tests
+interpret and lower this kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
 
 from functools import partial
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-_THREADS = 128  # of a warpgroup
-_LONGEST = 8192  # numbers of a token that registers hold
+_THREADS = 128  # threads of a warpgroup
+_LONGEST = 8192  # most numbers of a token that registers hold
 
 
 def refusal(x: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments, or None."""
+    """Say why the kernel does not take these arguments, or return None."""
     if x.dtype != jnp.bfloat16:
         return f"x must be bfloat16, not {x.dtype}"
     if x.shape[1] % _THREADS or x.shape[1] > _LONGEST:
@@ -31,9 +31,9 @@ def refusal(x: jax.Array) -> str | None:
 def add_rms(
     x: jax.Array, y: jax.Array, *, eps: float, interpret: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-    """See `pallas_kernels.add_rms.api.add_rms`; arguments are taken as checked.
+    """See `pallas_kernels.add_rms.api.add_rms`; arguments are already checked.
 
-    A function of its own, so that a model's layers share one lowering.
+    It is jitted so that a model's layers share one lowering.
 
     Args:
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.

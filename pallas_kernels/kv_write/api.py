@@ -1,7 +1,7 @@
-"""What stands between the projection of a layer and its attention: rotate, and write K and V.
+"""The operation between a layer's projection and its attention: rotate q and k, write K and V.
 
-One pass over q, k and v as they leave one fused projection. RMSNorm's scalar of a token commutes
-with the projection, so that it is applied here and the norm needs no pass of its own.
+It is one pass over q, k and v as a fused projection returns them. RMSNorm's scalar of a token
+commutes with the projection, so it is applied here and the norm needs no pass of its own.
 """
 
 import jax
@@ -15,12 +15,12 @@ PLATFORMS = {
     "mosaic_tpu": ("tpu",),
     "mosaic_gpu": ("gpu",),
 }
-"""Where each implementation runs compiled; interpreted they all run on the CPU."""
+"""Platforms where each implementation runs compiled; interpreted, all run on the CPU."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
 
-# What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
-# enters when `python -m pallas_kernels.check` has passed on that hardware.
+# The implementation that `None` lowers to on each platform, if it takes the arguments. A kernel is
+# listed once `python -m pallas_kernels.check` has passed on that hardware.
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _OPERATION = Operation("rope_and_write", "pallas_kernels.kv_write", IMPLEMENTATIONS, _PROVEN)
@@ -38,32 +38,32 @@ def rope_and_write(
     *,
     implementation: str | None = None,
 ) -> tuple[jax.Array, Pages, Pages]:
-    """Scales, shifts and rotates q, k and v of every token, and writes k and v to their pages.
+    """Scale, shift and rotate q, k and v of every token, and write k and v to their pages.
 
-    Taken in float32: x = scale * qkv + bias; then of q and k, but not of v, the halves (a, b) of H
-    become (a * cos - b * sin, b * cos + a * sin). The pools are updated in place if they are
-    donated; no other memory of theirs changes. Within `jax.shard_map`, KV heads may be split; the
-    map must be made with `check_vma=False`.
+    Computed in float32: x = scale * qkv + bias; then the halves (a, b) of H become
+    (a * cos - b * sin, b * cos + a * sin) in q and k, not in v. The pools are updated in place if
+    they are donated; no other memory of theirs changes. Within `jax.shard_map`, KV heads may be
+    split; the map must be made with `check_vma=False`.
 
-    What is written is `pallas_kernels.finite.guarded`, or where pages have scales says the same of
-    a token and KV head as a whole: V is finite, and where K or V was not, K has NaN in it. A token
+    Pages store K and V as `pallas_kernels.finite.guarded` gives them. Pages with scales guard a
+    token and KV head as a whole: V is finite, and where K or V was not, K has NaN in it. A token
     changes no other token's numbers, whatever it holds.
 
     Args:
-      qkv: [T, K, J, H] with J = G + 2; of each KV head the G query heads, then K, then V.
+      qkv: [T, K, J, H] with J = G + 2; each KV head has its G query heads, then K, then V.
       scale: f32[T].
       bias: [K, J, H], or None.
-      cos, sin: f32[T, H/2] of each token's angles.
+      cos, sin: f32[T, H/2], of each token's angles.
       k_pages, v_pages: [K, P, S, H], or QuantisedPages, for which new K and V are rounded.
-      slot_mapping: i32[T], flat addresses page * S + offset, all valid. Those of page 0, the null
-        page, are for padding tokens, and several may be the same; all others differ.
+      slot_mapping: i32[T], flat addresses page * S + offset, all valid. Addresses in page 0, the
+        null page, are for padding tokens and may repeat; all others differ.
 
     Returns:
       q [T, N, H] in qkv's dtype, where head n of N = K * G belongs to KV head n // G; k_pages and
-      v_pages. What the null page then holds is left open.
+      v_pages. The contents of the null page are unspecified.
 
     Raises:
-      ValueError: shapes or types contradict the above, or no such implementation.
+      ValueError: shapes or types differ from the above, or no such implementation.
       NotImplementedError: the named implementation does not take these arguments.
     """
     sizes = bind_dims(

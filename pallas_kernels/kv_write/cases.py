@@ -1,4 +1,5 @@
-"""The shapes at which rope_and_write is tested and timed, with hostile inputs and answers."""
+"""The shapes at which rope_and_write is tested and timed, with hostile inputs and expected
+results."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,20 +21,20 @@ class Case:
 
     name: str
     chunks: tuple[tuple[int, int], ...]
-    """Of each sequence: position of its first token in the batch, tokens in the batch."""
+    """For each sequence, the position of its first token in the batch and its tokens there."""
     padding: int = 0
-    """Tokens more than there are."""
+    """Padding tokens beyond the real ones."""
     kv_heads: int = 2
     group: int = 4
     head_dim: int = 64
     page_size: int = 16
     dtype: str = "float32"
-    """Of the pages."""
+    """Type of the pages."""
     qkv_dtype: str | None = None
-    """That of the pages if None."""
+    """Type of qkv; None takes that of the pages."""
     bias: bool = False
     shuffled: bool = False
-    """Tokens are in no order, padding among them."""
+    """Whether all tokens, padding included, are in random order."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -42,12 +43,12 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the batch, padding included."""
+        """Number of tokens of the batch, padding included."""
         return sum(count for _, count in self.chunks) + self.padding
 
     @property
     def work(self) -> tuple[float, str]:
-        """Bytes of qkv that one call must read, of q, k and v that it must write."""
+        """Bytes of qkv that one call must read, and of q, k and v that it must write."""
         rows = self.kv_heads * (self.group + 2) * self.head_dim
         kept = 2 * self.kv_heads * self.head_dim
         qkv_size = jnp.dtype(self.qkv_dtype or self.dtype).itemsize
@@ -85,17 +86,18 @@ class Inputs:
 
     @property
     def real(self) -> np.ndarray:
-        """bool[T]: what is no padding."""
+        """Tokens that are not padding, bool[T]."""
         return self.slot_mapping >= self.case.page_size
 
     @property
     def written(self) -> tuple[np.ndarray, np.ndarray]:
-        """Page and position in it that each real token writes, in their order."""
+        """Page, and position in the page, that each real token writes, in token order."""
         return np.divmod(self.slot_mapping[self.real], self.case.page_size)
 
     @property
     def kept(self) -> np.ndarray:
-        """bool[P, S]: what nobody writes; what the null page then holds is left open."""
+        """Slots that must not change, bool[P, S]: no token writes them, and they are not in the
+        null page."""
         kept = np.ones(self.k_pages.shape[1:3], bool)
         kept[self.written] = False
         kept[0] = False
@@ -103,8 +105,8 @@ class Inputs:
 
     @cached_property
     def made(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """float32: q [T, N, H], of which padding means nothing, and K and V of the real tokens,
-        [K, R, H]."""
+        """Expected q [T, N, H], meaningless for padding, and K and V of the real tokens,
+        [K, R, H], all float32."""
         x = self.qkv.astype(np.float32) * self.scale[:, None, None, None]
         if self.bias is not None:
             x = x + self.bias.astype(np.float32)
@@ -118,8 +120,8 @@ class Inputs:
 
     @property
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """float32: q [T, N, H] and the pools [K, P, S, H]; padding and the null page mean
-        nothing."""
+        """Expected q [T, N, H] and pools [K, P, S, H], float32; padding and the null page are
+        meaningless."""
         q, k, v = self.made
         pools = [pages.astype(np.float32) for pages in (self.k_pages, self.v_pages)]
         for pool, new in zip(pools, (k, v), strict=True):
@@ -128,13 +130,13 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments. Pages are scattered over the pool, which is full of random numbers that
-    must survive, and padding tokens, which write all over the null page, are NaN."""
+    """Make random arguments. Pages are scattered over the pool; its other pages hold random numbers
+    that must survive. Padding tokens are NaN and write all over the null page."""
     rng = np.random.default_rng(seed)
     dtype, qkv_dtype = jnp.dtype(case.dtype), jnp.dtype(case.qkv_dtype or case.dtype)
     page_size, half = case.page_size, case.head_dim // 2
     counts = [-(-(first + count) // page_size) for first, count in case.chunks]
-    pages = sum(counts) + 2  # the null page, and one that nobody has
+    pages = sum(counts) + 2  # also the null page, and a page of no sequence
     own = 1 + rng.permutation(pages - 1)
     slots = [rng.integers(page_size, size=case.padding)]
     for (first, count), end in zip(case.chunks, np.cumsum(counts), strict=True):
@@ -167,7 +169,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poison_token(qkv: np.ndarray, value: float, turn: int) -> None:
-    """Spoils qkv [K, J, H] of one token: a number of V in each head, one of K, or all of it."""
+    """Spoil qkv [K, J, H] of one token: a number of V in each head, one of K, or all numbers."""
     at = (7 * turn) % qkv.shape[-1]
     match turn % 3:
         case 0:
@@ -179,7 +181,7 @@ def poison_token(qkv: np.ndarray, value: float, turn: int) -> None:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some tokens are poisoned."""
+    """Poison some tokens of the inputs."""
     which = some(len(inputs.qkv)) & inputs.real
     qkv = inputs.qkv.copy()
     for turn, token in enumerate(np.flatnonzero(which)):
@@ -195,7 +197,8 @@ def poisoned(inputs: Inputs, value: float) -> Poisoned:
 
 
 def pools_without(inputs: Inputs, which: np.ndarray) -> Callable[[Any], Any]:
-    """Of pools, what neither the tokens `which` bool[T] nor padding write to."""
+    """Return a function that selects a pool's slots which neither the tokens `which` bool[T] nor
+    padding write."""
     page, position = np.divmod(inputs.slot_mapping[which], inputs.case.page_size)
 
     def without(pool: np.ndarray) -> np.ndarray:
@@ -208,8 +211,8 @@ def pools_without(inputs: Inputs, which: np.ndarray) -> Callable[[Any], Any]:
 
 
 def pages_are_sound(inputs: Inputs, which: np.ndarray, value: float, pools: Any) -> bool:
-    """Whether what the tokens `which` bool[T] have written is as `pallas_kernels.finite` says: all
-    of V is finite, and each KV head of K is not, if the poison is not."""
+    """Whether the KV that the tokens `which` bool[T] wrote obeys `pallas_kernels.finite`: all of V
+    is finite; each KV head of K is not finite, if the poison is not."""
     at = np.divmod(inputs.slot_mapping[which], inputs.case.page_size)
     k, v = (np.isfinite(decoded(pool, *at)) for pool in pools)
     return bool(v.all()) and (np.isfinite(value) or not k.all(axis=-1).any())
@@ -242,7 +245,7 @@ CASES = (
     Case("bf16 page 128", _CHUNKS, head_dim=128, page_size=128, bias=True, dtype="bfloat16"),
     Case("bf16 of float32", _CHUNKS, padding=1, dtype="bfloat16", qkv_dtype="float32"),
 )
-"""Small enough for an interpreter."""
+"""Cases small enough for an interpreter."""
 
 
 def _llama8b(name: str, chunks: tuple[tuple[int, int], ...], page_size: int = 64) -> Case:
@@ -258,4 +261,4 @@ LARGE_CASES = (
     _llama8b("prompt of 1k", ((0, 1024),)),
     _llama8b("8 chunks of 256 at 1k", ((1024, 256),) * 8),
 )
-"""One layer of Llama 3 8B, for accelerators."""
+"""Cases of one layer of Llama 3 8B, for accelerators."""

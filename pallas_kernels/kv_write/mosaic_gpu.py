@@ -1,12 +1,12 @@
 """rope_and_write as a Mosaic kernel for Hopper GPUs: one pass over qkv, for prefill.
 
-A program takes 64 tokens of two rows of a KV head: K and V, or two of its query heads (of an odd
-number, the last and for nothing K). The tensor memory accelerator brings the rows, whose loads are
-both under way before the first is rotated, and takes them away; two other programs of the same
-processor keep memory busy meanwhile. K and V go to their pages 8 tokens at a time where 8 tokens
-have neighbouring slots, and one by one elsewhere.
+A program takes 64 tokens of two rows of a KV head: K and V, or two query heads. (If their number is
+odd, the last program takes the last one and K, which it does not use.) The tensor memory
+accelerator loads and stores the rows; both loads start before the first row is rotated, and two
+other programs of the same processor keep memory busy meanwhile. K and V go to their pages 8 tokens
+at a time where 8 tokens have neighbouring slots, and one by one elsewhere.
 
-The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
+Tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from pallas_kernels.hopper import ROWS, spread
 
 _RUN = 8  # tokens of one copy to a page
 _HELD = 2  # rows of a program
-_TILE_COLUMNS = 64  # of 128 bytes, at most
+_TILE_COLUMNS = 64  # most columns of a tile: 128 bytes
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
     tokens: int
     kv_heads: int
@@ -40,17 +40,17 @@ class _Plan:
 
     @property
     def group(self) -> int:
-        """Query heads of a KV head."""
+        """Number of query heads of a KV head."""
         return self.rows - 2
 
     @property
     def tiles(self) -> int:
-        """Of 64 tokens."""
+        """Number of tiles of 64 tokens."""
         return pl.cdiv(self.tokens, ROWS)
 
 
 def refusal(qkv: jax.Array, k_pages: jax.Array, slot_mapping: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments, or None."""
+    """Say why the kernel does not take these arguments, or return None."""
     del slot_mapping
     head_dim = qkv.shape[-1]
     if qkv.dtype != jnp.bfloat16 or k_pages.dtype != qkv.dtype:
@@ -72,14 +72,14 @@ def rope_and_write(
     *,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are taken as checked.
+    """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are already checked.
 
     Args:
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
     """
     tokens, kv_heads, rows, head_dim = qkv.shape
     plan = _Plan(tokens, kv_heads, rows, head_dim, k_pages.shape[2], bias is not None)
-    # Prefill's batches are of whole tiles already.
+    # Prefill batches are whole tiles already, so this pads none of them.
     padding = -tokens % ROWS
     qkv, scale, cos, sin, slots = (
         jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1))) if padding else x
@@ -93,10 +93,10 @@ def rope_and_write(
 
 
 def _runs(plan: _Plan, slots: jax.Array) -> jax.Array:
-    """i32[tiles * 64 / 8]: the first slot of 8 tokens that go to slots in a row within a page, or
-    -1 where they do not.
+    """Return i32[tiles * 64 / 8]: for each 8 tokens the first slot, if they go to consecutive slots
+    of one page, else -1.
 
-    Every layer of a model asks for the same, which XLA then computes once.
+    Every layer of a model needs the same runs; XLA computes them once.
     """
     groups = slots.reshape(-1, _RUN)
     first = groups[:, :1]
@@ -110,9 +110,9 @@ def _runs(plan: _Plan, slots: jax.Array) -> jax.Array:
 def _launch(
     plan: _Plan, interpret: Any, k_pages: jax.Array, v_pages: jax.Array, *operands: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A function of its own, so that a model's layers share one lowering."""
+    """Launch the kernel. It is jitted so that a model's layers share one lowering."""
     dtype = k_pages.dtype
-    # Mutable, so that the kernel writes into the pools it is given.
+    # References, so that the kernel writes into the given pools.
     pools = jax.new_ref(k_pages), jax.new_ref(v_pages)
     columns = min(plan.head_dim // 2, _TILE_COLUMNS)
     tiling = plgpu.TilingTransform((8, columns))  # type: ignore[abstract]
@@ -165,13 +165,13 @@ def _body(
     factor = plgpu.load(scale.at[tokens], layout=wide.reduce(1), optimized=False)
 
     def scaled(i: int, at: int) -> jax.Array:
-        """float32[64, H/2] of a row that has arrived, from a column on."""
+        """Scale and shift H/2 columns of a loaded row, from column `at` on: float32[64, H/2]."""
         columns = pl.ds(at, half)
         shift = [x.at[head, first + i, columns] for x in bias]
         return _scaled(loaded.at[i, :, columns], factor, shift)
 
     def turned(i: int) -> list[tuple[int, jax.Array]]:
-        """First column and float32[64, H/2] of each half of a row that has arrived, rotated."""
+        """Rotate a loaded row; return the first column and float32[64, H/2] of each half."""
         a, b = scaled(i, 0), scaled(i, half)
         a, b = a * angles[0] - b * angles[1], b * angles[0] + a * angles[1]
         return [(0, a), (half, b)]
@@ -205,8 +205,8 @@ def _body(
 
 
 def _scaled(rows: Any, factor: jax.Array, bias: list[Any]) -> jax.Array:
-    """float32[64, columns] of rows in shared memory, times factor f32[64], plus each bias
-    f32[columns]."""
+    """Return rows in shared memory, times factor f32[64], plus each bias f32[columns], as
+    float32[64, columns]."""
     wide = plgpu.Layout.WGMMA
     x = plgpu.load(rows, layout=wide).astype(jnp.float32)
     x = x * spread(factor, x.shape[1])
@@ -217,17 +217,17 @@ def _scaled(rows: Any, factor: jax.Array, bias: list[Any]) -> jax.Array:
 
 
 def _put(rows: Any, start: int, x: jax.Array) -> None:
-    """rows[:, start : start + columns] = x [64, columns], 8 columns at a time.
+    """Set rows[:, start : start + columns] = x [64, columns], 8 columns at a time.
 
-    Mosaic infers how shared memory is tiled from how it is sliced, and miscompiles the tiles of one
-    row that it finds where slices are of 16 columns or more (JAX 0.11.2).
+    Mosaic infers the tiling of shared memory from its slices. From slices of 16 columns or more it
+    infers tiles of one row, which it miscompiles (JAX 0.11.2).
     """
     for at in range(0, x.shape[1], 8):
         rows[:, pl.ds(start + at, 8)] = x[:, at : at + 8].astype(rows.dtype)
 
 
 def _store(plan: _Plan, rows: Any, pages: Any, start: jax.Array, slots: Any, runs: Any) -> None:
-    """Writes the tile's rows [64, H] to their slots in `pages` [P, S, H]."""
+    """Write the tile's rows [64, H] to their slots in `pages` [P, S, H]."""
 
     def copy(at: jax.Array, slot: jax.Array, count: int) -> None:
         page = lax.div(slot, jnp.int32(plan.page_size))

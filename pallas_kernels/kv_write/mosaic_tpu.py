@@ -1,10 +1,11 @@
 """rope_and_write as a Mosaic kernel for TPUs.
 
-One program a block of tokens, one after another. A TPU's memory is tiled, several tokens of a page
-to a tile, and a copy moves whole tiles. So a program reads the tiles that its tokens go to while it
-rotates them, puts the new rows in, and writes the tiles back: one tile a token in decode, one for
-all the tokens of a tile in prefill. Tokens may come in any order. The tests interpret and lower it,
-and the compiler of libtpu 0.0.48 takes it for v5e and v6e; it has not run on a TPU yet.
+Programs run one after another, each on a block of tokens. A TPU's memory is tiled, with several
+tokens of a page to a tile, and a copy moves whole tiles. So a program reads the tiles that its
+tokens go to while it rotates them, inserts the new rows, and writes the tiles back: one tile a
+token in decode, one tile for all its tokens in prefill. Tokens may come in any order. Tests
+interpret and lower the kernel, and the compiler of libtpu 0.0.48 takes it for v5e and v6e; it has
+not run on a TPU yet.
 """
 
 import math
@@ -23,15 +24,15 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.finite import finite_below, guarded
 from pallas_kernels.tpu_tiles import LANES, pages_refusal, tile_rows
 
-_BUFFER_BYTES = 4 << 20  # of VMEM, for tiles, and as much for qkv and q; it holds 16 MiB at least
+_BUFFER_BYTES = 4 << 20  # VMEM for tiles, and as much for qkv and q; it holds at least 16 MiB
 _MAX_BLOCK_TOKENS = 128
 _FEWEST_BLOCK_TOKENS = 16  # a tile of bfloat16
-_RUNS_BYTES = 512 << 10  # of the scalar memory, half of it
+_RUNS_BYTES = 512 << 10  # scalar memory for runs: half of it
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
     block: int  # tokens of a program
     tile: int  # tokens of a tile of a page
@@ -42,12 +43,13 @@ class _Plan:
 
     @property
     def piece(self) -> int:
-        """Columns of the float32 rows to write: rows at any offset are read from no wider ones."""
+        """Columns of a piece of the float32 rows to write: wider rows can't be read at any
+        offset."""
         return math.gcd(self.head_dim, LANES)
 
 
 def refusal(qkv: jax.Array, k_pages: jax.Array, slot_mapping: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments, or None."""
+    """Say why the kernel does not take these arguments, or return None."""
     for name, array in (("qkv", qkv), ("the pages", k_pages)):
         if array.dtype not in (jnp.float32, jnp.bfloat16):
             return f"{name} must be float32 or bfloat16, not {array.dtype}"
@@ -72,7 +74,7 @@ def rope_and_write(
     *,
     interpret: pltpu.InterpretParams | bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are taken as checked.
+    """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are already checked.
 
     Args:
       interpret: run in Pallas' interpreter, on the CPU.
@@ -95,12 +97,12 @@ def rope_and_write(
         partial(_write_block, plan),
         out_shape=(q_shape, pool_shape, pool_shape),
         grid_spec=_grid(plan, tokens, k_pages.dtype),
-        input_output_aliases={8: 1, 9: 2},  # the pools, counted with the three of scalars
+        input_output_aliases={8: 1, 9: 2},  # the pools; the three scalar operands count, too
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="rope_and_write",
     )
-    # In two dimensions, as the projection made it: a dimension of J rows would be padded to tiles.
+    # qkv has two dimensions, as the projection made it: a dimension of J rows would be padded.
     q, k_pages, v_pages = kernel(
         *_runs(plan, slot_mapping),
         qkv.reshape(tokens, columns),
@@ -115,7 +117,7 @@ def rope_and_write(
 
 
 def _grid(plan: _Plan, tokens: int, dtype: Any) -> pltpu.PrefetchScalarGridSpec:
-    """Of each argument of _write_block, what a program sees of it or has of its own."""
+    """Describe the part of each argument of _write_block that a program sees, and its scratch."""
     kv_heads, head_dim = plan.kv_heads, plan.head_dim
     columns = kv_heads * (plan.group + 2) * head_dim
 
@@ -144,7 +146,7 @@ def _grid(plan: _Plan, tokens: int, dtype: Any) -> pltpu.PrefetchScalarGridSpec:
 
 
 def _fitting_tokens(qkv: jax.Array, k_pages: jax.Array) -> int:
-    """How many tokens' tiles of K and V, and double buffers of qkv and q, the buffers hold."""
+    """Number of tokens that fit the buffers: tiles of K and V, and double buffers of qkv and q."""
     _, kv_heads, rows, head_dim = qkv.shape
     tile_bytes = 2 * kv_heads * tile_rows(k_pages) * head_dim * k_pages.dtype.itemsize
     row_bytes = 2 * kv_heads * (2 * rows - 2) * head_dim * qkv.dtype.itemsize
@@ -152,19 +154,20 @@ def _fitting_tokens(qkv: jax.Array, k_pages: jax.Array) -> int:
 
 
 def _block_tokens(qkv: jax.Array, k_pages: jax.Array) -> int:
-    """Tokens of a program: whole tiles of qkv, or all there are."""
+    """Number of tokens of a program: whole tiles of qkv, or all tokens."""
     fitting = min(_fitting_tokens(qkv, k_pages), _MAX_BLOCK_TOKENS)
     return min(fitting - fitting % _FEWEST_BLOCK_TOKENS, len(qkv))
 
 
 def _runs(plan: _Plan, slot_mapping: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What a program must know of each of its tokens, i32[blocks * block] each.
+    """Compute three arrays i32[blocks * block] over the tokens.
+
+    A run is a series of tokens that go to consecutive slots of one tile.
 
     Returns:
       The token's slot.
-      The first token of the block that goes to the same tile, counted within the block.
-      How many tokens from this one on go to slots in a row in one tile; 0 where the token is
-      counted with the one before it, or is none.
+      The index within the block of the first token that goes to the same tile.
+      The length of the run that begins at this token; 0 where none does, or for padding.
     """
     padding = -len(slot_mapping) % plan.block
     slots = jnp.pad(slot_mapping, (0, padding), constant_values=-1).reshape(-1, plan.block)
@@ -174,7 +177,7 @@ def _runs(plan: _Plan, slot_mapping: jax.Array) -> tuple[jax.Array, jax.Array, j
     joins = (slots == jnp.roll(slots, 1, axis=1) + 1) & (tile == jnp.roll(tile, 1, axis=1))
     begins = ~joins | (index == 0)
     beginning = jnp.where(begins, index, plan.block)
-    after = lax.cummin(beginning, axis=1, reverse=True)[:, 1:]  # the next one that begins
+    after = lax.cummin(beginning, axis=1, reverse=True)[:, 1:]  # where the next run begins
     after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=plan.block)
     length = jnp.where(begins & (slots >= 0), after - index, 0)
     return slots.reshape(-1), first.reshape(-1), length.reshape(-1)
@@ -182,7 +185,7 @@ def _runs(plan: _Plan, slot_mapping: jax.Array) -> tuple[jax.Array, jax.Array, j
 
 def _write_block(
     plan: _Plan,
-    slot_ref: jax.Ref,  # i32[blocks * block], scalar memory, as the next two; see _runs
+    slot_ref: jax.Ref,  # i32[blocks * block], scalar memory, like the next two; see _runs
     first_ref: jax.Ref,
     length_ref: jax.Ref,
     qkv_ref: jax.Ref,  # [block, K * J * H]
@@ -195,9 +198,9 @@ def _write_block(
     q_ref: jax.Ref,  # [block, N * H]
     k_ref: jax.Ref,  # [K, P, S, H], HBM
     v_ref: jax.Ref,
-    k_new: jax.Ref,  # f32[pieces of H, K, a tile, the block and a tile more, piece]
+    k_new: jax.Ref,  # f32[pieces of H, K, tile + block + tile, piece]
     v_new: jax.Ref,
-    k_tiles: jax.Ref,  # [block, K, tile, H], each at the first token that goes to it
+    k_tiles: jax.Ref,  # [block, K, tile, H], each tile at the first token that goes to it
     v_tiles: jax.Ref,
     arrived: jax.Ref,  # semaphores [2]
 ) -> None:
@@ -211,7 +214,7 @@ def _write_block(
             pl.when(length_ref[start + token] > 0)(lambda: act(token, slot_ref[start + token]))
 
     def each_tile(act: Callable[[Any, Any, Any], None]) -> None:
-        """Acts on (the tile in the pool, the tile here, a semaphore)."""
+        """Call `act` with each tile in the pool, its copy here, and a semaphore."""
 
         def of_run(token: jax.Array, slot: jax.Array) -> None:
             at = lax.rem(slot, plan.page_size) - lax.rem(slot, plan.tile)
@@ -236,14 +239,14 @@ def _write_block(
     each_tile(lambda there, here, done: pltpu.make_async_copy(there, here, done).wait())
     each_run(insert)
     each_tile(lambda there, here, done: pltpu.make_async_copy(here, there, done).start())
-    # The next block may go to the same tiles.
+    # Wait for the writes, since the next block may read the same tiles.
     each_tile(lambda there, here, done: pltpu.make_async_copy(here, there, done).wait())
 
 
 def _insert(
     plan: _Plan, new: Any, token: jax.Array, offset: jax.Array, length: jax.Array, tile: Any
 ) -> None:
-    """Rows of `new` from that of `token` on into a tile [K, tile, H], from `offset` on."""
+    """Copy `length` rows of `new`, from `token` on, into a tile [K, tile, H], from `offset` on."""
     row = lax.broadcasted_iota(jnp.int32, (1, plan.tile, 1), 1)
     ours = (offset <= row) & (row < offset + length)
     for piece in range(plan.head_dim // plan.piece):
@@ -265,8 +268,10 @@ def _rotate_block(
     v_new: jax.Ref,
     below: float,
 ) -> None:
-    """Everything but the pages; the arguments are those of _write_block, and `finite_below` of the
-    pages' type."""
+    """Do all of _write_block but the pages.
+
+    The arguments are those of _write_block, and `finite_below` of the pages' type.
+    """
     group, head_dim, half = plan.group, plan.head_dim, plan.head_dim // 2
     scale, cos, sin = scale_ref[...], cos_ref[...], sin_ref[...]
     inner = pl.ds(plan.tile, plan.block)
@@ -289,5 +294,5 @@ def _rotate_block(
 
 
 def _columns(i: int, width: int) -> Any:
-    """Those of the i-th of equal parts."""
+    """Slice the columns of the i-th of parts of `width` columns."""
     return pl.ds(i * width, width)

@@ -1,4 +1,4 @@
-"""Specification of rope_and_write, and what runs on the CPU."""
+"""Specification of rope_and_write, and its implementation on the CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def rope_and_write(
     v_pages: Pages,
     slot_mapping: jax.Array,
 ) -> tuple[jax.Array, Pages, Pages]:
-    """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are taken as checked."""
+    """See `pallas_kernels.kv_write.api.rope_and_write`; arguments are already checked."""
     tokens, kv_heads, rows, head_dim = qkv.shape
     x = qkv.astype(jnp.float32) * scale[:, None, None, None]
     if bias is not None:
@@ -31,16 +31,18 @@ def rope_and_write(
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Dimension i of the first half of x [..., H] is paired with i of the second, as Hugging Face
-    lays it out; cos and sin [..., H/2]."""
+    """Rotate x [..., H] by angles with cos and sin [..., H/2].
+
+    Dimension i of the first half is paired with i of the second, in Hugging Face's layout.
+    """
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def _write(pages: Pages, new: jax.Array, slot_mapping: jax.Array) -> Pages:
-    """`pages` [K, P, S, H] with `new` [T, K, H] at the flat addresses `slot_mapping`.
+    """Write `new` [T, K, H] into `pages` [K, P, S, H] at the flat addresses `slot_mapping`.
 
-    The pool is never reshaped: through a flattened view, XLA on the CPU would copy it.
+    The pool is never reshaped: XLA on the CPU would copy it to write through a flat view.
     """
     page_size = elements_of(pages).shape[2]
     page, offset = slot_mapping // page_size, slot_mapping % page_size

@@ -1,6 +1,6 @@
-"""Pages out of many pools into one array, and back: the two ends of a transfer.
+"""Gathers pages of many pools into one array, and scatters them back: the two ends of a transfer.
 
-All of the time is memory's: a page of a head is one run of S * H numbers, which is copied whole.
+Memory bandwidth bounds both: a page of a head is one run of S * H numbers and is copied whole.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from pallas_kernels.dims import bind_dims, check_int32
 from pallas_kernels.implementations import Operation
 
 PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
-"""Where each implementation of gather runs compiled; interpreted they all run on the CPU."""
+"""Platforms where each implementation of gather runs compiled; interpreted, all run on the CPU."""
 
 SCATTER_PLATFORMS = {"reference": PLATFORMS["reference"]}
-"""Those of scatter: on an H100 XLA's is as fast as a kernel of copies was."""
+"""Platforms of scatter's implementation: on an H100 XLA's was as fast as a kernel of copies."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
 
-# What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
-# enters when `python -m pallas_kernels.check` has passed on that hardware.
+# The implementation that `None` lowers to on each platform, if it takes the arguments. A kernel is
+# listed once `python -m pallas_kernels.check` has passed on that hardware.
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _FOLDER = "pallas_kernels.page_copy"
@@ -34,20 +34,20 @@ def gather(
     heads: slice = slice(None),
     implementation: str | None = None,
 ) -> jax.Array:
-    """The listed pages of some heads of every pool.
+    """Copy the listed pages of some heads of every pool into one array.
 
     Args:
-      arrays: A pools [K, P, S, H], at least one, all alike.
+      arrays: A pools [K, P, S, H], at least one, all of one shape and type.
       page_ids: i32[Z], all valid.
-      heads: of K' of the K heads, one after another.
+      heads: K' adjacent heads of the K heads.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
-        program is lowered for, which is the reference where no kernel takes these arguments.
+        program is lowered for, or the reference where no kernel takes these arguments.
 
     Returns:
-      [A * K', Z, S, H], the heads of a pool one after another.
+      [A * K', Z, S, H], with the heads of a pool side by side.
 
     Raises:
-      ValueError: shapes, types or heads contradict the above, or no such implementation.
+      ValueError: shapes, types or heads differ from the above, or no such implementation.
       NotImplementedError: the named implementation does not take these arguments.
     """
     _check(arrays, page_ids)
@@ -66,21 +66,21 @@ def scatter(
     *,
     implementation: str | None = None,
 ) -> tuple[jax.Array, ...]:
-    """The inverse of `gather` for all heads: the pools with the listed pages replaced.
+    """Replace the listed pages of the pools, all heads: the inverse of `gather`.
 
     The pools are updated in place if they are donated; no other memory of theirs changes.
 
     Args:
-      arrays: A pools [K, P, S, H], at least one, all alike.
+      arrays: A pools [K, P, S, H], at least one, all of one shape and type.
       pages: [A * K, Z, S, H], of the pools' type.
       page_ids: i32[Z], all valid. Several may be 0, the null page; all others differ.
       implementation: "reference", or None for the same.
 
     Returns:
-      The pools. What their null pages then hold is left open.
+      The pools. The contents of their null pages are unspecified.
 
     Raises:
-      ValueError: shapes or types contradict the above, or no such implementation.
+      ValueError: shapes or types differ from the above, or no such implementation.
     """
     _check(arrays, page_ids)
     pool = arrays[0]

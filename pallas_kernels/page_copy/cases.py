@@ -1,4 +1,5 @@
-"""The shapes at which gather and scatter are tested and timed; inputs and answers of gather."""
+"""The shapes at which gather and scatter are tested and timed; gather's inputs and expected
+results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +20,9 @@ class Case:
     arrays: int
     ids: int
     null: int = 0
-    """Of the ids."""
+    """Number of ids that are the null page."""
     heads: tuple[int, int] | None = None
-    """First, and one beyond the last, that gather takes; all if None."""
+    """First head that gather takes, and the end of its heads; None takes all."""
     kv_heads: int = 2
     page_size: int = 16
     head_dim: int = 64
@@ -34,7 +35,7 @@ class Case:
 
     @property
     def work(self) -> tuple[float, str]:
-        """Bytes that one call must read and write."""
+        """Bytes that one call must read and write, and their unit."""
         heads = self.kv_heads if self.heads is None else self.heads[1] - self.heads[0]
         page = heads * self.page_size * self.head_dim * jnp.dtype(self.dtype).itemsize
         return 2.0 * self.arrays * self.ids * page, "B"
@@ -55,13 +56,13 @@ class Inputs:
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """[A * K', Z, S, H]."""
+        """The expected pages, [A * K', Z, S, H]."""
         heads = slice(*(self.case.heads or (0, self.case.kv_heads)))
         return np.concatenate([array[heads, self.page_ids] for array in self.arrays])
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random numbers in pages all over the pools."""
+    """Make random pools, and page ids all over them."""
     rng = np.random.default_rng(seed)
     pages = case.ids + 3
     real = 1 + rng.permutation(pages - 1)[: case.ids - case.null]
@@ -73,7 +74,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some pages are poisoned."""
+    """Poison some pages of the inputs."""
     which = some(len(inputs.page_ids)) & (inputs.page_ids != 0)
     arrays = tuple(array.copy() for array in inputs.arrays)
     for array in arrays:
@@ -98,7 +99,7 @@ CASES = (
     Case("page of 2 pieces", 2, 3, null=1, page_size=128, head_dim=128),
     Case("page of 384", 2, 2, page_size=384, head_dim=32, dtype="bfloat16"),
 )
-"""Small enough for an interpreter."""
+"""Cases small enough for an interpreter."""
 
 
 def _llama8b(name: str, arrays: int, ids: int) -> Case:
@@ -111,4 +112,4 @@ LARGE_CASES = (
     _llama8b("llama 8b 2k tokens of 4 layers", 8, 33),
     _llama8b("llama 8b 8k tokens of 4 layers", 8, 130),
 )
-"""Of Llama 3 8B, for accelerators."""
+"""Cases of Llama 3 8B, for accelerators."""

@@ -1,10 +1,10 @@
-"""gather as a Mosaic kernel for Hopper GPUs: nothing but copies.
+"""gather as a Mosaic kernel for Hopper GPUs, which only copies.
 
-A program takes some pieces of pages of one pool. The tensor memory accelerator brings them all to
-shared memory, and takes each away as soon as it has arrived; other programs of the same processor
-keep memory busy meanwhile. No number ever reaches a register.
+A program takes some pieces of pages of one pool. The tensor memory accelerator loads them all into
+shared memory and stores each as soon as it has arrived; other programs of the same processor keep
+memory busy meanwhile. No number passes through a register.
 
-The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
+Tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 _JAX = (0, 11)
-_POOLS = 16  # of a kernel: the descriptor of each takes room among its parameters
-_PROGRAM_BYTES = 64 << 10  # of shared memory, so that three programs share a processor
+_POOLS = 16  # most pools of a kernel: each needs a descriptor among the kernel's parameters
+_PROGRAM_BYTES = 64 << 10  # shared memory of a program, so that three share a processor
 _PIECE_BYTES = 32 << 10
-_LONGEST = 256  # of an axis of a copy
+_LONGEST = 256  # longest axis of a copy
 _ALIGNMENT = 128  # bytes, in shared memory
 _COLUMN_ALIGNMENT = 16  # bytes
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
-    first_head: int  # of the pools
+    first_head: int  # first head taken of each pool
     heads: int
     ids: int
     page_size: int
@@ -39,12 +39,12 @@ class _Plan:
 
     @property
     def pieces(self) -> int:
-        """Of a pool."""
+        """Number of pieces of a pool."""
         return self.heads * self.ids * (self.page_size // self.piece)
 
 
 def refusal(pool: jax.Array) -> str | None:
-    """Why the kernel does not take pools such as this one, or None."""
+    """Say why the kernel does not take pools such as this one, or return None."""
     _, _, page_size, head_dim = pool.shape
     if jax.__version_info__ < _JAX:
         return f"JAX must be {_JAX[0]}.{_JAX[1]} or newer: the kernel writes into what it is given"
@@ -62,7 +62,7 @@ def refusal(pool: jax.Array) -> str | None:
 
 
 def _piece(page_size: int, row: int) -> int:
-    """Tokens of a copy: as many as may be, and a page is a whole number of them."""
+    """Number of tokens of a copy: the most allowed that divide a page."""
     return next(
         tokens
         for tokens in range(min(page_size, _LONGEST, _PIECE_BYTES // row), 0, -1)
@@ -77,7 +77,7 @@ def gather(
     heads: slice,
     interpret: Any = None,
 ) -> jax.Array:
-    """See `pallas_kernels.page_copy.api.gather`; arguments are taken as checked.
+    """See `pallas_kernels.page_copy.api.gather`; arguments are already checked.
 
     Args:
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
@@ -110,9 +110,9 @@ def _gather(
     page_ids: jax.Array,
     pages: jax.Array,
 ) -> jax.Array:
-    """`pages` with those of these pools, of which there are `first` i32[1] before them.
+    """Copy the pages of these pools into `pages`; `first` i32[1] pools come before them.
 
-    A function of its own, so that the kernels of a program share one lowering.
+    It is jitted so that the kernels of a program share one lowering.
     """
     head_dim, dtype = pages.shape[-1], pages.dtype
     kernel = plgpu.kernel(
@@ -161,7 +161,8 @@ def _body(plan: _Plan, *refs: Any, buffer: Any, arrived: Any) -> None:
 def _ends(
     plan: _Plan, pool: Any, page_ids: Any, pages: Any, row: jax.Array, index: jax.Array
 ) -> tuple[Any, Any]:
-    """Whence and whither a piece of a pool, whose heads are those from `row` on of the pages."""
+    """Return source and target of a piece of a pool; the pool's heads begin at `row` of the
+    pages."""
     page, part = _divided(index, plan.page_size // plan.piece)
     head, listed = _divided(page, plan.ids)
     tokens = pl.ds(pl.multiple_of(part * plan.piece, plan.piece), plan.piece)

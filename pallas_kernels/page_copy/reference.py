@@ -1,11 +1,11 @@
-"""Specification of gather and scatter, and what runs on the CPU."""
+"""Specification of gather and scatter, and its implementation on the CPU."""
 
 import jax
 import jax.numpy as jnp
 
 
 def gather(arrays: tuple[jax.Array, ...], page_ids: jax.Array, *, heads: slice) -> jax.Array:
-    """See `pallas_kernels.page_copy.api.gather`; arguments are taken as checked."""
+    """See `pallas_kernels.page_copy.api.gather`; arguments are already checked."""
     _, pages, *page = arrays[0].shape
     rows = _rows(jnp.arange(heads.start, heads.stop), pages, page_ids)
     taken = [
@@ -18,10 +18,10 @@ def gather(arrays: tuple[jax.Array, ...], page_ids: jax.Array, *, heads: slice) 
 def scatter(
     arrays: tuple[jax.Array, ...], pages: jax.Array, page_ids: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """See `pallas_kernels.page_copy.api.scatter`; arguments are taken as checked.
+    """See `pallas_kernels.page_copy.api.scatter`; arguments are already checked.
 
-    Null pages go to rows beyond the pool, a different one each, and are dropped: where XLA knows
-    that no two rows are the same, it may write them in any order.
+    Null pages go to different rows beyond the pool and are dropped. So all rows differ, and XLA,
+    told so, may write them in any order.
     """
     heads, count, *page = arrays[0].shape
     rows = _rows(jnp.arange(heads), count, page_ids)
@@ -38,5 +38,5 @@ def scatter(
 
 
 def _rows(heads: jax.Array, pages: int, page_ids: jax.Array) -> jax.Array:
-    """i32[K', Z]: the listed pages among those of all heads."""
+    """Return i32[K', Z]: the rows of the listed pages among the pages of all heads."""
     return heads.astype(jnp.int32)[:, None] * pages + page_ids

@@ -1,4 +1,4 @@
-"""The shapes at which scatter is tested and timed: those of gather for all heads."""
+"""The shapes at which scatter is tested and timed: gather's cases for all heads."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +31,7 @@ class Inputs:
 
     @cached_property
     def expected(self) -> tuple[np.ndarray, ...]:
-        """A of [K, P, S, H]; the null page means nothing."""
+        """The expected pools, A of [K, P, S, H]; the null page is meaningless."""
         arrays = tuple(array.copy() for array in self.arrays)
         for array, new in zip(arrays, np.split(self.pages, len(arrays)), strict=True):
             array[:, self.page_ids] = new
@@ -39,8 +39,8 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random numbers for pages all over the pools, whose other pages must survive; what goes to the
-    null page, in whatever order, is NaN."""
+    """Make random numbers for pages all over the pools. The other pages must survive. Numbers that
+    go to the null page, in any order, are NaN."""
     inputs = cases.make_inputs(case, seed)
     rng = np.random.default_rng([seed, 1])
     shape = case.arrays * case.kv_heads, case.ids, case.page_size, case.head_dim
@@ -50,13 +50,13 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some of the new pages are poisoned."""
+    """Poison some of the new pages."""
     which = some(len(inputs.page_ids)) & (inputs.page_ids != 0)
     pages, ids = inputs.pages.copy(), inputs.page_ids[which]
     pages[:, which] = value
     return Poisoned(
         (inputs.arrays, pages, inputs.page_ids),
-        # What the null page holds is left open.
+        # The contents of the null page are unspecified.
         spared=lambda pools: [np.delete(pool, [0, *ids], axis=1) for pool in pools],
         spoiled=lambda pools: [pool[:, ids].swapaxes(0, 1) for pool in pools],
     )

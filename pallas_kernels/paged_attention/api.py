@@ -1,4 +1,4 @@
-"""Decode attention: one query token a row over that row's pages, and what puts that token there.
+"""Decode attention: one query token a row over the row's pages, also with the write of its KV.
 
 Pages are those of vLLM's PagedAttention (Kwon et al., 2023), with the KV head outermost, so that a
 (head, page) pair is one contiguous tile for a kernel to copy.
@@ -20,12 +20,12 @@ PLATFORMS = {
     "mosaic_tpu": ("tpu",),
     "mosaic_gpu": ("gpu",),
 }
-"""Where each implementation runs compiled; interpreted they all run on the CPU."""
+"""Platforms where each implementation runs compiled; interpreted, all run on the CPU."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
 
-# What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
-# enters when `python -m pallas_kernels.check` has passed on that hardware.
+# The implementation that `None` lowers to on each platform, if it takes the arguments. A kernel is
+# listed once `python -m pallas_kernels.check` has passed on that hardware.
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _ATTEND, _APPEND = (
@@ -46,31 +46,31 @@ def paged_attention(
     sliding_window: int | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """softmax(scale * q k^T) v of every row over the first `kv_lens` tokens of its pages.
+    """Return softmax(scale * q k^T) v of every row over the first `kv_lens` tokens of its pages.
 
-    Products and sums are taken in float32. Memory that no row reads, past `kv_lens` in a page or in
-    pages that no table names, may hold anything, NaN included. A row's result depends on its own
-    tokens alone; it is not finite where K or V of any of them is not. Within `jax.shard_map`, heads
-    may be split; the map must be made with `check_vma=False`.
+    Products and sums are in float32. Memory that no row reads, past `kv_lens` in a page or in pages
+    that no table names, may hold anything, NaN included. A row's result depends only on its own
+    tokens; it is not finite where K or V of any of them is not. Within `jax.shard_map`, heads may
+    be split; the map must be made with `check_vma=False`.
 
     Args:
-      q: [B, N, H], the query of each row's newest token, whose K and V are in the pages already.
-      k_pages, v_pages: [K, P, S, H], or QuantisedPages, which stand for what `quantised.decode`
-        makes of them; query head n reads KV head n // (N / K).
+      q: [B, N, H], the query of each row's newest token; the pages already hold its K and V.
+      k_pages, v_pages: [K, P, S, H], or QuantisedPages, which are read through `quantised.decode`;
+        query head n reads KV head n // (N / K).
       page_table: i32[B, W]; entry w is the page of tokens w * S to w * S + S - 1 of the row. Every
-        entry is a valid page, also those beyond `kv_lens`.
-      kv_lens: i32[B], 0 to W * S; 0 is an empty row, whose output is zeros.
+        entry is a valid page, even those beyond `kv_lens`.
+      kv_lens: i32[B], 0 to W * S; 0 is an empty row, with zeros as its output.
       scale: > 0, multiplies the scores.
       logit_soft_cap: if given, scores become cap * tanh(score / cap).
-      sliding_window: if given, a row sees only its newest so many tokens.
+      sliding_window: if given, a row sees only this many of its newest tokens.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
-        program is lowered for, which is the reference where no kernel takes these arguments.
+        program is lowered for, or the reference where no kernel takes these arguments.
 
     Returns:
       [B, N, H] in q's dtype.
 
     Raises:
-      ValueError: shapes, types or options contradict the above, or no such implementation.
+      ValueError: shapes, types or options differ from the above, or no such implementation.
       NotImplementedError: the named implementation does not take these arguments.
     """
     sizes = bind_dims(
@@ -109,28 +109,31 @@ def append_attention(
     sliding_window: int | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, Pages, Pages]:
-    """Decode's whole attention: `rope_and_write` of each row's newest token, the one at position
-    `kv_lens - 1`, and `paged_attention` of its query over the row. Where K or V of that token is
-    not finite, neither is the row's result, and pages hold what `pallas_kernels.finite` says.
+    """Do all of decode's attention: write each row's newest token, at position `kv_lens - 1`, with
+    `rope_and_write`, and attend to the row with `paged_attention`.
+
+    Where K or V of that token is not finite, the row's result is not finite, and pages store the
+    token as `pallas_kernels.finite` says.
 
     Args:
-      qkv: [B, K, G + 2, H]; of each KV head the G query heads, then K, then V, as they leave the
-        projection.
-      row_scale: f32[B], multiplies the rows of qkv. A NaN of one head may spread to those of its
-        KV head, to no other.
-      bias: [K, G + 2, H], added after that, or None.
-      cos, sin: f32[B, H/2] of each row's angles; rows of qkv are rotated as in `rope_and_write`.
-      k_pages, v_pages: [K, P, S, H], or QuantisedPages, updated in place if they are donated. What
-        is written is what is attended to: of QuantisedPages, the newest token as it was rounded.
-      page_table: i32[B, W]; see `paged_attention`. The pages of the newest tokens differ, but for
-        those of empty rows.
-      kv_lens: i32[B], 0 to W * S, the newest token included; 0 is an empty row, which may write to
-        page 0, the null page, and whose output is zeros.
+      qkv: [B, K, G + 2, H]; each KV head has its G query heads, then K, then V, as the projection
+        returns them.
+      row_scale: f32[B], multiplies the rows of qkv. A NaN of one head may spread to the heads of
+        its KV head, and to no other.
+      bias: [K, G + 2, H], added after the scale, or None.
+      cos, sin: f32[B, H/2], of each row's angles; rows of qkv are rotated as in `rope_and_write`.
+      k_pages, v_pages: [K, P, S, H], or QuantisedPages, updated in place if they are donated. The
+        query attends to the numbers that are written: in QuantisedPages, to the rounded newest
+        token.
+      page_table: i32[B, W]; see `paged_attention`. The pages of the newest tokens all differ,
+        except those of empty rows.
+      kv_lens: i32[B], 0 to W * S, the newest token included; 0 is an empty row, with zeros as its
+        output, which may write to page 0, the null page.
       scale, logit_soft_cap, sliding_window: see `paged_attention`.
       implementation: one of IMPLEMENTATIONS, or None; see `paged_attention`.
 
     Returns:
-      [B, N, H] in qkv's dtype; k_pages and v_pages. What the null page then holds is left open.
+      [B, N, H] in qkv's dtype; k_pages and v_pages. The contents of the null page are unspecified.
 
     Raises:
       ValueError, NotImplementedError: see `paged_attention`.
@@ -143,7 +146,7 @@ def append_attention(
     )
     check_int32(page_table=page_table, kv_lens=kv_lens)
     token = (qkv, row_scale, bias, cos, sin)
-    # Checks the rest: kv_lens has the shape and type of a slot mapping.
+    # This checks the other arguments: kv_lens has the shape and type of a slot mapping.
     write = partial(rope_and_write, implementation="reference")
     q, _, _ = jax.eval_shape(write, *token, k_pages, v_pages, kv_lens)
     sizes["N"] = q.shape[1]
@@ -188,7 +191,7 @@ def _write_then_attend(
     page_table: jax.Array,
     kv_lens: jax.Array,
 ) -> tuple[jax.Array, Pages, Pages]:
-    """append_attention out of two operations: `write` names the implementation of the first,
+    """Run append_attention as two operations: `write` names the implementation of the first,
     `attend` is the second."""
     slots = _newest_slots(page_table, kv_lens, page_size=elements_of(k_pages).shape[2])
     q, k_pages, v_pages = rope_and_write(
@@ -198,8 +201,8 @@ def _write_then_attend(
 
 
 def _newest_slots(page_table: jax.Array, kv_lens: jax.Array, *, page_size: int) -> jax.Array:
-    """i32[B] flat addresses page * S + offset of the rows' newest tokens; of empty rows, in the
-    null page."""
+    """Return i32[B], the flat addresses page * S + offset of the rows' newest tokens; those of
+    empty rows are in the null page."""
     newest = jnp.maximum(kv_lens - 1, 0)
     page = jnp.take_along_axis(page_table, newest[:, None] // page_size, axis=1)[:, 0]
     return jnp.where(kv_lens > 0, page * page_size + newest % page_size, 0)

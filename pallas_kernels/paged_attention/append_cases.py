@@ -1,5 +1,5 @@
-"""The shapes at which append_attention is tested and timed: those of paged_attention, whose newest
-token comes from a projection instead of standing in the pages already."""
+"""The shapes at which append_attention is tested and timed: paged_attention's cases, but the newest
+token comes from a projection and is not in the pages yet."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,9 +18,10 @@ __all__ = ["CASES", "LARGE_CASES", "Case", "Inputs", "make_inputs"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call, as numpy arrays: what is written, and what is then attended to."""
+    """Arguments of one call, as numpy arrays: inputs of the write, and of the attention after
+    it."""
 
-    write: write_cases.Inputs  # whose pools are the elements of those of `paged`
+    write: write_cases.Inputs  # its pools are the elements of the pools of `paged`
     paged: paged_cases.Inputs
 
     @property
@@ -30,27 +31,27 @@ class Inputs:
 
     @property
     def pools(self) -> tuple[Pool, Pool]:
-        """Of K and of V, before the newest tokens are written."""
+        """The pools of K and of V before the newest tokens are written."""
         return self.paged.k_pages, self.paged.v_pages
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """float32[B, N, H], of pages without scales: where the newest tokens are rounded to small
-        numbers, it is the `attention` over the pools that come out."""
+        """The expected attention over pages without scales, float32[B, N, H]. In quantised pages
+        the newest tokens are rounded; there use `attention` over the pools that come out."""
         k_pages, v_pages = self.write.k_pages.copy(), self.write.v_pages.copy()
         for pool, new in zip((k_pages, v_pages), self.write.made[1:], strict=True):
             pool[:, *self.write.written] = new
         return self.attention(k_pages, v_pages)
 
     def attention(self, k_pages: Pool, v_pages: Pool) -> np.ndarray:
-        """float32[B, N, H] over pools that hold the newest tokens."""
+        """Compute the attention over pools that hold the newest tokens, float32[B, N, H]."""
         q = self.write.made[0].astype(self.paged.q.dtype)
         return replace(self.paged, q=q, k_pages=k_pages, v_pages=v_pages).expected
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments. In the pages, the place of the newest token holds something else; what an
-    empty row brings is NaN."""
+    """Make random arguments. The newest token's slot in the pages holds other numbers; an empty
+    row's qkv is NaN."""
     paged = paged_cases.make_inputs(case, seed)
     rng = np.random.default_rng([seed, 1])
     rows, lens, page_size = len(case.kv_lens), paged.kv_lens, case.page_size
@@ -86,7 +87,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some rows are poisoned: their newest tokens."""
+    """Poison the newest tokens of some rows."""
     lens = inputs.paged.kv_lens
     which = some(len(lens)) & (lens > 0)
     qkv = inputs.write.qkv.copy()

@@ -1,4 +1,5 @@
-"""The shapes at which paged_attention is tested and timed, with hostile inputs and answers."""
+"""The shapes at which paged_attention is tested and timed, with hostile inputs and expected
+results."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +25,7 @@ class Case:
     page_size: int = 16
     dtype: str = "float32"
     kv_dtype: str | None = None
-    """Of the pages' elements, which then have scales; None is `dtype`, without."""
+    """Type of the pages' elements, which then have scales; None takes `dtype`, without scales."""
     logit_soft_cap: float | None = None
     sliding_window: int | None = None
 
@@ -39,15 +40,15 @@ class Case:
 
     @property
     def width(self) -> int:
-        """Entries of a row of the page table, one more than the longest row has."""
+        """Entries of a row of the page table: one more than the longest row's pages."""
         return max(map(self.pages_of, self.kv_lens)) + 1
 
     def pages_of(self, kv_len: int) -> int:
-        """Pages of a row."""
+        """Number of pages of a row."""
         return -(-kv_len // self.page_size)
 
     def first_visible(self, kv_len: int) -> int:
-        """Position of the oldest token that a row sees."""
+        """Return the position of the oldest token that a row sees."""
         return 0 if self.sliding_window is None else max(kv_len - self.sliding_window, 0)
 
     @property
@@ -63,11 +64,11 @@ Pool = np.ndarray | QuantisedPages
 
 
 def decoded(pool: Pool, *at: np.ndarray) -> np.ndarray:
-    """float32[K, ..., H] that a pool stands for at some pages, or at places in them.
+    """Decode a pool's numbers at some pages, or at positions in pages, as float32[K, ..., H].
 
     Args:
       pool: [K, P, S, H].
-      *at: integers of one shape: the pages, and, if not all of each, one position in each.
+      *at: integers of one shape: the pages, and, to read one position of each, the positions.
     """
     where: Any = (slice(None), *at)
     if isinstance(pool, QuantisedPages):
@@ -93,7 +94,7 @@ class Inputs:
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """float32[B, N, H]"""
+        """The expected attention, float32[B, N, H]."""
         out = np.zeros(self.q.shape, np.float32)
         for row, kv_len in enumerate(self.kv_lens):
             if kv_len:
@@ -116,14 +117,14 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments. Rows' pages are scattered over the pool, table entries past a row's end are
-    any pages, and every number that no row sees is NaN: other pages, the null page, the rest of a
-    last page, what lies before the window."""
+    """Make random arguments. Rows' pages are scattered over the pool, and table entries past a
+    row's end are any pages. Every number that no row sees is NaN: other pages, the null page, the
+    rest of a last page, tokens before the window."""
     rng = np.random.default_rng(seed)
     dtype = jnp.dtype(case.dtype)
     rows, width, page_size = len(case.kv_lens), case.width, case.page_size
     used = sum(map(case.pages_of, case.kv_lens))
-    pages = used + 2  # the null page, and one that nobody has
+    pages = used + 2  # also the null page, and a page of no row
     order = 1 + rng.permutation(pages - 1)
     page_table = rng.integers(pages, size=(rows, width)).astype(np.int32)
     seen = np.zeros((pages, page_size), bool)
@@ -151,7 +152,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some rows are poisoned: their queries, and all of their pages."""
+    """Poison the queries and all pages of some rows."""
     which = some(len(inputs.kv_lens)) & (inputs.kv_lens > 0)
     lists = zip(inputs.page_table[which], inputs.kv_lens[which], strict=True)
     pages = [page for table, kv_len in lists for page in table[: inputs.case.pages_of(kv_len)]]
@@ -173,8 +174,8 @@ def _copy(pool: Pool) -> Any:
 def _scaled(
     rng: np.random.Generator, shape: tuple[int, ...], seen: np.ndarray, dtype: str
 ) -> QuantisedPages:
-    """Normal numbers in a type, and scales of any size; NaN where nothing is seen, and whatever an
-    element of the type may be."""
+    """Draw normal numbers in a type, with scales of any size. Where no row sees them, scales are
+    NaN and elements are any numbers of the type."""
     limit = LIMITS[dtype]
 
     def convert(values: np.ndarray) -> np.ndarray:
@@ -225,7 +226,7 @@ CASES = (
     Case("bf16 int8 window", (5, 300), 1, 4, 128, 64, "bfloat16", "int8", sliding_window=100),
     Case("bf16 float8", (20, 150), dtype="bfloat16", kv_dtype="float8_e4m3fn"),
 )
-"""Small enough for an interpreter."""
+"""Cases small enough for an interpreter."""
 
 
 def _llama8b(
@@ -256,4 +257,4 @@ LARGE_CASES = (
     _llama8b("int8 ragged", tuple(range(40, 8192, 256)), kv_dtype="int8"),
     _llama8b("ragged", tuple(range(40, 8192, 256))),
 )
-"""One layer of Llama 3 8B, for accelerators."""
+"""Cases of one layer of Llama 3 8B, for accelerators."""

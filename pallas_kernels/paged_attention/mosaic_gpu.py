@@ -1,20 +1,20 @@
 """Decode attention as a Mosaic kernel for Hopper GPUs.
 
-Flash-decoding (Dao et al., 2023) over pages, in blocks of threads that stay: each takes one piece
-of work after another, a row's share for one KV head, and one of its warpgroups copies pages into
-a ring in shared memory, by the tensor memory accelerator, while another one takes the two products
-from it, or two do. The ring runs on from one piece of work to the next, so memory never waits for a
-piece to be finished or begun. Where there are fewer pieces than processors, every row is cut into
-parts, and their results are put together afterwards. Where there are more, a row is cut only if it
-is long: all others would wait for one that is many times as long as they are.
+It is Flash-decoding (Dao et al., 2023) over pages, in persistent blocks of threads. A block takes
+one piece of work after another: a row, or a part of it, for one KV head. One of its warpgroups
+copies pages into a ring in shared memory, with the tensor memory accelerator, while one or two
+others compute the two products from it. The ring continues from one piece of work to the next, so
+memory never waits for a piece to end or begin. Where pieces are fewer than processors, every row is
+cut into parts, and their results are combined afterwards. Where they are more, only long rows are
+cut: otherwise all rows would wait for one that is many times as long.
 
-`append_attention` also does what comes before: it takes the projection's output as it is, scales
-and rotates it, and writes the new K and V to their page. The new token's own score starts the
-running softmax, so nothing that was just written has to be read back.
+`append_attention` also does the operations before: it takes the projection's output as it is,
+scales and rotates it, and writes the new K and V to their page. The new token's own score starts
+the running softmax, so the kernel never reads back what it has just written.
 
-The queries of a KV head fill few of the 64 rows that a product must have; decode waits for memory
-anyway. The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a
-GPU.
+The queries of a KV head fill few of the 64 rows that a product must have, but memory bandwidth
+bounds decode anyway. Tests interpret and lower the kernel; `pallas_kernels.check` runs it where
+there is a GPU.
 """
 
 from functools import partial
@@ -39,13 +39,13 @@ from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
-    """Why `paged_attention` does not take these arguments, or None."""
+    """Say why `paged_attention` does not take these arguments, or return None."""
     del page_table
     return _refusal(q.dtype, q.shape[1] // k_pages.shape[0], k_pages, append=False)
 
 
 def append_refusal(qkv: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
-    """Why `append_attention` does not take these arguments, or None."""
+    """Say why `append_attention` does not take these arguments, or return None."""
     del page_table
     return _refusal(qkv.dtype, qkv.shape[2] - 2, k_pages, append=True)
 
@@ -84,11 +84,11 @@ def paged_attention(
     interpret: Any = None,
     **chosen: Any,
 ) -> jax.Array:
-    """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are taken as checked.
+    """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are already checked.
 
     Args:
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
-      **chosen: what else would be chosen, see `make_plan`.
+      **chosen: arguments of `make_plan` that it would otherwise choose.
     """
     rows, heads, head_dim = q.shape
     kv_heads = elements_of(k_pages).shape[0]
@@ -126,7 +126,7 @@ def append_attention(
     interpret: Any = None,
     **chosen: Any,
 ) -> tuple[jax.Array, Pages, Pages]:
-    """See `pallas_kernels.paged_attention.api.append_attention`; arguments are taken as checked.
+    """See `pallas_kernels.paged_attention.api.append_attention`; arguments are already checked.
 
     Args:
       interpret, **chosen: as in `paged_attention`.
@@ -154,7 +154,7 @@ def append_attention(
 
 
 def _arrays(k_pages: Pages, v_pages: Pages) -> tuple[jax.Array, ...]:
-    """Elements of K and of V, then scales, if they have any."""
+    """List the elements of K and of V, then their scales, if they have any."""
     both = k_pages, v_pages
     scales = (pages.scales for pages in both if isinstance(pages, QuantisedPages))
     return *map(elements_of, both), *scales
@@ -163,8 +163,8 @@ def _arrays(k_pages: Pages, v_pages: Pages) -> tuple[jax.Array, ...]:
 def _metadata(
     plan: Plan, page_table: jax.Array, kv_lens: jax.Array
 ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
-    """What the kernel is told of the rows; and of how many parts each is, if of its own number.
-    Neither depends on the layer: a model's layers share it."""
+    """Return the kernel's metadata operands, and each row's number of parts, or None where all rows
+    have the same number. Neither depends on the layer, so a model's layers share them."""
     table, lens = _aligned(page_table), _aligned(kv_lens)
     if plan.by_length is None:
         return (table, lens), None
@@ -173,15 +173,15 @@ def _metadata(
 
 
 def _aligned(x: jax.Array) -> jax.Array:
-    """x, whose numbers are not negative, in memory of its own.
+    """Copy x, which has no negative numbers, to memory of its own.
 
-    XLA (of JAX 0.11.2) hands a kernel that takes a slice of something longer a pointer into that if
-    the slice fills whole units of memory, wherever it begins; Mosaic then refuses to run.
+    If x is a slice that fills whole units of memory, XLA (JAX 0.11.2) passes a kernel a pointer
+    into the longer array, at any alignment; Mosaic then refuses to run.
     """
     return jnp.maximum(x, 0)
 
 
-# Functions of their own, so that a model's layers share one lowering: it takes a second.
+# The launches are jitted so that a model's layers share one lowering, of a second.
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -204,16 +204,16 @@ def _append(
     pools: tuple[jax.Array, ...],
     *operands: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    # Mutable, so that the kernel writes into the pools it is given.
+    # References, so that the kernel writes into the given pools.
     refs = [jax.new_ref(pool) for pool in pools]
     out = _launch(plan, interpret, qkv, *refs, *operands)
     return _put_together(plan, parts, out, qkv.dtype), *map(jax.freeze, refs)
 
 
 def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> Any:
-    """[B, K, G, H] of rows of one part; of those of several, float32[B, K, parts, G, H] and log2 of
-    the sums of their weights, f32[B, K, parts, G], with G padded. These come first where there are
-    both, and a row is in either."""
+    """Run the kernel. Rows of one part give [B, K, G, H]. Rows of several parts give
+    float32[B, K, parts, G, H] and log2 of the sums of their weights, f32[B, K, parts, G], with G
+    padded. Where a launch has both kinds of rows, the latter arrays come first."""
     shape = (plan.rows, plan.kv_heads, plan.group, plan.head_dim)
     split = (*shape[:2], plan.parts)
     whole = (jax.ShapeDtypeStruct(shape, loaded.dtype),)
@@ -243,12 +243,12 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
 
 
 def _put_together(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> jax.Array:
-    """[B, N, H] of what `_launch` returns.
+    """Combine the arrays that `_launch` returns into [B, N, H].
 
-    Written without a reduction, so that XLA makes one kernel of it.
+    It uses no reduction, so that XLA makes one kernel of it.
 
     Args:
-      parts: i32[B] of the rows, where each has its own number.
+      parts: i32[B], each row's number of parts; None where all rows have the same number.
     """
     heads = (plan.rows, plan.kv_heads * plan.group, plan.head_dim)
     if plan.parts == 1:
@@ -272,9 +272,9 @@ def _put_together(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> 
 
 
 def _part(x: jax.Array, part: int, parts: jax.Array | None) -> jax.Array:
-    """x[:, :, part], or something finite of the same row where it is not among its parts. Nothing
-    is known of rows of one part: for them the first row is read, since others would come from
-    memory."""
+    """Return x[:, :, part], or finite numbers of the same row where the row has fewer parts. Rows
+    of one part have undefined numbers in x; for them the first row is read, since their own would
+    be fetched from memory."""
     if parts is None:
         return x[:, :, part]
     row = jnp.where(parts > 1, jnp.arange(len(parts)), 0)

@@ -1,5 +1,5 @@
-"""What a block of threads of decode attention does on Hopper GPUs: one warpgroup copies pages into
-the rings, another one computes; over quantised pages as `mosaic_gpu_scaled` says."""
+"""The program of a block of threads of decode attention on Hopper GPUs: one warpgroup copies pages
+into the rings, another computes. `mosaic_gpu_scaled` computes over quantised pages."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from pallas_kernels.paged_attention.mosaic_gpu_work import (
 
 
 def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
-    """Shared memory and barriers, by `body`'s names for them."""
+    """Allocate shared memory and barriers, by the names that `body` expects."""
     if plan.scaled:
         return mosaic_gpu_scaled.scratch_types(plan, dtype)
     rings = Rings.scratch(
@@ -57,11 +57,11 @@ def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
 
 
 def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scratch: Any) -> None:
-    """The program of one block of threads.
+    """Run the program of one block of threads.
 
     Args:
-      loaded, k_pages, v_pages, refs: the launch's operands in the order of `Refs`, pools in the
-        place of rings, and their scales behind them if they have any; then its results.
+      loaded, k_pages, v_pages, refs: the launch's operands in the order of `Refs`, with pools in
+        place of rings and their scales, if any, behind them; then its results.
       scratch: see `scratch_types`.
     """
     scales, refs = (refs[:2], refs[2:]) if plan.scaled else ((), refs)
@@ -78,9 +78,9 @@ def body(plan: Plan, loaded: Any, k_pages: Any, v_pages: Any, *refs: Any, **scra
 
     warpgroup = lax.axis_index("warpgroup")
     if plan.readers > 1:
-        # Mosaic (of JAX 0.11.2) reduces across warps through shared memory behind what is in use
-        # where the reduction is traced. Two warpgroups at once need two such places: nobody writes
-        # to what is allocated here but the first one, whose reductions find it free.
+        # Mosaic (JAX 0.11.2) reduces across warps through shared memory behind the memory that is
+        # in use where the reduction is traced. Two warpgroups that reduce at once need two places.
+        # While the second is traced, this allocation is in use; only the first one reduces in it.
         pl.run_scoped(
             lambda _: pl.when(warpgroup == 1)(second),
             plgpu.SMEM((REDUCTION_BYTES,), jnp.int8),
@@ -129,13 +129,13 @@ def _compute(
     refs: Refs,
     outputs: tuple[Any, ...],
     *,
-    q_tile: Any,  # [64, H], as a product takes it
-    weights_tile: Any = None,  # [64, C], likewise, if they go through shared memory
-    columns: Any = None,  # f32[64, columns], of a part on its way out
+    q_tile: Any,  # [64, H], in the layout of products
+    weights_tile: Any = None,  # [64, C], likewise, if weights go through shared memory
+    columns: Any = None,  # f32[64, columns], a part's result before it is stored
     log_total: Any = None,  # f32[64], likewise
-    **scratch: Any,  # of `Rows`, whose slots in the end take the results
+    **scratch: Any,  # scratch of `Rows`; its slots take the results in the end
 ) -> None:
-    """Every piece of work of a program, into `outputs`."""
+    """Compute every piece of work of a program and store the results in `outputs`."""
     begun = Rows.take(plan, refs, scratch, tile=q_tile)
     weights = _Weights(plan, weights_tile)
 
@@ -160,7 +160,7 @@ def _compute(
 
 
 def _nothing(plan: Plan) -> _Seen:
-    """The running softmax before anything has been seen."""
+    """Return the running softmax before the first key."""
     wide, tall = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
     return _Seen(
         weighted=plgpu.layout_cast(jnp.zeros((ROWS, plan.head_dim), jnp.float32), wide),
@@ -170,9 +170,9 @@ def _nothing(plan: Plan) -> _Seen:
 
 
 def _begin(plan: Plan, work: Work, q_tile: Any, weights: "_Weights") -> _Seen:
-    """The running softmax before the first block. With `append` the first part has seen the new
-    token, whose K and V are rows of `q_tile`: products with the tile itself find its score, and its
-    V times a weight of 1."""
+    """Return the running softmax before the first block. With `append` the first part has seen the
+    new token, with K and V as rows of `q_tile`: products with the tile itself give its score, and
+    its V times a weight of 1."""
     nothing = _nothing(plan)
     if not plan.append:
         return nothing
@@ -199,7 +199,7 @@ def _attend(
     weights: "_Weights",
     seen: _Seen,
 ) -> _Seen:
-    """What has been seen after the blocks of `work`."""
+    """Return the running softmax after the blocks of `work`."""
     blocks = Blocks(plan, refs.rings, work, steps)
     k, v = refs.rings.k, refs.rings.v
     windowed = plan.sliding_window is not None
@@ -209,7 +209,7 @@ def _attend(
         return (work.oldest <= token) & (token < work.end) if windowed else token < work.end
 
     def step(j: jax.Array, seen: _Seen, *, ragged: bool) -> _Seen:
-        """`seen`, and the j-th block; without `ragged` all of its tokens are visible."""
+        """Add the j-th block to `seen`; without `ragged` all of its tokens are visible."""
         first = blocks.token(j)
         stage = blocks.take(k, j)
         scores = product(q_tile, k.buffer.at[stage].transpose((1, 0)), BLOCK)
@@ -228,7 +228,7 @@ def _attend(
 
             @pl.when((first < work.oldest) | (first + BLOCK > work.end))
             def _() -> None:
-                # A weight of 0 does not silence a NaN, and unread memory may hold one.
+                # A weight of 0 does not remove a NaN, which unread memory may hold.
                 rows = v.buffer[stage]
                 shown = visible((BLOCK, plan.head_dim), 0, first)
                 v.buffer[stage] = jnp.where(shown, rows, jnp.zeros_like(rows))
@@ -241,21 +241,21 @@ def _attend(
     if windowed:
         return lax.fori_loop(0, blocks.count, partial(step, ragged=True), seen)
 
-    # Without a window only the last block may be ragged; without any neither loop has a turn.
+    # Without a window only the last block may be ragged. With no blocks neither loop has a turn.
     last = jnp.maximum(blocks.count - 1, 0)
     seen = lax.fori_loop(0, last, partial(step, ragged=False), seen)
     return lax.fori_loop(last, blocks.count, partial(step, ragged=True), seen)
 
 
 class _Weights(NamedTuple):
-    """Weights on their way into products with V."""
+    """Weights as the left operand of products with V."""
 
     plan: Plan
     tile: Any  # [64, C] in shared memory, for Pallas' interpreter; else None
-    values: Any = None  # what products take: in registers, or the tile
+    values: Any = None  # the operand of products: in registers, or the tile
 
     def put(self, weights: jax.Array) -> "_Weights":
-        """With these, f32[64, C]."""
+        """Return `self` with these weights, f32[64, C]."""
         rounded = weights.astype(jnp.bfloat16)
         if self.plan.weights_in_registers:
             return self._replace(values=rounded)
@@ -264,7 +264,7 @@ class _Weights(NamedTuple):
         return self._replace(values=self.tile)
 
     def add(self, sums: jax.Array, v: Any) -> jax.Array:
-        """sums [64, H] + weights @ v, a tile [C, H] in shared memory."""
+        """Return sums [64, H] + weights @ v, with v a tile [C, H] in shared memory."""
         if self.plan.weights_in_registers:
             return accumulate(sums, self.values, v)
         return sums + product(self.values, v, self.plan.head_dim)
@@ -273,8 +273,8 @@ class _Weights(NamedTuple):
 def _store_whole(
     plan: Plan, work: Work, outputs: tuple[Any, ...], out: jax.Array, rows: Any
 ) -> None:
-    """The result, over the rows that the work began with."""
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the new K and V
+    """Store the result, through the shared memory of the rows that the work began with."""
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the new K and V have left
     put(rows, 0, out)
     plgpu.commit_smem()
     result = rows.at[pl.ds(0, plan.group)]
@@ -290,7 +290,7 @@ def _store_part(
     columns: Any,
     log_total: Any,
 ) -> None:
-    """A part's float32 result, a few columns at a time."""
+    """Store a part's float32 result, a few columns at a time."""
     at_part = (work.row, work.head, work.part)
     for start in range(0, plan.head_dim, plan.out_columns):
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)

@@ -1,5 +1,5 @@
-"""How a launch of decode attention is cut on Hopper GPUs into pieces of work, and how many
-warpgroups compute each. By shape alone, since it shows in the bits of a result.
+"""Plans how a launch of decode attention on Hopper GPUs is cut into pieces of work, and how many
+warpgroups compute each. The plan depends on shapes alone, since it affects a result's bits.
 """
 
 from dataclasses import dataclass, replace
@@ -17,22 +17,22 @@ REDUCTION_BYTES = 2048
 """Shared memory through which Mosaic may reduce across warps."""
 
 _RING_BYTES = 160 << 10
-# Over quantised pages, of what `scaled_stages` counts; the rest of the 227 KB is for barriers,
-# angles, numbers, reductions, and the alignment of all of them.
+# Shared memory for all that `scaled_stages` counts, over quantised pages. The rest of the 227 KB is
+# for barriers, angles, numbers, reductions, and the alignment of all of them.
 _SCALED_BYTES = 216 << 10
 
-# In the time that a block of 64 tokens takes where every processor reads, 1.5 us on an H100 at head
-# dim 128: to begin and end a piece of work, and to put parts together. Estimates from profiles of a
-# few shapes; other numbers of parts have not been timed beside those that they choose.
+# Costs of beginning and ending a piece of work, and of combining parts. The unit is the time of a
+# block of 64 tokens where every processor reads: 1.5 us on an H100 at head dim 128. They are
+# estimates from profiles of a few shapes; only the numbers of parts that they choose were timed.
 _PIECE_COST = 1.5
 _JOIN_COST = 2.0
 _MOST_PARTS = 32
 
-_FEWEST_STAGES = 2  # of the rings, for which two readers may leave no room
+_FEWEST_STAGES = 2  # fewest stages of the rings, for which two readers may leave no room
 
-# Where rows are cut by their own length: blocks of one that is not, of a part of any other, and
-# parts of a row that fills the page table, since there is room for as many of each, and all are put
-# together at once.
+# Where rows are cut by their own length: most blocks of a row that is not cut, most blocks of a
+# part, and most parts of a row that fills the page table. Every row has room for that many parts,
+# and all are combined at once.
 _WHOLE = 64
 _PART = 32
 _MOST_OF_A_LONG_ROW = 16
@@ -40,11 +40,11 @@ _MOST_OF_A_LONG_ROW = 16
 
 @dataclass(frozen=True)
 class ByLength:
-    """How a row of so many blocks is cut.
+    """The rule that cuts a row by its number of blocks.
 
     Attributes:
-      whole: blocks of a row that is not, at most.
-      part: blocks of a part of any other, at most.
+      whole: most blocks of a row that is not cut.
+      part: most blocks of a part of a longer row.
     """
 
     whole: int
@@ -55,9 +55,9 @@ class ByLength:
 
 
 def scaled_stages(head_dim: int, queries: int, slots: int, append: bool, readers: int = 1) -> int:
-    """Of rings over quantised pages, for which there is room; it takes two."""
-    # Rows of pieces of work, each reader's two tiles, new elements; queries, weights, results and
-    # what goes from one reader to the other beside them.
+    """Number of stages of rings over quantised pages that fit; the kernel needs two."""
+    # First: rows of pieces of work, each reader's two tiles, new elements. Second: queries,
+    # weights, results, and the state that one reader passes to the other.
     fixed = (2 * slots + 4 * readers + 2 * append) * BLOCK * head_dim
     fixed += queries * ((2 + 4 * readers) * head_dim + 2 * BLOCK * readers)
     return (_SCALED_BYTES - fixed) // (2 * BLOCK * (head_dim + 4))
@@ -65,7 +65,7 @@ def scaled_stages(head_dim: int, queries: int, slots: int, append: bool, readers
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
     rows: int
     kv_heads: int
@@ -73,8 +73,8 @@ class Plan:
     head_dim: int
     width: int  # entries of a row of the page table
     page_size: int
-    parts: int  # pieces of work that share a row and a KV head; with `by_length`, at most
-    by_length: ByLength | None  # where each row has a number of its own
+    parts: int  # pieces of work that share a row and a KV head; with `by_length`, the most
+    by_length: ByLength | None  # cuts each row by its own length; None cuts all alike
     programs: int
     readers: int  # warpgroups of a program that compute
     append: bool
@@ -83,12 +83,12 @@ class Plan:
     logit_soft_cap: float | None
     sliding_window: int | None
     weights_in_registers: bool = True
-    """As they should be; Pallas' interpreter takes them from shared memory alone. Over quantised
-    pages they are the other operand, which never is in registers."""
+    """Whether weights stay in registers; Pallas' interpreter takes them from shared memory. Over
+    quantised pages they are the right operand, which is always in shared memory."""
 
     @property
     def stages(self) -> int:
-        """Of the rings; a stage holds a block of K and of V."""
+        """Number of stages of the rings; a stage holds a block of K and of V."""
         if not self.scaled:
             return max(2, min(8, _RING_BYTES // (4 * BLOCK * self.head_dim)))
         room = scaled_stages(self.head_dim, self.queries, self.slots, self.append, self.readers)
@@ -96,40 +96,40 @@ class Plan:
 
     @property
     def queries(self) -> int:
-        """Of a KV head, as columns of a product."""
+        """Queries of a KV head as columns of a product: a multiple of 8."""
         return self.group + -self.group % 8
 
     @property
     def slots(self) -> int:
-        """For the queries of a piece of work, so that the next one's are there when it begins."""
+        """Slots for the rows of a piece of work; with two, the next piece's rows load early."""
         return 1 if self.head_dim > 128 or (self.parts > 1 and self.by_length is None) else 2
 
     @property
     def out_columns(self) -> int:
-        """Of a float32 result on its way out: shared memory is full of pages."""
+        """Columns of a float32 result stored at a time: pages fill most of shared memory."""
         return 64 if self.slots == 1 else 32
 
     @property
     def loaded(self) -> int:
-        """Rows that come in for a KV head: its queries, and with `append` its new K and V."""
+        """Rows loaded for a KV head: its queries, and with `append` its new K and V."""
         return self.group + 2 * self.append
 
     @property
     def padding(self) -> int:
-        """Queries that make a copy of a float32 for each a multiple of 16 bytes; over quantised
-        pages, all columns of a product."""
+        """Queries added so that a copy of one float32 a query is a multiple of 16 bytes; over
+        quantised pages, so that they fill all columns of a product."""
         return self.queries - self.group if self.scaled else -self.group % 4
 
     @property
     def part_shape(self) -> tuple[int, int]:
-        """Of a part's result: [G, H], or over quantised pages [H, Q]."""
+        """Shape of a part's result: [G, H], or over quantised pages [H, Q]."""
         if self.scaled:
             return self.head_dim, self.queries
         return self.group, self.head_dim
 
     @property
     def capacity(self) -> int:
-        """Parts of all rows together, at most."""
+        """Most parts of all rows together."""
         return self.rows * self.parts
 
 
@@ -147,25 +147,26 @@ def make_plan(
     programs: int = PROCESSORS,
     readers: int | None = None,
 ) -> Plan:
-    """The plan of a launch.
+    """Make the plan of a launch.
 
     Args:
       loaded: [B, K, G, H] queries, with `append` [B, K, G + 2, H].
       k_pages, page_table, append, scale, logit_soft_cap, sliding_window: as in the operations.
       weights_in_registers: see `Plan`.
       parts: pieces of work that share a row and a KV head; None chooses.
-      programs: blocks of threads, at most.
-      readers: warpgroups of a program that compute, 1 or 2; None chooses: over quantised pages two,
-        of which one converts while the other waits, where there is room for both.
+      programs: most blocks of threads.
+      readers: warpgroups of a program that compute, 1 or 2. None takes two over quantised pages
+        where both fit, so that one converts while the other waits; else one.
 
     Raises:
-      ValueError: two readers of other pages or where there is no room, or another number of them.
+      ValueError: readers is neither 1 nor 2, or 2 over pages that are not quantised or without
+        room.
     """
     rows, kv_heads, loaded_rows, head_dim = loaded.shape
     page_size, width = elements_of(k_pages).shape[2], page_table.shape[1]
     pieces, tokens = rows * kv_heads, width * page_size
     scaled = isinstance(k_pages, QuantisedPages)
-    if parts is None and scaled:  # its results leave whole or in parts, not some of them so
+    if parts is None and scaled:  # this kernel stores all rows whole or all in parts
         parts = even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
     parts = parts or choose_parts(pieces, tokens, sliding_window, programs)
     if isinstance(parts, ByLength):
@@ -202,7 +203,7 @@ def make_plan(
 
 
 def visible_blocks(tokens: int, sliding_window: int | None) -> int:
-    """Of a row that fills its page table, at most."""
+    """Most blocks seen of a row that fills its page table."""
     blocks = pl.cdiv(tokens, BLOCK)
     return blocks if sliding_window is None else min(blocks, pl.cdiv(sliding_window, BLOCK) + 1)
 
@@ -210,12 +211,12 @@ def visible_blocks(tokens: int, sliding_window: int | None) -> int:
 def choose_parts(
     pieces: int, tokens: int, sliding_window: int | None, programs: int
 ) -> int | ByLength:
-    """Into how many parts rows are cut: by length where one can be long and whole ones are work
-    enough for all programs, or nearly so.
+    """Choose the number of parts of rows. Rows are cut by their own length where a row can be long
+    and whole rows are enough work, or nearly so, for all programs.
 
     Args:
       pieces: rows * KV heads.
-      tokens: of a row that fills its page table.
+      tokens: tokens of a row that fills its page table.
     """
     parts = even_parts(pieces, pl.cdiv(tokens, BLOCK), programs)
     visible = visible_blocks(tokens, sliding_window)
@@ -225,8 +226,8 @@ def choose_parts(
 
 
 def even_parts(pieces: int, blocks: int, programs: int) -> int:
-    """Into how many parts to cut each of so many pieces of work of so many blocks: those with which
-    the busiest program is done first."""
+    """Choose the number of parts of each of `pieces` pieces of `blocks` blocks, so that the busiest
+    program ends earliest."""
 
     def time(parts: int) -> float:
         turns = pl.cdiv(pieces * parts, programs)

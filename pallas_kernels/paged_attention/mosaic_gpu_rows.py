@@ -1,5 +1,5 @@
-"""The rows that a piece of decode attention's work begins with on Hopper GPUs: the queries of a KV
-head, and with `append` the new K and V as they leave the projection."""
+"""The rows that a piece of work of decode attention begins with on Hopper GPUs: the queries of a KV
+head, and with `append` the new K and V as the projection returns them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,12 +24,12 @@ class Rows:
     Args:
       rows: [slots, 64, H]; in the end a slot may take the result.
       rows_full: barriers [slots].
-      angles: f32[slots, 2, H/2], cosine and sine, to rotate them by.
-      tile: [64, H], which takes the rows as a product does, if they are wanted so.
-      new: int8[64, _, H], of which the quantised K and V become rows.
-      new_scales: f32[64], of the same rows.
-      poison: f32[64], more than 0 where a row has a number that would not be finite in pages; of
-        pages that are not quantised.
+      angles: f32[slots, 2, H/2], cosine and sine of the rotation.
+      tile: [64, H], the rows in the layout of products, or None if no product takes them so.
+      new: int8[64, _, H]; two of its rows become the quantised K and V.
+      new_scales: f32[64], scales of the same rows.
+      poison: f32[64], more than 0 where a row has a number that would not be finite in pages; None
+        for quantised pages.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Rows:
 
     @classmethod
     def take(cls, plan: Plan, refs: Refs, scratch: dict[str, Any], tile: Any = None) -> "Rows":
-        """Those whose shared memory and barriers leave `scratch`."""
+        """Make the rows; take their shared memory and barriers out of `scratch`."""
         names = ("rows", "rows_full", "angles", "new", "new_scales", "poison")
         return cls(
             plan, refs, tile=tile, **{name: scratch.pop(name) for name in names if name in scratch}
@@ -59,7 +59,7 @@ class Rows:
 
     @staticmethod
     def scratch(plan: Plan, dtype: Any) -> dict[str, Any]:
-        """Shared memory and barriers, by the names that `take` has for them."""
+        """Allocate shared memory and barriers, by the names that `take` expects."""
         scratch: dict[str, Any] = {
             "rows": plgpu.SMEM((plan.slots, ROWS, plan.head_dim), dtype),
             "rows_full": plgpu.Barrier(
@@ -71,7 +71,7 @@ class Rows:
             shape = (plan.slots, 2, plan.head_dim // 2)
             scratch["angles"] = plgpu.SMEM(shape, jnp.float32)
         if plan.append and plan.scaled:
-            # A row leaves in a copy of its own, which must begin at a multiple of 128 bytes.
+            # Each row is copied alone, and the copy must begin at a multiple of 128 bytes.
             each = max(1, 128 // plan.head_dim)
             scratch["new"] = plgpu.SMEM((ROWS, each, plan.head_dim), jnp.int8)
             scratch["new_scales"] = plgpu.SMEM((ROWS,), jnp.float32)
@@ -80,9 +80,9 @@ class Rows:
         return scratch
 
     def each(self, do: Callable[[Work, jax.Array, Any], None]) -> None:
-        """Calls do(work, steps, rows [64, H]) for each piece of work of this program, as in
-        `each_work`. The rows are there, with `append` scaled and rotated; so is the tile, and where
-        there is one, of a row's later parts it alone."""
+        """Call do(work, steps, rows [64, H]) for each piece of work of this program, as in
+        `each_work`. The rows are loaded, and with `append` scaled and rotated; the tile, if there
+        is one, is filled. With `append` and a tile, a row's later parts have only the tile."""
         plan = self._plan
         if plan.slots > 1:
             first = jnp.int32(0)
@@ -106,9 +106,8 @@ class Rows:
         each_work(plan, self._refs, take)
 
     def _fetch(self, n: jax.Array, here: Place) -> None:
-        """Begin to load the rows of the n-th piece of work into its slot, and what they are to be
-        rotated by, once what a former one left there has gone out. What is past them is
-        undefined."""
+        """Start to load the rows of the n-th piece of work, and their angles, into its slot, once
+        an earlier result has left the slot. Rows past them are undefined."""
         plan, refs = self._plan, self._refs
         slot = lax.rem(n, jnp.int32(plan.slots))
         full = self._full.at[slot]
@@ -120,10 +119,10 @@ class Rows:
                 plgpu.copy_gmem_to_smem(angles.at[here.row], self._angles.at[slot, i], full)
 
     def _rotate(self, work: Work, rows: Any, angles: Any) -> None:
-        """Scales the rows, rotates those of Q and K, and clears those past V, and all of an empty
-        row: products mix what they find, and nothing times NaN is NaN. K and V that are to be
-        quantised become whole numbers, which bfloat16 holds. So they go to the tile, if there is
-        one, and back to where they were, where anybody reads them."""
+        """Scale the rows, rotate those of Q and K, and clear those past V and all rows of an empty
+        row, since products read them and 0 times NaN is NaN. K and V for quantised pages become
+        whole numbers, which bfloat16 holds exactly. The rows go to the tile, if there is one, and
+        back to their slot, if they are read there."""
         plan = self._plan
         half = plan.head_dim // 2
         wide = plgpu.Layout.WGMMA
@@ -152,7 +151,7 @@ class Rows:
             both = jnp.concatenate((turned_a, turned_b), axis=1)
             self._tile[...] = both.astype(self._tile.dtype)
 
-        # With a tile nobody reads them but `store_new`.
+        # With a tile only `store_new` reads the rows.
         @pl.when((work.part == 0) | jnp.bool_(self._tile is None))
         def _() -> None:
             halves = turned_a, turned_b
@@ -164,10 +163,12 @@ class Rows:
         plgpu.commit_smem()
 
     def _guarded(self, row: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The halves of rows, [64, H/2], as `store_new` copies them to pages: numbers that are not
-        finite are 0 in the row of V, and NaN in that of K. The rows of Q are all NaN, the first of
-        them stands in for K where V is not finite: `poison` tells. (The tile has everything as it
-        was, so that the token's own result is not finite.)"""
+        """Return the halves of rows, [64, H/2], as `store_new` copies them to pages.
+
+        Numbers that are not finite become 0 in the row of V and NaN in that of K. The rows of Q
+        become NaN; `store_new` copies the first of them as K where V is not finite, by `poison`.
+        (The tile keeps the original numbers, so that the token's own result is not finite.)
+        """
         group, below = self._plan.group, finite_below(self._rows.dtype)
         nan = jnp.full_like(a, jnp.nan)
         instead = jnp.where(row == group + 1, jnp.zeros_like(a), nan)
@@ -181,10 +182,12 @@ class Rows:
     def _rounded(
         self, is_new: jax.Array, a: jax.Array, b: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """`quantised.encode` of rows whose halves are these, [64, H/2], into `new` and
-        `new_scales`; and the halves, with elements in the new rows."""
+        """Apply `quantised.encode` to rows, given as halves [64, H/2], into `new` and `new_scales`.
+
+        Return the halves, with elements in the new rows.
+        """
         limit = LIMITS["int8"]
-        # A maximum drops NaNs, a sum does not, and nothing times infinity is one.
+        # A maximum drops NaNs; a sum keeps them, and 0 times infinity is NaN.
         poison = (a * 0.0 + b * 0.0).sum(axis=1)
         scales = jnp.maximum(jnp.abs(a).max(axis=1), jnp.abs(b).max(axis=1)) / limit + poison
         self.new_scales[...] = scales
@@ -198,8 +201,8 @@ class Rows:
         return halves[0], halves[1]
 
     def store_new(self, work: Work, rows: Any) -> None:
-        """The new K and V go to the slot of the row's newest position, as `pallas_kernels.finite`
-        says of pages."""
+        """Write the new K and V to the slot of the row's newest position, as
+        `pallas_kernels.finite` says of pages."""
         plan, refs = self._plan, self._refs
         k, v = refs.rings.k, refs.rings.v
         key, value = plan.group, plan.group + 1
@@ -220,7 +223,7 @@ class Rows:
                 return
             for at, target in ((key, k_target), (value, v_target)):
                 plgpu.copy_smem_to_gmem(self._new.at[at, pl.ds(0, 1)], target)
-            # Scales are finite where all numbers are. Whatever elements are, 0 makes zeros of them.
+            # Scales are finite where all numbers are. A scale of 0 makes zeros of any elements.
             k_scale, v_scale = self.new_scales[key], self.new_scales[value]
             is_finite = v_scale < jnp.inf
             k.scales[work.head, page, offset] = jnp.where(is_finite, k_scale, jnp.nan)
@@ -228,10 +231,10 @@ class Rows:
 
 
 def put(rows: Any, start: int, x: jax.Array) -> None:
-    """rows[:, start : start + columns] = x [64, columns], 8 columns at a time.
+    """Set rows[:, start : start + columns] = x [64, columns], 8 columns at a time.
 
-    Mosaic infers how shared memory is tiled from how it is sliced, and miscompiles the tiles of one
-    row that it finds where slices are of 16 columns or more (JAX 0.11.2).
+    Mosaic infers the tiling of shared memory from its slices. From slices of 16 columns or more it
+    infers tiles of one row, which it miscompiles (JAX 0.11.2).
     """
     for at in range(0, x.shape[1], 8):
         rows[:, pl.ds(start + at, 8)] = x[:, at : at + 8].astype(rows.dtype)

@@ -1,15 +1,15 @@
-"""What the computing warpgroups of decode attention do over int8 pages on Hopper GPUs.
+"""The computing warpgroups of decode attention over int8 pages on Hopper GPUs.
 
-The two products are turned around. A block of tokens is their left operand, as 64 rows, and the few
-queries of a KV head are columns, of which eight will do; so that scores and weights take an eighth
-of the work that they take as rows, which leaves time to make bfloat16 of the pages. That holds
-every int8 exactly. Scales are those of tokens: they multiply scores, and weights.
+The two products are transposed. A block of tokens is their left operand, as 64 rows, and the few
+queries of a KV head are columns, of which eight suffice. So scores and weights take an eighth of
+the work that they take as rows, which leaves time to convert pages to bfloat16. bfloat16 holds
+every int8 exactly. Scales belong to tokens: they multiply scores and weights.
 
     scores [C, Q] = K [C, H] q^T [H, Q]        result [H, Q] += V^T [H, C] weights [C, Q]
 
-One warpgroup that converts and computes is slower than memory. So where there is room two of them
-take every other block of the same piece of work, and one converts while the other waits; the
-second hands what it has seen to the first, which begins and ends the piece.
+One warpgroup that converts and computes is slower than memory. So where there is room, two of them
+take alternate blocks of a piece of work, and one converts while the other waits. The second passes
+its running softmax to the first, which begins and ends the piece.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from pallas_kernels.paged_attention.mosaic_gpu_work import (
 
 
 def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
-    """Shared memory and barriers, by the names that `compute` and the rings have for them."""
+    """Allocate shared memory and barriers, by the names that `compute` and the rings expect."""
     rings = Rings.scratch(
         jnp.int8,
         stages=plan.stages,
@@ -71,32 +71,32 @@ class _Seen(NamedTuple):
 
     weighted: jax.Array  # [H, Q], the sum of weight * value
     highest: jax.Array  # [Q], base-2 score
-    total: jax.Array  # [64, Q], of whose rows the sum of weights is the sum
+    total: jax.Array  # [64, Q]; the sum of its rows is the sum of weights
 
 
 @dataclass(frozen=True)
 class _Shared:
     """Shared memory and barriers beside the rings; see `scratch_types`."""
 
-    q_tile: Any  # [Q, H], as a product takes it
+    q_tile: Any  # [Q, H], in the layout of products
     k_tile: Any  # [readers, C, H], likewise
     v_tile: Any  # [readers, C, H], likewise
     weights: Any  # [readers, Q, C], likewise
-    out: Any  # [Q, H], or of a part f32[H, Q], on its way out
+    out: Any  # [Q, H], or for a part f32[H, Q]: the result before it is stored
     log_total: Any = None  # f32[Q]
-    queries_full: Any = None  # barrier: `q_tile` is there, and what was handed over has been read
-    handed_over: Any = None  # barrier: `handed` and `numbers` are there
-    handed: Any = None  # f32[H, Q], of the second reader
-    numbers: Any = None  # f32[2, Q], likewise: highest score, sum of weights
+    queries_full: Any = None  # barrier: `q_tile` is filled, `handed` and `numbers` were read
+    handed_over: Any = None  # barrier: `handed` and `numbers` are filled
+    handed: Any = None  # f32[H, Q], weighted values of the second reader
+    numbers: Any = None  # f32[2, Q], highest score and sum of weights of the second reader
 
     def tiles(self, reader: int) -> "_Tiles":
-        """A reader's operands of products."""
+        """Return a reader's operands of products."""
         mine = (each.at[reader] for each in (self.k_tile, self.v_tile, self.weights))
         return _Tiles(self.q_tile, *mine)
 
 
 def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) -> None:
-    """Every piece of work of a program, into `outputs`."""
+    """Compute every piece of work of a program and store the results in `outputs`."""
     begun = Rows.take(plan, refs, scratch)
     shared = _Shared(**scratch)
     tiles, out, log_total = shared.tiles(0), shared.out, shared.log_total
@@ -118,7 +118,7 @@ def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) ->
         if plan.readers > 1:
             seen, total = _take_over(plan, shared, seen, total)
         total = jnp.maximum(total, NO_SUM)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the former result
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the previous result has left
         result = seen.weighted / _across(total, plan.head_dim)
         if plan.parts == 1:
             out.transpose((1, 0))[...] = result.astype(out.dtype)
@@ -133,8 +133,8 @@ def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) ->
 
 
 def help_compute(plan: Plan, refs: Refs, **scratch: Any) -> None:
-    """The second reader's share of every piece of work."""
-    Rows.take(plan, refs, scratch)  # are the first reader's alone
+    """Compute the second reader's share of every piece of work."""
+    Rows.take(plan, refs, scratch)  # removes the rows, which only the first reader uses
     shared = _Shared(**scratch)
 
     def help_with(turn: Turn) -> None:
@@ -151,7 +151,7 @@ def help_compute(plan: Plan, refs: Refs, **scratch: Any) -> None:
 def _take_over(
     plan: Plan, shared: _Shared, seen: _Seen, total: jax.Array
 ) -> tuple[_Seen, jax.Array]:
-    """What both have seen, and the sums of weights."""
+    """Merge the running softmaxes of both readers; return it and the sums of weights."""
     wide = plgpu.Layout.WGMMA
     plgpu.barrier_wait(shared.handed_over)
     highest, other_total = (
@@ -174,7 +174,8 @@ class _Tiles(NamedTuple):
     weights: Any
 
     def scores(self, between: Any = lambda: None) -> tuple[jax.Array, Any]:
-        """float32[C, Q] of K and the queries, and what `between` returns, which runs meanwhile."""
+        """Multiply K and the queries, float32[C, Q]; return it with the result of `between`, which
+        runs meanwhile."""
 
         def multiply(into: Any) -> tuple[jax.Array, Any]:
             plgpu.wgmma(into, self.k, self.q.transpose((1, 0)))
@@ -185,7 +186,7 @@ class _Tiles(NamedTuple):
         return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))  # type: ignore[attr-defined]
 
     def values(self, v: Any) -> jax.Array:
-        """float32[H, Q] of V and the weights."""
+        """Multiply V and the weights, float32[H, Q]."""
 
         def multiply(into: Any) -> jax.Array:
             plgpu.wgmma(into, v.transpose((1, 0)), self.weights.transpose((1, 0)))
@@ -195,18 +196,18 @@ class _Tiles(NamedTuple):
         return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))  # type: ignore[attr-defined]
 
     def weigh(self, weights: jax.Array) -> None:
-        """Weights [C, Q] as the product takes them."""
+        """Store weights [C, Q] in the layout of products."""
         self.weights.transpose((1, 0))[...] = weights.astype(self.weights.dtype)
         plgpu.commit_smem()
 
 
 def _across(x: jax.Array, rows: int) -> jax.Array:
-    """[rows, Q] of x [Q]."""
+    """Broadcast x [Q] to [rows, Q]."""
     return lax.broadcast_in_dim(x, (rows, *x.shape), (1,))
 
 
 def _nothing(plan: Plan) -> _Seen:
-    """The running softmax before anything has been seen."""
+    """Return the running softmax before the first key."""
     wide = plgpu.Layout.WGMMA
     lowest = jnp.full((plan.queries,), LOWEST, jnp.float32)
     return _Seen(
@@ -217,9 +218,9 @@ def _nothing(plan: Plan) -> _Seen:
 
 
 def _begin(plan: Plan, work: Work, tiles: _Tiles, new_scales: Any) -> _Seen:
-    """The running softmax before the first block. With `append` the first part has seen the new
-    token, whose K and V are rows of K's tile: products with the tile itself find its score, and its
-    V times a weight of 1."""
+    """Return the running softmax before the first block. With `append` the first part has seen the
+    new token, with K and V as rows of K's tile: products with the tile itself give its score, and
+    its V times a weight of 1."""
     nothing, shape = _nothing(plan), (BLOCK, plan.queries)
     if not plan.append:
         return nothing
@@ -247,14 +248,14 @@ def _attend(
     seen: _Seen,
     reader: int,
 ) -> _Seen:
-    """What has been seen after this reader's blocks of `work`."""
+    """Return the running softmax after this reader's blocks of `work`."""
     blocks = Blocks(plan, refs.rings, work, steps, reader)
     k, v = refs.rings.k, refs.rings.v
     shape = BLOCK, plan.queries
     row = iota(shape, 0)
 
     def unpack(ring: Ring, j: jax.Array, tile: Any) -> jax.Array:
-        """Moves the elements of a block to `tile` and frees its stage; its scales, [C, Q]."""
+        """Move the elements of a block to `tile` and free its stage; return its scales, [C, Q]."""
         stage = blocks.take(ring, j)
         tall = plgpu.Layout.WGMMA.reduce(1)
         scales = plgpu.load(ring.scale_buffer.at[stage], layout=tall, optimized=False)
@@ -275,7 +276,7 @@ def _attend(
         higher = jnp.maximum(seen.highest, scores.max(axis=0))
         fade = jnp.exp2(seen.highest - higher)
         weight = jnp.exp2(scores - _across(higher, BLOCK))
-        # A weight of 0 does not silence a NaN, and unread memory may hold one for a scale.
+        # A weight of 0 does not remove a NaN, which a scale in unread memory may be.
         tiles.weigh(jnp.where(visible, weight * v_scales, jnp.zeros_like(weight)))
         return _Seen(
             weighted=seen.weighted * _across(fade, plan.head_dim) + tiles.values(tiles.v),
@@ -289,7 +290,7 @@ def _attend(
 
 
 def _store(plan: Plan, work: Work, outputs: tuple[Any, ...], out: Any, log_total: Any) -> None:
-    """The result, or that of a part."""
+    """Store the result, or that of a part."""
     if plan.parts == 1:
         result = out.at[pl.ds(0, plan.group)]
         plgpu.copy_smem_to_gmem(result, outputs[0].at[work.row, work.head])

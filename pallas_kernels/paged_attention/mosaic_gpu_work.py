@@ -1,10 +1,10 @@
-"""The work of decode attention on Hopper GPUs: a launch cut into pieces, and dealt to programs.
+"""Cuts a launch of decode attention on Hopper GPUs into pieces of work, and deals them to programs.
 
-Every row is cut into as many parts as any other, or each into as many as its own length asks for.
-Then there is a list of them, made on the device, where the lengths are: the longest come first, so
-that no program begins one when the others are about to end. A row's parts depend on its own length
-and on the launch's shapes, the width of the table among them, not on how long other rows are: how
-sums are grouped shows in their bits.
+All rows are cut into the same number of parts, or each row by its own length. In the latter case
+the device, which has the lengths, makes a list of the parts. The longest come first, so that no
+program begins one when the others are about to end. A row's parts depend on its own length and on
+the launch's shapes, including the width of the table, but not on other rows' lengths: the grouping
+of sums affects their bits.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,18 @@ from pallas_kernels.hopper import Ring, Rings
 from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK, Plan
 
 NO_SUM = 1e-30
-"""In place of a sum of 0 where a part saw nothing: 0 / it is 0, and its logarithm finite."""
+"""Replaces a sum of 0 where a part saw no token: 0 divided by it is 0, and its log is finite."""
 
 
 @dataclass(frozen=True)
 class Refs:
-    """The operands of a launch; those of `append` alone may be missing."""
+    """The operands of a launch; those that only `append` takes may be missing."""
 
     loaded: Any  # [B, K, G, H] queries, or [B, K, G + 2, H] with K and V
     table: Any  # i32[B, W]
     lens: Any  # i32[B]
     rings: Rings
-    cut: Any = None  # i32[B * parts + 1], see `cut`; None where all rows have as many parts
+    cut: Any = None  # i32[B * parts + 1], see `cut`; None where all rows have the same parts
     row_scale: Any = None  # f32[B]
     cos: Any = None  # f32[B, H/2]
     sin: Any = None  # f32[B, H/2]
@@ -42,7 +42,7 @@ class Refs:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Place:
-    """Where a piece of work is: what is read from memory to know it."""
+    """The place of a piece of work: the fields that are read from memory."""
 
     row: jax.Array
     head: jax.Array
@@ -55,11 +55,11 @@ class Place:
 class Work(Place):
     """A piece of work: the blocks of a row's pages that are read for one KV head."""
 
-    parts: jax.Array  # of the row
+    parts: jax.Array  # number of parts of the row
     oldest: jax.Array  # position of the first visible token
-    end: jax.Array  # position behind the last one that is in the pages
-    first: jax.Array  # block
-    count: jax.Array  # of blocks
+    end: jax.Array  # position behind the last token in the pages
+    first: jax.Array  # first block
+    count: jax.Array  # number of blocks
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Turn:
     """A program's turn with a piece of work.
 
     Attributes:
-      n: of those that the program has had.
+      n: number of pieces that the program took before.
       work: the piece.
       steps: blocks of the pieces before.
-      following: the next piece, if there are `more`.
+      following: the next piece's place, if there are `more`.
     """
 
     n: jax.Array
@@ -81,16 +81,16 @@ class Turn:
 
 
 def cut(plan: Plan, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where each row is cut by its own length, the list of parts, and how many each row has.
+    """Cut each row by its own length; return the list of parts, and each row's number of parts.
 
-    Made by comparing everything with everything, in two small kernels: XLA's sort takes longer.
+    It compares all rows with one another, in two small kernels: XLA's sort takes longer.
 
     Args:
       lens: i32[B]
 
     Returns:
-      i32[B * parts + 1] row * parts + part, those of most blocks first, and in the end how many
-      there are; i32[B].
+      i32[B * parts + 1], row * parts + part for each part, those of most blocks first; the last
+      element is their number. i32[B], the number of parts of each row.
     """
     _, _, start, stop = _visible(plan, lens)
     parts = _parts(plan, stop - start)
@@ -105,7 +105,7 @@ def cut(plan: Plan, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def place(plan: Plan, refs: Refs, n: jax.Array) -> Place:
-    """Of the piece that this program takes as its n-th."""
+    """Return the place of this program's n-th piece."""
     index = _index(plan, n)
     if refs.cut is None:
         part = lax.rem(index, jnp.int32(plan.parts))
@@ -119,8 +119,10 @@ def place(plan: Plan, refs: Refs, n: jax.Array) -> Place:
 
 
 def each_work(plan: Plan, refs: Refs, do: Callable[[Turn], None]) -> jax.Array:
-    """Calls do(turn) for each piece of work of this program, while it is read where the next one
-    is. Returns how many blocks all of them have."""
+    """Call do(turn) for each piece of work of this program, while the next one's place is read.
+
+    Return the number of blocks of all pieces.
+    """
     parts = jnp.int32(plan.capacity) if refs.cut is None else refs.cut[plan.capacity]
     pieces = parts * plan.kv_heads  # at least as many as programs
     rounds = lax.div(pieces, jnp.int32(plan.programs))  # those that all programs take part in
@@ -139,8 +141,8 @@ def each_work(plan: Plan, refs: Refs, do: Callable[[Turn], None]) -> jax.Array:
 
 
 def _index(plan: Plan, n: jax.Array) -> jax.Array:
-    """Of the piece that this program takes as its n-th. Where the longest come first, the program
-    that began with the longest goes on with the shortest."""
+    """Return the index of this program's n-th piece. Where the longest come first, the program with
+    the longest first piece takes the shortest second one."""
     program = lax.axis_index("program")
     if plan.by_length is not None:
         program = jnp.where(n == 0, program, plan.programs - 1 - program)
@@ -149,11 +151,11 @@ def _index(plan: Plan, n: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A reader's blocks of a piece of work, of two readers every other one, as they come through
-    the rings.
+    """A reader's blocks of a piece of work, as they come through the rings. Two readers take
+    alternate blocks.
 
-    Barriers count how often they are waited for, so that each reader waits for all blocks: for the
-    other one's between its own.
+    A barrier counts the waits on it, so each reader waits for all blocks, including the other
+    reader's blocks between its own.
     """
 
     plan: Plan
@@ -164,16 +166,17 @@ class Blocks:
 
     @property
     def count(self) -> jax.Array:
-        """Of this reader's."""
+        """Number of this reader's blocks."""
         readers = self.plan.readers
         return lax.div(self.work.count + readers - 1 - self.reader, jnp.int32(readers))
 
     def token(self, j: jax.Array) -> jax.Array:
-        """The first one of the j-th."""
+        """Return the position of the first token of the j-th block."""
         return (self.work.first + self._index(j)) * BLOCK
 
     def take(self, ring: Ring, j: jax.Array) -> jax.Array:
-        """Waits for the j-th; the stage it is in, which is to be freed. One after another."""
+        """Wait for the j-th block; return its stage, which the caller must free. Blocks must be
+        taken in order."""
         index = self._index(j)
         if self.plan.readers > 1:
             pl.when(index > 0)(partial(self._skip, ring, index - 1))
@@ -182,7 +185,7 @@ class Blocks:
         return stage
 
     def leave(self) -> None:
-        """After the last one."""
+        """End after the last block: skip a block of the other reader behind it."""
         if self.plan.readers == 1:
             return
         behind = self._index(self.count) - 1
@@ -203,7 +206,7 @@ class Blocks:
 
 
 def _work(plan: Plan, here: Place) -> Work:
-    """Splits a row's blocks evenly; the last parts of a short row may get none."""
+    """Split a row's blocks evenly; the last parts of a short row may get none."""
     oldest, end, start, stop = _visible(plan, here.kv_len)
     parts = _parts(plan, stop - start)
     each = _up(stop - start, parts)
@@ -213,8 +216,8 @@ def _work(plan: Plan, here: Place) -> Work:
 
 
 def _visible(plan: Plan, kv_len: jax.Array) -> tuple[jax.Array, ...]:
-    """Position of the first visible token, and that behind the last one that is in the pages; first
-    block, and that behind the last."""
+    """Return the positions of the first visible token and behind the last token in the pages, then
+    the first block and the block behind the last."""
     window = plan.sliding_window
     oldest = jnp.zeros_like(kv_len) if window is None else jnp.maximum(kv_len - window, 0)
     end = jnp.maximum(kv_len - 1, 0) if plan.append else kv_len
@@ -223,7 +226,7 @@ def _visible(plan: Plan, kv_len: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _parts(plan: Plan, blocks: jax.Array) -> jax.Array:
-    """Of a row of so many visible blocks."""
+    """Number of parts of a row of `blocks` visible blocks."""
     if plan.by_length is None:
         return jnp.full_like(blocks, plan.parts)
     whole = blocks <= plan.by_length.whole
@@ -231,6 +234,6 @@ def _parts(plan: Plan, blocks: jax.Array) -> jax.Array:
 
 
 def _up(x: jax.Array, by: jax.Array | int) -> jax.Array:
-    """x / by, rounded up."""
+    """Return x / by, rounded up."""
     by = jnp.broadcast_to(jnp.asarray(by, x.dtype), x.shape)
     return lax.div(x + by - 1, by)

@@ -1,9 +1,9 @@
 """Paged attention as a Mosaic kernel for TPUs.
 
-One program a row. It walks the row's pages in blocks: while one block is in the products, the
-copies of the next one's pages run from HBM into the other half of a double buffer. All KV heads of
-a page travel in one copy. The tests interpret and lower it, and the compiler of libtpu 0.0.48 takes
-it for v5e and v6e; it has not run on a TPU yet.
+Each row is one program. It walks the row's pages in blocks: while it multiplies one block, the
+copies of the next block's pages run from HBM into the other half of a double buffer. One copy moves
+all KV heads of a page. Tests interpret and lower it, and the compiler of libtpu 0.0.48 takes it
+for v5e and v6e; it has not run on a TPU yet.
 """
 
 from collections.abc import Callable
@@ -19,18 +19,19 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.online_softmax import LOWEST, MASKED
 
-_TILE_BYTES = 32  # of a column of a tile: 8 rows of float32, 16 of bfloat16
-_BUFFER_BYTES = 4 << 20  # of VMEM, for K and V; it holds 16 MiB at the least
+_TILE_BYTES = 32  # bytes of a column of a tile: 8 rows of float32, 16 of bfloat16
+_BUFFER_BYTES = 4 << 20  # VMEM for K and V; it holds at least 16 MiB
 _MAX_BLOCK_TOKENS = 512
-_TABLE_BYTES = 512 << 10  # of the scalar memory, half of it
+_TABLE_BYTES = 512 << 10  # scalar memory for the page table: half of it
 
 _Seen = tuple[jax.Array, jax.Array, jax.Array]
-"""Of one KV head, float32: weighted values [G, H], highest score [G, 1], sum of weights [G, 1]."""
+"""The running softmax of one KV head, float32: weighted values [G, H], highest score [G, 1], sum of
+weights [G, 1]."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
     width: int  # entries of a row of the page table
     page_size: int
@@ -41,7 +42,7 @@ class _Plan:
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments, or None."""
+    """Say why the kernel does not take these arguments, or return None."""
     page_size, head_dim = k_pages.shape[2:]
     page_bytes = _page_bytes(k_pages)
     table_bytes = page_table.size * page_table.dtype.itemsize
@@ -70,7 +71,7 @@ def paged_attention(
     sliding_window: int | None = None,
     interpret: pltpu.InterpretParams | bool = False,
 ) -> jax.Array:
-    """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are taken as checked.
+    """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are already checked.
 
     Args:
       interpret: run in Pallas' interpreter, on the CPU.
@@ -78,7 +79,7 @@ def paged_attention(
     rows, heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
     group = heads // kv_heads
-    padding = -group % _tile_rows(q)  # so that a KV head's queries are whole tiles
+    padding = -group % _tile_rows(q)  # makes a KV head's queries whole tiles
     width = page_table.shape[1]
     plan = _Plan(
         width=width,
@@ -123,7 +124,7 @@ def _page_bytes(pages: jax.Array) -> int:
 
 
 def _block_pages(pages: jax.Array, width: int) -> int:
-    """Pages of a block: two blocks of K and of V fill the buffer, unless they are long already."""
+    """Number of pages of a block: two blocks of K and of V fill the buffer, within a limit."""
     fitting = _BUFFER_BYTES // (4 * _page_bytes(pages))
     return min(fitting, max(1, _MAX_BLOCK_TOKENS // pages.shape[2]), width)
 
@@ -149,7 +150,7 @@ def _attend_row(
     first, end = lax.div(oldest, block), pl.cdiv(kv_len, block)
 
     def each_page(i: jax.Array, act: Callable[[Any], None]) -> None:
-        """Acts on the copies of block i; pages that hold no visible token have none."""
+        """Call `act` with each copy of block i; pages without a visible token are not copied."""
         half = lax.rem(i, 2)
         lower = jnp.maximum(i * block_pages, lax.div(oldest, page_size))
         upper = jnp.minimum((i + 1) * block_pages, pl.cdiv(kv_len, page_size))
@@ -199,7 +200,7 @@ def _see_block(
     columns: jax.Array,  # bool[1, C], the visible tokens
     rows: jax.Array,  # bool[C, 1], the same
 ) -> _Seen:
-    """online_softmax.see_block of one KV head; the products take the pages' own type."""
+    """Do online_softmax.see_block for one KV head, with products in the pages' own type."""
     weighted, highest, total = seen
     dot = partial(
         lax.dot_general,
@@ -213,7 +214,7 @@ def _see_block(
     higher = jnp.maximum(highest, scores.max(axis=1, keepdims=True))
     weights = jnp.exp(scores - higher)
     fade = jnp.exp(highest - higher)
-    # A weight of 0 does not silence a NaN, and unread memory may hold one. Older TPUs select only
+    # A weight of 0 does not remove a NaN, which unread memory may hold. Older TPUs select only
     # among 32-bit numbers.
     finite = jnp.where(rows, v.astype(jnp.float32), 0).astype(v.dtype)
     values = dot(weights.astype(v.dtype), finite, (((1,), (0,)), ((), ())))  # [G, H]

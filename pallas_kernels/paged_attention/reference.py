@@ -1,8 +1,8 @@
-"""Specification of paged_attention, and what runs on the CPU.
+"""Specification of paged_attention, and its implementation on the CPU.
 
-Rows are taken one after another, and a row's pages in blocks of a fixed number of tokens up to its
-own length. So the time goes with the tokens that are there, whatever the width of the page table,
-and a row's bits depend on that row alone: neither its neighbours nor padding regroup the sums.
+It takes rows one after another, and a row's pages in blocks of a fixed number of tokens up to its
+own length. So the time depends on the real tokens, not on the width of the page table, and a row's
+bits depend on that row alone: neither other rows nor padding regroup its sums.
 """
 
 import jax
@@ -33,12 +33,12 @@ def paged_attention(
     logit_soft_cap: float | None = None,
     sliding_window: int | None = None,
 ) -> jax.Array:
-    """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are taken as checked."""
+    """See `pallas_kernels.paged_attention.api.paged_attention`; arguments are already checked."""
     _, heads, head_dim = q.shape
     kv_heads, _, page_size, _ = elements_of(k_pages).shape
     block_pages = max(1, _BLOCK_TOKENS // page_size)
     block = block_pages * page_size
-    # Whole blocks: a slice that ran over the end would be moved, not cut.
+    # Pad to whole blocks: a slice past the end would be moved back, not cut off.
     width = -page_table.shape[1] % block_pages
     page_table = jnp.pad(page_table, ((0, 0), (0, width)))
 
@@ -52,7 +52,7 @@ def paged_attention(
             position = i * block + jnp.arange(block)
             visible = (first <= position) & (position < kv_len)  # [C]
             k = gather_pages(k_pages, page_ids)  # [K, C, H]
-            # A weight of 0 does not silence a NaN, and unread memory may hold one.
+            # A weight of 0 does not remove a NaN, which unread memory may hold.
             v = jnp.where(visible[:, None], gather_pages(v_pages, page_ids), 0)
             return see_block(seen, q_row, k, v, visible, logit_soft_cap)
 

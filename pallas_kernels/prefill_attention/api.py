@@ -1,8 +1,8 @@
 """Prefill attention: packed chunks of several prompts, each over its own pages.
 
-Ragged in the manner of FlashAttention's variable-length interface and of FlashInfer (Ye et al.,
-2025): lengths are cumulative, and the pages of all sequences are one flat list, so that padding is
-paid once a batch and not once a sequence.
+The input is ragged, as in FlashAttention's variable-length interface and in FlashInfer (Ye et al.,
+2025): lengths are cumulative, and the pages of all sequences are one flat list, so a batch is
+padded once and not once a sequence.
 """
 
 import jax
@@ -16,12 +16,12 @@ PLATFORMS = {
     "mosaic_tpu": ("tpu",),
     "mosaic_gpu": ("gpu",),
 }
-"""Where each implementation runs compiled; interpreted they all run on the CPU."""
+"""Platforms where each implementation runs compiled; interpreted, all run on the CPU."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
 
-# What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
-# enters when `python -m pallas_kernels.check` has passed on that hardware.
+# The implementation that `None` lowers to on each platform, if it takes the arguments. A kernel is
+# listed once `python -m pallas_kernels.check` has passed on that hardware.
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _OPERATION = Operation(
@@ -43,15 +43,14 @@ def prefill_attention(
     sliding_window: int | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Causal softmax(scale * q k^T) v of every token over its own sequence's pages.
+    """Return causal softmax(scale * q k^T) v of every token over its own sequence's pages.
 
-    The K and V of the chunk itself are in the pages already. Products and sums are taken in
-    float32. Memory that no token sees may hold anything, NaN included. So may the pages of another
-    sequence. Within a sequence, where tokens see what is before them and not what is after, pages
-    hold what `pallas_kernels.finite` says: V is finite, and NaN in K tells of a token that is not.
-    No token's result depends on what it does not see; that of a token that sees NaN in K is not
-    finite. Within `jax.shard_map`, heads may be split; the map must be made with
-    `check_vma=False`.
+    The pages already hold the K and V of the chunk itself. Products and sums are in float32. Memory
+    that no token sees may hold anything, NaN included, and so may the pages of other sequences.
+    Within a sequence, where a token sees earlier tokens and not later ones, pages obey
+    `pallas_kernels.finite`: V is finite, and NaN in K marks a token that is not. A token's result
+    depends only on tokens that it sees; it is not finite if their K holds NaN. Within
+    `jax.shard_map`, heads may be split; the map must be made with `check_vma=False`.
 
     Args:
       q: [T, N, H], the chunks of B sequences one after another; the rest is padding.
@@ -59,21 +58,21 @@ def prefill_attention(
       kv_pages: i32[Z], the pages of all sequences one after another; the rest is padding. Every
         entry is a valid page.
       cu_pages: i32[B + 1]; the pages of sequence b are kv_pages[cu_pages[b] : cu_pages[b + 1]].
-      cu_q_lens: i32[B + 1]; sequence b has tokens cu_q_lens[b] to cu_q_lens[b + 1] - 1 of q. Where
-        the two are equal it has none, as sequences that pad the batch.
-      kv_lens: i32[B], tokens of each sequence in its pages, the chunk included, so that the chunk's
-        last token has position kv_lens[b] - 1.
+      cu_q_lens: i32[B + 1]; sequence b has tokens cu_q_lens[b] to cu_q_lens[b + 1] - 1 of q. It has
+        none where the two are equal, as for sequences that pad the batch.
+      kv_lens: i32[B], tokens of each sequence in its pages, the chunk included: the chunk's last
+        token has position kv_lens[b] - 1.
       scale: > 0, multiplies the scores.
       logit_soft_cap: if given, scores become cap * tanh(score / cap).
       sliding_window: if given, a token sees itself and the sliding_window - 1 before it.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
-        program is lowered for, which is the reference where no kernel takes these arguments.
+        program is lowered for, or the reference where no kernel takes these arguments.
 
     Returns:
       [T, N, H] in q's dtype; zeros for padding.
 
     Raises:
-      ValueError: shapes, types or options contradict the above, or no such implementation.
+      ValueError: shapes, types or options differ from the above, or no such implementation.
       NotImplementedError: the named implementation does not take these arguments.
     """
     sizes = bind_dims(

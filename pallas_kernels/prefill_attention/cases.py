@@ -1,4 +1,5 @@
-"""The shapes at which prefill_attention is tested and timed, with hostile inputs and answers."""
+"""The shapes at which prefill_attention is tested and timed, with hostile inputs and expected
+results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,9 @@ class Case:
 
     name: str
     chunks: tuple[tuple[int, int], ...]
-    """Of each sequence: tokens in the batch, tokens in its pages."""
+    """For each sequence, its tokens in the batch and its tokens in its pages."""
     padding: int = 0
-    """Tokens, sequences and pages more than there are."""
+    """Padding tokens, padding sequences and padding pages, each this many."""
     kv_heads: int = 2
     group: int = 4
     head_dim: int = 64
@@ -38,13 +39,13 @@ class Case:
         }
 
     def visible(self, q_len: int, kv_len: int) -> np.ndarray:
-        """bool[q_len, kv_len]: which tokens each token of a chunk sees."""
+        """Return bool[q_len, kv_len]: the tokens that each token of a chunk sees."""
         behind = np.arange(kv_len - q_len, kv_len)[:, None] - np.arange(kv_len)
         return (behind >= 0) & (behind < (self.sliding_window or kv_len))
 
     @property
     def work(self) -> tuple[float, str]:
-        """Floating-point operations of the two products, of visible pairs alone."""
+        """Floating-point operations of the two products over visible pairs, and their unit."""
         window = self.sliding_window
         pairs = 0
         for q_len, kv_len in self.chunks:
@@ -81,7 +82,7 @@ class Inputs:
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """float32[T, N, H]"""
+        """The expected attention, float32[T, N, H]."""
         out = np.zeros(self.q.shape, np.float32)
         for b, (q_len, kv_len) in enumerate(self.case.chunks):
             if q_len:
@@ -105,12 +106,13 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments. Pages are scattered over the pool, padding names any page, and every number
-    that no token sees is NaN: other pages, the rest of a last page, what lies before the window."""
+    """Make random arguments. Pages are scattered over the pool, and padding names any page. Every
+    number that no token sees is NaN: other pages, the rest of a last page, tokens before the
+    window."""
     rng = np.random.default_rng(seed)
     dtype = jnp.dtype(case.dtype)
     counts = [-(-kv_len // case.page_size) for _, kv_len in case.chunks]
-    pages = sum(counts) + 2  # the null page, and one that nobody has
+    pages = sum(counts) + 2  # also the null page, and a page of no row
     kv_pages = rng.integers(pages, size=sum(counts) + case.padding + 1)
     kv_pages[: sum(counts)] = 1 + rng.permutation(pages - 1)[: sum(counts)]
     cu_pages = np.cumsum([0, *counts])
@@ -142,12 +144,12 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float, *, raw: bool = False) -> Poisoned:
-    """Inputs of which every other sequence is poisoned, its queries and all of its pages; and of
-    all others the newer half of a chunk, whose older tokens must not feel it.
+    """Poison the queries and all pages of every other sequence, and the newer half of each other
+    sequence's chunk; the older tokens of that chunk must not change.
 
     Args:
-      raw: whether V of the latter is poisoned, too, which `pallas_kernels.finite` keeps out of
-        pages.
+      raw: whether V of the latter is poisoned, too, although `pallas_kernels.finite` keeps such V
+        out of pages.
     """
     case, q = inputs.case, inputs.q.copy()
     k_pages, v_pages = inputs.k_pages.copy(), inputs.v_pages.copy()
@@ -218,7 +220,7 @@ CASES = (
     ),
     Case("bf16 soft cap", ((30, 140),), kv_heads=2, group=1, dtype="bfloat16", logit_soft_cap=3.0),
 )
-"""Small enough for any machine."""
+"""Cases small enough for any machine."""
 
 
 def _llama8b(name: str, chunks: tuple[tuple[int, int], ...]) -> Case:
@@ -230,4 +232,4 @@ LARGE_CASES = (
     _llama8b("8 x 256", _whole(*[256] * 8)),
     _llama8b("chunk of 512 at 4k", ((512, 4096),)),
 )
-"""One layer of Llama 3 8B, for accelerators."""
+"""Cases of one layer of Llama 3 8B, for accelerators."""

@@ -1,15 +1,15 @@
 """Prefill attention over pages as a Mosaic kernel for Hopper GPUs.
 
-FlashAttention-3 (Shah et al., 2024) on ragged, paged input. A piece of work is what one sequence
-has of a tile of 128 tokens of the batch, for one query head: one warpgroup copies that head's pages
-into a ring in shared memory, by the tensor memory accelerator, and two others take half of the tile
-each, in turns: while one keeps the tensor cores busy, the other takes its softmax.
+It is FlashAttention-3 (Shah et al., 2024) on ragged, paged input. A piece of work is one sequence's
+part of a tile of 128 tokens of the batch, for one query head. One warpgroup copies that head's
+pages into a ring in shared memory, with the tensor memory accelerator. Two others take half of the
+tile each, in turns: while one keeps the tensor cores busy, the other computes its softmax.
 
-Blocks of threads stay: each takes one piece of work after another, and its ring runs on from one to
-the next. Pieces are dealt out long ones first and back and forth, which evens out what the causal
-mask makes uneven.
+Blocks of threads are persistent: each takes one piece of work after another, and its ring continues
+from one to the next. Pieces are dealt back and forth, long ones first, which balances the uneven
+work of the causal mask.
 
-The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
+Tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ from pallas_kernels.prefill_attention.mosaic_gpu_body import (
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, kv_pages: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments, or None."""
+    """Say why the kernel does not take these arguments, or return None."""
     del kv_pages
     _, _, page_size, head_dim = k_pages.shape
     if q.dtype != jnp.bfloat16 or k_pages.dtype != q.dtype:
@@ -58,10 +58,10 @@ def prefill_attention(
     programs: int = PROCESSORS,
     interpret: Any = None,
 ) -> jax.Array:
-    """See `pallas_kernels.prefill_attention.api.prefill_attention`; arguments are taken as checked.
+    """See `pallas_kernels.prefill_attention.api.prefill_attention`; arguments are already checked.
 
     Args:
-      programs: blocks of threads, at most.
+      programs: most blocks of threads.
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
     """
     tokens, heads, head_dim = q.shape
@@ -83,8 +83,8 @@ def prefill_attention(
     )
     padded = jnp.pad(q, ((0, padding), (0, 0), (0, 0))) if padding else q
     tile_table = _tile_table(tiles, padded.shape[0], cu_pages, cu_q_lens, kv_lens)
-    # In memory of its own: XLA (of JAX 0.11.2) hands a kernel that takes a slice of something a
-    # pointer into that, aligned or not, and Mosaic refuses what is not.
+    # This copies the list to memory of its own: if it is a slice, XLA (JAX 0.11.2) passes a pointer
+    # into the longer array, aligned or not, and Mosaic refuses unaligned operands.
     own_pages = jnp.maximum(kv_pages, 0)
     return _launch(plan, interpret, padded, k_pages, v_pages, own_pages, tile_table)[:tokens]
 
@@ -92,13 +92,14 @@ def prefill_attention(
 def _tile_table(
     tiles: int, tokens: int, cu_pages: jax.Array, cu_q_lens: jax.Array, kv_lens: jax.Array
 ) -> jax.Array:
-    """i32[tiles, 5] of what each sequence has of each tile, longest context first: the tile's first
-    token, first row and last row + 1 of the sequence in it, position of row 0, and where the
-    sequence's pages begin in the list. Rows that pad the batch are those of a last sequence without
-    context; pieces that do not exist have no rows.
+    """Return i32[tiles, 5]: each sequence's part of each tile, longest context first.
 
-    Every layer of a model asks for the same table, which XLA then computes once. It is made by
-    comparing everything with everything, which takes XLA few kernels, where a sort takes many.
+    The columns are the tile's first token, the first row and last row + 1 of the sequence in it,
+    the position of row 0, and where the sequence's pages begin in the list. Rows that pad the batch
+    belong to a last sequence without context; pieces that do not exist have no rows.
+
+    Every layer of a model needs the same table; XLA computes it once. It compares all pieces with
+    one another, which takes XLA few kernels; a sort takes many.
     """
     starts = cu_q_lens
     ends = jnp.append(cu_q_lens[1:], tokens)
@@ -109,7 +110,7 @@ def _tile_table(
     before = jnp.where(sequence < sequence[:, None], counts, 0).sum(axis=1)
 
     piece = jnp.arange(tiles, dtype=jnp.int32)
-    nth = piece[:, None] - before  # [tiles, B + 1], of a sequence's
+    nth = piece[:, None] - before  # [tiles, B + 1], number among a sequence's pieces
     token = (first + nth) * TILE
     begin, end = jnp.clip(starts - token, 0, TILE), jnp.clip(ends - token, 0, TILE)
     position = token - starts + context
@@ -129,7 +130,7 @@ def _tile_table(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _launch(plan: Plan, interpret: Any, q: jax.Array, *operands: jax.Array) -> jax.Array:
-    """A function of its own, so that a model's layers share one lowering: it takes a second."""
+    """Launch the kernel. It is jitted so that a model's layers share one lowering, of a second."""
     kernel = plgpu.kernel(
         partial(body, plan),
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),

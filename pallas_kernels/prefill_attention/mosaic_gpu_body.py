@@ -1,5 +1,5 @@
-"""What a block of threads of prefill attention does on Hopper GPUs: one warpgroup copies pages into
-the rings, two compute."""
+"""The program of a block of threads of prefill attention on Hopper GPUs: one warpgroup copies pages
+into the rings, two compute."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ from pallas_kernels.hopper import (
 from pallas_kernels.online_softmax import LOWEST, MASKED
 
 COMPUTE = 2
-"""Warpgroups that compute."""
+"""Number of warpgroups that compute."""
 
 TILE = COMPUTE * ROWS
-"""Tokens of the packed batch that a piece of work may have."""
+"""Most tokens of the packed batch in a piece of work."""
 
 BLOCK = 128
 """Tokens of a stage of the rings."""
@@ -36,7 +36,7 @@ BLOCK = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
     heads: int
     group: int
@@ -49,21 +49,21 @@ class Plan:
     logit_soft_cap: float | None
     sliding_window: int | None
     weights_in_registers: bool
-    """As they should be; Pallas' interpreter takes them from shared memory alone."""
+    """Whether weights stay in registers; Pallas' interpreter takes them from shared memory."""
 
     @property
     def stages(self) -> int:
-        """Of the rings; a stage holds a block of K and of V."""
+        """Number of stages of the rings; a stage holds a block of K and of V."""
         return 2 if self.head_dim == 128 else 4
 
     @property
     def work(self) -> int:
-        """Pieces of work."""
+        """Number of pieces of work."""
         return self.tiles * self.heads
 
 
 def scratch_types(plan: Plan, dtype: Any) -> dict[str, Any]:
-    """Shared memory and barriers, by `body`'s names for them."""
+    """Allocate shared memory and barriers, by the names that `body` expects."""
     rings = Rings.scratch(
         dtype,
         stages=plan.stages,
@@ -95,16 +95,16 @@ class _Refs:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a sequence has of a tile, for one query head, and the blocks of pages that it reads."""
+    """A sequence's part of a tile, for one query head, and the blocks of pages that it reads."""
 
     head: jax.Array
-    token: jax.Array  # of the packed batch, first of the tile
+    token: jax.Array  # first token of the tile, in the packed batch
     begin: jax.Array  # first row of the sequence
     end: jax.Array  # its last row + 1
-    position: jax.Array  # of row 0; may be less than 0
+    position: jax.Array  # position of row 0; may be less than 0
     page: jax.Array  # where the sequence's pages begin in the list
-    first: jax.Array  # block
-    count: jax.Array  # of blocks
+    first: jax.Array  # first block
+    count: jax.Array  # number of blocks
 
 
 class _Seen(NamedTuple):
@@ -125,7 +125,7 @@ def body(
     out: Any,
     **scratch: Any,
 ) -> None:
-    """The program of one block of threads: the launch's operands, its result, and its scratch."""
+    """Run the program of one block of threads on the launch's operands, result and scratch."""
     refs = _Refs(q, kv_pages, tiles, out, Rings.take(k_pages, v_pages, scratch))
     warpgroup = lax.axis_index("warpgroup")
 
@@ -141,8 +141,10 @@ def body(
 
 
 def _each_work(plan: Plan, refs: _Refs, do: Callable[[_Work, jax.Array], None]) -> jax.Array:
-    """Calls do(work, steps) for each piece of work of this program; `steps` counts the blocks of
-    those before. Returns that of all of them."""
+    """Call do(work, steps) for each piece of work of this program; return the blocks of all pieces.
+
+    `steps` counts the blocks of the pieces before.
+    """
     program = lax.axis_index("program")
 
     def turn(n: jax.Array, steps: jax.Array) -> jax.Array:
@@ -218,7 +220,7 @@ def _compute(
         plgpu.commit_smem()
         _store(refs, work, out_tile, start, *half.rows)
 
-    # One warpgroup is half a step behind the other.
+    # The second warpgroup starts half a step behind the first.
     pl.when(warpgroup == 1)(take_turns)
     _each_work(plan, refs, compute_work)
     pl.when(warpgroup == 0)(take_turns)
@@ -228,7 +230,7 @@ def _compute(
 def _store(
     refs: _Refs, work: _Work, out_tile: Any, start: jax.Array, begin: jax.Array, end: jax.Array
 ) -> None:
-    """The rows of half a tile that are the sequence's; others are somebody else's to write."""
+    """Store the sequence's rows of half a tile; other pieces of work write the other rows."""
 
     @pl.when(end - begin == ROWS)
     def _() -> None:
@@ -244,7 +246,7 @@ def _store(
 
 @dataclass(frozen=True)
 class _Half:
-    """Half a tile, as one warpgroup attends to it."""
+    """Half a tile, for which one warpgroup computes attention."""
 
     plan: Plan
     refs: _Refs
@@ -257,7 +259,7 @@ class _Half:
 
     @property
     def rows(self) -> tuple[jax.Array, jax.Array]:
-        """First and last + 1 of the half's rows that are the sequence's."""
+        """Return the first row and last row + 1 of the sequence in this half."""
         base = self.warpgroup * ROWS
         return (
             jnp.clip(self.work.begin - base, 0, ROWS),
@@ -265,8 +267,8 @@ class _Half:
         )
 
     def attend(self, take_turns: Callable[[], None]) -> _Seen:
-        """All blocks of the tile. Those that no row masks go without a mask; those behind the
-        newest row of this half are passed by, in step with the other half."""
+        """Attend to all blocks of the tile. Blocks that every row sees whole need no mask. Blocks
+        behind the newest row of this half are skipped, in step with the other half."""
         plan, work = self.plan, self.work
         wide, tall = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
         seen = _Seen(
@@ -340,7 +342,7 @@ class _Half:
         return _Seen(weighted, highest, total)
 
     def _visible(self, block: jax.Array) -> jax.Array:
-        """bool[64, C]: which tokens of a block each row sees."""
+        """Return bool[64, C]: the tokens of a block that each row sees."""
         shape = (ROWS, BLOCK)
         first = self.work.position + self.warpgroup * ROWS
         behind = iota(shape, 0) + first - (iota(shape, 1) + block * BLOCK)
@@ -350,9 +352,9 @@ class _Half:
         return visible
 
     def _silence(self, stage: jax.Array, block: jax.Array) -> None:
-        """A weight of 0 does not silence a NaN, and memory that no row sees may hold one. Each
-        half clears the same rows before its own product and writes the others as they are: the
-        bytes that the other half may be reading do not change."""
+        """Clear rows of V that no row of the tile sees: they may hold NaN, which a weight of 0 does
+        not remove. Each half clears the same rows before its own product and writes the other rows
+        unchanged, so the bytes that the other half may be reading do not change."""
         work, values = self.work, self.refs.rings.v.buffer
         stop = work.position + work.end
         window = self.plan.sliding_window

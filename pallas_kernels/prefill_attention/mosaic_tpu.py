@@ -1,11 +1,11 @@
 """Prefill attention as a Mosaic kernel for TPUs.
 
-The packed batch is cut at every boundary of a tile of tokens and at every boundary of a sequence;
-one program takes what lies between two cuts, one after another. It walks the pages that its tokens
-see in blocks: while one block is in the products, the copies of the next one, at its end those of
-the next program's first, run from HBM into the other half of a double buffer. All KV heads of a
-page travel in one copy. The tests interpret and lower it, and the compiler of libtpu 0.0.48 takes
-it for v5e and v6e; it has not run on a TPU yet.
+The packed batch is cut at every boundary of a tile of tokens and at every boundary of a sequence.
+Programs run one after another; each takes the tokens between two cuts. It walks the pages that its
+tokens see in blocks: while it multiplies one block, the next block (at the end, the next program's
+first) is copied from HBM into the other half of a double buffer. One copy moves all KV heads of a
+page. Tests interpret and lower the kernel, and the compiler of libtpu 0.0.48 takes it for v5e and
+v6e; it has not run on a TPU yet.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,19 +24,19 @@ from pallas_kernels.finite import guarded
 from pallas_kernels.online_softmax import LOWEST, MASKED
 from pallas_kernels.tpu_tiles import LANES, page_bytes, pages_refusal
 
-# Of VMEM, which holds 16 MiB at the least: K and V; a tile's q, output and sums; a head's scores.
+# Of VMEM's 16 MiB or more, shares of K and V; a tile's q, output and sums; a head's scores.
 _BUFFER_BYTES = 4 << 20
 _STATE_BYTES = 6 << 20
 _SCORE_BYTES = 1 << 20
 _FEWEST_TOKENS = 16  # a tile of bfloat16
 _MAX_TOKENS = 128
 _MAX_BLOCK_TOKENS = 512
-_SCALAR_BYTES = 512 << 10  # of the scalar memory, half of it
+_SCALAR_BYTES = 512 << 10  # scalar memory for metadata: half of it
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
     tile: int  # tokens, a power of 2
     tiles: int
@@ -54,7 +54,7 @@ class _Plan:
 
 
 class _Scalars(NamedTuple):
-    """References to scalar memory, i32; the first two are explained in _cuts."""
+    """References to scalar memory, i32; see _cuts for the first two."""
 
     starts: Any  # [programs + 2]
     sequence: Any  # [programs + 2]
@@ -64,7 +64,7 @@ class _Scalars(NamedTuple):
 
 
 class _State(NamedTuple):
-    """References to what a program keeps of each KV head; the last three are float32 and those of
+    """References to a program's state of each KV head; the last three are float32 and those of
     online_softmax.Running."""
 
     q: Any  # [K, G * tile, H], head after head of the group
@@ -74,20 +74,20 @@ class _State(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """What one program does: tokens of one tile and one sequence; scalars."""
+    """The tokens of one program, of one tile and one sequence; all fields are scalars."""
 
     low: jax.Array  # its tokens of the packed batch, from low to high - 1
     high: jax.Array
-    shift: jax.Array  # of a token to its position
+    shift: jax.Array  # position of a token minus its index
     page: jax.Array  # where the sequence's pages begin in kv_pages
     oldest: jax.Array  # the positions that any of its tokens sees, from oldest to end - 1
     end: jax.Array
-    first: jax.Array  # block that any sees
-    blocks: jax.Array  # of pages; 0 for padding
+    first: jax.Array  # first block that any of its tokens sees
+    blocks: jax.Array  # number of blocks of pages; 0 for padding
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, kv_pages: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments, or None."""
+    """Say why the kernel does not take these arguments, or return None."""
     if q.dtype not in (jnp.float32, jnp.bfloat16) or k_pages.dtype != q.dtype:
         return f"q and pages must both be float32 or bfloat16, not {q.dtype} and {k_pages.dtype}"
     if reason := pages_refusal(k_pages):
@@ -116,7 +116,7 @@ def prefill_attention(
     sliding_window: int | None = None,
     interpret: pltpu.InterpretParams | bool = False,
 ) -> jax.Array:
-    """See `pallas_kernels.prefill_attention.api.prefill_attention`; arguments are taken as checked.
+    """See `pallas_kernels.prefill_attention.api.prefill_attention`; arguments are already checked.
 
     Args:
       interpret: run in Pallas' interpreter, on the CPU.
@@ -156,13 +156,13 @@ def prefill_attention(
         name="prefill_attention",
     )
     scalars = _Scalars(starts, sequence, kv_pages, cu_pages, kv_lens - cu_q_lens[1:])
-    # In two dimensions, as the projection made it: heads are gathered in VMEM, not in HBM.
+    # q has two dimensions, as the projection made it: heads are gathered in VMEM, not in HBM.
     out = kernel(*scalars, q.reshape(tokens, -1), k_pages, v_pages)
     return out.reshape(tokens, heads, head_dim)
 
 
 def _scratch(plan: _Plan, q: jax.Array, k_pages: jax.Array) -> list[Any]:
-    """The last arguments of _attend_run."""
+    """Allocate the last arguments of _attend_run."""
     _, heads, head_dim = q.shape
     kv_heads = len(k_pages)
     rows = heads // kv_heads * plan.tile
@@ -180,10 +180,10 @@ def _scratch(plan: _Plan, q: jax.Array, k_pages: jax.Array) -> list[Any]:
 
 
 def _fitting_tokens(q: jax.Array, k_pages: jax.Array) -> int:
-    """The largest tile of which a program can hold all heads, and one head's scores of a page."""
+    """Return the largest tile for which all heads, and one head's scores of a page, fit."""
     _, heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
-    # q and the output twice each, and q by heads; the weighted values, maxima and sums.
+    # q and the output are there twice each, and q by heads; then weighted values, maxima, sums.
     columns = max(head_dim, LANES)
     state = heads * (5 * columns * q.dtype.itemsize + 4 * (columns + 2 * LANES))
     scores = heads // kv_heads * max(page_size, LANES) * 4
@@ -191,25 +191,25 @@ def _fitting_tokens(q: jax.Array, k_pages: jax.Array) -> int:
 
 
 def _tile_tokens(q: jax.Array, k_pages: jax.Array) -> int:
-    """A power of 2, so that a row's token is found by its bits."""
+    """Return the tokens of a tile: a power of 2, so that a row's bits give its token."""
     fitting = min(_fitting_tokens(q, k_pages), _MAX_TOKENS)
     wanted = 1 << (max(len(q), _FEWEST_TOKENS) - 1).bit_length()
     return min(1 << (fitting.bit_length() - 1), wanted)
 
 
 def _block_pages(pages: jax.Array, rows: int, listed: int) -> int:
-    """Pages of a block: two blocks of K and of V fill the buffer, unless they are long already."""
+    """Number of pages of a block: two blocks of K and of V fill the buffer, within a limit."""
     tokens = min(_MAX_BLOCK_TOKENS, _SCORE_BYTES // (4 * rows))
     fitting = _BUFFER_BYTES // (4 * page_bytes(pages))
     return min(fitting, max(1, tokens // pages.shape[2]), listed)
 
 
 def _cuts(plan: _Plan, cu_q_lens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where each program's tokens begin, and whose they are.
+    """Return where each program's tokens begin, and their sequence.
 
     Returns:
-      i32[programs + 2], ascending; a program takes the tokens up to the next start. What is more
-      than there are cuts lies behind the last tile.
+      i32[programs + 2], starts in ascending order; a program takes the tokens up to the next start.
+      Starts beyond the number of cuts lie behind the last tile.
       i32[programs + 2], the sequence of each; that of padding is B, behind all others.
     """
     tiles = jnp.arange(plan.tiles, dtype=jnp.int32) * plan.tile
@@ -221,7 +221,7 @@ def _cuts(plan: _Plan, cu_q_lens: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _attend_run(
     plan: _Plan,
-    starts: jax.Ref,  # scalar memory, as the next four; see _Scalars
+    starts: jax.Ref,  # scalar memory, like the next four; see _Scalars
     sequence: jax.Ref,
     kv_pages: jax.Ref,
     cu_pages: jax.Ref,
@@ -230,7 +230,7 @@ def _attend_run(
     k_ref: jax.Ref,  # [K, P, S, H], HBM
     v_ref: jax.Ref,  # [K, P, S, H], HBM
     out_ref: jax.Ref,  # [tile, N * H]
-    q_rows: jax.Ref,  # [K, G * tile, H], as the next three; see _State
+    q_rows: jax.Ref,  # [K, G * tile, H], like the next three; see _State
     weighted: jax.Ref,
     highest: jax.Ref,
     total: jax.Ref,
@@ -280,7 +280,7 @@ def _run_of(plan: _Plan, scalars: _Scalars, program: jax.Array) -> _Run:
     if plan.sliding_window is not None:
         oldest = jnp.maximum(low + shift - plan.sliding_window + 1, 0)
     end, first = high + shift, lax.div(oldest, plan.block)
-    # At least one for real tokens, so that each program finds its first block on its way.
+    # At least one for real tokens, so that each program's first block is always copied early.
     blocks = jnp.maximum(pl.cdiv(end, plan.block) - first, 1)
     return _Run(
         low=low,
@@ -302,10 +302,10 @@ def _each_page(
     sides: tuple[tuple[Any, Any, Any], ...],
     act: Callable[[Any], None],
 ) -> None:
-    """Acts on the copies of block i; pages that hold no token that the run sees have none.
+    """Call `act` with each copy of block i; pages without a token that the run sees are not copied.
 
     Args:
-      sides: of K and of V the pool [K, P, S, H], the place for the block [K, C, H], a semaphore.
+      sides: for K and for V, the pool [K, P, S, H], the block's buffer [K, C, H], a semaphore.
     """
     lower = jnp.maximum(i * plan.block_pages, lax.div(run.oldest, plan.page_size))
     upper = jnp.minimum((i + 1) * plan.block_pages, pl.cdiv(run.end, plan.page_size))
@@ -320,7 +320,7 @@ def _each_page(
 
 
 def _begin(plan: _Plan, run: _Run, q_ref: jax.Ref, state: _State) -> None:
-    """Nothing seen; where a tile begins, its queries are gathered by KV head."""
+    """Reset the running softmax; where a tile begins, gather its queries by KV head."""
     state.weighted[...] = jnp.zeros(state.weighted.shape, jnp.float32)
     state.highest[...] = jnp.full(state.highest.shape, LOWEST, jnp.float32)
     state.total[...] = jnp.zeros(state.total.shape, jnp.float32)
@@ -332,7 +332,7 @@ def _begin(plan: _Plan, run: _Run, q_ref: jax.Ref, state: _State) -> None:
 
 
 def _end(plan: _Plan, run: _Run, state: _State, out_ref: jax.Ref) -> None:
-    """Stores the run's tokens; a tile's others are of other programs."""
+    """Store the run's tokens; other programs store the tile's other tokens."""
     ours = _token(plan, run, plan.tile)[1]
     for head, rows, columns in _heads(plan, state):
         total = state.total[head, rows]
@@ -342,7 +342,7 @@ def _end(plan: _Plan, run: _Run, state: _State, out_ref: jax.Ref) -> None:
 
 
 def _heads(plan: _Plan, state: _State) -> Iterator[tuple[int, Any, Any]]:
-    """Of each query head its KV head, its rows there, and its columns in the packed batch."""
+    """Yield each query head's KV head, its rows there, and its columns in the packed batch."""
     kv_heads, rows, head_dim = state.q.shape
     group = rows // plan.tile
     for n, (head, i) in enumerate(product(range(kv_heads), range(group))):
@@ -350,7 +350,7 @@ def _heads(plan: _Plan, state: _State) -> Iterator[tuple[int, Any, Any]]:
 
 
 def _token(plan: _Plan, run: _Run, rows: int) -> tuple[jax.Array, jax.Array]:
-    """Index in the packed batch i32[rows, 1] of each row, and whether it is of this run."""
+    """Return each row's index in the packed batch, i32[rows, 1], and whether this run has it."""
     row = lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
     token = run.low - lax.rem(run.low, plan.tile) + (row & (plan.tile - 1))
     return token, (run.low <= token) & (token < run.high)
@@ -359,8 +359,8 @@ def _token(plan: _Plan, run: _Run, rows: int) -> tuple[jax.Array, jax.Array]:
 def _see_block(
     plan: _Plan, run: _Run, i: jax.Array, state: _State, k_ref: jax.Ref, v_ref: jax.Ref
 ) -> None:
-    """online_softmax.see_block of all heads over block i, of which k_ref and v_ref [K, C, H] hold
-    the copies; the products take the pages' own type."""
+    """Do online_softmax.see_block for all heads over block i, in k_ref and v_ref [K, C, H], with
+    products in the pages' own type."""
     kv_heads, rows = state.q.shape[:2]
     start, end = i * plan.block, (i + 1) * plan.block
     token, ours = _token(plan, run, rows)
@@ -375,7 +375,7 @@ def _see_block(
 
     @pl.when(masked)
     def _() -> None:
-        # A weight of 0 silences no NaN: K gets that of V. Older TPUs select only 32-bit numbers.
+        # A weight of 0 removes no NaN, so K takes V's NaN. Older TPUs select only 32-bit numbers.
         k, v = (ref[...].astype(jnp.float32) for ref in (k_ref, v_ref))
         k, v = guarded(k, v, jnp.inf)
         k_ref[...], v_ref[...] = k.astype(k_ref.dtype), v.astype(v_ref.dtype)

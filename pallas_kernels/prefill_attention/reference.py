@@ -1,9 +1,9 @@
-"""Specification of prefill_attention, and what runs on the CPU.
+"""Specification of prefill_attention, and its implementation on the CPU.
 
-Queries are taken in tiles of the packed batch. A tile visits the sequences that have tokens in it,
-and of each only the blocks of pages up to its newest token there. So only one tile of scores exists
-at a time, keys of the future or of other prompts cost nothing, and the sums of a token are grouped
-by its own sequence's pages alone, however prompts are packed or cut into chunks.
+It takes queries in tiles of the packed batch. A tile visits the sequences that have tokens in it,
+and for each only the blocks of pages up to its newest token there. So only one tile of scores
+exists at a time, keys of later tokens or of other prompts cost nothing, and a token's sums are
+grouped by its own sequence's pages alone, however prompts are packed or cut into chunks.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ from pallas_kernels.online_softmax import (
     see_block,
 )
 
-# Larger ones gain nothing on long prompts on the CPU, and waste most of their work on short ones.
+# On the CPU larger tiles gain nothing on long prompts, and waste most of their work on short ones.
 _TILE_TOKENS = 64
 _BLOCK_TOKENS = 64
 
@@ -55,13 +55,13 @@ def prefill_attention(
     logit_soft_cap: float | None = None,
     sliding_window: int | None = None,
 ) -> jax.Array:
-    """See `pallas_kernels.prefill_attention.api.prefill_attention`; arguments are taken as
+    """See `pallas_kernels.prefill_attention.api.prefill_attention`; arguments are already
     checked."""
     tokens, heads, head_dim = q.shape
     size = min(_TILE_TOKENS, tokens)
     tiles = -(-tokens // size)
     block_pages = max(1, _BLOCK_TOKENS // k_pages.shape[2])
-    # A slice that ran over the end would be moved, not cut.
+    # Pad the list: a slice past the end would be moved back, not cut off.
     kv_pages = jnp.pad(kv_pages, (0, block_pages))
     cache = _Cache(k_pages, v_pages, kv_pages, cu_pages, cu_q_lens, kv_lens - cu_q_lens[1:])
 
@@ -94,7 +94,7 @@ def _attend_tile(
     logit_soft_cap: float | None,
     sliding_window: int | None,
 ) -> jax.Array:
-    """float32[Q, N, H]"""
+    """Compute the attention of a tile, float32[Q, N, H]."""
     size, heads, head_dim = tile.q.shape
     kv_heads, _, page_size, _ = cache.k_pages.shape
     group = heads // kv_heads
@@ -118,8 +118,8 @@ def _attend_tile(
             visible = key <= position  # [Q, C]
             if sliding_window is not None:
                 visible &= position - key < sliding_window
-            # A weight of 0 does not silence a NaN. Unread memory may hold one, and so may tokens
-            # that some queries of the tile see and others do not: then K has it instead.
+            # A weight of 0 does not remove a NaN. Unread memory may hold one, and so may tokens
+            # that some queries of the tile see and others do not: `guarded` moves it to K.
             k, v = guarded(  # [K, C, H]
                 gather_pages(cache.k_pages, page_ids),
                 gather_pages(cache.v_pages, page_ids),

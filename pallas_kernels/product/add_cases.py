@@ -1,4 +1,4 @@
-"""The shapes at which add_product is tested and timed, with answers."""
+"""The shapes at which add_product is tested and timed, with expected results."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,13 +38,13 @@ class Inputs:
 
     @cached_property
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32[T, B] and float32[T]."""
+        """The expected sum float32[T, B] and scale float32[T]."""
         total = self.x.astype(np.float32) + self.product.expected
         return total, 1 / np.sqrt(np.mean(np.square(total), axis=1) + self.case.eps)
 
 
 def make_inputs(case: AddCase, seed: int) -> Inputs:
-    """Random arguments; x is of the product's size."""
+    """Make random arguments; x has numbers of the product's size."""
     shape = (case.tokens, case.columns)
     x = np.random.default_rng((seed, 1)).standard_normal(shape, np.float32)
     product = cases.make_inputs(case, seed)
@@ -52,7 +52,7 @@ def make_inputs(case: AddCase, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some tokens are poisoned."""
+    """Poison some tokens of the inputs."""
     return poisoned_rows(inputs.operands, value, places=(0, 1))
 
 
@@ -61,7 +61,7 @@ def _of(case: Case) -> AddCase:
 
 
 CASES = (*map(_of, cases.CASES), replace(_of(cases.CASES[2]), name="large eps", eps=0.5))
-"""Small enough for an interpreter."""
+"""Cases small enough for an interpreter."""
 
 LARGE_CASES = tuple(_of(case) for case in cases.LARGE_CASES if case.columns == 4096)
-"""Of Llama 3 8B, for accelerators."""
+"""Cases of Llama 3 8B, for accelerators."""

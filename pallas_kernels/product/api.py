@@ -1,4 +1,4 @@
-"""Matrix products: tokens by a matrix of weights, also onto the residual stream."""
+"""Matrix products of tokens with weights, optionally added onto the residual stream."""
 
 import jax
 
@@ -8,12 +8,12 @@ from pallas_kernels.dims import bind_dims, check_eps, check_floating
 from pallas_kernels.implementations import Operation
 
 PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
-"""Where each implementation runs compiled; interpreted they all run on the CPU."""
+"""Platforms where each implementation runs compiled; interpreted, all run on the CPU."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
 
-# What `implementation=None` lowers to on each platform, where it takes the arguments and pays. A
-# kernel enters when it has been held against a product in float32 on that hardware.
+# The implementation that `None` lowers to on each platform, if it takes the arguments and pays. A
+# kernel is listed once it was compared with a product in float32 on that hardware.
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _OPERATION = Operation("product", "pallas_kernels.product", IMPLEMENTATIONS, _PROVEN)
@@ -21,20 +21,20 @@ _ADDING = Operation("add_product", "pallas_kernels.product", IMPLEMENTATIONS, _P
 
 
 def product(x: jax.Array, w: jax.Array, *, implementation: str | None = None) -> jax.Array:
-    """x @ w. Sums are taken in float32, and float32 stays float32 also on accelerators that would
-    otherwise round it.
+    """Return x @ w. Sums are in float32, and float32 operands are never rounded, not even on
+    accelerators that round them by default.
 
     Args:
       x: [T, A].
       w: [A, B], of the type of x.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
-        program is lowered for, which is the reference, XLA's product, wherever that is as fast.
+        program is lowered for, or the reference, XLA's product, wherever that is as fast.
 
     Returns:
       [T, B] in the type of x.
 
     Raises:
-      ValueError: shapes or types contradict the above, or no such implementation.
+      ValueError: shapes or types differ from the above, or no such implementation.
       NotImplementedError: the named implementation does not take these arguments.
     """
     bind_dims(x=(x, "TA"), w=(w, "AB"))
@@ -47,24 +47,25 @@ def product(x: jax.Array, w: jax.Array, *, implementation: str | None = None) ->
 def add_product(
     x: jax.Array, y: jax.Array, w: jax.Array, *, eps: float, implementation: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """x + y @ w, and for each token the number that scales it to unit root mean square: what a
-    product gives back to the residual stream, and what the next norm needs of that. Whether the
-    product is rounded to the type of x before the sum is left open.
+    """Return x + y @ w, and for each token the number that scales the sum to unit root mean square.
+
+    The sum is the new residual stream; the next norm needs the scale. It is unspecified whether the
+    product is rounded to the type of x before the sum.
 
     Args:
       x: [T, B].
       y: [T, A], of the type of x.
-      w: [A, B], likewise.
-      eps: of RMSNorm; >= 0.
-      implementation: of the product with the sum behind it, as in `product`. Where None finds no
-        kernel that is faster, it is `product` and `add_rms`.
+      w: [A, B], of the type of x.
+      eps: epsilon of RMSNorm; >= 0.
+      implementation: as in `product`, for the product with the sum behind it. Where None finds no
+        faster kernel, `product` and `add_rms` run.
 
     Returns:
-      [T, B] in the type of x, and f32[T]. After a kernel the scale is XLA's to take, who leaves it
-      out where nobody asks for it.
+      [T, B] in the type of x, and f32[T]. After a kernel XLA computes the scale, and drops it where
+      it is unused.
 
     Raises:
-      ValueError: shapes, types or eps contradict the above, or no such implementation.
+      ValueError: shapes, types or eps differ from the above, or no such implementation.
       NotImplementedError: the named implementation does not take these arguments.
     """
     bind_dims(x=(x, "TB"), y=(y, "TA"), w=(w, "AB"))
@@ -82,8 +83,7 @@ def add_product(
 
 
 def adds_in_place(y: jax.Array, w: jax.Array) -> bool:
-    """Whether `add_product` is one kernel of its own on GPUs that have it, and the scale costs
-    another one if somebody asks for it."""
+    """Whether `add_product` is one kernel on GPUs that have it; the scale, if used, is another."""
     pays: bool = _ADDING.module("mosaic_gpu").add_pays(y, w)
     return pays
 

@@ -1,4 +1,4 @@
-"""The shapes at which product is tested and timed, with answers."""
+"""The shapes at which product is tested and timed, with expected results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ class Case:
 
     @property
     def work(self) -> tuple[float, str]:
-        """Bytes that one call must read and write."""
+        """Bytes that one call must read and write, and their unit."""
         numbers = self.depth * self.columns + self.tokens * (self.depth + self.columns)
         return float(numbers * jnp.dtype(self.dtype).itemsize), "B"
 
@@ -47,12 +47,12 @@ class Inputs:
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """float32[T, B]."""
+        """The expected product, float32[T, B]."""
         return self.x.astype(np.float32) @ self.w.astype(np.float32)
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments; results have variance 1."""
+    """Make random arguments; results have variance 1."""
     rng = np.random.default_rng(seed)
     dtype = jnp.dtype(case.dtype)
     x = rng.standard_normal((case.tokens, case.depth), np.float32)
@@ -61,7 +61,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some tokens are poisoned."""
+    """Poison some tokens of the inputs."""
     return poisoned_rows(inputs.operands, value)
 
 
@@ -75,7 +75,7 @@ CASES = (
     Case("bf16 72", 72, 256, 256, dtype="bfloat16"),
     Case("bf16 128", 128, 256, 384, dtype="bfloat16"),
 )
-"""Small enough for an interpreter."""
+"""Cases small enough for an interpreter."""
 
 LARGE_CASES = tuple(
     Case(f"llama 8b {name} {tokens}", tokens, depth, columns, dtype="bfloat16")
@@ -86,4 +86,4 @@ LARGE_CASES = tuple(
         ("down", 14336, 4096),
     )
 )
-"""Of Llama 3 8B, for accelerators."""
+"""Cases of Llama 3 8B, for accelerators."""

@@ -1,7 +1,7 @@
 """A product of few rows as a Mosaic kernel for Hopper GPUs; see `pallas_kernels.few_rows`.
 
-XLA, too, cuts the sums of narrow products into parts, but writes those to memory and sums them in a
-kernel of its own. The tests interpret and lower this one; `pallas_kernels.check` runs it where
+XLA also splits the sums of narrow products into parts, but it writes the parts to memory and sums
+them in another kernel. Tests interpret and lower this kernel; `pallas_kernels.check` runs it where
 there is a GPU.
 """
 
@@ -13,28 +13,29 @@ from pallas_kernels import few_rows
 from pallas_kernels.hopper import ROWS
 
 _ADDED = range(16, ROWS + 1)
-"""Rows of which a product and what is behind it are one kernel: a layer's, with `swiglu` of rows it
-scales itself, took less so at 16 and at 64 on an H200, and more at 128."""
+"""Rows for which a product and the sum behind it run as one kernel. With it, and with a `swiglu`
+that scales its own rows, a layer took less time at 16 and 64 rows on an H200, and more at 128."""
 
 
 def refusal(x: jax.Array, w: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments, or None."""
+    """Say why the kernel does not take these arguments, or return None."""
     return few_rows.refusal(x, w, w.shape[1])
 
 
 def add_refusal(y: jax.Array, w: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments of `add_product`, or None."""
+    """Say why the kernel does not take these arguments of `add_product`, or return None."""
     return refusal(y, w)
 
 
 def pays(x: jax.Array, w: jax.Array) -> bool:
-    """Whether the kernel is faster than XLA's product: at 64 rows. At 16 XLA's reads nearly as fast
-    as memory gives; at 128 a block would read twice as much of x as of the weights."""
+    """Whether the kernel is faster than XLA's product, as at 64 rows. At 16 rows XLA's product
+    nearly reaches memory bandwidth; at 128 a block would read twice as much of x as of the
+    weights."""
     return x.shape[0] == ROWS and _busy(x, w)
 
 
 def add_pays(y: jax.Array, w: jax.Array) -> bool:
-    """Whether the kernel is chosen over XLA's product, the sum of its parts, and `add_rms`."""
+    """Whether the kernel replaces XLA's product, the sum of its parts, and `add_rms`."""
     return y.shape[0] in _ADDED and _busy(y, w)
 
 
@@ -45,11 +46,11 @@ def _busy(x: jax.Array, w: jax.Array) -> bool:
 
 
 def product(x: jax.Array, w: jax.Array, *, interpret: Any = None, **plan: Any) -> jax.Array:
-    """See `pallas_kernels.product.api.product`; arguments are taken as checked.
+    """See `pallas_kernels.product.api.product`; arguments are already checked.
 
     Args:
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
-      **plan: fields of `few_rows.Plan` that differ from what is best.
+      **plan: fields of `few_rows.Plan` to override.
     """
     depth, columns = w.shape
     launch = few_rows.plan_of(x.shape[0], depth, 1, columns, **plan)
@@ -59,7 +60,7 @@ def product(x: jax.Array, w: jax.Array, *, interpret: Any = None, **plan: Any) -
 def add_product(
     x: jax.Array, y: jax.Array, w: jax.Array, *, interpret: Any = None, **plan: Any
 ) -> jax.Array:
-    """x + y @ w; see `pallas_kernels.product.api.add_product`.
+    """Return x + y @ w; see `pallas_kernels.product.api.add_product`.
 
     Args:
       interpret, **plan: as in `product`.

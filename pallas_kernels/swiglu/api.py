@@ -1,7 +1,7 @@
-"""The first half of the MLP: gate and up out of one product, and the SwiGLU of them.
+"""The first half of the MLP: gate and up from one product, and their SwiGLU.
 
-RMSNorm's scalar of a token commutes with the product, so that it is applied after it and the norm
-needs no pass of its own.
+RMSNorm's scalar of a token commutes with the product, so it is applied after the product and the
+norm needs no pass of its own.
 """
 
 import jax
@@ -10,13 +10,13 @@ from pallas_kernels.dims import bind_dims, check_eps, check_float32, check_float
 from pallas_kernels.implementations import Operation
 
 PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
-"""Where each implementation runs compiled; interpreted they all run on the CPU. For TPUs there is
-no kernel: what XLA makes of the reference there has not been looked at."""
+"""Platforms where each implementation runs compiled; interpreted, all run on the CPU. TPUs have no
+kernel, and the reference has not been profiled there."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
 
-# What `implementation=None` lowers to on each platform, where it takes the arguments. A kernel
-# enters when `python -m pallas_kernels.check` has passed on that hardware.
+# The implementation that `None` lowers to on each platform, if it takes the arguments. A kernel is
+# listed once `python -m pallas_kernels.check` has passed on that hardware.
 _PROVEN: dict[str, str] = {"cuda": "mosaic_gpu"}
 
 _OPERATION = Operation("swiglu", "pallas_kernels.swiglu", IMPLEMENTATIONS, _PROVEN)
@@ -30,27 +30,28 @@ def swiglu(
     eps: float | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """silu(gate) * up, where [gate, up] = scale * (x @ w_gate_up) for each token.
+    """Return silu(gate) * up, where [gate, up] = scale * (x @ w_gate_up) for each token.
 
-    Sums are taken in float32. Whether gate and up are rounded to the type of x before the SwiGLU,
-    which is taken in float32, is left open. Within `jax.shard_map`, F may be split; the map must be
-    made with `check_vma=False`.
+    Sums and the SwiGLU are in float32. It is unspecified whether gate and up are rounded to the
+    type of x before the SwiGLU. Within `jax.shard_map`, F may be split; the map must be made with
+    `check_vma=False`.
 
     Args:
       x: [T, D].
       scale: f32[T].
       w_gate_up: [D, 2, F], gate first, of the type of x.
-      eps: where `scale` is that of RMSNorm for x with this eps, >= 0, and nothing else asks for
-        it: a kernel that has x at hand anyway takes it anew, and nothing has to run before it.
+      eps: >= 0; given if `scale` is RMSNorm's scale of x with this eps and has no other use. A
+        kernel that reads x anyway then computes the scale itself, and no operation must run before
+        it.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
-        program is lowered for, which is the reference where no kernel takes these arguments or
-        XLA's product is as fast.
+        program is lowered for, or the reference where no kernel takes these arguments or XLA's
+        product is as fast.
 
     Returns:
       [T, F] in the type of x.
 
     Raises:
-      ValueError: shapes, types or eps contradict the above, or no such implementation.
+      ValueError: shapes, types or eps differ from the above, or no such implementation.
       NotImplementedError: the named implementation does not take these arguments.
     """
     bind_dims(x=(x, "TD"), scale=(scale, "T"), w_gate_up=(w_gate_up, "DUF"))

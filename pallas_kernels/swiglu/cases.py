@@ -1,4 +1,4 @@
-"""The shapes at which swiglu is tested and timed, with answers."""
+"""The shapes at which swiglu is tested and timed, with expected results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +28,7 @@ class Case:
 
     @property
     def work(self) -> tuple[float, str]:
-        """Floating-point operations of the product."""
+        """Floating-point operations of the product, and their unit."""
         return 4.0 * self.tokens * self.model_dim * self.mlp_dim, "FLOP"
 
 
@@ -48,7 +48,7 @@ class Inputs:
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """float32[T, F]."""
+        """The expected result, float32[T, F]."""
         gate, up = (
             (self.x.astype(np.float32) @ self.w_gate_up[:, i].astype(np.float32))
             * self.scale[:, None]
@@ -58,9 +58,9 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random arguments. Tokens differ in size by orders of magnitude, and their scales make up for
-    that, but for every seventh token, whose gates are so large that exp(-gate) may overflow. With
-    eps scales are RMSNorm's."""
+    """Make random arguments. Tokens differ in size by orders of magnitude, and their scales make up
+    for that. Every seventh token has gates so large that exp(-gate) may overflow. With eps the
+    scales are RMSNorm's."""
     rng = np.random.default_rng(seed)
     dtype = jnp.dtype(case.dtype)
     sizes = np.exp(rng.uniform(-3, 3, case.tokens)).astype(np.float32)
@@ -76,7 +76,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float) -> Poisoned:
-    """Inputs of which some tokens are poisoned."""
+    """Poison some tokens of the inputs."""
     return poisoned_rows(inputs.operands, value)
 
 
@@ -94,7 +94,7 @@ CASES = (
     Case("bf16 256", 256, 320, 384, dtype="bfloat16"),
     Case("bf16 ragged", 320, 192, 256, dtype="bfloat16"),
 )
-"""Small enough for an interpreter."""
+"""Cases small enough for an interpreter."""
 
 LARGE_CASES = (
     Case("llama 8b 64", 64, 4096, 14336, dtype="bfloat16"),
@@ -107,4 +107,4 @@ LARGE_CASES = (
     Case("llama 8b 8k", 8192, 4096, 14336, dtype="bfloat16"),
     Case("llama 1b 2k", 2048, 2048, 8192, dtype="bfloat16"),
 )
-"""Of Llama 3, for accelerators."""
+"""Cases of Llama 3, for accelerators."""

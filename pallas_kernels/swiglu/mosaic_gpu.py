@@ -1,15 +1,15 @@
-"""The first half of the MLP as a Mosaic kernel for Hopper GPUs: a product with the SwiGLU at its
-end, for the many rows of prefill. For the few of decode there is `pallas_kernels.few_rows`.
+"""swiglu as a Mosaic kernel for Hopper GPUs: a product that ends with the SwiGLU, for the many rows
+of prefill. The few rows of decode use `pallas_kernels.few_rows`.
 
 XLA writes the product, 2F numbers a token, and reads it again; here it stays in registers. A block
-of threads takes 128 rows of x by 128 columns of gate and the same 128 of up: one warpgroup copies
-tiles of x and of the weights into a ring in shared memory, by the tensor memory accelerator, two
-others take 64 rows each.
+of threads takes 128 rows of x by 128 columns of gate and the same 128 of up. One warpgroup copies
+tiles of x and of the weights into a ring in shared memory, with the tensor memory accelerator; two
+others compute 64 rows each.
 
-Blocks of threads stay: the ring runs on from one tile to the next, so that the next tile's operands
-are on their way while this one's SwiGLU is taken and its result leaves.
+Blocks of threads are persistent. The ring continues from one tile to the next, so the next tile's
+operands arrive while this tile's SwiGLU is computed and its result is stored.
 
-The tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
+Tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
 
 from collections.abc import Callable
@@ -28,51 +28,51 @@ from pallas_kernels.hopper import LOG2_E, PROCESSORS, ROWS, spread, tiled
 
 _COMPUTE = 2  # warpgroups that compute
 _TILE = _COMPUTE * ROWS  # rows of a block of threads
-_COLUMNS = 128  # of gate, and of up
-_DEPTH = 64  # of a stage: numbers that are summed
-_FEWEST_NORMED = 16  # tokens, of those whose scale need not be taken elsewhere
-_FEWEST = 1024  # tokens for which the kernel was held against XLA and won
-_BUSY = 0.9  # of the processors' turns, at least
+_COLUMNS = 128  # columns of gate, and of up
+_DEPTH = 64  # depth of a stage: numbers summed in it
+_FEWEST_NORMED = 16  # fewest tokens where the kernel saves the computation of the scale
+_FEWEST = 1024  # fewest tokens for which the kernel was compared with XLA and won
+_BUSY = 0.9  # least share of busy processors
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a launch before it is traced."""
+    """The static parameters of a launch."""
 
     tokens: int
     model_dim: int
     mlp_dim: int
     programs: int = PROCESSORS
-    """Blocks of threads, at most."""
+    """Most blocks of threads."""
     stages: int = 4
-    """Of the ring."""
+    """Stages of the ring."""
     band: int = 16
-    """Tiles below one another that are computed at about the same time, so that weights are read
-    from memory once for all of them."""
+    """Vertically adjacent tiles computed at about the same time, so that their weights are read
+    from memory once."""
     one_product: bool = True
-    """Of gate and up, as it should be; Pallas' interpreter takes them one by one."""
+    """Whether gate and up are one product; Pallas' interpreter needs two."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tiles: down, across."""
+        """Number of tiles: down, across."""
         return pl.cdiv(self.tokens, _TILE), self.mlp_dim // _COLUMNS
 
     @property
     def blocks(self) -> int:
-        """Blocks of threads: each takes one tile after another."""
+        """Number of blocks of threads; each takes one tile after another."""
         down, across = self.grid
         return min(self.programs, down * across)
 
     @property
     def busy(self) -> float:
-        """Share of the processors' time that goes into rows that there are."""
+        """Share of the processors' time that is spent on real rows."""
         down, across = self.grid
         turns = pl.cdiv(down * across, self.programs)
         return self.tokens / _TILE * across / (turns * self.programs)
 
     @property
     def steps(self) -> int:
-        """Stages that a tile takes."""
+        """Number of stages that a tile takes."""
         return self.model_dim // _DEPTH
 
 
@@ -89,7 +89,7 @@ class _Refs:
 
 
 def refusal(x: jax.Array, w_gate_up: jax.Array) -> str | None:
-    """Why the kernel does not take these arguments, or None."""
+    """Say why the kernel does not take these arguments, or return None."""
     (tokens, model_dim), mlp_dim = x.shape, w_gate_up.shape[2]
     if tokens <= few_rows.MOST_ROWS:
         return few_rows.refusal(x, w_gate_up, mlp_dim)
@@ -108,9 +108,9 @@ def refusal(x: jax.Array, w_gate_up: jax.Array) -> str | None:
 def pays(x: jax.Array, w_gate_up: jax.Array, *, normed: bool = False) -> bool:
     """Whether the kernel is faster than XLA's product with the SwiGLU behind it.
 
-    That of many rows has one size of tiles, and where the last turn leaves processors idle, as 512
-    rows of F = 14336 do, smaller ones are better. That of few rows reads no faster than XLA at 16,
-    but saves what takes the scale, if nothing else asks for that.
+    The kernel for many rows has one size of tiles. Where the last turn leaves processors idle, as
+    with 512 rows of F = 14336, smaller tiles are better. The kernel for few rows reads no faster
+    than XLA at 16 rows, but saves the computation of the scale, if the scale has no other use.
     """
     tokens = x.shape[0]
     if tokens <= few_rows.MOST_ROWS:
@@ -118,7 +118,7 @@ def pays(x: jax.Array, w_gate_up: jax.Array, *, normed: bool = False) -> bool:
         taken = tokens >= fewest and refusal(x, w_gate_up) is None
         return taken and few_rows.pays(few_rows.plan_of(tokens, *w_gate_up.shape))
     if tokens < _FEWEST or refusal(x, w_gate_up) is not None:
-        return False  # a plan for what the kernel does not take may have no tiles
+        return False  # a plan for arguments that the kernel does not take may have no tiles
     return Plan(tokens, x.shape[1], w_gate_up.shape[2]).busy >= _BUSY
 
 
@@ -131,11 +131,11 @@ def swiglu(
     interpret: Any = None,
     **plan: Any,
 ) -> jax.Array:
-    """See `pallas_kernels.swiglu.api.swiglu`; arguments are taken as checked.
+    """See `pallas_kernels.swiglu.api.swiglu`; arguments are already checked.
 
     Args:
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
-      **plan: fields of `Plan`, or of `few_rows.Plan`, that differ from what is best.
+      **plan: fields of `Plan`, or of `few_rows.Plan`, to override.
     """
     model_dim, _, mlp_dim = w_gate_up.shape
     if x.shape[0] <= few_rows.MOST_ROWS:
@@ -147,7 +147,7 @@ def swiglu(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _launch(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
-    """A function of its own, so that a model's layers share one lowering: it takes a second."""
+    """Launch the kernel. It is jitted so that a model's layers share one lowering, of a second."""
     dtype = operands[0].dtype
     tiles = plgpu.TilingTransform((8, 1, 64))  # type: ignore[abstract]
     swizzle = plgpu.SwizzleTransform(128)  # type: ignore[abstract]
@@ -189,8 +189,10 @@ def _body(plan: Plan, x: Any, scale: Any, w: Any, out: Any, *, out_tiles: Any, *
 
 
 def _each_tile(plan: Plan, do: Callable[[jax.Array, jax.Array, jax.Array], None]) -> jax.Array:
-    """Calls do(row, column, steps) for each tile of this block, with its first row and column;
-    `steps` counts the stages of those before. Returns that of all of them."""
+    """Call do(row, column, steps) for each tile of this block; return the stages of all tiles.
+
+    `row` and `column` are the tile's first; `steps` counts the stages of the tiles before it.
+    """
     down, across = plan.grid
     first = lax.axis_index("program")
     count = lax.div(down * across - 1 - first, jnp.int32(plan.blocks)) + 1
@@ -209,7 +211,7 @@ def _each_tile(plan: Plan, do: Callable[[jax.Array, jax.Array, jax.Array], None]
 
 
 def _copy(plan: Plan, refs: _Refs) -> None:
-    """The warpgroup that copies."""
+    """Copy tiles into the ring; run by one warpgroup."""
 
     def copy_tile(row: jax.Array, column: jax.Array, steps: jax.Array) -> None:
         @pl.loop(0, plan.steps)
@@ -235,7 +237,7 @@ def _copy(plan: Plan, refs: _Refs) -> None:
 
 
 def _accumulate(plan: Plan, into: Any, rows: Any, weights: Any) -> None:
-    """into [64, 256] += rows [64, 64] @ weights [64, 2, 128]."""
+    """Add rows [64, 64] @ weights [64, 2, 128] onto `into` [64, 256]."""
     if plan.one_product:
         plgpu.wgmma(into, rows, weights.reshape(_DEPTH, 2 * _COLUMNS))
     else:
@@ -244,14 +246,14 @@ def _accumulate(plan: Plan, into: Any, rows: Any, weights: Any) -> None:
 
 
 def _compute(plan: Plan, refs: _Refs, warpgroup: jax.Array, out_tile: Any) -> None:
-    """A warpgroup that computes: half of a block's rows."""
+    """Compute half of a block's rows; run by one warpgroup."""
     tall = plgpu.Layout.WGMMA.reduce(1)
     mine = pl.ds(pl.multiple_of(warpgroup * ROWS, ROWS), ROWS)
 
     def compute_tile(row: jax.Array, column: jax.Array, steps: jax.Array) -> None:
         start = pl.multiple_of(row + warpgroup * ROWS, ROWS)
-        # Rows behind the last are copied as zeros and not written, but ordinary loads must be of
-        # memory that there is.
+        # The accelerator reads rows beyond the last as zeros and does not write them. An ordinary
+        # load must stay within the array.
         known = pl.multiple_of(jnp.minimum(start, plan.tokens - ROWS), ROWS)
         factor = plgpu.load(refs.scale.at[pl.ds(known, ROWS)], layout=tall, optimized=False)
 
@@ -265,7 +267,7 @@ def _compute(plan: Plan, refs: _Refs, warpgroup: jax.Array, out_tile: Any) -> No
                 plgpu.barrier_wait(refs.full.at[at])
                 _accumulate(plan, into, refs.x_ring.at[at, mine], refs.w_ring.at[at])
                 plgpu.wgmma_wait(1)
-                # All but the newest product are done with their operands.
+                # All products but the newest have read their operands.
                 pl.when(i > 0)(lambda: plgpu.barrier_arrive(refs.free.at[stage(i - 1)]))
 
             return into[...]
@@ -275,7 +277,7 @@ def _compute(plan: Plan, refs: _Refs, warpgroup: jax.Array, out_tile: Any) -> No
         plgpu.barrier_arrive(refs.free.at[stage(plan.steps - 1)])
         factors = spread(factor, _COLUMNS)
         gate, up = both[:, :_COLUMNS] * factors, both[:, _COLUMNS:] * factors
-        # silu(g) = g / (1 + exp(-g)); behind 2^60 nothing is left of a number.
+        # silu(g) = g / (1 + exp(-g)); a divisor beyond 2^60 leaves nothing of a number.
         divisor = 1.0 + jnp.exp2(jnp.minimum(gate * -LOG2_E, 60.0))
         hidden = gate * up * _inverse(divisor)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -288,8 +290,8 @@ def _compute(plan: Plan, refs: _Refs, warpgroup: jax.Array, out_tile: Any) -> No
 
 
 def _inverse(x: jax.Array) -> jax.Array:
-    """1 / x of numbers [64, 128] from 1 to 2^61. One inverse square root makes two: a processor has
-    few units for such functions, and none that divides."""
+    """Return 1 / x of numbers [64, 128] from 1 to 2^61. One inverse square root gives two inverses:
+    a processor has few units for such functions, and none that divides."""
     a, b = x[:, : _COLUMNS // 2], x[:, _COLUMNS // 2 :]
     root = lax.rsqrt(a * b)
     both = root * root
