@@ -1,11 +1,11 @@
-"""What a session keeps of a request, and who is woken by its news."""
+"""What a session keeps of a request, and which thread the news of it wakes."""
 
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pdjax.core.outputs import RequestOutput
+from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import Request
 from pdjax.host.sequences.sequence import Sequence
 
@@ -31,26 +31,58 @@ class Entry:
     Attributes:
       request, prompt: what was asked; the prompt where it was text.
       sequences: its choices.
-      listener: whom its news wakes; None where `take` fetches the answer.
-      on_text: called with each further piece of the first choice's text, within a turn.
-      pieces: further tokens and text of the first choice, for a stream; None keeps none.
+      listener: the thread that its news wakes.
+      on_event: called with every event of the request, within a turn; None hears nothing.
+      callback: what messages call `on_event`.
+      whole: whether a choice has one event, at its end, instead of one a turn.
+      events: what `on_event` has put there for a stream; None where there is no stream.
+      is_taken: whether `Session.take` fetches the answer, where there is no listener.
       thread: the thread that submitted it, as `threading.get_ident` names it.
       answer: once it has ended.
+      closed: whether all of its events have been told, and it has left the book.
     """
 
     request: Request
     prompt: str | None
     sequences: list[Sequence]
     listener: Listener | None = None
-    on_text: Callable[[str], None] | None = None
-    pieces: deque[tuple[list[int], str]] | None = None
+    on_event: Callable[[RequestEvent], None] | None = None
+    callback: str = "on_event"
+    whole: bool = False
+    events: deque[RequestEvent] | None = None
+    is_taken: bool = True
     thread: int = field(default_factory=threading.get_ident)
     answer: RequestOutput | None = None
+    closed: bool = False
+    _told: dict[int, int] = field(default_factory=dict)  # tokens, by choice; an ended choice has -1
 
     @property
     def ended(self) -> bool:
         """Whether every choice has come to its end."""
         return all(sequence.done for sequence in self.sequences)
+
+    def event_of(self, sequence: Sequence) -> RequestEvent | None:
+        """What is new of a choice since the last time; None where nothing is."""
+        choice, done = sequence.choice, sequence.done
+        told = self._told.get(choice, 0)
+        if told < 0 or (self.whole and not done):
+            return None
+        tokens = sequence.output[told:]
+        text = sequence.text.take() if sequence.text is not None else ""
+        if not (tokens or text or done):
+            return None
+        self._told[choice] = -1 if done else told + len(tokens)
+        wants_logprobs = sequence.request.params.logprobs is not None
+        return RequestEvent(
+            text=text,
+            token_ids=tokens,
+            finish_reason=sequence.finish_reason if done else None,
+            choice=choice,
+            logprobs=sequence.logprobs[told : told + len(tokens)] if wants_logprobs else None,
+            stop_reason=sequence.stop_reason if done else None,
+            error=sequence.error if done else None,
+            request_id=sequence.request.id,
+        )
 
     def is_hit_by(self, error: BaseException) -> bool:
         """Whether what its callback has raised in this thread is meant for this thread: it is no

@@ -2,29 +2,30 @@
 
 Any thread submits and aborts; the inbox takes that down. A thread that waits for an answer drives
 the turns of the coordinator. Of several threads one drives; the others sleep until something has
-come for them, or until they have to take over. So a session has no thread of its own, and a program
-with one thread runs as if there were no session.
+come for them, or until they have to take over. So a program with one thread runs as if there were
+no session. After `start` a thread of the session's own drives, and all others only wait.
 
-    inbox -> coordinator.step -> what is new goes to each request's listener
+    inbox -> coordinator.step -> events of each request go to its `on_event`
 
 Ctrl-C never breaks a turn off, and what a callback raises ends its own request alone.
 """
 
+import atexit
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from pdjax.book import Book
+from pdjax.coordinator_thread import CoordinatorThread
 from pdjax.core.interrupts import held_interrupts
 from pdjax.core.messages import reason_of
-from pdjax.core.outputs import Completion, RequestOutput
+from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import Request
 from pdjax.entry import Entry, Inbox, Listener
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
-from pdjax.host.sequences.lifecycle import Progress
-from pdjax.host.sequences.sequence import Sequence
 
 _LOG = logging.getLogger("pdjax")
 
@@ -34,7 +35,7 @@ class Closed(RuntimeError):
 
 
 _MOST_ERRORS = 16
-"""Errors of callbacks that are kept for `step`; if no step comes, older ones are dropped."""
+"""Errors that are kept for `step`; if no step comes, older ones are dropped."""
 
 
 class Session:
@@ -46,15 +47,14 @@ class Session:
     """
 
     def __init__(self, coordinator: Coordinator, recorder: Recorder) -> None:
-        self._coordinator, self._recorder = coordinator, recorder
-        coordinator.on_news = self._publish
+        self._coordinator = coordinator
         self._turn = threading.Lock()  # held by the thread that drives
         self._driver: int | None = None  # that thread
         self._turns = 0
+        self._thread: CoordinatorThread | None = None  # drives instead of those who wait
         self._admission = threading.Lock()
         self._inbox = Inbox()
-        self._book: dict[str, Entry] = {}
-        self._answers: dict[str, RequestOutput] = {}
+        self._book = Book(recorder, self.abort_soon, self._callback_failed)
         self._listeners: set[Listener] = set()
         self._errors: deque[BaseException] = deque(maxlen=_MOST_ERRORS)  # that `step` has to raise
         self._broken_off: BaseException | None = None  # by a callback: the turn ends with it
@@ -68,7 +68,9 @@ class Session:
         prompt: str | None = None,
         *,
         listener: Listener | None = None,
+        on_event: Callable[[RequestEvent], None] | None = None,
         on_text: Callable[[str], None] | None = None,
+        whole: bool = False,
         streams: bool = False,
         patient: bool = False,
     ) -> Entry:
@@ -77,8 +79,12 @@ class Session:
         Args:
           request: its id is in use by no other.
           prompt: its text, where it was text.
-          listener, on_text: as in Entry.
-          streams: whether pieces are kept for a stream.
+          listener: as in Entry.
+          on_event: called with what is new of each choice, from within a turn, by the thread that
+            drives it; so it must return soon. What it raises ends the request.
+          on_text: in place of `on_event`, called with further text of the first choice.
+          whole: whether `on_event` is called once for each choice, at its end.
+          streams: whether events are kept in the entry, instead of `on_event`.
           patient: waits in the inbox for room in the queue, instead of being refused.
 
         Raises:
@@ -94,19 +100,29 @@ class Session:
                 arriving = sum(len(entry.sequences) for entry in list(self._inbox.arrivals))
                 self._coordinator.check_room(request.params.n, arriving)
             sequences = self._coordinator.sequences_of(request)
-            pieces: deque[tuple[list[int], str]] | None = deque() if streams else None
-            entry = Entry(request, prompt, sequences, listener, on_text, pieces)
-            self._book[request.id] = entry
+            events: deque[RequestEvent] | None = deque() if streams else None
+            entry = Entry(
+                request, prompt, sequences, listener, on_event, whole=whole, events=events
+            )
+            if events is not None:
+                entry.on_event = events.append
+            elif on_text is not None:
+                entry.on_event, entry.callback = _text_of_first_choice(on_text), "on_text"
+            entry.is_taken = on_event is None
+            self._book.add(entry)
             self._inbox.arrivals.append(entry)
+            self._wake_thread()
         return entry
 
     def abort(self, *request_ids: str) -> None:
         """End requests wherever they are; at once, unless another thread, or a caller of this one,
-        is in the middle of a turn. Then the next turn begins with it. Ctrl-C comes when all of them
-        are noted."""
+        is in the middle of a turn, or the session has a thread of its own. Then the next turn
+        begins with it. Ctrl-C comes when all of them are noted."""
         with held_interrupts():
             for request_id in request_ids:
                 self.abort_soon(request_id)
+            if self._thread is not None:
+                return
             try:
                 self._abort_noted()
             finally:
@@ -116,6 +132,7 @@ class Session:
         """Note that a request is to be ended. Takes no lock, so that a finaliser may call it
         wherever the collector runs it."""
         self._inbox.aborts.append(request_id)
+        self._wake_thread()
 
     @property
     def has_work(self) -> bool:
@@ -124,7 +141,7 @@ class Session:
 
     def take(self, request_id: str) -> RequestOutput | None:
         """The answer to a request without a listener, handed out once; None while there is none."""
-        return self._answers.pop(request_id, None)
+        return self._book.take(request_id)
 
     def entry(self, request_id: str) -> Entry | None:
         """A request that has not ended; None for any other."""
@@ -133,12 +150,69 @@ class Session:
     @property
     def entries(self) -> list[Entry]:
         """The requests that have not ended, oldest first."""
-        return list(self._book.values())
+        return self._book.entries
+
+    # A thread of the session's own.
+
+    def start(self) -> None:
+        """Let a daemon thread drive the turns from now on, until `stop` or `close`. It sleeps while
+        there is no work. A second call does nothing.
+
+        A turn that is broken off is logged, and the next `step` raises its error. After three in a
+        row, all requests are aborted, with the error in their answers.
+
+        Raises:
+          Closed: the session has been closed.
+        """
+        with self._admission:
+            if self._closed:
+                raise Closed("this LLM is closed")
+            if self._thread is None:
+                self._thread = CoordinatorThread(
+                    lambda: self._try_turn(self._drive, patient=True),
+                    lambda: self.has_work,
+                    self._errors.append,
+                    self._give_up,
+                )
+                self._thread.start()
+                atexit.register(self.stop)  # else it would be cut off in the middle of a turn
+
+    def stop(self) -> None:
+        """Let the thread end after its turn, and wait for that; those who wait drive again then.
+
+        Raises:
+          RuntimeError: the caller is a callback of a turn.
+        """
+        self.refuse_within_turn()
+        thread = self._thread
+        if thread is None:
+            return
+        try:
+            thread.stop()
+        finally:  # also Ctrl-C while it waits: a last turn of the thread keeps others from driving
+            self._thread = None
+            atexit.unregister(self.stop)
+            self.abort()  # what the thread has not come to
+            for listener in list(self._listeners):
+                listener.event.set()
+
+    def _wake_thread(self) -> None:
+        thread = self._thread
+        if thread is not None:
+            thread.wake()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Abort every request: no turn gets through, so that they would wait for ever."""
+        for entry in self.entries:
+            for sequence in entry.sequences:
+                sequence.error = sequence.error or reason_of(error)
+            self.abort_soon(entry.request.id)
 
     # Turns.
 
     def step(self) -> None:
-        """Drive one turn, or wait for the end of one that another thread drives.
+        """Drive one turn, or wait for the end of one that another thread drives. Where a thread of
+        the session's own drives and there is no work, there is nothing to wait for.
 
         Raises:
           BaseException: what a callback has raised, once; its own request was aborted.
@@ -148,7 +222,7 @@ class Session:
             raise Closed("this LLM is closed")
         listener, before = Listener(wants_turns=True), self._turns
         with self._listening(listener):
-            while self._turns == before:
+            while self._turns == before and (self._thread is None or self.has_work):
                 self._advance(listener)
         if self._errors:
             raise self._errors.popleft()
@@ -176,10 +250,10 @@ class Session:
                     self._advance(listener)
 
     def wait_for_news(self, entry: Entry) -> None:
-        """Until a stream's entry has pieces, or its answer."""
-        assert entry.listener is not None and entry.pieces is not None, "no stream's"
+        """Until a stream's entry has events, or is closed."""
+        assert entry.listener is not None and entry.events is not None, "no stream's"
         with self._listening(entry.listener):
-            while not entry.pieces and entry.answer is None:
+            while not entry.events and not entry.closed:
                 self._advance(entry.listener)
 
     def close(self) -> None:
@@ -192,13 +266,14 @@ class Session:
         self.refuse_within_turn()
         with self._admission:
             self._closed = True
+        self.stop()
         listener = Listener(wants_turns=True)
         with self._listening(listener):
             for entry in self.entries:
                 self.abort_soon(entry.request.id)
             while self.has_work:
                 self._advance(listener)
-        self._answers.clear()
+        self._book.clear_answers()
 
     def refuse_within_turn(self) -> None:
         """Refuse a callback what would wait for the turn that calls it.
@@ -232,26 +307,29 @@ class Session:
 
     def _advance(self, listener: Listener) -> None:
         """Drive one turn, or wait until something has come for the listener or no thread drives.
+        Where the session has a thread of its own, only wait.
 
         Raises:
           RuntimeError: the caller is a callback of a turn, which would wait for itself.
         """
         self.refuse_within_turn()
-        with held_interrupts():
-            try:
-                mine = self._try_turn(self._drive)
-            finally:
-                self._abort_noted()
-            if mine:
-                return
+        if self._thread is None:
+            with held_interrupts():
+                try:
+                    mine = self._try_turn(self._drive)
+                finally:
+                    self._abort_noted()
+                if mine:
+                    return
         listener.event.wait()
         listener.event.clear()
 
-    def _try_turn(self, call: Callable[[], None]) -> bool:
-        """Call it as the thread that drives; returns whether no other thread was driving."""
+    def _try_turn(self, call: Callable[[], None], *, patient: bool = False) -> bool:
+        """Call it as the thread that drives; returns whether no other thread was driving. A patient
+        caller waits until none is."""
         mine = False
         try:
-            mine = self._turn.acquire(blocking=False)
+            mine = self._turn.acquire(blocking=patient)
             if mine:
                 self._driver, self._broken_off = threading.get_ident(), None
                 call()
@@ -267,10 +345,10 @@ class Session:
         """One turn."""
         try:
             self._take_inbox()
-            self._publish(self._coordinator.step())
+            self._book.publish(self._coordinator.step())
         except BaseException:
-            self._publish(self._coordinator.take_news())
-            self._sweep()
+            self._book.publish(self._coordinator.take_news())
+            self._book.sweep()
             raise
         finally:
             self._turns += 1
@@ -298,85 +376,24 @@ class Session:
                     self._enqueue(entry)
                     arrivals.remove(entry)
                 self._coordinator.abort(entry.request.id)
-                self._publish(self._coordinator.take_news())
-                self._finish(entry)
+                self._book.publish(self._coordinator.take_news())
+                self._book.finish(entry)
             aborts.popleft()
 
     def _enqueue(self, entry: Entry) -> None:
         if not entry.ended and not self._coordinator.is_live(entry.request.id):
             self._coordinator.enqueue(entry.sequences)
 
-    def _publish(self, news: list[Progress]) -> None:
-        """Tell each request's listener and callback what is new."""
-        for progress in news:
-            entry = self._book.get(progress.sequence.request.id)
-            if entry is None:
-                continue
-            if progress.sequence is entry.sequences[0]:
-                self._tell(entry, progress)
-            if progress.finished and entry.ended:
-                self._finish(entry)
-
-    def _tell(self, entry: Entry, progress: Progress) -> None:
-        """Pass on further tokens and text of a first choice."""
-        if entry.on_text is None and entry.pieces is None:
-            return
-        text = progress.sequence.text.take() if progress.sequence.text is not None else ""
-        if entry.pieces is not None:
-            entry.pieces.append((progress.token_ids, text))
-            if entry.listener is not None:
-                entry.listener.event.set()
-        elif text and entry.on_text is not None:
-            try:
-                entry.on_text(text)
-            except BaseException as error:
-                self._callback_failed(entry, error)
-
-    def _callback_failed(self, entry: Entry, error: BaseException) -> None:
-        """End the request whose callback has raised. The turn goes on for all others."""
-        entry.on_text = None
-        for sequence in entry.sequences:
-            sequence.error = f"on_text: {reason_of(error)}"
-        self.abort_soon(entry.request.id)
-        if entry.is_hit_by(error):
+    def _callback_failed(self, error: BaseException, meant_for_driver: bool) -> None:
+        if meant_for_driver:
             self._broken_off = error
         else:
-            _LOG.warning("%s: its on_text failed", entry.request.id, exc_info=error)
             self._errors.append(error)
 
-    def _sweep(self) -> None:
-        """Finish every request that has ended, after a turn that may have lost its news."""
-        for entry in self.entries:
-            if entry.ended:
-                self._finish(entry)
 
-    def _finish(self, entry: Entry) -> None:
-        """Give a request its answer. It leaves the book last: an interrupt may come before."""
-        if entry.request.id not in self._book:
-            return
-        if entry.answer is None:
-            entry.answer = RequestOutput(
-                request_id=entry.request.id,
-                prompt=entry.prompt,
-                prompt_token_ids=list(entry.request.prompt_token_ids),
-                choices=[self._completion(sequence) for sequence in entry.sequences],
-            )
-        if entry.listener is None:
-            self._answers[entry.request.id] = entry.answer
-        else:
-            entry.listener.finished.append(entry)
-            entry.listener.event.set()
-        self._book.pop(entry.request.id, None)
+def _text_of_first_choice(on_text: Callable[[str], None]) -> Callable[[RequestEvent], None]:
+    def hear(event: RequestEvent) -> None:
+        if event.choice == 0 and event.text:
+            on_text(event.text)
 
-    def _completion(self, sequence: Sequence) -> Completion:
-        return Completion(
-            token_ids=list(sequence.output),
-            text=sequence.text.text if sequence.text is not None else "",
-            finish_reason=sequence.finish_reason,
-            stop_reason=sequence.stop_reason,
-            logprobs=(
-                None if sequence.request.params.logprobs is None else list(sequence.logprobs)
-            ),
-            error=sequence.error,
-            metrics=self._recorder.request(sequence),
-        )
+    return hear

@@ -1,28 +1,43 @@
 """An answer as it comes: what `LLM.stream` hands out."""
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from pdjax.core.outputs import RequestOutput
+from pdjax.core.outputs import RequestEvent, merged
 from pdjax.entry import Entry
 from pdjax.session import Session
 
+StreamChunk = RequestEvent
+"""What a stream hands out: what is new of one choice."""
 
-@dataclass(frozen=True)
-class StreamChunk:
-    """What is new in a stream.
 
-    Attributes:
-      text: further text; joined, the chunks' texts are the completion's text.
-      token_ids: further tokens. Their text may come later, once it is certain.
-      finish_reason: why it ended, in the last chunk; None before.
-      output: the whole answer, in the last chunk; None before.
+class Backlog:
+    """Events that a reader has not taken yet. A slow reader gets what has come meanwhile of a
+    choice as one event.
+
+    Args:
+      take: takes the oldest event that has arrived; raises IndexError where none has.
     """
 
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None = None
-    output: RequestOutput | None = None
+    def __init__(self, take: Callable[[], RequestEvent]) -> None:
+        self._take = take
+        self._events: dict[
+            int, list[RequestEvent]
+        ] = {}  # by choice; the one with the newest event is last
+
+    def pop(self) -> RequestEvent | None:
+        """What is new of one choice, the one with the answer last; None where nothing is new."""
+        while True:
+            try:
+                event = self._take()
+            except IndexError:
+                break
+            of_choice = self._events.pop(event.choice, [])
+            of_choice.append(event)
+            self._events[event.choice] = of_choice
+        if not self._events:
+            return None
+        return merged(self._events.pop(next(iter(self._events))))
 
 
 class Stream:
@@ -32,12 +47,15 @@ class Stream:
     Several threads may read: each chunk goes to one of them.
 
     Args:
-      session: serves the request; each chunk drives it until there is something new.
-      entry: a request of one choice that keeps its pieces, and has a listener of its own.
+      session: serves the request; each chunk drives it until there is something new, unless
+        another thread does.
+      entry: a request whose events are kept for this stream, with a listener of its own.
     """
 
     def __init__(self, session: Session, entry: Entry) -> None:
+        assert entry.events is not None, "no stream's"
         self._session, self._entry = session, entry
+        self._backlog = Backlog(entry.events.popleft)
         self._open = True
         self._reading = threading.RLock()  # a callback that reads its own turn's stream is refused
 
@@ -46,11 +64,10 @@ class Stream:
 
     def __next__(self) -> StreamChunk:
         with self._reading:
-            while self._open:
-                self._session.wait_for_news(self._entry)
-                chunk = self._news()
-                if chunk.text or chunk.token_ids or not self._open:
-                    return chunk
+            if self._open:
+                chunk = self._next_chunk()
+                self._open = chunk.output is None
+                return chunk
         raise StopIteration
 
     def close(self) -> None:
@@ -64,16 +81,16 @@ class Stream:
         if self._open and self._entry.answer is None:
             self._session.abort_soon(self._entry.request.id)
 
-    def _news(self) -> StreamChunk:
-        """What has come since the last time."""
-        answer, pieces = self._entry.answer, self._entry.pieces  # the answer comes after all pieces
-        assert pieces is not None, "a stream keeps its pieces"
-        tokens, texts = list[int](), list[str]()
-        while pieces:
-            more, text = pieces.popleft()
-            tokens += more
-            texts.append(text)
-        if answer is None:
-            return StreamChunk("".join(texts), tokens)
-        self._open = False
-        return StreamChunk("".join(texts), tokens, answer.finish_reason, answer)
+    def _next_chunk(self) -> StreamChunk:
+        while True:
+            closed = self._entry.closed
+            chunk = self._backlog.pop()
+            if chunk is not None:
+                return chunk
+            if closed:  # the last event was lost with a turn that was broken off
+                answer = self._entry.answer
+                assert answer is not None, "a closed entry has its answer"
+                return StreamChunk(
+                    "", [], answer.finish_reason, answer, request_id=answer.request_id
+                )
+            self._session.wait_for_news(self._entry)

@@ -30,7 +30,7 @@ ROOMS = {
     **{room: room for room in ("host", "sim", "device")},
     "interfaces": "door",
     **dict.fromkeys(["core", "config", "formats", "text"], "words"),
-    **dict.fromkeys(["session", "entry", "stream"], "session"),
+    **dict.fromkeys(["session", "book", "entry", "stream", "coordinator_thread"], "session"),
     "llm": "roof",
 }
 BELOW = {"words", "door"}

@@ -1,6 +1,9 @@
-"""What is answered: the choices of a request, and what comes with their tokens."""
+"""What is answered: the choices of a request as they come and as a whole, and what comes with their
+tokens."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence as Seq
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import chain
 from typing import Any
 
 
@@ -72,3 +75,46 @@ class RequestOutput:
     @property
     def metrics(self) -> Any:
         return self.choices[0].metrics
+
+
+@dataclass(frozen=True)
+class RequestEvent:
+    """What is new of one choice of a request.
+
+    Attributes:
+      text: further text; joined, the texts of a choice's events are the choice's text.
+      token_ids: further tokens. Their text may come later, once no later token can change it.
+      finish_reason: in the last event of a choice, why it ended; None before.
+      output: in the last event of the request, the whole answer; None before.
+      choice: which of the request's n choices.
+      logprobs: an entry for each of `token_ids`, where they were asked for.
+      stop_reason, error: in the last event of a choice; as in Completion.
+      request_id: of the request.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    output: RequestOutput | None = None
+    _: KW_ONLY
+    choice: int = 0
+    logprobs: list[TokenLogprobs] | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+    request_id: str = ""
+
+
+def merged(events: Seq[RequestEvent]) -> RequestEvent:
+    """Successive events of one choice as one."""
+    last = events[-1]
+    if len(events) == 1:
+        return last
+    logprobs = None
+    if last.logprobs is not None:
+        logprobs = list(chain.from_iterable(event.logprobs or () for event in events))
+    return replace(
+        last,
+        text="".join(event.text for event in events),
+        token_ids=list(chain.from_iterable(event.token_ids for event in events)),
+        logprobs=logprobs,
+    )

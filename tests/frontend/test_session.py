@@ -54,6 +54,9 @@ class House:
     def rest(self) -> None:
         while self.session.has_work:
             self.session.step()
+        self.check()
+
+    def check(self) -> None:
         self.deployment.coordinator.check()
         assert not self.session.entries
 
