@@ -1,4 +1,4 @@
-"""Pools in which every element says where it belongs, for tests of what moves pages."""
+"""Pools with elements that encode their own place, for tests of code that moves pages."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from pdjax.interfaces.transfer import End, Shipment, Side
 
 PAGES, PAGE_SIZE, HEAD_DIM = 12, 2, 4
 LAYERS, HEADS = 7, 12
-"""7 layers divide into no number of stages but 1; 12 heads into every tp."""
+"""7 layers divide evenly only into 1 or 7 stages; every tp in the tests divides 12 heads."""
 
 SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
-"""The names of the two pools, whichever kind they are."""
+"""The names of the two pools, of any layout."""
 
 Values = tuple[np.ndarray, np.ndarray]
 """K and V, [L, K, P, S, H]."""
@@ -38,7 +38,7 @@ def layout(
 
 
 def pools(source: KVLayout, target: KVLayout, pages: int = PAGES) -> tuple[PoolOwner, PoolOwner]:
-    """Two pools on different devices; the target has 3 pages more."""
+    """Make two pools on different devices; the target has 3 pages more."""
     sizes = [each.stages * each.tp for each in (source, target)]
     devices = take_devices(sizes, ["source", "target"])
     owners = [
@@ -54,7 +54,7 @@ def pools(source: KVLayout, target: KVLayout, pages: int = PAGES) -> tuple[PoolO
 
 
 def coded(pool: PoolOwner, sign: int = 1) -> Values:
-    """A number for each place, all different."""
+    """Make a number for each place, all different."""
     own = pool.layout
     shape = (2, own.num_layers, own.kv_heads, pool.num_pages, own.page_size, own.head_dim)
     k, v = sign * (1 + np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
@@ -62,7 +62,7 @@ def coded(pool: PoolOwner, sign: int = 1) -> Values:
 
 
 def fill(pool: PoolOwner, values: Values) -> None:
-    """Put K and V into a pool, whatever its layout; short stages keep zeros."""
+    """Put K and V into a pool of any layout; missing layers of short stages stay zeros."""
 
     def slot_pages(side: np.ndarray, slot: int) -> Any:
         stages = [
@@ -83,7 +83,7 @@ def fill(pool: PoolOwner, values: Values) -> None:
 
 
 def read(pool: PoolOwner) -> Values:
-    """The inverse of `fill`, in float32."""
+    """Read K and V of a pool, float32: the inverse of `fill`."""
     heads, sides = pool.layout.kv_heads, []
     for arrays in (pool.arrays.k, pool.arrays.v):
         layers = {}
@@ -100,8 +100,8 @@ def _numbers(pages: Any) -> np.ndarray:
 
 
 def held(values: Values, *dtypes: str) -> Values:
-    """What is left of K and V, float32, that lie in pools of these types one after another. Between
-    equal types nothing is rounded again."""
+    """Round K and V, float32, as pools of these types do one after another. Between equal types
+    nothing is rounded again."""
     k, v = values
     for i, dtype in enumerate(dtypes):
         if dtype in LIMITS and dtype not in dtypes[:i]:
@@ -112,13 +112,13 @@ def held(values: Values, *dtypes: str) -> Values:
 
 
 def tokens_of(side: np.ndarray, pages: list[int] | np.ndarray) -> np.ndarray:
-    """[L, K, P, S, H] -> [L, K, T, H] of some pages, one after another."""
+    """Take the tokens of some pages, in order: [L, K, P, S, H] -> [L, K, T, H]."""
     taken = side[:, :, pages]
     return taken.reshape(*taken.shape[:2], -1, taken.shape[-1])
 
 
 def shipment(pages: list[int], layers: range = range(LAYERS), *, checked: bool = False) -> Shipment:
-    """From SOURCE to TARGET."""
+    """Make a shipment from SOURCE to TARGET."""
     real = sum(page != 0 for page in pages)
     return Shipment(SOURCE, TARGET, layers, ids(pages), real, checked)
 
@@ -141,7 +141,7 @@ def move(
     *,
     checked: bool = False,
 ) -> int:
-    """Send, wait and land; returns how many pages differ."""
+    """Send, wait and land; return the number of pages with another checksum."""
     ticket = transfer.send(shipment(source_pages, layers, checked=checked))
     ticket.result()
     return transfer.land(ticket, ids(target_pages)).result()

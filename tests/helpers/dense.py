@@ -1,5 +1,5 @@
-"""Attention at its plainest: all tokens of one sequence, every score in a matrix. What parity holds
-the model's arithmetic against Hugging Face with, so that no kernel, pool or page is involved.
+"""Naive attention: all tokens of one sequence, every score in a matrix. Parity tests compare the
+model's arithmetic with Hugging Face through it, without a kernel, pool or page.
 
 Dimension key: T tokens, N query heads, K KV heads, G = N/K, H head dim, V vocabulary.
 """
@@ -21,9 +21,9 @@ from pdjax.device.models.llama import LAYER_AXES, MODEL_AXES, Attend, Layer, Par
 
 
 def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None = None) -> Attend:
-    """Causal attention over `length` tokens of one sequence, whose positions start at 0.
+    """Make causal attention over `length` tokens of one sequence, with positions from 0 on.
 
-    `rounded` (n, type): tokens from the n-th on see K and V as `quantised.encode` rounds them.
+    `rounded` is (n, type): tokens from the n-th on see K and V as `quantised.encode` rounds them.
     """
     frequencies, stretch = spec.rope.frequencies(spec.head_dim)
     angles = np.arange(length)[:, None] * frequencies
@@ -64,7 +64,7 @@ def dense_logits(
     spec: ModelSpec,
     rounded: tuple[int, str] | None = None,
 ) -> jax.Array:
-    """tokens i32[T] of one sequence -> logits f32[T, V], on one device; `rounded` as in
+    """Compute logits f32[T, V] of tokens i32[T] of one sequence, on one device; `rounded` as in
     `dense_attend`."""
     attend = dense_attend(spec, len(tokens), rounded)
     nothing = [None] * len(params.layers)
@@ -80,8 +80,9 @@ def staged_logits(
     spec: ModelSpec,
     mesh: Mesh,
 ) -> jax.Array:
-    """The same on a ("stage", "tp") mesh, weights as the decode phase shards them: the stages take
-    turns, and every device ends with the logits.
+    """Compute the logits on a ("stage", "tp") mesh, with weights sharded as in decode.
+
+    The stages take turns, and every device ends with the logits.
     """
     vocab_axes = DECODE_RULES["vocab"]
     stages = mesh.shape[STAGE]

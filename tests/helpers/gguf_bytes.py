@@ -1,4 +1,4 @@
-"""GGUF files byte by byte, so that they may say what no writer would write."""
+"""Writes GGUF files byte by byte, so that they may hold fields that no writer would write."""
 
 import math
 import struct
@@ -57,7 +57,7 @@ NUMBERS = {
 
 
 def kind_of(value: Any) -> int:
-    """The type of GGUF in which a value of Python is written."""
+    """Return the GGUF type of a Python value."""
     if isinstance(value, bool):
         return 7
     if isinstance(value, int):
@@ -68,8 +68,8 @@ def kind_of(value: Any) -> int:
 
 
 def encoded(key: str, value: Any) -> bytes:
-    """A field with a value of Python: a bool, a number, a string, bytes, or a list of equal kinds;
-    numbers that do not fit are cut to 64 bits.
+    """Encode a field with a Python value: a bool, a number, a string, bytes, or a list of values of
+    one kind. Numbers that do not fit are cut to 64 bits.
     """
     kind = kind_of(value)
     if kind == ARRAY:

@@ -1,4 +1,4 @@
-"""What a hostile or careless hand may put where a value, a name, a text or a file is expected."""
+"""Hostile and careless input in place of a value, a name, a text or a file."""
 
 import contextlib
 import math
@@ -14,27 +14,27 @@ from typing import Any
 import numpy as np
 
 SECONDS = 1.0
-"""Time of the processor in which each answer must be there."""
+"""Most processor time of an answer."""
 MOST_MEMORY = 1 << 30
-"""Bytes by which a run of cases may let the process grow."""
+"""Most bytes by which a run of cases may grow the process."""
 MOST_CHARACTERS = 2000
-"""Of a message."""
+"""Most characters of a message."""
 
 
 def cases(usual: int) -> range:
-    """Seeds of a run: `usual` of them, or PDJAX_FUZZ_CASES."""
+    """Return the seeds of a run: `usual` of them, or PDJAX_FUZZ_CASES."""
     return range(int(os.environ.get("PDJAX_FUZZ_CASES", usual)))
 
 
 class BadRepr:
-    """An object that cannot describe itself."""
+    """An object with a __repr__ that fails."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no words")
 
 
 def ring() -> dict[str, Any]:
-    """A dict that holds itself."""
+    """Make a dict that holds itself."""
     made: dict[str, Any] = {}
     made["model"] = made["rows"] = made
     return made
@@ -65,17 +65,17 @@ TEXTS = (
 
 
 def integer(draw: random.Random) -> int:
-    """A whole number, often at a limit."""
+    """Draw a whole number, often at a limit."""
     return draw.choice(INTEGERS) + draw.choice((0, 0, 1, -1))
 
 
 def text(draw: random.Random) -> str:
-    """Text that means nothing, or too much."""
+    """Draw text: meaningless, or with special meaning."""
     return draw.choice(TEXTS)
 
 
 def value(draw: random.Random, depth: int = 2) -> Any:
-    """Anything that Python can hold."""
+    """Draw a Python value of any kind."""
     kinds: list[Callable[[], Any]] = [
         lambda: integer(draw),
         lambda: draw.choice(FLOATS),
@@ -98,7 +98,7 @@ def value(draw: random.Random, depth: int = 2) -> Any:
 
 
 def mutated(data: bytes, draw: random.Random, changes: int = 4) -> bytes:
-    """The content of a file, of which some bytes are flipped, cut out, doubled or overwritten."""
+    """Flip, cut out, double or overwrite some bytes of a file's content."""
     out = bytearray(data)
     for _ in range(draw.randint(1, changes)):
         at, size = draw.randrange(len(out) + 1), draw.choice((1, 1, 2, 8, 64))
@@ -122,14 +122,15 @@ class TooSlow(BaseException):
 
 @contextlib.contextmanager
 def within_a_second() -> Iterator[None]:
-    """Stop what takes the processor for longer than a second, or lets the process grow much."""
+    """Fail a block that takes more than a second of the processor, or grows the process by more
+    than MOST_MEMORY."""
 
     def stop(*_: object) -> None:
         raise TooSlow
 
     before, began = signal.signal(signal.SIGVTALRM, stop), time.thread_time()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # The timer counts all threads of the process, and is there to end what would never end.
+    # The timer counts all threads of the process; it only stops a block that would never end.
     signal.setitimer(signal.ITIMER_VIRTUAL, 3 * SECONDS)
     try:
         yield
@@ -143,8 +144,7 @@ def within_a_second() -> Iterator[None]:
 
 
 def answer(call: Callable[[], Any]) -> Any:
-    """What a call returns, or the message of its ValueError, which is one line that names
-    something."""
+    """Return the result of a call, or the checked message of its ValueError."""
     with within_a_second():
         try:
             return call()
@@ -154,7 +154,7 @@ def answer(call: Callable[[], Any]) -> Any:
 
 
 def check_message(message: str) -> None:
-    """A message is one line, not too long, and has a name before what is wrong."""
+    """Check that a message is one line of bounded length that begins with a name."""
     assert message.strip() and len(message.splitlines()) == 1, repr(message)
     assert len(message) < MOST_CHARACTERS, f"{len(message)} characters: {message[:80]}"
     assert "=" in message or ":" in message, message

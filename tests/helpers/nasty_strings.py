@@ -44,7 +44,7 @@ WRITTEN = [
     "ΑΒΓ αβγ ЖЗИ жзи ǅ ʰ ª",
     "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐐀𐐨 𞤀𞤢",
 ]
-"""By hand."""
+"""Strings written by hand."""
 
 _ALPHABETS = [
     "abcXYZ 019'",
@@ -61,7 +61,7 @@ _ALPHABETS = [
 
 
 def random_strings(count: int, seed: int = 0) -> list[str]:
-    """`count` strings of 1 to 24 characters, each from one or two alphabets."""
+    """Make `count` strings of 1 to 24 characters, each from one or two alphabets."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):

@@ -1,5 +1,5 @@
-"""What the end-to-end tests share: a small random model that every layout can cut, a workload that
-is unkind to schedulers, and its answers from one device without any hand-off."""
+"""Shared parts of the end-to-end tests: a small random model that every layout can cut, a workload
+that is hard for schedulers, and its answers from one device without a hand-off."""
 
 from dataclasses import replace
 from functools import cache
@@ -44,12 +44,13 @@ MONOLITHIC = Config(
 """One device, one pool; prompts longer than 16 tokens take several chunks."""
 
 PROMPT_LENS = (1, 3, 4, 5, 16, 17, 40, 2, 33, 8, 1, 21)
-"""Around a page, around a chunk, several chunks; three times as many requests as rows."""
+"""Lengths around a page, around a chunk, and of several chunks; three times as many requests as
+rows."""
 
 
 def disaggregated(tp_p: int, stages: int, tp_d: int, groups: int = 2, **decode: Any) -> Config:
-    """The same model with prefill on tp_p devices, in so many layer groups, and decode on stages x
-    tp_d others."""
+    """Make a config of the same model with prefill on tp_p devices, in `groups` layer groups, and
+    decode on stages x tp_d others."""
     rows = {1: 4, 2: 4, 3: 6, 4: 4, 5: 5, 6: 6, 7: 7}[stages]
     return replace(
         MONOLITHIC,
@@ -63,7 +64,7 @@ def disaggregated(tp_p: int, stages: int, tp_d: int, groups: int = 2, **decode: 
 
 
 def workload() -> list[tuple[list[int], SamplingParams]]:
-    """Prompts and how to answer them: greedy, sampled, filtered, penalized, with several ends."""
+    """Make prompts with their params: greedy, sampled, filtered, penalized, with several ends."""
     rng = np.random.default_rng(11)
     kinds = (
         SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True),
@@ -80,7 +81,8 @@ def workload() -> list[tuple[list[int], SamplingParams]]:
 
 
 def answers(llm: LLM) -> list[list[list[int]]]:
-    """Token ids of each choice of each request of the workload; checks that nothing is left."""
+    """Return the token ids of each choice of each request of the workload; check that all pages are
+    free afterwards."""
     prompts, params = zip(*workload(), strict=True)
     outputs = llm.generate(list(prompts), list(params))
     assert all(choice.error is None for output in outputs for choice in output.choices)
@@ -89,8 +91,11 @@ def answers(llm: LLM) -> list[list[list[int]]]:
 
 
 def crowded(llm: LLM) -> list[list[int]]:
-    """Token ids of four answers that grow side by side for longer than any timing can keep them
-    apart, into 12 pages of 4 tokens each; checks that nothing is left."""
+    """Return the token ids of four answers that grow side by side, into 12 pages of 4 tokens each.
+
+    The answers are so long that they overlap at any timing. Check that all pages are free
+    afterwards.
+    """
     prompts = np.random.default_rng(3).integers(0, SPEC.vocab_size, (4, 8)).tolist()
     params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
     outputs = llm.generate(prompts, params)
@@ -99,12 +104,12 @@ def crowded(llm: LLM) -> list[list[int]]:
 
 
 def preemptions(llm: LLM) -> int:
-    """How often anybody has had to give way so far."""
+    """Return the number of preemptions so far."""
     return sum(metrics.preemptions for metrics in llm.recorder.requests())
 
 
 def conserved(llm: LLM) -> None:
-    """Let what is in flight come home; then every page of every pool must be free."""
+    """Wait for all work in flight; then check that every page of every pool is free."""
     while llm.has_work:
         llm.step()
     llm.coordinator.check()
@@ -112,13 +117,13 @@ def conserved(llm: LLM) -> None:
 
 @cache
 def expected() -> list[list[list[int]]]:
-    """The answers of the one-device configuration."""
+    """Return the answers of the one-device configuration."""
     with LLM(MONOLITHIC) as llm:
         return answers(llm)
 
 
 @cache
 def expected_of_a_crowd() -> list[list[int]]:
-    """What the one-device configuration answers to `crowded`."""
+    """Return the answers of the one-device configuration to `crowded`."""
     with LLM(MONOLITHIC) as llm:
         return crowded(llm)

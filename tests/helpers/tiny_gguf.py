@@ -1,4 +1,5 @@
-"""Writes tiny GGUF files the way llama.cpp's converter does: names, rows of Q and K interleaved."""
+"""Writes tiny GGUF files as llama.cpp's converter does: with its names, and rows of Q and K
+interleaved."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ F32 = GGMLQuantizationType.F32
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Put the two dimensions that RoPE rotates together, half a head apart, next to each other."""
+    """Put pairs of dimensions that RoPE rotates, which are half a head apart, side by side."""
     split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return split.swapaxes(1, 2).reshape(rows.shape)
 
@@ -45,11 +46,11 @@ def write_gguf(
     big_endian: bool = False,
     tensors_a_shard: int = 0,
 ) -> Path:
-    """Write tiny model `model` with matrices of type `kind`; returns `path`, or that of the first
+    """Write tiny model `model` with matrices of type `kind`; return `path`, or that of the first
     shard.
 
     `metadata` adds or, with None, drops keys; `extra` adds or replaces tensors by their GGUF names;
-    `arch` is another architecture than the model's own; `tensors_a_shard` splits the file.
+    `arch` overrides the model's architecture; `tensors_a_shard` splits the file.
     """
     config = tiny_models.TINY_MODELS[model]
     arch = arch or config["model_type"]

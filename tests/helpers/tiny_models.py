@@ -13,8 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 LENGTH = 24
-"""Tokens of the sequence whose logits are compared; beyond the trained context where RoPE is
-stretched."""
+"""Tokens of the compared sequence; more than the trained context where RoPE is stretched."""
 
 _BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -61,11 +60,11 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
 (`rope_parameters`)."""
 
 SHARDED = ("smollm2",)
-"""Models whose tensors are spread over several files with an index."""
+"""Models that spread their tensors over several files with an index."""
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:
-    """The weights of a tiny model, by their Hugging Face names."""
+    """Make the weights of a tiny model, by their Hugging Face names."""
     config = TINY_MODELS[name]
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
@@ -98,13 +97,13 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 
 
 def tokens(name: str) -> np.ndarray:
-    """The sequence whose logits are compared, i32[LENGTH]."""
+    """Return the sequence for the comparison of logits, i32[LENGTH]."""
     rng = np.random.default_rng(zlib.crc32(name.encode()) + 1)
     return rng.integers(0, TINY_MODELS[name]["vocab_size"], LENGTH, dtype=np.int32)
 
 
 def write(name: str, directory: Path) -> Path:
-    """Write a tiny model as a Hugging Face directory; returns it."""
+    """Write a tiny model as a Hugging Face directory; return the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(TINY_MODELS[name]))
     found = tensors(name)

@@ -1,4 +1,4 @@
-"""A tokenizer directory whose tokens are bytes."""
+"""Writes a tokenizer directory with bytes as its tokens."""
 
 import json
 from pathlib import Path

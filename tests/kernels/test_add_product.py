@@ -1,4 +1,4 @@
-"""add_product: every implementation against plain numpy, and what the interface promises."""
+"""add_product: every implementation against plain numpy, and the promises of its interface."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from pallas_kernels.product import mosaic_gpu
 from pallas_kernels.product.add_cases import CASES, LARGE_CASES, AddCase, make_inputs
 from pallas_kernels.product.api import add_product
 
-# Of products with memory that nobody wrote.
+# Products with unwritten memory warn.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -66,8 +66,8 @@ def test_enough_cases_are_taken():
 @needs_gpu_interpreter
 @pytest.mark.parametrize("case", TAKEN, ids=name_of)
 def test_kernel(case: AddCase):
-    """In parts where the depth is even, which the interpreter does not join; what they are added
-    onto is then XLA's to add."""
+    """Where the depth is even, the product is in parts, which the interpreter does not join; then
+    XLA adds the residual stream."""
     check_sum(case, mosaic_gpu.add_product, interpret=plgpu.InterpretGPUParams())
 
 
@@ -76,7 +76,8 @@ def test_kernel(case: AddCase):
 def test_kernel_of_blocks_that_take_several_tiles(
     case: AddCase, capsys: pytest.CaptureFixture[str]
 ):
-    """The next tile's part of the residual stream comes to where this one's result leaves."""
+    """The next tile's part of the residual stream is loaded where this tile's result is stored
+    from."""
     interpret = plgpu.InterpretGPUParams(detect_races=True)
     plan = {"programs": 2, "splits": 1, "tile": 64, "stages": 2}
     check_sum(case, mosaic_gpu.add_product, interpret=interpret, **plan)
@@ -110,7 +111,7 @@ def test_kernel_lowers(case: AddCase):
     ],
 )
 def test_the_platform_chooses(case: AddCase, platform: str, kernel: str):
-    """The kernel where it pays; else add_rms behind a product."""
+    """The kernel runs where it pays; elsewhere a product and add_rms run."""
     text = lowered(case, platform, None)
     assert text.count("stablehlo.custom_call @mosaic_gpu") == (kernel != "")
     assert kernel in text

@@ -1,4 +1,4 @@
-"""add_rms: every implementation against plain numpy, and what the interface promises."""
+"""add_rms: every implementation against plain numpy, and the promises of its interface."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,7 @@ def check(case: Case, run: Callable[..., Any]) -> None:
     inputs = make_inputs(case, seed=1)
     total, scale = jax.jit(partial(run, **case.options))(*inputs.operands)
     np.testing.assert_array_equal(np.asarray(total), inputs.expected[0])
-    # XLA may take the squares of the sum before it is rounded.
+    # XLA may square the sum before it is rounded.
     tolerance = 1e-6 if case.dtype == "float32" else 1e-3
     np.testing.assert_allclose(np.asarray(scale), inputs.expected[1], rtol=tolerance)
 

@@ -1,4 +1,4 @@
-"""append_attention: it is rope_and_write and then paged_attention, as one kernel or as two."""
+"""append_attention equals rope_and_write and then paged_attention, as one kernel or as two."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -42,7 +42,7 @@ APPENDED = (
     replace(SMALL_INT8, name="int8 head dim 256", kv_lens=(33, 70), kv_heads=1, head_dim=256),
     replace(SMALL_INT8, name="int8 window", kv_lens=(200, 7), sliding_window=20),
 )
-"""What the Hopper kernel is interpreted over."""
+"""Cases at which the Hopper kernel is interpreted."""
 
 UNEVEN = Case("any", (641, 0, 65, 1, 129, 385), 1, 2, 128, 64, "bfloat16")
 
@@ -50,12 +50,12 @@ FULL = tuple(
     replace(SMALL_INT8, name=f"int8 {dim} x {group}", kv_lens=(70,), group=group, head_dim=dim)
     for dim, group in ((64, 62), (128, 22), (128, 38), (128, 62), (256, 8))
 )
-"""As many query heads as there is room for beside pages of int8, at head dim 128 also with two
-readers (38), of which 22 leave least of what is there for parts."""
+"""The most query heads that fit beside int8 pages, at head dim 128 also with two readers (38), and
+22 heads, which leave the least room for parts."""
 
 
 def newest_tokens(case: Case, seed: int, *, bias: bool) -> tuple[Any, ...]:
-    """What `append_attention` takes before the pages: qkv, row_scale, bias, cos, sin."""
+    """Make the arguments of `append_attention` before the pages: qkv, row_scale, bias, cos, sin."""
     rng = np.random.default_rng(seed)
     rows, heads = len(case.kv_lens), (case.kv_heads, case.group + 2, case.head_dim)
     qkv = rng.standard_normal((rows, *heads), np.float32).astype(jnp.dtype(case.dtype))
@@ -77,8 +77,8 @@ def newest_tokens(case: Case, seed: int, *, bias: bool) -> tuple[Any, ...]:
     ids=lambda case: case.name,
 )
 def test_append_is_write_then_attend(case: Case, bias: bool):
-    """The newest token's K and V end up at its place in the row's pages, nothing else changes, and
-    attention sees them."""
+    """The newest token's K and V are written to its slot in the row's pages, nothing else changes,
+    and attention sees them."""
     inputs = make_inputs(case, seed=3)
     token = newest_tokens(case, seed=4, bias=bias)
     pools, table, lens = (inputs.k_pages, inputs.v_pages), inputs.page_table, inputs.kv_lens
@@ -90,7 +90,7 @@ def test_append_is_write_then_attend(case: Case, bias: bool):
     sides = (jax.tree.leaves(side) for side in (after, written, pools))  # scales are sides, too
     for arrays in zip(*sides, strict=True):
         ours, theirs, before = (np.asarray(array, np.float32) for array in arrays)
-        np.testing.assert_array_equal(ours[:, 1:], theirs[:, 1:])  # but for the null page
+        np.testing.assert_array_equal(ours[:, 1:], theirs[:, 1:])  # all but the null page
         changed = np.zeros(before.shape[1:3], bool)
         changed[page[lens > 0], at[lens > 0] % case.page_size] = True
         changed[0] = True
@@ -158,8 +158,8 @@ def test_gpu_kernel(case: Case, parts: int):
 @needs_gpu_interpreter
 @pytest.mark.parametrize("case", APPENDED[:5], ids=lambda case: case.name)
 def test_gpu_kernel_cuts_long_rows(case: Case):
-    """A part of one block each: of a long row, which others are beside, the first alone sees the
-    newest token."""
+    """Parts of one block each: in a long row beside others, only the first part sees the newest
+    token."""
     check_gpu(replace(case, kv_lens=(*case.kv_lens, 300, 0)), parts=ByLength(1, 1))
 
 
@@ -168,7 +168,7 @@ def test_gpu_kernel_cuts_long_rows(case: Case):
     ("parts", "kv_dtype"), [(1, None), (2, None), (ByLength(3, 2), None), (1, "int8"), (2, "int8")]
 )
 def test_gpu_kernel_takes_pieces_of_any_length(parts: int | ByLength, kv_dtype: str | None):
-    """Of no block, of one, and of an even and an odd number, whole and in parts."""
+    """Pieces have no block, one, and an even and an odd number of blocks, whole and in parts."""
     check_gpu(replace(UNEVEN, kv_dtype=kv_dtype), parts=parts, programs=2)
 
 
@@ -182,7 +182,7 @@ def test_gpu_kernel_reuses_its_ring_without_races(
     capsys: pytest.CaptureFixture[str],
 ):
     """The newest tokens begin a block. Where one does not, its block is read while it is written,
-    which the detector calls a race; what was read of it is masked."""
+    which the detector calls a race, although the numbers read of it are masked."""
     page_size = 16 if kv_dtype is None else 64
     case = Case(
         "10 blocks",
@@ -198,8 +198,8 @@ def test_gpu_kernel_reuses_its_ring_without_races(
 
 
 def lowered() -> Iterator[tuple[Case, int | ByLength]]:
-    """Each case in one number of parts, those that fill the memory in two (the most queries
-    in one, too), a model's in all."""
+    """Yield each case with one number of parts, cases that fill the memory with two (and the most
+    queries with one), and a model's case with all."""
     numbers = (1, 2, ByLength(1, 1))
     for i, case in enumerate(APPENDED):
         yield case, numbers[i % (2 if case.kv_dtype else 3)]
@@ -214,7 +214,7 @@ def lowered() -> Iterator[tuple[Case, int | ByLength]]:
     ("case", "parts"), list(lowered()), ids=lambda x: x.name if isinstance(x, Case) else str(x)
 )
 def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
-    """The pools are updated in place: the kernel's results are the pools it is given."""
+    """The pools are updated in place: the kernel's results are the given pools."""
     inputs = make_inputs(case, seed=0)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),

@@ -1,4 +1,4 @@
-"""`python -m pallas_kernels.check` passes what is right and catches what is wrong."""
+"""`python -m pallas_kernels.check` passes correct implementations and catches wrong ones."""
 
 import re
 import subprocess
@@ -119,7 +119,7 @@ def test_pools_with_scales_are_judged_too():
     kept = tuple(int(x[0]) for x in np.nonzero(inputs.write.kept))
     assert check.append_error(inputs, _changed(right, (0, *kept, 0))) == np.inf
     assert check.append_error(inputs, _changed(right, (1, *kept, 63))) == np.inf
-    # The scale of what somebody sees, as NaN times anything stays the same.
+    # The scale of a token that a row sees: NaN times any scale would stay the same.
     seen = (0, int(inputs.paged.page_table[2, 0]), 5)
     assert inputs.write.kept[seen[1:]]
     assert check.append_error(inputs, _changed(right, seen, scale=True)) == np.inf
@@ -129,9 +129,9 @@ def test_pools_with_scales_are_judged_too():
 
 
 def test_what_rounding_explains_of_swiglu_is_right():
-    """Products just past the middle between 1 and the next number of bfloat16, which the reference
-    rounds up, and scales that bring gates to where silu is steep, and some results to a middle. The
-    rounding is numpy's: XLA may keep more digits where it fuses so small a product."""
+    """Products lie just past the middle between 1 and the next bfloat16, so the reference rounds
+    them up. Scales bring gates to where silu is steep, and some results to a middle. numpy rounds,
+    since XLA may keep more digits where it fuses so small a product."""
     scale = np.linspace(1, 1.6, 4000, dtype=np.float32)
     x = np.tile(np.array([1, 1.01 * 2**-8], jnp.bfloat16), (len(scale), 1))
     case = swiglu_cases.Case("half-way", len(scale), 2, 1, dtype="bfloat16")
@@ -168,7 +168,7 @@ def test_inputs_and_answers_are_made_once_a_case(monkeypatch: pytest.MonkeyPatch
     assert [passed for _, passed, _ in lines] == [True, False, True]
     assert lines[1][2] == "WRONG  ValueError"
     assert len(answers) == len(CASE.chunks)
-    assert [ref() for ref in made] == [None]  # one, and it is gone
+    assert [ref() for ref in made] == [None]  # one was made, and it is freed
 
 
 def test_every_implementation_is_checked_at_every_case():
@@ -192,7 +192,7 @@ def test_large_arrays_are_random_throughout():
     assert numbers.dtype == np.float32
     for part in numbers.reshape(-1, 100_000):
         assert abs(part.mean()) < 0.02 and abs(part.std() - 1) < 0.02
-        assert len(np.unique(part)) > 45_000  # of 65,536 a hundred thousand draws show 51,300
+        assert len(np.unique(part)) > 45_000  # 100,000 draws from 65,536 show 51,300
     rows = numbers.reshape(-1, 100)
     assert len(np.unique(rows, axis=0)) == len(rows)
     np.testing.assert_array_equal(numbers, draw(0))

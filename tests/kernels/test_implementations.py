@@ -1,4 +1,4 @@
-"""What `implementation=None` leaves out: kernels that the GPUs at hand cannot run."""
+"""`implementation=None` leaves out kernels that the GPUs at hand cannot run."""
 
 from types import SimpleNamespace
 

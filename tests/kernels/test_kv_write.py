@@ -1,4 +1,4 @@
-"""rope_and_write: every implementation against plain numpy, and what the interface promises."""
+"""rope_and_write: every implementation against plain numpy, and the promises of its interface."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,7 +50,7 @@ def interpreted_gpu(**options: Any) -> Callable[..., Any]:
 
 
 def taken_by(kernel: Any, *cases: Case) -> list[Case]:
-    """The cases that a kernel does not refuse."""
+    """List the cases that a kernel does not refuse."""
     taken = []
     for case in cases:
         inputs = make_inputs(case, seed=0)
@@ -83,7 +83,7 @@ def test_tpu_kernel_on_a_small_case():
 def test_tpu_kernel_shares_tiles_between_blocks_without_races(
     monkeypatch: pytest.MonkeyPatch, shuffled: bool
 ):
-    """Blocks of 16 tokens that end within tiles, the last one not full."""
+    """Blocks of 16 tokens end within tiles; the last block is not full."""
     monkeypatch.setattr(mosaic_tpu, "_MAX_BLOCK_TOKENS", 16)
     case = Case("5 blocks", ((3, 66),), padding=5, kv_heads=1, group=1, shuffled=shuffled)
     check(case, interpreted_tpu(detect_races=True))
@@ -93,7 +93,7 @@ def test_tpu_kernel_shares_tiles_between_blocks_without_races(
     ("hardware", "case"),
     [
         pytest.param(hardware, case, id=f"{hardware}-{name_of(case)}")
-        for hardware, every in (("v6e", 1), ("v5e", 4))  # they hardly differ
+        for hardware, every in (("v6e", 1), ("v5e", 4))  # v5e and v6e hardly differ
         for case in (taken_by(mosaic_tpu, *CASES, LARGE_CASES[-1]))[::every]
     ],
 )
@@ -116,7 +116,7 @@ def test_gpu_kernel(case: Case):
 @needs_gpu_interpreter
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_gpu_kernel_has_no_races(shuffled: bool, capsys: pytest.CaptureFixture[str]):
-    """Runs of 8 tokens within a page and over its edge, and the 3 tokens of a last one."""
+    """Runs of 8 tokens lie within a page and across its edge; the last run has 3 tokens."""
     group = 2 if shuffled else 1
     case = Case("runs", ((3, 67),), kv_heads=1, group=group, dtype="bfloat16", shuffled=shuffled)
     check(case, interpreted_gpu(detect_races=True))
@@ -169,7 +169,7 @@ def test_the_tpu_kernel_refuses_with_the_reason(case: Case, reason: str):
 
 
 def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
-    """A kernel where it is proven and takes the arguments; the reference everywhere else."""
+    """A kernel runs where it is proven and takes the arguments; elsewhere the reference runs."""
     monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")
 
     def kernels_on(platform: str, case: Case) -> int:
@@ -200,7 +200,7 @@ def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
 def test_donated_pools_are_written_in_place(
     monkeypatch: pytest.MonkeyPatch, dtype: str, proven: bool
 ):
-    """Nothing of a pool's size is made beside the pools, which are the results; also where the
+    """The results are the pools, and no other array of a pool's size is made, even where the
     platform must choose."""
     if proven:
         monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")

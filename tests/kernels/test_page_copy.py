@@ -1,5 +1,5 @@
-"""gather and scatter of pages: every implementation against plain numpy, and what the interface
-promises."""
+"""gather and scatter of pages: every implementation against plain numpy, and the promises of their
+interface."""
 
 from collections.abc import Callable
 from functools import partial
@@ -96,7 +96,7 @@ def lowered(run: Callable[..., Any], *operands: Any) -> str:
 @needs_jax_11
 @pytest.mark.parametrize("case", [*TAKEN, *LARGE_CASES], ids=name_of)
 def test_gpu_kernel_lowers(case: Case):
-    """Kernels of one program share a lowering, but for that of fewer pools, and write into one
+    """Kernels of one program share a lowering, except one with fewer pools, and write into one
     array."""
     ids = jax.ShapeDtypeStruct((case.ids,), jnp.int32)
     run = partial(gather, implementation="mosaic_gpu", **case.options)
@@ -128,7 +128,7 @@ def test_the_platform_chooses_among_the_proven():
     ],
 )
 def test_donated_pools_are_written_in_place(dtype: str):
-    """Nothing of a pool's size is made beside the pools, which are the results."""
+    """The results are the pools, and no other array of a pool's size is made."""
     pool = pool_of(Case("deep", 3, 5, dtype=dtype), pages=4000)
     pages = jax.ShapeDtypeStruct((6, 3, 16, 64), jnp.dtype(dtype))
     run = jax.jit(scatter, donate_argnums=0)

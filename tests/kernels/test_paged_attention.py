@@ -1,4 +1,4 @@
-"""paged_attention: every implementation against plain numpy, and what the interface promises."""
+"""paged_attention: every implementation against plain numpy, and the promises of its interface."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +39,7 @@ HARDWARE = {
 }
 
 EVERY = {"v5e": 4, "v6e": 1, "h100": 1}
-"""One case of so many is lowered: the two TPUs hardly differ."""
+"""Every how many cases one is lowered: the two TPUs hardly differ."""
 
 
 def name_of(case: Case) -> str:
@@ -54,7 +54,7 @@ def check(case: Case, run: Callable[..., jax.Array]) -> None:
 
 
 def taken_by(kernel: Any, *cases: Case) -> list[Case]:
-    """The cases that a kernel does not refuse."""
+    """List the cases that a kernel does not refuse."""
     taken = []
     for case in cases:
         inputs: Any = make_inputs(replace(case, kv_lens=(1,)), seed=0)
@@ -64,7 +64,7 @@ def taken_by(kernel: Any, *cases: Case) -> list[Case]:
 
 
 def pool_of(case: Case, pages: int) -> Any:
-    """The shapes of K or V."""
+    """Return the shapes of K or V."""
     shape = (case.kv_heads, pages, case.page_size, case.head_dim)
     elements = jax.ShapeDtypeStruct(shape, jnp.dtype(case.kv_dtype or case.dtype))
     scales = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
@@ -74,7 +74,7 @@ def pool_of(case: Case, pages: int) -> Any:
 TIGHT = tuple(
     Case(f"int8 x {group}", (600,), 1, group, 128, 64, "bfloat16", "int8") for group in (24, 56)
 )
-"""Of which a part leaves least of shared memory."""
+"""Cases with a part that leaves the least shared memory."""
 
 
 def interpreted_tpu(**options: Any) -> Callable[..., jax.Array]:
@@ -84,7 +84,7 @@ def interpreted_tpu(**options: Any) -> Callable[..., jax.Array]:
 def interpreted_gpu(
     parts: int | ByLength | None, *, programs: int = 3, readers: int | None = None, **options: Any
 ) -> Callable[..., jax.Array]:
-    """Few programs, so that each does several pieces of work and reuses its rings."""
+    """Run few programs, so that each does several pieces of work and reuses its rings."""
     interpreter = plgpu.InterpretGPUParams(**options)
     return partial(
         mosaic_gpu.paged_attention,
@@ -130,8 +130,8 @@ def test_gpu_kernel(case: Case):
 @needs_gpu_interpreter
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_gpu_kernel_with_whole_rows(head_dim: int):
-    """More pieces of work than slots for their queries, some of them empty, of one block, or of
-    several."""
+    """There are more pieces of work than slots for their queries; some are empty, some have one
+    block, some several."""
     case = replace(SMALL_BF16, kv_lens=(70, 0, 5, 140), group=3, head_dim=head_dim)
     check(case, interpreted_gpu(parts=1))
 
@@ -139,7 +139,7 @@ def test_gpu_kernel_with_whole_rows(head_dim: int):
 @needs_gpu_interpreter
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_gpu_kernel_over_quantised_pieces_of_any_length(parts: int):
-    """Of no block, of one, and of an even and an odd number: for two readers."""
+    """Pieces have no block, one, and an even and an odd number of blocks, for two readers."""
     case = Case("any", (641, 0, 65, 1, 129, 385), 1, 2, 128, 64, "bfloat16", "int8")
     check(case, interpreted_gpu(parts))
 
@@ -153,7 +153,7 @@ def test_gpu_kernel_cuts_long_rows(case: Case):
 
 @needs_gpu_interpreter
 def test_gpu_kernel_cuts_a_row_by_its_own_length():
-    """The same bits, however long the others are; those of a short row as if none were cut."""
+    """A row has the same bits, however long the others are; a short row, as if none were cut."""
     case = RAGGED[0]
     inputs = make_inputs(case, seed=2)
     run = jax.jit(partial(interpreted_gpu(ByLength(3, 2)), **case.options))
@@ -178,7 +178,7 @@ RINGS = [
     (2, 2, 2, "int8"),
     (2, 2, 1, "int8"),
 ]
-"""Parts, programs, readers, and what pages hold."""
+"""Parts, programs, readers, and the type of the pages."""
 
 
 @needs_gpu_interpreter
@@ -259,7 +259,7 @@ def test_a_named_kernel_refuses_with_the_reason(implementation: str, case: Case,
 
 
 def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
-    """A kernel where it is proven and takes the arguments; the reference everywhere else."""
+    """A kernel runs where it is proven and takes the arguments; elsewhere the reference runs."""
     monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")
 
     def kernels_on(platform: str, case: Case) -> int:
@@ -276,7 +276,7 @@ def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_row_depends_on_nothing_beside_it():
-    """The same bits alone, among other rows, and in a wider page table."""
+    """A row has the same bits alone, among other rows, and in a wider page table."""
     case = Case("rows", (300, 17, 0, 129), kv_heads=3, group=3)
     inputs = make_inputs(case, seed=2)
     run = jax.jit(partial(paged_attention, **case.options))

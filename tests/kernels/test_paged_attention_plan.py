@@ -1,4 +1,4 @@
-"""How a launch of decode attention is cut on Hopper GPUs: by shape alone."""
+"""A launch of decode attention on Hopper GPUs is cut by its shapes alone."""
 
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ SMALL = Case("any", (1,) * 4, 8, 4, 128, 64, "bfloat16")
     [
         (64, 1088, None, 1),  # no row can be long
         (64, 4096, None, 1),
-        (128, 8256, 1000, 1),  # nor be seen to be
+        (128, 8256, 1000, 1),  # nor can a window see a long row
         (64, 8256, None, ByLength(64, 32)),
         (128, 8256, 4096, ByLength(64, 32)),
         (64, 131072, None, ByLength(64, 128)),
@@ -59,7 +59,7 @@ def test_gpu_kernel_has_two_readers_of_quantised_pages(tokens: int):
 
 
 def plan_of(case: Case, tokens: int, **chosen: Any) -> Plan:
-    """Of a launch whose page table has room for so many tokens a row."""
+    """Make the plan of a launch with a page table for `tokens` tokens a row."""
     queries = (len(case.kv_lens), case.kv_heads, case.group, case.head_dim)
     pages: Any = make_inputs(replace(case, kv_lens=(1,)), seed=0).k_pages
     return mosaic_gpu_plan.make_plan(
@@ -77,7 +77,7 @@ def plan_of(case: Case, tokens: int, **chosen: Any) -> Plan:
 @pytest.mark.parametrize("append", [False, True])
 @pytest.mark.parametrize("window", [None, 260])
 def test_gpu_kernel_lists_every_part_once(window: int | None, append: bool):
-    """Those of most blocks first, and how many there are."""
+    """The list has the parts of most blocks first, and ends with their number."""
     lens = np.array([70, 1, 0, 700, 64, 65, 129, 704, 300, 257], np.int32)
     plan = Plan(
         len(lens), 2, 4, 64, 44, 16, 6, ByLength(4, 2), 3, 1, append, False, 1.0, None, window

@@ -1,5 +1,5 @@
-"""Rows are islands: what a row holds changes no bit of another's, in every implementation of every
-operation; and what pages hold of a token that is not finite."""
+"""Rows are islands: a row's numbers change no bit of another row, in every implementation of every
+operation. Pages store a token that is not finite as `pallas_kernels.finite` says."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -30,14 +30,14 @@ from pallas_kernels.paged_attention import cases as paged_cases
 from pallas_kernels.poison import VALUES
 from pallas_kernels.prefill_attention import cases as prefill_cases
 
-# Of products with what is not finite, and with memory that nobody wrote.
+# Products with numbers that are not finite, and with unwritten memory, warn.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
 )
 
 NAN = {"NaN": np.nan}
-"""For what is interpreted; `check` tries the other values on hardware."""
+"""Poison for interpreted kernels; `check` tries the other values on hardware."""
 
 LENS = (5, 33, 0, 65, 40)
 ROWS = paged_cases.Case("rows", LENS, kv_heads=1, group=2)
@@ -138,7 +138,7 @@ def test_gpu_kernel(subject: check.Subject, case: Any, kernel: Callable[..., Any
     ids=lambda x: x if isinstance(x, str) else name_of(x),
 )
 def test_older_tokens_of_a_prompt_feel_no_poison_in_v(case: prefill_cases.Case, kernel: str):
-    """Pages hold none, but these two would stand it."""
+    """Pages never hold poison in V, but these two implementations would tolerate it."""
     run: Callable[..., Any] = partial(check.PREFILL.operation, implementation="reference")
     if kernel == "mosaic_tpu":
         run = partial(prefill_tpu.prefill_attention, interpret=pltpu.InterpretParams())
@@ -174,7 +174,7 @@ def test_pages_hold_nan_in_k_for_what_is_not_finite():
 
 
 def mixing(x: jax.Array, w: jax.Array) -> jax.Array:
-    """A product whose rows feel one another's NaN."""
+    """A product with rows that spread NaN to one another."""
     return x @ w + 0 * x.sum()
 
 

@@ -1,4 +1,5 @@
-"""prefill_attention: the reference against plain numpy, and what the interface promises."""
+"""prefill_attention: the reference and the TPU kernel against plain numpy, and the promises of the
+interface."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,7 +43,7 @@ def check(case: Case, operation: Callable[..., jax.Array]) -> None:
 
 
 def taken_by(kernel: Any, *cases: Case) -> list[Case]:
-    """The cases that a kernel does not refuse."""
+    """List the cases that a kernel does not refuse."""
     taken = []
     for case in cases:
         inputs = make_inputs(replace(case, chunks=((1, 1),)), seed=0)
@@ -76,7 +77,7 @@ def test_tpu_kernel_on_a_small_case():
 
 
 def test_tpu_kernel_reuses_its_buffer_without_races(monkeypatch: pytest.MonkeyPatch):
-    """Sequences that share tiles of 16 tokens, and up to 5 blocks of 32 for each of their parts."""
+    """Sequences share tiles of 16 tokens, and each of their parts has up to 5 blocks of 32."""
     monkeypatch.setattr(mosaic_tpu, "_MAX_TOKENS", 16)
     monkeypatch.setattr(mosaic_tpu, "_MAX_BLOCK_TOKENS", 32)
     chunks = ((20, 150), (0, 40), (3, 3), (9, 80), (20, 20))
@@ -88,7 +89,7 @@ def test_tpu_kernel_reuses_its_buffer_without_races(monkeypatch: pytest.MonkeyPa
     ("hardware", "case"),
     [
         pytest.param(hardware, case, id=f"{hardware}-{name_of(case)}")
-        for hardware, every in (("v6e", 1), ("v5e", 4))  # they hardly differ
+        for hardware, every in (("v6e", 1), ("v5e", 4))  # v5e and v6e hardly differ
         for case in (taken_by(mosaic_tpu, *CASES, LARGE_CASES[-1]))[::every]
     ],
 )
@@ -119,7 +120,7 @@ def test_the_tpu_kernel_refuses_with_the_reason(case: Case, reason: str):
 
 
 def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
-    """A kernel where it is proven and takes the arguments; the reference everywhere else."""
+    """A kernel runs where it is proven and takes the arguments; elsewhere the reference runs."""
     monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")
 
     def kernels_on(platform: str, case: Case) -> int:
@@ -161,7 +162,7 @@ def test_chunks_and_neighbours_change_nothing(
             )
         )
 
-    # Interpreted, a kernel's products are the CPU's: some group their sums by the number of rows.
+    # An interpreted kernel uses the CPU's products; some group their sums by the number of rows.
     exact = operation is prefill_attention
     same = partial(np.testing.assert_allclose, rtol=0, atol=0 if exact else 1e-6)
     same(alone(0, 200), together)
@@ -182,7 +183,7 @@ def test_one_token_chunks_are_decode():
 
 
 def test_scores_take_bounded_memory():
-    """Four times the tokens: sixteen times the scores, but not of the memory."""
+    """Four times the tokens have sixteen times the scores, but do not take that much memory."""
 
     def temporary_bytes(tokens: int) -> int:
         inputs = make_inputs(Case("long", ((tokens, tokens),), kv_heads=1, group=1), seed=0)

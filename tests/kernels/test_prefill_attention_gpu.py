@@ -1,8 +1,8 @@
 """prefill_attention on Hopper GPUs: the kernel interpreted against plain numpy, and lowered.
 
 Pallas' interpreter runs a kernel's warpgroups as threads that wait for one another within jitted
-pieces, each in a thread of XLA's. There are as many as cores, or as devices if these are more:
-three warpgroups on two cores would wait for ever if it were not for conftest's sixteen devices.
+pieces, each in a thread of XLA. XLA has as many threads as cores, or as devices if these are more.
+Three warpgroups on two cores would deadlock without conftest's sixteen devices.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from pallas_kernels.prefill_attention import mosaic_gpu
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pallas_kernels.prefill_attention.cases import CASES, LARGE_CASES, Case, make_inputs
 
-# Of products with memory that nobody wrote.
+# Products with unwritten memory warn.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -36,14 +36,14 @@ def name_of(case: Case) -> str:
 
 
 def taken() -> list[Case]:
-    """The cases that the kernel does not refuse."""
+    """List the cases that the kernel does not refuse."""
     refusal: Callable[..., str | None] = mosaic_gpu.refusal
     inputs = [make_inputs(case, seed=0) for case in CASES]
     return [x.case for x in inputs if refusal(x.q, x.k_pages, x.kv_pages) is None]
 
 
 def interpreted(**options: Any) -> Callable[..., jax.Array]:
-    """Three programs, so that each does several pieces of work and reuses its rings."""
+    """Run three programs, so that each does several pieces of work and reuses its rings."""
     interpreter = plgpu.InterpretGPUParams(**options)
     return partial(mosaic_gpu.prefill_attention, programs=3, interpret=interpreter)
 
@@ -62,7 +62,7 @@ def test_enough_cases_are_taken():
 
 
 def test_tile_table():
-    """Each row once, longest context first; what follows has no rows."""
+    """The table has each row once, longest context first; the entries after them have no rows."""
     cu_pages, cu_q_lens, kv_lens = [0, 3, 3, 11, 12], [0, 150, 150, 200, 250], [150, 0, 500, 60]
     table = mosaic_gpu._tile_table(6, 384, *map(jnp.asarray, (cu_pages, cu_q_lens, kv_lens)))
     assert np.asarray(table).tolist() == [
@@ -92,8 +92,8 @@ def test_kernel_tells_heads_apart():
 @needs_gpu_interpreter
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_kernel_reuses_its_rings_without_races(head_dim: int, capsys: pytest.CaptureFixture[str]):
-    """Keys end with a block, so that no value must be silenced: both warpgroups do that to the same
-    memory, with the same result, which the detector calls a race."""
+    """Keys end with a block, so that no V must be cleared: both warpgroups clear the same memory,
+    with the same result, which the detector calls a race."""
     chunks = ((140, 640), (256, 256))
     case = replace(SMALL, chunks=chunks, kv_heads=1, group=1, head_dim=head_dim, padding=0)
     check(case, interpreted(detect_races=True))
@@ -118,7 +118,7 @@ def test_kernel_lowers(case: Case):
     [("cuda", SMALL, 1), ("cuda", replace(SMALL, dtype="float32"), 0), ("cpu", SMALL, 0)],
 )
 def test_the_platform_chooses_also_within_shard_map(platform: str, case: Case, kernels: int):
-    """The kernel where it takes the arguments; the reference everywhere else."""
+    """The kernel runs where it takes the arguments; elsewhere the reference runs."""
     mesh = AbstractMesh((2,), ("tp",), axis_types=(AxisType.Auto,), abstract_device=H100)
     heads, pool = PartitionSpec(None, "tp"), PartitionSpec("tp")
     run = jax.shard_map(

@@ -1,4 +1,4 @@
-"""product: every implementation against plain numpy, and what the interface promises."""
+"""product: every implementation against plain numpy, and the promises of its interface."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ from pallas_kernels.product import mosaic_gpu
 from pallas_kernels.product.api import product
 from pallas_kernels.product.cases import CASES, LARGE_CASES, Case, make_inputs
 
-# Of products with memory that nobody wrote.
+# Products with unwritten memory warn.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -76,7 +76,7 @@ def test_enough_cases_are_taken():
 @needs_gpu_interpreter
 @pytest.mark.parametrize("case", TAKEN, ids=name_of)
 def test_kernel(case: Case):
-    """In parts where the depth is even, though the interpreter does not join them."""
+    """Where the depth is even, the product is in parts, which the interpreter does not join."""
     check(case, interpreted())
 
 
@@ -121,7 +121,7 @@ def test_plans(depth: int, columns: int, tile: int, splits: int):
     ],
 )
 def test_the_platform_chooses(case: Case, platform: str, kernels: int):
-    """The kernel where it takes the arguments and pays; the reference everywhere else."""
+    """The kernel runs where it takes the arguments and pays; elsewhere the reference runs."""
     assert lowered(case, platform).count("stablehlo.custom_call @mosaic_gpu") == kernels
 
 

@@ -1,7 +1,7 @@
-"""swiglu: every implementation against plain numpy, and what the interface promises.
+"""swiglu: every implementation against plain numpy, and the promises of its interface.
 
-Pallas' interpreter takes a thread of XLA's for each of a kernel's three warpgroups: conftest's
-sixteen devices see to it that there are enough.
+Pallas' interpreter takes a thread of XLA for each of a kernel's three warpgroups; conftest's
+sixteen devices provide enough.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from pallas_kernels.swiglu import mosaic_gpu
 from pallas_kernels.swiglu.api import swiglu
 from pallas_kernels.swiglu.cases import CASES, LARGE_CASES, Case, make_inputs
 
-# Of products with memory that nobody wrote.
+# Products with unwritten memory warn.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -75,7 +75,7 @@ def test_enough_cases_are_taken():
 @needs_gpu_interpreter
 @pytest.mark.parametrize("case", TAKEN, ids=name_of)
 def test_kernel(case: Case):
-    """Two blocks of threads, so that they take several tiles each and reuse their rings."""
+    """There are two blocks of threads, so that each takes several tiles and reuses its ring."""
     check(case, interpreted(programs=2))
 
 
@@ -126,7 +126,7 @@ def test_kernel_lowers(case: Case):
 def test_the_platform_chooses_also_within_shard_map(
     platform: str, tokens: int, dtype: str, kernels: int
 ):
-    """The kernel where it takes the arguments and pays; the reference everywhere else."""
+    """The kernel runs where it takes the arguments and pays; elsewhere the reference runs."""
     mesh = AbstractMesh((2,), ("tp",), axis_types=(AxisType.Auto,), abstract_device=H100)
     run = jax.shard_map(
         swiglu,
@@ -151,7 +151,7 @@ def test_the_platform_chooses_also_within_shard_map(
         (128, 4096, False, False),  # tiles of 64 columns keep 64 processors busy
         (512, 14336, True, False),
         (1024, 14336, False, True),
-        (1024, 7168, True, False),  # a half: 448 tiles keep 132 processors busy for 3.4 turns
+        (1024, 7168, True, False),  # half of it: 448 tiles keep 132 processors busy for 3.4 turns
         (1024, 8192, False, True),
         (2048, 7168, False, True),
         (8192, 14336, False, True),
