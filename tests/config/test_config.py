@@ -243,7 +243,7 @@ def test_constructions_say_what_is_allowed(kind, fields, message):
         ("max_bytes_in_flight", 100, None),
     ],
 )
-def test_where_nothing_moves_nobody_says_how(name, value, usual):
+def test_with_colocated_all_other_handoff_fields_are_defaults(name, value, usual):
     message = f"^handoff.{name}={value!r}: must be {usual!r} with colocated=True, where nothing"
     handoff = HandoffConfig(**{"after_tokens": 2, "stay_below": 9, name: value})
     with pytest.raises(ValueError, match=message):
@@ -279,17 +279,17 @@ def test_limits_of_a_config_are_for_its_own_model(source):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "changes",
     [
         {"model.source": "another", "model.max_model_len": 64},
         {"model": {"max_model_len": 64, "source": "another"}},
     ],
 )
-def test_a_limit_that_is_asked_for_holds_for_any_model(asked):
-    config = load_config("smollm2", asked)
+def test_a_limit_that_is_asked_for_holds_for_any_model(changes):
+    config = load_config("smollm2", changes)
     assert (config.model.source, config.model.max_model_len) == ("another", 64)
-    asked = {"model.source": "another", "decode.page_buckets": (7, 9)}
-    assert load_config(CPU_FILE, asked).decode.page_buckets == (7, 9)
+    changes = {"model.source": "another", "decode.page_buckets": (7, 9)}
+    assert load_config(CPU_FILE, changes).decode.page_buckets == (7, 9)
 
 
 def test_a_path_is_the_string_that_it_stands_for(tmp_path):

@@ -1,5 +1,5 @@
-"""Whatever is in the files of a model's directory, the answer within a second is a checkpoint whose
-tensors can be read, or one line that says what is wrong."""
+"""For any files of a model's directory, the answer within a second is a checkpoint with readable
+tensors, or one line that names what is wrong."""
 
 import json
 import logging
@@ -43,12 +43,12 @@ def quiet() -> Iterator[None]:
 
 
 def whole(draw: random.Random) -> int:
-    """Longer integers are no JSON to Python."""
+    """Draw an integer that Python's JSON can read: it refuses longer ones."""
     return min(integer(draw), 10**4000)
 
 
 def json_value(draw: random.Random, depth: int = 2) -> Any:
-    """Anything that a JSON file may hold."""
+    """Draw any value that a JSON file may hold."""
     kinds: list[Callable[[], Any]] = [
         lambda: whole(draw),
         lambda: draw.choice(NUMBERS),
@@ -69,7 +69,7 @@ def json_value(draw: random.Random, depth: int = 2) -> Any:
 
 
 def changed(values: dict[str, Any], draw: random.Random, fields: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of an object, of which a few fields are gone or have other values."""
+    """Copy an object without a few fields, or with other values in them."""
     made = json.loads(json.dumps(values))
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         name = draw.choice(fields) if draw.random() < 0.95 else text(draw)
@@ -97,7 +97,7 @@ def rewrite(path: Path, draw: random.Random, fields: tuple[str, ...]) -> None:
 
 
 def look(directory: Path) -> None:
-    """Open a directory, and read a row of each tensor of what was opened."""
+    """Open a directory, and read a row of each tensor of the checkpoint."""
 
     def opened() -> Checkpoint:
         checkpoint = open_checkpoint(directory)
@@ -171,7 +171,7 @@ def test_headers_of_safetensors(tmp_path: Path):
 
 
 def test_converted_directories(tmp_path: Path):
-    """The spec, the metadata of orbax and of the arrays, and the arrays themselves."""
+    """Change the spec, the metadata of orbax and of the arrays, and the arrays themselves."""
     plain = open_checkpoint(tiny_models.write("llama_yarn", tmp_path / "m"))
     directory = tmp_path / "out"
     convert(plain, directory, "float32")
@@ -194,7 +194,7 @@ def test_converted_directories(tmp_path: Path):
 
 
 def test_nothing_of_the_above_is_left(tmp_path: Path):
-    """The unharmed directory opens, so that the other answers mean something."""
+    """The unchanged directory opens; without that the other tests would prove nothing."""
     checkpoint = open_checkpoint(tiny_models.write("llama_yarn", tmp_path))
     values = tiny_models.tensors("llama_yarn")["model.norm.weight"]
     np.testing.assert_array_equal(checkpoint.read("model.norm.weight"), values)

@@ -1,5 +1,5 @@
-"""Whatever is in overrides, in a config file or on a command line, the answer within a second is a
-Config, or one line that says which field is wrong."""
+"""For any overrides, config file or command line, the answer within a second is a Config, or one
+line that names the wrong field."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.smoke
 
 
 def names(config: Any = None, above: str = "") -> list[str]:
-    """The dotted names of all fields."""
+    """List the dotted names of all fields."""
     config = config or Config()
     found = []
     for field in dataclasses.fields(config):
@@ -79,7 +79,7 @@ def overrides(draw: random.Random) -> dict[Any, Any]:
 
 
 def deal(config: Config, draw: random.Random) -> None:
-    """What is made of a config before any device is asked."""
+    """Do the work on a config that comes before any device is used."""
     context = config.model.max_model_len or draw.choice((512, 8192, 131_072, 2**24))
     buckets = Buckets.of(
         config.prefill, config.decode, config.kv.page_size, context, config.decode_page_size
@@ -94,19 +94,19 @@ def test_overrides():
     seen = set()
     for seed in cases(1000):
         draw = random.Random(seed)
-        asked = overrides(draw)
+        given = overrides(draw)
         try:
-            config = answer(partial(load_config, "smollm2", asked))
+            config = answer(partial(load_config, "smollm2", given))
             if isinstance(config, Config):
                 answer(partial(deal, config, draw))
         except BaseException as error:
-            raise AssertionError(f"seed {seed}, overrides {list(asked)}: {error!r}") from error
+            raise AssertionError(f"seed {seed}, overrides {list(given)}: {error!r}") from error
         seen.add(type(config))
     assert seen == {Config, str}
 
 
 def a_file(draw: random.Random) -> bytes:
-    """A config file that does something, and most often what it should not."""
+    """Write a config file, which most often does something wrong."""
     returned = draw.choice(
         (
             "Config()",
@@ -151,7 +151,7 @@ def test_files(tmp_path, capsys):
         seen.add(type(config))
         file.unlink()
     assert seen == {Config, str}
-    assert capsys.readouterr().out == ""  # what a file prints is no answer
+    assert capsys.readouterr().out == ""  # stdout is for results; a file's prints go to stderr
 
 
 def a_flag(draw: random.Random) -> list[str]:
@@ -191,11 +191,11 @@ def test_command_lines():
     assert seen == {0, 2}
 
 
-# What was found, by name.
+# Input that fuzzing found, each as a test of its own.
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("given", "message"),
     [
         ({"decode.rows": {}}, "decode.rows={}: must be int"),
         ({"decode": {"rows": {}}}, "decode.rows={}: must be int"),
@@ -233,8 +233,8 @@ def test_command_lines():
         ({"compilation_cache": "a\x00b"}, "compilation_cache='a\\x00b': must be a directory"),
     ],
 )
-def test_odd_overrides_are_refused_by_name(asked, message):
-    said = answer(lambda: load_config("smollm2", asked))
+def test_odd_overrides_are_refused_by_name(given, message):
+    said = answer(lambda: load_config("smollm2", given))
     assert isinstance(said, str) and message in said, said
 
 
@@ -245,9 +245,9 @@ def test_odd_sources_are_refused(source):
     assert str(answer(lambda: load_config(source))).startswith("config=")
 
 
-@pytest.mark.parametrize("asked", [[("seed", 1)], "seed=1", 3])
-def test_overrides_are_a_mapping(asked):
-    assert str(answer(lambda: load_config("smollm2", asked))).startswith("overrides=")
+@pytest.mark.parametrize("given", [[("seed", 1)], "seed=1", 3])
+def test_overrides_are_a_mapping(given):
+    assert str(answer(lambda: load_config("smollm2", given))).startswith("overrides=")
 
 
 def test_what_a_file_does_is_its_own_business(tmp_path):
@@ -261,7 +261,7 @@ def test_what_a_file_does_is_its_own_business(tmp_path):
     (tmp_path / "folder.py").mkdir()
     assert "no such Python file" in str(answer(lambda: load_config(tmp_path / "folder.py")))
     (tmp_path / "config.py").write_text("raise KeyboardInterrupt\n")
-    with pytest.raises(KeyboardInterrupt):  # it may be a person's
+    with pytest.raises(KeyboardInterrupt):  # it may be the user's Ctrl-C
         load_config(tmp_path / "config.py")
 
 

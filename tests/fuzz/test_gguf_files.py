@@ -1,5 +1,5 @@
-"""Whatever is in a GGUF file, the answer within a second is a model with its tokenizer, or one line
-that says what is wrong."""
+"""For any GGUF file, the answer within a second is a model with its tokenizer, or one line that
+names what is wrong."""
 
 import random
 import struct
@@ -60,7 +60,7 @@ KINDS = {"byte_level": BYTE_LEVEL | SCALED, "sentencepiece": SENTENCEPIECE}
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A file of each kind, which opens."""
+    """Write a file of each kind, which opens."""
     folder = tmp_path_factory.mktemp("gguf")
     return {
         name: write_gguf(folder / f"{name}.gguf", kind=Q8_0, metadata=metadata)
@@ -69,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def use(path: Path) -> None:
-    """Open a file, read of it, and make ids and text."""
+    """Open a file, read tensors, encode and decode."""
     checkpoint = GGUFCheckpoint(path)
     tokenizer = checkpoint.tokenizer()
     assert checkpoint.spec.vocab_size == VOCABULARY
@@ -83,7 +83,7 @@ def use(path: Path) -> None:
 
 
 def parts(path: Path) -> Parts:
-    """The fields and tensors (shape as GGUF writes it, type, bytes) of a file."""
+    """Read the fields and tensors (shape in GGUF's order, type, bytes) of a file."""
     file = GGUFFile(path)
     meta = Metadata(path, file)
     tensors = {
@@ -94,7 +94,7 @@ def parts(path: Path) -> Parts:
 
 
 def assembled(path: Path, fields: list[bytes], tensors: list[tuple[Any, ...]]) -> Path:
-    """A file of fields and of tensors (name, shape, type, bytes, what is added to the offset)."""
+    """Write a file of fields and tensors (name, shape, type, bytes, number added to the offset)."""
     index, data = [], b""
     for name, shape, kind, raw, shift in tensors:
         index.append(tensor(name, shape, kind, (len(data) + shift) % (1 << 64)))
@@ -106,7 +106,7 @@ def assembled(path: Path, fields: list[bytes], tensors: list[tuple[Any, ...]]) -
 
 
 def odd_value(draw: random.Random, value: Any) -> Any:
-    """Another value for a field, sometimes of its own kind."""
+    """Draw another value for a field, sometimes of its own kind."""
     texts = [text for text in TEXTS if text.isascii()]
     whole_numbers = [max(integer(draw) % (1 << 64), 0), -draw.randrange(1 << 40)]
     kinds: list[Callable[[], Any]] = [
@@ -126,7 +126,7 @@ def odd_value(draw: random.Random, value: Any) -> Any:
 
 
 def odd_list(draw: random.Random, value: list[Any]) -> list[Any]:
-    """A list with items lost, doubled, moved or changed."""
+    """Drop, double, move or change items of a list."""
     made = list(value)
     at = draw.randrange(len(made)) if made else 0
     match draw.randrange(7):
@@ -243,7 +243,7 @@ def test_tensors_that_are_lost_doubled_or_other_ones(whole: dict[str, Path], tmp
 def test_weights_that_are_not_finite_are_still_a_model(
     value: float, whole: dict[str, Path], tmp_path: Path
 ):
-    """Infinity is a scale of 0 times infinity among others; numpy warns of it."""
+    """Infinity arises, among others, from a scale of 0 times infinity; numpy warns of it."""
     fields, tensors = parts(whole["byte_level"])
     made = [
         (name, shape, kind, np.full(len(raw) // 2, value, np.float16).tobytes(), 0)

@@ -1,5 +1,5 @@
-"""Whatever is in the files of a tokenizer or in a chat template, the answer within a second is a
-tokenizer that works, or one line that says which file is wrong."""
+"""For any files of a tokenizer and any chat template, the answer within a second is a tokenizer
+that works, or one line that names the wrong file."""
 
 import functools
 import json
@@ -73,7 +73,7 @@ FIELDS = (
 
 
 def changed(draw: random.Random, value: Any) -> Any:
-    """A JSON value with something in it replaced, left out or added."""
+    """Replace, leave out or add something in a JSON value."""
     if not isinstance(value, dict | list) or not value or draw.random() < 0.1:
         return draw.choice(JSON_VALUES)
     made: Any = dict(value) if isinstance(value, dict) else list(value)
@@ -120,7 +120,7 @@ def write_broken(draw: random.Random, directory: Path) -> Path:
 
 
 def use(tokenizer: Tokenizer, draw: random.Random) -> None:
-    """Encode, decode at once and piece by piece."""
+    """Encode; decode at once and piece by piece."""
     text = draw.choice(tokenizer_parts.STRINGS)
     try:
         ids = tokenizer.encode(text)
@@ -208,7 +208,7 @@ def test_templates():
 
 
 def test_conversations():
-    """Whatever is given as a conversation is rendered, or refused by name."""
+    """Any value given as a conversation is rendered, or refused by name."""
     templates = ChatTemplates(chat_cases.TEMPLATES["qwen_tools"], {}, chat_cases.NOW.strftime)
     for seed in cases(400):
         draw = random.Random(seed)

@@ -1,6 +1,6 @@
-"""Ways of saying things in a Hugging Face directory, each a change of a tiny model.
+"""Variants of the files of a Hugging Face directory, each a change of a tiny model.
 
-`make_config_fixtures.py` asks transformers what it makes of them; the tests ask this project.
+`make_config_fixtures.py` reads them with transformers; the tests read them with this project.
 """
 
 import json
@@ -89,11 +89,11 @@ ROPES: dict[str, dict[str, Any]] = {
     "head_dim null": {"head_dim": None},
     "head_dim": {"head_dim": 24},
 }
-"""What to change in the tiny Llama's config.json; `...` takes a field away."""
+"""Changes of the tiny Llama's config.json; `...` removes a field."""
 
 
 def write_config(directory: Path, changes: dict[str, Any]) -> Path:
-    """A directory with the changed config.json and nothing else."""
+    """Write a directory with the changed config.json and nothing else."""
     directory.mkdir(parents=True, exist_ok=True)
     values = _without(tiny_models.TINY_MODELS["llama"], "rope_theta") | changes
     values = {name: value for name, value in values.items() if value is not ...}
@@ -112,11 +112,11 @@ MODELS = (
     "qwen2, trained outside",
     "llama, window",
 )
-"""Directories with weights, whose logits are compared."""
+"""Directories with weights; tests compare their logits."""
 
 
 def write_model(kind: str, directory: Path) -> str:
-    """Write the directory; returns the tiny model whose tokens belong to it."""
+    """Write the directory; return the name of the tiny model that has its tokens."""
     name = "mistral" if kind.startswith("mistral") else "smollm2"
     name = "qwen2" if kind.startswith("qwen2") else name
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""Tiny GGUF models whose metadata or tensors change the function that is computed, and the Hugging
-Face directories of the same numbers.
+"""Tiny GGUF models with metadata or tensors that change the computed function, and Hugging Face
+directories with the same numbers.
 """
 
 import json
@@ -31,11 +31,11 @@ class GGUFModel:
     """A model in both formats.
 
     Attributes:
-      weights: the tiny model whose weights it has.
-      config: what its config.json has beside that of the tiny model.
-      metadata: what its GGUF file has beside the sizes.
-      same_in_llama_cpp: llama.cpp computes the same; of yarn it reads the factor and the context
-        only, at this architecture.
+      weights: name of the tiny model that gives the weights.
+      config: fields of config.json beyond those of the tiny model.
+      metadata: fields of the GGUF file beyond the sizes.
+      same_in_llama_cpp: whether llama.cpp computes the same; for this architecture it reads only
+        the factor and the context of yarn.
     """
 
     weights: str
@@ -66,16 +66,16 @@ MODELS = {
         {f"{_SCALING}.factor": 3.0},
     ),
 }
-"""Each is written as architecture "llama", also the one with Qwen2's biases."""
+"""Models by name; each is written as architecture "llama", even the one with Qwen2's biases."""
 
 
 def token_ids() -> np.ndarray:
-    """The sequence whose logits are compared, i32[24]; the last token's successor is no end."""
+    """Return the compared sequence, i32[24]; the likeliest token after it is not an end token."""
     return np.array([(7 * i + 3) % 101 for i in range(24)], np.int32)
 
 
 def write(name: str, path: Path) -> Path:
-    """Write a model as a GGUF file; returns `path`."""
+    """Write a model as a GGUF file; return `path`."""
     model = MODELS[name]
     vocabulary = {
         "tokenizer.ggml.model": "gpt2",
@@ -89,7 +89,7 @@ def write(name: str, path: Path) -> Path:
 
 
 def write_hugging_face(name: str, directory: Path) -> Path:
-    """Write a model as a Hugging Face directory; returns it."""
+    """Write a model as a Hugging Face directory; return the directory."""
     model = MODELS[name]
     directory.mkdir()
     config = tiny_models.TINY_MODELS[model.weights] | model.config

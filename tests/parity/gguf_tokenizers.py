@@ -1,8 +1,8 @@
-"""Vocabularies on which the tokenizers of GGUF files are held against llama.cpp.
+"""Vocabularies for the comparison of GGUF tokenizers with llama.cpp.
 
-Each is small and was trained without any pretokenizer, so that its tokens reach over words, digits
-and spaces: wherever a text is cut elsewhere, the ids differ. `make_gguf_fixtures.py` trains them,
-asks llama.cpp for the ids, and writes both into one fixture.
+Each is small and was trained without a pretokenizer, so its tokens span words, digits and spaces:
+if a text is cut at other places, the ids differ. `make_gguf_fixtures.py` trains them, gets the ids
+from llama.cpp, and writes both into one fixture.
 """
 
 import json
@@ -33,20 +33,20 @@ WITH_TOKENS = [
     "<spare>",
     "abc<|tool|>def 123</s>456",
 ]
-"""Texts that hold the texts of tokens."""
+"""Texts that contain the texts of tokens."""
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
 _MORE = ["<|tool|>", "<|im_end|>", "<spare>"]
-_MORE_TYPES = [4, 1, 5]  # user-defined; normal, though its text says that it ends a turn; unused
+_MORE_TYPES = [4, 1, 5]  # user-defined; normal, with the text of an end of turn; unused
 
 
 def read_fixture() -> dict[str, Any]:
-    """The fixture: merges, pieces with their scores, and ids by name."""
+    """Read the fixture: merges, pieces with their scores, and ids by name."""
     return json.loads(FIXTURE.read_text(encoding="utf-8"))
 
 
 def byte_level(merges: list[str], pre: str) -> dict[str, Any]:
-    """Metadata of a byte-level BPE whose vocabulary is the bytes and what the merges make."""
+    """Make metadata of a byte-level BPE; its vocabulary is the bytes and the merged tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*_SPECIAL, *letters, *(merge.replace(" ", "") for merge in merges), *_MORE]
     return {
@@ -73,11 +73,11 @@ SENTENCEPIECE: dict[str, dict[str, Any]] = {
         "tokenizer.ggml.unknown_token_id": None,
     },
 }
-"""Ways of using one vocabulary, as changes of its metadata."""
+"""Variants of one vocabulary, as changes of its metadata."""
 
 
 def sentencepiece(pieces: list[list[Any]], variant: str) -> dict[str, Any]:
-    """Metadata of a SentencePiece BPE with pieces [text, score, type]."""
+    """Make metadata of a SentencePiece BPE with pieces [text, score, type]."""
     tokens = [text for text, _, _ in pieces] + _MORE
     return {
         "tokenizer.ggml.model": "llama",

@@ -30,20 +30,20 @@ _ROTARY = {"llama": LlamaRotaryEmbedding, "qwen2": Qwen2RotaryEmbedding}
 
 
 def rope(changes: dict[str, Any]) -> dict[str, Any] | None:
-    """What transformers makes of a configuration; None if it raises."""
+    """Compute RoPE's frequencies and scale with transformers; None if it raises."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = config_kinds.write_config(Path(scratch), changes)
         try:
             config = AutoConfig.from_pretrained(directory)
             made = _ROTARY[config.model_type](config)
-        except Exception:  # whatever it raises, it makes no model of this configuration
+        except Exception:  # any exception means that transformers refuses this configuration
             return None
         frequencies = [float(f"{value:.8g}") for value in made.inv_freq.tolist()]
         return {"frequencies": frequencies, "scale": float(made.attention_scaling)}
 
 
 def logits(kind: str) -> np.ndarray:
-    """Logits f32[V] behind the last token."""
+    """Compute the logits f32[V] behind the last token."""
     with tempfile.TemporaryDirectory() as scratch:
         name = config_kinds.write_model(kind, Path(scratch))
         model = AutoModelForCausalLM.from_pretrained(

@@ -68,7 +68,7 @@ STRINGS = [
 
 
 def tiny_logits() -> dict[str, np.ndarray]:
-    """Logits f32[T, V] of every tiny model."""
+    """Compute the logits f32[T, V] of every tiny model."""
     logits = {}
     for name in tiny_models.TINY_MODELS:
         with tempfile.TemporaryDirectory() as scratch:
@@ -83,13 +83,13 @@ def tiny_logits() -> dict[str, np.ndarray]:
 
 
 def smollm2() -> dict[str, Any]:
-    """Token ids and greedy continuations of the default model, from the same GGUF file."""
+    """Compute token ids and greedy continuations of the default model, from the same GGUF file."""
     path = fetch(DEFAULT_MODEL)
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**where)
     # transformers drops the file's pretokenizer ("smollm") and cuts as GPT-2 does. SmolLM2's own
-    # tokenizer cuts every digit off first, which shows where spaces stand before digits.
+    # tokenizer first cuts off every digit, which makes a difference where spaces precede digits.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -36,7 +36,7 @@ PACKAGES = ("xllamacpp", "transformers", "torch", "tokenizers", "sentencepiece",
 
 
 def train_merges() -> list[str]:
-    """Merges of a byte-level BPE whose tokens reach over words."""
+    """Train the merges of a byte-level BPE with tokens that span words."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(
@@ -47,13 +47,13 @@ def train_merges() -> list[str]:
     backend.train_from_iterator(CORPUS, trainer)
     found = [" ".join(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     unions: dict[str, str] = {}
-    for merge in found:  # one merge a token, which the tests make the vocabulary of
+    for merge in found:  # one merge a token, since the tests make the vocabulary from the merges
         unions.setdefault(merge.replace(" ", ""), merge)
     return list(unions.values())
 
 
 def train_pieces() -> list[list[Any]]:
-    """Pieces [text, score, type] of a SentencePiece BPE with byte fallback."""
+    """Train the pieces [text, score, type] of a SentencePiece BPE with byte fallback."""
     import sentencepiece
 
     written = io.BytesIO()
@@ -82,7 +82,7 @@ def train_pieces() -> list[list[Any]]:
 
 
 def ids_by_llama_cpp(metadata: dict[str, Any], strings: list[str]) -> list[list[int]]:
-    """Token ids of strings by llama.cpp, BOS and EOS as the metadata say."""
+    """Get the token ids of strings from llama.cpp, with BOS and EOS as the metadata say."""
     config = dict(tiny_models.TINY_MODELS["llama"])
     tiny_models.TINY_MODELS["llama"]["vocab_size"] = len(metadata["tokenizer.ggml.tokens"])
     try:
@@ -94,7 +94,7 @@ def ids_by_llama_cpp(metadata: dict[str, Any], strings: list[str]) -> list[list[
 
 
 def _ask(path: Path, what: str, asked: Any) -> Any:
-    """What llama.cpp answers; in a process of its own, which it may end."""
+    """Get an answer from llama.cpp in another process, since llama.cpp may end its process."""
     command = [sys.executable, "-m", "tests.parity.make_gguf_fixtures", str(path), what]
     done = subprocess.run(
         command, input=json.dumps(asked), capture_output=True, text=True, check=True
@@ -133,7 +133,7 @@ def _serve(path: str, what: str) -> None:
 
 
 def tokens() -> dict[str, Any]:
-    """The fixture of token ids."""
+    """Make the fixture of token ids."""
     merges, pieces = train_merges(), train_pieces()
     asked = gguf_tokenizers.STRINGS + gguf_tokenizers.WITH_TOKENS
     by_kind: dict[Any, str] = {}
@@ -144,7 +144,7 @@ def tokens() -> dict[str, Any]:
         # llama.cpp leaves out the composition of characters.
         texts = [unicodedata.normalize("NFC", text) if kind.composed else text for text in asked]
         ids[name] = ids_by_llama_cpp(gguf_tokenizers.byte_level(merges, name), texts)
-    for name in PRETOKENIZERS:  # an alias is what llama.cpp takes for one
+    for name in PRETOKENIZERS:  # aliases must have the same ids in llama.cpp
         kind = PRETOKENIZERS[name]
         texts = [unicodedata.normalize("NFC", text) if kind.composed else text for text in asked]
         found = ids_by_llama_cpp(gguf_tokenizers.byte_level(merges, name), texts)
@@ -157,7 +157,7 @@ def tokens() -> dict[str, Any]:
 
 
 def logits() -> dict[str, np.ndarray]:
-    """The fixture of logits: NAME f32[T, V] by transformers, NAME.llama_cpp f32[V]."""
+    """Make the fixture of logits: NAME f32[T, V] by transformers, NAME.llama_cpp f32[V]."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -33,7 +33,7 @@ class _Clock:
 
 
 def templates() -> dict[str, str]:
-    """Digest of each rendering, or "refused"."""
+    """Make a digest of each rendering, or "refused"."""
     template_utils.datetime = _Clock  # so that `strftime_now` always prints the same
     backend = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **chat_cases.SPECIAL_TOKENS)
@@ -47,7 +47,7 @@ def templates() -> dict[str, str]:
                 text = tokenizer.apply_chat_template(
                     messages, chat_template=source, tokenize=False, **arguments, **variables
                 )
-            except Exception:  # of any kind: a template is a program
+            except Exception:  # a template is a program that may raise any exception
                 found[f"{name}/{case}"] = "refused"
             else:
                 found[f"{name}/{case}"] = text_results.digest(text)
@@ -55,12 +55,12 @@ def templates() -> dict[str, str]:
 
 
 def tools() -> dict[str, str]:
-    """Digest of the schema of each function, keys in order, or "refused"."""
+    """Make a digest of each function's schema, keys in order, or "refused"."""
     found = {}
     for function in tool_cases.FUNCTIONS:
         try:
             schema = json.dumps(get_json_schema(function))
-        except Exception:  # of several kinds
+        except Exception:  # transformers raises exceptions of several classes
             found[function.__qualname__] = "refused"
         else:
             found[function.__qualname__] = text_results.digest(schema)
@@ -68,7 +68,7 @@ def tools() -> dict[str, str]:
 
 
 def tokenizers() -> dict[str, Any]:
-    """Named tokens of each directory, and digests of what its tokenizer makes of all strings."""
+    """Collect the named tokens of each directory, and digests of its tokenizer's ids and texts."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, files in tokenizer_cases.directories().items():

@@ -1,4 +1,4 @@
-"""Every way of saying the same in a Hugging Face directory means what it means to transformers."""
+"""Every variant of a Hugging Face directory has the same meaning as in transformers."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,8 @@ TOLERANCE = 1e-3
 
 @pytest.mark.parametrize("kind", ROPES)
 def test_rope(kind: str, tmp_path: Path):
-    """Frequencies and scale are those of transformers; what it cannot make is refused."""
+    """Frequencies and scale equal those of transformers; configurations that it refuses are
+    refused."""
     expected = json.loads((FIXTURES / "config_ropes.json").read_text())["ropes"][kind]
     directory = write_config(tmp_path, ROPES[kind])
     if expected is None:

@@ -1,4 +1,4 @@
-"""GGUF files against llama.cpp (text to ids) and against transformers (ids to logits)."""
+"""GGUF files compared with llama.cpp (text to ids) and with transformers (ids to logits)."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def expected() -> dict[str, Any]:
 
 
 KINDS = {kind: name for name, kind in reversed(PRETOKENIZERS.items())}
-"""The first name of each; the others are aliases, which the fixture's script asks llama.cpp of."""
+"""The first name of each pretokenizer; the fixture's script checks the aliases in llama.cpp."""
 
 
 @pytest.mark.parametrize("name", KINDS.values())

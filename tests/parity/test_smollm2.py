@@ -1,4 +1,4 @@
-"""The default model against Hugging Face transformers on the same file: text to ids, ids to ids."""
+"""The default model compared with transformers on the same file: text to ids, ids to ids."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.helpers.dense import dense_logits
 pytestmark = pytest.mark.model
 
 LENGTH = 128
-"""All sequences are padded to one length: one compilation."""
+"""Length to which all sequences are padded, so that the model is compiled once."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_token_ids_of_conversations(tokenizer: Tokenizer, expected: dict[str, An
 
 
 def test_greedy_tokens(checkpoint: Checkpoint, expected: dict[str, Any]):
-    """Each token of the continuation is the argmax after those before it, which is what a greedy
-    loop would have chosen, in one pass over the whole sequence.
+    """Each token of the continuation is the argmax after the tokens before it, as in a greedy loop.
+    One pass over the whole sequence checks all.
     """
     spec = checkpoint.spec
     mesh = make_mesh(jax.devices()[:1], stages=1, tp=1)

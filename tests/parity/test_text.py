@@ -1,4 +1,4 @@
-"""Chat templates and tokenizer directories against Hugging Face transformers."""
+"""Chat templates and tokenizer directories compared with Hugging Face transformers."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ def expected() -> dict[str, Any]:
 
 
 def render(templates: ChatTemplates, conversation: dict[str, Any]) -> str | None:
-    """The text, or None where the template refuses the conversation."""
+    """Render the text; None where the template refuses the conversation."""
     arguments = dict(conversation)
     variables = arguments.pop("chat_template_kwargs", None)
     try:

@@ -1,4 +1,4 @@
-"""Logits of every supported architecture against Hugging Face transformers, on random weights."""
+"""Logits of every supported architecture compared with transformers, on random weights."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_one_device(name: str, tmp_path: Path, expected: dict[str, np.ndarray]):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_stages_of_two_shards(name: str, tmp_path: Path, expected: dict[str, np.ndarray]):
-    """Three layers on two stages: the second one pads with a layer of zeros."""
+    """Three layers are on two stages: the second stage pads with a layer of zeros."""
     checkpoint = open_checkpoint(tiny_models.write(name, tmp_path))
     layers = split_layers(checkpoint.spec.num_layers, 2)
     mesh = make_mesh(jax.devices()[:4], stages=2, tp=2)

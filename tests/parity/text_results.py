@@ -1,4 +1,4 @@
-"""What the parity tests of text compare: renderings and token ids, short enough to be committed."""
+"""Results that the parity tests of text compare: digests, short enough to be committed."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ from tokenizers import Tokenizer as Backend
 from tests.parity import tokenizer_parts
 
 GROUP = 8
-"""Strings that share a digest."""
+"""Number of strings that share a digest."""
 
 
 def digest(value: Any) -> str:
-    """Ten hexadecimal digits that stand for a value."""
+    """Return ten hexadecimal digits that identify a value."""
     text = json.dumps(value, ensure_ascii=True, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def added_tokens(backend: Backend) -> list[list[Any]]:
-    """Added tokens and their flags, in order of their ids."""
+    """List added tokens and their flags, in order of their ids."""
     names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     added = sorted(backend.get_added_tokens_decoder().items())
     return [[index, *(getattr(token, name) for name in names)] for index, token in added]
@@ -29,7 +29,8 @@ def added_tokens(backend: Backend) -> list[list[Any]]:
 def cut(
     encode: Callable[[str, bool], list[int]], decode: Callable[[list[int], bool], str]
 ) -> list[str]:
-    """Digests of the ids of all strings, with and without tokens around, and of their texts."""
+    """Return digests of all strings' ids, with and without tokens around them, and of their
+    texts."""
     results = []
     for text in tokenizer_parts.strings():
         ids = encode(text, True)

@@ -1,5 +1,5 @@
-"""Small tokenizer directories with every way of naming tokens and rules; the files are those of
-released models."""
+"""Small tokenizer directories with every way of naming tokens and rules; released models have the
+same files."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ LISTED = {
 }
 
 Files = dict[str, Any]
-"""Content by name of the file: a Tokenizer, bytes, text, or what becomes JSON."""
+"""Content by file name: a Tokenizer, bytes, text, or a value to write as JSON."""
 
 _FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 _LLAMA = {"model_type": "llama"}
@@ -44,7 +44,7 @@ _TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 def directories() -> dict[str, Files]:
-    """All directories by name."""
+    """Make the files of all directories, by name."""
     return {**_byte_level_directories(), **_llama_directories(), **_other_directories()}
 
 

@@ -1,6 +1,6 @@
-# ruff: noqa: E501, RUF001 (strings that are easy to take for others are what is asked for)
-"""What the tokenizer directories of tokenizer_cases.py are made of: made-up vocabularies, and strings
-that tell the directories apart."""
+# ruff: noqa: E501, RUF001 (the strings are meant to be easily confused)
+"""Parts of the tokenizer directories of tokenizer_cases.py: made-up vocabularies, and strings that
+tell the directories apart."""
 
 import random
 import struct
@@ -36,14 +36,14 @@ STRINGS = [
 
 
 def strings() -> list[str]:
-    """The strings above, and more that are put together from them."""
+    """Return the strings above, and more that combine them."""
     rng = random.Random(7)
     parts = STRINGS + list("ab cdel owthr▁12é日\n\t")
     return STRINGS + ["".join(rng.choices(parts, k=rng.randint(1, 6))) for _ in range(238)]
 
 
 def byte_level(**changes: Any) -> Tokenizer:
-    """A byte-level BPE with some merges, and `<s>`, `</s>` among its added tokens."""
+    """Make a byte-level BPE with some merges, and `<s>`, `</s>` among its added tokens."""
     vocab = {text: i for i, text in enumerate([*BYTES, *(a + b for a, b in MERGES)])}
     tokenizer = Tokenizer(models.BPE(vocab, MERGES))
     tokenizer.pre_tokenizer = changes.get("cut", pre_tokenizers.ByteLevel(add_prefix_space=False))
@@ -69,7 +69,7 @@ PIECES: list[tuple[str, float, int]] = [
 
 
 def byte_fallback() -> Tokenizer:
-    """What `tokenizer.json` of an old Llama holds."""
+    """Make the tokenizer that `tokenizer.json` of an old Llama holds."""
     vocab = {text: i for i, (text, _, _) in enumerate(PIECES)}
     order = sorted(PIECES[259:], key=lambda piece: -piece[1])
     merges = [
@@ -104,7 +104,7 @@ def byte_fallback() -> Tokenizer:
 def sentencepiece(
     pieces: Iterable[tuple[str, float, int]] = PIECES, model_type: int = 2, **spec: int
 ) -> bytes:
-    """A SentencePiece model; `spec` are fields of its normalizer, by number."""
+    """Write a SentencePiece model; `spec` are fields of its normalizer, by number."""
     data = b"".join(
         _field(1, _field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
         for text, score, kind in pieces

@@ -1,4 +1,4 @@
-"""Chat templates: which one is used, what it sees, and what it must not do."""
+"""Chat templates: the choice of a template, its variables, and its limits."""
 
 import dataclasses
 import json
@@ -169,7 +169,7 @@ def test_loops_and_texts_of_a_template_have_bounds(tmp_path: Path, monkeypatch: 
     fine = "{% for i in range(10) %}{{ loop.length }}{{ loop.last }}{% else %}none{% endfor %}"
     tokenizer = Tokenizer.open(write_directory(tmp_path, {}, template=fine))
     assert tokenizer.render_chat(USER) == "10False" * 9 + "10True"
-    assert tokenizer.render_chat(USER) == "10False" * 9 + "10True"  # each rendering has its own
+    assert tokenizer.render_chat(USER) == "10False" * 9 + "10True"  # each rendering counts from 0
 
 
 def test_bytes_are_no_content():

@@ -1,4 +1,4 @@
-"""Token ids to text: pieces add up to the whole, whatever tokens, decoder and prompt are."""
+"""Token ids to text: pieces add up to the whole text for any tokens, decoder and prompt."""
 
 import random
 from collections.abc import Callable
@@ -65,7 +65,7 @@ DETOKENIZERS: dict[str, Callable[[], Detokenizer]] = {
 
 
 def some_ids(rng: random.Random, most: int) -> list[int]:
-    """Bytes of characters, often cut, and other tokens; some ids are those of no token."""
+    """Draw bytes of characters, often cut, and other tokens; some ids have no token."""
     ids: list[int] = []
     for _ in range(rng.randint(0, most)):
         if rng.random() < 0.6:
@@ -117,11 +117,11 @@ def test_random_bytes(name: str):
 
 
 def test_characters_stay_beside_bytes_that_are_none():
-    """As in SentencePiece: U+FFFD for each byte that is no part of a character."""
+    """Each byte that is no part of a character becomes U+FFFD, as in SentencePiece."""
     llama = DETOKENIZERS["llama"]()
     assert llama.decode([*FIRE, *FIRE[:3]], True) == "🔥\ufffd\ufffd\ufffd"
     assert llama.decode([*FIRE[:2], *"é".encode(), 0xFF, 0x41], True) == "\ufffd\ufffdé\ufffdA"
-    assert llama.decode([0xED, 0xA0, 0x80], True) == "\ufffd" * 3  # a surrogate is no character
+    assert llama.decode([0xED, 0xA0, 0x80], True) == "\ufffd" * 3  # a surrogate isn't a character
     decoder = IncrementalDecoder(llama)
     assert [decoder.push(byte) for byte in FIRE] == ["", "", "", "🔥"]
     assert [decoder.push(byte) for byte in FIRE[:3]] == ["", "", ""]
@@ -142,7 +142,7 @@ def test_a_character_that_begins_in_the_prompt_comes_whole(name: str):
     decoder = IncrementalDecoder(detokenizer, after=[0x41, *FIRE[:3]])
     assert decoder.push(FIRE[3]) == "🔥"
     decoder = IncrementalDecoder(detokenizer, after=[0x41, *FIRE[:3]])
-    assert decoder.push(0x42) == "B"  # U+FFFD is the prompt's
+    assert decoder.push(0x42) == "B"  # the U+FFFD belongs to the prompt
 
 
 def test_half_a_surrogate_in_the_prompt_is_the_prompts():

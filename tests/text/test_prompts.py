@@ -1,4 +1,4 @@
-"""What may be given as prompts and params, and what is refused in one line."""
+"""The accepted forms of prompts and params; other values are refused in one line."""
 
 import itertools
 from typing import Any

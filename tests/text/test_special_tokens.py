@@ -1,5 +1,5 @@
-"""Which tokens of a Hugging Face directory are control tokens, and what becomes of them; the right
-values are those of transformers 5.24."""
+"""The control tokens of a Hugging Face directory, and how they are encoded and decoded; expected
+values come from transformers 5.24."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ END = 257  # the token behind the 256 bytes and <s>
 
 
 def with_token(directory: Path, config: dict[str, Any], **flags: bool) -> Path:
-    """A directory whose tokenizer.json holds `<|im_end|>`."""
+    """Write a directory with `<|im_end|>` in its tokenizer.json."""
     write_directory(directory, config)
     path = directory / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -75,7 +75,7 @@ def test_a_control_token_that_the_normalizer_changes_is_shown_by_stream_and_deco
 
 
 def test_a_saved_tokenizer_of_a_gguf_file_has_its_control_tokens_and_no_others(tmp_path: Path):
-    """To llama.cpp a token is a control token by its type, whatever part the metadata give it."""
+    """In llama.cpp the type alone makes a token a control token, whatever the metadata name it."""
     metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",

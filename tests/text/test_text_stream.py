@@ -1,4 +1,4 @@
-"""Streaming text: nothing shown is ever taken back, and no part of a stop string is shown."""
+"""Streaming text: shown text is never taken back, and no part of a stop string is shown."""
 
 import random
 
@@ -10,7 +10,7 @@ from pdjax.text.text_stream import TextStream
 
 
 class Pieces:
-    """A decoder whose token i is the i-th piece; "~" is a byte held back until the next token."""
+    """A decoder: token i is the i-th piece; "~" is a byte held back until the next token."""
 
     def __init__(self, pieces: list[str]) -> None:
         self.pieces = pieces
@@ -27,7 +27,7 @@ class Pieces:
 
 
 def stream(pieces: list[str], *stop: str) -> tuple[list[str], str, str | None]:
-    """Deltas, text and the stop string matched."""
+    """Stream pieces; return the deltas, the text and the stop string matched."""
     text = TextStream(Pieces(pieces), stop)
     deltas, match = [], None
     for token in range(len(pieces)):
@@ -124,7 +124,7 @@ def test_random_streams_keep_their_promises():
 
 
 def naive(pieces: list[str], stops: tuple[str, ...]) -> tuple[str, str | None]:
-    """Text and match by definition: the earliest string that the text has once a piece is there."""
+    """Find text and match by definition: the earliest string in the text after some piece."""
     text = ""
     for piece in pieces:
         text += piece
@@ -167,7 +167,7 @@ def test_no_more_is_held_back_than_may_become_a_stop_string():
 
 
 def test_what_a_token_costs_depends_on_nothing_but_its_own_text(monkeypatch: pytest.MonkeyPatch):
-    """Steps of the search, over strings that nearly match all the time."""
+    """Count the steps of the search over strings that nearly match all the time."""
     stops = StopStrings(["a" * 2000 + "b", *("a" * i + "c" for i in range(1, 100))])
     reads = 0
 

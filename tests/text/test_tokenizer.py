@@ -23,7 +23,7 @@ TEXTS = [
 
 
 def byte_level_metadata(pre: str = "smollm", **changes: Any) -> dict[str, Any]:
-    """A vocabulary of all bytes, two merges, and two control tokens."""
+    """Make metadata of a vocabulary of all bytes, two merges, and two control tokens."""
     tokens = ["<|bos|>", "<|end|>", *BYTES, "lo", "low"]
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -120,8 +120,8 @@ def spm_metadata() -> dict[str, Any]:
 
 
 def spm_pieces(text: str) -> list[str]:
-    """SentencePiece BPE by its definition: join the neighbours whose union scores best, leftmost
-    first, until none is a piece.
+    """Cut by the definition of SentencePiece BPE: join the neighbours with the best-scoring union,
+    leftmost first, until no union is a piece.
     """
     pieces = list("▁" + text.replace(" ", "▁"))
     while True:
@@ -159,7 +159,8 @@ def test_incremental_text_is_the_whole_text(byte_level: Tokenizer, tmp_path: Pat
 
 
 def test_text_after_a_prompt_keeps_its_leading_space(byte_level: Tokenizer, tmp_path: Path):
-    """SentencePiece drops the space before the first word of a text, which a completion is not."""
+    """SentencePiece drops the space before a text's first word, but a completion is no text's
+    start."""
     spm = from_gguf(tmp_path, spm_metadata())
     for tokenizer in (byte_level, spm):
         whole = tokenizer.encode("ab cd ab")
@@ -172,7 +173,7 @@ def test_text_after_a_prompt_keeps_its_leading_space(byte_level: Tokenizer, tmp_
 
 
 def test_random_bytes(byte_level: Tokenizer):
-    """What streams out is what decoding all at once gives, also for bytes that are no UTF-8."""
+    """The streamed text equals the text decoded at once, even for bytes that are no UTF-8."""
     rng = random.Random(1)
     for _ in range(300):
         ids = [rng.randrange(byte_level.vocab_size) for _ in range(rng.randrange(1, 12))]
@@ -194,7 +195,7 @@ def test_half_a_character_waits(byte_level: Tokenizer):
 def test_the_window_stays_short(
     byte_level: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A stream of half characters, or of nothing, costs as much at its end as at its start."""
+    """A stream of half characters, or of empty tokens, costs as much at its end as at its start."""
     sizes = []
     join = Detokenizer.join
 
@@ -300,7 +301,7 @@ def test_a_token_without_an_id_is_refused_by_file(tmp_path: Path):
 def test_a_directory_without_a_vocabulary_is_told_from_a_broken_one(tmp_path: Path):
     assert Tokenizer.open_if_any(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
-    (tmp_path / "vocab.json").write_text("{}")  # of no class that is known
+    (tmp_path / "vocab.json").write_text("{}")  # no known class takes it
     assert Tokenizer.open_if_any(tmp_path) is None
     with pytest.raises(
         NoTokenizer, match=r"tokenizer\.json is missing, and vocab\.json is not read"
@@ -316,7 +317,7 @@ def test_a_panic_of_the_tokenizers_package_is_a_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     class PanicException(BaseException):
-        """What the package raises where its Rust code panics."""
+        """The exception that the package raises where its Rust code panics."""
 
     def panic(*_: object) -> str:
         raise PanicException("index out of\nbounds")

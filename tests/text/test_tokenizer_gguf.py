@@ -23,7 +23,7 @@ def opened(tmp_path: Path, metadata: dict[str, Any]) -> Tokenizer:
 
 
 def ends(tmp_path: Path, *tokens: str, **ids: int) -> set[str]:
-    """Texts of the tokens that end a text, in a vocabulary of `tokens`."""
+    """Return the texts of the end tokens in a vocabulary of `tokens`."""
     fields = [
         encoded("tokenizer.ggml.model", "gpt2"),
         encoded("tokenizer.ggml.tokens", [*LETTERS, *tokens]),
@@ -57,7 +57,7 @@ def test_other_texts_do_not_end(text: str, tmp_path: Path):
 def test_ends_that_the_metadata_name(tmp_path: Path):
     assert ends(tmp_path, eos=0, eot=1, eom=2) == {"a", "b", "ab"}
     assert ends(tmp_path, fim_pad=0, fim_rep=1, fim_sep=2) == {"a", "b", "ab"}
-    assert ends(tmp_path, "[PAD]", fim_pad=0) == {"a"}  # a name counts more than a text
+    assert ends(tmp_path, "[PAD]", fim_pad=0) == {"a"}  # a named id overrides a text
     assert ends(tmp_path) == set()
 
 
@@ -84,7 +84,7 @@ def test_sentencepiece_ends_with_its_usual_token(tmp_path: Path):
 
 
 def test_a_token_that_looks_like_control_is_one(tmp_path: Path):
-    """Some files type their end of a turn as text."""
+    """Some files give their end-of-turn token the type of text."""
     metadata = byte_level_metadata()
     metadata["tokenizer.ggml.tokens"] += ["<|im_end|>", "<|channel|>"]
     metadata["tokenizer.ggml.token_type"] += [1, 3]
@@ -93,7 +93,7 @@ def test_a_token_that_looks_like_control_is_one(tmp_path: Path):
     assert tokenizer.encode("<|im_end|>") == [last - 1]
     assert last - 1 in tokenizer.special_token_ids
     assert last - 1 in tokenizer.eos_token_ids
-    assert tokenizer.decode([last - 1, last]) == "<|channel|>"  # which a reader wants to see
+    assert tokenizer.decode([last - 1, last]) == "<|channel|>"  # a reader needs it
 
 
 def test_an_empty_token_gets_a_text(tmp_path: Path):
@@ -180,7 +180,7 @@ def test_the_checkpoint_stops_where_its_tokenizer_does(tmp_path: Path):
 
 
 def test_templates_that_have_names(tmp_path: Path):
-    """As llama.cpp's converter writes the templates of a model that has several."""
+    """llama.cpp's converter writes the templates of a model that has several in this form."""
     key = "tokenizer.chat_template"
     several = {
         key: "plain",
