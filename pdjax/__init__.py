@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdjax.async_llm import AsyncLLM
     from pdjax.config import Config
     from pdjax.config.load import load_config
     from pdjax.core.outputs import RequestOutput
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from pdjax.core.slo import SLO
     from pdjax.llm import LLM
 
-__all__ = ["LLM", "SLO", "Config", "RequestOutput", "SamplingParams", "load_config"]
+__all__ = ["LLM", "SLO", "AsyncLLM", "Config", "RequestOutput", "SamplingParams", "load_config"]
 
 _HOMES = {
     "LLM": "pdjax.llm",
+    "AsyncLLM": "pdjax.async_llm",
     "Config": "pdjax.config",
     "load_config": "pdjax.config.load",
     "SamplingParams": "pdjax.core.request",

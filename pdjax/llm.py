@@ -5,18 +5,18 @@
     print(llm.generate("The capital of France is", SamplingParams(temperature=0.0))[0].text)
 
 Everything is driven by one loop, `step`. `generate` and `stream` drive it until their own requests
-are done; a server or an experiment calls it itself, between `submit` and `take_output`. All of it
-may be called from any thread; see `pdjax/session.py`.
+are done; an experiment calls it itself, between `submit` and `take_output`; after `session.start` a
+thread of its own does. All of it may be called from any thread; see `pdjax/session.py`. Programs
+that use asyncio have `AsyncLLM`.
 """
 
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ from pdjax.config.load import load_config
 from pdjax.core.clock import Clock, WallClock
 from pdjax.core.model_spec import ModelSpec
 from pdjax.core.outputs import RequestOutput
-from pdjax.core.request import Request, SamplingParams
+from pdjax.core.request import SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.device.builder import build_engines, deal_devices
 from pdjax.device.checkpoints.open import open_checkpoint
@@ -37,10 +37,10 @@ from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.summary import report
 from pdjax.host.metrics.trace import write_trace
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.request_maker import Asked, ChatOptions, RequestMaker, RequestOptions
 from pdjax.session import Session
 from pdjax.stream import Stream
-from pdjax.text.prompts import Prompt, each_conversation, each_prompt, params_of_each, token_ids_of
-from pdjax.text.text_stream import TextStream
+from pdjax.text.prompts import Prompt
 from pdjax.text.tokenizer import Message, Tokenizer
 
 
@@ -89,6 +89,7 @@ class LLM:
         config, engines = self.config, self._engines
         self.clock = clock or (WallClock(patience=0) if engines.on_host_cores else WallClock())
         self.recorder = Recorder(self.clock, config.max_recorded)
+        self.requests = RequestMaker(config.model.source, self.tokenizer, self.clock)
         self.coordinator = Coordinator(
             config,
             vocab_size=self.spec.vocab_size,
@@ -99,10 +100,9 @@ class LLM:
             transfer=engines.transfer,
             clock=self.clock,
             recorder=self.recorder,
-            make_text=self._make_text if self.tokenizer else None,
+            make_text=self.requests.make_text if self.tokenizer else None,
         )
         self.session = Session(self.coordinator, self.recorder)
-        self._ids = itertools.count(1)
         if config.warm_up:
             self.coordinator.warm_up(
                 partial(tqdm, desc="compiling", unit="shape", delay=2, leave=False, disable=None)
@@ -117,6 +117,7 @@ class LLM:
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Complete prompts.
 
@@ -125,29 +126,44 @@ class LLM:
             prompt, of anything else several.
           params: for all of them, or one for each; None takes the defaults.
           progress: show a bar; None shows one after two seconds where a person watches.
+          options: `priority`, `deadline` and `labels` of every request; see Request.
 
         Returns:
           An answer a prompt, in order. One that failed on the way says so in its `error`.
 
         Raises:
-          ValueError: a prompt or params that can never be served. None of the prompts has been
-            answered then.
+          ValueError: a prompt, params or options that can never be served. None of the prompts has
+            been answered then.
           Closed: the LLM has been closed.
         """
-        several = each_prompt(prompts)
-        if params is None or isinstance(params, SamplingParams):
-            each = [params or SamplingParams()] * len(several)
-        else:
-            each = params_of_each(params)
-        if len(each) != len(several):
-            raise ValueError(
-                f"params: {len(each)} given for {len(several)} prompts; must be one, or one each"
-            )
-        requests = [self._request(prompt, its) for prompt, its in zip(several, each, strict=True)]
-        for request, _ in requests:
+        return self._answers(self.requests.of_prompts(prompts, params, options), progress)
+
+    def chat(
+        self,
+        messages: Iterable[Message] | Iterable[Iterable[Message]],
+        params: SamplingParams | Seq[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or several; each is a list of {"role": ..., "content": ...}.
+
+        Args:
+          messages: the conversation or conversations.
+          params, progress: as for `generate`.
+          options: as for `generate`; and, of all conversations, `tools`, `documents`,
+            `chat_template` and `chat_template_kwargs`; see `Tokenizer.apply_chat_template`.
+
+        Raises:
+          ValueError: also where the model has no chat template, or refuses the messages.
+        """
+        return self._answers(self.requests.of_conversations(messages, params, options), progress)
+
+    def _answers(self, asked: list[Asked], progress: bool | None) -> list[RequestOutput]:
+        for request, _ in asked:
             self.coordinator.check_request(request)
         bar = tqdm(
-            total=len(requests),
+            total=len(asked),
             desc="generating",
             unit="request",
             delay=2,
@@ -159,60 +175,55 @@ class LLM:
             with bar:
                 entries = [
                     submit(request, text, listener=listener, patient=True)
-                    for request, text in requests
+                    for request, text in asked
                 ]
                 self.session.wait_for(entries, listener, bar.update)
         except BaseException:
-            self.session.abort(*(request.id for request, _ in requests))
+            self.session.abort(*(request.id for request, _ in asked))
             raise
         return [entry.answer for entry in entries if entry.answer is not None]
 
-    def chat(
-        self,
-        messages: Iterable[Message] | Iterable[Iterable[Message]],
-        params: SamplingParams | Seq[SamplingParams] | None = None,
-        *,
-        tools: Iterable[Any] | None = None,
-        documents: Iterable[Any] | None = None,
-        chat_template: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        progress: bool | None = None,
-    ) -> list[RequestOutput]:
-        """Answer a conversation, or several; each is a list of {"role": ..., "content": ...}.
-
-        Args:
-          messages: the conversation or conversations.
-          tools, documents, chat_template, chat_template_kwargs: of all conversations; see
-            `Tokenizer.apply_chat_template`.
-          params, progress: as for `generate`.
-
-        Raises:
-          ValueError: also where the model has no chat template, or refuses the messages.
-        """
-        render = partial(
-            self._need_tokenizer("chat").apply_chat_template,
-            tools=None if tools is None else list(tools),
-            documents=None if documents is None else list(documents),
-            chat_template=chat_template,
-            chat_template_kwargs=chat_template_kwargs,
-        )
-        prompts = [render(conversation) for conversation in each_conversation(messages)]
-        return self.generate(prompts, params, progress=progress)
-
     # An answer as it comes.
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Stream:
         """Complete one prompt, piece by piece. To close the stream, or drop it, aborts the request.
 
+        Each chunk is of one choice, `chunk.choice`; of several choices, chunks come as they are
+        made. The last chunk of the stream has the whole answer.
+
+        Args:
+          prompt, params, options: as for `generate`.
+
         Raises:
-          ValueError: at once, for what can never be served, or n > 1.
+          ValueError: at once, for what can never be served.
           QueueFull: at once, if the waiting queue is at its bound.
           Closed: the LLM has been closed.
         """
-        request, text = self._request(prompt, params or SamplingParams())
-        if request.params.n > 1:
-            raise ValueError(f"n={request.params.n}: a stream shows one choice; ask for n=1")
-        entry = self.session.submit(request, text, listener=Listener(), streams=True)
+        return self._stream(self.requests.of_prompt(prompt, params, options))
+
+    def stream_chat(
+        self,
+        messages: Iterable[Message],
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Stream:
+        """Answer one conversation, piece by piece.
+
+        Args:
+          messages, params, options: as for `chat`.
+
+        Raises:
+          ValueError, QueueFull, Closed: as for `stream`.
+        """
+        return self._stream(self.requests.of_conversation(messages, params, options))
+
+    def _stream(self, asked: Asked) -> Stream:
+        entry = self.session.submit(asked.request, asked.text, listener=Listener(), streams=True)
         return Stream(self.session, entry)
 
     # One's own loop.
@@ -223,11 +234,12 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         on_text: Callable[[str], None] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> str:
         """Queue a request and return its id; `step` until `take_output` has its answer.
 
         Args:
-          prompt, params: as for `generate`.
+          prompt, params, options: as for `generate`.
           on_text: called with each further piece of the first choice's text, from within a turn,
             by the thread that drives it. What it raises ends its own request, whose answer says
             "abort" and why; the next `step` raises it, too. Of what is no Exception, such as
@@ -238,7 +250,7 @@ class LLM:
           QueueFull: the waiting queue is at its bound.
           Closed: the LLM has been closed.
         """
-        request, text = self._request(prompt, params or SamplingParams())
+        request, text = self.requests.of_prompt(prompt, params, options)
         return self.session.submit(request, text, on_text=on_text).request.id
 
     def step(self) -> None:
@@ -325,34 +337,6 @@ class LLM:
           OSError: the file cannot be written.
         """
         write_trace(path, self.recorder)
-
-    # Inside.
-
-    def _request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, str | None]:
-        """A Request and, where the prompt was text, that text."""
-        if not isinstance(params, SamplingParams):
-            raise ValueError(f"params={params!r}: must be a SamplingParams")
-        if params.stop and self.tokenizer is None:
-            raise ValueError(f"stop={params.stop}: the model has no tokenizer, so there is no text")
-        text = prompt if isinstance(prompt, str) else None
-        if text == "":
-            raise ValueError("prompt='': must not be empty")
-        if text is not None:
-            ids = self._need_tokenizer("prompt").encode(text)
-        else:
-            ids = token_ids_of(prompt)
-        return Request(f"r{next(self._ids)}", tuple(ids), params, self.clock.now()), text
-
-    def _make_text(self, request: Request) -> TextStream:
-        assert self.tokenizer is not None
-        decoder = self.tokenizer.incremental_decoder(after=request.prompt_token_ids)
-        return TextStream(decoder, request.params.stop_strings)
-
-    def _need_tokenizer(self, what: str) -> Tokenizer:
-        if self.tokenizer is None:
-            source = self.config.model.source
-            raise ValueError(f"{what}: model.source={source!r} has no tokenizer; give token ids")
-        return self.tokenizer
 
 
 def convert(source: str, output: str | Path, dtype: str = "float32") -> None:

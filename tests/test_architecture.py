@@ -22,7 +22,7 @@ PACKAGES = ("pdjax", "pallas_kernels")
 FOLDERS = (*PACKAGES, "experiments", "configs", "tests")
 MAX_LINES = 400
 
-PUBLIC = ("LLM", "SLO", "Config", "SamplingParams", "RequestOutput", "load_config")
+PUBLIC = ("LLM", "AsyncLLM", "SLO", "Config", "SamplingParams", "RequestOutput", "load_config")
 # The first name below `pdjax` gives the room. What `pdjax` itself binds, lazily, may load anything.
 ROOMS = {
     **dict.fromkeys(["", *PUBLIC], "public names"),
@@ -31,7 +31,8 @@ ROOMS = {
     "interfaces": "door",
     **dict.fromkeys(["core", "config", "formats", "text"], "words"),
     **dict.fromkeys(["session", "book", "entry", "stream", "coordinator_thread"], "session"),
-    "llm": "roof",
+    **dict.fromkeys(["request_maker", "async_stream"], "session"),
+    **dict.fromkeys(["llm", "async_llm"], "roof"),
 }
 BELOW = {"words", "door"}
 MAY_IMPORT = {

@@ -127,13 +127,9 @@ def _as_chat(prompt: str) -> list[dict]:
 
 
 def _stream(llm: "LLM", prompt: str, params: SamplingParams) -> int:
-    asked: str | list[int] = prompt
-    if _CHAT.value:
-        if llm.tokenizer is None:
-            raise ValueError(f"chat: model.source={llm.config.model.source!r} has no tokenizer")
-        asked = llm.tokenizer.apply_chat_template(_as_chat(prompt))
     last = None
-    for chunk in llm.stream(asked, params):
+    chat = _CHAT.value
+    for chunk in llm.stream_chat(_as_chat(prompt), params) if chat else llm.stream(prompt, params):
         print(chunk.text, end="", flush=True)
         last = chunk
     print()

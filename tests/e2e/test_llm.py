@@ -1,5 +1,6 @@
 """The roof: what a Python user touches, on real engines."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,9 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdjax.async_llm import AsyncLLM
+from pdjax.async_stream import AsyncStream
 from pdjax.config import Config, DecodeConfig, ModelConfig, PrefillConfig
 from pdjax.core.request import SamplingParams
+from pdjax.core.slo import SLO
 from pdjax.llm import LLM
+from pdjax.stream import StreamChunk
 from tests.helpers.promise import MONOLITHIC, conserved, disaggregated, workload
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
@@ -56,8 +61,7 @@ def test_chat_and_stream_show_the_same_text(smollm2: LLM):
     assert answer.text == "The capital of France is Paris."
     assert (answer.finish_reason, answer.metrics.ttft > 0) == ("stop", True)
 
-    assert smollm2.tokenizer is not None
-    chunks = list(smollm2.stream(smollm2.tokenizer.apply_chat_template(messages), params))
+    chunks = list(smollm2.stream_chat(messages, params))
     assert "".join(chunk.text for chunk in chunks) == answer.text
     assert [token for chunk in chunks for token in chunk.token_ids] == answer.token_ids
     assert chunks[-1].output is not None
@@ -178,6 +182,52 @@ def test_a_stream_that_is_dropped_is_aborted(llm: LLM):
     assert not llm.session.entries
 
 
+def test_streams_of_asyncio_have_the_same_tokens_and_log_probabilities(llm: LLM):
+    params = SamplingParams(temperature=1.0, n=2, seed=3, max_tokens=6, ignore_eos=True, logprobs=2)
+    [alone] = llm.generate([[5, 6, 7]], params)
+
+    async def read(stream: AsyncStream) -> dict[int, list[StreamChunk]]:
+        of_choice: dict[int, list[StreamChunk]] = {0: [], 1: []}
+        async for chunk in stream:
+            of_choice[chunk.choice].append(chunk)
+        return of_choice
+
+    async def ask() -> None:
+        async with AsyncLLM(llm.config, {"warm_up": False}) as asked:
+            streams = [asked.stream([5, 6, 7], params), asked.stream([5, 6, 7], params, priority=1)]
+            for chunks in await asyncio.gather(*map(read, streams)):
+                for choice, whole in enumerate(alone.choices):
+                    its = chunks[choice]
+                    assert [t for chunk in its for t in chunk.token_ids] == whole.token_ids
+                    assert whole.logprobs is not None
+                    chosen = [entry.chosen for chunk in its for entry in chunk.logprobs or ()]
+                    assert chosen == pytest.approx([e.chosen for e in whole.logprobs], abs=1e-4)
+            [output] = await asked.generate([5, 6, 7], params, deadline=9.5, labels={"a": "b"})
+            assert [c.token_ids for c in output.choices] == [c.token_ids for c in alone.choices]
+            report = asked.report(SLO(ttft=600))
+            assert (report["completed"], report["slo_attainment"]) == (6, 1)
+
+    asyncio.run(ask())
+
+
+def test_a_report_and_a_trace_are_written(llm: LLM, tmp_path: Path):
+    llm.generate([[1, 2], [3]], GREEDY)
+    report = json.loads(json.dumps(llm.report(SLO(ttft=1e-9))))
+    assert report["completed"] >= 2 and report["slo_attainment"] == 0
+    assert llm.report()["slo_attainment"] is None
+    llm.write_trace(tmp_path / "new" / "trace.json")
+    assert json.loads((tmp_path / "new" / "trace.json").read_text())["traceEvents"]
+
+
+def test_a_stream_of_several_choices(llm: LLM):
+    chunks = list(llm.stream([1, 2], SamplingParams(n=2, temperature=1.0, max_tokens=5)))
+    output = chunks[-1].output
+    assert output is not None
+    for choice, whole in enumerate(output.choices):
+        its = [token for chunk in chunks if chunk.choice == choice for token in chunk.token_ids]
+        assert its == whole.token_ids
+
+
 def test_a_chat_gives_its_template_what_it_was_given(llm: LLM, monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[Any, dict[str, Any]]] = []
 
@@ -186,7 +236,7 @@ def test_a_chat_gives_its_template_what_it_was_given(llm: LLM, monkeypatch: pyte
             seen.append((conversation, given))
             return [len(conversation)]
 
-    monkeypatch.setattr(llm, "tokenizer", Template())
+    monkeypatch.setattr(llm.requests, "tokenizer", Template())
     hello, again = {"role": "user", "content": "a"}, {"role": "user", "content": "b"}
     outputs = llm.chat(
         iter([[hello], iter([hello, again])]), GREEDY, tools=iter([{"name": "f"}]), documents=[]

@@ -48,6 +48,9 @@ class EchoLLM:
         yield StreamChunk(f"<{prompt}", [1])
         yield StreamChunk(">", [2], output.finish_reason, output)
 
+    def stream_chat(self, messages: list[dict], params: SamplingParams) -> Iterator[StreamChunk]:
+        return self.stream(self.tokenizer.apply_chat_template(messages), params)
+
     def __enter__(self) -> "EchoLLM":
         return self
 

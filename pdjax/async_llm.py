@@ -1,0 +1,189 @@
+"""AsyncLLM: an LLM for programs that use asyncio.
+
+    async with AsyncLLM("configs/smollm2_cpu.py") as llm:
+        async for chunk in llm.stream("Once upon a time", SamplingParams(max_tokens=48)):
+            print(chunk.text, end="", flush=True)
+
+The coordinator's thread drives the turns, and one more thread turns text into token ids; no request
+has a thread. The event loop never waits for either of them.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, Unpack
+
+from pdjax.async_stream import AsyncStream, LoopMailbox
+from pdjax.config import Config
+from pdjax.core.clock import Clock
+from pdjax.core.outputs import RequestOutput
+from pdjax.core.request import SamplingParams
+from pdjax.core.slo import SLO
+from pdjax.llm import LLM
+from pdjax.request_maker import Asked, ChatOptions, RequestOptions
+from pdjax.session import Closed
+from pdjax.text.prompts import Prompt
+from pdjax.text.tokenizer import Message
+
+ResultT = TypeVar("ResultT")
+
+
+class AsyncLLM:
+    """A model, served with prefill and decode on meshes of their own, in this process.
+
+    All its methods are called from event loops. It is made before or within one: that takes as long
+    as to load the model and compile its steps. `close` it, or use `async with`.
+
+    Args:
+      config, overrides, clock: as for `LLM`.
+
+    Attributes:
+      llm: the LLM below it, which other threads may use at the same time.
+
+    Raises:
+      ValueError: a config, model or layout that cannot work.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Config = "smollm2",
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self.llm = LLM(config, overrides, clock=clock)
+        self.llm.session.start()
+        self._texts = ThreadPoolExecutor(1, "pdjax prompts")
+        self._mailbox: LoopMailbox | None = None
+        self._closed = False
+
+    # Whole answers.
+
+    async def generate(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        params: SamplingParams | Seq[SamplingParams] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[RequestOutput]:
+        """Complete prompts; as `LLM.generate`. To cancel it aborts its requests."""
+        ask = partial(self.llm.requests.of_prompts, prompts, params, options)
+        return await self._answers(await self._in_thread(ask))
+
+    async def chat(
+        self,
+        messages: Iterable[Message] | Iterable[Iterable[Message]],
+        params: SamplingParams | Seq[SamplingParams] | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or several; as `LLM.chat`. To cancel it aborts its requests."""
+        ask = partial(self.llm.requests.of_conversations, messages, params, options)
+        return await self._answers(await self._in_thread(ask))
+
+    # An answer as it comes.
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> AsyncStream:
+        """Complete one prompt, piece by piece: `async for chunk in llm.stream(...)`.
+
+        Each chunk is of one choice, `chunk.choice`; the last one has the whole answer.
+        `stream = await llm.stream(...)` submits the request before the first chunk is asked for.
+
+        Args:
+          prompt, params, options: as for `LLM.generate`.
+
+        Raises:
+          ValueError, QueueFull, Closed: as `LLM.stream`, when the request is submitted.
+        """
+        ask = partial(self.llm.requests.of_prompt, prompt, params, options)
+        return self._stream(lambda: self._in_thread(ask))
+
+    def stream_chat(
+        self,
+        messages: Iterable[Message],
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncStream:
+        """Answer one conversation, piece by piece; as `stream` for a prompt."""
+        ask = partial(self.llm.requests.of_conversation, messages, params, options)
+        return self._stream(lambda: self._in_thread(ask))
+
+    def abort(self, request_id: str) -> None:
+        """End a request wherever it is; its stream's last chunk says "abort"."""
+        self.llm.session.abort_soon(request_id)
+
+    # What happened.
+
+    def report(self, slo: SLO | None = None) -> dict[str, Any]:
+        """The run so far as plain values; as `LLM.report`."""
+        return self.llm.report(slo)
+
+    def write_trace(self, path: str | Path) -> None:
+        """Write the run so far as Chrome trace events; as `LLM.write_trace`."""
+        self.llm.write_trace(path)
+
+    async def close(self) -> None:
+        """Abort every request that has not ended, let the devices come to rest, and free their
+        memory. A second call does nothing."""
+        self._closed = True
+        await asyncio.get_running_loop().run_in_executor(None, self.llm.close)
+        self._texts.shutdown(wait=False)
+
+    async def __aenter__(self) -> "AsyncLLM":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # Inside.
+
+    async def _answers(self, asked: list[Asked]) -> list[RequestOutput]:
+        for request, _ in asked:
+            self.llm.coordinator.check_request(request)
+        streams: list[AsyncStream] = []
+        try:
+            for each in asked:
+                streams.append(await self._stream(_already(each), whole=True, patient=True))
+            return [await _answer(stream) for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+
+    def _stream(self, ask: Callable[[], Any], **how: bool) -> AsyncStream:
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = LoopMailbox(loop)
+        return AsyncStream(self.llm.session, self._mailbox, ask, **how)
+
+    async def _in_thread(self, call: Callable[[], ResultT]) -> ResultT:
+        """Call it outside the event loop: text may be long, and templates slow."""
+        if self._closed:
+            raise Closed("this LLM is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._texts, call)
+
+
+def _already(asked: Asked) -> Callable[[], Any]:
+    async def ask() -> Asked:
+        return asked
+
+    return ask
+
+
+async def _answer(stream: AsyncStream) -> RequestOutput:
+    """The whole answer, which comes with the last chunk."""
+    async for chunk in stream:
+        if chunk.output is not None:
+            return chunk.output
+    raise AssertionError("a stream ends with its answer")

@@ -1,0 +1,169 @@
+"""An answer as it comes, for a program that uses asyncio: what `AsyncLLM.stream` hands out."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from pdjax.core.outputs import RequestEvent
+from pdjax.request_maker import Asked
+from pdjax.session import Session
+from pdjax.stream import Backlog, StreamChunk
+
+
+class LoopMailbox:
+    """Carries events from the thread that drives turns to an event loop, which is woken once for
+    all events of a turn.
+
+    Args:
+      loop: the event loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._arrived: deque[tuple[Letters, RequestEvent]] = deque()
+        self._called = False
+
+    def post(self, letters: "Letters", event: RequestEvent) -> bool:
+        """Send an event; any thread may. Returns whether the loop is still there to get it."""
+        with suppress(RuntimeError):  # it may be closed at any moment
+            if not self.loop.is_closed():
+                self._arrived.append((letters, event))
+                if not self._called:
+                    self._called = True
+                    self.loop.call_soon_threadsafe(self._deliver)
+                return True
+        self._arrived.clear()
+        return False
+
+    def _deliver(self) -> None:
+        self._called = False  # first: an event that comes from here on makes a call of its own
+        while self._arrived:
+            letters, event = self._arrived.popleft()
+            letters.events.append(event)
+            letters.news.set()
+
+
+class Letters:
+    """The events of one stream. The session knows these and not the stream, so that a stream that
+    is dropped can be told from one that is read.
+
+    Args:
+      mailbox: of the loop in which the stream is read.
+      session: serves the request.
+    """
+
+    def __init__(self, mailbox: LoopMailbox, session: Session) -> None:
+        self.events: deque[RequestEvent] = deque()
+        self.news = asyncio.Event()
+        self._mailbox, self._session = mailbox, session
+
+    def hear(self, event: RequestEvent) -> None:
+        """What the session tells of the request, within a turn. Where the loop has been closed, no
+        reader will come: the request is ended."""
+        if not self._mailbox.post(self, event) and event.output is None:
+            self._session.abort_soon(event.request_id)
+
+
+class AsyncStream:
+    """An asynchronous iterator of StreamChunks.
+
+    `async for chunk in stream` submits the request with the first chunk; `await stream` does so
+    before, and returns the stream. The request is aborted when the task that reads is cancelled,
+    and when the stream is closed or dropped. A reader may be slow: the stream keeps what has come
+    meanwhile, and no request waits. Several tasks of a loop may read: each chunk goes to one.
+
+    Args:
+      session: serves the request; a thread of its own drives.
+      mailbox: of the running event loop.
+      ask: makes the request.
+      whole: whether each choice comes as one chunk, at its end.
+      patient: whether the request waits where the queue has no room, instead of being refused.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        mailbox: LoopMailbox,
+        ask: Callable[[], Awaitable[Asked]],
+        *,
+        whole: bool = False,
+        patient: bool = False,
+    ) -> None:
+        self.request_id: str | None = None
+        self._session, self._ask = session, ask
+        self._whole, self._patient = whole, patient
+        self._letters = Letters(mailbox, session)
+        self._backlog = Backlog(self._letters.events.popleft)
+        self._starting = asyncio.Lock()
+        self._open = True
+
+    def __await__(self) -> Generator[Any, None, "AsyncStream"]:
+        return self._started().__await__()
+
+    def __aiter__(self) -> "AsyncStream":
+        return self
+
+    async def __anext__(self) -> StreamChunk:
+        await self._started()
+        news = self._letters.news
+        try:
+            while self._open:
+                chunk = self._backlog.pop()
+                if chunk is not None:
+                    if chunk.output is not None:
+                        self._open = False
+                        news.set()  # for other readers
+                    return chunk
+                news.clear()
+                await news.wait()
+        except BaseException:
+            self.close()
+            raise
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> "AsyncStream":
+        return await self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def aclose(self) -> None:
+        """Stop listening, as one stops an asynchronous generator."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening; a request that has not ended is aborted."""
+        if self._open:
+            self._open = False
+            self._letters.news.set()
+            if self.request_id is not None:
+                self._session.abort_soon(self.request_id)
+
+    def __del__(self) -> None:
+        # The collector may run this in any thread, also in the middle of a turn.
+        if self._open and self.request_id is not None:
+            self._session.abort_soon(self.request_id)
+
+    async def _started(self) -> "AsyncStream":
+        async with self._starting:
+            if self.request_id is None and self._open:
+                request, text = await self._ask()
+                if not self._open:  # closed meanwhile
+                    return self
+                self._session.submit(
+                    request,
+                    text,
+                    on_event=self._letters.hear,
+                    whole=self._whole,
+                    patient=self._patient,
+                )
+                self.request_id = request.id
+        return self
