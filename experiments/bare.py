@@ -1,5 +1,4 @@
-"""The engines of an LLM driven straight through the door, without a coordinator: the floor under
-what is served."""
+"""Drives the engines of an LLM directly, without a coordinator: the floor of served times."""
 
 import time
 from collections.abc import Sequence as Seq
@@ -13,10 +12,10 @@ from pdjax.host.sequences.sequence import Sequence
 
 
 class Bare:
-    """The first prefill and the first decode engine of an LLM that serves nobody meanwhile.
+    """The first prefill and the first decode engine of an LLM that has no requests meanwhile.
 
     Args:
-      llm: whose pools are written all over.
+      llm: owner of the engines; all its pages may be overwritten.
       steps: decode steps of a round.
     """
 
@@ -25,26 +24,26 @@ class Bare:
         self._buckets = llm.coordinator.buckets
 
     def prefill(self, prompt: Seq[int]) -> None:
-        """One step over one prompt, until its next token is on the host."""
+        """Run one step over one prompt, until its next token is on the host."""
         chunk = Chunk(self._sequence(prompt, 0), 0, len(prompt))
         self._llm.prefill_engines[0].prefill(prefill_batch([chunk], self._buckets)).result()
 
     def decode(self, prompts: Seq[Seq[int]]) -> float:
-        """All steps of a round; each tick is dispatched before the tokens of the last are read.
+        """Run all steps of a round; each tick is dispatched before the last tick's tokens are read.
 
-        Returns the mean gap in seconds from one step's tokens on the host to the next one's, which
-        is what a sequence's gaps are in a served run.
+        Returns the mean gap in seconds from one step's tokens on the host to the next step's. A
+        sequence has the same gaps in a served run.
         """
         engine = self._llm.decode_engines[0]
         stages = engine.layout.stages
         pipeline = Pipeline(stages, self._llm.config.decode.rows, self._buckets)
         for number, prompt in enumerate(prompts):
             sequence = self._sequence(prompt, number)
-            sequence.output.append(prompt[0])  # as if prefill had chosen it
+            sequence.output.append(prompt[0])  # stands for the token that prefill would choose
             pipeline.seat(pipeline.reserve(), sequence)
         in_flight, moments = None, []
         for _ in range(self._steps * stages):
-            assert pipeline.active, "nobody would be computed for"
+            assert pipeline.active, "no row is active"
             ticket = engine.tick(pipeline.tick().batch)
             if in_flight is not None:
                 in_flight.result()
@@ -57,7 +56,7 @@ class Bare:
         return (moments[-1] - moments[0]) / gaps * stages
 
     def _sequence(self, prompt: Seq[int], number: int) -> Sequence:
-        """A sequence that holds pages for the whole round, which nobody else holds."""
+        """Make a sequence with its own pages for the whole round."""
         request = Request(f"bare-{number}", tuple(prompt), SamplingParams(temperature=0.0), 0.0)
         pages = self._buckets.pages_for(len(prompt) + self._steps)
         first = 1 + number * pages

@@ -1,10 +1,10 @@
-"""How fast is one CPU device, beside transformers on the same file?
+"""How fast is one CPU device, compared with transformers on the same file?
 
-Prefill in tokens a second; decode in milliseconds a step, float32, at several batch sizes. Decode
-is measured bare (the engine's step alone) and served (the median gap between the tokens of requests
-that go through the coordinator). Where torch and transformers are installed they are measured right
-after, in the same process: the same file, the same prompts, the same cores. "same tokens" counts
-the rows whose greedy continuation is the same in both.
+Prefill is in tokens a second; decode in milliseconds a step, float32, at several batch sizes.
+Decode is measured bare (the engine's step alone) and served (the median gap between the tokens of
+requests that go through the coordinator). Where torch and transformers are installed they are
+measured right after, in the same process, on the same file, prompts and cores. "same tokens" counts
+the rows that have the same greedy continuation in both.
 
   python -m experiments.bench_cpu
 
@@ -32,7 +32,7 @@ from pdjax.formats.strict_json import dumps
 
 MODEL = "smollm2-135m-instruct"
 PAGE_SIZE = 64
-"""Tokens a page: a longer run of memory is read faster than several short ones."""
+"""Tokens a page: one longer run of memory is read faster than several short ones."""
 
 FLAGS = new_flags()
 _BATCH = flags.DEFINE_multi_integer("batch", [1, 8], "rows that decode", flag_values=FLAGS)
@@ -44,7 +44,7 @@ _OUT = flags.DEFINE_string("out", "results/bench_cpu.json", "file to write", fla
 
 
 def one_device(rows: int, work: Workload) -> Config:
-    """One device that is both ends, with the buckets that the workload needs and no other."""
+    """Make a colocated config for one device, with only the buckets that the workload needs."""
     kv_pages = -(-work.longest // PAGE_SIZE)
     decoded = -(-(work.context + work.steps + 1) // PAGE_SIZE)
     return Config(
@@ -62,7 +62,7 @@ def one_device(rows: int, work: Workload) -> Config:
 
 
 def bench_pdjax(work: Workload) -> tuple[Numbers, list[int]]:
-    """Numbers of this project, and the token ids from which prompts are cut."""
+    """Measure this project; return its numbers and the token ids from which prompts are cut."""
     numbers, token_ids = Numbers(), []
     for rows in work.batches:
         with LLM(one_device(rows, work)) as llm:
@@ -77,7 +77,7 @@ def bench_pdjax(work: Workload) -> tuple[Numbers, list[int]]:
 
 
 def measure_prefill(llm: LLM, token_ids: list[int], work: Workload, numbers: Numbers) -> None:
-    """One prompt, one step."""
+    """Measure the prefill of one prompt in one step."""
     bare, prompt = Bare(llm, work.steps), token_ids[: work.prefill]
     seconds = work.median_seconds(lambda: bare.prefill(prompt))
     numbers.prefill_tokens_per_s = work.prefill / seconds
@@ -86,14 +86,14 @@ def measure_prefill(llm: LLM, token_ids: list[int], work: Workload, numbers: Num
 def measure_bare_decode(
     llm: LLM, prompts: list[list[int]], work: Workload, numbers: Numbers
 ) -> None:
-    """The time of a round, shared out over its steps."""
+    """Measure the time of a round, divided by its steps."""
     bare = Bare(llm, work.steps)
     seconds = work.median_seconds(lambda: bare.decode(prompts))
     numbers.bare_ms[len(prompts)] = seconds / work.steps * 1e3
 
 
 def measure_served(llm: LLM, prompts: list[list[int]], work: Workload, numbers: Numbers) -> None:
-    """The same prompts as requests, all at once."""
+    """Measure the same prompts as requests, all at once."""
     params = SamplingParams(temperature=0.0, max_tokens=work.steps + 1, ignore_eos=True)
     gaps: list[float] = []
     for _ in range(work.rounds):
@@ -104,7 +104,7 @@ def measure_served(llm: LLM, prompts: list[list[int]], work: Workload, numbers: 
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
+    """Return the versions of the packages behind the numbers."""
     found = {"python": platform.python_version(), "cores": str(os.cpu_count())}
     for name in ("jax", "torch", "transformers"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -113,13 +113,13 @@ def versions() -> dict[str, str]:
 
 
 def rows_alike(ours: Numbers, theirs: Numbers, batch: int) -> int:
-    """How many rows have the same greedy continuation."""
+    """Count the rows with the same greedy continuation."""
     pairs = zip(ours.token_ids[batch], theirs.token_ids[batch], strict=True)
     return sum(a == b for a, b in pairs)
 
 
 def show(work: Workload, systems: dict[str, Numbers]) -> str:
-    """The table: a column a system, and whether they computed the same."""
+    """Make the table: a column a system, and the number of equal continuations."""
     columns = list(systems.values())
     rows = [[f"prefill of {work.prefill} tokens, tokens/s"]]
     rows[0] += [number(column.prefill_tokens_per_s, 0) for column in columns]

@@ -1,20 +1,20 @@
-"""How much of the engine's speed is left when the coordinator serves with it?
+"""How much of an engine's speed is left when the coordinator serves with it?
 
-For every batch, prompt length and output length asked for, with random weights and greedy requests
-of random token ids:
+For every given batch, prompt length and output length, with random weights and greedy requests of
+random token ids:
 
   served   all prompts are prefilled and handed over while decode is held back; then every row
            decodes at once. Time a step is the mean gap between tokens, beside the bare engine's
            step over the same contexts in the same process, and the host's time a step in parts.
-  offline  several batches of prompts at once, as they come: tokens a second.
-  start    seconds to lay out engines and weights, and to compile; with an empty compilation cache,
-           and again with the one that this has filled.
+  offline  several batches of prompts, submitted at once: tokens a second.
+  start    seconds to make engines and weights, and to compile; with an empty compilation cache,
+           and again with the cache that the first start has filled.
 
   python -m experiments.bench_engine --model=llama3_8b --batch=64 --batch=256
   python -m experiments.bench_engine --model=tiny --batch=4 --prompt=24 --output=16
 
-Any field of the config that this makes may be overridden, as in --config.decode.stages=2. Prints
-tables and writes everything as JSON.
+Any field of the config may be overridden, as in --config.decode.stages=2. Prints tables and writes
+everything as JSON.
 """
 
 import gc
@@ -56,7 +56,7 @@ _FIELDS = flags.DEFINE_multi_string(
     "config.FIELD", [], "override a field of the config; may be repeated", flag_values=FLAGS
 )
 PAGE_SIZE = 64
-"""Tokens a page, unless a flag says otherwise: as `bench_steps` has them."""
+"""Tokens a page, unless a flag says otherwise; `bench_steps` has the same."""
 
 TOKEN_BUDGET = 2048
 """Tokens of a prefill step, unless the prompts are shorter or a flag says otherwise."""
@@ -64,14 +64,15 @@ TOKEN_BUDGET = 2048
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the grid: so many rows, each of `prompt` tokens that are answered by `output`."""
+    """A point of the grid: `batch` rows, each with a prompt of `prompt` tokens and an answer of
+    `output` tokens."""
 
     batch: int
     prompt: int
     output: int
 
     def prompts(self, vocab: int, waves: int = 1) -> list[list[int]]:
-        """Random ones, the same every time."""
+        """Draw random prompts, the same every time."""
         rng = np.random.default_rng(0)
         return rng.integers(1, vocab, (waves * self.batch, self.prompt)).tolist()
 
@@ -82,14 +83,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Served:
-    """What a point of the grid reached; milliseconds a decode step unless said otherwise.
+    """The numbers of a point of the grid; milliseconds a decode step unless said otherwise.
 
     Attributes:
       bare_ms: mean gap between tokens of the engine alone; the median of the rounds.
       served_ms: mean gap between tokens while every row decodes; the median of the rounds.
-      median_gap_ms: the same by the median gap.
-      host_us: microseconds a step of the host's time by part, from the round of that median.
-      output_tokens_per_s, total_tokens_per_s: offline; the second counts prompts too.
+      median_gap_ms: median gap in the round of that median.
+      host_us: the host's time by part, microseconds a step, in the same round.
+      output_tokens_per_s, total_tokens_per_s: offline rates; the second also counts prompts.
     """
 
     bare_ms: float
@@ -107,9 +108,9 @@ class Served:
 def make_config(
     model: str, points: list[Point], colocated: bool, cache: str, overrides: Mapping[str, str]
 ) -> Config:
-    """A config with the buckets that these points need and no other; all of one batch."""
+    """Make a config with only the buckets that these points need; all points have one batch."""
     page_size = int(overrides.get("kv.page_size", PAGE_SIZE))
-    # And a page more, which the coordinator keeps in hand for everybody who decodes.
+    # One page more: the coordinator keeps one in reserve for each sequence that decodes.
     longest = max(point.prompt + point.output for point in points) + page_size
     shortest = min(point.prompt for point in points)
     budget = min(TOKEN_BUDGET, points[0].batch * max(point.prompt for point in points))
@@ -127,16 +128,16 @@ def make_config(
         decode=DecodeConfig(rows=points[0].batch, page_buckets=(context,)),
         colocated=colocated,
         max_waiting=max(1024, points[0].batch),
-        warm_up=False,  # it is timed apart
+        warm_up=False,  # warm-up is timed separately
         compilation_cache=cache,
     )
     return load_config(config, overrides)
 
 
 def start(config: Config) -> tuple[LLM, dict[str, float]]:
-    """An LLM with everything compiled, and the seconds that each half of it took."""
-    gc.collect()  # what the last one held on the devices
-    jax.clear_caches()  # so that a program is traced, and looked for on disk, as in a new process
+    """Make an LLM and compile everything; return it and the seconds of each half."""
+    gc.collect()  # frees device memory of the last LLM
+    jax.clear_caches()  # programs are traced, and looked up on disk, as in a new process
     began = time.perf_counter()
     llm = LLM(config)
     built = time.perf_counter()
@@ -145,8 +146,8 @@ def start(config: Config) -> tuple[LLM, dict[str, float]]:
 
 
 def measure(llm: LLM, times: StepTimes, point: Point, waves: int, rounds: int) -> Served:
-    """All numbers of a point. Bare and served take turns, so that other work on the machine hurts
-    both alike."""
+    """Measure all numbers of a point. Bare and served rounds alternate, so that other work on the
+    machine affects both alike."""
     prompts = point.prompts(llm.spec.vocab_size)
     check_room(llm, point)
     bare = Bare(llm, point.output - 1)
@@ -173,7 +174,8 @@ def measure(llm: LLM, times: StepTimes, point: Point, waves: int, rounds: int) -
 
 
 def served_round(llm: LLM, times: StepTimes, point: Point) -> tuple[float, float, dict[str, float]]:
-    """Mean and median gap in milliseconds while every row decodes, and the host's parts."""
+    """Return the mean and median gap in milliseconds while every row decodes, and the host's time
+    by part."""
     coordinator, release = llm.coordinator, llm.coordinator._dispatch_decode
     ids = [llm.submit(prompt, point.params) for prompt in point.prompts(llm.spec.vocab_size)]
     replace_method(coordinator, "_dispatch_decode", lambda: False)  # decode is held back
@@ -187,16 +189,16 @@ def served_round(llm: LLM, times: StepTimes, point: Point) -> tuple[float, float
     for request_id in ids:
         output = llm.take_output(request_id)
         assert output is not None and len(output.token_ids) == point.output
-        gaps += output.metrics.itl[1:]  # the first one saw decode held back
+        gaps += output.metrics.itl[1:]  # decode was held back in the first gap
     mean, median = statistics.fmean(gaps), statistics.median(gaps)
     return mean * 1e3, median * 1e3, times.per_step(point.output - 1)
 
 
 def check_room(llm: LLM, point: Point) -> None:
-    """Refuse a point whose rows do not fit into the decode pool all at once.
+    """Check that all rows of a point fit into the decode pool at once.
 
     Raises:
-      ValueError: with what would have to fit.
+      ValueError: they do not; the message says what would have to fit.
     """
     pages = point.batch * (1 + llm.coordinator.buckets.pages_for(point.prompt + point.output))
     total = llm.decode_engines[0].num_pages - 1
@@ -208,7 +210,7 @@ def check_room(llm: LLM, point: Point) -> None:
 
 
 def bench(points: list[Point], cache: str) -> dict[str, Any]:
-    """Every point, batch by batch, since each batch is a program of its own."""
+    """Measure every point, batch by batch, since each batch has its own program."""
     overrides = dict(item.split("=", 1) for item in _FIELDS.value or ())
     tiny = make_config("tiny", points, bool(_COLOCATED.value), cache, overrides)
     model = chosen_model(_MODEL.value, tiny)
@@ -230,12 +232,12 @@ def bench(points: list[Point], cache: str) -> dict[str, Any]:
             print(f"{point}: {served.served_ms:.2f} ms a step, {served.ratio:.3f} of bare")
         pools = {"prefill": llm.prefill_engines[0].num_pages}
         pools["decode"] = llm.decode_engines[0].num_pages
-        del llm, times  # the next one needs the devices' memory
+        del llm, times  # the next LLM needs the devices' memory
     return {"model": model, "starts": starts, "pools": pools, "points": results}
 
 
 def show(whole: dict[str, Any]) -> str:
-    """The tables: speeds, the host's time, start-up."""
+    """Make the tables: speeds, the host's time, start-up."""
     head = ["batch x prompt + output", "bare, ms", "served, ms", "ratio", "output/s", "total/s"]
     names = [f"{p['batch']} x {p['prompt']} + {p['output']}" for p in whole["points"]]
     speeds = [

@@ -1,8 +1,9 @@
 """What does the host cost a decode step?
 
-The coordinator drives engines that answer at once, so that all the time a step takes is its own:
-greedy requests of random token ids, no tokenizer, every row taken. A real engine adds the time to
-dispatch its program, which the next step can hide behind the one that runs.
+The coordinator drives engines that answer at once, so that a step's whole time is the
+coordinator's. Requests are greedy with random token ids; there is no tokenizer; every row is taken.
+A real engine adds the time to dispatch its program, which lookahead can hide behind the step that
+runs.
 
   python -m experiments.bench_host
 """
@@ -38,7 +39,7 @@ _PROMPT = flags.DEFINE_integer("prompt", 64, "tokens of a prompt", flag_values=F
 
 @dataclass(frozen=True)
 class Done:
-    """A ticket that was ready before it was asked for."""
+    """A ticket that is always ready."""
 
     outcome: Sampled
 
@@ -50,7 +51,7 @@ class Done:
 
 
 class InstantEngine:
-    """Both ends at once; whatever it is asked, the tokens are there, and mean nothing."""
+    """A prefill and decode engine that returns meaningless tokens at once."""
 
     def __init__(self, layout: KVLayout, num_pages: int, rows: int) -> None:
         self.layout, self.num_pages = layout, num_pages
@@ -81,7 +82,7 @@ class InstantEngine:
 
 
 class OnePool:
-    """Prefill and decode keep their pages together: there is nothing to move."""
+    """A transfer for prefill and decode with one pool, where no page moves."""
 
     def shares_pool(self, source: End, target: End) -> bool:
         return source.engine == target.engine
@@ -100,7 +101,7 @@ class OnePool:
 
 
 class NoTicket:
-    """Never made; the type that `Transfer.send` names."""
+    """The return type of `OnePool.send`, which never makes one."""
 
     shipment: Shipment
 
@@ -115,7 +116,7 @@ class NoTicket:
 
 
 def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
-    """One that serves `rows` sequences, on engines that take no time."""
+    """Make a coordinator that serves `rows` sequences, on engines that take no time."""
     layout = KVLayout(stages, 1, 2, page_size=16, dtype="float32", itemsize=4, stages=stages)
     engine = InstantEngine(layout, 1 + rows * (longest // 16 + 2), rows)
     clock = WallClock()
@@ -136,8 +137,8 @@ def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
 
 
 def decoding(rows: int, stages: int, prompt: int, steps: int) -> Coordinator:
-    """A coordinator in which every row decodes, and will for `steps` more."""
-    # Prompts are prefilled a few a step; whoever came first decodes while the others are.
+    """Make a coordinator in which every row decodes, and will for `steps` more steps."""
+    # A few prompts are prefilled a step; the first ones decode while the others are prefilled.
     coordinator = make_coordinator(rows, stages, prompt + rows + steps)
     params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
     ids = np.random.default_rng(1).integers(1, VOCAB, (rows, prompt)).tolist()
@@ -153,7 +154,7 @@ def decoding(rows: int, stages: int, prompt: int, steps: int) -> Coordinator:
 
 
 def step_seconds(coordinator: Coordinator, steps: int) -> list[float]:
-    """Times of steps, in order of length, each of which reads a tick and dispatches one."""
+    """Return the sorted times of steps that each read one tick and dispatch one."""
     times = []
     for _ in range(steps):
         start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""How near do the steps, and the kernels in them, come to what the device can do?
+"""How close do the steps, and the kernels in them, come to the limits of the device?
 
 In one run, on one device, with random weights and greedy tokens:
 
-  ceilings  copy and read bandwidth, bfloat16 products (a burst, and for a second: prefill is held
-            against the latter, since a card that is limited by power clocks down), host dispatch
+  ceilings  copy and read bandwidth, bfloat16 products (a burst, and for a second: prefill is
+            compared with the latter, since a power-limited card clocks down), host dispatch
   kernels   attention alone, within one program, beside cuDNN where that computes the same
   decode    whole ticks back to back, the last one's tokens read; the floor is the bytes of weights
             and KV that a tick must read at the copy bandwidth of this run
@@ -16,8 +16,8 @@ In one run, on one device, with random weights and greedy tokens:
   python -m experiments.bench_steps --model=tiny
 
 Shapes: 64x1060 is rows x context to --decode, and 8x1024 prompts x length to --prefill, which also
-takes 300+700 (prompts of several lengths) and 2048@6144 (a chunk over earlier tokens). Prints as it
-goes and writes what there is as JSON after each number. Ends with 1 if a case failed.
+takes 300+700 (prompts of several lengths) and 2048@6144 (a chunk over earlier tokens). Prints each
+number, and writes all numbers so far as JSON after it. Ends with 1 if a case failed.
 """
 
 import gc
@@ -48,7 +48,7 @@ from pdjax.formats.strict_json import dumps
 
 SECTIONS = ("ceilings", "kernels", "decode", "prefill")
 PREFILL_TOKENS = 32768
-"""About so many are computed in a round, in at least three steps."""
+"""About how many tokens a round computes, in at least three steps."""
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
@@ -86,14 +86,14 @@ _OUT = flags.DEFINE_string("out", "results/bench_steps.json", "file", flag_value
 
 
 class Bench:
-    """One run: what is asked for, and what is known so far.
+    """One run: its settings, and its numbers so far.
 
     Args:
       model: name of the shapes.
-      layers: how many instead of the model's, or None.
-      attention: an implementation by name, or None.
+      layers: number of layers instead of the model's, or None.
+      attention: name of an implementation, or None.
       page_size: tokens a page.
-      kv_dtype: of decode's pools, if it is not that of the weights.
+      kv_dtype: type of decode's pools; None takes that of the weights.
       out: file that is written after each number.
     """
 
@@ -113,7 +113,7 @@ class Bench:
         self.attention, self.page_size = attention, page_size
         self.kv_dtype = kv_dtype or self.dtype
         self.itemsize = jnp.dtype(self.dtype).itemsize
-        # vLLM was measured with this very model only, on this kind of card.
+        # vLLM's numbers are of exactly this model, on this kind of card.
         self.with_rival = model == rival_vllm.MODEL and self.spec == spec
         self.with_rival &= self.kv_dtype == self.dtype
         self.with_rival &= rival_vllm.DEVICE in jax.devices()[0].device_kind
@@ -134,7 +134,7 @@ class Bench:
         }
 
     def attempt(self, label: str, measure: Callable[[], None]) -> None:
-        """Run one case; one that fails must not cost the others their turn."""
+        """Run one case; if it fails, the other cases still run."""
         try:
             measure()
         except Exception:
@@ -146,7 +146,7 @@ class Bench:
         gc.collect()  # the next case needs the pool's memory
 
     def note(self, section: str, row: dict[str, Any]) -> None:
-        """Keep a row of a section, and show it at once."""
+        """Store a row of a section, and show it at once."""
         self.whole[section].append(row)
         print(step_tables.line(section, row), flush=True)
 
@@ -199,7 +199,7 @@ class Bench:
 
 
 def _step_row(took: StepTime) -> dict[str, Any]:
-    """Of a row of decode or prefill, what both have."""
+    """Return the columns that rows of decode and of prefill share."""
     return {
         "ms": took.seconds * 1e3,
         "rounds_ms": [seconds * 1e3 for seconds in took.rounds],
@@ -210,15 +210,15 @@ def _step_row(took: StepTime) -> dict[str, Any]:
 
 
 def _beside(seconds: float, work: float, ceiling: float | None) -> dict[str, float | None]:
-    """The least milliseconds that `work` takes at `ceiling` a second, and how many times as long it
-    took; None where the ceiling was not measured."""
+    """Return the floor, in milliseconds for `work` at `ceiling` a second, and the ratio of the
+    measured time to it; None where the ceiling was not measured."""
     if ceiling is None:
         return {"floor_ms": None, "ratio": None}
     return {"floor_ms": work / ceiling * 1e3, "ratio": seconds * ceiling / work}
 
 
 def bench(sections: list[str], one: Bench) -> None:
-    """Every section asked for, in the order of SECTIONS: ceilings come first."""
+    """Run the given sections in the order of SECTIONS: ceilings come first."""
     if "ceilings" in sections:
         one.attempt("ceilings", one.measure_ceilings)
     if "kernels" in sections:

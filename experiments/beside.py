@@ -1,15 +1,15 @@
 """Is this build as fast as another one?
 
-Runs an experiment of this checkout and of a folder with another commit in turns, each time in a
-process of its own, so that what else happens on the machine hurts both alike. Of the numbers that
-the experiment saves, those whose path matches --show are compared: median and range of each build,
-and the ratio of the medians.
+Runs an experiment of this checkout and of a folder with another commit in turns, each time in a new
+process, so that other work on the machine affects both alike. Compares the numbers that the
+experiment saves under paths that match --show: median and range of each build, and the ratio of the
+medians.
 
   git archive --prefix=base/ 4991243 | tar -x -C /tmp
   python -m experiments.beside --base=/tmp/base --turns=5 --show='served_ms|output_tokens' \
       --run='bench_engine --model=llama3_8b --batch=64'
 
-Whoever goes first changes with every turn. Prints a table and writes every number as JSON.
+The build that runs first alternates. Prints a table and writes every number as JSON.
 """
 
 import json
@@ -43,7 +43,7 @@ _OUT = flags.DEFINE_string("out", "results/beside.json", "file", flag_values=FLA
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a tree of JSON, by its path."""
+    """Yield every number in a JSON tree, with its path."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from numbers(each, f"{path}.{key}" if path else key)
@@ -55,10 +55,10 @@ def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def measure(folder: Path, command: list[str], out: Path) -> dict[str, float]:
-    """The numbers of one run.
+    """Run the command once and return its numbers.
 
     Raises:
-      ValueError: it has failed; with the end of what it said.
+      ValueError: the run failed; the message has the end of its output.
     """
     name, *rest = command
     path = filter(None, [os.environ.get("PYTHONPATH")])
@@ -76,7 +76,7 @@ def measure(folder: Path, command: list[str], out: Path) -> dict[str, float]:
 
 
 def spread(values: list[float]) -> str:
-    """Median, and the range about it."""
+    """Format the median and the range."""
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
 

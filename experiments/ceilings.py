@@ -1,4 +1,4 @@
-"""What this device can do at most, as JAX sees it: the rates that steps are held against."""
+"""Measures the device's ceilings through JAX: the rates that steps are compared with."""
 
 import time
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates a second, and one time.
+    """Rates a second, and the time of a dispatch.
 
     Attributes:
-      copy: bytes, read and written ones counted.
-      read: bytes of an array of which the largest element is found.
-      matmul: operations of a bfloat16 product, in a burst of a few hundredths of a second.
-      matmul_sustained: the same over about a second: a card that is limited by power clocks down.
-        Prefill, which computes without pause, is held against this one.
-      dispatch_us: microseconds of the host for a jitted call with ten arguments.
+      copy: bytes copied, counting both reads and writes.
+      read: bytes read by a search for an array's largest element.
+      matmul: operations of bfloat16 products, in a burst of a few hundredths of a second.
+      matmul_sustained: the same over about a second, since a power-limited card clocks down.
+        Prefill, which computes without pause, is compared with this rate.
+      dispatch_us: the host's time for a jitted call with ten arguments, microseconds.
     """
 
     copy: float
@@ -34,7 +34,7 @@ class Ceilings:
 
 
 def measure() -> Ceilings:
-    """All of them: about two seconds on an accelerator, and less of everything on a CPU."""
+    """Measure all ceilings: for about two seconds on an accelerator, with less work on a CPU."""
     small = jax.default_backend() == "cpu"
     size, width = (GIB // 128, 512) if small else (2 * GIB, 8192)
     sustained = 0.1 if small else 1.0
@@ -44,7 +44,7 @@ def measure() -> Ceilings:
 
 
 def _memory(size: int) -> tuple[float, float]:
-    """Bytes a second copied and read, in an array of `size` bytes."""
+    """Measure the bytes a second copied and read, in an array of `size` bytes."""
     x = noise((size // 2,), jnp.bfloat16)
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     largest = jax.jit(jnp.max)
@@ -59,9 +59,10 @@ def _memory(size: int) -> tuple[float, float]:
 
 
 def _products(width: int, sustained: float) -> tuple[float, float]:
-    """Operations a second of products of `width` x `width`: a burst, and for `sustained` seconds.
+    """Measure the operations a second of products of `width` x `width`: in a burst, and for
+    `sustained` seconds.
 
-    Each program begins with the same numbers: ever more products in a row would end in numbers
+    Each program begins with the same numbers: an endless chain of products would end in numbers
     that cost less power, or overflow.
     """
     a, b = noise((width, width), jnp.bfloat16, 1), noise((width, width), jnp.bfloat16, 2)
@@ -80,7 +81,7 @@ def _products(width: int, sustained: float) -> tuple[float, float]:
 
 
 def _dispatch_us() -> float:
-    """Microseconds until a call with ten arguments returns, which is before it is done."""
+    """Measure the microseconds until a call with ten arguments returns; its work ends later."""
     args = [jnp.full((), i, jnp.float32) for i in range(10)]
     add = jax.jit(lambda *args: sum(args))
     jax.block_until_ready(add(*args))

@@ -1,23 +1,24 @@
 """Do the whole steps on this accelerator (bfloat16, its kernels) compute what float32 computes with
 the reference implementations, in every bucket?
 
-Three times the same weights and tokens, each in programs of its own:
+The same weights and tokens run three times, each time in other programs:
 
-  kernels    bfloat16, each operation by what is proven on the platform, or by --kernels
-  reference  bfloat16, every operation by its reference: what rounding alone does
-  float32    the same weights in float32, every operation by its reference: what is right
+  kernels    bfloat16, each operation by the implementation proven on the platform, or by --kernels
+  reference  bfloat16, every operation by its reference: shows the effect of rounding alone
+  float32    the same weights in float32, every operation by its reference: the exact result
 
-Compared are the logits of many tokens and, of all K and V in the pool, what the steps left there.
-A bucket is WRONG if
+The logits of many tokens, and all K and V that the steps left in the pool, are compared. A bucket
+is WRONG if
 
-  * of kernels or reference, the logits of a row, or K or V of a token in a layer, are off by more
-    than --bound, in relative L2 norm. A rounding to bfloat16 is off by up to 2^-9, and over the 2 L
-    sums that make the residual stream errors add up like steps in random directions: 2^-9 sqrt(2 L)
-    = 0.011 for 16 layers, times what attention makes of it. The worst rows measured have 3 to 11
-    times that on a CPU; the default is 16. A wrong page or rotation gives 0.5 to 1.8.
+  * in kernels or reference, the logits of a row, or K or V of a token in a layer, are off by more
+    than --bound, in relative L2 norm. A rounding to bfloat16 is off by up to 2^-9. Over the 2 L
+    sums of the residual stream errors add up like steps in random directions: 2^-9 sqrt(2 L) =
+    0.011 for 16 layers; attention multiplies them. The worst rows measured have 3 to 11 times that
+    on a CPU; the default is 16. A wrong page or rotation gives 0.5 to 1.8.
   * the kernels' error, in the mean of squares over rows, is above --ratio times the reference's.
-  * kernels choose a token whose float32 logit is below the best one by more than twice the largest
-    error of a logit of reference, times --ratio. (Within twice one's own error every choice is.)
+  * kernels choose a token with a float32 logit below the best one by more than twice the largest
+    error of a logit of reference, times --ratio. (Errors alone allow any choice within twice their
+    size.)
 
 Buckets: --prefill=64x8 is tokens x pages of a step with ragged prompts and a chunk over earlier
 tokens; --decode=8x16 is rows x pages of a table, for several ticks.
@@ -87,13 +88,14 @@ _OUT = flags.DEFINE_string("out", "results/check_steps.json", "file", flag_value
 
 @dataclass(frozen=True)
 class Errors:
-    """How far the logits of rows, and the pages, are from float32's.
+    """Errors of rows' logits, and of the pages, against float32.
 
     Attributes:
-      relative: f64[rows], of L2 norms.
-      largest: f64[rows], of a logit, in standard deviations of the row's float32 logits.
-      behind: f64[rows], how far the float32 logit of the chosen token is below the best one, in the
-        same unit; 0 where the choice is the same.
+      relative: f64[rows], relative errors in L2 norm.
+      largest: f64[rows], largest error of a logit, in standard deviations of the row's float32
+        logits.
+      behind: f64[rows], best float32 logit minus that of the chosen token, in the same unit; 0
+        where the choice is the same.
       kv: see `kv_error`.
     """
 
@@ -104,18 +106,18 @@ class Errors:
 
     @classmethod
     def of(cls, found: Outcome, exact: Outcome) -> "Errors":
-        """Over all steps of a bucket."""
+        """Compute the errors over all steps of a bucket."""
         rows = [_row_errors(*pair) for pair in zip(found.logits, exact.logits, strict=True)]
         relative, largest, behind = np.concatenate(rows, axis=1)
         return cls(relative, largest, behind, kv_error(found.pool, exact.pool))
 
     @property
     def rms(self) -> float:
-        """Of the relative errors."""
+        """Root mean square of the relative errors."""
         return float(np.sqrt(np.square(self.relative).mean()))
 
     def numbers(self) -> dict[str, Any]:
-        """For the JSON."""
+        """The numbers for the JSON file."""
         return {
             "relative": float(self.relative.max()),
             "relative_rms": self.rms,
@@ -127,7 +129,7 @@ class Errors:
 
 
 def _row_errors(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """f64[3, rows] from logits f32[rows, V]."""
+    """Compute the three errors of rows, f64[3, rows], from logits f32[rows, V]."""
     found, exact = found.astype(np.float64), exact.astype(np.float64)
     wrong, unit = found - exact, exact.std(axis=1)
     relative = np.linalg.norm(wrong, axis=1) / np.linalg.norm(exact, axis=1)
@@ -139,17 +141,17 @@ def _row_errors(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the errors of a bucket may be; see the module."""
+    """The allowed errors of a bucket; see the module."""
 
     bound: float
     ratio: float
 
     def tolerance(self, plain: Errors) -> float:
-        """How far behind a chosen token may be, given the errors of `reference`."""
+        """Return how far behind a chosen token may be, given the errors of `reference`."""
         return 2 * self.ratio * float(plain.largest.max())
 
     def broken(self, kernels: Errors, plain: Errors) -> list[str]:
-        """What is wrong with a bucket. Comparisons are such that NaN is wrong."""
+        """List the limits that a bucket breaks. The comparisons make NaN break them."""
         found = []
         for name, errors in (("kernels", kernels), ("reference", plain)):
             for what, error in (("logits", errors.relative.max()), ("KV", errors.kv)):
@@ -173,14 +175,14 @@ def check(
     kernels: str | None,
     limits: Limits,
 ) -> list[dict[str, Any]]:
-    """A row of results a bucket, for a model with weights `half` in bfloat16."""
+    """Return a row of results for each bucket, for a model with bfloat16 weights `half`."""
     whole = upcast(half)
     kinds = ((half, kernels), (half, REFERENCE), (whole, REFERENCE))
     programs = [
         [Steps(spec, params, page_size, name, bucket) for params, name in kinds]
         for bucket in buckets
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # compiling is most of the time
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # compilation takes most of the time
         list(threads.map(Steps.compile, chain.from_iterable(programs)))
     results = []
     for bucket, steps in zip(buckets, programs, strict=True):
@@ -203,7 +205,7 @@ def check(
 
 
 def show(results: list[dict[str, Any]]) -> str:
-    """The table, errors as kernels / reference, and what is wrong."""
+    """Make the table: errors as kernels / reference, and broken limits."""
     head = ["bucket", "with kernels", "rows", "relative L2", "its RMS", "largest / std", "K and V"]
     head += ["same token", "other, within", "outside", ""]
     rows = []

@@ -1,5 +1,5 @@
-"""What goes through the door in a step that is checked: ragged, over scattered pages, and with some
-of everything that a bucket may hold."""
+"""Batches of the checked steps: ragged, over scattered pages, with every kind of row that a bucket
+may hold."""
 
 import re
 from collections.abc import Sequence as Seq
@@ -16,14 +16,14 @@ from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
 
 TICKS = 3
-"""Of a decode bucket: what one tick writes is read by the next ones."""
+"""Ticks of a decode bucket: later ticks read the KV that earlier ones write."""
 
-_SAMPLED = 32  # tokens of a prefill step whose logits are compared, beside each chunk's last
+_SAMPLED = 32  # tokens of a prefill step with compared logits, besides each chunk's last
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Steps of one bucket, to be run one after another on a pool of so many pages."""
+    """Steps of one bucket, to be run in order on a pool of `pages` pages."""
 
     name: str
     steps: tuple[PrefillBatch | DecodeBatch, ...]
@@ -31,7 +31,7 @@ class Batches:
 
 
 def parse(text: str) -> tuple[int, int]:
-    """`64x8`: tokens or rows, and pages.
+    """Parse `64x8`: tokens or rows, and pages.
 
     Raises:
       ValueError: anything else.
@@ -43,11 +43,11 @@ def parse(text: str) -> tuple[int, int]:
 
 
 def prefill_batches(tokens: int, pages: int, page_size: int, vocab: int) -> Batches:
-    """A bucket of prefill: a step with a chunk over earlier tokens, between whole prompts of
+    """Make a bucket of prefill: a step with a chunk over earlier tokens, between whole prompts of
     several lengths, and the steps that write those earlier tokens.
 
-    The earlier tokens take all pages that the bucket has left. A fifth of the tokens is padding, so
-    is one sequence, and logits are asked for all over the step.
+    The earlier tokens take all remaining pages of the bucket. A fifth of the tokens, and one
+    sequence, are padding. The step returns logits of tokens all over it.
 
     Raises:
       ValueError: the pages do not hold the tokens.
@@ -55,7 +55,7 @@ def prefill_batches(tokens: int, pages: int, page_size: int, vocab: int) -> Batc
     whole = [tokens // 3, 1, tokens // 5]
     chunk = tokens // 4
     left = pages - sum(-(-length // page_size) for length in whole)
-    earlier = left * page_size - chunk - 3  # so that neither end is where a page ends
+    earlier = left * page_size - chunk - 3  # neither end of the chunk is at the end of a page
     if tokens < 16 or earlier < 1:
         raise ValueError(
             f"prefill={tokens}x{pages}: must be at least 16 tokens, and pages of {page_size} that "
@@ -74,14 +74,14 @@ def prefill_batches(tokens: int, pages: int, page_size: int, vocab: int) -> Batc
 
 
 def _sampled(batch: PrefillBatch) -> PrefillBatch:
-    """With the logits of more tokens than those that end a chunk."""
+    """Add tokens all over the step to those that the batch returns logits of."""
     everywhere = np.linspace(0, batch.cu_q_lens[-1] - 1, _SAMPLED).astype(np.int32)
     return replace(batch, sample_at=np.concatenate([batch.sample_at, everywhere]))
 
 
 def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches:
-    """A bucket of decode: ticks of rows whose contexts go from two tokens to all that the table
-    holds. One row stays idle where there are several; what goes in is random, not fed back.
+    """Make a bucket of decode: ticks of rows with contexts from two tokens to all that the table
+    holds. One of several rows stays idle. Input tokens are random, not fed back.
 
     Raises:
       ValueError: the table is too short.
@@ -94,12 +94,12 @@ def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches
     pipeline = Pipeline(1, rows, buckets)
     lengths = np.linspace(longest, 1, max(1, rows - 1)).astype(int).tolist()
     if len(lengths) > 2:
-        lengths[1] = page_size - 1  # comes to its second page on the way
+        lengths[1] = page_size - 1  # this row reaches its second page in a later tick
     sequences = _sequences(lengths, page_size, vocab, TICKS)
     for number, sequence in enumerate(sequences):
         if number == rows // 2 and rows > 1:
-            pipeline.reserve()  # nobody will sit there
-        sequence.output.append(0)  # as if prefill had chosen it
+            pipeline.reserve()  # this row stays idle
+        sequence.output.append(0)  # stands for the token that prefill would choose
         pipeline.seat(pipeline.reserve(), sequence)
     rng = np.random.default_rng(1)
     steps = [
@@ -111,8 +111,8 @@ def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches
 
 
 def _sequences(lengths: Seq[int], page_size: int, vocab: int, new_tokens: int) -> list[Sequence]:
-    """With random prompts of these lengths, and pages for all that they may come to hold, scattered
-    over the pool."""
+    """Make sequences with random prompts of these lengths, and pages for all their tokens,
+    scattered over the pool."""
     rng = np.random.default_rng(0)
     counts = [-(-(length + new_tokens) // page_size) for length in lengths]
     order = (1 + rng.permutation(sum(counts))).tolist()

@@ -1,5 +1,5 @@
-"""A model's steps in one arithmetic, with one choice of implementations: what they compute, as
-logits and as the pages they leave."""
+"""Runs a model's steps in one arithmetic, with one choice of implementations; the outcome is logits
+and the pages that the steps leave."""
 
 import re
 from collections.abc import Iterator
@@ -35,12 +35,12 @@ REFERENCE = "reference"
 KERNELS = ("mosaic_gpu", "mosaic_tpu")
 _OPERATIONS = (add_rms, kv_write, paged_attention, prefill_attention, product, swiglu)
 _KERNEL = re.compile(r"custom_call @(?:mosaic_gpu\w*|tpu_custom_call)")
-_LOWERED = {"gpu": "cuda"}  # what a platform is called where programs are lowered
+_LOWERED = {"gpu": "cuda"}  # a platform's name where programs are lowered
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the steps of a bucket made.
+    """The outcome of a bucket's steps.
 
     Attributes:
       logits: f32[rows, V] of every step, without idle rows.
@@ -52,13 +52,13 @@ class Outcome:
 
 
 def weights(spec: ModelSpec) -> Params:
-    """Random ones in bfloat16 on the first device, where both phases' rules put them alike.
+    """Make random bfloat16 weights on the first device, where both phases' rules place them alike.
 
     The projections to q, k and v are halved, which rounds nothing. As `random_params` makes them,
-    scores deviate by 9 and attention takes one token or another: rounding then grows from layer to
-    layer until nothing is left to compare (after 16 layers of D = 512, an error of 0.4 to 0.98
-    where it is 0.03 to 0.07 with half of them). Halved, scores deviate by 2.25: a query still
-    listens to few enough tokens that a wrong page shows.
+    scores have a standard deviation of 9 and a query sees nearly one token only. Rounding errors
+    then grow from layer to layer until no comparison is possible: after 16 layers of D = 512 the
+    error is 0.4 to 0.98, against 0.03 to 0.07 with halved projections. Halved, scores deviate by
+    2.25: a query still sees few enough tokens that a wrong page shows.
     """
     mesh = make_mesh(jax.devices()[:1], 1, 1)
     params = random_params(spec, mesh, PREFILL_RULES, [range(spec.num_layers)], "bfloat16")
@@ -68,7 +68,7 @@ def weights(spec: ModelSpec) -> Params:
 
 
 def upcast(params: Params) -> Params:
-    """The same weights in float32."""
+    """Convert the weights to float32."""
     where = jax.tree.map(lambda leaf: leaf.sharding, params)
     cast = partial(jax.tree.map, lambda leaf: leaf.astype(jnp.float32))
     return jax.jit(cast, out_shardings=where)(params)
@@ -79,13 +79,13 @@ class Steps:
 
     Args:
       spec: the model.
-      params: its weights, whose type is that of the pool and of the arithmetic.
+      params: its weights; the pool and the arithmetic have their type.
       page_size: tokens a page.
-      implementation: of all operations; see `implementations`.
-      batches: of the bucket.
+      implementation: implementation of all operations; see `implementations`.
+      batches: the bucket's batches.
 
     Attributes:
-      kernels: names of the functions in the program that are Pallas kernels.
+      kernels: names of the Pallas kernels in the program.
     """
 
     def __init__(
@@ -125,18 +125,18 @@ class Steps:
         self.kernels = _kernels_in(self._lowered.as_text())
 
     def compile(self) -> None:
-        """To be called once before `run`; in any thread."""
+        """Compile the program, in any thread; call it once before `run`."""
         self._compiled = self._lowered.compile()
 
     def run(self, batches: Batches) -> Outcome:
-        """Run steps of the bucket, in order, on a pool of noise: nobody may read what nobody
-        wrote, and decode reads it as the context."""
+        """Run steps of the bucket, in order, on a pool of noise. Prefill must not read the noise;
+        decode reads it as the context."""
         mesh = self._params.unembed.sharding.mesh
         owner = PoolOwner(self._layout, self._pages, mesh, PREFILL_RULES)
         _fill(owner.arrays)
         logits = []
         for batch in batches.steps:
-            between = jax.tree.map(jnp.copy, self._between)  # the first is donated
+            between = jax.tree.map(jnp.copy, self._between)  # a step donates the first one
             owner.arrays, left = self._compiled(self._params, owner.arrays, *between, _pack(batch))
             undecided = left.undecided if isinstance(batch, DecodeBatch) else left
             found = np.asarray(undecided.logits)
@@ -147,16 +147,16 @@ class Steps:
 
 @contextmanager
 def implementations(name: str | None) -> Iterator[None]:
-    """What is traced within takes one implementation of every operation.
+    """Make programs that are traced inside the block use one implementation of every operation.
 
-    The steps leave the choice to the platform, but for decode attention, and nobody who serves has
-    a reason to name the others: so the table of what is proven is another one meanwhile, as in the
-    kernels' own tests. By float32 that table alone would do, since kernels for Hopper refuse it;
-    by bfloat16 and by other kernels it would not.
+    The steps name only the implementation of decode attention and leave the others to the platform.
+    So this replaces the tables of proven implementations meanwhile, as the kernels' own tests do.
+    For float32 the original tables would give the reference, since kernels for Hopper refuse
+    float32; for bfloat16 and for other kernels they would not.
 
     Args:
-      name: "reference"; a kernel's, to be run wherever an operation has it and it takes the
-        arguments, whether it is proven or not; or None for what is proven.
+      name: "reference"; or a kernel's name, which runs wherever an operation has it and it takes
+        the arguments, proven or not; or None for the proven ones.
     """
     with ExitStack() as stack:
         for api in _OPERATIONS if name is not None else ():
@@ -167,29 +167,29 @@ def implementations(name: str | None) -> Iterator[None]:
 
 
 def proven(name: str | None) -> dict[str, dict[str, str]]:
-    """Operation -> platform -> kernel that runs there, where it takes the arguments; see
+    """Return operation -> platform -> the kernel that runs there, if it takes the arguments; see
     `implementations`."""
     with implementations(name):
         return {api.__name__.split(".")[1]: dict(api._PROVEN) for api in _OPERATIONS}
 
 
 def _kernels_in(program: str) -> list[str]:
-    """Names of the functions of a lowered program that call a kernel, without their numbers."""
+    """List the functions of a lowered program that call a kernel, without their numbers."""
     functions = program.split("func.func ")[1:]
     names = (function.split("(", 1)[0] for function in functions if _KERNEL.search(function))
     return sorted({re.sub(r"^.*@_*|_\d+$", "", name) for name in names})
 
 
 def kv_error(found: KVPool, exact: KVPool) -> float:
-    """Largest relative L2 error of a token's K or V over the heads of a layer; all of the pool
-    counts, so that what is written to a wrong place is seen in both places."""
+    """Return the largest relative L2 error of a token's K or V over the heads of a layer. The whole
+    pool counts, so that a write to a wrong slot is seen in both slots."""
     pairs = [*zip(found.k, exact.k, strict=True), *zip(found.v, exact.v, strict=True)]
     return max(float(_token_error(*pair)) for pair in pairs)
 
 
 @jax.jit
 def _token_error(found: jax.Array, exact: jax.Array) -> jax.Array:
-    """Of pages [K, P, S, H]; the null page may hold anything."""
+    """Return the largest error of a token in pages [K, P, S, H]; the null page does not count."""
     found, exact = (x.at[:, NULL_PAGE].set(1).astype(jnp.float32) for x in (found, exact))
     squares = [jnp.square(x).sum(axis=(0, 3)) for x in (found - exact, exact)]  # [P, S]
     return jnp.sqrt(squares[0] / squares[1]).max()
@@ -200,7 +200,8 @@ def _pack(batch: PrefillBatch | DecodeBatch) -> Any:
 
 
 def _fill(pool: KVPool) -> None:
-    """Noise as large as the K and V of `weights`, the same in every type: bfloat16 numbers."""
+    """Fill a pool with noise as large as the K and V of `weights`: bfloat16 numbers, the same in
+    every type."""
     for layer, (k, v) in enumerate(zip(pool.k, pool.v, strict=True)):
         pool.k[layer], pool.v[layer] = (_noise(x, 2 * layer + i) for i, x in enumerate((k, v)))
 

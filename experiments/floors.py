@@ -1,4 +1,4 @@
-"""What a step cannot do without: bytes that it must read, operations that it must compute."""
+"""The floors of a step: bytes that it must read, operations that it must compute."""
 
 import jax.numpy as jnp
 
@@ -8,36 +8,37 @@ from pdjax.core.model_spec import ModelSpec
 
 
 def layer_matrices(spec: ModelSpec) -> int:
-    """Weights of one layer that a token is multiplied with."""
+    """Count the weights of one layer that a token is multiplied with."""
     qkv = spec.model_dim * (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim
     out = spec.query_heads * spec.head_dim * spec.model_dim
     return qkv + out + 3 * spec.model_dim * spec.mlp_dim
 
 
 def token_kv_bytes(spec: ModelSpec, dtype: str) -> int:
-    """Bytes of K and V that one layer keeps of a token, with their scales if the type has any."""
+    """Return the bytes of K and V that one layer stores of a token, with their scales, if any."""
     itemsize = jnp.dtype(dtype).itemsize
     return KVLayout(1, spec.kv_heads, spec.head_dim, 1, dtype, itemsize).page_bytes
 
 
 def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int, kv_dtype: str) -> int:
-    """Read by a decode step: every matrix once, the embedding not, and all KV once.
+    """Return the bytes that a decode step reads: every matrix but the embedding, and all KV, once.
 
     Args:
-      itemsize: of weights.
-      kv_dtype: of the pool.
+      itemsize: bytes of a weight.
+      kv_dtype: type of the pool.
     """
     weights = spec.num_layers * layer_matrices(spec) + spec.model_dim * spec.vocab_size
     return itemsize * weights + spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.tokens
 
 
 def attention_flops(spec: ModelSpec, case: PrefillCase) -> int:
-    """Computed by one layer's causal attention: two products, of the pairs that are seen."""
+    """Count the operations of one layer's causal attention: two products over visible pairs."""
     return 4 * spec.query_heads * spec.head_dim * case.pairs
 
 
 def prefill_flops(spec: ModelSpec, case: PrefillCase) -> int:
-    """Computed by a prefill step: layers for every token, the vocabulary for a token a prompt."""
+    """Count the operations of a prefill step: layers for every token, the vocabulary for one token
+    a prompt."""
     layers = 2 * layer_matrices(spec) * case.tokens + attention_flops(spec, case)
     vocabulary = 2 * spec.model_dim * spec.vocab_size * len(case.chunks)
     return spec.num_layers * layers + vocabulary

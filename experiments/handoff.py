@@ -1,19 +1,19 @@
 """What does a hand-off cost, and how much of it is hidden behind the prefill?
 
 One prompt at a time goes from a prefill engine to a decode engine with random weights, in several
-ways: in bulk when its prefill has ended, or streamed in layer groups as they are computed (in one:
-all of a step's KV leaves behind it, without waiting for the host); exact, or rounded for the way.
-For each way and length:
+ways: in bulk after its prefill, or streamed in layer groups as they are computed (with one group,
+all of a step's KV leaves behind the step, without a wait for the host); exact, or rounded in
+transit. For each way and length:
 
   alone     a shipment of all its pages with both engines idle, beside one plain put of as many
             bytes: gather, wire and scatter by themselves
-  served    through the coordinator: time on the wire, what of it came after the prefill's end
-            (exposed), what before (hidden), when the last of it arrived (0: before that), and what
-            the hand-off adds between the end of the prefill and the dispatch of the first decode
-            tick with the sequence in it
+  served    through the coordinator: time on the wire, its parts after the prefill's end (exposed)
+            and before (hidden), when the last bytes arrived (0: before the prefill's end), and the
+            time that the hand-off adds between the end of the prefill and the dispatch of the first
+            decode tick of the sequence
   traced    with --trace, which takes longer: by the clock of the sending device, beside one plain
-            put, both after a rest: copies, the gathers before them, the wait between, and how far
-            behind the prefill's end the last copy ends
+            put, both after a rest: copies, the gathers before them, the wait between, and the time
+            from the prefill's end to the end of the last copy
 
 The floor is bytes over the link's bandwidth, measured by one large plain put.
 
@@ -68,10 +68,10 @@ _PLOT = flags.DEFINE_string("plot", None, "file of a picture; needs matplotlib",
 
 
 def make_config(model: str, layers: int | None, layout: str, prompts: list[int]) -> Config:
-    """Engines for these prompts, one after another, with as few buckets as that needs.
+    """Make a config for these prompts, one after another, with as few buckets as possible.
 
     Raises:
-      ValueError: a layout that is not three positive numbers.
+      ValueError: the layout is not three positive numbers.
     """
     sizes = layout.split("x")
     if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
@@ -104,7 +104,7 @@ def make_config(model: str, layers: int | None, layout: str, prompts: list[int])
 
 
 def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list[dict[str, Any]]:
-    """All prompts of one way, as plain values."""
+    """Measure all prompts of one way; return plain values."""
     coordinator, recorder, transfer = house.open(way)
     points, watch = [], Watch(transfer, house.llm.clock.now)
     for n in prompts:
@@ -132,12 +132,12 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
 
 
 def _values(numbers: Any, *derived: str) -> dict[str, Any]:
-    """A dataclass as plain values, some of its properties too."""
+    """Convert a dataclass, and some of its properties, to plain values."""
     return asdict(numbers) | {name: getattr(numbers, name) for name in derived}
 
 
 def show(points: list[dict[str, Any]]) -> str:
-    """The tables."""
+    """Make the tables."""
     names = [f"{p['layout']} {p['wire']} {in_groups(p['groups'])}, {p['prompt']}" for p in points]
     alone = [
         [
@@ -180,10 +180,10 @@ def _show_traced(names: list[str], points: list[dict[str, Any]]) -> str:
 
 
 def asked_ways(layers: int) -> list[tuple[int, str]]:
-    """Layer groups and wire types to go through.
+    """List the layer groups and wire types to measure.
 
     Raises:
-      ValueError: one that cannot be, before anything has been built.
+      ValueError: one is impossible; raised before any engine is made.
     """
     groups = _GROUPS.value or (0, min(4, layers))
     for n in groups:

@@ -1,4 +1,4 @@
-"""One pair of engines, and hand-offs between them, alone and served: what `handoff` measures."""
+"""The pair of engines that `handoff` measures, and hand-offs between them, alone and served."""
 
 import itertools
 import statistics
@@ -23,13 +23,13 @@ from pdjax.interfaces.transfer import End, Shipment, Side, Transfer, TransferTic
 
 SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
 OUTPUT = 8
-"""Tokens of an answer: the first from the prefill, the others decoded."""
+"""Tokens of an answer: prefill makes the first, decode the others."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the KV of a prompt travels: from which layout to which, in how many layer groups while
-    the prefill runs (0: in bulk, after it), in which format."""
+    """A way for the KV of a prompt to travel: between which layouts, in how many layer groups while
+    the prefill runs (0: in bulk, after it), and in which format."""
 
     layout: str
     groups: int
@@ -38,7 +38,7 @@ class Way:
 
     @property
     def programs(self) -> int:
-        """Of a prefill step."""
+        """Number of programs of a prefill step."""
         return max(1, self.groups)
 
     @property
@@ -52,19 +52,19 @@ class Way:
 
 
 def in_groups(groups: int) -> str:
-    """A way's layer groups, as a table says it."""
+    """Name a way's layer groups for a table."""
     return f"in {groups}" if groups else "in bulk"
 
 
 @dataclass(frozen=True)
 class Alone:
-    """A shipment with nothing beside it; milliseconds, the best of a few.
+    """A shipment with both engines idle; milliseconds, the best of a few.
 
     Attributes:
-      nbytes: that travelled.
-      gather_wire_ms: from its dispatch to its arrival.
-      scatter_ms: from its arrival to its being written.
-      put_ms: one plain put of as many bytes as a link carries of them.
+      nbytes: bytes that travelled.
+      gather_wire_ms: time from dispatch to arrival.
+      scatter_ms: time from arrival until the pages are written.
+      put_ms: time of one plain put of as many bytes as one link carries of the shipment.
     """
 
     nbytes: int
@@ -74,7 +74,7 @@ class Alone:
 
     @property
     def of_put(self) -> float:
-        """Its rate from dispatch to arrival, as a share of the plain put's."""
+        """The shipment's rate from dispatch to arrival, as a share of the plain put's."""
         return self.put_ms / self.gather_wire_ms
 
 
@@ -84,14 +84,14 @@ class Served:
 
     Attributes:
       prefill_ms: dispatch of the first chunk to the first token.
-      added_ms: first token to the dispatch of the first decode tick with the sequence in it.
-      delay_ms: first token to second, less the usual gap between later ones: what the hand-off adds
-        for a reader, the writing of pages before the tick included.
-      wire_ms: time in which any of it was on the wire; at least `floor_ms`, see `Watch.take`.
-      exposed_ms: of that, what was after the first token.
-      arrived_ms: first token to the arrival of the last of it; 0 if that was before.
+      added_ms: first token to the dispatch of the sequence's first decode tick.
+      delay_ms: first token to second, less the usual gap between later ones: the delay that the
+        hand-off adds for a reader, including the writing of pages before the tick.
+      wire_ms: time in which any KV was on the wire; at least `floor_ms`, see `Watch.take`.
+      exposed_ms: the part of `wire_ms` after the first token.
+      arrived_ms: first token to the arrival of the last KV; 0 if it arrived before.
       floor_ms: bytes over the link's bandwidth.
-      nbytes, shipments: of one prompt.
+      nbytes, shipments: bytes and shipments of one prompt.
     """
 
     prefill_ms: float
@@ -106,12 +106,12 @@ class Served:
 
     @property
     def hidden(self) -> float:
-        """Share of the time on the wire that the prefill hid."""
+        """Share of the time on the wire that was hidden behind the prefill."""
         return 1 - self.exposed_ms / self.wire_ms if self.wire_ms else 1.0
 
 
 class _Seen(NamedTuple):
-    """Moments of a shipment: given away, its pages seen to have been read, and to have arrived."""
+    """Times of a shipment: sent, its pages seen to be read, and seen to have arrived."""
 
     sent: float
     read: float
@@ -120,12 +120,12 @@ class _Seen(NamedTuple):
 
 
 class Watch:
-    """Sees, in threads of its own, when each shipment's pages have been read and when they have
-    arrived: the coordinator looks only between other things.
+    """Records, in threads of its own, when each shipment's pages were read and when they arrived:
+    the coordinator looks only between other work.
 
     Args:
-      transfer: whose shipments.
-      now: the clock.
+      transfer: transfer that sends the shipments.
+      now: clock.
     """
 
     def __init__(self, transfer: Transfer, now: Callable[[], float]) -> None:
@@ -141,18 +141,18 @@ class Watch:
         replace_method(transfer, "send", watched)
 
     def _see(self, sent: float, ticket: Any) -> _Seen:
-        ticket = getattr(ticket, "ticket", ticket)  # a thread's order, until it has sent it
+        ticket = getattr(ticket, "ticket", ticket)  # a dispatch thread wraps the ticket
         jax.block_until_ready(ticket.read)
         read = self._now()
         jax.block_until_ready(ticket.pieces)
         return _Seen(sent, read, self._now(), ticket.cost.bytes)
 
     def take(self, ended: float, rate: float) -> tuple[float, float, float]:
-        """Since the last time: seconds in which anything was on the wire, how much of that was
-        after the moment `ended`, and how long after it the last of it arrived.
+        """Return, since the last call, the seconds in which any KV was on the wire, their part
+        after the moment `ended`, and the time from then to the last arrival.
 
-        Threads wake up late: what arrived was on the wire for as long as it takes at least, at
-        `rate` bytes a second.
+        Threads wake up late, so each shipment counts as on the wire for at least its bytes over
+        `rate`, in bytes a second.
         """
         seen, self._seen = sorted(each.result() for each in self._seen), []
         wire = exposed = 0.0
@@ -170,20 +170,20 @@ class House:
     """One pair of engines, and the ways to hand over between them.
 
     Args:
-      config: of the engines.
+      config: config of the engines.
     """
 
     def __init__(self, config: Config) -> None:
         self.llm = llm = LLM(config)
-        asked: Any = llm.prefill_engines[0]
+        engine: Any = llm.prefill_engines[0]
         transfer: Any = llm.coordinator._transfer
-        # Either may be asked by a thread.
-        self._engine, self._transfer = _within(asked), type(_within(transfer))
-        self._threaded = None if asked is self._engine else (asked, transfer)
+        # A dispatch thread may wrap the engine and the transfer.
+        self._engine, self._transfer = _within(engine), type(_within(transfer))
+        self._threaded = None if engine is self._engine else (engine, transfer)
         self._pools = {SOURCE: self._engine._pool, TARGET: llm.decode_engines[0]._pool}
 
     def open(self, way: Way) -> tuple[Coordinator, Recorder, Transfer]:
-        """A coordinator for one way, warm; weights and pools are the same for all of them."""
+        """Make a coordinator for one way and warm it up; all share weights and pools."""
         llm = self.llm
         engine = type(self._engine)(
             self._engine._params,
@@ -214,17 +214,17 @@ class House:
         return coordinator, recorder, transfer
 
     def bandwidth(self, nbytes: int) -> float:
-        """Bytes a second over all links, by a plain put of so many on one of them."""
+        """Measure the bytes a second over all links, by a plain put of `nbytes` on one of them."""
         put = self._transfer(self._pools).probe(SOURCE, TARGET, nbytes)
         return self.links() * nbytes / put
 
     def links(self) -> int:
-        """Pairs of devices over which the KV of all layers travels at once."""
+        """Number of pairs of devices over which the KV of all layers travels at once."""
         source, target = (self._pools[end].layout for end in (SOURCE, TARGET))
         return min(source.tp, target.tp * target.stages)
 
     def alone(self, way: Way, coordinator: Coordinator, transfer: Transfer, n: int) -> Alone:
-        """A shipment of the pages of n tokens."""
+        """Measure a shipment of the pages of n tokens."""
         layout, buckets, now = self._engine.layout, coordinator.buckets, self.llm.clock.now
         spans = -(-n // buckets.span)
         pages = list(range(1, 1 + layout.pages_for(n)))
@@ -255,7 +255,7 @@ class House:
         rounds: int,
         rate: float,
     ) -> Served:
-        """Prompts of n random tokens, one at a time; `rate` bytes a second is the link's."""
+        """Serve prompts of n random tokens, one at a time; `rate` is the link's bytes a second."""
         rng = np.random.default_rng(n)
         seen: list[list[float]] = []
         shipments = 0
@@ -276,7 +276,7 @@ class House:
                 ]
             )
             shipments = moved.shipments
-        # The first one warms up.
+        # The first prompt warms up.
         columns = zip(*seen[1:], strict=True)
         medians = map(statistics.median, columns)
         prefill, added, delay, wire, exposed, arrived, floor, nbytes = medians
@@ -295,7 +295,7 @@ class House:
     def traced(
         self, coordinator: Coordinator, transfer: Any, n: int, nbytes: float, rounds: int
     ) -> Traced | None:
-        """Prompts of n random tokens by the profiler's clock; `nbytes` is what one moves."""
+        """Trace prompts of n random tokens by the profiler's clock; one moves `nbytes` bytes."""
         put = _within(transfer).plain_put(SOURCE, TARGET, int(nbytes) // self.links())
         rng, turns = np.random.default_rng(n), itertools.count()
 
@@ -308,7 +308,7 @@ class House:
     def _serve(
         self, coordinator: Coordinator, name: str, n: int, rng: np.random.Generator
     ) -> Sequence:
-        """One prompt, to its end."""
+        """Serve one prompt to its end."""
         prompt = tuple(rng.integers(1, self.llm.spec.vocab_size, n).tolist())
         params = SamplingParams(temperature=0.0, max_tokens=OUTPUT, ignore_eos=True)
         [sequence] = coordinator.submit(Request(name, prompt, params, self.llm.clock.now()))
@@ -319,6 +319,6 @@ class House:
         return sequence
 
 
-def _within(asked: Any) -> Any:
-    """What a thread asks, or what is asked without one."""
-    return getattr(asked, "inner", asked)
+def _within(wrapper: Any) -> Any:
+    """Return the engine or transfer that a dispatch thread wraps, or the argument itself."""
+    return getattr(wrapper, "inner", wrapper)

@@ -1,4 +1,4 @@
-"""The picture of `handoff`: what of each way's time on the wire is hidden, and what is exposed."""
+"""Draws the picture of `handoff`: the hidden and exposed parts of each way's time on the wire."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from experiments.handoff_house import in_groups
 
 
 def draw(whole: dict[str, Any], path: Path) -> None:
-    """Bars of the points of a run, beside the physical floor, as PNG, PDF or SVG by the name.
+    """Draw bars for the points of a run, beside the physical floor, as PNG, PDF or SVG by name.
 
     Raises:
       ValueError: matplotlib is not installed.

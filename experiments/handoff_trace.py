@@ -1,8 +1,8 @@
-"""How the bytes of a hand-off move by the clock of the device that sends them, from a trace of the
-profiler: the host sees arrivals late, and only between other things.
+"""Times a hand-off by the clock of the sending device, from a trace of the profiler: the host sees
+arrivals late, and only between other work.
 
-Each trace has one plain put and then one served prompt, each after a rest, since a link that has
-rested for some 50 ms takes a while to wake up, which both then pay.
+Each trace has one plain put and then one served prompt, each after a rest: a link that has rested
+for some 50 ms takes a while to wake up, and this way both pay for it.
 """
 
 import itertools
@@ -19,25 +19,25 @@ GATHER = "jit_gather"
 """The program that reads pages, see `pdjax/device/kv/transfer_path.py`."""
 
 REST = 0.1
-"""Seconds before the put, and before the prompt is asked for."""
+"""Seconds of rest before the put, and before the prompt is submitted."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A plain put on one link, and a hand-off as the sending device saw it, of several devices the
-    one whose copies were slowest; milliseconds.
+    """A plain put on one link, and a hand-off by the clock of the sending device; milliseconds. Of
+    several devices it is the one with the slowest copies.
 
     Attributes:
-      put_bytes, put_ms: of the plain put.
-      nbytes: of the hand-off's copies.
-      copy_ms: in which any of them ran.
-      gather_ms: of the kernels that read its pages.
-      wait_ms: in which the link stood idle though pages had been read: from the end of the last
-        gather, or of the copy before if that was later, to the begin of each copy.
-      behind_ms: from the end of the last kernel before the last gather, which is the prefill's
+      put_bytes, put_ms: bytes and time of the plain put.
+      nbytes: bytes of the hand-off's copies.
+      copy_ms: time in which any copy ran.
+      gather_ms: time of the kernels that read its pages.
+      wait_ms: time in which the link was idle although pages had been read: for each copy, from the
+        end of the last gather, or of the copy before if that was later, to its start.
+      behind_ms: time from the end of the last kernel before the last gather, which is the prefill's
         unless the gather came late, to the end of the last copy. The first token is chosen
         meanwhile.
-      traces: these are the medians of so many.
+      traces: number of traces; all times are medians over them.
     """
 
     put_bytes: float
@@ -56,7 +56,7 @@ class Traced:
 
     @property
     def of_put_in_all(self) -> float:
-        """The same, with the time that reading and waiting take."""
+        """The rate including the time of gathers and waits, as a share of the plain put's."""
         return self._share(self.gather_ms + self.wait_ms + self.copy_ms)
 
     def _share(self, ms: float) -> float:
@@ -64,8 +64,8 @@ class Traced:
 
 
 class _Event(NamedTuple):
-    """Something on a stream of a device, ns: of a program `module`, or `copied` bytes to another
-    device."""
+    """An event on a stream of a device, ns: a kernel of program `module`, or a copy of `copied`
+    bytes to another device."""
 
     begin: float
     end: float
@@ -74,8 +74,8 @@ class _Event(NamedTuple):
 
 
 def traced(put: Callable[[], object], serve: Callable[[], object], rounds: int) -> Traced | None:
-    """Medians over `rounds` traces of `put`, a plain put, and then of `serve`, which hands a prompt
-    over; None where the profiler sees no copies between devices."""
+    """Trace `put`, a plain put, and then `serve`, which hands a prompt over; return the medians of
+    `rounds` traces, or None where the profiler sees no copies between devices."""
 
     def both() -> None:
         for act in (put, serve):
@@ -90,7 +90,7 @@ def traced(put: Callable[[], object], serve: Callable[[], object], rounds: int) 
 
 
 def read(planes: Iterable[Any]) -> Traced | None:
-    """One trace; None if it has no plain put between devices, or no hand-off."""
+    """Read one trace; None if it has no plain put between devices, or no hand-off."""
     puts, sent = list[_Event](), list[Traced]()
     for plane in planes:
         events = sorted(_events(plane)) if plane.name.startswith("/device:") else []
@@ -111,7 +111,7 @@ def read(planes: Iterable[Any]) -> Traced | None:
 
 
 def _sent(events: list[_Event], copies: list[_Event]) -> Traced:
-    """A hand-off: all that a device ran, and what it copied to others when it had read anything."""
+    """Evaluate a hand-off from a device's events and its copies to others after a first gather."""
     kernels = [event for event in events if event.module and event.end <= copies[-1].begin]
     runs = [list(run) for _, run in itertools.groupby(kernels, lambda each: each.module == GATHER)]
     last = max(i for i, run in enumerate(runs) if run[0].module == GATHER)
@@ -134,7 +134,7 @@ def _sent(events: list[_Event], copies: list[_Event]) -> Traced:
 
 
 def _busy(events: Iterable[_Event]) -> float:
-    """In which any of the events, in the order of their begins, ran; ns."""
+    """Return the time in which any event ran, ns; events are in the order of their starts."""
     busy = until = 0.0
     for event in events:
         busy += max(0.0, event.end - max(event.begin, until))

@@ -1,18 +1,18 @@
 """Does an LLM survive what its users do to it?
 
-A small model with random weights in float32, prefill on one device and decode in two stages on two
-others, answers the same prompts greedily all the time. Its answers in peace are the truth.
+A small model with random weights in float32, with prefill on one device and decode in two stages on
+two others, answers the same prompts greedily all the time. Its undisturbed answers are the truth.
 
-  signals    so many LLMs get one SIGINT each, at a random moment of `generate`
-  lines      so many `generate`s are broken off by an interrupt that comes out of a random line of
-             pdjax/host, where no signal is held back
-  losses     so many calls of a device fail after it was given the pool
-  threads    so many threads call `generate`, so many times each, on one LLM
+  signals    --llms LLMs get one SIGINT each, at a random moment of `generate`
+  lines      --lines calls of `generate` end by an interrupt that a random line of pdjax/host
+             raises, where no signal is held back
+  losses     --losses calls of a device fail after the pool was donated to them
+  threads    --threads threads call `generate`, --requests times each, on one LLM
 
   python -m experiments.hostile --llms=20 --lines=400 --losses=40 --threads=20 --requests=20
 
-After each of them the LLM must answer the prompts rightly, and every page and row must be free or
-held by a sequence that is known. Prints a table; exit status 1 where something was wrong.
+After each of them the LLM must answer the prompts as before, and every page and row must be free or
+held by a known sequence. Prints a table; exit status 1 where something was wrong.
 """
 
 import os
@@ -68,7 +68,7 @@ CONFIG = Config(
         token_budget=16, max_sequences=4, token_buckets=(16,), page_buckets=(32,)
     ),
     decode=DecodeConfig(stages=2, rows=4, page_buckets=(16,)),
-    handoff=HandoffConfig(layer_groups=1),  # so that a prefill step is one call of the device
+    handoff=HandoffConfig(layer_groups=1),  # makes a prefill step one call of the device
 )
 LENGTHS = (1, 5, 16, 23, 9, 2)
 PARAMS = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
@@ -78,18 +78,18 @@ DONATING = ("prefill step", "tick", "sample", "landing")
 
 
 def prompts(seed: int = 0) -> list[list[int]]:
-    """Random ones, the same for the same seed."""
+    """Draw random prompts, the same for the same seed."""
     rng = np.random.default_rng(seed)
     return [rng.integers(1, 101, n).tolist() for n in LENGTHS]
 
 
 def answers(llm: LLM, seed: int = 0) -> list[list[int]]:
-    """To the prompts of a seed."""
+    """Return the LLM's answers to the prompts of a seed."""
     return [output.token_ids for output in llm.generate(prompts(seed), PARAMS)]
 
 
 def is_whole(llm: LLM, truth: list[list[int]]) -> bool:
-    """Whether the LLM answers rightly, and nothing has leaked."""
+    """Whether the LLM's answers are right and no page or row has leaked."""
     right = answers(llm) == truth
     while llm.has_work:
         llm.step()
@@ -99,8 +99,8 @@ def is_whole(llm: LLM, truth: list[list[int]]) -> bool:
 
 @contextmanager
 def interrupted_at(line: int) -> Iterator[list[int]]:
-    """A block in which the so manieth line that is run of pdjax/host raises KeyboardInterrupt; -1
-    never does. Yields a list of one number, the lines so far."""
+    """In the block, raise KeyboardInterrupt at the `line`-th executed line of pdjax/host; never for
+    -1. Yield a list of one number, the lines executed so far."""
     count = [0]
 
     def local(frame: FrameType, event: str, arg: object) -> Any:
@@ -122,8 +122,8 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
 
 
 def signal_once(llm: LLM, draw: random.Random) -> bool:
-    """One SIGINT at a random moment of `generate`; returns whether it came there, and not after
-    it."""
+    """Send one SIGINT at a random moment of `generate`; return whether it arrived before the end of
+    the call."""
     begun = time.perf_counter()
     answers(llm)
     moment = draw.uniform(0, time.perf_counter() - begun)
@@ -134,7 +134,7 @@ def signal_once(llm: LLM, draw: random.Random) -> bool:
         answers(llm)
         generated = True
         timer.join()
-        time.sleep(0.01)  # it was late, and comes here
+        time.sleep(0.01)  # a late signal arrives here
     except KeyboardInterrupt:
         pass
     timer.join()
@@ -142,7 +142,7 @@ def signal_once(llm: LLM, draw: random.Random) -> bool:
 
 
 def signals(count: int, truth: list[list[int]], draw: random.Random) -> tuple[int, int]:
-    """LLMs that were interrupted, and those that answer rightly afterwards."""
+    """Count the LLMs that were interrupted, and those with right answers afterwards."""
     hit = right = 0
     for _ in range(count):
         with LLM(CONFIG) as llm:
@@ -152,7 +152,7 @@ def signals(count: int, truth: list[list[int]], draw: random.Random) -> tuple[in
 
 
 def lines(llm: LLM, count: int, truth: list[list[int]], draw: random.Random) -> tuple[int, int]:
-    """Interrupts out of lines of the host, and after how many the LLM is whole."""
+    """Count the interrupts from lines of the host, and those after which the LLM is whole."""
     hit = right = 0
     with interrupted_at(-1) as seen:
         answers(llm)
@@ -167,12 +167,14 @@ def lines(llm: LLM, count: int, truth: list[list[int]], draw: random.Random) -> 
 
 
 class InjectedError(RuntimeError):
-    """A device has failed."""
+    """An injected failure of a device."""
 
 
 def failing(llm: LLM, where: str) -> Callable[[], bool]:
-    """Let the next call at `where` fail when it has been carried out, and what it was given is
-    gone. Returns what tells whether it has."""
+    """Make the next call at `where` fail after it ran, so that its donated arguments are gone.
+
+    Returns a function that tells whether the call has failed.
+    """
     prefill: Any = llm.prefill_engines[0]
     decode: Any = llm.decode_engines[0]
     owner, name = {
@@ -193,8 +195,8 @@ def failing(llm: LLM, where: str) -> Callable[[], bool]:
 
 
 def losses(llm: LLM, count: int, truth: list[list[int]]) -> tuple[int, int]:
-    """Failures after a donation, and after how many the LLM is whole; a request that did not fail
-    with them has had the right answer."""
+    """Count the failures after a donation, and those after which the LLM is whole and every request
+    that did not fail had the right answer."""
     hit = right = 0
     for number in range(count):
         failed = failing(llm, DONATING[number % len(DONATING)])
@@ -209,7 +211,7 @@ def losses(llm: LLM, count: int, truth: list[list[int]]) -> tuple[int, int]:
 
 
 def threads(llm: LLM, count: int, requests: int, truth: list[list[int]]) -> tuple[int, int]:
-    """Requests of all threads, and how many were answered exactly."""
+    """Count the requests of all threads, and those with exact answers."""
     exact: list[bool] = []
 
     def ask(number: int) -> None:
@@ -228,7 +230,7 @@ def threads(llm: LLM, count: int, requests: int, truth: list[list[int]]) -> tupl
 
 
 def main() -> int:
-    """The table; 1 where something was wrong."""
+    """Run all, print the table; return 1 where something was wrong."""
     draw = random.Random(_SEED.value)
     rows, runs = [], {}
     with LLM(CONFIG) as llm:

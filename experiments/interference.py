@@ -1,22 +1,21 @@
-"""What does prefill do to the time between tokens of those who decode?
+"""How does prefill affect the time between tokens of sequences that decode?
 
-Rows of the same length decode twice on the same devices: in a quiet phase with nothing beside
-them, and in a loaded one while long prompts come back to back. These intruders are prefilled,
-handed over and answered by a few tokens, and whenever one has its answer the next is asked. Each
-mode starts anew:
+Rows of the same length decode twice on the same devices: alone in a quiet phase, and in a loaded
+phase beside long prompts that come back to back. These intruders are prefilled, handed over and
+answered by a few tokens; when one has its answer, the next is submitted. Each mode has a new LLM:
 
   disaggregated  the intruders are prefilled on a device of their own
   colocated      one device does both, in chunks of --chunk tokens (the rival: chunked prefill)
 
-Every gap between two tokens of a row counts; the first ticks of a phase are dropped. Weights are
-random, and so are the prompts.
+Every gap between two tokens of a row counts; the first ticks of a phase are dropped. Weights and
+prompts are random.
 
   python -m experiments.interference --model=llama3_8b --plot=results/interference.png
   python -m experiments.interference --model=tiny --rows=3 --prompt=24 --long=80 --chunk=32
 
-Any field of the configs that this makes may be overridden, as in --config.handoff.streaming=False;
-the colocated one leaves out those of `handoff` that say how KV moves. Prints tables, writes JSON,
-and a picture with --plot.
+Any field of the configs may be overridden, as in --config.handoff.streaming=False; the colocated
+config ignores the fields of `handoff` about the movement of KV. Prints tables, writes JSON, and a
+picture with --plot.
 """
 
 import gc
@@ -68,15 +67,15 @@ _FIELDS = flags.DEFINE_multi_string(
 
 
 _DRAWN = 64
-"""Prompts of intruders drawn before a phase: to draw one takes a part of a millisecond, in which no
-token is seen."""
+"""Prompts of intruders drawn before a phase: drawing one takes a part of a millisecond, in which
+the loop sees no token."""
 
 
 class Intruders:
-    """Long prompts, so many of them at once: whenever one has its answer the next is asked.
+    """Long prompts, a fixed number at once: when one has its answer, the next is submitted.
 
     Attributes:
-      finished: the metrics of those who have their answer.
+      finished: metrics of the answered intruders.
     """
 
     def __init__(self, llm: LLM, load: Load) -> None:
@@ -87,7 +86,7 @@ class Intruders:
         self._ids: list[str] = []
 
     def keep_coming(self) -> None:
-        """Take the answers that are there, and fill up."""
+        """Take finished answers, and submit as many new intruders."""
         for request_id in list(self._ids):
             answer = self._llm.take_output(request_id)
             if answer is None:
@@ -105,11 +104,10 @@ class Intruders:
 
 
 class Watch:
-    """Rows that decode all the time, and what is seen of them in one phase after another.
+    """Rows that decode all the time, and their gaps in one phase after another.
 
-    Each phase has rows of its own: those of the phase before have grown, and longer rows take more
-    time. All of them are prefilled and handed over while decode is held back, so that they start
-    together.
+    Each phase has new rows: those of the phase before have grown, and longer rows take more time.
+    All rows are prefilled and handed over while decode is held back, so that they start together.
     """
 
     def __init__(self, llm: LLM, load: Load) -> None:
@@ -119,8 +117,8 @@ class Watch:
         self._rows: list[states.Sequence] = []
 
     def phase(self, intruders: Intruders | None = None) -> dict[str, Any]:
-        """What is seen from the end of the dropped ticks until every row has had all its gaps.
-        Intruders come from before the first dropped tick until the end."""
+        """Measure from the end of the dropped ticks until every row has had all its gaps. Intruders
+        come from before the first dropped tick until the end."""
         llm, load = self._llm, self._load
         ids = self._begin()
         begun = [len(row.output) for row in self._rows]
@@ -152,7 +150,7 @@ class Watch:
         return seen
 
     def _begin(self) -> list[str]:
-        """Rows that are about to decode."""
+        """Submit rows and hold them until all can decode; return their ids."""
         llm, load, coordinator = self._llm, self._load, self._llm.coordinator
         shape = (load.rows, load.prompt)
         prompts = self._rng.integers(1, llm.spec.vocab_size, shape).tolist()
@@ -166,7 +164,7 @@ class Watch:
         return ids
 
     def _end(self, ids: Sequence[str]) -> None:
-        """Give back what the rows hold."""
+        """Abort the rows, so that they free their pages."""
         rows, self._rows = self._rows, []
         for request_id in ids:
             self._llm.abort(request_id)
@@ -174,7 +172,7 @@ class Watch:
             self._step()
 
     def _decode(self, begun: list[int], tokens: int, intruders: Intruders | None) -> None:
-        """Go on until each row has written so many tokens since it had `begun`."""
+        """Step until each row has generated `tokens` tokens beyond its count in `begun`."""
         while min(len(row.output) - n for row, n in zip(self._rows, begun, strict=True)) < tokens:
             if intruders is not None:
                 intruders.keep_coming()
@@ -192,7 +190,7 @@ def _greedy(tokens: int) -> SamplingParams:
 
 
 def spread(gaps: Sequence[float]) -> dict[str, Any]:
-    """How gaps in seconds are spread, in milliseconds; `curve_ms` are their quantiles at SHARES."""
+    """Summarize gaps, in seconds, as milliseconds; `curve_ms` are their quantiles at SHARES."""
     ms = np.array(gaps) * 1e3
     p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
     itl = {"p50": p50, "p90": p90, "p99": p99, "max": float(ms.max()), "mean": float(ms.mean())}
@@ -206,7 +204,7 @@ def spread(gaps: Sequence[float]) -> dict[str, Any]:
 def prefilled(
     recorder: Recorder, finished: Sequence[RequestMetrics], seconds: float
 ) -> dict[str, Any]:
-    """What became of the intruders in a phase of so many seconds, and what their hand-offs took."""
+    """Summarize the intruders of a phase of `seconds`, and the times of their hand-offs."""
     ttft = [m.ttft * 1e3 for m in finished if m.ttft is not None]
     alone = [(m.ttft - m.queue) * 1e3 for m in finished if m.ttft is not None and m.queue]
     steps = [work for track, work in recorder.engines.items() if track.startswith("prefill/")]
@@ -234,13 +232,13 @@ def _percentile(values: Sequence[float], n: int) -> float | None:
 
 
 def measure(config: Config, load: Load) -> dict[str, Any]:
-    """Both phases of a mode."""
-    gc.collect()  # what the last mode held on the devices
+    """Measure both phases of a mode."""
+    gc.collect()  # frees device memory of the last mode
     jax.clear_caches()
     with LLM(config) as llm:
         llm.coordinator.warm_up()
         gc.collect()
-        gc.freeze()  # as a server does, lest a search through all that was compiled delay a token
+        gc.freeze()  # as a server does: a collection over all compiled objects would delay a token
         watch = Watch(llm, load)
         try:
             quiet, loaded = watch.phase(), watch.phase(Intruders(llm, load))
@@ -255,7 +253,7 @@ def measure(config: Config, load: Load) -> dict[str, Any]:
 
 
 def show(whole: dict[str, Any]) -> str:
-    """The tables, and what it comes to."""
+    """Make the tables and the summary."""
     points = {f"{mode} {p}": seen[p] for mode, seen in whole["modes"].items() for p in PHASES}
     keys = ("p50", "p90", "p99", "max")
     gaps = [
@@ -297,7 +295,7 @@ def show(whole: dict[str, Any]) -> str:
 
 
 def headline(of: tuple[str, dict[str, Any]]) -> str:
-    """What a (mode, its phases) comes to in a line."""
+    """Summarize a (mode, its phases) in one line."""
     mode, seen = of
     quiet, loaded = (seen[phase]["itl_ms"]["p99"] for phase in PHASES)
     return f"{mode}: p99 {loaded:.2f} ms under load, {quiet:.2f} quiet: {loaded / quiet:.2f} times"

@@ -1,4 +1,4 @@
-"""The load of `interference`: who decodes, who intrudes, and a config with room for both."""
+"""The load of `interference`: decoding rows, intruders, and a config with room for both."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -10,15 +10,15 @@ from pdjax.config import DecodeConfig, KVConfig, PrefillConfig
 MODES = ("disaggregated", "colocated")
 
 PAGE_SIZE = 64
-"""Tokens a page, unless a flag says otherwise: as `bench_engine` has them."""
+"""Tokens a page, unless a flag says otherwise; `bench_engine` has the same."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Who decodes, who intrudes, and how long it is looked at; see the flags.
+    """The decoding rows, the intruders, and the length of a phase; see the flags.
 
     Raises:
-      ValueError: a number too small to measure anything.
+      ValueError: a number is too small to measure anything.
     """
 
     rows: int
@@ -31,7 +31,7 @@ class Load:
     warm: int
 
     def __post_init__(self) -> None:
-        # An answer of one token is never handed over.
+        # A request for one token has no hand-off.
         least = dict.fromkeys(asdict(self), 1) | {"long_output": 2, "steps": 2}
         for name, value in asdict(self).items():
             if value < least[name]:
@@ -39,14 +39,14 @@ class Load:
 
     @property
     def output(self) -> int:
-        """Tokens that a row may have: the first, a phase, and what is on the way at its end."""
+        """Most tokens of a row: the first, a phase, and those in flight at its end."""
         return 1 + self.warm + self.steps + 32
 
 
 def make_config(
     model: str, mode: str, load: Load, budget: int, overrides: Mapping[str, str]
 ) -> Config:
-    """A config with the buckets that this load needs, and room for all of it at once."""
+    """Make a config with the buckets that this load needs, and room for all of it at once."""
     page_size = int(overrides.get("kv.page_size", PAGE_SIZE))
     longest = max(load.prompt + load.output, load.long + load.long_output)
     row, context = (-(-n // page_size) for n in (load.prompt + load.output, longest))
@@ -63,13 +63,13 @@ def make_config(
         ),
         decode=DecodeConfig(
             rows=load.rows + load.spare,
-            # One page more for each, which is kept in hand for who decodes.
+            # One page more for each: the coordinator keeps it in reserve for a decoding sequence.
             pages=1 + load.rows * (row + 1) + load.spare * (context + 1),
             page_buckets=tuple(sorted({row, context})),
         ),
-        cpu_devices=2,  # for either mode: JAX asks once
+        cpu_devices=2,  # for both modes: JAX reads the number only once
         max_waiting=max(1024, load.rows + load.intruders),
-        warm_up=False,  # nobody asks for a bar here
+        warm_up=False,  # no progress bar is needed here
     )
     config = load_config(config, overrides)
     if mode != "colocated":

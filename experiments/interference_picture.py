@@ -1,4 +1,4 @@
-"""The picture of `interference`: how many of the gaps between tokens are at most so long."""
+"""Draws the picture of `interference`: the share of gaps between tokens up to each length."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 PHASES = ("quiet", "loaded")
 
 SHARES = np.arange(1, 1000) / 1000
-"""Of the gaps; those at which a curve is kept."""
+"""Shares of the gaps at which a curve is stored."""
 
 _LOOKS = {
     "disaggregated": ("#1f77b4", "disaggregated, prefill on devices of its own"),
@@ -17,8 +17,8 @@ _LOOKS = {
 
 
 def draw(whole: dict[str, Any], path: Path) -> None:
-    """A curve for each phase of each mode, and where vLLM's 99th percentile lies, as PNG, PDF or
-    SVG by the name.
+    """Draw a curve for each phase of each mode, and vLLM's 99th percentile, as PNG, PDF or SVG by
+    name.
 
     Raises:
       ValueError: matplotlib is not installed.
@@ -75,5 +75,5 @@ def draw(whole: dict[str, Any], path: Path) -> None:
 
 
 def _nines(share: Any) -> Any:
-    """As much room for each further nine: the tail is what this is about."""
+    """Scale shares so that each further nine takes as much room: the tail is what matters."""
     return -np.log10(np.maximum(1 - np.asarray(share), 1e-9))

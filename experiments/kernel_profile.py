@@ -1,4 +1,4 @@
-"""Which kernels a step is made of, and how long each takes, from a trace of the profiler."""
+"""Lists the kernels of a step and their times, from a trace of the profiler."""
 
 import tempfile
 from collections import defaultdict
@@ -13,7 +13,7 @@ from jax.profiler import ProfileData
 from experiments.tables import number, table
 
 SHOWN = 16
-"""Rows of a table on the terminal; the rest is summed up in one more."""
+"""Rows of a table on the terminal; one more row sums up the rest."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,10 @@ class KernelRow:
 
 
 def profile(step: Callable[[], object], steps: int = 2) -> list[KernelRow]:
-    """Kernels of a step that has run before, the mean of `steps`, the longest in total first; empty
-    where the profiler sees no device.
+    """Profile a step that has run before; return the mean of `steps`, longest kernels first.
 
-    XLA takes its command buffers apart while it is profiled, so that gaps between kernels, and with
-    them the step, are longer than they are otherwise; the kernels are the same.
+    The list is empty where the profiler sees no device. XLA splits its command buffers under the
+    profiler, so gaps between kernels, and the step, are longer than otherwise; kernels are not.
     """
 
     def several() -> None:
@@ -45,9 +44,9 @@ def profile(step: Callable[[], object], steps: int = 2) -> list[KernelRow]:
 
 
 def trace(act: Callable[[], object]) -> list[Any]:
-    """What the profiler saw while `act` ran: planes of lines of events, those of devices too.
+    """Trace `act`; return the profiler's planes of lines of events, devices included.
 
-    What the host does is left out, since taking it down slows it, and is most of a trace.
+    Host events are off, since recording them slows the host and makes most of a trace.
     """
     options = jax.profiler.ProfileOptions()
     options.host_tracer_level = options.python_tracer_level = 0
@@ -59,7 +58,7 @@ def trace(act: Callable[[], object]) -> list[Any]:
 
 
 def rows(planes: Iterable[Any], steps: int) -> list[KernelRow]:
-    """What ran on the streams of GPUs, or as operations of TPUs, by name."""
+    """Sum up, by name, the kernels on streams of GPUs or the operations of TPUs."""
     found: defaultdict[str, list[float]] = defaultdict(list)
     for plane in planes:
         if not plane.name.startswith("/device:"):
@@ -74,7 +73,7 @@ def rows(planes: Iterable[Any], steps: int) -> list[KernelRow]:
 
 
 def show(kernels: list[KernelRow]) -> str:
-    """A table of the longest ones, and the sum of all."""
+    """Make a table of the longest kernels, and the sum of all."""
     if not kernels:
         return "the profiler saw no device"
     lines = [_line(row) for row in kernels[:SHOWN]]

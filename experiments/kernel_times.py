@@ -1,6 +1,6 @@
-"""Attention kernels alone: random numbers in scattered pages, many calls in one program.
+"""Times attention kernels alone: random numbers in scattered pages, many calls in one program.
 
-Calls take turns at pages of their own, more in all than the cache of any GPU holds.
+Calls alternate between sets of pages, together more than the cache of any GPU holds.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from pdjax.core.model_spec import ModelSpec
 _COLD_BYTES = 100e6
 _MOST_TURNS = 16
 _PROGRAM_SECONDS = 1e-3  # outlasts a dispatch
-_FAST = {"B": 3e12, "FLOP": 6e14}  # a second, of an H100: what a program's length is guessed by
+_FAST = {"B": 3e12, "FLOP": 6e14}  # rates a second of an H100, to estimate a program's length
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Kernel:
     """One kernel at one shape, not yet run.
 
     Attributes:
-      name, case: what it is, and its shape as the command line names it.
-      work, unit: what a call must do: bytes of KV to read ("B"), or operations ("FLOP").
-      time: runs it; seconds a call.
+      name, case: its operation, and its shape as the command line names it.
+      work, unit: work of a call: bytes of KV to read ("B"), or operations ("FLOP").
+      time: runs the kernel; returns seconds a call.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all kernels of a run have in common.
+    """The settings that all kernels of a run share.
 
     Attributes:
       spec: heads and their dim.
-      dtype, page_size: of q and the pools.
-      kv_dtype: of the pools of decode attention.
-      implementation: by name, or None for the platform's.
+      dtype, page_size: type of q and of the pools, and tokens a page.
+      kv_dtype: type of the pools of decode attention.
+      implementation: name of an implementation, or None for the platform's.
     """
 
     spec: ModelSpec
@@ -65,18 +65,18 @@ class Setting:
     implementation: str | None
 
     def kv_bytes(self, tokens: int) -> int:
-        """Bytes of so many tokens' K and V, in one layer of decode pools."""
+        """Return the bytes of K and V of `tokens` tokens, in one layer of decode pools."""
         return tokens * token_kv_bytes(self.spec, self.kv_dtype)
 
     def pools(self, pages: int, dtype: str) -> tuple[Pages, Pages]:
-        """K and V of one layer, [K, P, S, H], full of noise."""
+        """Make K and V of one layer, [K, P, S, H], full of noise."""
         shape = (self.spec.kv_heads, pages, self.page_size, self.spec.head_dim)
         return noisy_pages(shape, dtype, 1), noisy_pages(shape, dtype, 2)
 
     def seconds(
         self, operation: Callable[..., Any], carry: Any, operands: Any, work: float, unit: str
     ) -> float:
-        """Time of a call that does `work`."""
+        """Time a call that does `work`."""
         fast = jax.default_backend() != "cpu"
         calls = min(64, int(_PROGRAM_SECONDS * _FAST[unit] / work)) if fast else 1
         return seconds_a_call(
@@ -85,7 +85,7 @@ class Setting:
 
 
 def kernels(setting: Setting, usual: Usual) -> Iterator[Kernel]:
-    """Every kernel that the platform can run, at the shapes that `usual` names."""
+    """Yield every kernel that the platform can run, at the shapes that `usual` names."""
     for decode, operation, cases in (
         (_paged, "paged_attention", usual.paged),
         (_append, "append_attention", usual.append),
@@ -102,20 +102,20 @@ def kernels(setting: Setting, usual: Usual) -> Iterator[Kernel]:
 
 
 def _turns(kv_bytes: int) -> int:
-    """How many sets of pages are read in turn."""
+    """Return the number of sets of pages that calls read in turn."""
     if jax.default_backend() == "cpu":
         return 2
     return min(_MOST_TURNS, 1 + int(_COLD_BYTES / kv_bytes))
 
 
 def _scattered(turns: int, pages: int) -> np.ndarray:
-    """i32[turns, pages]: different pages in no order, none of which is the null page."""
+    """Return i32[turns, pages]: different pages in random order, without the null page."""
     order = 1 + np.random.default_rng(0).permutation(turns * pages)
     return order.astype(np.int32).reshape(turns, pages)
 
 
 def _tables(setting: Setting, case: DecodeCase, turns: int) -> list[jax.Array]:
-    """i32[B, W] a turn."""
+    """Make a page table i32[B, W] for each turn."""
     width = -(-case.context // setting.page_size)
     tables = _scattered(turns, case.rows * width).reshape(turns, case.rows, width)
     return [jnp.asarray(table) for table in tables]
@@ -140,7 +140,7 @@ def _paged(setting: Setting, case: DecodeCase) -> float:
 
 
 def _append(setting: Setting, case: DecodeCase) -> float:
-    """The pools go from call to call, each of which must wait for the one before to write."""
+    """Time calls that pass on the pools, so that each waits for the writes of the one before."""
     spec, work = setting.spec, setting.kv_bytes(case.tokens)
     tables = _tables(setting, case, _turns(work))
     pages = 1 + sum(table.size for table in tables)
@@ -189,7 +189,7 @@ def _prefill(setting: Setting, case: PrefillCase) -> float:
 
 
 def _cudnn(setting: Setting, case: PrefillCase) -> float:
-    """The same attention over K and V that lie together, as cuDNN wants them."""
+    """Time the same attention by cuDNN, over contiguous K and V, which cuDNN needs."""
     spec, prompts, length = setting.spec, len(case.chunks), case.chunks[0][0]
     turns = _turns(setting.kv_bytes(case.tokens))
     shape = (prompts, length, spec.kv_heads, spec.head_dim)

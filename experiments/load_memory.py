@@ -1,8 +1,8 @@
-"""How much host memory does loading take beside the weights, and how long, in each format?
+"""How much host memory beside the weights, and how much time, does loading take in each format?
 
-A model of random weights is written to disk in each format, a little at a time, and a process of
-its own loads each onto the CPU. Its resident memory at the peak, less what it had before and less
-the weights themselves, is what loading took: the project allows the two largest tensors and 256 MB.
+Writes a model of random weights to disk in each format, a little at a time; a new process loads
+each onto the CPU. The memory that loading takes is the process's peak resident memory, less that
+before, less the weights themselves. The project allows the two largest tensors and 256 MB.
 
   python -m experiments.load_memory --folder=/tmp/models
 """
@@ -72,9 +72,8 @@ def load(source: str, dtype: str) -> dict[str, float]:
     """Load a model in this process.
 
     Returns:
-      `seconds`; `weights`, bytes on the device; `extra`, bytes of resident memory at the peak,
-      without the weights and what was there before; `largest`, bytes of the two largest tensors in
-      `dtype`.
+      `seconds`; `weights`, bytes on the device; `extra`, peak bytes of resident memory, without the
+      weights and the memory before; `largest`, bytes of the two largest tensors in `dtype`.
     """
     mesh = make_mesh(jax.devices("cpu")[:1], stages=1, tp=1)
     jax.block_until_ready(jax.device_put(np.zeros(8), jax.devices("cpu")[0]))
@@ -99,14 +98,14 @@ def load(source: str, dtype: str) -> dict[str, float]:
 
 
 def _resident(field: str) -> int:
-    """A field of this process's status, bytes."""
+    """Read a field of this process's status, bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in lines if line.startswith(field + ":"))
     return 1024 * int(line.split()[1])
 
 
 def write_model(kind: str, spec: ModelSpec, folder: Path) -> Path:
-    """Write a model of random weights in format `kind` unless it is there; returns its path."""
+    """Write a model of random weights in format `kind` unless it is there; return its path."""
     path = folder / (f"{kind}.gguf" if kind.startswith("gguf") else kind)
     if path.exists():
         return path
@@ -151,7 +150,7 @@ def _write_safetensors(spec: ModelSpec, directory: Path) -> None:
 
 
 def _noise(size: int) -> Iterator[np.ndarray]:
-    """Random numbers f32[size], a megabyte at a time."""
+    """Yield random numbers f32[size], a megabyte at a time."""
     block = np.random.default_rng(0).normal(0, 0.02, 1 << 18).astype(np.float32)
     for start in range(0, size, len(block)):
         yield block[: min(len(block), size - start)]
@@ -217,7 +216,7 @@ def _gguf_name(name: str) -> str:
 
 
 def measure(kind: str, spec: ModelSpec, folder: Path, dtype: str) -> dict[str, float]:
-    """Write the model and load it in a process of its own; see `load`."""
+    """Write the model and load it in a new process; see `load`."""
     path = write_model(kind, spec, folder)
     command = [sys.executable, "-m", "experiments.load_memory", f"--load={path}"]
     command.append(f"--dtype={dtype}")
@@ -232,7 +231,7 @@ def main() -> None:
     if _LOAD.value is not None:
         print(json.dumps(load(_LOAD.value, _DTYPE.value)))
         return
-    # RoPE is plain: how it is stretched changes no weight.
+    # RoPE is plain: its scaling changes no weight.
     base = MODELS[_MODEL.value]
     spec = ModelSpec(**{**vars(base), "rope": RopeSpec(theta=base.rope.theta)})
     with tempfile.TemporaryDirectory() as scratch:

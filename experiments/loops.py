@@ -1,4 +1,4 @@
-"""Times without the host in them: many calls in one program, many programs back to back."""
+"""Measures times without the host's part: many calls in one program, many programs back to back."""
 
 import statistics
 import time
@@ -17,13 +17,14 @@ Operation = Callable[[Any, Any], Any]
 
 
 def noise(shape: Sequence[int], dtype: jax.typing.DTypeLike, seed: int = 0) -> jax.Array:
-    """Numbers of mean 0 and variance 1, made on the device. What is computed with zeros draws less
-    power than real numbers do, and a card that draws less clocks higher."""
+    """Make numbers of mean 0 and variance 1 on the device. Zeros would not do: they draw less power
+    than real numbers, and a card that draws less clocks higher."""
     return _noise(tuple(shape), jnp.dtype(dtype).name, seed)
 
 
 def noisy_pages(shape: Sequence[int], dtype: str, seed: int = 0) -> Pages:
-    """Pages [K, P, S, H] full of noise, of a type with scales as they are written."""
+    """Make pages [K, P, S, H] full of noise; pages with scales are as `quantised.encode` makes
+    them."""
     if dtype not in LIMITS:
         return noise(shape, dtype, seed)
     return _noisy_pages(tuple(shape), dtype, seed)
@@ -36,7 +37,7 @@ def _noisy_pages(shape: tuple[int, ...], dtype: str, seed: jax.Array) -> Quantis
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _noise(shape: tuple[int, ...], dtype: str, seed: jax.Array) -> jax.Array:
-    """A hash of where an element stands; compiles faster than `jax.random`."""
+    """Hash each element's position; this compiles faster than `jax.random`."""
     bits = jnp.full(shape, seed, jnp.uint32) * jnp.uint32(0x27D4EB2F)
     for axis in range(len(shape)):
         bits = (bits ^ lax.broadcasted_iota(jnp.uint32, shape, axis)) * jnp.uint32(0x9E3779B1)
@@ -47,12 +48,12 @@ def _noise(shape: tuple[int, ...], dtype: str, seed: jax.Array) -> jax.Array:
 
 
 def seconds_each(run: Callable[[], Any], seconds: float, rounds: int = 3) -> float:
-    """Time of one of many runs that are dispatched back to back, each ordered behind the last.
+    """Time one of many runs that are dispatched back to back, each ordered behind the last.
 
     Args:
-      run: dispatches something and returns an array that is there once it is done.
-      seconds: about how long a round takes; at least two runs each.
-      rounds: the median of so many.
+      run: dispatches work and returns an array that is ready once the work is done.
+      seconds: approximate length of a round, which has at least two runs.
+      rounds: number of rounds; the median counts.
     """
     jax.block_until_ready(run())  # compiles
     once = _round(run, 1)
@@ -77,30 +78,30 @@ def seconds_a_call(
     seconds: float = 0.05,
     rounds: int = 3,
 ) -> float:
-    """Time of a call inside one program, where no dispatch is counted.
+    """Time a call inside one program, without the time of a dispatch.
 
     Args:
-      operation: is given what the call before it returned, so that it must wait for that.
-      carry: of the first call; donated.
-      operands: a call each in turn, so that no cache holds what the next one reads.
-      calls: about how many a program makes: enough to outlast the dispatch of the next program.
+      operation: takes the result of the call before it, so that it must wait for that call.
+      carry: argument of the first call; donated.
+      operands: arguments of calls in turn, so that no cache holds the data that the next one reads.
+      calls: approximate calls of a program: enough to outlast the dispatch of the next program.
       seconds, rounds: see `seconds_each`.
     """
-    # Several calls a turn, since a turn of a loop costs a kernel or two of its own.
+    # A turn of the loop has several calls, since a turn costs a kernel or two of its own.
     unrolled = max(len(operands), 4)
     order = [i % len(operands) for i in range(unrolled)]
     turns = max(1, round(calls / unrolled))
-    one = jax.jit(operation)  # so that a kernel is lowered once, however often it is called
+    one = jax.jit(operation)  # lowers a kernel once for all calls
 
     @partial(jax.jit, donate_argnums=0)
     def program(carry: Any, operands: Sequence[Any]) -> Any:
         def turn(_: int, carry: Any) -> Any:
             for i in order:
-                # All of it is made, also where the next call takes a part.
+                # The barrier keeps all of the result, even where the next call takes a part.
                 carry = lax.optimization_barrier(one(carry, operands[i]))
             return carry
 
-        # The number of turns is static: else the host would read the counter at each turn.
+        # The number of turns is static; otherwise the host would read the counter at each turn.
         return lax.fori_loop(0, turns, turn, carry)
 
     operands = tuple(operands)

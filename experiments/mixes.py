@@ -1,21 +1,21 @@
-"""Are the tokens exact in every mix of prefill and decode on the devices at hand, and what does a
-step take?
+"""Are the tokens exact in every mix of prefill and decode on the devices at hand, and how long does
+a step take?
 
-A small model with random weights in float32 answers the same prompts, greedily: first on one device
+A small model with random weights in float32 answers the same prompts greedily: first on one device
 that does both phases, which is the truth; then in every mix that the devices allow. "a + b" has
-prefill a on devices of its own, "a & b" has both phases over the same devices, each with weights
-and pools of its own; the other mixes hand over in another way between tp1 and tp1. Prompts are cut
+prefill a on devices of its own. "a & b" has both phases on the same devices, each with its own
+weights and pools. The other mixes hand over in another way between tp1 and tp1. Prompts are cut
 into chunks and streamed in layer groups, unless a mix says otherwise.
 
-  python -m experiments.mixes                               on all accelerators there are
+  python -m experiments.mixes                               on all accelerators
   python -m experiments.mixes --model=tiny --devices=4      on four virtual CPU devices
   python -m experiments.mixes --mixes=stages --mixes=pages  only those with such a name
 
 Prints a table and writes JSON. Exit status 1 where a token differs or a mix cannot run. In float32
-two layouts differ in the last bits; so beside a token that differs stands by how much the truth
-preferred its own: a bug shows as a clear choice, a coin's toss as one of 1e-5 and less. Attention
-in float32 runs by the reference on GPUs: compare times with one another only. Wire time is what the
-host's looks tell; where it looks seldom, as on a CPU, the share of the peak means nothing.
+two layouts differ in the last bits, so the table shows by how much the truth preferred its own
+token where one differs: a bug shows as a clear preference, a near tie as one of 1e-5 or less.
+Attention in float32 uses the reference on GPUs: compare times only with one another. Wire time is
+as seen by the host; where the host looks seldom, as on a CPU, the share of the peak means nothing.
 """
 
 import gc
@@ -42,18 +42,18 @@ from pdjax.host.metrics.recorder import Recorder, Span
 from pdjax.interfaces.transfer import End, Side
 
 PROBE_BYTES = 64 << 20
-"""Of the plain put that a link is measured with."""
+"""Bytes of the plain put that measures a link."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A model, and what it is asked.
+    """A model and its requests.
 
     Attributes:
-      spec: its shapes; every tp of 1, 2 and 4 divides them.
+      spec: the model's shapes; every tp of 1, 2 and 4 divides them.
       lengths: tokens of the prompts: around a page, around a chunk, several chunks.
-      outputs: tokens of the answers, in turns, so that rows come free at different times.
-      page_size, budget, rows: of the config.
+      outputs: tokens of the answers, in turns, so that rows become free at different times.
+      page_size, budget, rows: fields of the config.
     """
 
     spec: ModelSpec
@@ -64,12 +64,12 @@ class Scale:
     rows: int = 8
 
     def prompts(self, seed: int) -> list[list[int]]:
-        """Random ones, the same for the same seed."""
+        """Draw random prompts, the same for the same seed."""
         rng = np.random.default_rng(seed)
         return [rng.integers(1, self.spec.vocab_size, n).tolist() for n in self.lengths]
 
     def params(self, most: int = 1 << 20, logprobs: int | None = None) -> list[SamplingParams]:
-        """How they are answered, by at most so many tokens."""
+        """Make the params of the prompts, for at most `most` tokens each."""
         how: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "logprobs": logprobs}
         each = [SamplingParams(max_tokens=min(n, most), **how) for n in self.outputs]
         return [params for params, _ in zip(cycle(each), self.lengths, strict=False)]
@@ -117,7 +117,7 @@ SCALES = {
 class Mix:
     """A way to serve: `changes` of the config of the truth, by dotted names.
 
-    `passes` over the same prompts: from the second on they are found in the prefix cache.
+    It makes `passes` over the same prompts; from the second on, the prefix cache has them.
     """
 
     name: str
@@ -140,8 +140,8 @@ _OUT = flags.DEFINE_string("out", "results/mixes.json", "file", flag_values=FLAG
 
 
 def truth(scale: Scale, devices: int, cache: str | None) -> Config:
-    """One device for both phases, one bucket of everything."""
-    # And a page more, which the coordinator keeps in hand for everybody who decodes.
+    """Make the config of the truth: one device for both phases, one bucket of each kind."""
+    # One page more: the coordinator keeps one in reserve for each sequence that decodes.
     longest = max(scale.lengths) + max(scale.outputs) + scale.page_size
     context, sequences = -(-longest // scale.page_size), 4
     return Config(
@@ -156,20 +156,20 @@ def truth(scale: Scale, devices: int, cache: str | None) -> Config:
         decode=DecodeConfig(rows=scale.rows, page_buckets=(context,)),
         colocated=True,
         cpu_devices=devices,
-        warm_up=False,  # a few prompts compile what the others need, and no more
+        warm_up=False,  # a few prompts compile only the buckets that the others need
         compilation_cache=cache,
     )
 
 
 def mixes(devices: int, scale: Scale) -> list[Mix]:
-    """What so many devices allow; of them a power of two is used, and no more than KV heads."""
+    """List the mixes for `devices` devices; they use a power of two, at most the KV heads."""
     most = min(devices, scale.spec.kv_heads)
     n = 1 << (most.bit_length() - 1)
     return [*layouts(n), *handoffs(n, scale)]
 
 
 def layouts(n: int) -> list[Mix]:
-    """Every kind of mesh for either phase, over n devices, a power of two."""
+    """List every kind of mesh for either phase, over n devices, a power of two."""
     same = {"shared_devices": True}
     if n == 1:
         return [Mix("tp1 & tp1", same)]
@@ -193,7 +193,7 @@ def layouts(n: int) -> list[Mix]:
 
 
 def handoffs(n: int, scale: Scale) -> list[Mix]:
-    """Every other way to hand over, from a single device to another, or to itself if n is 1."""
+    """List the other ways to hand over, from one device to another, or to itself if n is 1."""
     base = {"shared_devices": n == 1}
     kept = {"kv.prefix_cache": True, "handoff.give_back": True}
     found = [
@@ -210,10 +210,10 @@ def handoffs(n: int, scale: Scale) -> list[Mix]:
 
 
 def chosen(all_of_them: Sequence[Mix], wanted: Iterable[str]) -> list[Mix]:
-    """Those whose name has one of `wanted` in it; all, if nothing is wanted.
+    """Choose the mixes with one of `wanted` in the name; all, if `wanted` is empty.
 
     Raises:
-      ValueError: there are none.
+      ValueError: no mix has such a name.
     """
     wanted = list(wanted)
     found = [mix for mix in all_of_them if not wanted or any(part in mix.name for part in wanted)]
@@ -224,8 +224,8 @@ def chosen(all_of_them: Sequence[Mix], wanted: Iterable[str]) -> list[Mix]:
 
 
 def serve(config: Config, scale: Scale, passes: int = 1, logprobs: int | None = None) -> "Served":
-    """Answer the prompts, `passes` times, after others that make everything compile."""
-    gc.collect()  # what the last one held on the devices
+    """Answer the prompts, `passes` times, after others that compile everything."""
+    gc.collect()  # frees device memory of the last LLM
     began = time.perf_counter()
     with LLM(config) as llm:
         llm.generate(scale.prompts(seed=1), scale.params(4, logprobs), progress=False)
@@ -243,14 +243,14 @@ def serve(config: Config, scale: Scale, passes: int = 1, logprobs: int | None = 
 
 
 def _come_to_rest(llm: LLM) -> None:
-    """What is given back may still be on its way; then every page must be free."""
+    """Wait for KV that is still being given back; then check that every page is free."""
     while llm.has_work:
         llm.step()
     llm.coordinator.check()
 
 
 def _measure_links(llm: LLM) -> None:
-    """What a plain put reaches between engines that lie on different devices."""
+    """Measure a plain put between engines on different devices."""
     for i, _ in enumerate(llm.prefill_engines):
         for j, _ in enumerate(llm.decode_engines):
             ends = End(Side.PREFILL, i), End(Side.DECODE, j)
@@ -260,7 +260,7 @@ def _measure_links(llm: LLM) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """The answers of all passes, and what was taken down meanwhile; seconds before and within."""
+    """The answers of all passes, the recorder, and the seconds of the start and of the passes."""
 
     answers: list[RequestOutput]
     recorder: Recorder
@@ -268,7 +268,7 @@ class Served:
     serve_s: float
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers of the run."""
+        """Return the numbers of the run."""
         spans, totals = self.recorder.spans(), self.recorder.transfers
         links = [link for link in self.recorder.links.values() if link.peak and link.wire_s]
         could = sum(link.wire_s * (link.peak or 0) for link in links)
@@ -283,8 +283,8 @@ class Served:
 
 
 def step_ms(spans: Iterable[Span], tracks: str) -> float | None:
-    """The median step of engines whose track begins with `tracks`, from the moment at which its
-    predecessor had ended: with lookahead it is dispatched before."""
+    """Return the median step time of engines with tracks that begin with `tracks`. A step counts
+    from the end of the step before: with lookahead it is dispatched earlier."""
     ends: dict[str, float] = {}
     took = []
     for span in spans:
@@ -295,9 +295,9 @@ def step_ms(spans: Iterable[Span], tracks: str) -> float | None:
 
 
 def compare(answers: Sequence[RequestOutput], right: Sequence[RequestOutput]) -> dict[str, Any]:
-    """How many answers, and tokens up to the first that differs, are those of the truth, which was
-    asked once. `margin` is the largest by which, where one differs, the truth preferred its own
-    token to the next best, in nats; None where none does."""
+    """Count the answers, and the tokens before the first difference, that equal the truth's, which
+    has one pass. `margin` is the largest preference, in nats, of the truth for its own token over
+    the next best where they differ; None where none differs."""
     exact = same = total = 0
     margins: list[float] = []
     for mine, its in zip(answers, cycle(right), strict=False):
@@ -321,7 +321,7 @@ def compare(answers: Sequence[RequestOutput], right: Sequence[RequestOutput]) ->
 def try_mix(
     config: Config, mix: Mix, scale: Scale, right: Sequence[RequestOutput]
 ) -> dict[str, Any]:
-    """A line of the table. One that cannot run says why, and the others go on."""
+    """Run a mix and make its line of the table. A mix that cannot run gives the reason."""
     changes = {"colocated": False, "handoff.layer_groups": 4, **mix.changes}
     try:
         served = serve(load_config(config, changes), scale, mix.passes)
@@ -331,12 +331,12 @@ def try_mix(
 
 
 def wrong(row: Mapping[str, Any]) -> bool:
-    """Whether a mix did not keep the promise."""
+    """Whether a mix broke the promise of exact tokens."""
     return "error" in row or row["exact"] < row["answers"]
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table, and the errors below it."""
+    """Make the table, and the errors below it."""
     head = ["mix", "exact", "prefill step, ms", "tick, ms", "MB moved", "of peak"]
     head += ["layout changes", "re-prefilled", "start, s", "serve, s"]
     lines, errors = [], []
@@ -367,7 +367,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Run them, print, save; see the module."""
+    """Run the mixes, print, save; see the module."""
     scale = SCALES[_MODEL.value or ""]
     devices = len(jax.devices()) if _DEVICES.value is None else _DEVICES.value
     if devices < 1:

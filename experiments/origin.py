@@ -1,4 +1,4 @@
-"""Where a number comes from: what every benchmark writes beside what it measured."""
+"""The origin of a number: versions, devices and commit, which every benchmark saves with it."""
 
 import contextlib
 import importlib.metadata
@@ -17,16 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "numpy")
 
 EXPORTED = "$Format:%H$"
-"""In files that `git archive` wrote, the commit that they are of: see .gitattributes."""
+"""The commit, in files that `git archive` wrote; see .gitattributes."""
 
 
 def origin() -> dict[str, Any]:
-    """Versions, devices, command and commit of this process; it starts JAX, if nobody has yet."""
+    """Return the versions, devices, command and commit of this process; starts JAX if need be."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    # Not where results were written: that is this machine's business.
+    # The folders of results say nothing to other machines.
     flags = [flag for flag in sys.argv[1:] if not flag.startswith(("--out=", "--plot="))]
     return {
         "versions": versions,
@@ -38,7 +38,7 @@ def origin() -> dict[str, Any]:
 
 
 def save(whole: dict[str, Any], path: str | None) -> None:
-    """Write what was measured as JSON, its folder too, and say where."""
+    """Write the results as JSON, make the folder, and print the path."""
     out = Path(path or "")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(dumps(whole, indent=1) + "\n")
@@ -46,8 +46,8 @@ def save(whole: dict[str, Any], path: str | None) -> None:
 
 
 def commit() -> str | None:
-    """The commit of these files, with a plus where files of a checkout differ from it; None where
-    nobody knows it, as in a copy within another checkout."""
+    """Return the commit of these files, with a plus where files of a checkout differ from it; None
+    where it is unknown, as in a copy within another checkout."""
     if not EXPORTED.startswith("$"):
         return EXPORTED
     try:

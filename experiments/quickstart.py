@@ -1,7 +1,7 @@
 """Does it work, end to end, on a real model?
 
-Eight chats arrive over a few seconds. Each is prefilled on one mesh, its KV pages are moved to
-another, and the answers are decoded there; one of them is shown as it comes. Then the same requests
+Eight chats arrive over a few seconds. Each is prefilled on one mesh, its KV pages move to another
+mesh, and its answer is decoded there; one answer streams to the terminal. Then the same requests
 run on one device, and every token is compared.
 
   python -m experiments.quickstart --config=configs/smollm2_cpu.py
@@ -42,7 +42,7 @@ PASSAGE = (
 
 @dataclass(frozen=True)
 class Question:
-    """A chat message and the second at which it arrives."""
+    """A chat message and its arrival in seconds."""
 
     at: float
     text: str
@@ -63,7 +63,7 @@ QUESTIONS = (
 
 
 def params_of(question: Question, number: int, max_tokens: int) -> SamplingParams:
-    """Greedy, or sampled with a seed of its own; either way the tokens are determined."""
+    """Make params: greedy, or sampled with a seed, so that the tokens are determined."""
     if question.sampled:
         return SamplingParams(temperature=0.8, top_p=0.95, seed=number, max_tokens=max_tokens)
     return SamplingParams(temperature=0.0, max_tokens=max_tokens)
@@ -84,14 +84,14 @@ def serve(
             number = len(ids)
             shown = questions[number].shown
             ids.append(llm.submit(prompts[number], params[number], on_text=show if shown else None))
-        llm.step()  # naps where there is nothing to do
+        llm.step()  # sleeps where there is nothing to do
     outputs = [output for output in map(llm.take_output, ids) if output is not None]
     assert len(outputs) == len(ids), "a request has ended without an output"
     return outputs
 
 
 def monolithic(config: Config) -> Config:
-    """The same run on one device, which is both ends of every hand-off."""
+    """Make the config of the same run on one device, which does both phases."""
     return dataclasses.replace(
         config,
         colocated=True,
@@ -102,7 +102,7 @@ def monolithic(config: Config) -> Config:
 
 
 def request_table(outputs: Sequence[RequestOutput]) -> str:
-    """A row a request: its latencies, and what its hand-off moved."""
+    """Make a table with a row a request: latencies, and the bytes of the hand-off."""
     rows = []
     for number_, output in enumerate(outputs, start=1):
         metrics = output.metrics
@@ -123,7 +123,7 @@ def request_table(outputs: Sequence[RequestOutput]) -> str:
 
 
 def engine_table(recorder: Recorder) -> str:
-    """A row an engine: steps, share of time at work, active rows, idle stages."""
+    """Make a table with a row an engine: steps, share of busy time, active rows, idle stages."""
     rows = [
         [
             track,
@@ -138,7 +138,7 @@ def engine_table(recorder: Recorder) -> str:
 
 
 def save(path: Path, llm: LLM, extra: dict[str, Any]) -> None:
-    """metrics.json and trace.json of the run."""
+    """Write metrics.json and trace.json of the run."""
     path.mkdir(parents=True, exist_ok=True)
     whole = {**llm.report(), **extra, "config": dataclasses.asdict(llm.config)}
     (path / "metrics.json").write_text(dumps(whole, indent=1) + "\n")

@@ -9,12 +9,13 @@ from pdjax.device.checkpoints.catalog import fetch
 
 
 def installed() -> bool:
-    """Whether it can be measured here."""
+    """Whether transformers and torch are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def bench(model_name: str, token_ids: list[int], work: Workload) -> Numbers:
-    """Measure it on prompts cut from `token_ids`; a decode step includes the choice of tokens."""
+    """Measure transformers on prompts cut from `token_ids`; a decode step includes the choice of
+    tokens."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -1,9 +1,8 @@
-"""What vLLM 0.26.0 reached, to be printed beside what is measured: constants, not a run.
+"""Numbers of vLLM 0.26.0 to print beside measurements: constants, not a run.
 
 Unless a table says otherwise: one H100 SXM of 80 GB, Llama-3-8B shapes with all 32 layers, random
-bfloat16 weights, FlashAttention 3, CUDA graphs, the engine in the process that asks. Another
-machine of the same kind than the one that a table is made on: the ratio to it is good to a few
-percent.
+bfloat16 weights, FlashAttention 3, CUDA graphs, the engine in the client's process. They come from
+another machine of the same kind, so ratios to them are good to a few percent.
 """
 
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 MODEL = "llama3_8b"
 
 DEVICE = "H100"
-"""In the names of devices beside which `DECODE_MS` and `PREFILL_TOKENS_PER_S` mean something."""
+"""Part of the names of devices that `DECODE_MS` and `PREFILL_TOKENS_PER_S` apply to."""
 
 DECODE_MS = {"1x1060": 6.55, "16x1060": 7.71, "64x1060": 9.99, "128x1060": 14.04}
 """Milliseconds a decode step, by rows and context."""
@@ -31,9 +30,9 @@ BESIDE_PREFILL: dict[str, Any] = {
     },
 }
 """Gaps between tokens beside prompts that are prefilled: (median, 99th percentile, longest), of one
-quiet run.
+run on a quiet machine.
 
 Two H200 SXM joined by NVLink, Llama-3-8B shapes, random bfloat16 weights, prefix caching off,
 chunked prefill on; disaggregated by the NIXL pull connector over UCX; one client over HTTP. An H200
-reads its memory faster than an H100: against another card hold tails and ratios, not medians.
+reads its memory faster than an H100: compare tails and ratios with another card, not medians.
 """

@@ -1,5 +1,5 @@
 """Shapes of well-known models, for benchmarks with random weights: speed depends on the shapes, not
-on what the weights have learned."""
+on the values of the weights."""
 
 from dataclasses import replace
 
@@ -64,24 +64,24 @@ MODELS = {
 
 
 LARGE = "llama3_8b"
-"""What they take where it is not given, on an accelerator."""
+"""The default of `--model` on an accelerator."""
 
 SHAPES = f"shapes; unless given {LARGE}, and tiny on the CPU"
 """The help of `--model`."""
 
 
-def chosen_model(asked: str | None, *configs: Config) -> str:
-    """The name that `--model` gives; else LARGE, and on the CPU "tiny", which is then said: there
-    the former ends when the memory does.
+def chosen_model(given: str | None, *configs: Config) -> str:
+    """Return the name that `--model` gives; else LARGE, or "tiny" on the CPU, where LARGE would run
+    out of memory. A message tells of "tiny".
 
     Args:
-      asked: the value of `--model`.
-      configs: of all the engines that this process will make, with whatever model. To know the
-        platform JAX must be started, and on the CPU it is, with the devices of the largest.
+      given: the value of `--model`.
+      configs: configs of all engines that this process will make, with any model. JAX must start to
+        tell the platform; on the CPU it starts with as many devices as the largest config needs.
     """
     use_virtual_cpu_devices(max((c.cpu_devices or c.devices for c in configs), default=1))
-    if asked is not None:
-        return asked
+    if given is not None:
+        return given
     if jax.default_backend() != "cpu":
         return LARGE
     print("model: tiny, since JAX runs on the CPU; --model takes others", flush=True)
@@ -89,7 +89,7 @@ def chosen_model(asked: str | None, *configs: Config) -> str:
 
 
 def random_model(model: str, longest: int) -> ModelConfig:
-    """Random weights of these shapes, with room for sequences of so many tokens."""
+    """Make a model config of random weights in these shapes, for sequences of `longest` tokens."""
     spec = MODELS[model]
     return ModelConfig(
         source=RANDOM,

@@ -1,4 +1,4 @@
-"""What goes through the door in a timed step: batches as the host makes them, padded to nothing."""
+"""Batches of the timed steps: as the host makes them, without padding."""
 
 from collections.abc import Iterator
 
@@ -17,11 +17,11 @@ from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
 def decode_batches(
     case: DecodeCase, steps: int, page_size: int, vocab: int
 ) -> tuple[list[DecodeBatch], int]:
-    """Greedy ticks of a one-stage engine that follow one another, and the pages of their pool.
+    """Make consecutive greedy ticks of a one-stage engine; return them and the pages of their pool.
 
-    Contexts grow by a token a tick, and are those of the case in the middle.
+    Contexts grow by a token a tick and equal the case's in the middle.
     """
-    # The prompt, and the token that prefill chose: what the first tick reads.
+    # The first tick reads the prompt and the token that prefill chose.
     prompt = max(1, case.context - steps // 2 - 1)
     pages = -(-(prompt + steps) // page_size)
     buckets = _buckets(page_size, 1, pages, case.rows, prompt + steps)
@@ -35,12 +35,12 @@ def decode_batches(
 def prefill_batches(
     case: PrefillCase, page_size: int, vocab: int
 ) -> tuple[list[PrefillBatch], int]:
-    """Steps of one shape, of which the last is the case's, and the pages of their pool.
+    """Make steps of one shape; return them and the pages of their pool.
 
-    The others, if any, are chunks that write the earlier tokens.
+    The last step is the case's. Other steps, if any, are chunks that write the earlier tokens.
 
     Raises:
-      ValueError: earlier tokens that are no whole number of such chunks.
+      ValueError: the earlier tokens are not a whole number of such chunks.
     """
     lengths = [length + earlier for length, earlier in case.chunks]
     pages = case.pages(page_size)
@@ -61,7 +61,7 @@ def prefill_batches(
 
 
 def _buckets(page_size: int, tokens: int, pages: int, sequences: int, context: int) -> Buckets:
-    """One of each."""
+    """Make buckets with one size of each kind."""
     one = (pages,)
     return Buckets((tokens,), one, one, one, sequences, context, page_size, page_size)
 
@@ -69,7 +69,7 @@ def _buckets(page_size: int, tokens: int, pages: int, sequences: int, context: i
 def _sequences(
     lengths: list[int], page_size: int, vocab: int, new_tokens: int
 ) -> Iterator[Sequence]:
-    """Greedy ones with prompts of these lengths, and pages for all that they may come to hold,
+    """Yield greedy sequences with prompts of these lengths, and pages for all their tokens,
     scattered over the pool."""
     rng = np.random.default_rng(0)
     counts = [-(-(length + new_tokens) // page_size) for length in lengths]

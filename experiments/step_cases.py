@@ -1,4 +1,4 @@
-"""The shapes of steps that are timed alone, and how a command line names them."""
+"""The shapes of steps that are timed alone, and their names on a command line."""
 
 import re
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DecodeCase:
-    """`rows` sequences of `context` tokens each, of which all but the newest are in the pool."""
+    """`rows` sequences of `context` tokens; the pool holds all but the newest token of each."""
 
     rows: int
     context: int
 
     @classmethod
     def parse(cls, text: str) -> "DecodeCase":
-        """`64x1060`: rows, context.
+        """Parse `64x1060`: rows, context.
 
         Raises:
           ValueError: anything else.
@@ -30,21 +30,21 @@ class DecodeCase:
 
     @property
     def tokens(self) -> int:
-        """Tokens whose KV is read."""
+        """Number of tokens with KV that is read."""
         return self.rows * self.context
 
 
 @dataclass(frozen=True)
 class PrefillCase:
-    """What is packed into one step: of each sequence the tokens computed, and those before them
-    that are in the pool already."""
+    """The chunks packed into one step: for each sequence the computed tokens, and the earlier ones
+    that are already in the pool."""
 
     chunks: tuple[tuple[int, int], ...]
 
     @classmethod
     def parse(cls, text: str) -> "PrefillCase":
-        """`8x1024`: that many whole prompts of that length; `300+700`: whole prompts of these
-        lengths; `2048@6144`: a chunk of the first length over as many earlier tokens as the second.
+        """Parse `8x1024` (8 whole prompts of 1,024 tokens), `300+700` (whole prompts of these
+        lengths) or `2048@6144` (a chunk of 2,048 tokens over 6,144 earlier ones).
 
         Raises:
           ValueError: anything else.
@@ -68,32 +68,33 @@ class PrefillCase:
 
     @property
     def tokens(self) -> int:
-        """Tokens computed."""
+        """Number of computed tokens."""
         return sum(length for length, _ in self.chunks)
 
     @property
     def equal_prompts(self) -> bool:
-        """Whether all are whole prompts of one length, a rectangle."""
+        """Whether all chunks are whole prompts of one length, a rectangle."""
         return len(set(self.chunks)) == 1 and self.chunks[0][1] == 0
 
     @property
     def pairs(self) -> int:
-        """(token, token that it sees), over all sequences."""
+        """Number of pairs (token, token that it sees) over all sequences."""
         return sum(length * earlier + length * (length + 1) // 2 for length, earlier in self.chunks)
 
     def pages(self, page_size: int) -> int:
-        """Pages that hold everything, earlier tokens included."""
+        """Return the number of pages for all tokens, earlier ones included."""
         return sum(-(-(length + earlier) // page_size) for length, earlier in self.chunks)
 
 
 @dataclass(frozen=True)
 class Usual:
-    """What is timed where the command line names nothing, as it would name them.
+    """The default cases where the command line names none, by their names there.
 
     Attributes:
-      paged: paged_attention alone. append: append_attention alone.
-      attention: prefill_attention alone.
-      decode, prefill: whole steps.
+      paged: cases of paged_attention alone.
+      append: cases of append_attention alone.
+      attention: cases of prefill_attention alone.
+      decode, prefill: cases of whole steps.
     """
 
     paged: tuple[str, ...]
@@ -111,7 +112,7 @@ LARGE = Usual(
     decode=("1x1060", "16x1060", "64x1060", "128x1060", "32x8192"),
     prefill=_PREFILL,
 )
-"""For an accelerator of 80 GB."""
+"""Cases for an accelerator of 80 GB."""
 
 TINY = Usual(
     paged=("4x64",),
@@ -120,4 +121,4 @@ TINY = Usual(
     decode=("4x40",),
     prefill=("2x32", "5+9", "8@24"),
 )
-"""For a CPU and the smallest model."""
+"""Cases for a CPU and the smallest model."""

@@ -1,4 +1,4 @@
-"""Engines on one device that share their weights, each with a pool that just holds one case."""
+"""Engines on one device that share their weights; the pool of each holds exactly one case."""
 
 import statistics
 import time
@@ -26,15 +26,15 @@ from pdjax.interfaces.tickets import Ticket
 
 @dataclass(frozen=True)
 class StepTime:
-    """What a case took.
+    """The times of a case.
 
     Attributes:
-      seconds: a step, the median of the rounds.
-      rounds: each round's.
-      dispatch_s: of the host for a step, the median; nearly `seconds` if the host is what limits,
-        or if it has to wait for the device to take more.
-      compile_s: of the model's program, tracing included.
-      temporary_bytes: that the program needs beside arguments and results; None if unknown.
+      seconds: seconds a step, the median of the rounds.
+      rounds: seconds a step of each round.
+      dispatch_s: seconds of the host a step, the median; close to `seconds` if the host is the
+        limit, or if it has to wait until the device takes more work.
+      compile_s: seconds to trace and compile the model's program.
+      temporary_bytes: memory that the program needs beside arguments and results; None if unknown.
     """
 
     seconds: float
@@ -49,9 +49,9 @@ class StepEngines:
 
     Args:
       spec: the model.
-      dtype: of weights and pools.
+      dtype: type of weights and pools.
       page_size: tokens a page.
-      kv_dtype: of decode pools, if it is another.
+      kv_dtype: type of decode pools; None takes `dtype`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class StepEngines:
         )
         own = kv_dtype or dtype
         self._decode_layout = replace(self.layout, dtype=own, itemsize=jnp.dtype(own).itemsize)
-        # On one device the rules of both phases put everything in the same place.
+        # On one device the rules of both phases place all weights alike.
         self._mesh = make_mesh(jax.devices()[:1], 1, 1)
         began = time.perf_counter()
         layers = self.layout.stage_layers
@@ -79,10 +79,10 @@ class StepEngines:
     def time_decode(
         self, batches: Sequence[DecodeBatch], pages: int, attention: str | None, rounds: int
     ) -> tuple[StepTime, Callable[[], object]]:
-        """Ticks back to back, tokens fed back on the device, only the last ones read.
+        """Time ticks back to back, with tokens fed back on the device and only the last ones read.
 
         Returns:
-          Their time, and what runs the last tick once more.
+          The time, and a function that runs the last tick once more.
         """
         rows, width = batches[0].page_table.shape[1:]
         engine = JaxDecodeEngine(
@@ -101,11 +101,11 @@ class StepEngines:
     def time_prefill(
         self, batches: Sequence[PrefillBatch], pages: int, steps: int, rounds: int
     ) -> tuple[StepTime, Callable[[], object]]:
-        """The last batch, `steps` times back to back; before that all once, since they write what
-        it reads.
+        """Time the last batch, `steps` times back to back. All batches run once before, since they
+        write the KV that the last one reads.
 
         Returns:
-          Its time, and what runs it once more.
+          The time, and a function that runs the last batch once more.
         """
         engine = JaxPrefillEngine(
             self._params,
@@ -120,24 +120,24 @@ class StepEngines:
         return program.step_time(*times), lambda: engine.prefill(batches[-1]).result()
 
     def _pool(self, layout: KVLayout, pages: int) -> PoolOwner:
-        """A pool full of noise."""
+        """Make a pool full of noise."""
         pool = PoolOwner(layout, pages, self._mesh, PREFILL_RULES)
         shape = elements_of(pool.arrays.k[0]).shape
         fill = jax.jit(
             lambda seed: noisy_pages(shape, layout.dtype, seed), out_shardings=pool.sharding
         )
-        for layer in range(layout.slots):  # one at a time: two whole pools might not fit
+        for layer in range(layout.slots):  # layer by layer, since two whole pools might not fit
             pool.arrays.k[layer] = fill(2 * layer)
             pool.arrays.v[layer] = fill(2 * layer + 1)
         return pool
 
 
 class _Program:
-    """Looks on as an engine compiles its program.
+    """Measures the compilation of an engine's program.
 
     Args:
-      engine: one that has run nothing yet.
-      name: of its attribute that is the jitted function.
+      engine: an engine that has run nothing yet.
+      name: name of its attribute with the jitted function.
     """
 
     def __init__(self, engine: Any, name: str) -> None:
@@ -147,7 +147,7 @@ class _Program:
 
         def first(*args: Any) -> Any:
             began = time.perf_counter()
-            memory = jitted.lower(*args).compile().memory_analysis()  # a call finds it compiled
+            memory = jitted.lower(*args).compile().memory_analysis()  # the call below finds it
             self.compile_s = time.perf_counter() - began
             self.temporary_bytes = getattr(memory, "temp_size_in_bytes", None)
             replace_method(engine, name, jitted)
@@ -156,7 +156,7 @@ class _Program:
         replace_method(engine, name, first)
 
     def step_time(self, rounds: Sequence[float], dispatch_s: float) -> StepTime:
-        """What is known of the program's steps."""
+        """Combine the times of steps with the program's compilation."""
         seconds = statistics.median(rounds)
         return StepTime(seconds, tuple(rounds), dispatch_s, self.compile_s, self.temporary_bytes)
 
@@ -164,9 +164,9 @@ class _Program:
 def _time(
     dispatches: Sequence[Callable[[], Ticket[Sampled]]], rounds: int
 ) -> tuple[list[float], float]:
-    """Seconds a step of each round, and of the host in the median one."""
+    """Return the seconds a step of each round, and the host's in the median round."""
     whole, host = [], []
-    for _ in range(1 + rounds):  # the first one warms up
+    for _ in range(1 + rounds):  # the first round warms up
         began = time.perf_counter()
         tickets = [dispatch() for dispatch in dispatches]
         dispatched = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What `bench_steps` found, for a terminal: a line as soon as a number is there, tables at the
+"""Shows the numbers of `bench_steps` on a terminal: a line for each new number, tables at the
 end."""
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 def _scaled(key: str, scale: float, digits: int) -> Callable[[Row], str]:
-    """A cell: the number under `key` by `scale`; a dash where there is none."""
+    """Make a function for a cell: the number under `key` times `scale`, or a dash without one."""
 
     def cell(row: Row) -> str:
         value = row.get(key)
@@ -22,7 +22,7 @@ def _scaled(key: str, scale: float, digits: int) -> Callable[[Row], str]:
 
 
 def _share(row: Row) -> str:
-    """Of the ceiling: the inverse of the ratio to the floor."""
+    """Format the share of the ceiling: the inverse of the ratio to the floor."""
     return percent(row["ratio"] and 1 / row["ratio"])
 
 
@@ -59,18 +59,18 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *_STEP,
     ),
 }
-"""Of each section, what a column is called and what stands in it."""
+"""For each section, its columns: a name, and a function for the cells."""
 
 
 def line(section: str, row: Row) -> str:
-    """One row, alone."""
+    """Format one row as a line."""
     (_, first), *others = COLUMNS[section]
     cells = [f"{name} {cell(row)}" for name, cell in others]
     return f"{section} {first(row)}: " + "; ".join(text for text in cells if text[-2:] != " -")
 
 
 def show(whole: dict[str, Any]) -> str:
-    """A table a section that has rows."""
+    """Make a table for each section that has rows."""
     parts: list[str] = []
     for section, columns in COLUMNS.items():
         if rows := whole[section]:
@@ -80,7 +80,7 @@ def show(whole: dict[str, Any]) -> str:
 
 
 def show_ceilings(found: Ceilings) -> str:
-    """A line."""
+    """Format the ceilings as a line."""
     return (
         f"ceilings: copy {found.copy / 1e12:.2f} TB/s, read {found.read / 1e12:.2f} TB/s, "
         f"product {found.matmul / 1e12:.0f} TFLOP/s, sustained "

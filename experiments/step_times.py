@@ -1,5 +1,5 @@
-"""Where the host's time goes in a serving loop: the parts of `Coordinator.step`, timed in place by
-the clock that the coordinator itself was given."""
+"""Measures the host's time in a serving loop: the parts of `Coordinator.step`, timed in place by
+the coordinator's own clock."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,17 +15,18 @@ PARTS = {
     "_reserve_then_move": "admit",
     "_dispatch_prefill": "dispatch prefill",
 }
-"""Methods of the coordinator, in the order of a step, and what they are called in a report."""
+"""Methods of the coordinator, in the order of a step, and their names in a report."""
 
 NEWS, POLLS, IDLE = "news", "polls", "idle"
 LABELS = (*PARTS.values(), NEWS, POLLS, IDLE)
-"""What `StepTimes.seconds` may hold: the parts of turns that changed something, and what is done
-with their news (the front end's work included); whole turns that found nothing to do, without their
-nap; the naps."""
+"""Labels of `StepTimes.seconds`: the parts of turns that changed something, then the handling of
+their news (with the front end's work), whole turns that found nothing to do, without their sleep,
+and the sleeps."""
 
 
 class StepTimes:
-    """Adds up the parts of every `llm.step()` from now on. Costs about a microsecond a part."""
+    """Adds up the times of the parts of every later `llm.step()`; takes about a microsecond a
+    part."""
 
     def __init__(self, llm: LLM) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -47,12 +48,12 @@ class StepTimes:
         replace_method(llm, "step", whole_step)
 
     def per_step(self, steps: int) -> dict[str, float]:
-        """Microseconds a decode step, by label."""
+        """Return the microseconds a decode step, by label."""
         return {label: self.seconds[label] / steps * 1e6 for label in LABELS}
 
     def _time(self, target: Any, name: str, label: str) -> None:
-        """Let calls of a method of `target` count for `label`, but for what others of these take
-        within it: decode is served between the layer groups of a prefill step."""
+        """Count the time of a method of `target` for `label`, without the time of other counted
+        methods within it: decode runs between the layer groups of a prefill step."""
         inner = getattr(target, name)
 
         def timed(*args: Any) -> Any:
@@ -66,7 +67,7 @@ class StepTimes:
         replace_method(target, name, timed)
 
     def _close(self, whole: float) -> None:
-        """Book a turn that took `whole` seconds."""
+        """Add up a turn that took `whole` seconds."""
         idle = self._turn.pop(IDLE, 0.0)
         if idle:
             self.seconds[IDLE] += idle
@@ -78,5 +79,5 @@ class StepTimes:
 
 
 def replace_method(target: Any, name: str, function: Callable[..., Any]) -> None:
-    """Let `target` alone, and not its class, have another method of that name."""
+    """Replace a method of `target` alone, not of its class."""
     setattr(target, name, function)

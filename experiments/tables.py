@@ -1,10 +1,10 @@
-"""Tables for a terminal, and numbers in them that fit their column."""
+"""Formats tables for a terminal, and their numbers."""
 
 from collections.abc import Iterable, Sequence
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first flush left, the others flush right."""
+    """Format columns as wide as their widest cell: the first flush left, the others flush right."""
     lines = [list(headers), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
@@ -21,15 +21,15 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """With so many decimals; a dash where there is none."""
+    """Format a number with `digits` decimals; a dash for None."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def percent(share: float | None) -> str:
-    """A share as whole percents; a dash where there is none."""
+    """Format a share in whole percent; a dash for None."""
     return "-" if share is None else f"{share:.0%}"
 
 
 def megabytes(count: int) -> str:
-    """Bytes as MB of 10**6 bytes."""
+    """Format bytes as MB of 10**6 bytes."""
     return f"{count / 1e6:.2f}"

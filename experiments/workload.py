@@ -1,4 +1,4 @@
-"""What a benchmark asks of every system alike, and what each of them reached."""
+"""The workload that a benchmark gives to every system, and the numbers of each system."""
 
 import statistics
 import time
@@ -19,9 +19,9 @@ class Workload:
     Attributes:
       batches: numbers of rows that decode at once.
       context: tokens of each prompt that is then decoded.
-      steps: decode steps a round, the prompt's own next token not counted.
-      prefill: tokens of the one prompt whose prefill is timed.
-      rounds: rounds a number, of which the median is taken; one more goes before to warm up.
+      steps: decode steps a round, without the token that prefill makes.
+      prefill: tokens of the one prompt that prefill is timed with.
+      rounds: rounds a number; the median counts, and one more round before warms up.
     """
 
     batches: tuple[int, ...]
@@ -39,15 +39,15 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
+        """Number of tokens of the longest sequence."""
         return max(self.prefill, self.context + self.steps + 1)
 
     def prompts(self, token_ids: list[int], rows: int) -> list[list[int]]:
-        """A prompt a row, cut from one text, each beginning elsewhere."""
+        """Cut a prompt a row from one text, each from another place."""
         return [token_ids[5 * row :][: self.context] for row in range(rows)]
 
     def median_seconds(self, work: Callable[[], object]) -> float:
-        """Median wall time of `work`, after a round to warm up."""
+        """Return the median wall time of `work`, after a round to warm up."""
         times = []
         for _ in range(self.rounds + 1):
             start = time.perf_counter()
@@ -58,12 +58,12 @@ class Workload:
 
 @dataclass
 class Numbers:
-    """What a system reached; decode by batch, in milliseconds a step.
+    """The numbers of a system; decode by batch, in milliseconds a step.
 
     Attributes:
-      prefill_tokens_per_s: one prompt of `Workload.prefill` tokens.
+      prefill_tokens_per_s: rate of one prompt of `Workload.prefill` tokens.
       bare_ms: the model's step alone, with its tokens fed back.
-      served_ms: the median gap between tokens as a user of the system sees them.
+      served_ms: median gap between tokens for a user of the system.
       token_ids: the greedy continuation of each row.
     """
 
