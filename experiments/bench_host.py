@@ -71,7 +71,7 @@ class InstantEngine:
         return self._done
 
     def remember(self, row: int, token_ids: np.ndarray) -> None:
-        raise AssertionError("nobody is penalized")
+        raise AssertionError("no request is penalized")
 
     @property
     def losses(self) -> int:

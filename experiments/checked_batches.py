@@ -18,7 +18,7 @@ from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
 TICKS = 3
 """Ticks of a decode bucket: later ticks read the KV that earlier ones write."""
 
-_SAMPLED = 32  # tokens of a prefill step with compared logits, besides each chunk's last
+_SAMPLED = 32  # further tokens of a prefill step with compared logits, besides each chunk's last
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ _DEVICES = flags.DEFINE_integer(
     "devices", None, "to use; on a CPU, to make; unless given, those there are", flag_values=FLAGS
 )
 _MIXES = flags.DEFINE_multi_string(
-    "mixes", [], "only those whose name has this in it; may be repeated", flag_values=FLAGS
+    "mixes", [], "only mixes with this in their name; may be repeated", flag_values=FLAGS
 )
 _CACHE = flags.DEFINE_string(
     "cache", "", "compilation cache to use; unless given, one for this run", flag_values=FLAGS
