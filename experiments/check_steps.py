@@ -56,7 +56,7 @@ from experiments.origin import origin
 from experiments.shapes import MODELS
 from experiments.tables import table
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.models.llama import Params
+from pdjax.device.models.decoder import Params
 from pdjax.flags import new_flags, run
 from pdjax.formats.strict_json import dumps
 

@@ -25,7 +25,7 @@ from pdjax.core.kv_layout import NULL_PAGE, KVLayout
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import KVPool, PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
-from pdjax.device.models.llama import Params
+from pdjax.device.models.decoder import Params
 from pdjax.device.models.weights import random_params
 from pdjax.device.steps import decode, prefill
 from pdjax.device.steps.sample import Undecided
@@ -62,8 +62,9 @@ def weights(spec: ModelSpec) -> Params:
     """
     mesh = make_mesh(jax.devices()[:1], 1, 1)
     params = random_params(spec, mesh, PREFILL_RULES, [range(spec.num_layers)], "bfloat16")
-    halve = jax.jit(lambda x: x / 2, donate_argnums=0, out_shardings=params.layers[0].wqkv.sharding)
-    layers = [replace(layer, wqkv=halve(layer.wqkv)) for layer in params.layers]
+    where = params.layers[0]["wqkv"].sharding
+    halve = jax.jit(lambda x: x / 2, donate_argnums=0, out_shardings=where)
+    layers = [layer | {"wqkv": halve(layer["wqkv"])} for layer in params.layers]
     return replace(params, layers=layers)
 
 

@@ -5,13 +5,7 @@ import jax.numpy as jnp
 from experiments.step_cases import DecodeCase, PrefillCase
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
-
-
-def layer_matrices(spec: ModelSpec) -> int:
-    """Count the weights of one layer that a token is multiplied with."""
-    qkv = spec.model_dim * (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim
-    out = spec.query_heads * spec.head_dim * spec.model_dim
-    return qkv + out + 3 * spec.model_dim * spec.mlp_dim
+from pdjax.device.models.registry import matrix_params
 
 
 def token_kv_bytes(spec: ModelSpec, dtype: str) -> int:
@@ -27,7 +21,7 @@ def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int, kv_dtype: str
       itemsize: bytes of a weight.
       kv_dtype: type of the pool.
     """
-    weights = spec.num_layers * layer_matrices(spec) + spec.model_dim * spec.vocab_size
+    weights = matrix_params(spec) + spec.model_dim * spec.vocab_size
     return itemsize * weights + spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.tokens
 
 
@@ -39,6 +33,5 @@ def attention_flops(spec: ModelSpec, case: PrefillCase) -> int:
 def prefill_flops(spec: ModelSpec, case: PrefillCase) -> int:
     """Count the operations of a prefill step: layers for every token, the vocabulary for one token
     a prompt."""
-    layers = 2 * layer_matrices(spec) * case.tokens + attention_flops(spec, case)
-    vocabulary = 2 * spec.model_dim * spec.vocab_size * len(case.chunks)
-    return spec.num_layers * layers + vocabulary
+    layers = 2 * matrix_params(spec) * case.tokens + spec.num_layers * attention_flops(spec, case)
+    return layers + 2 * spec.model_dim * spec.vocab_size * len(case.chunks)

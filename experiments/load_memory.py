@@ -27,7 +27,7 @@ from experiments.shapes import MODELS
 from experiments.tables import table
 from pdjax.core.kv_layout import split_layers
 from pdjax.core.model_spec import ModelSpec, RopeSpec
-from pdjax.device.checkpoints.api import tensor_shapes
+from pdjax.device.checkpoints.api import tensor_shapes, tensors
 from pdjax.device.checkpoints.huggingface import HuggingFaceCheckpoint
 from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.checkpoints.orbax import convert
@@ -51,21 +51,6 @@ _FOLDER = flags.DEFINE_string(
     "folder", None, "where models are kept; a temporary one unless given", flag_values=FLAGS
 )
 _LOAD = flags.DEFINE_string("load", None, "load this model, print JSON, end", flag_values=FLAGS)
-
-_GGUF_NAMES = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-}
 
 
 def load(source: str, dtype: str) -> dict[str, float]:
@@ -173,7 +158,7 @@ def _write_gguf(spec: ModelSpec, path: Path, kind: GGMLQuantizationType) -> None
         writer.add_uint32(key, value)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", spec.norm_eps)
     writer.add_float32("llama.rope.freq_base", spec.rope.theta)
-    entries = [(_gguf_name(name), shape) for name, shape in tensor_shapes(spec).items()]
+    entries = [(gguf, spec.shape(tensor.dims)) for _, gguf, tensor in tensors(spec)]
     fills: list[Callable[[int], Iterator[bytes]]] = []
     for name, shape in entries:
         matrix = len(shape) == 2
@@ -207,12 +192,6 @@ def _q8_0(size: int) -> Iterator[bytes]:
 def _floats(kind: GGMLQuantizationType) -> Callable[[int], Iterator[bytes]]:
     dtype = np.float16 if kind == GGMLQuantizationType.F16 else np.float32
     return lambda size: (block.astype(dtype).tobytes() for block in _noise(size))
-
-
-def _gguf_name(name: str) -> str:
-    *path, part, suffix = name.split(".")
-    short = f"{_GGUF_NAMES[part]}.{suffix}"
-    return f"blk.{path[2]}.{short}" if path[:2] == ["model", "layers"] else short
 
 
 def measure(kind: str, spec: ModelSpec, folder: Path, dtype: str) -> dict[str, float]:

@@ -148,7 +148,7 @@ def _check_bool(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A Llama-architecture decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+    """A decoder, in numbers. What they mean is for its family to say.
 
     Attributes:
       vocab_size: V. num_layers: L. model_dim: D. mlp_dim: F.
@@ -159,6 +159,7 @@ class ModelSpec:
       tied: the output matrix is the embedding, transposed.
       qkv_bias: projections to Q, K and V have a bias (Qwen2).
       eos_token_ids: tokens that end a text.
+      family: name of the family of models; see `device/models/registry.py`.
     """
 
     vocab_size: int
@@ -174,6 +175,7 @@ class ModelSpec:
     tied: bool = False
     qkv_bias: bool = False
     eos_token_ids: tuple[int, ...] = ()
+    family: str = "llama"
 
     def __post_init__(self) -> None:
         for name, most in LARGEST.items():
@@ -181,6 +183,8 @@ class ModelSpec:
         _check_positive("norm_eps", self.norm_eps)
         _check_bool("tied", self.tied)
         _check_bool("qkv_bias", self.qkv_bias)
+        if not isinstance(self.family, str):
+            raise ValueError(f"family={shown(self.family)}: must be the name of one")
         if not isinstance(self.eos_token_ids, tuple):
             raise ValueError(f"eos_token_ids={shown(self.eos_token_ids)}: must be token ids")
         for token in self.eos_token_ids:
@@ -209,14 +213,25 @@ class ModelSpec:
         return self.query_heads // self.kv_heads
 
     @property
-    def num_params(self) -> int:
-        """Weights of the model; the tied embedding counts once."""
-        d, h = self.model_dim, self.head_dim
-        layer = (
-            d * (self.query_heads + 2 * self.kv_heads) * h
-            + self.query_heads * h * d
-            + 3 * d * self.mlp_dim
-            + 2 * d
+    def sizes(self) -> dict[str, int]:
+        """Sizes by the letters of the dimension key; J = G + 2 rows of a KV head: its queries', K
+        and V."""
+        return {
+            "V": self.vocab_size,
+            "D": self.model_dim,
+            "F": self.mlp_dim,
+            "N": self.query_heads,
+            "K": self.kv_heads,
+            "G": self.group,
+            "J": self.group + 2,
+            "H": self.head_dim,
+        }
+
+    def shape(self, dims: str) -> tuple[int, ...]:
+        """Shape of what is written in letters, axes apart by spaces: "D 2 KJH" is [D, 2, K * J *
+        H]."""
+        sizes = self.sizes
+        return tuple(
+            int(axis) if axis.isdecimal() else math.prod(sizes[letter] for letter in axis)
+            for axis in dims.split()
         )
-        layer += (self.query_heads + 2 * self.kv_heads) * h if self.qkv_bias else 0
-        return self.num_layers * layer + self.vocab_size * d * (1 if self.tied else 2) + d

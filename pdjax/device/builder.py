@@ -21,7 +21,7 @@ from pdjax.device.kv.sizing import Claim, deal_pages
 from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.device.layer_groups import choose_groups
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh, take_devices
-from pdjax.device.models.llama import Params
+from pdjax.device.models.decoder import Params
 from pdjax.device.models.weights import load_params, random_params
 from pdjax.device.worker import OrderedPrefillEngine, OrderedTransfer, on_threads
 from pdjax.interfaces.transfer import End, Side

@@ -21,7 +21,7 @@ from pdjax.core.model_spec import ModelSpec
 from pdjax.device.compat import all_ready, is_sound
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import shardings
-from pdjax.device.models.llama import Params
+from pdjax.device.models.decoder import Params
 from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted
 from pdjax.device.packing import Packed
 from pdjax.device.steps import decode, prefill

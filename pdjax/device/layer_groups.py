@@ -11,6 +11,7 @@ from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.device.layer_group_plan import Link, plan_groups, small_divisor
+from pdjax.device.models.registry import matrix_params
 from pdjax.interfaces.transfer import End, Side
 
 PROBES = (1 << 20, 64 << 20)
@@ -58,8 +59,7 @@ def measure_groups(
 def step_flops(spec: ModelSpec, tokens: int) -> float:
     """Of the products of all layers; attention is left out, being little where budgets are
     short."""
-    qkv_and_o = spec.head_dim * (2 * spec.query_heads + 2 * spec.kv_heads)
-    return 2.0 * spec.num_layers * spec.model_dim * (qkv_and_o + 3 * spec.mlp_dim) * tokens
+    return 2.0 * matrix_params(spec) * tokens
 
 
 def matmul_rate(device: jax.Device, spec: ModelSpec, tokens: int, dtype: str) -> float:

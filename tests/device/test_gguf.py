@@ -77,7 +77,7 @@ def test_llama3_scaling_is_recognised_by_its_factors(tmp_path: Path):
     [
         ({"llama.embedding_length": 48}, r"token_embd|model\.embed_tokens\.weight has shape"),
         ({"llama.block_count": 4}, r"model\.layers\.3\.\S+ is missing"),
-        ({"llama.block_count": 2}, r"model\.layers\.2\.\S+ .*has no place"),
+        ({"llama.block_count": 2}, r"blk\.2\.\S+ .*has no place"),
         ({"llama.context_length": None}, r"lacks llama\.context_length"),
         ({"llama.context_length": "long"}, r"llama\.context_length='long'; allowed: one integer"),
         ({"llama.expert_count": 8}, r"llama\.expert_count=8; allowed: 0"),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.models.llama import Params, unembed
+from pdjax.device.models.decoder import Params, unembed
 
 
 def test_logits_of_bfloat16_are_float32_from_the_product():

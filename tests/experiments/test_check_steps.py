@@ -12,7 +12,7 @@ from experiments.checked_batches import Batches, decode_batches, parse, prefill_
 from experiments.checked_steps import REFERENCE, Outcome, Steps, implementations, upcast, weights
 from experiments.shapes import MODELS
 from pallas_kernels.prefill_attention import api
-from pdjax.device.models.llama import Params
+from pdjax.device.models.decoder import Params
 from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, PrefillBatch
 
 PAGE = 8

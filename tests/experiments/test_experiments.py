@@ -24,6 +24,7 @@ from experiments.workload import Numbers, Workload
 from pdjax import LLM, SamplingParams
 from pdjax.config.load import load_config
 from pdjax.core.clock import VirtualClock
+from pdjax.device.checkpoints.api import num_params
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Workload(batches=(1, 2), context=20, steps=4, prefill=64, rounds=1)
@@ -132,9 +133,9 @@ def test_demo_submits_when_a_question_arrives_and_shows_one():
 
 
 def test_shapes_are_those_of_their_models():
-    assert round(MODELS["llama3_8b"].num_params / 1e9, 2) == 8.03
-    assert round(MODELS["qwen3_8b"].num_params / 1e9, 2) == 8.19
-    assert round(MODELS["llama_1b"].num_params / 1e9, 2) == 1.24
+    assert round(num_params(MODELS["llama3_8b"]) / 1e9, 2) == 8.03
+    assert round(num_params(MODELS["qwen3_8b"]) / 1e9, 2) == 8.19
+    assert round(num_params(MODELS["llama_1b"]) / 1e9, 2) == 1.24
 
 
 @pytest.mark.parametrize("program", [bench_engine, bench_steps, handoff, interference])

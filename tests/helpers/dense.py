@@ -15,9 +15,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels.quantised import decode, encode
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition
-from pdjax.device.models import llama as transformer
-from pdjax.device.models.llama import LAYER_AXES, MODEL_AXES, Attend, Layer, Params
+from pdjax.device.mesh import DECODE_RULES, STAGE, TP
+from pdjax.device.models import decoder
+from pdjax.device.models.decoder import Params
+from pdjax.device.models.family import Attend, LayerKind
+from pdjax.device.models.registry import family_of
 
 
 def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None = None) -> Attend:
@@ -36,7 +38,7 @@ def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None =
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
     def attend(
-        qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: None
+        qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: None, kind: LayerKind
     ) -> tuple[jax.Array, None]:
         qkv = qkv * scale[:, None, None, None] + (0 if bias is None else bias)
         rotated = rotate(qkv[:, :, :-1])
@@ -68,9 +70,9 @@ def dense_logits(
     `dense_attend`."""
     attend = dense_attend(spec, len(tokens), rounded)
     nothing = [None] * len(params.layers)
-    x = transformer.embed(params, tokens)
-    x, _ = transformer.forward(params, x, nothing, attend, spec=spec)
-    return transformer.unembed(params, x, spec=spec)
+    x = decoder.embed(params, tokens)
+    x, _ = decoder.forward(params, x, nothing, attend, family_of(spec).kinds(spec), spec=spec)
+    return decoder.unembed(params, x, spec=spec)
 
 
 def staged_logits(
@@ -86,31 +88,19 @@ def staged_logits(
     """
     vocab_axes = DECODE_RULES["vocab"]
     stages = mesh.shape[STAGE]
-    layer_specs = Layer(
-        **{
-            name: partition(DECODE_RULES, axes, stacked=True) if axes else None
-            for name, axes in vars(LAYER_AXES).items()
-        }
-    )
-    if params.layers[0].bqkv is None:
-        layer_specs = layer_specs.replace(bqkv=None)  # type: ignore[attr-defined]
-    outside = {
-        name: partition(DECODE_RULES, getattr(MODEL_AXES, name))
-        for name in ("final_norm", "unembed", "embed")
-        if getattr(params, name) is not None
-    }
-    in_specs = Params(layers=[layer_specs] * len(params.layers), **({"embed": None} | outside))
+    in_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+    kinds = family_of(spec).kinds(spec)[: len(params.layers)]
 
     def run(local: Params, tokens: jax.Array) -> jax.Array:
         attend = dense_attend(spec, len(tokens))
-        x = transformer.embed(local, tokens, vocab_axes)
+        x = decoder.embed(local, tokens, vocab_axes)
         for stage in range(stages):
             nothing = [None] * len(local.layers)
-            mine, _ = transformer.forward(
-                local, x, nothing, attend, spec=spec, reduce=lambda y: lax.psum(y, TP)
+            mine, _ = decoder.forward(
+                local, x, nothing, attend, kinds, spec=spec, reduce=lambda y: lax.psum(y, TP)
             )
             x = lax.psum(jnp.where(lax.axis_index(STAGE) == stage, mine, 0), STAGE)
-        return transformer.unembed(local, x, spec=spec, vocab_axes=vocab_axes)
+        return decoder.unembed(local, x, spec=spec, vocab_axes=vocab_axes)
 
     program = jax.shard_map(
         run,

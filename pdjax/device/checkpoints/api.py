@@ -3,11 +3,12 @@ named tensors.
 
 The names and the orientation are those of Hugging Face: `model.layers.3.mlp.up_proj.weight` is
 [out, in]. A format's reader translates to them once, so that `weights.py` knows one vocabulary
-only, and reads no more than it is asked for.
+only, and reads no more than it is asked for. Which tensors a model has, its family says.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -15,15 +16,13 @@ import numpy as np
 
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.models.family import Tensor, Weight
+from pdjax.device.models.registry import family_of
 from pdjax.text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger("pdjax")
 
 ALL = slice(None)
-
-EMBED = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-UNEMBED = "lm_head.weight"
 
 
 class Checkpoint(Protocol):
@@ -52,39 +51,32 @@ def layer_tensor(layer: int, part: str) -> str:
     return f"model.layers.{layer}.{part}"
 
 
-def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes, [out, in], of the tensors of one layer, by part."""
-    d, f, h = spec.model_dim, spec.mlp_dim, spec.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (d,),
-        "self_attn.q_proj.weight": (spec.query_heads * h, d),
-        "self_attn.k_proj.weight": (spec.kv_heads * h, d),
-        "self_attn.v_proj.weight": (spec.kv_heads * h, d),
-        "self_attn.o_proj.weight": (d, spec.query_heads * h),
-        "post_attention_layernorm.weight": (d,),
-        "mlp.gate_proj.weight": (f, d),
-        "mlp.up_proj.weight": (f, d),
-        "mlp.down_proj.weight": (d, f),
-    }
-    if spec.qkv_bias:
-        shapes["self_attn.q_proj.bias"] = (spec.query_heads * h,)
-        shapes["self_attn.k_proj.bias"] = (spec.kv_heads * h,)
-        shapes["self_attn.v_proj.bias"] = (spec.kv_heads * h,)
-    return shapes
+def tensors(spec: ModelSpec) -> Iterator[tuple[str, str, Tensor]]:
+    """Every tensor of a model: its name, its name in GGUF files, and what its family says of it."""
+    family = family_of(spec)
+    for tensor in _sources(family.outside(spec)):
+        yield tensor.name, tensor.gguf, tensor
+    kinds = family.kinds(spec)
+    of_kind = {kind: _sources(family.weights(spec, kind)) for kind in dict.fromkeys(kinds)}
+    for layer, kind in enumerate(kinds):
+        for tensor in of_kind[kind]:
+            yield layer_tensor(layer, tensor.name), f"blk.{layer}.{tensor.gguf}", tensor
+
+
+def _sources(weights: Sequence[Weight]) -> list[Tensor]:
+    """The tensors that weights are made of, each once."""
+    norms = [weight.norm for weight in weights if weight.norm is not None]
+    return list(dict.fromkeys([*norms, *(tensor for each in weights for tensor in each.tensors)]))
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shapes, [out, in], of every tensor of a model, by name."""
-    shapes: dict[str, tuple[int, ...]] = {
-        EMBED: (spec.vocab_size, spec.model_dim),
-        FINAL_NORM: (spec.model_dim,),
-    }
-    if not spec.tied:
-        shapes[UNEMBED] = (spec.vocab_size, spec.model_dim)
-    of_layer = layer_shapes(spec)
-    for layer in range(spec.num_layers):
-        shapes.update({layer_tensor(layer, part): shape for part, shape in of_layer.items()})
-    return shapes
+    return {name: spec.shape(tensor.dims) for name, _, tensor in tensors(spec)}
+
+
+def num_params(spec: ModelSpec) -> int:
+    """Weights of the model; the tied embedding counts once."""
+    return sum(prod(shape) for shape in tensor_shapes(spec).values())
 
 
 def check_tensors(

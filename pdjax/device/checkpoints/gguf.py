@@ -8,7 +8,6 @@ the convention of Hugging Face and of this project.
 """
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,18 +16,19 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.checkpoints.api import ALL, EMBED, FINAL_NORM, UNEMBED, check_tensors
+from pdjax.device.checkpoints.api import ALL, check_tensors, tensors
 from pdjax.device.checkpoints.gguf_keys import check_keys
 from pdjax.device.checkpoints.gguf_rope import ROPE_FACTORS, rope_spec
+from pdjax.device.models.family import EMBED, UNEMBED, ModelFamily
+from pdjax.device.models.registry import FAMILIES
 from pdjax.formats.gguf_file import GGUFFile, TensorEntry
 from pdjax.formats.gguf_metadata import Metadata
 from pdjax.formats.gguf_splits import open_shards
 from pdjax.text.gguf_end_tokens import eos_token_ids
 from pdjax.text.tokenizer import Tokenizer
 
-__all__ = ["ARCHITECTURES", "ROPE_FACTORS", "GGUFCheckpoint"]
+__all__ = ["ROPE_FACTORS", "GGUFCheckpoint"]
 
-ARCHITECTURES = ("llama", "qwen2")
 MAX_CONTEXT = 2**31 - 1
 """Positions are i32."""
 
@@ -39,23 +39,9 @@ _NO_VOCABULARY = ("none", "no_vocab")
 _CHUNK = 1 << 22
 """Elements dequantised at a time: the gguf package needs several times their memory meanwhile."""
 
-_PARTS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OUTSIDE = {"token_embd.weight": EMBED, "output_norm.weight": FINAL_NORM, "output.weight": UNEMBED}
-_INTERLEAVED = tuple(f"{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias"))
-
 
 class GGUFCheckpoint:
-    """A GGUF model of architecture "llama" or "qwen2": a file, or the first shard of a split.
+    """A GGUF model of an architecture that a family reads: a file, or the first shard of a split.
 
     Logs a warning where neither the metadata nor the vocabulary say what ends a text.
 
@@ -68,15 +54,17 @@ class GGUFCheckpoint:
         shards = open_shards(path)
         self._meta = Metadata(path, shards[0])
         self._tensors: dict[str, tuple[GGUFFile, TensorEntry]] = {
-            _canonical(name): (shard, entry)
-            for shard in shards
-            for name, entry in shard.tensors.items()
+            name: (shard, entry) for shard in shards for name, entry in shard.tensors.items()
         }
         shapes = {name: entry.shape for name, (_, entry) in self._tensors.items()}
         self._spec = self._read_spec(path, shapes)
+        known = list(tensors(self._spec))
+        names = {gguf: name for name, gguf, _ in known}
+        self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
+        self._interleaved = {name for name, _, tensor in known if tensor.interleaved}
+        shapes = {name: entry.shape for name, (_, entry) in self._tensors.items()}
         check_tensors(path, self._spec, shapes, ignored=(ROPE_FACTORS,))
         _check_types(path, {entry.kind for _, entry in self._tensors.values()})
-        self._interleaved = self._meta.text("general.architecture") == "llama"
         if not self._spec.eos_token_ids:
             _LOG.warning(
                 "model=%r: no token is named as the end of a text; requests end at max_tokens or "
@@ -125,7 +113,7 @@ class GGUFCheckpoint:
         return out
 
     def _rows(self, name: str, rows: slice, entry: TensorEntry) -> slice | np.ndarray:
-        if not (self._interleaved and name.endswith(_INTERLEAVED)):
+        if name not in self._interleaved:
             return rows
         # Stored row (head, pair i, half j) holds row (head, j, i) of the projection.
         stored = np.arange(entry.shape[0]).reshape(-1, self._spec.head_dim // 2, 2)
@@ -133,16 +121,17 @@ class GGUFCheckpoint:
 
     def _read_spec(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
         meta = self._meta
-        arch = _architecture(meta)
+        family = _family(meta)
+        arch = str(family.gguf)
         heads = meta.integer(f"{arch}.attention.head_count")
         width = meta.integer(f"{arch}.embedding_length")
         head_dim = meta.integer(f"{arch}.attention.key_length", width // max(heads, 1))
         context = meta.integer(f"{arch}.context_length")
         _check_values(meta, arch, head_dim, context, len(shapes))
         check_keys(meta, arch, head_dim, width)
-        if EMBED not in shapes or len(shapes[EMBED]) != 2:
-            raise ValueError(f"model={str(path)!r}: tensor token_embd.weight is missing")
-        vocab_size = shapes[EMBED][0]
+        if len(shapes.get(EMBED.gguf, ())) != 2:
+            raise ValueError(f"model={str(path)!r}: tensor {EMBED.gguf} is missing")
+        vocab_size = shapes[EMBED.gguf][0]
         _check_vocabulary(meta, arch, vocab_size)
         try:
             return ModelSpec(
@@ -156,9 +145,10 @@ class GGUFCheckpoint:
                 context=context,
                 rope=rope_spec(meta, arch, head_dim, context, self._rope_factors(head_dim)),
                 norm_eps=_epsilon(meta, arch),
-                tied=UNEMBED not in shapes,
-                qkv_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
+                tied=UNEMBED.gguf not in shapes,
+                qkv_bias="blk.0.attn_q.bias" in shapes,
                 eos_token_ids=eos_token_ids(meta),
+                family=family.name,
             )
         except ValueError as error:
             if str(error).startswith("model="):
@@ -177,21 +167,16 @@ class GGUFCheckpoint:
         return file.data(ROPE_FACTORS).view(np.float32).astype(np.float64)
 
 
-def _canonical(name: str) -> str:
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if match and match[2] in _PARTS:
-        return f"model.layers.{match[1]}.{_PARTS[match[2]]}.{match[3]}"
-    return _OUTSIDE.get(name, name)
-
-
-def _architecture(meta: Metadata) -> str:
+def _family(meta: Metadata) -> ModelFamily:
+    """The one that reads files of this architecture."""
     kind = meta.text("general.type", "model")
     if kind != "model":
         raise meta.refuse("general.type", "'model'", kind)
     arch = meta.text("general.architecture")
-    if arch not in ARCHITECTURES:
-        raise meta.refuse("general.architecture", ", ".join(ARCHITECTURES), arch)
-    return arch
+    read = {family.gguf: family for family in FAMILIES.values() if family.gguf is not None}
+    if arch not in read:
+        raise meta.refuse("general.architecture", ", ".join(map(str, read)), arch)
+    return read[arch]
 
 
 def _check_values(meta: Metadata, arch: str, head_dim: int, context: int, tensors: int) -> None:

@@ -6,6 +6,7 @@ says "llama" loads there and answers wrongly. Here such a field is refused, unle
 nothing. Fields that no model type knows pass: they are notes of whoever wrote the file.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from pdjax.device.checkpoints.hf_fields import Fields
@@ -70,10 +71,8 @@ _FACTORS = ("_multiplier", "_multipliers")
 _NO_FACTORS = ("ffn_dim_multiplier",)  # a note of how intermediate_size was found
 
 
-def refuse_features(
-    config: Fields, kind: str, *, layers: int, context: int, width: int, head_dim: int
-) -> None:
-    """Refuse a configuration of model type `kind` that asks for what is not computed.
+def refuse_features(config: Fields, *, width: int, head_dim: int) -> None:
+    """Refuse a configuration that asks for what no family computes.
 
     Raises:
       ValueError: naming the field, its value, and what is allowed.
@@ -81,12 +80,6 @@ def refuse_features(
     _refuse_quantization(config)
     if config.get("hidden_act", "silu") not in ACTIVATIONS:
         raise config.refuse("hidden_act", ", ".join(ACTIVATIONS))
-    if kind == "llama":
-        # The output projection would have a bias as well; Qwen2's biases come with its type, and
-        # Mistral has none whatever the field says.
-        for name in ("mlp_bias", "attention_bias"):
-            if config.boolean(name, False):
-                raise config.refuse(name, "false")
     for name, neutral in _NEUTRAL.items():
         if not _one_of(config.get(name), neutral):
             values = [repr(value) for value in neutral if value is not None]
@@ -106,7 +99,14 @@ def refuse_features(
             each = factors if isinstance(factors, list) else [factors]
             if not all(_close(factor, 1.0) for factor in each):
                 raise config.refuse(name, "1.0, or no such field")
-    _refuse_windows(config, kind, layers, context)
+
+
+def refuse_biases(config: Fields) -> None:
+    """Refuse biases where a field of Llama's asks for them: the output projection would have one as
+    well. Qwen2's biases come with its type, and Mistral has none whatever the field says."""
+    for name in ("mlp_bias", "attention_bias"):
+        if config.boolean(name, False):
+            raise config.refuse(name, "false")
 
 
 def _one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
@@ -133,21 +133,36 @@ def _refuse_quantization(config: Fields) -> None:
         raise config.refuse(name, allowed)
 
 
-def _refuse_windows(config: Fields, kind: str, layers: int, context: int) -> None:
-    """Refuse a sliding window that a layer uses and that a sequence can outgrow."""
-    types = _layer_types(config, layers)
-    window: int | None = ABSENT_WINDOW
+@dataclass(frozen=True)
+class Windows:
+    """What a model type understands a file to say of sliding windows.
+
+    Attributes:
+      tokens: of a window; None where there is none.
+      first: the first layer with a window, where no field says so for each layer; None: none has.
+    """
+
+    tokens: int | None
+    first: int | None
+
+
+def stated_window(config: Fields) -> int | None:
+    """Tokens of a window: the field, null for none, or what transformers takes for no field."""
     if config.has("sliding_window"):
         written = config.get("sliding_window") is not None
-        window = config.integer("sliding_window") if written else None
-    if kind == "qwen2" and not config.boolean("use_sliding_window", False):
-        window = None
+        return config.integer("sliding_window") if written else None
+    return ABSENT_WINDOW
+
+
+def refuse_windows(
+    config: Fields, kind: str, windows: Windows, *, layers: int, context: int
+) -> None:
+    """Refuse a sliding window that a layer uses and that a sequence can outgrow."""
+    types, window = _layer_types(config, layers), windows.tokens
     if types is not None:
         uses = "sliding_attention" in types
-    elif kind == "qwen2":
-        uses = _first_window_layer(config) < layers
     else:
-        uses = kind == "mistral"  # Llama's layers have no window, whatever the field says
+        uses = windows.first is not None and windows.first < layers
     if uses and window is not None and window < context:
         allowed = f"null, or at least max_position_embeddings={context}"
         if config.has("sliding_window"):
@@ -160,7 +175,10 @@ def _refuse_windows(config: Fields, kind: str, layers: int, context: int) -> Non
         raise config.refuse("layer_types", "full_attention where there is no sliding_window")
 
 
-def _first_window_layer(config: Fields) -> int:
+def first_window_layer(config: Fields) -> int | None:
+    """The first layer with a window, where `layer_types` does not say it of each."""
+    if config.get("layer_types") is not None:
+        return None
     first = config.get("max_window_layers", 28)
     if not isinstance(first, int) or isinstance(first, bool) or first < 0:
         raise config.refuse("max_window_layers", "an integer, 0 or more")

@@ -10,27 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.checkpoints.api import (
-    ALL,
-    EMBED,
-    UNEMBED,
-    check_tensors,
-    tensor_shapes,
-    warn_if_endless,
-)
+from pdjax.device.checkpoints.api import ALL, check_tensors, tensor_shapes, warn_if_endless
 from pdjax.device.checkpoints.hf_config import read_config, read_spec
 from pdjax.device.checkpoints.hf_shards import locate_tensors
 from pdjax.device.checkpoints.safetensors_file import DTYPES, SafetensorsFile
+from pdjax.device.models import family
 from pdjax.text.tokenizer import NoTokenizer, Tokenizer
 from pdjax.text.tokenizer_files import listed_end_token_ids
 
 _LOG = logging.getLogger("pdjax")
 
+EMBED, UNEMBED = family.EMBED.name, family.UNEMBED.name
 _COMPARED_BYTES = 8 << 20
 
 
 class HuggingFaceCheckpoint:
-    """A directory with a model of type "llama", "mistral" or "qwen2".
+    """A directory with a model of a type that a family reads.
 
     Raises:
       ValueError: a file is missing or unreadable, the configuration asks for something unsupported,

@@ -36,6 +36,7 @@ from pdjax.device.checkpoints.api import (
     tensor_shapes,
     warn_if_endless,
 )
+from pdjax.device.models.registry import family_named
 from pdjax.formats.json_file import read_json
 from pdjax.text.tokenizer import Tokenizer
 
@@ -168,20 +169,24 @@ def _open(weights: Path, name: str, context: tensorstore.Context) -> Any:
 
 def _read_spec(path: Path) -> ModelSpec:
     values = read_json(path)
+    try:  # models that were converted before there were families are Llama's, or almost
+        kind = family_named(values.get("family", "llama")).spec_type
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     rope, eos = values.get("rope"), values.get("eos_token_ids")
     if not isinstance(rope, dict):
         raise ValueError(f"{path}: rope={shown(rope)}; allowed: an object")
     if not isinstance(eos, list):
         raise ValueError(f"{path}: eos_token_ids={shown(eos)}; allowed: a list of token ids")
-    for kind, found in ((RopeSpec, rope), (ModelSpec, values)):
-        unknown = set(found) - {field.name for field in dataclasses.fields(kind)}
+    for record, found in ((RopeSpec, rope), (kind, values)):
+        unknown = set(found) - {field.name for field in dataclasses.fields(record)}
         if unknown:
             raise ValueError(
                 f"{path}: not the architecture that this version of pdjax writes "
                 f"(unknown field {shown(min(unknown))})"
             )
     try:
-        return ModelSpec(**values | {"rope": RopeSpec(**rope), "eos_token_ids": tuple(eos)})
+        return kind(**values | {"rope": RopeSpec(**rope), "eos_token_ids": tuple(eos)})
     except TypeError as error:  # a field is missing
         raise ValueError(
             f"{path}: not the architecture that this version of pdjax writes ({error})"

@@ -1,40 +1,56 @@
 """Attention over paged KV: the `attend` that both phases hand to the model, and the angles of
 rotary embedding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.quantised import Pages
-from pdjax.core.model_spec import ModelSpec
-from pdjax.device.models.llama import Attend
+from pdjax.core.model_spec import ModelSpec, RopeSpec
+from pdjax.device.models.family import Attend, LayerKind
 
 LayerPages = tuple[Pages, Pages]
 """Those of a layer: K and V, [K, P, S, H]."""
 
 AttendPages = Callable[..., tuple[jax.Array, Pages, Pages]]
-"""(qkv [T, K, G + 2, H], scale f32[T], bias [K, G + 2, H] or None, cos and sin f32[T, H/2], k_pages
-and v_pages [K, P, S, H]) -> ([T, N, H], k_pages, v_pages): scales, shifts and rotates q and k,
-writes k and v to their pages, and reads attention back from the pages of that layer."""
+"""(qkv [T, K, J, H], scale f32[T], bias [K, J, H] or None, cos and sin f32[T, H/2], k_pages and
+v_pages [K, P, S, H], window=tokens or None) -> ([T, N, H], k_pages, v_pages): scales, shifts and
+rotates q and k, writes k and v to their pages, and reads attention back from the pages of that
+layer."""
 
 
-def attend_at(spec: ModelSpec, positions: jax.Array, attend_pages: AttendPages) -> Attend:
-    """`transformer.Attend` of tokens at `positions` i32[T], whose cache are LayerPages."""
-    cos, sin = rope_table(spec, positions)
+def attend_at(
+    spec: ModelSpec,
+    kinds: Sequence[LayerKind],
+    positions: jax.Array,
+    attend_pages: AttendPages,
+) -> Attend:
+    """`family.Attend` of tokens at `positions` i32[T] in layers of `kinds`, whose cache are
+    LayerPages."""
+    ropes = dict.fromkeys(kind.rope for kind in kinds)
+    angles = {rope: rope_table(rope, spec.head_dim, positions) for rope in ropes}
 
     def attend(
-        qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: LayerPages
+        qkv: jax.Array,
+        scale: jax.Array,
+        bias: jax.Array | None,
+        cache: LayerPages,
+        kind: LayerKind,
     ) -> tuple[jax.Array, LayerPages]:
-        o, k_pages, v_pages = attend_pages(qkv, scale, bias, cos, sin, *cache)
+        # Layers of all kinds keep every page of a sequence, so that one page table serves them
+        # all. A kind that gave pages up behind its window would be looked up here.
+        o, k_pages, v_pages = attend_pages(
+            qkv, scale, bias, *angles[kind.rope], *cache, window=kind.window
+        )
         return o, (k_pages, v_pages)
 
     return attend
 
 
-def rope_table(spec: ModelSpec, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_table(rope: RopeSpec, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin f32[T, H/2] of the angles at `positions` i32[T]; bfloat16 could not tell 257 from
     256."""
-    frequencies, scale = spec.rope.frequencies(spec.head_dim)
+    frequencies, scale = rope.frequencies(head_dim)
     angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale

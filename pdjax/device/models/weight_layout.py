@@ -1,4 +1,4 @@
-"""Shapes and shardings of a model's weights on a mesh, whoever fills them.
+"""Shapes and shardings of a model's weights on a mesh.
 
 A mesh of R stages holds R layers in each *layer slot*, one a stage: slot j of stage s is layer
 `stage_layers[s][j]`, or a layer of zeros, which is the identity, where the stage is shorter. The R
@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.mesh import Rules, sharding
-from pdjax.device.models.llama import LAYER_AXES, MODEL_AXES
+from pdjax.device.models.family import Weight
+from pdjax.device.models.registry import family_of, slot_kinds
 
 StageLayers = Sequence[Sequence[int]]
 
@@ -23,12 +24,12 @@ class WeightLayout:
 
     Attributes:
       stages: R. slots: layer slots of a stage.
-      layer_shapes: logical shape of each field that a layer has, by its name in `Layer`.
-      model_shapes: shape of each weight outside the layers, by its name in `Params`; the vocabulary
-        is padded to a multiple of its shards.
+      layer_weights: weights of each layer slot.
+      outside: weights outside the layers.
 
     Raises:
-      ValueError: the KV heads or the MLP do not divide into the shards; says what would.
+      ValueError: the KV heads or the MLP do not divide into the shards, and says what would; or the
+        layers of a slot are of different kinds.
     """
 
     def __init__(
@@ -40,38 +41,35 @@ class WeightLayout:
         assert self._shards("stage") == self.stages, "one run of layers a stage"
         _check_divides("kv_heads", spec.kv_heads, self._shards("kv_heads"))
         _check_divides("mlp_dim", spec.mlp_dim, self._shards("mlp"))
-        d, h, f = spec.model_dim, spec.head_dim, spec.mlp_dim
-        columns = spec.kv_heads * (spec.group + 2) * h
-        self.layer_shapes: dict[str, tuple[int, ...]] = {
-            "wqkv": (d, columns),
-            "wo": (spec.query_heads * h, d),
-            "w_gate_up": (d, 2, f),
-            "w_down": (f, d),
-        }
-        if spec.qkv_bias:
-            self.layer_shapes["bqkv"] = (columns,)
-        vocab = math.ceil(spec.vocab_size / self._shards("vocab")) * self._shards("vocab")
-        self.model_shapes: dict[str, tuple[int, ...]] = {"final_norm": (d,), "unembed": (d, vocab)}
-        if not spec.tied:
-            self.model_shapes["embed"] = (vocab, d)
+        self._spec, family = spec, family_of(spec)
+        kinds = slot_kinds(spec, stage_layers)
+        weights = {kind: tuple(family.weights(spec, kind)) for kind in dict.fromkeys(kinds)}
+        self.layer_weights = [weights[kind] for kind in kinds]
+        self.outside = family.outside(spec)
 
     def layer_at(self, slot: int, stage: int) -> int | None:
         """Global index of a layer, or None where the stage has no layer in this slot."""
         layers = self._stage_layers[stage]
         return layers[slot] if slot < len(layers) else None
 
-    def stacked_shape(self, name: str) -> tuple[int, ...]:
-        """Global shape of a layer's field, the stages concatenated along axis 0."""
-        d0, *rest = self.layer_shapes[name]
+    def shape(self, weight: Weight) -> tuple[int, ...]:
+        """Of one layer, or outside the layers; the vocabulary is padded to a multiple of its
+        shards."""
+        sizes = zip(self._spec.shape(weight.dims), weight.axes, strict=True)
+        return tuple(self._padded(size) if axis == "vocab" else size for size, axis in sizes)
+
+    def stacked_shape(self, weight: Weight) -> tuple[int, ...]:
+        """Global shape of a layer's weight, the stages concatenated along axis 0."""
+        d0, *rest = self.shape(weight)
         return (self.stages * d0, *rest)
 
-    def layer_sharding(self, name: str) -> NamedSharding:
-        """Sharding of a layer's field."""
-        return sharding(self._mesh, self._rules, getattr(LAYER_AXES, name), stacked=True)
+    def sharding(self, weight: Weight, *, stacked: bool) -> NamedSharding:
+        """Of a layer's weight, or of one outside the layers."""
+        return sharding(self._mesh, self._rules, weight.axes, stacked=stacked)
 
-    def model_sharding(self, name: str) -> NamedSharding:
-        """Sharding of a weight outside the layers."""
-        return sharding(self._mesh, self._rules, getattr(MODEL_AXES, name))
+    def _padded(self, size: int) -> int:
+        shards = self._shards("vocab")
+        return math.ceil(size / shards) * shards
 
     def _shards(self, axis: str) -> int:
         return math.prod(self._mesh.shape[name] for name in self._rules[axis])

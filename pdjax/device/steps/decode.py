@@ -28,12 +28,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.paged_attention.api import append_attention
+from pallas_kernels.quantised import Pages
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import PAGE_AXES, KVPool
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition, shardings
 from pdjax.device.models.attention import AttendPages, attend_at
-from pdjax.device.models.llama import Leaf, Params, embed, forward, unembed
+from pdjax.device.models.decoder import Params, embed, forward, unembed
+from pdjax.device.models.family import Leaf
+from pdjax.device.models.registry import slot_kinds
 from pdjax.device.packing import Packed
 from pdjax.device.steps.sample import Undecided
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch
@@ -90,6 +93,7 @@ def make_decode_tick(
     """
     mesh = params.unembed.sharding.mesh
     stages, tp = layout.stages, layout.tp
+    kinds = slot_kinds(spec, layout.stage_layers)
     vocab_axes = tuple(axis for axis, size in ((STAGE, stages), (TP, tp)) if size > 1)
 
     def tick(
@@ -107,7 +111,8 @@ def make_decode_tick(
             params,
             x,
             pool.layers,
-            attend_at(spec, positions, attend_pages),
+            attend_at(spec, kinds, positions, attend_pages),
+            kinds,
             spec=spec,
             reduce=partial(lax.psum, axis_name=TP) if tp > 1 else None,
         )
@@ -144,13 +149,16 @@ def _attend_pages(
     """Append one token a row to its pages and attend to them. Idle rows write to the null page and
     read nothing."""
     kv_lens = jnp.where(positions == IDLE_ROW, 0, positions + 1)
-    return partial(
-        append_attention,
-        page_table=page_table,
-        kv_lens=kv_lens,
-        scale=spec.head_dim**-0.5,
-        implementation=attention,
-    )
+
+    def attend(*layer: Any, window: int | None) -> tuple[jax.Array, Pages, Pages]:
+        return append_attention(
+            *(*layer, page_table, kv_lens),
+            scale=spec.head_dim**-0.5,
+            sliding_window=window,
+            implementation=attention,
+        )
+
+    return attend
 
 
 def _from_last_stage(x: jax.Array, stages: int) -> jax.Array:

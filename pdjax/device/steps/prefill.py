@@ -19,15 +19,9 @@ from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import PAGE_AXES, KVPool, Layers, PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, TP, partition, shardings
 from pdjax.device.models.attention import AttendPages, attend_at
-from pdjax.device.models.llama import (
-    Attend,
-    Layer,
-    Params,
-    embed,
-    forward,
-    through,
-    unembed,
-)
+from pdjax.device.models.decoder import Params, embed, forward, through, unembed
+from pdjax.device.models.family import Attend, Layer, LayerKind
+from pdjax.device.models.registry import family_of
 from pdjax.device.packing import Packed
 from pdjax.device.steps.sample import Undecided
 from pdjax.interfaces.batches import PrefillBatch
@@ -67,9 +61,9 @@ def make_prefill_step(
 
 class GroupedPrefillStep:
     """The step in several programs, so that what one of them has written may leave while the next
-    computes. Groups of equal size share one. The residual stream crosses from one to the next
-    together with its scale, as it does between layers, so that both ways give the same bits (on the
-    CPU, where a test compares them).
+    computes. Groups of the same kinds of layers share one. The residual stream crosses from one to
+    the next together with its scale, as it does between layers, so that both ways give the same
+    bits (on the CPU, where a test compares them).
 
     Attributes:
       groups: their layers.
@@ -78,7 +72,12 @@ class GroupedPrefillStep:
     def __init__(self, make: "_Programs", groups: int) -> None:
         self.groups = split_groups(make.spec.num_layers, groups)
         self._embed, self._logits = make.embed(), make.logits()
-        self._layers = {size: make.layers(size) for size in {len(group) for group in self.groups}}
+        programs: dict[tuple[LayerKind, ...], Any] = {}
+        kinds = [make.kinds[group.start : group.stop] for group in self.groups]
+        for its_kinds, group in zip(kinds, self.groups, strict=True):
+            if its_kinds not in programs:
+                programs[its_kinds] = make.layers(group)
+        self._layers = [programs[its_kinds] for its_kinds in kinds]
 
     def __call__(
         self,
@@ -93,7 +92,7 @@ class GroupedPrefillStep:
         x, scale, packed = self._embed(outer, packed)
         for index, group in enumerate(self.groups):
             layers = params.layers[group.start : group.stop]
-            program = self._layers[len(group)]
+            program = self._layers[index]
             pages, x, scale = program(layers, pool.layers(group), x, scale, packed)
             pool.replace(group, pages)
             after_group(index)
@@ -104,7 +103,7 @@ class _Programs:
     """Makes what a step is compiled from. All of it is jitted over the mesh of the parameters."""
 
     def __init__(self, params: Params, spec: ModelSpec, tp: int) -> None:
-        self.spec = spec
+        self.spec, self.kinds = spec, tuple(family_of(spec).kinds(spec))
         self._mesh = params.unembed.sharding.mesh
         self._vocab_axes = (TP,) if tp > 1 else ()
         self._reduce = partial(lax.psum, axis_name=TP) if tp > 1 else None
@@ -122,6 +121,7 @@ class _Programs:
                 embed(params, batch.tokens, self._vocab_axes),  # [T, D]
                 pool.layers,
                 self._attend(batch),
+                self.kinds,
                 spec=self.spec,
                 reduce=self._reduce,
             )
@@ -140,20 +140,21 @@ class _Programs:
 
         return self._compile(start, (self._outer, P()), P())
 
-    def layers(self, size: int) -> Any:
-        """(`size` layers, their pages DONATED, x DONATED, scale DONATED, packed) -> (pages, x,
-        scale)."""
+    def layers(self, like: range) -> Any:
+        """(layers of the kinds of the layers `like`, their pages DONATED, x DONATED, scale DONATED,
+        packed) -> (pages, x, scale)."""
+        kinds = self.kinds[like.start : like.stop]
 
         def group(
             layers: list[Layer], pages: Layers, x: jax.Array, scale: jax.Array, packed: Packed
         ) -> tuple[Layers, jax.Array, jax.Array]:
             attend = self._attend(_unpack(packed))
             x, scale, pages = through(
-                layers, x, scale, pages, attend, spec=self.spec, reduce=self._reduce
+                layers, x, scale, pages, attend, kinds, spec=self.spec, reduce=self._reduce
             )
             return pages, x, scale
 
-        ins = self._weights.layers[:size], self._pages, P(), P(), P()
+        ins = self._weights.layers[like.start : like.stop], self._pages, P(), P(), P()
         return self._compile(group, ins, (self._pages, P(), P()), donate=(1, 2, 3))
 
     def logits(self) -> Any:
@@ -165,7 +166,7 @@ class _Programs:
         return self._compile(finish, (self._outer, P(), P()), P())
 
     def _attend(self, batch: PrefillBatch) -> Attend:
-        return attend_at(self.spec, batch.positions, _attend_pages(batch, self.spec))
+        return attend_at(self.spec, self.kinds, batch.positions, _attend_pages(batch, self.spec))
 
     def _undecided(self, params: Params, x: jax.Array, batch: PrefillBatch) -> Undecided:
         rows = x[batch.sample_at]
@@ -189,7 +190,7 @@ def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
     # Of floating pages alone: a config puts no others here, and prefill attention reads none.
     write: Any = partial(rope_and_write, slot_mapping=batch.slot_mapping)
 
-    def attend(*layer: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def attend(*layer: Any, window: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k_pages, v_pages = write(*layer)
         o = prefill_attention(
             q,
@@ -200,6 +201,7 @@ def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
             batch.cu_q_lens,
             batch.kv_lens,
             scale=spec.head_dim**-0.5,
+            sliding_window=window,
         )
         return o, k_pages, v_pages
 

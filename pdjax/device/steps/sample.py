@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pdjax.device.mesh import HOST, shardings
-from pdjax.device.models.llama import Leaf
+from pdjax.device.models.family import Leaf
 from pdjax.device.models.sampling import Asked, Choice, choose
 
 

@@ -1,0 +1,177 @@
+"""What a family of models says of itself: a file a family, and a line in `registry.py`.
+
+The weights that a family declares are the one table of them. The pytree of a layer, its shardings,
+what is read from a checkpoint of which format, random values and counts all follow from it.
+
+Dimension key: D model dim, N query heads, K KV heads, G = N/K, J = G + 2, H head dim, F MLP dim, V
+vocabulary, T tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+
+from pdjax.core.model_spec import ModelSpec, RopeSpec
+from pdjax.device.checkpoints.hf_fields import Fields
+from pdjax.device.models.forms import Form
+
+Leaf = Any
+"""An array, or what stands for one in a tree of the same shape: its sharding, its shape."""
+
+Layer = dict[str, Leaf]
+"""Weights of one layer by their names: a plain pytree."""
+
+Reduce = Callable[[jax.Array], jax.Array]
+"""Sums partial products over the shards of tensor parallelism."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as checkpoints keep it, [out, in].
+
+    Attributes:
+      name: Hugging Face's, which `pdjax convert` keeps; of a layer, what follows the layer's index.
+      gguf: llama.cpp's; of a layer, what follows the block's index.
+      dims: letters of its axes, see `ModelSpec.shape`.
+      interleaved: in a GGUF file the two rows of a head that RoPE rotates together are neighbours,
+        instead of half a head apart.
+    """
+
+    name: str
+    gguf: str
+    dims: str
+    interleaved: bool = False
+
+
+EMBED = Tensor("model.embed_tokens.weight", "token_embd.weight", "V D")
+FINAL_NORM = Tensor("model.norm.weight", "output_norm.weight", "D")
+UNEMBED = Tensor("lm_head.weight", "output.weight", "V D")
+"""The tensors outside the layers. A tied model has no UNEMBED."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random values of a weight: uniform noise of deviation `gain / sqrt(size of axis fan_in)`, or
+    of deviation `gain` if `fan_in` is None. `stream` tells the weights of a model apart; another
+    number makes another model of every seed."""
+
+    stream: int
+    gain: float = 1.0
+    fan_in: int | None = 0
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight as devices keep it.
+
+    Attributes:
+      name: in a `Layer`, or in `Params` if it is outside the layers.
+      dims: letters of its axes, see `ModelSpec.shape`; of a layer's, axis 0 is what stages stack.
+      axes: logical axes; `device/mesh.py` says on which mesh axes each lies in which phase.
+      tensors: what it is made of.
+      form: how.
+      norm: of the norm before its product, whose weight is multiplied into the rows.
+      noise: its values in a model of random weights; None makes ones.
+    """
+
+    name: str
+    dims: str
+    axes: tuple[str | None, ...]
+    tensors: tuple[Tensor, ...]
+    form: Form
+    noise: Noise | None
+    norm: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What layers that share a program have in common, beside what the spec says of all.
+
+    Attributes:
+      rope: position embedding.
+      window: newest tokens that a token sees, itself included; None: all.
+    """
+
+    rope: RopeSpec
+    window: int | None = None
+
+
+class Attend(Protocol):
+    """Attention over whatever holds the KV of a layer: writes K and V, returns what the queries
+    read, and the holder's successor."""
+
+    def __call__(
+        self,
+        qkv: jax.Array,
+        scale: jax.Array,
+        bias: jax.Array | None,
+        cache: Any,
+        kind: LayerKind,
+    ) -> tuple[jax.Array, Any]:
+        """qkv [T, K, J, H] of the heads of this shard, still to be scaled by f32[T], shifted by
+        [K, J, H] and rotated -> [T, N, H]."""
+        ...
+
+
+class ModelFamily(Protocol):
+    """Models that differ in numbers only.
+
+    Attributes:
+      name: of `ModelSpec.family`, and of `model_type` in a `config.json`.
+      gguf: of `general.architecture` in GGUF files that are read as this family; None: none are.
+      spec_type: of the specs, if a family has numbers of its own; their values are JSON's.
+    """
+
+    name: str
+    gguf: str | None
+    spec_type: type[ModelSpec]
+
+    def spec(self, config: Fields) -> ModelSpec:
+        """The architecture that a `config.json` describes; its end tokens are left out.
+
+        Raises:
+          ValueError: naming the field that is missing, malformed or not supported.
+        """
+        ...
+
+    def kinds(self, spec: ModelSpec) -> Sequence[LayerKind]:
+        """The kind of each layer; those of one kind share a program."""
+        ...
+
+    def weights(self, spec: ModelSpec, kind: LayerKind) -> Sequence[Weight]:
+        """Those of a layer. A layer whose weights are zeros must be the identity: that is how a
+        stage with fewer layers pads."""
+        ...
+
+    def outside(self, spec: ModelSpec) -> Sequence[Weight]:
+        """Those outside the layers: `final_norm`, `unembed` and, unless it is tied, `embed`."""
+        ...
+
+    def block(
+        self,
+        layer: Layer,
+        x: jax.Array,
+        scale: jax.Array,
+        cache: Any,
+        attend: Attend,
+        *,
+        spec: ModelSpec,
+        kind: LayerKind,
+        reduce: Reduce | None,
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        """One layer over packed tokens.
+
+        Args:
+          layer: local shards.
+          x: [T, D] residual stream.
+          scale: f32[T] of RMSNorm for x.
+          cache: what holds the KV of the layer.
+          attend: attention over it.
+          reduce: None where there is one shard.
+
+        Returns:
+          The residual stream after the layer, its scale, and the successor of `cache`.
+        """
+        ...

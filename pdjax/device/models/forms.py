@@ -1,0 +1,81 @@
+"""How the tensors of a checkpoint, [out, in], become a weight of ours: each form makes a slice of
+the weight out of slices of the tensors, so that no more is read than a shard needs.
+
+Dimension key: D model dim, K KV heads, H head dim, F MLP dim.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Bounds = tuple[tuple[int, int], ...]
+"""First and last + 1 of a slice, for each axis."""
+
+Fetch = Callable[[int, slice, slice], np.ndarray]
+"""(which tensor, rows, cols) -> that slice of it."""
+
+Rows = Sequence[int]
+"""How many rows each tensor has."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to make a weight.
+
+    Attributes:
+      read: (fetch, rows of each tensor, units, bounds) -> the slice `bounds` of the weight.
+      axis: of the weight, which the rows of the tensors become. They are contiguous in a file, so
+        that a weight is filled along it.
+      unit: the letter of what only comes whole along that axis, such as "K"; None: nothing.
+    """
+
+    read: Callable[[Fetch, Rows, int, Bounds], np.ndarray]
+    axis: int
+    unit: str | None = None
+
+
+def _plain(fetch: Fetch, rows: Rows, units: int, bounds: Bounds) -> np.ndarray:
+    return fetch(0, slice(*bounds[0]), slice(*bounds[1]) if len(bounds) > 1 else slice(None))
+
+
+def _transposed(fetch: Fetch, rows: Rows, units: int, bounds: Bounds) -> np.ndarray:
+    return fetch(0, slice(*bounds[1]), slice(*bounds[0])).T
+
+
+def _stacked(fetch: Fetch, rows: Rows, units: int, bounds: Bounds) -> np.ndarray:
+    parts = [fetch(i, slice(*bounds[2]), slice(*bounds[0])).T for i in range(len(rows))]
+    return np.stack(parts, axis=1)[:, slice(*bounds[1])]
+
+
+def _grouped(fetch: Fetch, rows: Rows, units: int, bounds: Bounds) -> np.ndarray:
+    """The rows of a unit, those of all tensors together, unit after unit."""
+    *before, (start, stop) = bounds
+    each = [count // units for count in rows]
+    width = sum(each)
+    assert start % width == 0 and stop % width == 0, "shards hold whole units"
+    first, last = start // width, stop // width
+    cols = slice(*before[0]) if before else slice(None)
+    parts = []
+    for i, count in enumerate(each):
+        part = fetch(i, slice(first * count, last * count), cols)
+        parts.append(part.reshape(last - first, count, *part.shape[1:]))
+    whole = np.concatenate(parts, axis=1)
+    return whole.reshape(-1, *whole.shape[2:]).T
+
+
+PLAIN = Form(_plain, axis=0)
+"""A tensor as it is."""
+
+TRANSPOSED = Form(_transposed, axis=1)
+"""[out, in] -> [in, out]."""
+
+STACKED = Form(_stacked, axis=2)
+"""Tensors of one shape [out, in] -> [in, tensor, out]."""
+
+BY_HEAD = Form(_grouped, axis=1, unit="K")
+"""Tensors [K * rows, in] -> [in, columns], grouped by KV head, so that a contiguous run of columns
+is a shard of tensor parallelism."""
+
+VECTOR_BY_HEAD = Form(_grouped, axis=0, unit="K")
+"""The same of vectors."""

@@ -1,0 +1,65 @@
+"""The families of models that can be served, and what follows from what a family says of itself."""
+
+from collections.abc import Sequence
+from math import prod
+
+from pdjax.core.messages import shown
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.models.family import LayerKind, ModelFamily
+from pdjax.device.models.llama import Llama
+from pdjax.device.models.mistral import Mistral
+from pdjax.device.models.qwen2 import Qwen2
+
+FAMILIES: dict[str, ModelFamily] = {
+    Llama.name: Llama(),
+    Mistral.name: Mistral(),
+    Qwen2.name: Qwen2(),
+}
+"""By name. A model family is one file, and one line here."""
+
+
+def family_named(name: object) -> ModelFamily:
+    """
+    Raises:
+      ValueError: there is none.
+    """
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"family={shown(name)}: allowed are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def family_of(spec: ModelSpec) -> ModelFamily:
+    """See `family_named`."""
+    return family_named(spec.family)
+
+
+def slot_kinds(spec: ModelSpec, stage_layers: Sequence[Sequence[int]]) -> list[LayerKind]:
+    """The kind of each layer slot of a mesh whose stages hold these layers. All stages run one
+    program, so that the layers of a slot must be of one kind.
+
+    Raises:
+      ValueError: they are not.
+    """
+    kinds = family_of(spec).kinds(spec)
+    found = []
+    for slot, first in enumerate(stage_layers[0]):
+        for layer in (layers[slot] for layers in stage_layers if slot < len(layers)):
+            if kinds[layer] != kinds[first]:
+                raise ValueError(
+                    f"stages={len(stage_layers)}: layer {layer} of one stage is of another kind "
+                    f"than layer {first} of the first, but stages run one program; "
+                    f"allowed are numbers of stages whose layers follow one pattern, such as 1"
+                )
+        found.append(kinds[first])
+    return found
+
+
+def matrix_params(spec: ModelSpec) -> int:
+    """Weights of all layers that a token is multiplied with; vectors are left out."""
+    family = family_of(spec)
+    shapes = [
+        spec.shape(weight.dims)
+        for kind in family.kinds(spec)
+        for weight in family.weights(spec, kind)
+    ]
+    return sum(prod(shape) for shape in shapes if len(shape) > 1)
