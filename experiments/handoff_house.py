@@ -178,7 +178,7 @@ class House:
         engine: Any = llm.prefill_engines[0]
         transfer: Any = llm.coordinator._transfer
         # A dispatch thread may wrap the engine and the transfer.
-        self._engine, self._transfer = _within(engine), type(_within(transfer))
+        self._engine, self._transfer = _unwrapped(engine), type(_unwrapped(transfer))
         self._threaded = None if engine is self._engine else (engine, transfer)
         self._pools = {SOURCE: self._engine._pool, TARGET: llm.decode_engines[0]._pool}
 
@@ -296,7 +296,7 @@ class House:
         self, coordinator: Coordinator, transfer: Any, n: int, nbytes: float, rounds: int
     ) -> Traced | None:
         """Trace prompts of n random tokens by the profiler's clock; one moves `nbytes` bytes."""
-        put = _within(transfer).plain_put(SOURCE, TARGET, int(nbytes) // self.links())
+        put = _unwrapped(transfer).plain_put(SOURCE, TARGET, int(nbytes) // self.links())
         rng, turns = np.random.default_rng(n), itertools.count()
 
         def serve() -> None:
@@ -319,6 +319,6 @@ class House:
         return sequence
 
 
-def _within(wrapper: Any) -> Any:
+def _unwrapped(wrapper: Any) -> Any:
     """Return the engine or transfer that a dispatch thread wraps, or the argument itself."""
     return getattr(wrapper, "inner", wrapper)

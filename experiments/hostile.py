@@ -202,11 +202,11 @@ def losses(llm: LLM, count: int, truth: list[list[int]]) -> tuple[int, int]:
         failed = failing(llm, DONATING[number % len(DONATING)])
         outputs = llm.generate(prompts(), PARAMS)
         hit += failed()
-        innocent = all(
+        others_right = all(
             output.error is not None or output.token_ids == tokens
             for output, tokens in zip(outputs, truth, strict=True)
         )
-        right += is_whole(llm, truth) and innocent
+        right += is_whole(llm, truth) and others_right
     return hit, right
 
 

@@ -229,7 +229,7 @@ def serve(config: Config, scale: Scale, passes: int = 1, logprobs: int | None = 
     began = time.perf_counter()
     with LLM(config) as llm:
         llm.generate(scale.prompts(seed=1), scale.params(4, logprobs), progress=False)
-        _come_to_rest(llm)
+        _wait_until_idle(llm)
         if not config.shared_devices and not config.colocated:
             _measure_links(llm)
         llm.recorder.clear()
@@ -237,12 +237,12 @@ def serve(config: Config, scale: Scale, passes: int = 1, logprobs: int | None = 
         for _ in range(passes):
             params = scale.params(logprobs=logprobs)
             answers += llm.generate(scale.prompts(seed=0), params, progress=False)
-            _come_to_rest(llm)
+            _wait_until_idle(llm)
         ended = time.perf_counter()
     return Served(answers, llm.recorder, compiled - began, ended - compiled)
 
 
-def _come_to_rest(llm: LLM) -> None:
+def _wait_until_idle(llm: LLM) -> None:
     """Wait for KV that is still being given back; then check that every page is free."""
     while llm.has_work:
         llm.step()

@@ -68,7 +68,7 @@ class Plan:
         return pl.cdiv(self.rows, ROWS)
 
     @property
-    def mine(self) -> int:
+    def rows_each(self) -> int:
         """Rows that each computing warpgroup writes."""
         return min(self.rows, ROWS)
 
@@ -187,10 +187,10 @@ def _few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
     if plan.splits > 1 and not plan.joined:
         out = jax.ShapeDtypeStruct((plan.splits, *shape), jnp.float32)
         grid = {"grid": (*grid["grid"], plan.splits), "grid_names": ("cluster", "split")}
-    tall = plan.computes * ROWS
+    padded_rows = plan.computes * ROWS
     scratch = {
         "w_ring": _tiled((plan.ring, plan.sides, _DEPTH, plan.tile), dtype),
-        "x_ring": _tiled((plan.ring, tall, _DEPTH), dtype),
+        "x_ring": _tiled((plan.ring, padded_rows, _DEPTH), dtype),
         "out_tiles": _tiled((plan.computes, ROWS, plan.share), out.dtype),
         "full": plgpu.Barrier(num_arrivals=plan.sides + 1, num_barriers=plan.ring),
         "free": plgpu.Barrier(num_arrivals=plan.computes, num_barriers=plan.ring),
@@ -199,7 +199,7 @@ def _few_rows(plan: Plan, interpret: Any, *operands: jax.Array) -> jax.Array:
         scratch["received"] = _tiled((plan.computes, plan.splits, ROWS, plan.share), jnp.float32)
         scratch["sent"] = plgpu.Barrier(num_arrivals=plan.splits, num_barriers=plan.computes)
     if plan.scaled:
-        scratch["factors"] = plgpu.SMEM((tall,), jnp.float32)
+        scratch["factors"] = plgpu.SMEM((padded_rows,), jnp.float32)
         scratch["factors_full"] = plgpu.Barrier()
     if plan.adds:
         scratch["onto_full"] = plgpu.Barrier(num_barriers=plan.computes)
@@ -278,8 +278,8 @@ def _tile(plan: Plan, turn: jax.Array) -> jax.Array:
 def _copy(plan: Plan, refs: _Refs) -> None:
     """Copy the weights and x into the ring; run by one warpgroup."""
     if plan.scaled:
-        known = refs.factors.at[pl.ds(0, plan.rows)]
-        plgpu.copy_gmem_to_smem(refs.scale, known, refs.factors_full)
+        known_factors = refs.factors.at[pl.ds(0, plan.rows)]
+        plgpu.copy_gmem_to_smem(refs.scale, known_factors, refs.factors_full)
 
     @pl.loop(0, _turns(plan))
     def _(turn: jax.Array) -> None:
@@ -314,12 +314,12 @@ def _compute_tile(plan: Plan, refs: _Refs, warpgroup: jax.Array, turn: jax.Array
     start = pl.multiple_of(warpgroup * ROWS, ROWS)
     first = _tile(plan, turn) * plan.tile + split * plan.share * plan.sends
     columns = pl.ds(pl.multiple_of(first, plan.share), plan.share)
-    place: tuple[Any, ...] = pl.ds(start, plan.mine), columns
-    mine = refs.out_tiles.at[warpgroup]
-    ours = mine.at[pl.ds(0, plan.mine)]
+    place: tuple[Any, ...] = pl.ds(start, plan.rows_each), columns
+    out_tile = refs.out_tiles.at[warpgroup]
+    filled = out_tile.at[pl.ds(0, plan.rows_each)]
     if plan.adds:
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        plgpu.copy_gmem_to_smem(refs.onto.at[place], ours, refs.onto_full.at[warpgroup])
+        plgpu.copy_gmem_to_smem(refs.onto.at[place], filled, refs.onto_full.at[warpgroup])
 
     sums = plgpu.ACC((ROWS, plan.tile), jnp.float32)  # type: ignore[attr-defined]
     multiply = partial(_multiply, plan, refs, start, turn)
@@ -329,21 +329,21 @@ def _compute_tile(plan: Plan, refs: _Refs, warpgroup: jax.Array, turn: jax.Array
         out = _join(plan, refs, warpgroup, out)
     if plan.adds:
         plgpu.barrier_wait(refs.onto_full.at[warpgroup])
-        out = out + plgpu.load(mine, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+        out = out + plgpu.load(out_tile, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
     else:
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    mine[...] = out.astype(mine.dtype)
+    out_tile[...] = out.astype(out_tile.dtype)
     plgpu.commit_smem()
     if plan.splits > 1 and not plan.joined:
         place = (split, *place)
-    plgpu.copy_smem_to_gmem(ours, refs.out.at[place])
+    plgpu.copy_smem_to_gmem(filled, refs.out.at[place])
 
 
 def _multiply(
     plan: Plan, refs: _Refs, start: jax.Array, turn: jax.Array, *into: Any
 ) -> list[jax.Array | None]:
     """Return the scales [64] of the rows from `start` on, or None, and the sums of each side."""
-    tall = plgpu.Layout.WGMMA.reduce(1)
+    row_layout = plgpu.Layout.WGMMA.reduce(1)
 
     def step(i: jax.Array, squares: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         stage = lax.rem(turn * plan.steps + i, jnp.int32(plan.ring))
@@ -364,8 +364,8 @@ def _multiply(
         lax.fori_loop(0, plan.steps, step, ())
         factor = None
         if plan.scaled:
-            known = refs.factors.at[pl.ds(start, ROWS)]
-            factor = plgpu.load(known, layout=tall, optimized=False)
+            row_factors = refs.factors.at[pl.ds(start, ROWS)]
+            factor = plgpu.load(row_factors, layout=row_layout, optimized=False)
     else:
         nothing = jnp.zeros((ROWS, _DEPTH), jnp.float32)
         nothing = plgpu.layout_cast(nothing, plgpu.Layout.WGMMA)

@@ -82,7 +82,7 @@ def run(
     # absl's global flags parse only the program's name: only absl's logging and crash handlers
     # are used here.
     app.run(
-        lambda _: _last(status(main, values, usage, argv)),
+        lambda _: _end_at_second_interrupt(status(main, values, usage, argv)),
         argv=argv[:1],
         flags_parser=lambda args: flags.FLAGS(args),
     )
@@ -120,13 +120,13 @@ def status(
         print(f"{program}: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
-        _let_go_of_output()
+        _flush_or_drop_output()
         return 1
     except (ValueError, OSError, flags.Error) as error:
         if values["traceback"].value:
             raise
         print(f"{program}: {_one_line(str(error))}", file=sys.stderr)
-        _let_go_of_output()
+        _flush_or_drop_output()
         return 2
 
 
@@ -135,7 +135,7 @@ def _one_line(message: str) -> str:
     return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..."
 
 
-def _let_go_of_output() -> None:
+def _flush_or_drop_output() -> None:
     """Flush stdout. If that fails, drop the rest: Python would try again at exit."""
     try:
         if sys.stdout is not None:
@@ -145,7 +145,7 @@ def _let_go_of_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _last(code: int) -> int:
+def _end_at_second_interrupt(code: int) -> int:
     if code == _INTERRUPTED:
         with contextlib.suppress(OSError):  # Ctrl-C may have ended the output's reader, too
             sys.stdout.flush()

@@ -192,7 +192,7 @@ def _read(
     q: jax.Array,
     *operands: jax.Array,
 ) -> jax.Array:
-    return _put_together(plan, parts, _launch(plan, interpret, q, *operands), q.dtype)
+    return _combine_parts(plan, parts, _launch(plan, interpret, q, *operands), q.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -207,7 +207,7 @@ def _append(
     # References, so that the kernel writes into the given pools.
     refs = [jax.new_ref(pool) for pool in pools]
     out = _launch(plan, interpret, qkv, *refs, *operands)
-    return _put_together(plan, parts, out, qkv.dtype), *map(jax.freeze, refs)
+    return _combine_parts(plan, parts, out, qkv.dtype), *map(jax.freeze, refs)
 
 
 def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> Any:
@@ -242,7 +242,7 @@ def _launch(plan: Plan, interpret: Any, loaded: jax.Array, *operands: Any) -> An
     return out
 
 
-def _put_together(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> jax.Array:
+def _combine_parts(plan: Plan, parts: jax.Array | None, out: Any, dtype: Any) -> jax.Array:
     """Combine the arrays that `_launch` returns into [B, N, H].
 
     It uses no reduction, so that XLA makes one kernel of it.

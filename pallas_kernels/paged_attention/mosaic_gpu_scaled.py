@@ -119,7 +119,7 @@ def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) ->
             seen, total = _take_over(plan, shared, seen, total)
         total = jnp.maximum(total, NO_SUM)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the previous result has left
-        result = seen.weighted / _across(total, plan.head_dim)
+        result = seen.weighted / _broadcast(total, plan.head_dim)
         if plan.parts == 1:
             out.transpose((1, 0))[...] = result.astype(out.dtype)
         else:
@@ -160,8 +160,8 @@ def _take_over(
     other = plgpu.load(shared.handed, layout=wide, optimized=False)
     higher = jnp.maximum(seen.highest, highest)
     fade, other_fade = jnp.exp2(seen.highest - higher), jnp.exp2(highest - higher)
-    weighted = seen.weighted * _across(fade, plan.head_dim)
-    weighted = weighted + other * _across(other_fade, plan.head_dim)
+    weighted = seen.weighted * _broadcast(fade, plan.head_dim)
+    weighted = weighted + other * _broadcast(other_fade, plan.head_dim)
     return _Seen(weighted, higher, seen.total), total * fade + other_total * other_fade
 
 
@@ -201,7 +201,7 @@ class _Tiles(NamedTuple):
         plgpu.commit_smem()
 
 
-def _across(x: jax.Array, rows: int) -> jax.Array:
+def _broadcast(x: jax.Array, rows: int) -> jax.Array:
     """Broadcast x [Q] to [rows, Q]."""
     return lax.broadcast_in_dim(x, (rows, *x.shape), (1,))
 
@@ -275,13 +275,13 @@ def _attend(
         scores = jnp.where(visible, _base_two(plan, scores * k_scales), MASKED)
         higher = jnp.maximum(seen.highest, scores.max(axis=0))
         fade = jnp.exp2(seen.highest - higher)
-        weight = jnp.exp2(scores - _across(higher, BLOCK))
+        weight = jnp.exp2(scores - _broadcast(higher, BLOCK))
         # A weight of 0 does not remove a NaN, which a scale in unread memory may be.
         tiles.weigh(jnp.where(visible, weight * v_scales, jnp.zeros_like(weight)))
         return _Seen(
-            weighted=seen.weighted * _across(fade, plan.head_dim) + tiles.values(tiles.v),
+            weighted=seen.weighted * _broadcast(fade, plan.head_dim) + tiles.values(tiles.v),
             highest=higher,
-            total=seen.total * _across(fade, BLOCK) + weight,
+            total=seen.total * _broadcast(fade, BLOCK) + weight,
         )
 
     seen = lax.fori_loop(0, blocks.count, step, seen)

@@ -94,7 +94,7 @@ def cut(plan: Plan, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     _, _, start, stop = _visible(plan, lens)
     parts = _parts(plan, stop - start)
-    size = _up(stop - start, parts)
+    size = _divided_up(stop - start, parts)
     row = jnp.arange(plan.rows, dtype=jnp.int32)
     earlier = (size > size[:, None]) | ((size == size[:, None]) & (row < row[:, None]))
     begin = jnp.where(earlier, parts, 0).sum(axis=1)  # [B]
@@ -209,7 +209,7 @@ def _work(plan: Plan, here: Place) -> Work:
     """Split a row's blocks evenly; the last parts of a short row may get none."""
     oldest, end, start, stop = _visible(plan, here.kv_len)
     parts = _parts(plan, stop - start)
-    each = _up(stop - start, parts)
+    each = _divided_up(stop - start, parts)
     first = start + here.part * each
     count = jnp.clip(stop - first, 0, each)
     return Work(**vars(here), parts=parts, oldest=oldest, end=end, first=first, count=count)
@@ -221,7 +221,7 @@ def _visible(plan: Plan, kv_len: jax.Array) -> tuple[jax.Array, ...]:
     window = plan.sliding_window
     oldest = jnp.zeros_like(kv_len) if window is None else jnp.maximum(kv_len - window, 0)
     end = jnp.maximum(kv_len - 1, 0) if plan.append else kv_len
-    start, stop = lax.div(oldest, jnp.full_like(oldest, BLOCK)), _up(end, BLOCK)
+    start, stop = lax.div(oldest, jnp.full_like(oldest, BLOCK)), _divided_up(end, BLOCK)
     return oldest, end, start, jnp.maximum(start, stop)
 
 
@@ -230,10 +230,10 @@ def _parts(plan: Plan, blocks: jax.Array) -> jax.Array:
     if plan.by_length is None:
         return jnp.full_like(blocks, plan.parts)
     whole = blocks <= plan.by_length.whole
-    return jnp.where(whole, 1, _up(blocks, plan.by_length.part))
+    return jnp.where(whole, 1, _divided_up(blocks, plan.by_length.part))
 
 
-def _up(x: jax.Array, by: jax.Array | int) -> jax.Array:
+def _divided_up(x: jax.Array, by: jax.Array | int) -> jax.Array:
     """Return x / by, rounded up."""
     by = jnp.broadcast_to(jnp.asarray(by, x.dtype), x.shape)
     return lax.div(x + by - 1, by)

@@ -115,17 +115,17 @@ def _tile_table(
     begin, end = jnp.clip(starts - token, 0, TILE), jnp.clip(ends - token, 0, TILE)
     position = token - starts + context
     pages = jnp.broadcast_to(cu_pages, token.shape)
-    is_its = (nth >= 0) & (nth < counts)
+    belongs = (nth >= 0) & (nth < counts)
     fields = jnp.stack([token, begin, end, position, pages], axis=2)
-    table = jnp.where(is_its[:, :, None], fields, 0).sum(axis=1)
+    table = jnp.where(belongs[:, :, None], fields, 0).sum(axis=1)
 
     context_end = jnp.where(table[:, 2] > 0, table[:, 3] + table[:, 2], -2 * tokens)
     is_longer = (context_end > context_end[:, None]) | (
         (context_end == context_end[:, None]) & (piece < piece[:, None])
     )
     rank = is_longer.astype(jnp.int32).sum(axis=1)
-    is_there = (rank == piece[:, None])[:, :, None]
-    return jnp.where(is_there, table, 0).sum(axis=1).astype(jnp.int32)
+    is_placed = (rank == piece[:, None])[:, :, None]
+    return jnp.where(is_placed, table, 0).sum(axis=1).astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -332,7 +332,7 @@ class _Half:
         plgpu.barrier_wait(v.full.at[stage])
         plgpu.barrier_wait(self.turn)
         if masked:
-            self._silence(stage, block)
+            self._clear_unseen(stage, block)
         values = v.buffer.at[stage]
         if plan.weights_in_registers:
             weighted = accumulate(weighted, rounded, values)
@@ -351,7 +351,7 @@ class _Half:
             visible &= behind < self.plan.sliding_window
         return visible
 
-    def _silence(self, stage: jax.Array, block: jax.Array) -> None:
+    def _clear_unseen(self, stage: jax.Array, block: jax.Array) -> None:
         """Clear rows of V that no row of the tile sees: they may hold NaN, which a weight of 0 does
         not remove. Each half clears the same rows before its own product and writes the other rows
         unchanged, so the bytes that the other half may be reading do not change."""

@@ -247,15 +247,17 @@ def _accumulate(plan: Plan, into: Any, rows: Any, weights: Any) -> None:
 
 def _compute(plan: Plan, refs: _Refs, warpgroup: jax.Array, out_tile: Any) -> None:
     """Compute half of a block's rows; run by one warpgroup."""
-    tall = plgpu.Layout.WGMMA.reduce(1)
-    mine = pl.ds(pl.multiple_of(warpgroup * ROWS, ROWS), ROWS)
+    row_layout = plgpu.Layout.WGMMA.reduce(1)
+    own_rows = pl.ds(pl.multiple_of(warpgroup * ROWS, ROWS), ROWS)
 
     def compute_tile(row: jax.Array, column: jax.Array, steps: jax.Array) -> None:
         start = pl.multiple_of(row + warpgroup * ROWS, ROWS)
         # The accelerator reads rows beyond the last as zeros and does not write them. An ordinary
         # load must stay within the array.
-        known = pl.multiple_of(jnp.minimum(start, plan.tokens - ROWS), ROWS)
-        factor = plgpu.load(refs.scale.at[pl.ds(known, ROWS)], layout=tall, optimized=False)
+        first_row = pl.multiple_of(jnp.minimum(start, plan.tokens - ROWS), ROWS)
+        factor = plgpu.load(
+            refs.scale.at[pl.ds(first_row, ROWS)], layout=row_layout, optimized=False
+        )
 
         def stage(i: jax.Array | int) -> jax.Array:
             return lax.rem(steps + i, jnp.int32(plan.stages))
@@ -265,7 +267,7 @@ def _compute(plan: Plan, refs: _Refs, warpgroup: jax.Array, out_tile: Any) -> No
             def _(i: jax.Array) -> None:
                 at = stage(i)
                 plgpu.barrier_wait(refs.full.at[at])
-                _accumulate(plan, into, refs.x_ring.at[at, mine], refs.w_ring.at[at])
+                _accumulate(plan, into, refs.x_ring.at[at, own_rows], refs.w_ring.at[at])
                 plgpu.wgmma_wait(1)
                 # All products but the newest have read their operands.
                 pl.when(i > 0)(lambda: plgpu.barrier_arrive(refs.free.at[stage(i - 1)]))

@@ -28,12 +28,12 @@ _MOST_TEXT = 2000
 _MOST_REASON = 300
 _DEEPEST = 8
 """Most parts of a dotted name; no field is nested this deep."""
-_OF_ITS_MODEL = (
+_FIELDS_FOR_A_CONTEXT = (
     ("model", "max_model_len"),
     ("prefill", "page_buckets"),
     ("decode", "page_buckets"),
 )
-"""Fields whose values suit only the context length of the config's own model."""
+"""Fields with values that suit only the context length of the config's own model."""
 
 
 def load_config(
@@ -70,7 +70,7 @@ def load_config(
     tree: dict[str, Any] = {}
     for name, value in (overrides or {}).items():
         _place(tree, name, name, value)
-    _leave_to_the_model(config, tree)
+    _reset_for_another_model(config, tree)
     # All overrides apply at once, since fields that constrain each other must change together.
     return _replace(config, tree, "")
 
@@ -107,7 +107,7 @@ def _named(name: str) -> str:
     return name if plain and len(name) < 100 else shown(name)
 
 
-def _leave_to_the_model(config: Config, tree: dict[str, Any]) -> None:
+def _reset_for_another_model(config: Config, tree: dict[str, Any]) -> None:
     """If the overrides name another model, set the fields that suit only the config's own to None.
 
     Fields that the overrides name keep the override.
@@ -116,7 +116,7 @@ def _leave_to_the_model(config: Config, tree: dict[str, Any]) -> None:
     source = model.get("source") if isinstance(model, dict) else None
     if not isinstance(source, str | Path) or str(source) == config.model.source:
         return
-    for owner, leaf in _OF_ITS_MODEL:
+    for owner, leaf in _FIELDS_FOR_A_CONTEXT:
         fields = tree.setdefault(owner, {})
         if isinstance(fields, dict):
             fields.setdefault(leaf, None)

@@ -275,10 +275,10 @@ class Config:
         use all devices.
       max_waiting: most requests in the waiting queue; one more is refused.
       max_logprobs: most alternatives that a request may ask for.
-      max_recorded: finished requests whose times are kept for metrics and traces, with 1,000
-        tokens each on average, and ten times as many spans of work; the oldest are dropped. A
-        request takes about 1.4 kB, a token 8 bytes, a span 0.5 kB: 10,000 take at most 150 MB.
-        Totals cover the whole run.
+      max_recorded: most finished requests on record for metrics and traces, with 1,000 tokens
+        each on average, and ten times as many spans of work; the oldest are dropped. A request
+        takes about 1.4 kB, a token 8 bytes, a span 0.5 kB: 10,000 take at most 150 MB. Totals
+        cover the whole run.
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
         meshes need.
       warm_up: compile every bucket before the first request.

@@ -20,23 +20,23 @@ class held_interrupts:
     SIGINT is ignored or its handler is not a Python function.
     """
 
-    __slots__ = ("_before", "_noted")
+    __slots__ = ("_handler", "_held_back")
 
     def __enter__(self) -> None:
-        self._noted: list[FrameType | None] = []
+        self._held_back: list[FrameType | None] = []
         in_main = threading.get_ident() == threading.main_thread().ident
-        self._before: Any = _SIGNALS.getsignal(signal.SIGINT) if in_main else None
-        if callable(self._before):
+        self._handler: Any = _SIGNALS.getsignal(signal.SIGINT) if in_main else None
+        if callable(self._handler):
             _SIGNALS.signal(signal.SIGINT, self._note)
 
     def __exit__(self, *_: object) -> None:
-        if callable(self._before):
-            _SIGNALS.signal(signal.SIGINT, self._before)
-            if self._noted:
-                self._before(signal.SIGINT, self._noted[0])
+        if callable(self._handler):
+            _SIGNALS.signal(signal.SIGINT, self._handler)
+            if self._held_back:
+                self._handler(signal.SIGINT, self._held_back[0])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted.append(frame)
-        if len(self._noted) > 1:
-            self._noted.clear()
-            self._before(number, frame)
+        self._held_back.append(frame)
+        if len(self._held_back) > 1:
+            self._held_back.clear()
+            self._handler(number, frame)

@@ -37,20 +37,20 @@ class StopStrings:
         self._edges: dict[int, int] = {}
         self._depth = [0]  # length of each state's prefix
         self._found: list[str | None] = [None]  # the longest string that each state ends with
-        self._shorter = [0]  # each state's longest proper suffix that is also a state
-        self._link(self._grow(stops))
+        self._fallback = [0]  # each state's longest proper suffix that is also a state
+        self._set_fallbacks(self._add_states(stops))
 
     def search(self, state: int, piece: str) -> tuple[int, Match | None]:
         """Read `piece` from `state`; return the new state and the match that begins first, or None.
 
         A match ends in the piece. Of two strings that begin at the same place the shorter wins.
         """
-        edges, shorter, found, depth = self._edges, self._shorter, self._found, self._depth
+        edges, fallback, found, depth = self._edges, self._fallback, self._found, self._depth
         match = None
         for end, character in enumerate(piece, 1):
             code = ord(character)
             while (longer := edges.get(state << _SHIFT | code)) is None and state:
-                state = shorter[state]
+                state = fallback[state]
             state = longer or 0
             stop = found[state]
             if stop is not None and (match is None or end - len(stop) < match.start):
@@ -63,7 +63,7 @@ class StopStrings:
         """Number of characters at the end of the text that may begin a string."""
         return self._depth[state]
 
-    def _grow(self, stops: Iterable[str]) -> list[list[tuple[int, int]]]:
+    def _add_states(self, stops: Iterable[str]) -> list[list[tuple[int, int]]]:
         """Build the tree of prefixes. Return for each length the states as (edge to it, state)."""
         levels: list[list[tuple[int, int]]] = []
         for stop in stops:
@@ -75,7 +75,7 @@ class StopStrings:
                     child = self._edges[edge] = len(self._depth)
                     self._depth.append(depth + 1)
                     self._found.append(None)
-                    self._shorter.append(0)
+                    self._fallback.append(0)
                     if depth == len(levels):
                         levels.append([])
                     levels[depth].append((edge, child))
@@ -83,14 +83,14 @@ class StopStrings:
             self._found[state] = stop
         return levels
 
-    def _link(self, levels: list[list[tuple[int, int]]]) -> None:
+    def _set_fallbacks(self, levels: list[list[tuple[int, int]]]) -> None:
         """Find each state's longest proper suffix that is a state, in order of length."""
-        edges, shorter, found = self._edges, self._shorter, self._found
+        edges, fallback, found = self._edges, self._fallback, self._found
         for level in levels[1:]:
             for edge, state in level:
-                suffix, code = shorter[edge >> _SHIFT], edge & ((1 << _SHIFT) - 1)
+                suffix, code = fallback[edge >> _SHIFT], edge & ((1 << _SHIFT) - 1)
                 while (longer := edges.get(suffix << _SHIFT | code)) is None and suffix:
-                    suffix = shorter[suffix]
-                shorter[state] = longer or 0
+                    suffix = fallback[suffix]
+                fallback[state] = longer or 0
                 if found[state] is None:
-                    found[state] = found[shorter[state]]
+                    found[state] = found[fallback[state]]

@@ -44,8 +44,8 @@ def all_ready(arrays: Any) -> bool:
 def is_sound(arrays: Any) -> bool:
     """Wait for every array of the tree; return whether all can be read.
 
-    A deleted array, or one whose computation failed, cannot be read. (`is_deleted` is public, but
-    untyped.)
+    An array that is deleted, or the result of a failed computation, cannot be read. (`is_deleted`
+    is public, but untyped.)
     """
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(arrays)):
         return False

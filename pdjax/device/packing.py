@@ -34,11 +34,11 @@ class Packed:
         for name, array in arrays.items():
             assert array.dtype.itemsize == 4, f"{name}: {array.dtype} has not 4 bytes an element"
         fields = tuple((name, array.dtype.name, array.shape) for name, array in arrays.items())
-        words = np.zeros(sum(_room(array.size) for array in arrays.values()), np.int32)
+        words = np.zeros(sum(_padded(array.size) for array in arrays.values()), np.int32)
         start = 0
         for array in arrays.values():
             words[start : start + array.size] = np.ravel(array).view(np.int32)
-            start += _room(array.size)
+            start += _padded(array.size)
         return cls(words, fields)
 
     def unpack(self) -> dict[str, jax.Array]:
@@ -48,11 +48,11 @@ class Packed:
             size = int(np.prod(shape))
             words = lax.slice(self.words, (start,), (start + size,)).reshape(shape)
             arrays[name] = lax.bitcast_convert_type(words, jnp.dtype(dtype))
-            start += _room(size)
+            start += _padded(size)
         return arrays
 
 
-def _room(words: int) -> int:
+def _padded(words: int) -> int:
     """Round an array's words up to where the next array begins."""
     return -(-words // ALIGNMENT) * ALIGNMENT
 

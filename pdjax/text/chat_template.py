@@ -149,7 +149,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         )
         self._rendering = threading.local()
         self.filters["tojson"] = _to_json
-        self.filters["counted"] = self._counted
+        self.filters["counted"] = self._count_iterations
         self.globals.update(
             raise_exception=_raise, strftime_now=strftime_now, dict=_Dict(), namespace=_Namespace
         )
@@ -160,7 +160,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         Raises:
           OverflowError: the template loops too often or writes too much.
         """
-        self._rendering.turns = 0
+        self._rendering.iterations = 0
         pieces, length = [], 0
         for piece in template.generate(variables):
             pieces.append(piece)
@@ -194,10 +194,10 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super()._generate(source, *args, **kwargs)
 
     @jinja2.pass_context  # keeps Jinja from evaluating this filter while it compiles
-    def _counted(self, context: Any, values: Iterable[Any]) -> Iterator[Any]:
+    def _count_iterations(self, context: Any, values: Iterable[Any]) -> Iterator[Any]:
         for value in values:
-            self._rendering.turns += 1
-            if self._rendering.turns > MAX_ITERATIONS:
+            self._rendering.iterations += 1
+            if self._rendering.iterations > MAX_ITERATIONS:
                 raise OverflowError(f"loops of more than {MAX_ITERATIONS} turns")
             yield value
 

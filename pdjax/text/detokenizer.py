@@ -20,7 +20,7 @@ UNKNOWN = "\ufffd"
 """The character for a byte that is no part of a character."""
 
 _BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")
-_OF_BYTE_TOKENS = frozenset("<>+0123456789abcdefABCDEFx" + UNKNOWN)
+_BYTE_TOKEN_CHARACTERS = frozenset("<>+0123456789abcdefABCDEFx" + UNKNOWN)
 _ANCHORS = "aqz.0"
 """Candidates for an anchor: a token that decodes to itself, put before another so that the other
 isn't the first token."""
@@ -116,18 +116,18 @@ class IncrementalDecoder:
         token = self._token_of(token_id, self._skip)
         if token is None:
             return ""
-        return self._give(self._stream.push(token))
+        return self._record(self._stream.push(token))
 
     def flush(self) -> str:
         """End the stream; return the text still held back, with U+FFFD for bytes of no
         character."""
-        return self._give(self._stream.flush())
+        return self._record(self._stream.flush())
 
     def _tokens(self, ids: Iterable[int]) -> Iterator[str]:
         tokens = (self._token_of(index, self._skip) for index in ids)
         return (token for token in tokens if token is not None)
 
-    def _give(self, text: str) -> str:
+    def _record(self, text: str) -> str:
         if text:
             self._pieces.append(text)
         return text
@@ -196,7 +196,7 @@ class _ByteStream:
         return self._new(self._utf8.decode(b"", final=True))
 
     def _new(self, text: str) -> str:
-        text, self._shown = _without(UNKNOWN, self._shown, text)
+        text, self._shown = _without_leading(UNKNOWN, self._shown, text)
         return text
 
 
@@ -229,7 +229,7 @@ class _TokenStream:
         return self._new([] if self._run is None else self._run.flush())
 
     def _new(self, tokens: list[str]) -> str:
-        text, self._shown = _without(UNKNOWN, self._shown, self._text(tokens))
+        text, self._shown = _without_leading(UNKNOWN, self._shown, self._text(tokens))
         return text
 
     def _text(self, tokens: list[str]) -> str:
@@ -241,11 +241,11 @@ class _TokenStream:
             return self._join(tokens)
         anchor = self._rules.anchor
         text = self._join([anchor, *tokens])[len(anchor) :]
-        text, self._blanks = _without(self._rules.blank, self._blanks, text)
+        text, self._blanks = _without_leading(self._rules.blank, self._blanks, text)
         return text
 
 
-def _without(character: str, most: int, text: str) -> tuple[str, int]:
+def _without_leading(character: str, most: int, text: str) -> tuple[str, int]:
     """Drop at most `most` copies of `character` from the start of a text.
 
     Return the rest, and how many copies may still be dropped from the text that follows.
@@ -356,10 +356,10 @@ def _is_local(step: dict[str, Any]) -> bool:
 def _keeps_bytes(step: dict[str, Any]) -> bool:
     """Whether this step leaves byte tokens unchanged."""
     if step["type"] == "Metaspace":
-        return step["replacement"] not in _OF_BYTE_TOKENS
+        return step["replacement"] not in _BYTE_TOKEN_CHARACTERS
     if step["type"] != "Replace" or not step["pattern"].get("String"):
         return False
-    return not _OF_BYTE_TOKENS & {*step["pattern"]["String"], *step["content"]}
+    return not _BYTE_TOKEN_CHARACTERS & {*step["pattern"]["String"], *step["content"]}
 
 
 def _replaces_a_character(step: dict[str, Any]) -> bool:

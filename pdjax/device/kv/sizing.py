@@ -25,7 +25,7 @@ class Device(Protocol):
 class Claim:
     """What a pool that is to be made needs.
 
-    An open pool is one whose size the config leaves open; `deal_pages` chooses its size.
+    The config leaves the size of an open pool to `deal_pages`.
 
     Attributes:
       field: name of the config's field for the pool's pages.
@@ -106,7 +106,7 @@ def deal_pages(claims: Sequence[Claim], fraction: float) -> list[int]:
 
 
 def _memories(claims: Sequence[Claim]) -> list[_Memory]:
-    """List the memories that hold the pools, without those whose free bytes are unknown.
+    """List the memories that hold the pools and report their free bytes.
 
     CPU devices share the host's memory.
     """
