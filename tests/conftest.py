@@ -1,14 +1,15 @@
-"""Sixteen virtual CPU devices for every test, before JAX starts, and one compilation for each
-program, however many tests build it.
+"""Gives every test sixteen virtual CPU devices, before JAX starts, and compiles each program once,
+however many tests build it.
 
-`JAX_PLATFORMS=cuda pytest tests/e2e -k 1-1-1` runs what fits on the accelerators there are.
+`JAX_PLATFORMS=cuda pytest tests/e2e -k 1-1-1` runs the tests that fit on the accelerators at hand.
 """
 
 import os
 from pathlib import Path
 
 if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
-    # Tests compile much and run each program a few times: a fifth of their time.
+    # Tests compile much and run each program a few times: XLA's optimizations took a fifth of
+    # their time.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
 

@@ -1,9 +1,9 @@
-"""The house rules that a reader relies on, held by reading the sources and not by running them.
+"""The rules of the packages, checked on the sources without running them.
 
-Two columns (`pdjax/host`, `pdjax/device`), one door, shared words, one roof: a file's path says
-what it may import. A rule takes a parsed Source and yields complaints, so that the rules themselves
-are tested, at the end, on sources that break them. A new file right under `pdjax/` is a word, the
-strictest room, until ROOMS says otherwise.
+A file's path decides what it may import: two columns (`pdjax/host`, `pdjax/device`), one door,
+shared words, one roof. A rule takes a parsed Source and yields complaints; tests at the end run the
+rules on sources that break them. A new file directly under `pdjax/` is in "words", the strictest
+room, until ROOMS says otherwise.
 """
 
 import ast
@@ -23,7 +23,8 @@ FOLDERS = (*PACKAGES, "experiments", "configs", "tests")
 MAX_LINES = 400
 
 PUBLIC = ("LLM", "AsyncLLM", "SLO", "Config", "SamplingParams", "RequestOutput", "load_config")
-# The first name below `pdjax` gives the room. What `pdjax` itself binds, lazily, may load anything.
+# The first name below `pdjax` gives the room. The names that `pdjax` itself binds, lazily, may load
+# anything.
 ROOMS = {
     **dict.fromkeys(["", *PUBLIC], "public names"),
     **dict.fromkeys(["cli", "serving", "__main__"], "front"),
@@ -53,7 +54,7 @@ MAY_IMPORT = {
 WITHOUT_JAX = {"words", "door", "host", "session", "sim", "configs"}
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 
-# Floors of a column, by the name below it; what is not named stands on floor 1.
+# Floors of a column, by the name below it; other names are on floor 1.
 FLOORS = {
     "host": {"coordinator*": 4, "runners*": 3, "views*": 3, "policies*": 2},
     "device": {"builder": 4, "engine*": 3, "steps*": 2, "mesh*": 0, "compat*": 0},
@@ -78,7 +79,7 @@ def is_below(name: str, *roots: str) -> bool:
 
 
 def room_of(dotted: str) -> str | None:
-    """The room of a dotted name, or None where it names nothing of this repository."""
+    """Return the room of a dotted name, or None for a name outside this repository."""
     first, _, rest = dotted.partition(".")
     if first == "pdjax":
         return ROOMS.get(rest.partition(".")[0], "words")
@@ -86,7 +87,7 @@ def room_of(dotted: str) -> str | None:
 
 
 class Source:
-    """One parsed file: its names with aliases undone, each as (dotted name, line)."""
+    """One parsed file: its names with aliases resolved, each as (dotted name, line)."""
 
     def __init__(self, path: str, text: str) -> None:
         self.path = path
@@ -106,7 +107,7 @@ class Source:
         self.calls = [(self._dotted(node.func), node.lineno) for node in calls]
 
     def _imports(self) -> Iterator[tuple[str, int]]:
-        """Imports at any depth: `from a import b` names `a.b`."""
+        """Yield imports at any depth: `from a import b` names `a.b`."""
         package = (
             self.module if self.path.endswith("__init__.py") else self.module.rpartition(".")[0]
         )
@@ -135,7 +136,7 @@ class Source:
 
 
 def check_rooms(source: Source) -> Iterator[str]:
-    """A file imports only from the rooms that its own room may know."""
+    """A file imports only from the rooms that its own room may import."""
     columns = set()
     for name, line in source.imports:
         target = room_of(name)
@@ -156,7 +157,7 @@ def floor_of(column: str, dotted: str) -> int:
 
 
 def check_floors(source: Source) -> Iterator[str]:
-    """Inside a column a file imports what stands lower or beside it."""
+    """Inside a column a file imports only from its own floor or lower ones."""
     if source.room not in FLOORS:
         return
     for name, line in source.imports:
@@ -166,7 +167,7 @@ def check_floors(source: Source) -> Iterator[str]:
 
 
 def check_private(source: Source) -> Iterator[str]:
-    """Nobody imports jax._src but the one file that answers for it."""
+    """Only compat.py imports jax._src."""
     if source.path != COMPAT_FILE:
         for name, line in {*source.imports, *source.references}:
             if is_below(name, "jax._src"):
@@ -174,7 +175,7 @@ def check_private(source: Source) -> Iterator[str]:
 
 
 def check_clock(source: Source) -> Iterator[str]:
-    """Wall time is injected: only the clock reads it, and only the clock sleeps."""
+    """Wall time is injected: only the clock's file reads it or sleeps."""
     if source.path.startswith(PACKAGES) and source.path != CLOCK_FILE:
         for name, line in source.imports:
             if is_below(name, "time"):
@@ -185,7 +186,7 @@ def check_clock(source: Source) -> Iterator[str]:
 
 
 def check_meshes(source: Source) -> Iterator[str]:
-    """Meshes have one maker; an AbstractMesh holds no devices and may be made anywhere."""
+    """Only one file makes meshes; an AbstractMesh has no devices and may be made anywhere."""
     if source.path.startswith(PACKAGES) and source.path != MESH_FILE:
         for name, line in source.calls:
             if name.rpartition(".")[2] in MESH_MAKERS and not is_below(name, "pdjax.device.mesh"):
@@ -193,7 +194,7 @@ def check_meshes(source: Source) -> Iterator[str]:
 
 
 def check_puts(source: Source) -> Iterator[str]:
-    """Bytes cross between devices in few places, each of which counts them."""
+    """Only a few files move bytes between devices, and each counts them."""
     allowed = any(fnmatch(source.path, glob) for glob in PUT_FILES)
     if source.path.startswith(PACKAGES) and not allowed:
         for name, line in {*source.imports, *source.references}:
@@ -202,7 +203,7 @@ def check_puts(source: Source) -> Iterator[str]:
 
 
 def check_length(source: Source) -> Iterator[str]:
-    """A file is short enough to be read at one sitting."""
+    """A file has at most MAX_LINES lines, so that it can be read at one sitting."""
     if source.lines > MAX_LINES:
         yield f"{source.path}: {source.lines} lines; at most {MAX_LINES}"
 
@@ -219,14 +220,14 @@ def complaints(source: Source) -> list[str]:
 
 @cache
 def sources() -> dict[str, Source]:
-    """Every Python file of the repository, by its path from the root."""
+    """Read every Python file of the repository, by its path from the root."""
     files = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
     paths = [file.relative_to(ROOT).as_posix() for file in files]
     return {path: Source(path, (ROOT / path).read_text("utf-8")) for path in paths}
 
 
 def cycles(edges: dict[str, set[str]]) -> list[str]:
-    """Modules that reach themselves through imports."""
+    """List the modules that reach themselves through imports."""
     reach = {module: set(targets) for module, targets in edges.items()}
     for middle in edges:
         for module in edges:
@@ -236,7 +237,7 @@ def cycles(edges: dict[str, set[str]]) -> list[str]:
 
 
 def import_graph(files: list[Source]) -> dict[str, set[str]]:
-    """Module -> modules it imports; `a.b.C` is an import of `a.b` where that is a file."""
+    """Map each module to the modules it imports; `a.b.C` imports `a.b` where that is a file."""
     modules = {source.module for source in files}
     graph = {}
     for source in files:

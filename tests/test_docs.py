@@ -1,5 +1,5 @@
-"""The map in docs/architecture.md has a line for every folder; every file says what it is for, and
-what README and docs name exists."""
+"""The map in docs/architecture.md has a line for every folder; every file states its purpose, and
+files that README and docs name exist."""
 
 import ast
 import re
@@ -11,13 +11,13 @@ FOLDERS = (*MAPPED, "configs", "experiments", "tests", "docs")
 
 
 def missing_from_map(text: str, paths: list[str]) -> list[str]:
-    """Folders of Python files that the map does not name as `name/`."""
+    """List the folders of Python files that the map does not name as `name/`."""
     names = {f"{parent.name}/" for path in paths for parent in Path(path).parents if parent.name}
     return sorted(name for name in names if not re.search(rf"(?<![\w.]){re.escape(name)}", text))
 
 
 def missing_from_tree(text: str) -> list[str]:
-    """Files that a text names by their path and that do not exist."""
+    """List the missing files that a text names by their path."""
     named = re.findall(rf"(?<![\w/.])(?:{'|'.join(FOLDERS)})/[\w/]*\.(?:py|md)\b", text)
     return sorted({path for path in named if not (ROOT / path).is_file()})
 

@@ -1,4 +1,4 @@
-"""What the coordinator does with a sequence whose work was broken off."""
+"""An interrupt in the coordinator's loop ends only the sequence whose work it hit."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +21,7 @@ CONFIG_IN_BULK = replace(CONFIG, handoff=HandoffConfig(streaming=False))
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("where", ["prefill", "tick"])
 def test_an_interrupt_ends_only_the_work_it_hit(monkeypatch, where, stages):
-    """Who presses a key leaves nobody with half a step behind him: no wrong token, no hang."""
+    """Ctrl-C leaves no sequence with half a step: no wrong token, no hang."""
     house = deploy(stages=(stages,))
     engine = {"prefill": house.prefill[0], "tick": house.decode[0]}[where]
     early = house.submit("early")
@@ -44,7 +44,7 @@ def test_an_interrupt_ends_only_the_work_it_hit(monkeypatch, where, stages):
 
 @pytest.mark.parametrize("where", ["send", "land"])
 def test_an_interrupted_hand_off_goes_on(monkeypatch, where):
-    """Nothing of it is lost: it is sent again."""
+    """No KV is lost: the hand-off is sent again."""
     house = deploy(stages=(2,))
     hit = house.submit("hit")
 
@@ -119,8 +119,8 @@ def test_pieces_add_up_to_the_text_however_it_ends(how, breaks):
 
 @pytest.mark.parametrize("how", ["abort", "run"])
 def test_an_interrupt_out_of_any_line_leaks_nothing(how):
-    """Wherever a turn or an abort is broken off, all that is left is whole: whoever has not failed
-    by it gets his exact answer, and whoever comes later does."""
+    """Wherever an interrupt breaks off a turn or an abort, the rest stays consistent: sequences
+    that did not fail by it get their exact answers, and so do later ones."""
 
     def day(line: int) -> int:
         house = deploy(stages=(2,), groups=2)

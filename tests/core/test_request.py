@@ -43,7 +43,7 @@ def test_lengths(sequence):
     assert sequence.prompt_len == 3
     assert sequence.length == 4
     assert sequence.token_ids == [1, 2, 3, 4]
-    assert sequence.lifetime_tokens == 8  # nobody reads the KV of the ninth
+    assert sequence.lifetime_tokens == 8  # the KV of the ninth token is never read
 
 
 @pytest.mark.parametrize(

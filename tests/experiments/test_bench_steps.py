@@ -45,12 +45,13 @@ def test_a_case_counts_what_tokens_see():
 
 
 def test_floors_are_those_worked_out_before():
-    """By hand, with what an H100 reached: 2.92 TB/s, and 44.0 k tokens/s that were 708 TFLOP/s."""
+    """The floors equal numbers worked out by hand for an H100: 2.92 TB/s, and 44.0 k tokens/s at
+    708 TFLOP/s."""
     for case, ms in (("1x1060", 5.17), ("64x1060", 8.2)):
         floor = decode_bytes(LLAMA, DecodeCase.parse(case), 2, "bfloat16") / 2.92e12 * 1e3
         assert floor == pytest.approx(ms, rel=0.01)
     saved = [decode_bytes(LLAMA, DecodeCase(1, 1), 2, dtype) for dtype in ("bfloat16", "int8")]
-    assert saved[0] - saved[1] == 2 * 32 * 8 * (128 - 4)  # a byte an element, but for a scale
+    assert saved[0] - saved[1] == 2 * 32 * 8 * (128 - 4)  # a byte an element, less a scale
     flops = prefill_flops(LLAMA, PrefillCase.parse("1x8192")) / 8192 * 44.0e3
     assert flops == pytest.approx(708e12, rel=0.01)
 
@@ -141,7 +142,7 @@ def test_a_run_measures_what_it_is_asked_for(tmp_path: Path, capsys: pytest.Capt
     ]
     assert status(bench_steps.main, bench_steps.FLAGS, "", argv) == 1
     whole = json.loads(out.read_text())
-    assert whole["failed"] == ["prefill 5@12"]  # and the others had their turn
+    assert whole["failed"] == ["prefill 5@12"]  # the other cases ran
     [tick], [step] = whole["decode"], whole["prefill"]
     assert (tick["case"], step["case"]) == ("2x16", "2x8")
     assert tick["ratio"] == pytest.approx(tick["ms"] / tick["floor_ms"])

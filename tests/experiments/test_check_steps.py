@@ -1,4 +1,4 @@
-"""That experiments/check_steps.py finds what it is there to find."""
+"""experiments/check_steps.py finds wrong steps."""
 
 from dataclasses import replace
 from functools import cache
@@ -68,7 +68,7 @@ def float32_steps(phase: str) -> tuple[Steps, Outcome]:
 
 
 def shuffled(batches: Batches) -> Batches:
-    """Another order of the pages that are read, while tokens are written where they belong."""
+    """Permute the pages that are read; tokens are written to the right pages."""
     steps = [
         replace(batch, page_table=np.roll(batch.page_table, 1, axis=1))
         if isinstance(batch, DecodeBatch)
@@ -105,7 +105,7 @@ def test_bfloat16_is_within_its_bound():
     [row] = results
     assert (row["bucket"], row["wrong"]) == ("decode 4x3", [])
     assert 2**-9 < row["reference"]["relative"] < LIMITS.bound
-    assert row["kernels"] == row["reference"]  # on the CPU the references are what runs
+    assert row["kernels"] == row["reference"]  # on the CPU the references run
     assert row["kernels_in_program"] == []
     assert check_steps.show(results).splitlines()[-1].split()[-1] == "ok"
 

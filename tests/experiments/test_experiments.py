@@ -1,4 +1,4 @@
-"""What experiments share, and that every committed config is one."""
+"""The shared parts of experiments; every committed config loads."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,7 +96,7 @@ def test_the_rival_of_the_demo_is_one_device():
 
 
 class FakeLLM:
-    """Answers a request two steps after it came; each step takes 0.4 s."""
+    """Answers a request two steps after its arrival; each step takes 0.4 s."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock(tick=0.4)
@@ -184,7 +184,7 @@ POINT = bench_engine.Point(batch=2, prompt=20, output=6)
 
 
 def test_parts_of_a_step_add_up_to_the_whole():
-    """On a clock that moves by a second each time that it is read."""
+    """The clock moves by a second at each reading."""
 
     class Ticking(VirtualClock):
         def now(self) -> float:
@@ -220,7 +220,7 @@ def test_bench_engine_measures_a_point(tmp_path: Path):
     cache = str(tmp_path)
     config = bench_engine.make_config("tiny", [POINT], True, cache, {"decode.lookahead": "0"})
     assert (config.decode.rows, config.decode.lookahead, config.devices) == (2, 0, 1)
-    config = load_config(config, {"compilation_cache": None})  # the other tests keep theirs
+    config = load_config(config, {"compilation_cache": None})  # keeps the other tests' setting
     with LLM(config) as llm:
         assert llm.coordinator.warm_up() == 4  # prefill, with penalties, decode, history
         served = bench_engine.measure(llm, StepTimes(llm), POINT, waves=2, rounds=1)

@@ -70,7 +70,7 @@ def test_groups_that_cannot_be_are_refused_first(groups):
 
 
 class Ticking:
-    """A transfer whose shipments are sent, read and seen to have arrived in turn, one a second."""
+    """A transfer and its own ticket: a shipment is sent, read and arrives in turn, one a second."""
 
     def __init__(self) -> None:
         self.moment = 0.0
@@ -90,7 +90,7 @@ class Ticking:
     ("rate", "ended", "seen"),
     [
         (6.0, 5.5, (2.0, 0.5, 0.5)),  # from 2 to 3 and from 5 to 6
-        (4.0, 5.5, (3.0, 0.5, 0.5)),  # reading was seen half a second late
+        (4.0, 5.5, (3.0, 0.5, 0.5)),  # the read was seen half a second late
         (1.0, 2.0, (4.0, 3.0, 4.0)),  # nothing is on the wire before it is sent
         (6.0, 7.0, (2.0, 0.0, 0.0)),
     ],

@@ -1,4 +1,4 @@
-"""A hand-off by the profiler's clock, read from traces made by hand."""
+"""Times of a hand-off by the profiler's clock, read from hand-made traces."""
 
 from types import SimpleNamespace
 from typing import Any

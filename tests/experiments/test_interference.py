@@ -1,4 +1,4 @@
-"""Two experiments, small, on the CPU: `interference` and `mixes`."""
+"""Small runs of two experiments, `interference` and `mixes`, on the CPU."""
 
 import json
 from dataclasses import replace
@@ -37,9 +37,9 @@ def test_prefill_beside_decode(tmp_path: Path):
             assert (point["gaps"], point["preemptions"]) == (LOAD.rows * LOAD.steps, 0)
             assert point["curve_ms"] == sorted(point["curve_ms"])
             assert 0 < point["host_busy"] <= 1
-            # Everybody's gaps lie within the phase.
+            # The gaps of all rows lie within the phase.
             assert point["itl_ms"]["mean"] * LOAD.steps <= point["seconds"] * 1e3 * 1.5
-        # Rows of their own: as long in one phase as in the other.
+        # Each phase has new rows, of the same length in both.
         assert seen["quiet"]["context"] == seen["loaded"]["context"]
         assert "intruders" not in seen["quiet"]
         moved = seen["loaded"]["transfers"]
@@ -71,7 +71,7 @@ def test_a_load_fits_into_its_config():
 
 
 def seen(quiet: float, loaded: float, **more: Any) -> dict[str, Any]:
-    """Phases whose gaps are all the same, in milliseconds."""
+    """Make phases with equal gaps, in milliseconds."""
     transfers = {"transfers": 2, "layout_changing_puts": 0.0, "bytes_each": 2e6}
     transfers |= {"exposed_ms_each": 0.25, "hidden": 0.75}
     intruders = {"finished": 2, "ttft_ms": {"p50": 400.0, "p99": None}, "prefill_ms": 200.0}
@@ -138,7 +138,7 @@ def test_mixes_are_exact():
     assert row["prefill_ms"] > 0 and row["tick_ms"] > 0 and row["of_peak"] > 0
     assert not mixes.wrong(row)
 
-    # A token that differs is found, and told with what the truth thought of it.
+    # A different token is found and reported with the truth's preference.
     answers = [replace(answer, choices=list(answer.choices)) for answer in right.answers]
     tokens = list(answers[3].token_ids)
     tokens[2] += 1

@@ -80,7 +80,7 @@ def test_a_contradiction_is_named(
 
 
 def test_an_array_of_too_many_strings_is_refused_before_it_is_read(tmp_path: Path):
-    """A flipped bit of a count makes a list of the zeros that follow."""
+    """With a flipped bit in its count, an array would read the following zeros as strings."""
     path = write(tmp_path / "m.gguf", (field("k", ARRAY, strings(1 << 22)),), data=1 << 26)
     started = time.process_time()
     with pytest.raises(ValueError, match="length of k is 4194304; allowed: at most 2097152"):
@@ -193,7 +193,7 @@ class TestSplits:
 
 
 def test_a_large_vocabulary_opens_in_two_seconds(tmp_path: Path):
-    """A vocabulary and merges of Llama 3's size; the time is that of this process alone."""
+    """The vocabulary and merges have Llama 3's size; only this process's time counts."""
     letters = [chr(code) for code in range(0x100, 0x100 + 360)]
     pairs = [a + b for a in letters for b in letters][: 128_000 - 360]
     tokens = [token.encode() for token in letters + pairs]
