@@ -45,13 +45,15 @@ _BATCH = flags.DEFINE_multi_integer("batch", [64], "rows that decode", flag_valu
 _PROMPT = flags.DEFINE_multi_integer("prompt", [1024], "tokens of a prompt", flag_values=FLAGS)
 _OUTPUT = flags.DEFINE_multi_integer("output", [128], "tokens of an answer", flag_values=FLAGS)
 _WAVES = flags.DEFINE_integer("waves", 2, "batches of the offline run", flag_values=FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds a step is timed in", flag_values=FLAGS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 3, "rounds of a number; the median counts", flag_values=FLAGS
+)
 _STARTS = flags.DEFINE_bool("starts", True, "time a cold and a warm start", flag_values=FLAGS)
 _COLOCATED = flags.DEFINE_bool("colocated", False, "both phases on one mesh", flag_values=FLAGS)
 _CACHE = flags.DEFINE_string(
     "cache", "", "compilation cache to use, which need not be empty", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", "results/bench_engine.json", "file", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/bench_engine.json", "file to write", flag_values=FLAGS)
 _FIELDS = flags.DEFINE_multi_string(
     "config.FIELD", [], "override a field of the config; may be repeated", flag_values=FLAGS
 )

@@ -79,10 +79,12 @@ _KV_DTYPE = flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 _STEPS = flags.DEFINE_integer("steps", 32, "ticks of a round", flag_values=FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds, of which the median", flag_values=FLAGS)
-_PROFILE = flags.DEFINE_bool("profile", False, "kernels of each step, too", flag_values=FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds; the median counts", flag_values=FLAGS)
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "also list the kernels of each step", flag_values=FLAGS
+)
 _CACHE = flags.DEFINE_string("cache", "", "compilation cache to use", flag_values=FLAGS)
-_OUT = flags.DEFINE_string("out", "results/bench_steps.json", "file", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/bench_steps.json", "file to write", flag_values=FLAGS)
 
 
 class Bench:

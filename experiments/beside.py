@@ -37,9 +37,9 @@ _RUN = flags.DEFINE_string("run", None, "an experiment and its flags", flag_valu
 _SHOW = flags.DEFINE_string("show", ".", "regular expression of numbers' paths", flag_values=FLAGS)
 _TURNS = flags.DEFINE_integer("turns", 5, "runs of each build", flag_values=FLAGS)
 _SECONDS = flags.DEFINE_float(
-    "seconds", None, "after which no further turn begins", flag_values=FLAGS
+    "seconds", None, "seconds after which no further turn begins", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", "results/beside.json", "file", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/beside.json", "file to write", flag_values=FLAGS)
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:

@@ -74,7 +74,7 @@ _KERNELS = flags.DEFINE_enum(
     "kernels",
     None,
     list(KERNELS),
-    "run these wherever an operation has them, proven or not; else what is proven",
+    "run these wherever an operation has them, proven or not; else the proven ones",
     flag_values=FLAGS,
 )
 _BOUND = flags.DEFINE_float(
@@ -83,7 +83,7 @@ _BOUND = flags.DEFINE_float(
 _RATIO = flags.DEFINE_float(
     "ratio", 2.0, "largest error of kernels over that of references", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", "results/check_steps.json", "file", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/check_steps.json", "file to write", flag_values=FLAGS)
 
 
 @dataclass(frozen=True)

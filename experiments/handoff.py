@@ -47,9 +47,9 @@ from pdjax.flags import new_flags, run
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
-_LAYERS = flags.DEFINE_integer("layers", None, "instead of the model's", flag_values=FLAGS)
+_LAYERS = flags.DEFINE_integer("layers", None, "layers instead of the model's", flag_values=FLAGS)
 _LAYOUT = flags.DEFINE_multi_string("layout", ["1x1x1"], "TPxSTAGESxTP", flag_values=FLAGS)
-_PROMPT = flags.DEFINE_multi_integer("prompt", [2048], "tokens", flag_values=FLAGS)
+_PROMPT = flags.DEFINE_multi_integer("prompt", [2048], "tokens of a prompt", flag_values=FLAGS)
 _GROUPS = flags.DEFINE_multi_integer(
     "groups",
     None,
@@ -61,9 +61,9 @@ _CHECKSUMS = flags.DEFINE_bool("checksums", False, "check every page", flag_valu
 _BUDGET = flags.DEFINE_integer("budget", 2048, "tokens of a prefill step", flag_values=FLAGS)
 _PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "tokens a page", flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "prompts of each kind", flag_values=FLAGS)
-_PEAK = flags.DEFINE_integer("peak_bytes", 1 << 30, "of the large put", flag_values=FLAGS)
-_TRACE = flags.DEFINE_bool("trace", False, "by the profiler's clock, too", flag_values=FLAGS)
-_OUT = flags.DEFINE_string("out", "results/handoff.json", "file", flag_values=FLAGS)
+_PEAK = flags.DEFINE_integer("peak_bytes", 1 << 30, "bytes of the large put", flag_values=FLAGS)
+_TRACE = flags.DEFINE_bool("trace", False, "also time by the profiler's clock", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/handoff.json", "file to write", flag_values=FLAGS)
 _PLOT = flags.DEFINE_string("plot", None, "file of a picture; needs matplotlib", flag_values=FLAGS)
 
 

@@ -39,15 +39,17 @@ from pdjax.core.model_spec import ModelSpec
 from pdjax.flags import new_flags, run
 
 FLAGS = new_flags()
-_LLMS = flags.DEFINE_integer("llms", 20, "that get a SIGINT each", flag_values=FLAGS)
-_LINES = flags.DEFINE_integer("lines", 400, "of the host that raise", flag_values=FLAGS)
+_LLMS = flags.DEFINE_integer("llms", 20, "LLMs that get a SIGINT each", flag_values=FLAGS)
+_LINES = flags.DEFINE_integer("lines", 400, "lines of the host that raise", flag_values=FLAGS)
 _LOSSES = flags.DEFINE_integer("losses", 40, "calls of a device that fail", flag_values=FLAGS)
-_THREADS = flags.DEFINE_integer("threads", 20, "that call generate at once", flag_values=FLAGS)
-_REQUESTS = flags.DEFINE_integer(
-    "requests", 20, "of a thread, one after another", flag_values=FLAGS
+_THREADS = flags.DEFINE_integer(
+    "threads", 20, "threads that call generate at once", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", "results/hostile.json", "file for numbers", flag_values=FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "of all that is random here", flag_values=FLAGS)
+_REQUESTS = flags.DEFINE_integer(
+    "requests", 20, "requests of a thread, in sequence", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", "results/hostile.json", "file to write", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of everything random", flag_values=FLAGS)
 
 CONFIG = Config(
     model=ModelConfig(

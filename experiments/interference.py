@@ -43,11 +43,15 @@ from pdjax.host.sequences import sequence as states
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
-_ROWS = flags.DEFINE_integer("rows", 64, "that decode all the time", flag_values=FLAGS)
+_ROWS = flags.DEFINE_integer("rows", 64, "rows that decode all the time", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_integer("prompt", 1024, "tokens of a row's prompt", flag_values=FLAGS)
 _LONG = flags.DEFINE_integer("long", 8192, "tokens of an intruder's prompt", flag_values=FLAGS)
-_LONG_OUTPUT = flags.DEFINE_integer("long_output", 4, "tokens it gets", flag_values=FLAGS)
-_INTRUDERS = flags.DEFINE_integer("intruders", 2, "at once, waiting or not", flag_values=FLAGS)
+_LONG_OUTPUT = flags.DEFINE_integer(
+    "long_output", 4, "tokens of an intruder's answer", flag_values=FLAGS
+)
+_INTRUDERS = flags.DEFINE_integer(
+    "intruders", 2, "intruders at once, waiting or not", flag_values=FLAGS
+)
 _SPARE = flags.DEFINE_integer("spare", 8, "further rows, for intruders", flag_values=FLAGS)
 _STEPS = flags.DEFINE_integer("steps", 200, "gaps a row and phase", flag_values=FLAGS)
 _WARM = flags.DEFINE_integer("warm", 20, "ticks dropped as a phase begins", flag_values=FLAGS)
@@ -58,8 +62,8 @@ _BUDGET = flags.DEFINE_integer(
     "tokens of a disaggregated prefill step; --chunk unless given",
     flag_values=FLAGS,
 )
-_MODES = flags.DEFINE_multi_enum("modes", list(MODES), MODES, "may be repeated", flag_values=FLAGS)
-_OUT = flags.DEFINE_string("out", "results/interference.json", "file", flag_values=FLAGS)
+_MODES = flags.DEFINE_multi_enum("modes", list(MODES), MODES, "modes to run", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/interference.json", "file to write", flag_values=FLAGS)
 _PLOT = flags.DEFINE_string("plot", None, "file of a picture; needs matplotlib", flag_values=FLAGS)
 _FIELDS = flags.DEFINE_multi_string(
     "config.FIELD", [], "override a field of the configs; may be repeated", flag_values=FLAGS

@@ -126,9 +126,14 @@ class Mix:
 
 
 FLAGS = new_flags()
-_MODEL = flags.DEFINE_enum("model", "small", list(SCALES), "and its prompts", flag_values=FLAGS)
+_MODEL = flags.DEFINE_enum(
+    "model", "small", list(SCALES), "model and its prompts", flag_values=FLAGS
+)
 _DEVICES = flags.DEFINE_integer(
-    "devices", None, "to use; on a CPU, to make; unless given, those there are", flag_values=FLAGS
+    "devices",
+    None,
+    "devices to use; on a CPU, to make; all devices unless given",
+    flag_values=FLAGS,
 )
 _MIXES = flags.DEFINE_multi_string(
     "mixes", [], "only mixes with this in their name; may be repeated", flag_values=FLAGS
@@ -136,7 +141,7 @@ _MIXES = flags.DEFINE_multi_string(
 _CACHE = flags.DEFINE_string(
     "cache", "", "compilation cache to use; unless given, one for this run", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", "results/mixes.json", "file", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/mixes.json", "file to write", flag_values=FLAGS)
 
 
 def truth(scale: Scale, devices: int, cache: str | None) -> Config:

@@ -50,9 +50,7 @@ def new_flags(config: str | None = None) -> flags.FlagValues:
             "override a field of the config, as in --config.decode.rows=8; may be repeated",
             flag_values=values,
         )
-    flags.DEFINE_bool(
-        "traceback", False, "where an error arises, show the whole way to it", flag_values=values
-    )
+    flags.DEFINE_bool("traceback", False, "show the traceback of an error", flag_values=values)
     return values
 
 

@@ -2,7 +2,7 @@
 
 Both ways give the same text for any tokens. A vocabulary with tokens for single bytes ("byte
 fallback") needs a definition for that. The tokenizers package turns a whole run of such bytes into
-one U+FFFD a byte as soon as one byte is no part of a character, so a later token would take back
+one U+FFFD a byte as soon as one byte is not part of a character, so a later token would take back
 characters already shown. Here, as in SentencePiece, characters stay, and each byte that belongs to
 no character becomes one U+FFFD.
 """
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import tokenizers
 
 UNKNOWN = "\ufffd"
-"""The character for a byte that is no part of a character."""
+"""The character for a byte that is not part of a character."""
 
 _BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")
 _BYTE_TOKEN_CHARACTERS = frozenset("<>+0123456789abcdefABCDEFx" + UNKNOWN)
@@ -52,7 +52,7 @@ class Detokenizer:
         return self._special
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """Return the text of `ids`; a byte that is no part of a character becomes U+FFFD."""
+        """Return the text of `ids`; a byte that is not part of a character becomes U+FFFD."""
         text = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         if self._rules is None or not self._rules.byte_fallback or UNKNOWN not in text:
             return text

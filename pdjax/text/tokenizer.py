@@ -80,7 +80,7 @@ class Tokenizer:
 
         Raises:
           NoTokenizer: a ValueError; the directory holds no tokenizer of a supported kind.
-          ValueError: a file or field is no part of a valid tokenizer; the message names it.
+          ValueError: a file or field does not make a valid tokenizer; the message names it.
         """
         path = Path(path)
         if path.is_dir():
@@ -93,7 +93,7 @@ class Tokenizer:
         """Open the tokenizer of a directory; None where it holds none of a supported kind.
 
         Raises:
-          ValueError: a file or field is no part of a valid tokenizer; the message names it.
+          ValueError: a file or field does not make a valid tokenizer; the message names it.
         """
         try:
             return cls.open(directory)

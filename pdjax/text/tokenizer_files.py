@@ -75,7 +75,7 @@ def read_tokenizer(directory: Path) -> TokenizerParts:
 
     Raises:
       NoTokenizer: there is none of a supported kind.
-      ValueError: a file or field is no part of a valid tokenizer; the message names it.
+      ValueError: a file or field does not make a valid tokenizer; the message names it.
     """
     config = read_json_if_any(directory / CONFIG_FILE)
     model = read_json_if_any(directory / MODEL_FILE)

@@ -117,7 +117,7 @@ def test_random_bytes(name: str):
 
 
 def test_characters_stay_beside_bytes_that_are_none():
-    """Each byte that is no part of a character becomes U+FFFD, as in SentencePiece."""
+    """Each byte that is not part of a character becomes U+FFFD, as in SentencePiece."""
     llama = DETOKENIZERS["llama"]()
     assert llama.decode([*FIRE, *FIRE[:3]], True) == "🔥\ufffd\ufffd\ufffd"
     assert llama.decode([*FIRE[:2], *"é".encode(), 0xFF, 0x41], True) == "\ufffd\ufffdé\ufffdA"

@@ -159,8 +159,7 @@ def test_incremental_text_is_the_whole_text(byte_level: Tokenizer, tmp_path: Pat
 
 
 def test_text_after_a_prompt_keeps_its_leading_space(byte_level: Tokenizer, tmp_path: Path):
-    """SentencePiece drops the space before a text's first word, but a completion is no text's
-    start."""
+    """SentencePiece drops the space before a text's first word; a completion keeps it."""
     spm = from_gguf(tmp_path, spm_metadata())
     for tokenizer in (byte_level, spm):
         whole = tokenizer.encode("ab cd ab")

@@ -135,7 +135,7 @@ def _too_large(fixed: Sequence[tuple[Claim, int]], taken: int, memory: _Memory) 
     each = sum(nbytes for _, nbytes in fixed)
     return (
         f"{sizes}: {taken / 1e9:.2f} GB in all, but {memory.free / 1e9:.2f} GB are free on "
-        f"{memory.name}; at most {memory.free // each} pages fit, or None takes what there is"
+        f"{memory.name}; at most {memory.free // each} pages fit, or None takes what fits"
     )
 
 
