@@ -117,7 +117,7 @@ class NoTicket:
 
 def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
     """Make a coordinator that serves `rows` sequences, on engines that take no time."""
-    layout = KVLayout(stages, 1, 2, page_size=16, dtype="float32", itemsize=4, stages=stages)
+    layout = KVLayout.of_heads(stages, 1, 2, 16, "float32", 4, stages)
     engine = InstantEngine(layout, 1 + rows * (longest // 16 + 2), rows)
     clock = WallClock()
     return Coordinator(

@@ -21,11 +21,12 @@ from pallas_kernels.paged_attention import api as paged_attention
 from pallas_kernels.prefill_attention import api as prefill_attention
 from pallas_kernels.product import api as product
 from pallas_kernels.swiglu import api as swiglu
-from pdjax.core.kv_layout import NULL_PAGE, KVLayout
+from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import KVPool, PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
 from pdjax.device.models.decoder import Params
+from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
 from pdjax.device.steps import decode, prefill
 from pdjax.device.steps.sample import Undecided
@@ -98,14 +99,7 @@ class Steps:
         batches: Batches,
     ) -> None:
         dtype = params.final_norm.dtype
-        self._layout = KVLayout(
-            num_layers=spec.num_layers,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            page_size=page_size,
-            dtype=dtype.name,
-            itemsize=dtype.itemsize,
-        )
+        self._layout = kv_layout(spec, page_size, dtype.name)
         self._params, self._pages = params, batches.pages
         first = batches.steps[0]
         step: Any
@@ -120,9 +114,9 @@ class Steps:
         else:
             step = prefill.make_prefill_step(params, spec, self._layout.tp)
         shape = spec.kv_heads, batches.pages, page_size, spec.head_dim
-        side: Any = [jax.ShapeDtypeStruct(shape, dtype)] * spec.num_layers
+        pool: Any = [(jax.ShapeDtypeStruct(shape, dtype),) * 2] * spec.num_layers
         with implementations(implementation):
-            self._lowered = step.lower(params, KVPool(side, side), *self._between, _pack(first))
+            self._lowered = step.lower(params, pool, *self._between, _pack(first))
         self.kernels = _kernels_in(self._lowered.as_text())
 
     def compile(self) -> None:
@@ -184,7 +178,7 @@ def _kernels_in(program: str) -> list[str]:
 def kv_error(found: KVPool, exact: KVPool) -> float:
     """Return the largest relative L2 error of a token's K or V over the heads of a layer. The whole
     pool counts, so that a write to a wrong slot is seen in both slots."""
-    pairs = [*zip(found.k, exact.k, strict=True), *zip(found.v, exact.v, strict=True)]
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
     return max(float(_token_error(*pair)) for pair in pairs)
 
 
@@ -203,8 +197,8 @@ def _pack(batch: PrefillBatch | DecodeBatch) -> Any:
 def _fill(pool: KVPool) -> None:
     """Fill a pool with noise as large as the K and V of `weights`: bfloat16 numbers, the same in
     every type."""
-    for layer, (k, v) in enumerate(zip(pool.k, pool.v, strict=True)):
-        pool.k[layer], pool.v[layer] = (_noise(x, 2 * layer + i) for i, x in enumerate((k, v)))
+    for layer, planes in enumerate(pool):
+        pool[layer] = tuple(_noise(x, 2 * layer + i) for i, x in enumerate(planes))
 
 
 @partial(jax.jit, donate_argnums=0)

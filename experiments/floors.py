@@ -1,17 +1,13 @@
 """The floors of a step: bytes that it must read, operations that it must compute."""
 
-import jax.numpy as jnp
-
 from experiments.step_cases import DecodeCase, PrefillCase
-from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.models.registry import matrix_params
+from pdjax.device.models.registry import kv_layout, matrix_params
 
 
 def token_kv_bytes(spec: ModelSpec, dtype: str) -> int:
     """Return the bytes of K and V that one layer stores of a token, with their scales, if any."""
-    itemsize = jnp.dtype(dtype).itemsize
-    return KVLayout(1, spec.kv_heads, spec.head_dim, 1, dtype, itemsize).page_bytes
+    return kv_layout(spec, 1, dtype).page_bytes // spec.num_layers
 
 
 def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int, kv_dtype: str) -> int:

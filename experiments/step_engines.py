@@ -19,6 +19,7 @@ from pdjax.core.model_spec import ModelSpec
 from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
+from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch, Sampled
 from pdjax.interfaces.tickets import Ticket
@@ -58,14 +59,7 @@ class StepEngines:
         self, spec: ModelSpec, dtype: str, page_size: int, kv_dtype: str | None = None
     ) -> None:
         self.spec = spec
-        self.layout = KVLayout(
-            num_layers=spec.num_layers,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            page_size=page_size,
-            dtype=dtype,
-            itemsize=jnp.dtype(dtype).itemsize,
-        )
+        self.layout = kv_layout(spec, page_size, dtype)
         own = kv_dtype or dtype
         self._decode_layout = replace(self.layout, dtype=own, itemsize=jnp.dtype(own).itemsize)
         # On one device the rules of both phases place all weights alike.
@@ -122,13 +116,12 @@ class StepEngines:
     def _pool(self, layout: KVLayout, pages: int) -> PoolOwner:
         """Make a pool full of noise."""
         pool = PoolOwner(layout, pages, self._mesh, PREFILL_RULES)
-        shape = elements_of(pool.arrays.k[0]).shape
-        fill = jax.jit(
-            lambda seed: noisy_pages(shape, layout.dtype, seed), out_shardings=pool.sharding
-        )
+        first = elements_of(pool.arrays[0][0])
+        shape, where = first.shape, first.sharding
+        del first
+        fill = jax.jit(lambda seed: noisy_pages(shape, layout.dtype, seed), out_shardings=where)
         for layer in range(layout.slots):  # layer by layer, since two whole pools might not fit
-            pool.arrays.k[layer] = fill(2 * layer)
-            pool.arrays.v[layer] = fill(2 * layer + 1)
+            pool.arrays[layer] = fill(2 * layer), fill(2 * layer + 1)
         return pool
 
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pallas_kernels.paged_attention.api import PLATFORMS
@@ -22,6 +21,7 @@ from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.device.layer_groups import choose_groups
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh, take_devices
 from pdjax.device.models.decoder import Params
+from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import load_params, random_params
 from pdjax.device.worker import OrderedPrefillEngine, OrderedTransfer, on_threads
 from pdjax.interfaces.transfer import End, Side
@@ -142,11 +142,11 @@ class _Builder:
         p, d = config.prefill, config.decode
         dtype = config.kv.dtype or config.model.dtype
         with _fields_of("prefill"):
-            self._prefill_layout = self._layout(1, p.tp, config.kv.page_size, dtype)
+            self._prefill_layout = kv_layout(spec, config.kv.page_size, dtype, tp=p.tp)
             _check_mlp(spec, p.tp)
         with _fields_of("decode"):
-            self._decode_layout = self._layout(
-                d.stages, d.tp, config.decode_page_size, d.kv_dtype or dtype
+            self._decode_layout = kv_layout(
+                spec, config.decode_page_size, d.kv_dtype or dtype, d.stages, d.tp
             )
             _check_mlp(spec, d.tp)
         with _fields_of("handoff"):
@@ -235,18 +235,6 @@ class _Builder:
         have slots that 32 bits can count."""
         wanted = 1 + sequences * layout.pages_for(self._context)
         return min(wanted, (2 * MOST_TOKENS - 1) // layout.page_size)
-
-    def _layout(self, stages: int, tp: int, page_size: int, dtype: str) -> KVLayout:
-        return KVLayout(
-            num_layers=self._spec.num_layers,
-            kv_heads=self._spec.kv_heads,
-            head_dim=self._spec.head_dim,
-            page_size=page_size,
-            dtype=dtype,
-            itemsize=jnp.dtype(dtype).itemsize,
-            stages=stages,
-            tp=tp,
-        )
 
     def _weights(self, mesh: Mesh, rules: Rules, layout: KVLayout) -> Params:
         spec, layers, dtype = self._spec, layout.stage_layers, self._config.model.dtype

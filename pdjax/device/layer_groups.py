@@ -44,12 +44,11 @@ def measure_groups(
     ends = End(Side.PREFILL, 0), End(Side.DECODE, 0)
     few, many = ((nbytes, transfer.probe(*ends, nbytes)) for nbytes in PROBES)
     path, tp = transfer.path(*ends), source.layout.tp
-    head_bytes = path.wire.head_bytes(spec.head_dim)
     links = min(tp, path.target.layout.tp)  # each shard has its own
     rate = matmul_rate(source.mesh.devices.flat[0], spec, tokens, dtype)
     return plan_groups(
         spec.num_layers,
-        2 * spec.num_layers * spec.kv_heads * tokens * head_bytes // links,
+        path.token_bytes() * tokens // links,
         Link.through(few, many),
         step_flops(spec, tokens) / (tp * rate),
         GROUP_OVERHEAD_S,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, ModelConfig
-from pdjax.core.kv_layout import KVLayout, split_groups
+from pdjax.core.kv_layout import split_groups
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.builder import build_engines
 from pdjax.device.checkpoints.api import num_params
@@ -19,6 +19,7 @@ from pdjax.device.kv.transfer import DeviceTransfer, ShipmentTicket
 from pdjax.device.layer_group_plan import Link, plan_groups, small_divisor
 from pdjax.device.layer_groups import GROUP_OVERHEAD_S, measure_groups, step_flops
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
+from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
 from pdjax.device.steps.prefill import GroupedPrefillStep, make_prefill_step, pack
 from pdjax.interfaces.batches import PrefillBatch, SamplingBatch
@@ -85,16 +86,7 @@ def batch(start: int, first: int, second: int) -> PrefillBatch:
 
 
 def pool_of(devices: list[jax.Device], stages: int, tp: int, dtype: str) -> PoolOwner:
-    layout = KVLayout(
-        SPEC.num_layers,
-        SPEC.kv_heads,
-        SPEC.head_dim,
-        PAGE_SIZE,
-        dtype,
-        np.dtype(dtype).itemsize if dtype == "float32" else 2,
-        stages,
-        tp,
-    )
+    layout = kv_layout(SPEC, PAGE_SIZE, dtype, stages, tp)
     rules = PREFILL_RULES if stages == 1 else DECODE_RULES
     return PoolOwner(layout, PAGES, make_mesh(devices, stages, tp), rules)
 
@@ -124,7 +116,7 @@ def test_groups_give_the_bits_of_the_whole(tp, groups, dtype):
         np.testing.assert_array_equal(bits(got.logits), bits(expected.logits))
         np.testing.assert_array_equal(got.positions, expected.positions)
         assert np.abs(np.asarray(got.logits)).max() > 0.1
-    for ours, theirs in zip(cut.arrays.layers, whole.arrays.layers, strict=True):
+    for ours, theirs in zip(cut.arrays, whole.arrays, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(bits(a)[:, 1:], bits(b)[:, 1:])
             assert bits(a)[:, 1].all()
@@ -147,14 +139,14 @@ def test_a_group_leaves_before_the_next_is_dispatched():
 
     def send(group: int) -> None:
         layers = engine.layer_groups[group]
-        for layer, (k, v) in enumerate(source.arrays.layers):
+        for layer, (k, v) in enumerate(source.arrays):
             dispatched = layer < layers.stop
             assert (k is before[layer][0]) != dispatched
             assert (v is before[layer][1]) != dispatched
         tickets.append(transfer.send(Shipment(PREFILL, DECODE, layers, pages, len(pages))))
 
     for each in ROUNDS:
-        before = source.arrays.layers
+        before = source.arrays
         ticket = engine.prefill(batch(*each), send)
         assert len(tickets) == 3
         for sent in tickets:
@@ -164,9 +156,7 @@ def test_a_group_leaves_before_the_next_is_dispatched():
     for layer in range(SPEC.num_layers):
         stage, slot = divmod(layer, target.layout.slots)
         heads = slice(stage * SPEC.kv_heads, (stage + 1) * SPEC.kv_heads)
-        for there, here in zip(
-            target.arrays.layers[slot], source.arrays.layers[layer], strict=True
-        ):
+        for there, here in zip(target.arrays[slot], source.arrays[layer], strict=True):
             np.testing.assert_array_equal(
                 np.asarray(there)[heads, pages], np.asarray(here)[:, pages]
             )
@@ -190,13 +180,13 @@ def test_equal_groups_share_a_program_and_update_in_place():
     params = weights(pool, "float32")
     step = make_prefill_step(params, SPEC, 1, 3)
     assert isinstance(step, GroupedPrefillStep)
-    where = [k.unsafe_buffer_pointer() for k in jax.tree.leaves(pool.arrays.k)]
+    where = [k.unsafe_buffer_pointer() for k in jax.tree.leaves(pool.arrays)]
     for each in ROUNDS[:2]:
         step(params, pool, pack(batch(*each)))
     three, two, last = step._layers  # 3 + 2 + 2 layers
     assert two is last
     assert [program._cache_size() for program in (three, two)] == [1, 1]
-    assert [k.unsafe_buffer_pointer() for k in jax.tree.leaves(pool.arrays.k)] == where
+    assert [k.unsafe_buffer_pointer() for k in jax.tree.leaves(pool.arrays)] == where
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.smoke
 
 @pytest.fixture
 def pool() -> PoolOwner:
-    layout = KVLayout(1, 1, 4, 2, "float32", 4)
+    layout = KVLayout.of_heads(1, 1, 4, 2, "float32", 4)
     return PoolOwner(layout, 3, make_mesh(jax.devices()[:1], 1, 1), PREFILL_RULES)
 
 

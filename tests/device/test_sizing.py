@@ -18,7 +18,7 @@ from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Claim, deal_pages, free_bytes
 from pdjax.device.mesh import DECODE_RULES, make_mesh
 
-LAYOUT = KVLayout(
+LAYOUT = KVLayout.of_heads(
     num_layers=5, kv_heads=2, head_dim=4, page_size=8, dtype="float32", itemsize=4, stages=2, tp=2
 )
 
@@ -68,7 +68,8 @@ def test_a_page_on_a_device_is_what_the_pool_allocates_there(dtype, itemsize):
 
 def test_types_with_scales_are_those_that_kernels_round_to():
     assert set(QUANTISED_DTYPES) == set(LIMITS)
-    assert replace(LAYOUT, dtype="int8", itemsize=1).head_bytes == 4 + 4
+    scaled = replace(LAYOUT, dtype="int8", itemsize=1)
+    assert scaled.head_bytes(LAYOUT.planes[0][0]) == 4 + 4
 
 
 def test_the_fullest_device_decides():
@@ -126,7 +127,7 @@ SPLIT = Config(
 def test_engines_have_pools_that_fit(change, expected, monkeypatch):
     config = replace(SPLIT, **change)
     assert config.model.spec is not None
-    page = replace(LAYOUT, num_layers=3, head_dim=16, page_size=16, stages=1, tp=1)
+    page = KVLayout.of_heads(3, 2, 16, 16, "float32", 4)
     monkeypatch.setattr(sizing, "free_bytes", lambda _: 22 * page.device_page_bytes)
     engines = build_engines(config, config.model.spec, 64, None)
     assert (engines.prefill[0].num_pages, engines.decode[0].num_pages) == expected
@@ -158,7 +159,7 @@ def test_engines_have_pools_that_fit(change, expected, monkeypatch):
 def test_pools_that_do_not_fit_are_refused_before_weights_are_read(change, message, monkeypatch):
     config = replace(SPLIT, **change)
     assert config.model.spec is not None
-    page = replace(LAYOUT, num_layers=3, head_dim=16, page_size=16, stages=1, tp=1)
+    page = KVLayout.of_heads(3, 2, 16, 16, "float32", 4)
     monkeypatch.setattr(sizing, "free_bytes", lambda _: 22 * page.device_page_bytes)
     monkeypatch.setattr(build, "random_params", None)
     with pytest.raises(ValueError, match=message):

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from experiments.handoff_trace import GATHER
-from pdjax.core.kv_layout import split_groups
+from pdjax.core.kv_layout import KVPlane, k_and_v, split_groups
 from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import KVPool, PoolOwner
 from pdjax.device.kv.transfer import DeviceTransfer, LandingTicket
 from pdjax.device.kv.transfer_route import Route
 from pdjax.interfaces.transfer import End, Side
 from tests.helpers.coded_pools import (
+    HEAD_DIM,
+    HEADS,
     LAYERS,
     PAGES,
     SOURCE,
@@ -32,6 +34,7 @@ from tests.helpers.coded_pools import (
     pools,
     read,
     shipment,
+    tokens_of,
     transfer_of,
 )
 
@@ -149,7 +152,9 @@ def test_equal_groups_share_their_programs():
     for layers in split_groups(8, 4):
         move(transfer, [1, 2], [3, 4], layers)
     path: Any = transfer.path(SOURCE, TARGET)
-    assert (path._gather._cache_size(), path._scatter._cache_size()) == (1, 1)
+    plans = [path.plan(layers) for layers in split_groups(8, 4)]
+    assert {(plan.gather, plan.scatter) for plan in plans} == {(plans[0].gather, plans[0].scatter)}
+    assert (plans[0].gather._cache_size(), plans[0].scatter._cache_size()) == (1, 1)
 
 
 @pytest.mark.parametrize("wire_dtype", [None, "int8"])
@@ -186,7 +191,7 @@ def test_dispatch_returns_before_the_source_is_ready():
     assert landing.result() == 0
     ticket.result()  # has come before that, but may be said to be ready a moment after it
     assert ticket.gathered() and ticket.ready()
-    assert np.asarray(target.arrays.k[0])[:, 2].min() == 1.0
+    assert np.asarray(target.arrays[0][0])[:, 2].min() == 1.0
 
 
 class Written:
@@ -215,7 +220,7 @@ def test_what_nobody_checks_is_not_copied_to_the_host_and_fails_all_the_same():
 
 def test_the_profiler_is_asked_for_the_gather_by_its_name():
     source, target = pools(layout(), layout())
-    gather: Any = transfer_of(source, target).path(SOURCE, TARGET)._gather
+    gather: Any = transfer_of(source, target).path(SOURCE, TARGET).plan(range(LAYERS)).gather
     assert f"jit_{gather.__name__}" == GATHER
 
 
@@ -235,8 +240,9 @@ def test_the_link_is_probed():
 @pytest.mark.parametrize(("field", "ours", "theirs"), [("layers", 7, 6), ("heads", 12, 6)])
 def test_pools_of_different_models_are_refused(field, ours, theirs):
     source, target = pools(layout(), layout(**{field: theirs}))
-    name = {"layers": "num_layers", "heads": "kv_heads"}[field]
-    message = f"{name}: the sending pool has {ours}, the receiving pool {theirs}; they must agree"
+    message = f"num_layers: the sending pool has {ours}, the receiving pool {theirs}; they must"
+    if field == "heads":
+        message = "planes of layer 0: the sending pool has k of 12 x 4, v of 12 x 4, the receiving"
     with pytest.raises(ValueError, match=message):
         transfer_of(source, target)
     with pytest.raises(ValueError, match="wire_dtype='int4': allowed are None and int8, float8"):
@@ -281,3 +287,45 @@ def test_a_route_serves_several_stages_with_one_part():
     assert bulk.source_parts == (range(2), range(2, 3), range(3, 5), range(5, 7))
     whole = Route.of(layout(1), layout(1), range(LAYERS))
     assert whole.target_parts == whole.source_parts == (range(LAYERS),)
+
+
+LATENT = KVPlane("latent", 1, 6, sharded=False)
+"""What every shard of a mesh has the whole of, as of attention with a latent (MLA)."""
+
+BESIDE = (*k_and_v(HEADS, HEAD_DIM), LATENT)
+"""Planes of two shapes in every layer."""
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("planes", [(LATENT,), BESIDE])
+@pytest.mark.parametrize(
+    ("source_cut", "target_cut", "dtype", "page_size"),
+    [((1, 1), (1, 1), "float32", 2), ((1, 2), (3, 1), "int8", 2), ((1, 3), (2, 2), "float32", 4)],
+)
+def test_planes_of_any_kind_travel(source_cut, target_cut, dtype, page_size, planes, checked):
+    source, target = pools(
+        layout(*source_cut, dtype=dtype, planes=planes),
+        layout(*target_cut, dtype=dtype, planes=planes, page_size=page_size),
+    )
+    fill(source, coded(source))
+    fill(target, coded(target, -1))
+    transfer = transfer_of(source, target)
+    sent, written = ([5, 2], [7, 9]) if page_size == 2 else ([5, 2], [7])
+    ticket = transfer.send(shipment(sent, checked=checked))
+    assert transfer.land(ticket, ids(written)).result() == 0
+    whole = transfer.path(SOURCE, TARGET).token_bytes() * 4
+    # A plane that is not sharded goes to each shard of the target.
+    again = 4 * LAYERS * transfer.path(SOURCE, TARGET).wire.head_bytes(LATENT.dim)
+    checks = 4 * (2 if page_size == 2 else 1) * ticket.cost.pieces if checked else 0
+    assert ticket.cost.bytes == whole + again * (target_cut[1] - 1) + checks
+    before = held(coded(target, -1), dtype)
+    for got, old, values in zip(read(target), before, held(coded(source), dtype), strict=True):
+        np.testing.assert_array_equal(tokens_of(got, written), tokens_of(values, sent))
+        others = [i for i in range(1, target.num_pages) if i not in written]
+        np.testing.assert_array_equal(got[:, :, others], old[:, :, others])
+    for pages in jax.tree.leaves([planes[-1] for planes in target.arrays]):
+        by_stage: dict[Any, list[np.ndarray]] = {}
+        for shard in pages.addressable_shards:
+            by_stage.setdefault(shard.index[0].start, []).append(np.asarray(shard.data)[:, 1:])
+        for stage in by_stage.values():  # every shard of a stage has the same
+            assert all(np.array_equal(stage[0], other) for other in stage)

@@ -5,10 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels.quantised import LIMITS, QuantisedPages, decode, encode
-from pdjax.core.kv_layout import KVLayout
-from pdjax.device.kv.pool import KVPool, PoolOwner
+from pdjax.core.kv_layout import KVLayout, Planes, k_and_v
+from pdjax.device.kv.pool import PoolOwner, page_specs
 from pdjax.device.kv.transfer import DeviceTransfer
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
 from pdjax.interfaces.transfer import End, Shipment, Side
@@ -20,8 +21,8 @@ LAYERS, HEADS = 7, 12
 SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
 """The names of the two pools, of any layout."""
 
-Values = tuple[np.ndarray, np.ndarray]
-"""K and V, [L, K, P, S, H]."""
+Values = tuple[np.ndarray, ...]
+"""Of each plane, such as K and V, [L, K, P, S, H]."""
 
 
 def layout(
@@ -32,9 +33,11 @@ def layout(
     heads: int = HEADS,
     page_size: int = PAGE_SIZE,
     dtype: str = "float32",
+    planes: Planes | None = None,
 ) -> KVLayout:
     itemsize = {"float32": 4, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}[dtype]
-    return KVLayout(layers, heads, HEAD_DIM, page_size, dtype, itemsize, stages, tp)
+    each = planes or k_and_v(heads, HEAD_DIM)
+    return KVLayout((each,) * layers, page_size, dtype, itemsize, stages, tp)
 
 
 def pools(source: KVLayout, target: KVLayout, pages: int = PAGES) -> tuple[PoolOwner, PoolOwner]:
@@ -55,16 +58,19 @@ def pools(source: KVLayout, target: KVLayout, pages: int = PAGES) -> tuple[PoolO
 
 def coded(pool: PoolOwner, sign: int = 1) -> Values:
     """Make a number for each place, all different."""
-    own = pool.layout
-    shape = (2, own.num_layers, own.kv_heads, pool.num_pages, own.page_size, own.head_dim)
-    k, v = sign * (1 + np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
-    return k, v
+    own, first, values = pool.layout, 1, []
+    for plane in own.planes[0]:
+        shape = own.num_layers, plane.heads, pool.num_pages, own.page_size, plane.dim
+        values.append(sign * (first + np.arange(np.prod(shape), dtype=np.float32)).reshape(shape))
+        first += values[-1].size
+    return tuple(values)
 
 
 def fill(pool: PoolOwner, values: Values) -> None:
-    """Put K and V into a pool of any layout; missing layers of short stages stay zeros."""
+    """Put KV into a pool of any layout; missing layers of short stages stay zeros."""
+    [specs] = page_specs(pool.layout.slot_planes[:1], pool.rules)
 
-    def slot_pages(side: np.ndarray, slot: int) -> Any:
+    def slot_pages(side: np.ndarray, spec: PartitionSpec, slot: int) -> Any:
         stages = [
             layers[slot] if slot < len(layers) else None for layers in pool.layout.stage_layers
         ]
@@ -73,26 +79,25 @@ def fill(pool: PoolOwner, values: Values) -> None:
         pages: Any = whole.astype(dtype)
         if pool.layout.quantised:
             pages = QuantisedPages(*encode(jnp.asarray(whole), dtype))
-        return jax.tree.map(lambda x: jax.device_put(x, pool.sharding), pages)
+        return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(pool.mesh, spec)), pages)
 
-    slots = range(pool.layout.slots)
-    pool.arrays = KVPool(
-        k=[slot_pages(values[0], slot) for slot in slots],
-        v=[slot_pages(values[1], slot) for slot in slots],
-    )
+    pool.arrays = [
+        tuple(slot_pages(side, spec, slot) for side, spec in zip(values, specs, strict=True))
+        for slot in range(pool.layout.slots)
+    ]
 
 
 def read(pool: PoolOwner) -> Values:
-    """Read K and V of a pool, float32: the inverse of `fill`."""
-    heads, sides = pool.layout.kv_heads, []
-    for arrays in (pool.arrays.k, pool.arrays.v):
-        layers = {}
+    """Read the KV of a pool, float32: the inverse of `fill`."""
+    sides = []
+    for plane, arrays in zip(pool.layout.planes[0], zip(*pool.arrays, strict=True), strict=True):
+        heads, layers = plane.heads, {}
         for stage, own in enumerate(pool.layout.stage_layers):
             for slot, layer in enumerate(own):
                 rows = _numbers(arrays[slot])[stage * heads : (stage + 1) * heads]
                 layers[layer] = rows.astype(np.float32)
         sides.append(np.stack([layers[i] for i in range(pool.layout.num_layers)]))
-    return sides[0], sides[1]
+    return tuple(sides)
 
 
 def _numbers(pages: Any) -> np.ndarray:
@@ -102,13 +107,12 @@ def _numbers(pages: Any) -> np.ndarray:
 def held(values: Values, *dtypes: str) -> Values:
     """Round K and V, float32, as pools of these types do one after another. Between equal types
     nothing is rounded again."""
-    k, v = values
     for i, dtype in enumerate(dtypes):
         if dtype in LIMITS and dtype not in dtypes[:i]:
-            k, v = (np.asarray(decode(*encode(jnp.asarray(x), dtype))) for x in (k, v))
+            values = tuple(np.asarray(decode(*encode(jnp.asarray(x), dtype))) for x in values)
         elif dtype not in LIMITS:
-            k, v = (x.astype(dtype).astype(np.float32) for x in (k, v))
-    return k, v
+            values = tuple(x.astype(dtype).astype(np.float32) for x in values)
+    return values
 
 
 def tokens_of(side: np.ndarray, pages: list[int] | np.ndarray) -> np.ndarray:

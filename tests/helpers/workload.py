@@ -100,7 +100,7 @@ class Workload:
         sizes = draw.choice(((page_size, page_size * other), (page_size * other, page_size)))
 
         def layout(stages: int, size: int) -> KVLayout:
-            return KVLayout(self.layers, 1, 1, size, "float32", 4, stages)
+            return KVLayout.of_heads(self.layers, 1, 1, size, "float32", 4, stages)
 
         def pages(size: int) -> int:
             context = -(-self.max_model_len // size)

@@ -9,7 +9,7 @@ import pytest
 
 from pdjax.config import Config, DecodeConfig, HandoffConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock
-from pdjax.core.kv_layout import KVLayout, split_groups
+from pdjax.core.kv_layout import KVLayout, k_and_v, split_groups
 from pdjax.core.request import QueueFull, Request, SamplingParams
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
@@ -28,7 +28,9 @@ from tests.helpers.fakes import (
 
 pytestmark = pytest.mark.smoke
 
-LAYOUT = KVLayout(num_layers=4, kv_heads=1, head_dim=1, page_size=4, dtype="float32", itemsize=4)
+LAYOUT = KVLayout.of_heads(
+    num_layers=4, kv_heads=1, head_dim=1, page_size=4, dtype="float32", itemsize=4
+)
 CONFIG = Config(
     prefill=PrefillConfig(token_budget=8, max_sequences=2, lookahead=0),
     decode=DecodeConfig(rows=2, lookahead=0),
@@ -362,8 +364,8 @@ def test_warm_up_drives_every_bucket():
 def test_caches_of_other_heads_are_refused():
     chance = Chance(0)
     prefill = [FakePrefillEngine(LAYOUT, 9, chance)]
-    decode = [FakeDecodeEngine(replace(LAYOUT, kv_heads=2), 9, 2, chance)]
-    with pytest.raises(ValueError, match="kv_heads"):
+    decode = [FakeDecodeEngine(replace(LAYOUT, planes=(k_and_v(2, 1),) * 4), 9, 2, chance)]
+    with pytest.raises(ValueError, match="planes of layer 0"):
         Coordinator(
             CONFIG,
             vocab_size=VOCAB,

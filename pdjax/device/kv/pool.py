@@ -1,49 +1,40 @@
 """KVPool: the arrays that hold pages, and the pure functions that gather and scatter them.
 
-One pair of arrays a layer slot, K and V apart, `[K, P, S, H]`, of a quantised layout with their
-scales, zero-initialised (a stray NaN times a zero probability would still poison a row), page 0 the
-null page. A pool is donated to every step that writes it and has one owner.
+One array for each plane of each layer slot, `[K, P, S, H]`, of a quantised layout with its scales,
+zero-initialised (a stray NaN times a zero probability would still poison a row), page 0 the null
+page. A pool is donated to every step that writes it and has one owner.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.page_copy import api as page_copy
 from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
-from pdjax.core.kv_layout import KVLayout
+from pdjax.core.kv_layout import KVLayout, KVPlane, Planes
 from pdjax.device.compat import is_sound
-from pdjax.device.mesh import Rules, sharding
+from pdjax.device.mesh import Rules, partition
 
-PAGE_AXES = ("kv_heads",)
-"""Logical axes of a layer's pages, [K, P, S, H], and of their scales, [K, P, S]; the axes that are
-not named lie whole on each device."""
+Layers = list[tuple[Pages, ...]]
+"""The planes of some layer slots, each [K, P, S, H]."""
 
-Layers = list[tuple[Pages, Pages]]
-"""K and V of some layer slots, each [K, P, S, H]."""
+KVPool = Layers
+"""Pages of all layer slots of a mesh; within `shard_map`, those of one shard."""
 
 
-@struct.dataclass
-class KVPool:
-    """Pages of all layer slots of a mesh; within `shard_map`, those of one shard."""
+def page_specs(slot_planes: Sequence[Planes], rules: Rules) -> list[tuple[PartitionSpec, ...]]:
+    """How the pages [K, P, S, H] of each slot's planes lie on a mesh, and their scales [K, P, S];
+    the axes that are not named lie whole on each device."""
 
-    k: list[Pages]  # of [K, P, S, H], one a layer slot
-    v: list[Pages]
+    def spec(plane: KVPlane) -> PartitionSpec:
+        return partition(rules, ("kv_heads" if plane.sharded else None,), stacked=True)
 
-    @property
-    def layers(self) -> Layers:
-        """K and V of each layer slot."""
-        return list(zip(self.k, self.v, strict=True))
-
-    @classmethod
-    def of_layers(cls, layers: Layers) -> "KVPool":
-        """The inverse of `layers`."""
-        return cls(k=[k for k, _ in layers], v=[v for _, v in layers])
+    return [tuple(spec(plane) for plane in planes) for planes in slot_planes]
 
 
 class PoolOwner:
@@ -59,8 +50,8 @@ class PoolOwner:
         self.layout = layout
         self.num_pages = num_pages
         self.mesh = mesh
-        self.sharding = sharding(mesh, rules, PAGE_AXES, stacked=True)  # of each array
-        self._make_side = _maker(layout, num_pages, self.sharding)
+        self.rules = rules
+        self._make = functools.cache(self._maker)
         # The thread that reads a failed ticket is not always the one that dispatches. A step of one
         # engine may land pages in its own pool between two layer groups, hence the reentrancy.
         self._lock = threading.RLock()
@@ -99,7 +90,7 @@ class PoolOwner:
 
     def _mend(self) -> None:
         self._suspected = False
-        if self.arrays.k and is_sound(self.arrays):
+        if self.arrays and is_sound(self.arrays):
             return
         self.close()  # layers that are left would take the room of their successors
         self.arrays = self._zeros()
@@ -107,42 +98,41 @@ class PoolOwner:
 
     def close(self) -> None:
         """Let go of the device memory; the pool has no pages from now on."""
-        self.arrays = KVPool([], [])
+        self.arrays = []
 
     def _zeros(self) -> KVPool:
-        slots = range(self.layout.slots)
-        return KVPool(k=[self._make_side() for _ in slots], v=[self._make_side() for _ in slots])
+        return [
+            tuple(self._make(plane)() for plane in planes) for planes in self.layout.slot_planes
+        ]
+
+    def _maker(self, plane: KVPlane) -> Callable[[], Pages]:
+        """Makes the pages of a plane of one layer slot, zeros."""
+        layout = self.layout
+        shape = (layout.stages * plane.heads, self.num_pages, layout.page_size, plane.dim)
+
+        def pages() -> Pages:
+            elements = jnp.zeros(shape, layout.dtype)
+            if not layout.quantised:
+                return elements
+            return QuantisedPages(elements, jnp.zeros(shape[:-1], jnp.float32))
+
+        [[spec]] = page_specs([(plane,)], self.rules)
+        return jax.jit(pages, out_shardings=NamedSharding(self.mesh, spec))
 
     def layers(self, slots: range) -> Layers:
-        """K and V of some layer slots."""
-        k, v = self.arrays.k, self.arrays.v
-        return list(zip(k[slots.start : slots.stop], v[slots.start : slots.stop], strict=True))
+        """The planes of some layer slots."""
+        return self.arrays[slots.start : slots.stop]
 
     def replace(self, slots: range, layers: Layers) -> None:
         """Keep the successors of `layers(slots)`."""
-        k, v = list(self.arrays.k), list(self.arrays.v)
-        k[slots.start : slots.stop] = [each for each, _ in layers]
-        v[slots.start : slots.stop] = [each for _, each in layers]
-        self.arrays = KVPool(k, v)
+        arrays = list(self.arrays)
+        arrays[slots.start : slots.stop] = layers
+        self.arrays = arrays
 
 
-def _maker(layout: KVLayout, num_pages: int, where: NamedSharding) -> Callable[[], Pages]:
-    """Makes K or V of one layer slot, zeros."""
-    shape = (layout.stages * layout.kv_heads, num_pages, layout.page_size, layout.head_dim)
-
-    def pages() -> Pages:
-        elements = jnp.zeros(shape, layout.dtype)
-        if not layout.quantised:
-            return elements
-        return QuantisedPages(elements, jnp.zeros(shape[:-1], jnp.float32))
-
-    return jax.jit(pages, out_shardings=where)
-
-
-def gather_pages(layers: Layers, heads: slice, page_ids: jax.Array) -> Pages:
-    """K and V of `heads` of `layers` in the pages `page_ids` i32[n] -> one array [layers * 2 *
-    heads, n, S, H], with scales [layers * 2 * heads, n, S] if they have any."""
-    sides = _sides(layers)
+def gather_pages(sides: Sequence[Pages], heads: slice, page_ids: jax.Array) -> Pages:
+    """`heads` of planes that are alike, in the pages `page_ids` i32[n] -> one array [sides * heads,
+    n, S, H], with scales [sides * heads, n, S] if they have any."""
     elements = page_copy.gather([elements_of(side) for side in sides], page_ids, heads=heads)
     scales = _scales(sides)
     if not scales:
@@ -150,10 +140,9 @@ def gather_pages(layers: Layers, heads: slice, page_ids: jax.Array) -> Pages:
     return QuantisedPages(elements, page_copy.gather(scales, page_ids, heads=heads)[..., 0])
 
 
-def scatter_pages(layers: Layers, pages: Pages, page_ids: jax.Array) -> Layers:
-    """The inverse of `gather_pages` for all heads of a shard: [layers * 2, K, n, S, H], with scales
-    if the layers have any, into `page_ids` i32[n]. What the null page then holds is left open."""
-    sides = _sides(layers)
+def scatter_pages(sides: Sequence[Pages], pages: Pages, page_ids: jax.Array) -> Sequence[Pages]:
+    """The inverse of `gather_pages` for all heads of a shard: [sides, K, n, S, H], with scales if
+    the planes have any, into `page_ids` i32[n]. What the null page then holds is left open."""
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pages)
     after: Sequence[Pages] = page_copy.scatter(
         [elements_of(side) for side in sides], elements_of(rows), page_ids
@@ -164,14 +153,9 @@ def scatter_pages(layers: Layers, pages: Pages, page_ids: jax.Array) -> Layers:
             QuantisedPages(elements, scale[..., 0])
             for elements, scale in zip(after, scales, strict=True)
         ]
-    return list(zip(after[::2], after[1::2], strict=True))
+    return after
 
 
-def _sides(layers: Layers) -> list[Pages]:
-    """K and V of each layer slot, one after another."""
-    return [side for layer in layers for side in layer]
-
-
-def _scales(sides: list[Pages]) -> list[jax.Array]:
+def _scales(sides: Sequence[Pages]) -> list[jax.Array]:
     """Those of pages that have any, as pages whose head dim is 1."""
     return [side.scales[..., None] for side in sides if isinstance(side, QuantisedPages)]

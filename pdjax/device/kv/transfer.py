@@ -137,7 +137,7 @@ class DeviceTransfer:
         meshes = [self._pools[end].mesh.devices.flat for end in (source, target)]
         links = [
             (meshes[0][hop.source[2]], meshes[1][hop.target[2]])
-            for hop in self.path(source, target).hops(layers)
+            for hop in self.path(source, target).plan(layers).hops
         ]
         return next((link for link in links if link[0] is not link[1]), links[0])
 

@@ -1,13 +1,15 @@
 """A pair of pools, and the programs that move pages from one to the other.
 
 Pieces are what travels: each lies within one shard on both sides, so that it goes whole from one
-device to another. It holds the pages of one part of the route (see `transfer_route.py`) and of one
-unit of heads, the largest that divides both shardings.
+device to another. It holds the pages of one part of the route (see `transfer_route.py`), of planes
+that are alike, and of one unit of heads, the largest that divides both shardings. A plane that is
+whole on every shard goes to every shard of the target.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +18,50 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.quantised import Pages
-from pdjax.core.kv_layout import NULL_PAGE
-from pdjax.device.kv.pool import Layers, PoolOwner, gather_pages, scatter_pages
+from pdjax.core.kv_layout import NULL_PAGE, KVPlane, Planes
+from pdjax.device.kv.pool import Layers, PoolOwner, gather_pages, page_specs, scatter_pages
 from pdjax.device.kv.transfer_route import Route
 from pdjax.device.kv.wire import Wire
-from pdjax.device.mesh import STAGE, TP
+from pdjax.device.mesh import STAGE, TP, shardings
 
 PIECE = P((STAGE, TP))
 """What each device of a mesh has for itself is stacked along the first axis."""
 
 Pieces = list[list[jax.Array]]
-"""[part of a route][unit of heads within a device], each stacked over the devices of a mesh."""
+"""[part of a route][unit of heads within a device, of each `Alike` in turn], each stacked over the
+devices of a mesh."""
+
+Part = tuple[Planes, ...]
+"""The planes of each layer slot of a part."""
 
 Gather = Callable[[list[Layers], np.ndarray, bool], tuple[Pieces, jax.Array]]
 Scatter = Callable[[list[Layers], Pieces, np.ndarray, bool], tuple[list[Layers], jax.Array]]
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Planes of a part that differ in their names only, and so travel together.
+
+    Attributes:
+      plane: one of them.
+      places: of each, the layer slot within the part, and which plane of the layer it is.
+    """
+
+    plane: KVPlane
+    places: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, part: Part) -> "list[Alike]":
+        """All planes of a part; K and V of equal heads are one."""
+        found: dict[KVPlane, list[tuple[int, int]]] = {}
+        for slot, planes in enumerate(part):
+            for i, plane in enumerate(planes):
+                found.setdefault(replace(plane, name=""), []).append((slot, i))
+        return [cls(plane, tuple(places)) for plane, places in found.items()]
+
+    def taken(self, layers: Layers) -> list[Pages]:
+        """Their pages."""
+        return [layers[slot][i] for slot, i in self.places]
 
 
 @dataclass(frozen=True)
@@ -39,6 +71,24 @@ class Hop:
 
     source: tuple[int, int, int]
     target: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How some layers travel.
+
+    Attributes:
+      route: their runs.
+      units: how many pieces a device of the target takes of each part.
+      hops: of the pieces, in the order in which they are put.
+      gather, scatter: programs, shared with layers whose parts are alike.
+    """
+
+    route: Route
+    units: list[int]
+    hops: tuple[Hop, ...]
+    gather: Gather
+    scatter: Scatter
 
 
 class Path:
@@ -52,48 +102,52 @@ class Path:
         source.layout.check_same_kv(target.layout)
         self.source, self.target = source, target
         self.wire = Wire.between(source.layout, target.layout, wire_dtype)
-        self.route = cache(partial(Route.of, source.layout, target.layout))
-        self.hops = cache(lambda layers: tuple(self._hops(self.route(layers))))
-        self._unit = source.layout.head_unit(target.layout)  # heads a piece
+        self.plan = cache(self._plan)
         self._span = source.layout.span(target.layout)
         self._source_devices = list(source.mesh.devices.flat)
         self._target_devices = list(target.mesh.devices.flat)
         self._nothing = cache(self._make_nothing)
-        self._gather = self._make_gather()
-        self._scatter = self._make_scatter()
+        self._gather = cache(self._make_gather)
+        self._scatter = cache(self._make_scatter)
+
+    def token_bytes(self) -> int:
+        """What travels of a token: all layers and heads."""
+        planes = [plane for layer in self.source.layout.planes for plane in layer]
+        return sum(plane.heads * self.wire.head_bytes(plane.dim) for plane in planes)
 
     def gather(
         self, layers: range, page_ids: np.ndarray, checked: bool
     ) -> tuple[Pieces, jax.Array]:
         """Pages i32[n] of the source; and something small that is ready when they are."""
-        parts = [self.source.layers(slots) for slots in self.route(layers).source_parts]
-        return self._gather(parts, page_ids, checked)
+        plan = self.plan(layers)
+        parts = [self.source.layers(slots) for slots in plan.route.source_parts]
+        return plan.gather(parts, page_ids, checked)
 
     def cut(self, layers: range, gathered: Pieces) -> tuple[list[jax.Array], list[jax.Device]]:
-        """The pieces that the target needs, and where each has to go; in the order of `hops`."""
+        """The pieces that the target needs, and where each has to go, in the order of the hops."""
         on = [[_by_device(array) for array in units] for units in gathered]
         pieces, devices = [], []
-        for hop in self.hops(layers):
+        for hop in self.plan(layers).hops:
             part, unit, device = hop.source
             pieces.append(on[part][unit][self._source_devices[device]])
             devices.append(self._target_devices[hop.target[2]])
         return pieces, devices
 
     def assemble(self, layers: range, arrived: list[jax.Array]) -> Pieces:
-        """Pieces in the order of `hops`, as arrays over the target's mesh; nothing is copied.
+        """Pieces in the order of the hops, as arrays over the target's mesh; nothing is copied.
 
         A stage that receives nothing for a part gets zeros that are already there.
         """
-        found = {hop.target: x for hop, x in zip(self.hops(layers), arrived, strict=True)}
+        plan = self.plan(layers)
+        found = {hop.target: x for hop, x in zip(plan.hops, arrived, strict=True)}
         where = NamedSharding(self.target.mesh, PIECE)
-        units = self.target.layout.local_heads // self._unit
         parts: Pieces = []
-        for part in range(len(self.route(layers).target_parts)):
-            one = next(piece for (other, *_), piece in found.items() if other == part)
-            whole = (one.shape[0] * len(self._target_devices), *one.shape[1:])
+        for part, units in enumerate(plan.units):
             parts.append([])
             for unit in range(units):
                 shards = [found.get((part, unit, i)) for i, _ in enumerate(self._target_devices)]
+                one = next(shard for shard in shards if shard is not None)
+                whole = (one.shape[0] * len(shards), *one.shape[1:])
                 filled = [
                     self._nothing(device, one.shape, one.dtype) if shard is None else shard
                     for device, shard in zip(self._target_devices, shards, strict=True)
@@ -109,14 +163,15 @@ class Path:
         Returns:
           i32[devices], ready when that is done: pages of each device that are not what left.
         """
-        route = self.route(layers)
+        plan = self.plan(layers)
+        route = plan.route
         shape = len(route.target_parts), self.target.layout.stages, len(page_ids)
         ids = np.full(shape, NULL_PAGE, np.int32)
         for run in route.runs:
             ids[route.target_parts.index(run.target_slots), run.target_stage] = page_ids
         with self.target.donated():
             parts = [self.target.layers(slots) for slots in route.target_parts]
-            after, differing = self._scatter(parts, pieces, ids, checked)
+            after, differing = plan.scatter(parts, pieces, ids, checked)
             for slots, written in zip(route.target_parts, after, strict=True):
                 self.target.replace(slots, written)
         return differing
@@ -125,41 +180,68 @@ class Path:
         """Let go of the arrays that are kept between calls."""
         self._nothing.cache_clear()
 
-    def _hops(self, route: Route) -> Iterator[Hop]:
+    def _plan(self, layers: range) -> Plan:
         source, target = self.source.layout, self.target.layout
+        route = Route.of(source, target, layers)
+        sent, taken = (
+            tuple(layout.slot_planes[slots.start : slots.stop] for slots in parts)
+            for layout, parts in ((source, route.source_parts), (target, route.target_parts))
+        )
+        units = [sum(self._units(alike.plane, target.tp) for alike in Alike.of(p)) for p in taken]
+        hops = tuple(self._hops(route, sent))
+        return Plan(route, units, hops, self._gather(sent), self._scatter(taken))
+
+    def _unit(self, plane: KVPlane) -> int:
+        """Heads a piece."""
+        return plane.unit(self.source.layout.tp, self.target.layout.tp)
+
+    def _units(self, plane: KVPlane, tp: int) -> int:
+        """Pieces of one of `tp` shards."""
+        return plane.local_heads(tp) // self._unit(plane)
+
+    def _hops(self, route: Route, sent: Sequence[Part]) -> Iterator[Hop]:
+        ours, theirs = self.source.layout.tp, self.target.layout.tp
         for run in route.runs:
             part = route.source_parts.index(run.source_slots)
             target_part = route.target_parts.index(run.target_slots)
-            for unit in range(source.kv_heads // self._unit):
-                shard, mine = divmod(unit, source.local_heads // self._unit)
-                target_shard, theirs = divmod(unit, target.local_heads // self._unit)
-                yield Hop(
-                    (part, mine, run.source_stage * source.tp + shard),
-                    (target_part, theirs, run.target_stage * target.tp + target_shard),
-                )
+            here = there = 0  # units of planes before
+            for plane in (alike.plane for alike in Alike.of(sent[part])):
+                own, other = self._units(plane, ours), self._units(plane, theirs)
+                for unit in range(own * ours if plane.sharded else theirs):
+                    if plane.sharded:
+                        (shard, mine), (target_shard, its) = divmod(unit, own), divmod(unit, other)
+                    else:  # each shard of the target gets the whole, from one of ours
+                        shard, mine, target_shard, its = unit % ours, 0, unit, 0
+                    yield Hop(
+                        (part, here + mine, run.source_stage * ours + shard),
+                        (target_part, there + its, run.target_stage * theirs + target_shard),
+                    )
+                here, there = here + own, there + other
 
     def _make_nothing(
         self, device: jax.Device, shape: tuple[int, ...], dtype: np.dtype
     ) -> jax.Array:
         return jax.device_put(np.zeros(shape, dtype), device)
 
-    def _make_gather(self) -> Gather:
+    def _make_gather(self, sent: tuple[Part, ...]) -> Gather:
         """Jitted (source's layers of each part, page ids i32[n], checked STATIC) -> (Pieces, i32[1]
         of each device). By its name `experiments/handoff_trace.py` knows it in a trace."""
-        units, unit, wire = self.source.layout.local_heads // self._unit, self._unit, self.wire
-        size, span = self.source.layout.page_size, self._span
-        mesh, where = self.source.mesh, self.source.sharding
+        layout, wire, span, mesh = self.source.layout, self.wire, self._span, self.source.mesh
+        specs = [page_specs(part, self.source.rules) for part in sent]
 
         def local(
             parts: list[Layers], page_ids: jax.Array, *, checked: bool
         ) -> tuple[Pieces, jax.Array]:
-            spans = len(page_ids) * size // span
+            spans = len(page_ids) * layout.page_size // span
 
-            def piece(layers: Layers, j: int) -> jax.Array:
-                x = gather_pages(layers, slice(j * unit, (j + 1) * unit), page_ids)
-                return wire.write(x, spans, checked=checked)
+            def of_part(layers: Layers, part: Part) -> Iterator[jax.Array]:
+                for alike in Alike.of(part):
+                    unit, sides = self._unit(alike.plane), alike.taken(layers)
+                    for j in range(self._units(alike.plane, layout.tp)):
+                        x = gather_pages(sides, slice(j * unit, (j + 1) * unit), page_ids)
+                        yield wire.write(x, spans, checked=checked)
 
-            pieces = [[piece(layers, j) for j in range(units)] for layers in parts]
+            pieces = [list(of_part(*each)) for each in zip(parts, sent, strict=True)]
             return pieces, jnp.zeros(1, jnp.int32)
 
         def gather(
@@ -168,18 +250,18 @@ class Path:
             return jax.shard_map(
                 partial(local, checked=checked),
                 mesh=mesh,
-                in_specs=(where.spec, P()),
+                in_specs=(specs, P()),
                 out_specs=PIECE,
                 check_vma=False,
             )(parts, page_ids)
 
-        return jax.jit(gather, static_argnums=2, in_shardings=(where, NamedSharding(mesh, P())))
+        return jax.jit(gather, static_argnums=2, in_shardings=shardings(mesh, (specs, P())))
 
-    def _make_scatter(self) -> Scatter:
+    def _make_scatter(self, taken: tuple[Part, ...]) -> Scatter:
         """Jitted (target's layers of each part DONATED, Pieces, page ids i32[parts, R, m], checked
         STATIC) -> (layers of each part, i32[1] of each device: pages that are not what left)."""
-        layout, unit, wire = self.target.layout, self._unit, self.wire
-        span, mesh, where = self._span, self.target.mesh, self.target.sharding
+        layout, wire, span, mesh = self.target.layout, self.wire, self._span, self.target.mesh
+        specs = [page_specs(part, self.target.rules) for part in taken]
 
         def local(
             parts: list[Layers], pieces: Pieces, ids: jax.Array, *, checked: bool
@@ -188,16 +270,21 @@ class Path:
             tokens = pages * layout.page_size
             spans = tokens // span
             after, differs = [], jnp.zeros(pages, bool)
-            for layers, units, own in zip(parts, pieces, ids[:, 0], strict=True):
-                sides, rows = 2 * len(layers), []
-                for piece in units:
-                    shape = sides * unit, tokens, layout.head_dim
-                    came, intact = wire.read(piece, shape, spans, checked=checked)
-                    rows.append(_paged(came, (sides, unit, pages, layout.page_size)))
-                    if intact is not None:
-                        differs |= jnp.repeat(~intact, pages // spans) & (own != NULL_PAGE)
-                whole = jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *rows)
-                after.append(scatter_pages(layers, whole, own))
+            for layers, part, units, own in zip(parts, taken, pieces, ids[:, 0], strict=True):
+                written, left = [list(planes) for planes in layers], iter(units)
+                for alike in Alike.of(part):
+                    unit, sides, rows = self._unit(alike.plane), alike.taken(layers), []
+                    for piece in islice(left, self._units(alike.plane, layout.tp)):
+                        shape = len(sides) * unit, tokens, alike.plane.dim
+                        came, intact = wire.read(piece, shape, spans, checked=checked)
+                        rows.append(_paged(came, (len(sides), unit, pages, layout.page_size)))
+                        if intact is not None:
+                            differs |= jnp.repeat(~intact, pages // spans) & (own != NULL_PAGE)
+                    whole = jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *rows)
+                    new = scatter_pages(sides, whole, own)
+                    for (slot, i), page in zip(alike.places, new, strict=True):
+                        written[slot][i] = page
+                after.append([tuple(planes) for planes in written])
             return after, jnp.sum(differs, dtype=jnp.int32)[None]
 
         def scatter(
@@ -206,8 +293,8 @@ class Path:
             return jax.shard_map(
                 partial(local, checked=checked),
                 mesh=mesh,
-                in_specs=(where.spec, PIECE, P(None, STAGE)),
-                out_specs=(where.spec, PIECE),
+                in_specs=(specs, PIECE, P(None, STAGE)),
+                out_specs=(specs, PIECE),
                 check_vma=False,
             )(parts, pieces, ids)
 
@@ -215,8 +302,8 @@ class Path:
             scatter,
             static_argnums=3,
             donate_argnums=0,
-            in_shardings=(where, NamedSharding(mesh, PIECE), NamedSharding(mesh, P(None, STAGE))),
-            out_shardings=(where, NamedSharding(mesh, PIECE)),
+            in_shardings=shardings(mesh, (specs, PIECE, P(None, STAGE))),
+            out_shardings=shardings(mesh, (specs, PIECE)),
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 
+from pdjax.core.kv_layout import Planes
 from pdjax.core.model_spec import ModelSpec, RopeSpec
 from pdjax.device.checkpoints.hf_fields import Fields
 from pdjax.device.models.forms import Form
@@ -143,6 +144,10 @@ class ModelFamily(Protocol):
     def weights(self, spec: ModelSpec, kind: LayerKind) -> Sequence[Weight]:
         """Those of a layer. A layer whose weights are zeros must be the identity: that is how a
         stage with fewer layers pads."""
+        ...
+
+    def planes(self, spec: ModelSpec, kind: LayerKind) -> Planes:
+        """What a layer keeps of a token; kernels read K and V of equal heads, `k_and_v`."""
         ...
 
     def outside(self, spec: ModelSpec) -> Sequence[Weight]:

@@ -18,6 +18,7 @@ import jax
 from pallas_kernels.add_rms.api import add_rms
 from pallas_kernels.product.api import add_product, adds_in_place, product
 from pallas_kernels.swiglu.api import swiglu
+from pdjax.core.kv_layout import Planes, k_and_v
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.checkpoints.hf_dense import COMMON, read_dense
 from pdjax.device.checkpoints.hf_features import Windows, refuse_biases, stated_window
@@ -97,6 +98,9 @@ class Llama:
             )
             for part, rows in (("q", "KGH"), ("k", "KH"), ("v", "KH"))
         )
+
+    def planes(self, spec: ModelSpec, kind: LayerKind) -> Planes:
+        return k_and_v(spec.kv_heads, spec.head_dim)
 
     def outside(self, spec: ModelSpec) -> Sequence[Weight]:
         head, vocab = EMBED if spec.tied else UNEMBED, (None, "vocab")

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from math import prod
 
+import jax.numpy as jnp
+
+from pdjax.core.kv_layout import KVLayout
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
@@ -52,6 +55,24 @@ def slot_kinds(spec: ModelSpec, stage_layers: Sequence[Sequence[int]]) -> list[L
                 )
         found.append(kinds[first])
     return found
+
+
+def kv_layout(
+    spec: ModelSpec, page_size: int, dtype: str, stages: int = 1, tp: int = 1
+) -> KVLayout:
+    """Where the KV cache of a model lives on a mesh.
+
+    Raises:
+      ValueError: the mesh cannot be; see `KVLayout` and `slot_kinds`.
+    """
+    family = family_of(spec)
+    kinds = family.kinds(spec)
+    planes = {kind: family.planes(spec, kind) for kind in dict.fromkeys(kinds)}
+    itemsize = jnp.dtype(dtype).itemsize
+    each = tuple(planes[kind] for kind in kinds)
+    layout = KVLayout(each, page_size, dtype, itemsize, stages, tp)
+    slot_kinds(spec, layout.stage_layers)
+    return layout
 
 
 def matrix_params(spec: ModelSpec) -> int:

@@ -31,8 +31,8 @@ from pallas_kernels.paged_attention.api import append_attention
 from pallas_kernels.quantised import Pages
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.kv.pool import PAGE_AXES, KVPool
-from pdjax.device.mesh import DECODE_RULES, STAGE, TP, partition, shardings
+from pdjax.device.kv.pool import KVPool, page_specs
+from pdjax.device.mesh import DECODE_RULES, STAGE, TP, shardings
 from pdjax.device.models.attention import AttendPages, attend_at
 from pdjax.device.models.decoder import Params, embed, forward, unembed
 from pdjax.device.models.family import Leaf
@@ -110,7 +110,7 @@ def make_decode_tick(
         x, layers = forward(
             params,
             x,
-            pool.layers,
+            pool,
             attend_at(spec, kinds, positions, attend_pages),
             kinds,
             spec=spec,
@@ -123,13 +123,12 @@ def make_decode_tick(
             positions=inp.positions[-1] + 1,  # of the next token; 0 in an idle row
             row=inp.leaving_row,
         )
-        return KVPool.of_layers(layers), Carried(_to_next_stage(x, stages), undecided)
+        return layers, Carried(_to_next_stage(x, stages), undecided)
 
-    return _compile(tick, params, mesh)
+    return _compile(tick, params, page_specs(layout.slot_planes, DECODE_RULES), mesh)
 
 
-def _compile(tick: Callable, params: Params, mesh: Mesh) -> DecodeTick:
-    pages = partition(DECODE_RULES, PAGE_AXES, stacked=True)
+def _compile(tick: Callable, params: Params, pages: Any, mesh: Mesh) -> DecodeTick:
     weights = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
     carried = Carried(X_SPEC, Undecided(P(), P(), P()))
     ins, outs = (weights, pages, carried, P(), P()), (pages, carried)

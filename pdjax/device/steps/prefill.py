@@ -16,8 +16,8 @@ from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pdjax.core.kv_layout import split_groups
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.kv.pool import PAGE_AXES, KVPool, Layers, PoolOwner
-from pdjax.device.mesh import PREFILL_RULES, TP, partition, shardings
+from pdjax.device.kv.pool import KVPool, Layers, PoolOwner, page_specs
+from pdjax.device.mesh import PREFILL_RULES, TP, shardings
 from pdjax.device.models.attention import AttendPages, attend_at
 from pdjax.device.models.decoder import Params, embed, forward, through, unembed
 from pdjax.device.models.family import Attend, Layer, LayerKind
@@ -109,7 +109,8 @@ class _Programs:
         self._reduce = partial(lax.psum, axis_name=TP) if tp > 1 else None
         self._weights: Params = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
         self._outer: Params = replace(self._weights, layers=[])
-        self._pages = partition(PREFILL_RULES, PAGE_AXES, stacked=True)
+        planes = [family_of(spec).planes(spec, kind) for kind in self.kinds]
+        self._pages = page_specs(planes, PREFILL_RULES)
 
     def whole(self) -> Any:
         """The step, as one program."""
@@ -119,13 +120,13 @@ class _Programs:
             x, layers = forward(
                 params,
                 embed(params, batch.tokens, self._vocab_axes),  # [T, D]
-                pool.layers,
+                pool,
                 self._attend(batch),
                 self.kinds,
                 spec=self.spec,
                 reduce=self._reduce,
             )
-            return KVPool.of_layers(layers), self._undecided(params, x, batch)
+            return layers, self._undecided(params, x, batch)
 
         ins = self._weights, self._pages, P()
         return self._compile(step, ins, (self._pages, P()), donate=(1,))
@@ -154,8 +155,9 @@ class _Programs:
             )
             return pages, x, scale
 
-        ins = self._weights.layers[like.start : like.stop], self._pages, P(), P(), P()
-        return self._compile(group, ins, (self._pages, P(), P()), donate=(1, 2, 3))
+        weights, pages = (x[like.start : like.stop] for x in (self._weights.layers, self._pages))
+        ins = weights, pages, P(), P(), P()
+        return self._compile(group, ins, (pages, P(), P()), donate=(1, 2, 3))
 
     def logits(self) -> Any:
         """(params without layers, x [T, D], packed) -> the tokens that follow."""
