@@ -4,6 +4,7 @@ A message names a field by its dotted path below the config, as overrides do: `d
 of the config itself has owner "", so its path is its name: `seed`.
 """
 
+import dataclasses
 import types
 import typing
 from pathlib import PurePath
@@ -57,13 +58,16 @@ def as_text(value: object, hint: Any) -> object:
 
 
 def check_type(value: object, hint: Any, name: str) -> None:
-    """Check that the type hint allows the value's class. A float field also takes an int.
+    """Check that the type hint allows the value's class. A float field also takes an int, and a
+    field of a dataclass also a class that extends it.
 
     Raises:
       ValueError: the hint does not allow the class.
     """
     allowed = kinds(hint)
-    if type(value) not in allowed and not (float in allowed and type(value) is int):
+    extends = any(isinstance(value, kind) for kind in allowed if dataclasses.is_dataclass(kind))
+    wider = float in allowed and type(value) is int
+    if type(value) not in allowed and not (extends or wider):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
         raise ValueError(f"{name}={shown(value)}: must be {names}")
 

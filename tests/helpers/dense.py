@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels.quantised import decode, encode
-from pdjax.core.model_spec import ModelSpec
+from pdjax.core.model_spec import ModelSpec, RopeSpec
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP
 from pdjax.device.models import decoder
 from pdjax.device.models.decoder import Params
@@ -27,13 +27,13 @@ def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None =
 
     `rounded` is (n, type): tokens from the n-th on see K and V as `quantised.encode` rounds them.
     """
-    frequencies, stretch = spec.rope.frequencies(spec.head_dim)
-    angles = np.arange(length)[:, None] * frequencies
-    cos = (stretch * np.cos(angles)).astype(np.float32)[:, None, None]  # [T, 1, 1, H/2]
-    sin = (stretch * np.sin(angles)).astype(np.float32)[:, None, None]
-    mask = np.tril(np.ones((length, length), bool))
+    place = jnp.arange(length)
 
-    def rotate(x: jax.Array) -> jax.Array:
+    def rotate(x: jax.Array, rope: RopeSpec) -> jax.Array:
+        frequencies, stretch = rope.frequencies(spec.head_dim)
+        angles = np.arange(length)[:, None] * frequencies
+        cos = (stretch * np.cos(angles)).astype(np.float32)[:, None, None]  # [T, 1, 1, H/2]
+        sin = (stretch * np.sin(angles)).astype(np.float32)[:, None, None]
         a, b = jnp.split(x, 2, axis=-1)
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -41,16 +41,19 @@ def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None =
         qkv: jax.Array, scale: jax.Array, bias: jax.Array | None, cache: None, kind: LayerKind
     ) -> tuple[jax.Array, None]:
         qkv = qkv * scale[:, None, None, None] + (0 if bias is None else bias)
-        rotated = rotate(qkv[:, :, :-1])
+        rotated = rotate(qkv[:, :, :-1], kind.rope)
         q, k, v = rotated[:, :, :-1], rotated[:, :, -1], qkv[:, :, -1]  # q [T, K, G, H]
-        o = see(q, k, v)
+        o = see(q, k, v, kind.window)
         if rounded is not None:
             first, dtype = rounded
-            seen = see(q, *(decode(*encode(x, dtype)) for x in (k, v)))
+            k, v = (decode(*encode(x, dtype)) for x in (k, v))
+            seen = see(q, k, v, kind.window)
             o = jnp.where((jnp.arange(length) >= first)[:, None, None, None], seen, o)
         return o.reshape(length, -1, spec.head_dim), cache
 
-    def see(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def see(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None) -> jax.Array:
+        back = place[:, None] - place
+        mask = (back >= 0) & (back < (window or length))
         scores = jnp.einsum("qkgh,tkh->kgqt", q, k) / spec.head_dim**0.5
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
         return jnp.einsum("kgqt,tkh->qkgh", weights, v)
