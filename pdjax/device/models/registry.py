@@ -5,7 +5,7 @@ from math import prod
 
 import jax.numpy as jnp
 
-from pdjax.core.kv_layout import KVLayout
+from pdjax.core.kv_layout import KVLayout, split_layers
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
@@ -18,11 +18,12 @@ FAMILIES: dict[str, ModelFamily] = {
     Mistral.name: Mistral(),
     Qwen2.name: Qwen2(),
 }
-"""By name. A model family is one file, and one line here."""
+"""Families by their names. A family is one file, and one line here."""
 
 
 def family_named(name: object) -> ModelFamily:
-    """
+    """Return the family of a name.
+
     Raises:
       ValueError: there is none.
     """
@@ -32,35 +33,45 @@ def family_named(name: object) -> ModelFamily:
 
 
 def family_of(spec: ModelSpec) -> ModelFamily:
-    """See `family_named`."""
+    """Return the family that a spec names; see `family_named`."""
     return family_named(spec.family)
 
 
 def slot_kinds(spec: ModelSpec, stage_layers: Sequence[Sequence[int]]) -> list[LayerKind]:
-    """The kind of each layer slot of a mesh whose stages hold these layers. All stages run one
-    program, so that the layers of a slot must be of one kind.
+    """Return the kind of each layer slot of a mesh whose stages hold these layers. All stages run
+    one program, so that the layers of a slot must be of one kind.
 
     Raises:
-      ValueError: they are not.
+      ValueError: they are not; says with how many stages they would be.
     """
     kinds = family_of(spec).kinds(spec)
-    found = []
-    for slot, first in enumerate(stage_layers[0]):
-        for layer in (layers[slot] for layers in stage_layers if slot < len(layers)):
-            if kinds[layer] != kinds[first]:
-                raise ValueError(
-                    f"stages={len(stage_layers)}: layer {layer} of one stage is of another kind "
-                    f"than layer {first} of the first, but stages run one program; "
-                    f"allowed are numbers of stages whose layers follow one pattern, such as 1"
-                )
-        found.append(kinds[first])
+    found = _common_kinds(kinds, stage_layers)
+    if found is None:
+        counts = range(1, min(spec.num_layers, 64) + 1)
+        allowed = [n for n in counts if _common_kinds(kinds, split_layers(spec.num_layers, n))]
+        raise ValueError(
+            f"stages={len(stage_layers)}: puts layers of different kinds at the same place of its "
+            f"stages, which run one program; allowed: {allowed}"
+        )
+    return found
+
+
+def _common_kinds(
+    kinds: Sequence[LayerKind], stage_layers: Sequence[Sequence[int]]
+) -> list[LayerKind] | None:
+    found: list[LayerKind] = []
+    for slot in range(max(map(len, stage_layers))):
+        here = {kinds[layers[slot]] for layers in stage_layers if slot < len(layers)}
+        if len(here) > 1:
+            return None
+        found += here
     return found
 
 
 def kv_layout(
     spec: ModelSpec, page_size: int, dtype: str, stages: int = 1, tp: int = 1
 ) -> KVLayout:
-    """Where the KV cache of a model lives on a mesh.
+    """Lay the KV cache of a model out on a mesh.
 
     Raises:
       ValueError: the mesh cannot be; see `KVLayout` and `slot_kinds`.
@@ -76,7 +87,7 @@ def kv_layout(
 
 
 def matrix_params(spec: ModelSpec) -> int:
-    """Weights of all layers that a token is multiplied with; vectors are left out."""
+    """Count the weights of all layers that a token is multiplied with: their matrices."""
     family = family_of(spec)
     shapes = [
         spec.shape(weight.dims)
