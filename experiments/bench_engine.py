@@ -219,8 +219,8 @@ def bench(points: list[Point], cache: str) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     starts: dict[str, dict[str, float]] = {}
     for _, group in itertools.groupby(points, key=lambda point: point.batch):
-        mine = list(group)
-        config = make_config(model, mine, bool(_COLOCATED.value), cache, overrides)
+        of_batch = list(group)
+        config = make_config(model, of_batch, bool(_COLOCATED.value), cache, overrides)
         if _STARTS.value and not starts:
             llm, starts["cold"] = start(config)
             del llm
@@ -228,7 +228,7 @@ def bench(points: list[Point], cache: str) -> dict[str, Any]:
         else:
             llm, _ = start(config)
         times = StepTimes(llm)
-        for point in mine:
+        for point in of_batch:
             served = measure(llm, times, point, _WAVES.value or 1, _ROUNDS.value or 1)
             results.append(asdict(point) | asdict(served) | {"ratio": served.ratio})
             print(f"{point}: {served.served_ms:.2f} ms a step, {served.ratio:.3f} of bare")

@@ -217,10 +217,10 @@ def threads(llm: LLM, count: int, requests: int, truth: list[list[int]]) -> tupl
     exact: list[bool] = []
 
     def ask(number: int) -> None:
-        mine = prompts()
+        own_prompts = prompts()
         for turn in range(requests):
-            which = (number + turn) % len(mine)
-            [output] = llm.generate([mine[which]], PARAMS)
+            which = (number + turn) % len(own_prompts)
+            [output] = llm.generate([own_prompts[which]], PARAMS)
             exact.append(output.token_ids == truth[which])
 
     workers = [threading.Thread(target=ask, args=(number,)) for number in range(count)]

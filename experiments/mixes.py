@@ -305,14 +305,14 @@ def compare(answers: Sequence[RequestOutput], right: Sequence[RequestOutput]) ->
     the next best where they differ; None where none differs."""
     exact = same = total = 0
     margins: list[float] = []
-    for mine, its in zip(answers, cycle(right), strict=False):
-        agree, pairs = 0, zip(mine.token_ids, its.token_ids, strict=False)
+    for answer, true_answer in zip(answers, cycle(right), strict=False):
+        agree, pairs = 0, zip(answer.token_ids, true_answer.token_ids, strict=False)
         while (pair := next(pairs, None)) is not None and pair[0] == pair[1]:
             agree += 1
-        same, total = same + agree, total + len(its.token_ids)
-        exact += mine.token_ids == its.token_ids
-        if agree < len(its.token_ids) and its.logprobs:
-            (_, best), (_, second), *_ = its.logprobs[agree].top
+        same, total = same + agree, total + len(true_answer.token_ids)
+        exact += answer.token_ids == true_answer.token_ids
+        if agree < len(true_answer.token_ids) and true_answer.logprobs:
+            (_, best), (_, second), *_ = true_answer.logprobs[agree].top
             margins.append(best - second)
     return {
         "answers": len(answers),

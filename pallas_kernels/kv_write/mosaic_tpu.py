@@ -248,12 +248,12 @@ def _insert(
 ) -> None:
     """Copy `length` rows of `new`, from `token` on, into a tile [K, tile, H], from `offset` on."""
     row = lax.broadcasted_iota(jnp.int32, (1, plan.tile, 1), 1)
-    ours = (offset <= row) & (row < offset + length)
+    inserted = (offset <= row) & (row < offset + length)
     for piece in range(plan.head_dim // plan.piece):
         rows = new[piece, :, pl.ds(plan.tile + token - offset, plan.tile)]
         part = tile.at[:, :, _columns(piece, plan.piece)]
         # Older TPUs select only among 32-bit numbers.
-        part[...] = jnp.where(ours, rows, part[...].astype(jnp.float32)).astype(part.dtype)
+        part[...] = jnp.where(inserted, rows, part[...].astype(jnp.float32)).astype(part.dtype)
 
 
 def _rotate_block(

@@ -139,14 +139,14 @@ def _compute(
     begun = Rows.take(plan, refs, scratch, tile=q_tile)
     weights = _Weights(plan, weights_tile)
 
-    def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
+    def compute_work(work: Work, steps: jax.Array, row_slot: Any) -> None:
         seen = _begin(plan, work, q_tile, weights)
         if plan.append:
-            begun.store_new(work, mine)
+            begun.store_new(work, row_slot)
         seen = _attend(plan, refs, work, steps, q_tile, weights, seen)
         total = jnp.maximum(seen.total, NO_SUM)
         out = seen.weighted / spread(total, plan.head_dim)
-        whole = partial(_store_whole, plan, work, outputs, out, mine)
+        whole = partial(_store_whole, plan, work, outputs, out, row_slot)
         log_sum = seen.highest + jnp.log(total) * LOG2_E
         part = partial(_store_part, plan, work, outputs, out, log_sum, columns, log_total)
         if plan.by_length is not None:
@@ -161,11 +161,11 @@ def _compute(
 
 def _nothing(plan: Plan) -> _Seen:
     """Return the running softmax before the first key."""
-    wide, tall = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
+    wide, row_layout = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
     return _Seen(
         weighted=plgpu.layout_cast(jnp.zeros((ROWS, plan.head_dim), jnp.float32), wide),
-        highest=plgpu.layout_cast(jnp.full((ROWS,), LOWEST, jnp.float32), tall),
-        total=plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), tall),
+        highest=plgpu.layout_cast(jnp.full((ROWS,), LOWEST, jnp.float32), row_layout),
+        total=plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), row_layout),
     )
 
 
@@ -177,11 +177,11 @@ def _begin(plan: Plan, work: Work, q_tile: Any, weights: "_Weights") -> _Seen:
     if not plan.append:
         return nothing
     column = iota((ROWS, BLOCK), 1)
-    mine = jnp.full((ROWS, BLOCK), (work.part == 0) & (work.kv_len > 0))
+    has_new = jnp.full((ROWS, BLOCK), (work.part == 0) & (work.kv_len > 0))
     scores = _base_two(plan, product(q_tile, q_tile.transpose((1, 0)), BLOCK))
-    scores = jnp.where(mine & (column == plan.group), scores, MASKED)
+    scores = jnp.where(has_new & (column == plan.group), scores, MASKED)
     weight = jnp.where(
-        mine & (column == plan.group + 1), jnp.ones_like(scores), jnp.zeros_like(scores)
+        has_new & (column == plan.group + 1), jnp.ones_like(scores), jnp.zeros_like(scores)
     )
     return _Seen(
         weighted=weights.put(weight).add(nothing.weighted, q_tile),

@@ -91,8 +91,8 @@ class _Shared:
 
     def tiles(self, reader: int) -> "_Tiles":
         """Return a reader's operands of products."""
-        mine = (each.at[reader] for each in (self.k_tile, self.v_tile, self.weights))
-        return _Tiles(self.q_tile, *mine)
+        own_tiles = (each.at[reader] for each in (self.k_tile, self.v_tile, self.weights))
+        return _Tiles(self.q_tile, *own_tiles)
 
 
 def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) -> None:
@@ -101,18 +101,18 @@ def compute(plan: Plan, refs: Refs, outputs: tuple[Any, ...], **scratch: Any) ->
     shared = _Shared(**scratch)
     tiles, out, log_total = shared.tiles(0), shared.out, shared.log_total
 
-    def compute_work(work: Work, steps: jax.Array, mine: Any) -> None:
+    def compute_work(work: Work, steps: jax.Array, row_slot: Any) -> None:
         wide = plgpu.Layout.WGMMA
-        queries = mine.at[pl.ds(0, plan.queries)].transpose((1, 0))
+        queries = row_slot.at[pl.ds(0, plan.queries)].transpose((1, 0))
         tiles.q.transpose((1, 0))[...] = plgpu.load(queries, layout=wide, optimized=False)
         if plan.append:
-            tiles.k[...] = plgpu.load(mine, layout=wide, optimized=False)
+            tiles.k[...] = plgpu.load(row_slot, layout=wide, optimized=False)
         plgpu.commit_smem()
         if plan.readers > 1:
             plgpu.barrier_arrive(shared.queries_full)
         seen = _begin(plan, work, tiles, begun.new_scales)
         if plan.append:
-            begun.store_new(work, mine)
+            begun.store_new(work, row_slot)
         seen = _attend(plan, refs, work, steps, tiles, seen, 0)
         total = seen.total.sum(axis=0)
         if plan.readers > 1:
@@ -225,10 +225,10 @@ def _begin(plan: Plan, work: Work, tiles: _Tiles, new_scales: Any) -> _Seen:
     if not plan.append:
         return nothing
     row = iota(shape, 0)
-    mine = jnp.full(shape, (work.part == 0) & (work.kv_len > 0))
+    has_new = jnp.full(shape, (work.part == 0) & (work.kv_len > 0))
     scores = _base_two(plan, tiles.scores()[0] * new_scales[plan.group])
-    scores = jnp.where(mine & (row == plan.group), scores, MASKED)
-    is_value = mine & (row == plan.group + 1)
+    scores = jnp.where(has_new & (row == plan.group), scores, MASKED)
+    is_value = has_new & (row == plan.group + 1)
     weight = jnp.where(is_value, jnp.ones_like(scores), jnp.zeros_like(scores))
     value = jnp.where(is_value, jnp.full(shape, new_scales[plan.group + 1]), weight)
     tiles.weigh(value)
@@ -257,8 +257,8 @@ def _attend(
     def unpack(ring: Ring, j: jax.Array, tile: Any) -> jax.Array:
         """Move the elements of a block to `tile` and free its stage; return its scales, [C, Q]."""
         stage = blocks.take(ring, j)
-        tall = plgpu.Layout.WGMMA.reduce(1)
-        scales = plgpu.load(ring.scale_buffer.at[stage], layout=tall, optimized=False)
+        row_layout = plgpu.Layout.WGMMA.reduce(1)
+        scales = plgpu.load(ring.scale_buffer.at[stage], layout=row_layout, optimized=False)
         wide = plgpu.Layout.WGMMA
         elements = plgpu.load(ring.buffer.at[stage], layout=wide, optimized=False)
         tile[...] = elements.astype(tile.dtype)

@@ -144,12 +144,12 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 
 def poisoned(inputs: Inputs, value: float, *, raw: bool = False) -> Poisoned:
-    """Poison the queries and all pages of every other sequence, and the newer half of each other
-    sequence's chunk; the older tokens of that chunk must not change.
+    """Poison the queries and all pages of odd sequences, and K and V of the newer half of even
+    sequences' chunks; the results of their older tokens must not change.
 
     Args:
-      raw: whether V of the latter is poisoned, too, although `pallas_kernels.finite` keeps such V
-        out of pages.
+      raw: whether V of even sequences is poisoned even if the value is not finite, although
+        `pallas_kernels.finite` keeps such V out of pages.
     """
     case, q = inputs.case, inputs.q.copy()
     k_pages, v_pages = inputs.k_pages.copy(), inputs.v_pages.copy()

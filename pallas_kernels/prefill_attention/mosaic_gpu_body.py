@@ -270,24 +270,24 @@ class _Half:
         """Attend to all blocks of the tile. Blocks that every row sees whole need no mask. Blocks
         behind the newest row of this half are skipped, in step with the other half."""
         plan, work = self.plan, self.work
-        wide, tall = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
+        wide, row_layout = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
         seen = _Seen(
             plgpu.layout_cast(jnp.zeros((ROWS, plan.head_dim), jnp.float32), wide),
-            plgpu.layout_cast(jnp.full((ROWS,), LOWEST, jnp.float32), tall),
-            plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), tall),
+            plgpu.layout_cast(jnp.full((ROWS,), LOWEST, jnp.float32), row_layout),
+            plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), row_layout),
         )
         position = work.position + self.warpgroup * ROWS
         oldest, end = (position + row for row in self.rows)
         stop = lax.div(jnp.maximum(end, 0) + (BLOCK - 1), jnp.int32(BLOCK)) - work.first
-        mine = jnp.where(oldest < end, jnp.clip(stop, 0, work.count), 0)
+        own_blocks = jnp.where(oldest < end, jnp.clip(stop, 0, work.count), 0)
         whole = jnp.int32(0)
         if plan.sliding_window is None:
-            whole = jnp.clip(lax.div(jnp.maximum(oldest + 1, 0), jnp.int32(BLOCK)), 0, mine)
+            whole = jnp.clip(lax.div(jnp.maximum(oldest + 1, 0), jnp.int32(BLOCK)), 0, own_blocks)
         step = partial(self._step, take_turns)
         seen = lax.fori_loop(0, whole, partial(step, masked=False), seen)
-        seen = lax.fori_loop(whole, mine, partial(step, masked=True), seen)
+        seen = lax.fori_loop(whole, own_blocks, partial(step, masked=True), seen)
 
-        @pl.loop(mine, work.count)
+        @pl.loop(own_blocks, work.count)
         def _(i: jax.Array) -> None:
             stage = lax.rem(self.steps + i, jnp.int32(plan.stages))
             for ring in (self.refs.rings.k, self.refs.rings.v):
@@ -352,8 +352,8 @@ class _Half:
         return visible
 
     def _clear_unseen(self, stage: jax.Array, block: jax.Array) -> None:
-        """Clear rows of V that no row of the tile sees: they may hold NaN, which a weight of 0 does
-        not remove. Each half clears the same rows before its own product and writes the other rows
+        """Clear V of tokens that no row of the tile sees: it may be NaN, which a weight of 0 does
+        not remove. Each half clears the same tokens before its own product and writes the others
         unchanged, so the bytes that the other half may be reading do not change."""
         work, values = self.work, self.refs.rings.v.buffer
         stop = work.position + work.end

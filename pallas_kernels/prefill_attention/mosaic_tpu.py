@@ -333,12 +333,12 @@ def _begin(plan: _Plan, run: _Run, q_ref: jax.Ref, state: _State) -> None:
 
 def _end(plan: _Plan, run: _Run, state: _State, out_ref: jax.Ref) -> None:
     """Store the run's tokens; other programs store the tile's other tokens."""
-    ours = _token(plan, run, plan.tile)[1]
+    in_run = _token(plan, run, plan.tile)[1]
     for head, rows, columns in _heads(plan, state):
         total = state.total[head, rows]
         out = state.weighted[head, rows] / jnp.where(total > 0, total, 1)
         others = out_ref[:, columns].astype(jnp.float32)
-        out_ref[:, columns] = jnp.where(ours, out, others).astype(out_ref.dtype)
+        out_ref[:, columns] = jnp.where(in_run, out, others).astype(out_ref.dtype)
 
 
 def _heads(plan: _Plan, state: _State) -> Iterator[tuple[int, Any, Any]]:
@@ -363,8 +363,8 @@ def _see_block(
     products in the pages' own type."""
     kv_heads, rows = state.q.shape[:2]
     start, end = i * plan.block, (i + 1) * plan.block
-    token, ours = _token(plan, run, rows)
-    position = jnp.where(ours, token + run.shift, -1)  # -1 sees nothing
+    token, in_run = _token(plan, run, rows)
+    position = jnp.where(in_run, token + run.shift, -1)  # -1 sees nothing
     key = start + lax.broadcasted_iota(jnp.int32, (1, plan.block), 1)
     visible = key <= position  # [G * tile, C]
     if plan.sliding_window is not None:
