@@ -22,10 +22,13 @@ from pdjax.device.models.family import Attend, LayerKind
 from pdjax.device.models.registry import family_of
 
 
-def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None = None) -> Attend:
+def dense_attend(
+    spec: ModelSpec, length: int, rounded: str | None = None, exact: int | jax.Array = 0
+) -> Attend:
     """Make causal attention over `length` tokens of one sequence, with positions from 0 on.
 
-    `rounded` is (n, type): tokens from the n-th on see K and V as `quantised.encode` rounds them.
+    `rounded` is a type: tokens from the `exact`-th on see K and V as `quantised.encode` rounds
+    them.
     """
     place = jnp.arange(length)
 
@@ -45,10 +48,9 @@ def dense_attend(spec: ModelSpec, length: int, rounded: tuple[int, str] | None =
         q, k, v = rotated[:, :, :-1], rotated[:, :, -1], qkv[:, :, -1]  # q [T, K, G, H]
         o = see(q, k, v, kind.window)
         if rounded is not None:
-            first, dtype = rounded
-            k, v = (decode(*encode(x, dtype)) for x in (k, v))
+            k, v = (decode(*encode(x, rounded)) for x in (k, v))
             seen = see(q, k, v, kind.window)
-            o = jnp.where((jnp.arange(length) >= first)[:, None, None, None], seen, o)
+            o = jnp.where((jnp.arange(length) >= exact)[:, None, None, None], seen, o)
         return o.reshape(length, -1, spec.head_dim), cache
 
     def see(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None) -> jax.Array:
@@ -67,11 +69,13 @@ def dense_logits(
     tokens: jax.Array,
     *,
     spec: ModelSpec,
-    rounded: tuple[int, str] | None = None,
+    rounded: str | None = None,
+    exact: int | jax.Array = 0,
 ) -> jax.Array:
-    """Compute logits f32[T, V] of tokens i32[T] of one sequence, on one device; `rounded` as in
-    `dense_attend`."""
-    attend = dense_attend(spec, len(tokens), rounded)
+    """Compute logits f32[T, V] of tokens i32[T] of one sequence, on one device; `rounded` and
+    `exact` as in `dense_attend`. Tokens that pad a sequence at its end change no logits before
+    them, so sequences of several lengths can share one compilation."""
+    attend = dense_attend(spec, len(tokens), rounded, exact)
     nothing = [None] * len(params.layers)
     x = decoder.embed(params, tokens)
     x, _ = decoder.forward(params, x, nothing, attend, family_of(spec).kinds(spec), spec=spec)
