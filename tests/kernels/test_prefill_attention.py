@@ -144,7 +144,7 @@ def test_chunks_and_neighbours_change_nothing(
     operation: Callable[..., jax.Array], window: int | None
 ):
     """A prompt has the same bits whole, behind another prompt, and in two chunks."""
-    case = Case("two", ((37, 37), (200, 200)), kv_heads=3, group=3, sliding_window=window)
+    case = Case("two", ((37, 37), (200, 200)), kv_heads=1, group=2, sliding_window=window)
     both = make_inputs(case, seed=3)
     together = run(both, operation)[37:]
 
