@@ -31,9 +31,11 @@ def truth(llm: LLM) -> list[list[int]]:
 def test_a_signal_in_generate_hurts_nobody_who_comes_later(llm: LLM, truth: list[list[int]]):
     draw = random.Random(1)
     hits = 0
-    for _ in range(6):
+    for _ in range(60):  # on a busy machine many come too late
         hits += hostile.signal_once(llm, draw)
         assert hostile.is_whole(llm, truth)
+        if hits == 3:
+            break
     assert hits > 0
 
 
