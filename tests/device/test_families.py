@@ -75,6 +75,7 @@ def directory(tmp_path: Path) -> Path:
     """A Hugging Face directory of the made-up family, whose window is 5."""
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = {"model_type": "two_kinds", "num_hidden_layers": 3, "window": 5, "eos_token_id": 2}
+    config["qk_norm"] = True  # which other families refuse
     rng = np.random.default_rng(0)
     spec = ModelSpec(101, 3, 32, 96, 4, 2, 8, 64, family="two_kinds")
     shapes = tensor_shapes(TwoKindsSpec(**vars(spec)))

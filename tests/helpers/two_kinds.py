@@ -41,7 +41,8 @@ class TwoKinds(Llama):
     spec_type: type[ModelSpec] = TwoKindsSpec
 
     def spec(self, config: Fields) -> ModelSpec:
-        dense = read_dense(config, self.name, ABSENT, Windows(None, first=None))
+        windows = Windows(None, first=None)
+        dense = read_dense(config, self.name, ABSENT, windows, honoured=("qk_norm",))
         return TwoKindsSpec(**vars(dense), window=config.integer("window", 6))
 
     def kinds(self, spec: ModelSpec) -> Sequence[LayerKind]:

@@ -3,7 +3,7 @@
 Which fields those are, and what an absent one means, is as in transformers 5.24.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pdjax.core.model_spec import LARGEST, ModelSpec
 from pdjax.device.checkpoints.hf_features import Windows, refuse_features, refuse_windows
@@ -21,8 +21,9 @@ def read_dense(
     windows: Windows,
     *,
     qkv_bias: bool = False,
+    honoured: Collection[str] = (),
 ) -> ModelSpec:
-    """The architecture, but for its end tokens.
+    """Read the architecture, but for its end tokens.
 
     Args:
       config: the file.
@@ -30,6 +31,7 @@ def read_dense(
       absent: what transformers takes for a field of this model type that the file leaves out.
       windows: sliding windows that the model type understands the file to ask for.
       qkv_bias: see ModelSpec.
+      honoured: fields of features that the family computes and Llama does not.
 
     Raises:
       ValueError: naming the field that is missing, malformed or not supported, its value, and what
@@ -43,7 +45,7 @@ def read_dense(
     width, heads = size("hidden_size"), size("num_attention_heads")
     layers, context = size("num_hidden_layers"), size("max_position_embeddings")
     head_dim = _head_dim(config, family, width, heads)
-    refuse_features(config, width=width, head_dim=head_dim)
+    refuse_features(config, width=width, head_dim=head_dim, honoured=honoured)
     refuse_windows(config, family, windows, layers=layers, context=context)
     rope = read_rope(config, context)
     return ModelSpec(

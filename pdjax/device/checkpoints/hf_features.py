@@ -6,6 +6,7 @@ says "llama" loads there and answers wrongly. Here such a field is refused, unle
 nothing. Fields that no model type knows pass: they are notes of whoever wrote the file.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,11 @@ _FACTORS = ("_multiplier", "_multipliers")
 _NO_FACTORS = ("ffn_dim_multiplier",)  # a note of how intermediate_size was found
 
 
-def refuse_features(config: Fields, *, width: int, head_dim: int) -> None:
-    """Refuse a configuration that asks for what no family computes.
+def refuse_features(
+    config: Fields, *, width: int, head_dim: int, honoured: Collection[str] = ()
+) -> None:
+    """Refuse a configuration that asks for what its family does not compute: anything but what
+    Llama computes, and the fields `honoured`.
 
     Raises:
       ValueError: naming the field, its value, and what is allowed.
@@ -81,7 +85,7 @@ def refuse_features(config: Fields, *, width: int, head_dim: int) -> None:
     if config.get("hidden_act", "silu") not in ACTIVATIONS:
         raise config.refuse("hidden_act", ", ".join(ACTIVATIONS))
     for name, neutral in _NEUTRAL.items():
-        if not _one_of(config.get(name), neutral):
+        if name not in honoured and not _one_of(config.get(name), neutral):
             values = [repr(value) for value in neutral if value is not None]
             raise config.refuse(name, ", ".join([*values, "or no such field"]))
     sizes = {

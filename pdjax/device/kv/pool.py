@@ -28,8 +28,8 @@ KVPool = Layers
 
 
 def page_specs(slot_planes: Sequence[Planes], rules: Rules) -> list[tuple[PartitionSpec, ...]]:
-    """How the pages [K, P, S, H] of each slot's planes lie on a mesh, and their scales [K, P, S];
-    the axes that are not named lie whole on each device."""
+    """Return how the pages [K, P, S, H] of each slot's planes, and their scales [K, P, S], lie on a
+    mesh. Axes that a spec does not name lie whole on each device."""
 
     def spec(plane: KVPlane) -> PartitionSpec:
         return partition(rules, ("kv_heads" if plane.sharded else None,), stacked=True)
@@ -131,8 +131,8 @@ class PoolOwner:
 
 
 def gather_pages(sides: Sequence[Pages], heads: slice, page_ids: jax.Array) -> Pages:
-    """`heads` of planes that are alike, in the pages `page_ids` i32[n] -> one array [sides * heads,
-    n, S, H], with scales [sides * heads, n, S] if they have any."""
+    """Gather `heads` of planes that are alike, in the pages `page_ids` i32[n], into one array
+    [sides * heads, n, S, H], with scales [sides * heads, n, S] if they have any."""
     elements = page_copy.gather([elements_of(side) for side in sides], page_ids, heads=heads)
     scales = _scales(sides)
     if not scales:
@@ -141,8 +141,8 @@ def gather_pages(sides: Sequence[Pages], heads: slice, page_ids: jax.Array) -> P
 
 
 def scatter_pages(sides: Sequence[Pages], pages: Pages, page_ids: jax.Array) -> Sequence[Pages]:
-    """The inverse of `gather_pages` for all heads of a shard: [sides, K, n, S, H], with scales if
-    the planes have any, into `page_ids` i32[n]. What the null page then holds is left open."""
+    """Scatter all heads of a shard, [sides, K, n, S, H], with scales if the planes have any, into
+    `page_ids` i32[n]: the inverse of `gather_pages`. What the null page then holds is left open."""
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pages)
     after: Sequence[Pages] = page_copy.scatter(
         [elements_of(side) for side in sides], elements_of(rows), page_ids

@@ -26,8 +26,8 @@ def attend_at(
     positions: jax.Array,
     attend_pages: AttendPages,
 ) -> Attend:
-    """`family.Attend` of tokens at `positions` i32[T] in layers of `kinds`, whose cache are
-    LayerPages."""
+    """Make the `family.Attend` of tokens at `positions` i32[T] in layers of `kinds`, whose caches
+    are LayerPages."""
     ropes = dict.fromkeys(kind.rope for kind in kinds)
     angles = {rope: rope_table(rope, spec.head_dim, positions) for rope in ropes}
 
@@ -38,8 +38,9 @@ def attend_at(
         cache: LayerPages,
         kind: LayerKind,
     ) -> tuple[jax.Array, LayerPages]:
-        # Layers of all kinds keep every page of a sequence, so that one page table serves them
-        # all. A kind that gave pages up behind its window would be looked up here.
+        # Layers of all kinds keep every page of a sequence, so one page table serves them all:
+        # the one in `attend_pages`. A kind that drops pages behind its window would choose its
+        # own here.
         o, k_pages, v_pages = attend_pages(
             qkv, scale, bias, *angles[kind.rope], *cache, window=kind.window
         )

@@ -1,5 +1,4 @@
-"""The network around its layers: what a decoder computes, of whatever family. It does not know that
-prefill and decode exist.
+"""The network around its layers, for all families. It does not know that prefill and decode exist.
 
 One `forward(params, x, caches, attend)` serves both phases: `attend` is an argument that writes K
 and V to wherever they are kept and returns what attention read. Weights are a plain pytree with a
@@ -46,7 +45,7 @@ def forward(
     spec: ModelSpec,
     reduce: Reduce | None = None,
 ) -> tuple[jax.Array, list[Any]]:
-    """All layers of `params` over packed tokens.
+    """Compute all layers of `params` over packed tokens.
 
     Args:
       params: local shards; a layer of zeros is the identity, which is how a short stage pads.
@@ -75,8 +74,8 @@ def through(
     spec: ModelSpec,
     reduce: Reduce | None,
 ) -> tuple[jax.Array, jax.Array, list[Any]]:
-    """Some layers in a row; see `forward`. `scale` f32[T] is that of RMSNorm for x, and comes back
-    for the x that does."""
+    """Compute some layers in a row; see `forward`. `scale` f32[T] is that of RMSNorm for x, and the
+    result has that for its own x."""
     family = family_of(spec)
 
     @once  # layers of a kind share one trace and one lowering, which XLA then inlines
@@ -97,8 +96,8 @@ def through(
 
 
 def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> jax.Array:
-    """tokens i32[T] -> [T, D]. The vocabulary may be sharded over `vocab_axes`: exactly one shard
-    has the row."""
+    """Map tokens i32[T] to [T, D]. The vocabulary may be sharded over `vocab_axes`: exactly one
+    shard has the row."""
     shard = params.unembed.shape[1]
     local = tokens - _shard_index(vocab_axes) * shard
     mine = (local >= 0) & (local < shard)
@@ -111,7 +110,7 @@ def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> 
 def unembed(
     params: Params, x: jax.Array, *, spec: ModelSpec, vocab_axes: Sequence[str] = ()
 ) -> jax.Array:
-    """x [B, D] -> float32 logits [B, V], whole on every shard of `vocab_axes`.
+    """Map x [B, D] to float32 logits [B, V], whole on every shard of `vocab_axes`.
 
     The norm comes first here: there are few rows, and tied embeddings leave no matrix to fold its
     weight into.

@@ -1,4 +1,4 @@
-"""What a family of models says of itself: a file a family, and a line in `registry.py`.
+"""Defines what a family of models declares: a file a family, and a line in `registry.py`.
 
 The weights that a family declares are the one table of them. The pytree of a layer, its shardings,
 what is read from a checkpoint of which format, random values and counts all follow from it.
@@ -100,8 +100,8 @@ class LayerKind:
 
 
 class Attend(Protocol):
-    """Attention over whatever holds the KV of a layer: writes K and V, returns what the queries
-    read, and the holder's successor."""
+    """Attends to the cache that holds the KV of a layer: writes K and V, and returns what the
+    queries read and the cache's successor."""
 
     def __call__(
         self,
@@ -111,8 +111,8 @@ class Attend(Protocol):
         cache: Any,
         kind: LayerKind,
     ) -> tuple[jax.Array, Any]:
-        """qkv [T, K, J, H] of the heads of this shard, still to be scaled by f32[T], shifted by
-        [K, J, H] and rotated -> [T, N, H]."""
+        """Map qkv [T, K, J, H] of the heads of this shard, which is still to be scaled by f32[T],
+        shifted by [K, J, H] and rotated, to [T, N, H]."""
         ...
 
 
@@ -130,7 +130,7 @@ class ModelFamily(Protocol):
     spec_type: type[ModelSpec]
 
     def spec(self, config: Fields) -> ModelSpec:
-        """The architecture that a `config.json` describes; its end tokens are left out.
+        """Read the architecture that a `config.json` describes, but for its end tokens.
 
         Raises:
           ValueError: naming the field that is missing, malformed or not supported.
@@ -138,20 +138,21 @@ class ModelFamily(Protocol):
         ...
 
     def kinds(self, spec: ModelSpec) -> Sequence[LayerKind]:
-        """The kind of each layer; those of one kind share a program."""
+        """Return the kind of each layer; layers of one kind share a program."""
         ...
 
     def weights(self, spec: ModelSpec, kind: LayerKind) -> Sequence[Weight]:
-        """Those of a layer. A layer whose weights are zeros must be the identity: that is how a
-        stage with fewer layers pads."""
+        """Declare the weights of a layer. A layer of zeros must be the identity: a stage with fewer
+        layers than others pads with such."""
         ...
 
     def planes(self, spec: ModelSpec, kind: LayerKind) -> Planes:
-        """What a layer keeps of a token; kernels read K and V of equal heads, `k_and_v`."""
+        """Declare what a layer keeps of a token. Kernels read K and V of equal heads, `k_and_v`."""
         ...
 
     def outside(self, spec: ModelSpec) -> Sequence[Weight]:
-        """Those outside the layers: `final_norm`, `unembed` and, unless it is tied, `embed`."""
+        """Declare the weights outside the layers: `final_norm`, `unembed` and, unless it is tied,
+        `embed`."""
         ...
 
     def block(
@@ -166,7 +167,7 @@ class ModelFamily(Protocol):
         kind: LayerKind,
         reduce: Reduce | None,
     ) -> tuple[jax.Array, jax.Array, Any]:
-        """One layer over packed tokens.
+        """Compute one layer over packed tokens.
 
         Args:
           layer: local shards.
@@ -177,6 +178,6 @@ class ModelFamily(Protocol):
           reduce: None where there is one shard.
 
         Returns:
-          The residual stream after the layer, its scale, and the successor of `cache`.
+          the residual stream after the layer, its scale, and the successor of `cache`.
         """
         ...

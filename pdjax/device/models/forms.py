@@ -1,5 +1,5 @@
-"""How the tensors of a checkpoint, [out, in], become a weight of ours: each form makes a slice of
-the weight out of slices of the tensors, so that no more is read than a shard needs.
+"""Forms in which tensors of a checkpoint, [out, in], become a weight. A form makes a slice of the
+weight out of slices of the tensors, so that loading reads no more than a shard needs.
 
 Dimension key: D model dim, K KV heads, H head dim, F MLP dim.
 """
@@ -27,7 +27,7 @@ class Form:
       read: (fetch, rows of each tensor, units, bounds) -> the slice `bounds` of the weight.
       axis: of the weight, which the rows of the tensors become. They are contiguous in a file, so
         that a weight is filled along it.
-      unit: the letter of what only comes whole along that axis, such as "K"; None: nothing.
+      unit: letter of a dimension that is not cut along that axis, such as "K"; None: all are.
     """
 
     read: Callable[[Fetch, Rows, int, Bounds], np.ndarray]
@@ -49,7 +49,7 @@ def _stacked(fetch: Fetch, rows: Rows, units: int, bounds: Bounds) -> np.ndarray
 
 
 def _grouped(fetch: Fetch, rows: Rows, units: int, bounds: Bounds) -> np.ndarray:
-    """The rows of a unit, those of all tensors together, unit after unit."""
+    """Put the rows of a unit together, those of all tensors, unit after unit."""
     *before, (start, stop) = bounds
     each = [count // units for count in rows]
     width = sum(each)
