@@ -23,6 +23,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -179,20 +181,25 @@ def failing(llm: LLM, where: str) -> Callable[[], bool]:
     """
     prefill: Any = llm.prefill_engines[0]
     decode: Any = llm.decode_engines[0]
+    transfer: Any = llm.coordinator._transfer
     owner, name = {
         "prefill step": (prefill, "_step"),
         "tick": (decode, "_tick"),
         "sample": (decode, "_sample"),
-        "landing": (next(iter(llm.coordinator._transfer._paths.values())), "_scatter"),  # type: ignore[attr-defined]
+        "landing": (next(iter(transfer._paths.values())), "plan"),
     }[where]
     call = getattr(owner, name)
 
-    def fail(*args: Any) -> Any:
+    def fail(program: Callable[..., Any], *args: Any) -> Any:
         setattr(owner, name, call)
-        call(*args)
+        program(*args)
         raise InjectedError(where)
 
-    setattr(owner, name, fail)
+    def fail_to_land(layers: range) -> Any:
+        plan = call(layers)
+        return replace(plan, scatter=partial(fail, plan.scatter))
+
+    setattr(owner, name, fail_to_land if where == "landing" else partial(fail, call))
     return lambda: getattr(owner, name) is call
 
 

@@ -83,7 +83,9 @@ def test_pools_are_updated_in_place():
         prefill._step, decode._tick = steps["prefill"], steps["decode"]
         transfer: Any = llm.coordinator._transfer
         path = transfer.path(End(Side.PREFILL, 0), End(Side.DECODE, 0))
-        steps["land"] = path._scatter = Compiled(path._scatter)
+        whole = path.plan(range(prefill.layout.num_layers))
+        steps["land"] = Compiled(whole.scatter)
+        path.plan = lambda layers: replace(whole, scatter=steps["land"])
         llm.generate([[1, 2, 3]])
     pool_bytes = prefill.layout.page_bytes * 4001
     for name, step in steps.items():
