@@ -31,13 +31,15 @@ import numpy as np
 from absl import flags
 
 from experiments.bare import Bare
+from experiments.llm_engines import DECODE, PREFILL, decode_held_back, engines_of
 from experiments.origin import origin, save
 from experiments.shapes import MODELS, SHAPES, chosen_model, random_model
-from experiments.step_times import LABELS, StepTimes, replace_method
+from experiments.step_times import LABELS, StepTimes
 from experiments.tables import number, table
 from pdjax import LLM, Config, SamplingParams, load_config
 from pdjax.config import DecodeConfig, KVConfig, PrefillConfig
 from pdjax.flags import new_flags, run
+from pdjax.host.sequences.sequence import State
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), SHAPES, flag_values=FLAGS)
@@ -176,17 +178,15 @@ def measure(llm: LLM, times: StepTimes, point: Point, waves: int, rounds: int) -
 
 
 def served_round(llm: LLM, times: StepTimes, point: Point) -> tuple[float, float, dict[str, float]]:
-    """Return the mean and median gap in milliseconds while every row decodes, and the host's time
-    by part."""
-    coordinator, release = llm.coordinator, llm.coordinator._dispatch_decode
+    """Mean and median gap in milliseconds while every row decodes, and the host's parts."""
     ids = [llm.submit(prompt, point.params) for prompt in point.prompts(llm.spec.vocab_size)]
-    replace_method(coordinator, "_dispatch_decode", lambda: False)  # decode is held back
-    while sum(len(lane.sequences) for lane in coordinator._decode) < point.batch:
-        llm.step()
-    replace_method(coordinator, "_dispatch_decode", release)
+    rows = [llm.sequences(request_id)[0] for request_id in ids]
+    with decode_held_back(llm):
+        while not all(row.state is State.DECODING for row in rows):
+            llm.step()
     times.seconds.clear()
     while llm.has_work:
-        llm.step()
+        times.step()
     gaps = []
     for request_id in ids:
         output = llm.take_output(request_id)
@@ -202,8 +202,9 @@ def check_room(llm: LLM, point: Point) -> None:
     Raises:
       ValueError: they do not; the message says what would have to fit.
     """
-    pages = point.batch * (1 + llm.coordinator.buckets.pages_for(point.prompt + point.output))
-    total = llm.decode_engines[0].num_pages - 1
+    [engine, *_] = engines_of(llm, DECODE)
+    pages = point.batch * (1 + engine.layout.pages_for(point.prompt + point.output))
+    total = engine.num_pages - 1
     if pages > total:
         raise ValueError(
             f"batch={point.batch}: with {point.prompt + point.output} tokens each needs {pages} "
@@ -232,9 +233,8 @@ def bench(points: list[Point], cache: str) -> dict[str, Any]:
             served = measure(llm, times, point, _WAVES.value or 1, _ROUNDS.value or 1)
             results.append(asdict(point) | asdict(served) | {"ratio": served.ratio})
             print(f"{point}: {served.served_ms:.2f} ms a step, {served.ratio:.3f} of bare")
-        pools = {"prefill": llm.prefill_engines[0].num_pages}
-        pools["decode"] = llm.decode_engines[0].num_pages
-        del llm, times  # the next LLM needs the devices' memory
+        pools = {kind.value: engines_of(llm, kind)[0].num_pages for kind in (PREFILL, DECODE)}
+        del llm, times  # the next one needs the devices' memory
     return {"model": model, "starts": starts, "pools": pools, "points": results}
 
 

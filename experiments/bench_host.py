@@ -10,8 +10,8 @@ runs.
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from absl import flags
@@ -19,14 +19,17 @@ from absl import flags
 from experiments.tables import number, table
 from pdjax.config import Config, DecodeConfig, PrefillConfig
 from pdjax.core.clock import WallClock
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.request import Request, SamplingParams
 from pdjax.flags import new_flags, run
 from pdjax.host.coordinator import Coordinator
+from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
-from pdjax.interfaces.batches import DecodeBatch, PrefillBatch, Sampled
+from pdjax.interfaces.batches import Sampled
+from pdjax.interfaces.steps import Step, StepKind
 from pdjax.interfaces.tickets import Ticket
-from pdjax.interfaces.transfer import End, Shipment, TransferCost
+from pdjax.interfaces.transport import TransferJob, TransferTicket
 
 VOCAB = 128256
 
@@ -42,6 +45,7 @@ class Done:
     """A ticket that is always ready."""
 
     outcome: Sampled
+    exports: Mapping[int, TransferTicket] = field(default_factory=dict)
 
     def ready(self) -> bool:
         return True
@@ -50,28 +54,29 @@ class Done:
         return self.outcome
 
 
-class InstantEngine:
-    """A prefill and decode engine that returns meaningless tokens at once."""
+POOL = PoolId("hbm/0")
+"""Of both engines."""
 
-    def __init__(self, layout: KVLayout, num_pages: int, rows: int) -> None:
+
+class InstantEngine:
+    """Whatever it is asked, the tokens are there, and mean nothing."""
+
+    def __init__(self, kind: StepKind, layout: KVLayout, num_pages: int, rows: int) -> None:
+        self.id, self.pool = EngineId(f"{kind.value}/0"), POOL
         self.layout, self.num_pages = layout, num_pages
+        self.accepts = frozenset({kind})
+        self.rows = rows if kind is StepKind.DECODE else 0
         self.layer_groups: tuple[range, ...] = (range(layout.num_layers),)
         tokens = np.random.default_rng(0).integers(1, VOCAB, rows, dtype=np.int32)
         nothing = np.zeros(rows, np.float32), np.zeros((rows, 0), np.int32)
         self._done = Done(Sampled(tokens, *nothing, np.zeros((rows, 0), np.float32)))
 
-    def prefill(
-        self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
-    ) -> Done:
-        del batch, after_group
+    def submit(self, step: Step) -> Done:
+        del step
         return self._done
 
-    def tick(self, batch: DecodeBatch) -> Done:
-        del batch
-        return self._done
-
-    def remember(self, row: int, token_ids: np.ndarray) -> None:
-        raise AssertionError("no request is penalized")
+    def set_history(self, row: int, token_ids: np.ndarray) -> None:
+        raise AssertionError("no request has penalties")
 
     @property
     def losses(self) -> int:
@@ -81,44 +86,34 @@ class InstantEngine:
         """There is nothing to let go."""
 
 
-class OnePool:
-    """A transfer for prefill and decode with one pool, where no page moves."""
+class NoTransport:
+    """Prefill and decode keep their pages together: there is nothing to move."""
 
-    def shares_pool(self, source: End, target: End) -> bool:
-        return source.engine == target.engine
+    def connects(self, source: PoolId, target: PoolId) -> bool:
+        return False
 
-    def send(self, shipment: Shipment) -> "NoTicket":
+    def send(self, job: TransferJob) -> TransferTicket:
         raise AssertionError("nothing moves")
 
-    def land(self, ticket: object, target_pages: object) -> Ticket[int]:
+    def write(self, job_id: int, target_pages: np.ndarray) -> Ticket[int]:
         raise AssertionError("nothing moves")
 
-    def probe(self, source: End, target: End, nbytes: int) -> float:
+    def cancel(self, job_id: int) -> None:
+        """There is nothing to forget."""
+
+    def measure(self, source: PoolId, target: PoolId, nbytes: int) -> Ticket[float]:
         raise AssertionError("there is no link")
 
     def close(self) -> None:
         """There is nothing to let go."""
 
 
-class NoTicket:
-    """The return type of `OnePool.send`, which never makes one."""
-
-    shipment: Shipment
-
-    def gathered(self) -> bool:
-        raise AssertionError("nothing moves")
-
-    def ready(self) -> bool:
-        raise AssertionError("nothing moves")
-
-    def result(self) -> TransferCost:
-        raise AssertionError("nothing moves")
-
-
 def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
-    """Make a coordinator that serves `rows` sequences, on engines that take no time."""
-    layout = KVLayout.of_heads(stages, 1, 2, 16, "float32", 4, stages)
-    engine = InstantEngine(layout, 1 + rows * (longest // 16 + 2), rows)
+    """One that serves `rows` sequences, on engines that take no time."""
+    layout = KVLayout.of_heads(
+        stages, 1, 2, page_size=16, dtype="float32", itemsize=4, stages=stages
+    )
+    pages = 1 + rows * (longest // 16 + 2)
     clock = WallClock()
     return Coordinator(
         Config(
@@ -128,9 +123,9 @@ def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
         vocab_size=VOCAB,
         max_model_len=longest,
         end_token_ids=[0],
-        prefill_engines=[engine],
-        decode_engines=[engine],
-        transfer=OnePool(),
+        engines=[InstantEngine(kind, layout, pages, rows) for kind in StepKind],
+        transport=NoTransport(),
+        events=PolledEvents(clock),
         clock=clock,
         recorder=Recorder(clock),
     )

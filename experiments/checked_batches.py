@@ -10,7 +10,7 @@ import numpy as np
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
-from pdjax.host.batching.decode_pipeline import Pipeline
+from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.batching.prefill_batch import prefill_batch
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
@@ -62,7 +62,7 @@ def prefill_batches(tokens: int, pages: int, page_size: int, vocab: int) -> Batc
             "hold as many and more"
         )
     one = (pages,)
-    buckets = Buckets((tokens,), one, one, one, 5, pages * page_size, page_size, page_size)
+    buckets = Buckets(page_size, pages * page_size, tokens, 5, (tokens,), one)
     long, *others = _sequences([earlier + chunk, *whole], page_size, vocab, 0)
     chunks = [
         [Chunk(long, start, min(start + tokens, earlier))] for start in range(0, earlier, tokens)
@@ -89,18 +89,17 @@ def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches
     longest = width * page_size - TICKS
     if longest < page_size:
         raise ValueError(f"decode={rows}x{width}: a table must hold more than {TICKS} tokens more")
-    one = (width,)
-    buckets = Buckets((1,), one, one, one, 1, width * page_size, page_size, page_size)
-    pipeline = Pipeline(1, rows, buckets)
+    buckets = Buckets(page_size, width * page_size, table_pages=(width,))
+    pipeline = DecodePipeline(1, rows, buckets)
     lengths = np.linspace(longest, 1, max(1, rows - 1)).astype(int).tolist()
     if len(lengths) > 2:
         lengths[1] = page_size - 1  # this row reaches its second page in a later tick
     sequences = _sequences(lengths, page_size, vocab, TICKS)
     for number, sequence in enumerate(sequences):
         if number == rows // 2 and rows > 1:
-            pipeline.reserve()  # this row stays idle
-        sequence.output.append(0)  # stands for the token that prefill would choose
-        pipeline.seat(pipeline.reserve(), sequence)
+            pipeline.reserve()  # stays idle
+        sequence.output.append(0)  # as if prefill had chosen it
+        pipeline.assign(pipeline.reserve(), sequence)
     rng = np.random.default_rng(1)
     steps = [
         replace(pipeline.tick().batch, tokens=rng.integers(0, vocab, rows).astype(np.int32))

@@ -104,11 +104,12 @@ def make_config(model: str, layers: int | None, layout: str, prompts: list[int])
 
 
 def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list[dict[str, Any]]:
-    """Measure all prompts of one way; return plain values."""
-    coordinator, recorder, transfer = house.open(way)
-    points, watch = [], Watch(transfer, house.llm.clock.now)
+    """All prompts of one way, as plain values."""
+    coordinator, recorder, transport = house.open(way)
+    [over_devices] = transport.transports
+    points, watch = [], Watch(over_devices, house.llm.clock.now)
     for n in prompts:
-        alone = house.alone(way, coordinator, transfer, n)
+        alone = house.alone(way, transport, n)
         watch.take(0.0, rate)
         rounds = _ROUNDS.value or 1
         served = house.served(coordinator, recorder, watch, n, rounds, rate)
@@ -118,7 +119,7 @@ def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list
             "served": _values(served, "hidden"),
         }
         if _TRACE.value:
-            by_device = house.traced(coordinator, transfer, n, served.nbytes, rounds)
+            by_device = house.traced(coordinator, transport, n, served.nbytes, rounds)
             point["traced"] = by_device and _values(by_device, "of_put", "of_put_in_all")
             watch.take(0.0, rate)
         points.append(asdict(way) | point)

@@ -7,21 +7,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.handoff_trace import Traced, traced
-from experiments.step_times import replace_method
+from experiments.llm_engines import DECODE, PREFILL, engines_of
+from experiments.replaced import replace_method
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import HandoffConfig
 from pdjax.core.request import Request
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.handoff.spans import span_pages
+from pdjax.host.events import PolledEvents
+from pdjax.host.handoff.spans import Spans
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.sequence import Sequence
-from pdjax.interfaces.transfer import End, Shipment, Side, Transfer, TransferTicket
+from pdjax.interfaces.transport import TransferJob, TransferTicket, Transport
 
-SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
 OUTPUT = 8
 """Tokens of an answer: prefill makes the first, decode the others."""
 
@@ -58,7 +58,7 @@ def in_groups(groups: int) -> str:
 
 @dataclass(frozen=True)
 class Alone:
-    """A shipment with both engines idle; milliseconds, the best of a few.
+    """A transfer job with nothing beside it; milliseconds, the best of a few.
 
     Attributes:
       nbytes: bytes that travelled.
@@ -110,8 +110,12 @@ class Served:
         return 1 - self.exposed_ms / self.wire_ms if self.wire_ms else 1.0
 
 
+_ALONE = itertools.count(1 << 32)
+"""Ids of jobs that no coordinator sends."""
+
+
 class _Seen(NamedTuple):
-    """Times of a shipment: sent, its pages seen to be read, and seen to have arrived."""
+    """Moments of a transfer job: sent, its pages seen to have been read, and to have arrived."""
 
     sent: float
     read: float
@@ -120,32 +124,31 @@ class _Seen(NamedTuple):
 
 
 class Watch:
-    """Records, in threads of its own, when each shipment's pages were read and when they arrived:
-    the coordinator looks only between other work.
+    """Sees, in threads of its own, when the pages of each transfer job have been read and when they
+    have arrived: the coordinator looks only between other things.
 
     Args:
-      transfer: transfer that sends the shipments.
-      now: clock.
+      transport: whose jobs; of one kind of link, so that exports of steps are seen, too.
+      now: the clock.
     """
 
-    def __init__(self, transfer: Transfer, now: Callable[[], float]) -> None:
+    def __init__(self, transport: Transport, now: Callable[[], float]) -> None:
         self._now, self._threads = now, ThreadPoolExecutor(32)
         self._seen: list[Future[_Seen]] = []
-        send = transfer.send
+        send = transport.send
 
-        def watched(shipment: Shipment) -> TransferTicket:
-            sent, ticket = now(), send(shipment)
+        def watched(job: TransferJob) -> TransferTicket:
+            sent, ticket = now(), send(job)
             self._seen.append(self._threads.submit(self._see, sent, ticket))
             return ticket
 
-        replace_method(transfer, "send", watched)
+        replace_method(transport, "send", watched)
 
-    def _see(self, sent: float, ticket: Any) -> _Seen:
-        ticket = getattr(ticket, "ticket", ticket)  # a dispatch thread wraps the ticket
-        jax.block_until_ready(ticket.read)
+    def _see(self, sent: float, ticket: TransferTicket) -> _Seen:
+        ticket.read.result()
         read = self._now()
-        jax.block_until_ready(ticket.pieces)
-        return _Seen(sent, read, self._now(), ticket.cost.bytes)
+        nbytes = ticket.result().bytes
+        return _Seen(sent, read, self._now(), nbytes)
 
     def take(self, ended: float, rate: float) -> tuple[float, float, float]:
         """Return, since the last call, the seconds in which any KV was on the wire, their part
@@ -175,75 +178,60 @@ class House:
 
     def __init__(self, config: Config) -> None:
         self.llm = llm = LLM(config)
-        engine: Any = llm.prefill_engines[0]
-        transfer: Any = llm.coordinator._transfer
-        # A dispatch thread may wrap the engine and the transfer.
-        self._engine, self._transfer = _unwrapped(engine), type(_unwrapped(transfer))
-        self._threaded = None if engine is self._engine else (engine, transfer)
-        self._pools = {SOURCE: self._engine._pool, TARGET: llm.decode_engines[0]._pool}
-
-    def open(self, way: Way) -> tuple[Coordinator, Recorder, Transfer]:
-        """Make a coordinator for one way and warm it up; all share weights and pools."""
-        llm = self.llm
-        engine = type(self._engine)(
-            self._engine._params,
-            llm.spec,
-            self._pools[SOURCE],
-            max_logprobs=llm.config.max_logprobs,
-            layer_groups=way.programs,
+        [self._source, *_], [self._target, *_] = (
+            engines_of(llm, kind) for kind in (PREFILL, DECODE)
         )
-        transfer = self._transfer(self._pools, way.handoff.wire_dtype)
-        if self._threaded is not None:
-            engine, transfer = (
-                ours.beside(each)
-                for ours, each in zip(self._threaded, (engine, transfer), strict=True)
-            )
+        self._pools = self._source.pool, self._target.pool
+
+    def open(self, way: Way) -> tuple[Coordinator, Recorder, Any]:
+        """A coordinator for one way, warm, and its transport; weights and pools are the same for
+        all of them."""
+        llm = self.llm
+        engines = llm.deployment.backing.handing_over(way.handoff, way.programs)
         recorder = Recorder(llm.clock)
         coordinator = Coordinator(
             replace(llm.config, handoff=way.handoff),
             vocab_size=llm.spec.vocab_size,
             max_model_len=llm.max_model_len,
             end_token_ids=(),
-            prefill_engines=[engine],
-            decode_engines=llm.decode_engines,
-            transfer=transfer,
+            engines=engines.engines,
+            transport=engines.transport,
+            events=PolledEvents(llm.clock),
             clock=llm.clock,
             recorder=recorder,
         )
         coordinator.warm_up()
-        return coordinator, recorder, transfer
+        return coordinator, recorder, engines.transport
 
     def bandwidth(self, nbytes: int) -> float:
-        """Measure the bytes a second over all links, by a plain put of `nbytes` on one of them."""
-        put = self._transfer(self._pools).probe(SOURCE, TARGET, nbytes)
+        """Bytes a second over all links, by a plain put of so many on one of them."""
+        put = self.llm.transport.measure(*self._pools, nbytes).result()
         return self.links() * nbytes / put
 
     def links(self) -> int:
-        """Number of pairs of devices over which the KV of all layers travels at once."""
-        source, target = (self._pools[end].layout for end in (SOURCE, TARGET))
+        """Pairs of devices over which the KV of all layers travels at once."""
+        source, target = self._source.layout, self._target.layout
         return min(source.tp, target.tp * target.stages)
 
-    def alone(self, way: Way, coordinator: Coordinator, transfer: Transfer, n: int) -> Alone:
-        """Measure a shipment of the pages of n tokens."""
-        layout, buckets, now = self._engine.layout, coordinator.buckets, self.llm.clock.now
-        spans = -(-n // buckets.span)
-        pages = list(range(1, 1 + layout.pages_for(n)))
-        from_ = span_pages([(pages, range(spans))], layout.page_size, buckets)
-        size = self._pools[TARGET].layout.page_size
-        table_pages = list(range(1, 1 + -(-n // size)))
-        to = span_pages([(table_pages, range(spans))], size, buckets)
-        layers = range(layout.num_layers)
+    def alone(self, way: Way, transport: Transport, n: int) -> Alone:
+        """A transfer job of the pages of n tokens."""
+        source, target, now = self._source.layout, self._target.layout, self.llm.clock.now
+        spans = Spans.between(source, target, self.llm.max_model_len)
+        moved = range(-(-n // spans.tokens))
+        pages = list(range(1, 1 + source.pages_for(n)))
+        from_ = spans.pages([(pages, moved)], source.page_size)
+        to = spans.pages([(range(1, 1 + target.pages_for(n)), moved)], target.page_size)
+        layers = range(source.num_layers)
         moving, writing, nbytes = [], [], 0
         for _ in range(5):
             began = now()
-            shipment = Shipment(SOURCE, TARGET, layers, from_, len(pages), way.checksums)
-            ticket = transfer.send(shipment)
-            nbytes = ticket.result().bytes
+            job = TransferJob(next(_ALONE), *self._pools, layers, from_, len(pages), way.checksums)
+            nbytes = transport.send(job).result().bytes
             arrived = now()
-            transfer.land(ticket, to).result()
+            transport.write(job.id, to).result()
             moving.append(arrived - began)
             writing.append(now() - arrived)
-        put = transfer.probe(SOURCE, TARGET, nbytes // self.links())
+        put = transport.measure(*self._pools, nbytes // self.links()).result()
         return Alone(nbytes, min(moving) * 1e3, min(writing) * 1e3, put * 1e3)
 
     def served(
@@ -293,10 +281,11 @@ class House:
         )
 
     def traced(
-        self, coordinator: Coordinator, transfer: Any, n: int, nbytes: float, rounds: int
+        self, coordinator: Coordinator, transport: Any, n: int, nbytes: float, rounds: int
     ) -> Traced | None:
-        """Trace prompts of n random tokens by the profiler's clock; one moves `nbytes` bytes."""
-        put = _unwrapped(transfer).plain_put(SOURCE, TARGET, int(nbytes) // self.links())
+        """Prompts of n random tokens by the profiler's clock; `nbytes` is what one moves."""
+        [over_devices] = transport.transports
+        put = over_devices.plain_put(*self._pools, int(nbytes) // self.links())
         rng, turns = np.random.default_rng(n), itertools.count()
 
         def serve() -> None:
@@ -317,8 +306,3 @@ class House:
         if sequence.error is not None:
             raise RuntimeError(f"prompt={n}: {sequence.error}")
         return sequence
-
-
-def _unwrapped(wrapper: Any) -> Any:
-    """Return the engine or transfer that a dispatch thread wraps, or the argument itself."""
-    return getattr(wrapper, "inner", wrapper)

@@ -23,8 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +37,7 @@ from pdjax import LLM, Config, SamplingParams
 from pdjax.config import RANDOM, DecodeConfig, HandoffConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.core.model_spec import ModelSpec
 from pdjax.flags import new_flags, run
+from pdjax.interfaces.steps import StepKind
 
 FLAGS = new_flags()
 _LLMS = flags.DEFINE_integer("llms", 20, "LLMs that get a SIGINT each", flag_values=FLAGS)
@@ -175,31 +174,27 @@ class InjectedError(RuntimeError):
 
 
 def failing(llm: LLM, where: str) -> Callable[[], bool]:
-    """Make the next call at `where` fail after it ran, so that its donated arguments are gone.
-
-    Returns a function that tells whether the call has failed.
-    """
-    prefill: Any = llm.prefill_engines[0]
-    decode: Any = llm.decode_engines[0]
-    transfer: Any = llm.coordinator._transfer
+    """Let the next call at `where` fail when it has been carried out, and what it was given is
+    gone. Returns what tells whether it has."""
+    programs: dict[StepKind, Any] = {}
+    for engine in llm.deployment.backing.engines:
+        programs |= engine.programs
+    prefill, decode = programs[StepKind.PREFILL], programs[StepKind.DECODE]
+    transport: Any = llm.deployment.backing.transport.transports[0]
     owner, name = {
         "prefill step": (prefill, "_step"),
         "tick": (decode, "_tick"),
         "sample": (decode, "_sample"),
-        "landing": (next(iter(transfer._paths.values())), "plan"),
+        "landing": (next(iter(transport._paths.values())), "_scatter"),
     }[where]
     call = getattr(owner, name)
 
-    def fail(program: Callable[..., Any], *args: Any) -> Any:
+    def fail(*args: Any) -> Any:
         setattr(owner, name, call)
-        program(*args)
+        call(*args)
         raise InjectedError(where)
 
-    def fail_to_land(layers: range) -> Any:
-        plan = call(layers)
-        return replace(plan, scatter=partial(fail, plan.scatter))
-
-    setattr(owner, name, fail_to_land if where == "landing" else partial(fail, call))
+    setattr(owner, name, fail)
     return lambda: getattr(owner, name) is call
 
 

@@ -31,10 +31,11 @@ from absl import flags
 
 from experiments.interference_load import MODES, Load, make_config
 from experiments.interference_picture import PHASES, SHARES, draw
+from experiments.llm_engines import PREFILL, decode_held_back, engines_of
 from experiments.origin import origin, save
 from experiments.rival_vllm import BESIDE_PREFILL
 from experiments.shapes import MODELS, SHAPES, chosen_model
-from experiments.step_times import IDLE, POLLS, StepTimes, replace_method
+from experiments.step_times import IDLE, POLLS, StepTimes
 from experiments.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, SamplingParams
 from pdjax.flags import new_flags, run
@@ -154,17 +155,15 @@ class Watch:
         return seen
 
     def _begin(self) -> list[str]:
-        """Submit rows and hold them until all can decode; return their ids."""
-        llm, load, coordinator = self._llm, self._load, self._llm.coordinator
+        """Rows that are about to decode."""
+        llm, load = self._llm, self._load
         shape = (load.rows, load.prompt)
         prompts = self._rng.integers(1, llm.spec.vocab_size, shape).tolist()
         ids = [llm.submit(prompt, _greedy(load.output)) for prompt in prompts]
         self._rows = [llm.sequences(request_id)[0] for request_id in ids]
-        release = coordinator._dispatch_decode
-        replace_method(coordinator, "_dispatch_decode", lambda: False)
-        while not all(row.state is states.State.DECODING for row in self._rows):
-            self._step()
-        replace_method(coordinator, "_dispatch_decode", release)
+        with decode_held_back(llm):
+            while not all(row.state is states.State.DECODING for row in self._rows):
+                self._step()
         return ids
 
     def _end(self, ids: Sequence[str]) -> None:
@@ -183,7 +182,7 @@ class Watch:
             self._step()
 
     def _step(self) -> None:
-        self._llm.step()
+        self._times.step()
         for row in self._rows:
             if row.done:
                 raise RuntimeError(f"a row has ended ({row.finish_reason}): {row.error}")
@@ -249,7 +248,7 @@ def measure(config: Config, load: Load) -> dict[str, Any]:
         finally:
             gc.unfreeze()
         seen: dict[str, Any] = {"quiet": quiet, "loaded": loaded}
-        seen["layer_groups"] = len(llm.prefill_engines[0].layer_groups)
+        seen["layer_groups"] = len(engines_of(llm, PREFILL)[0].layer_groups)
         for request_id in [entry.request.id for entry in llm.session.entries]:
             llm.abort(request_id)
     llm.coordinator.check()

@@ -25,13 +25,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
+from experiments.llm_engines import DECODE, PREFILL, engines_of
 from experiments.origin import origin, save
 from experiments.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, RequestOutput, SamplingParams, load_config
@@ -39,7 +40,6 @@ from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillCon
 from pdjax.core.model_spec import ModelSpec
 from pdjax.flags import new_flags, run
 from pdjax.host.metrics.recorder import Recorder, Span
-from pdjax.interfaces.transfer import End, Side
 
 PROBE_BYTES = 64 << 20
 """Bytes of the plain put that measures a link."""
@@ -255,12 +255,11 @@ def _wait_until_idle(llm: LLM) -> None:
 
 
 def _measure_links(llm: LLM) -> None:
-    """Measure a plain put between engines on different devices."""
-    for i, _ in enumerate(llm.prefill_engines):
-        for j, _ in enumerate(llm.decode_engines):
-            ends = End(Side.PREFILL, i), End(Side.DECODE, j)
-            seconds = llm.coordinator._transfer.probe(*ends, PROBE_BYTES)
-            llm.recorder.link(*ends).peak = PROBE_BYTES / seconds
+    """What a plain put reaches between engines that lie on different devices."""
+    for source, target in product(engines_of(llm, PREFILL), engines_of(llm, DECODE)):
+        pools = source.pool, target.pool
+        seconds = llm.transport.measure(*pools, PROBE_BYTES).result()
+        llm.recorder.link(*pools).peak = PROBE_BYTES / seconds
 
 
 @dataclass(frozen=True)

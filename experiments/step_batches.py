@@ -8,7 +8,7 @@ from experiments.step_cases import DecodeCase, PrefillCase
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
-from pdjax.host.batching.decode_pipeline import Pipeline
+from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.batching.prefill_batch import prefill_batch
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
@@ -25,10 +25,10 @@ def decode_batches(
     prompt = max(1, case.context - steps // 2 - 1)
     pages = -(-(prompt + steps) // page_size)
     buckets = _buckets(page_size, 1, pages, case.rows, prompt + steps)
-    pipeline = Pipeline(1, case.rows, buckets)
+    pipeline = DecodePipeline(1, case.rows, buckets)
     for sequence in _sequences([prompt] * case.rows, page_size, vocab, steps):
         sequence.output.append(1)
-        pipeline.seat(pipeline.reserve(), sequence)
+        pipeline.assign(pipeline.reserve(), sequence)
     return [pipeline.tick().batch for _ in range(steps)], 1 + case.rows * pages
 
 
@@ -63,7 +63,7 @@ def prefill_batches(
 def _buckets(page_size: int, tokens: int, pages: int, sequences: int, context: int) -> Buckets:
     """Make buckets with one size of each kind."""
     one = (pages,)
-    return Buckets((tokens,), one, one, one, sequences, context, page_size, page_size)
+    return Buckets(page_size, context, tokens, sequences, (tokens,), one, one)
 
 
 def _sequences(

@@ -4,25 +4,29 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.loops import noisy_pages
-from experiments.step_times import replace_method
+from experiments.replaced import replace_method
 from pallas_kernels.quantised import elements_of
 from pdjax.config import Config
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
+from pdjax.device.engine import JaxEngine
 from pdjax.device.kv.pool import PoolOwner
+from pdjax.device.kv.transports import Transports
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
 from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
-from pdjax.interfaces.batches import DecodeBatch, PrefillBatch, Sampled
-from pdjax.interfaces.tickets import Ticket
+from pdjax.device.programs.decode import DecodeProgram
+from pdjax.device.programs.prefill import PrefillProgram
+from pdjax.device.programs.program import Program
+from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
+from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,20 @@ class StepEngines:
           The time, and a function that runs the last tick once more.
         """
         rows, width = batches[0].page_table.shape[1:]
-        engine = JaxDecodeEngine(
+        pool = self._pool(self._decode_layout, pages)
+        program = DecodeProgram(
             self._params,
             self.spec,
-            self._pool(self._decode_layout, pages),
+            pool,
             rows=rows,
             context=width * self.layout.page_size,
             max_logprobs=Config().max_logprobs,
             attention=attention,
         )
-        program = _Program(engine, "_tick")
-        times = _time([partial(engine.tick, batch) for batch in batches], rounds)
-        return program.step_time(*times), lambda: engine.tick(batches[-1]).result()
+        engine, compiled = _engine(pool, program), _Compiled(program, "_tick")
+        steps = [DecodeStep(batch) for batch in batches]
+        times = _time(engine, steps, rounds)
+        return compiled.step_time(*times), lambda: engine.submit(steps[-1]).result()
 
     def time_prefill(
         self, batches: Sequence[PrefillBatch], pages: int, steps: int, rounds: int
@@ -101,17 +107,14 @@ class StepEngines:
         Returns:
           The time, and a function that runs the last batch once more.
         """
-        engine = JaxPrefillEngine(
-            self._params,
-            self.spec,
-            self._pool(self.layout, pages),
-            max_logprobs=Config().max_logprobs,
-        )
-        program = _Program(engine, "_step")
+        pool = self._pool(self.layout, pages)
+        program = PrefillProgram(self._params, self.spec, pool, max_logprobs=Config().max_logprobs)
+        engine, compiled = _engine(pool, program), _Compiled(program, "_step")
         for batch in batches[:-1]:
-            engine.prefill(batch).result()
-        times = _time([partial(engine.prefill, batches[-1])] * steps, rounds)
-        return program.step_time(*times), lambda: engine.prefill(batches[-1]).result()
+            engine.submit(PrefillStep(batch)).result()
+        last = PrefillStep(batches[-1])
+        times = _time(engine, [last] * steps, rounds)
+        return compiled.step_time(*times), lambda: engine.submit(last).result()
 
     def _pool(self, layout: KVLayout, pages: int) -> PoolOwner:
         """Make a pool full of noise."""
@@ -125,28 +128,33 @@ class StepEngines:
         return pool
 
 
-class _Program:
-    """Measures the compilation of an engine's program.
+def _engine(pool: PoolOwner, program: Program) -> JaxEngine:
+    """An engine of one program, whose pages go nowhere."""
+    return JaxEngine(EngineId("bare/0"), PoolId("hbm/0"), pool, [program], Transports([]))
+
+
+class _Compiled:
+    """Looks on as an engine's program compiles.
 
     Args:
-      engine: an engine that has run nothing yet.
-      name: name of its attribute with the jitted function.
+      program: one that has run nothing yet.
+      name: of its attribute that is the jitted function.
     """
 
-    def __init__(self, engine: Any, name: str) -> None:
+    def __init__(self, program: Any, name: str) -> None:
         self.compile_s = 0.0
         self.temporary_bytes: int | None = None
-        jitted = getattr(engine, name)
+        jitted = getattr(program, name)
 
         def first(*args: Any) -> Any:
             began = time.perf_counter()
             memory = jitted.lower(*args).compile().memory_analysis()  # the call below finds it
             self.compile_s = time.perf_counter() - began
             self.temporary_bytes = getattr(memory, "temp_size_in_bytes", None)
-            replace_method(engine, name, jitted)
+            replace_method(program, name, jitted)
             return jitted(*args)
 
-        replace_method(engine, name, first)
+        replace_method(program, name, first)
 
     def step_time(self, rounds: Sequence[float], dispatch_s: float) -> StepTime:
         """Combine the times of steps with the program's compilation."""
@@ -154,16 +162,14 @@ class _Program:
         return StepTime(seconds, tuple(rounds), dispatch_s, self.compile_s, self.temporary_bytes)
 
 
-def _time(
-    dispatches: Sequence[Callable[[], Ticket[Sampled]]], rounds: int
-) -> tuple[list[float], float]:
-    """Return the seconds a step of each round, and the host's in the median round."""
+def _time(engine: JaxEngine, steps: Sequence[Step], rounds: int) -> tuple[list[float], float]:
+    """Seconds a step of each round, and of the host in the median one."""
     whole, host = [], []
     for _ in range(1 + rounds):  # the first round warms up
         began = time.perf_counter()
-        tickets = [dispatch() for dispatch in dispatches]
+        tickets = [engine.submit(step) for step in steps]
         dispatched = time.perf_counter()
         tickets[-1].result()
-        whole.append((time.perf_counter() - began) / len(dispatches))
-        host.append((dispatched - began) / len(dispatches))
+        whole.append((time.perf_counter() - began) / len(steps))
+        host.append((dispatched - began) / len(steps))
     return whole[1:], statistics.median(host[1:])

@@ -39,7 +39,7 @@ class AsyncLLM:
     as to load the model and compile its steps. `close` it, or use `async with`.
 
     Args:
-      config, overrides, clock: as for `LLM`.
+      config, overrides, backend, policies, clock: as for `LLM`.
 
     Attributes:
       llm: the LLM below it, which other threads may use at the same time.
@@ -53,9 +53,11 @@ class AsyncLLM:
         config: str | Path | Config = "smollm2",
         overrides: Mapping[str, Any] | None = None,
         *,
+        backend: str = "device",
+        policies: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.llm = LLM(config, overrides, clock=clock)
+        self.llm = LLM(config, overrides, backend=backend, policies=policies, clock=clock)
         self.llm.session.start()
         self._texts = ThreadPoolExecutor(1, "pdjax prompts")
         self._mailbox: LoopMailbox | None = None

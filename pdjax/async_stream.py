@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from pdjax.core.outputs import RequestEvent
+from pdjax.core.request import Request
 from pdjax.request_maker import Asked
 from pdjax.session import Session
 from pdjax.stream import Backlog, StreamChunk
@@ -81,6 +82,9 @@ class AsyncStream:
       ask: makes the request.
       whole: whether each choice comes as one chunk, at its end.
       patient: whether the request waits where the queue has no room, instead of being refused.
+
+    Attributes:
+      request: what was submitted; None before.
     """
 
     def __init__(
@@ -92,13 +96,18 @@ class AsyncStream:
         whole: bool = False,
         patient: bool = False,
     ) -> None:
-        self.request_id: str | None = None
+        self.request: Request | None = None
         self._session, self._ask = session, ask
         self._whole, self._patient = whole, patient
         self._letters = Letters(mailbox, session)
         self._backlog = Backlog(self._letters.events.popleft)
         self._starting = asyncio.Lock()
         self._open = True
+
+    @property
+    def request_id(self) -> str | None:
+        """The id of the request; None before it is submitted."""
+        return None if self.request is None else self.request.id
 
     def __await__(self) -> Generator[Any, None, "AsyncStream"]:
         return self._started().__await__()
@@ -144,17 +153,17 @@ class AsyncStream:
         if self._open:
             self._open = False
             self._letters.news.set()
-            if self.request_id is not None:
-                self._session.abort_soon(self.request_id)
+            if self.request is not None:
+                self._session.abort_soon(self.request.id)
 
     def __del__(self) -> None:
         # The collector may run this in any thread, also in the middle of a turn.
-        if self._open and self.request_id is not None:
-            self._session.abort_soon(self.request_id)
+        if self._open and self.request is not None:
+            self._session.abort_soon(self.request.id)
 
     async def _started(self) -> "AsyncStream":
         async with self._starting:
-            if self.request_id is None and self._open:
+            if self.request is None and self._open:
                 request, text = await self._ask()
                 if not self._open:  # closed meanwhile
                     return self
@@ -165,5 +174,5 @@ class AsyncStream:
                     whole=self._whole,
                     patient=self._patient,
                 )
-                self.request_id = request.id
+                self.request = request
         return self

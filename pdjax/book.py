@@ -1,4 +1,4 @@
-"""The requests of a session: what each is told, and its answer."""
+"""The requests of a session: the events that each one's listener hears, and its answer."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -19,8 +19,9 @@ class Book:
 
     Args:
       recorder: has the metrics of each sequence.
-      abort_soon: notes that a request is to be ended.
-      failed: told what a callback has raised, and whether that is meant for the thread that drives.
+      abort_soon: called with the id of a request that is to be ended.
+      failed: called with what a callback has raised, and whether the thread that drives is to raise
+        it.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Book:
         self._answers: dict[str, RequestOutput] = {}
 
     def add(self, entry: Entry) -> None:
-        """Take down a request."""
+        """Note a request."""
         self._entries[entry.request.id] = entry
 
     def get(self, request_id: str) -> Entry | None:
@@ -47,7 +48,7 @@ class Book:
         return list(self._entries.values())
 
     def take(self, request_id: str) -> RequestOutput | None:
-        """The answer to a request that has ended, handed out once, where nobody was told of it."""
+        """The answer to a request that has ended, handed out once, where no listener has had it."""
         return self._answers.pop(request_id, None)
 
     def clear_answers(self) -> None:
@@ -68,14 +69,14 @@ class Book:
                     self._tell(entry, event)
 
     def sweep(self) -> None:
-        """Finish every request that has ended, after a turn that may have lost its news."""
+        """Finish every request that has ended: news of a turn that was broken off may be lost."""
         for entry in self.entries:
             if entry.ended:
                 self.finish(entry)
 
     def finish(self, entry: Entry) -> None:
-        """Tell what is left to tell of a request, and give it its answer. It leaves the book last:
-        an interrupt may come before."""
+        """Tell what is left to tell of a request, and give it its answer. It leaves the book last,
+        since an interrupt may come before."""
         if entry.request.id not in self._entries:
             return
         if entry.answer is None:

@@ -1,4 +1,4 @@
-"""LLM: the roof. It joins the host column and the device column, and is what a Python user touches.
+"""LLM: what a Python user touches.
 
     from pdjax import LLM, SamplingParams
     llm = LLM("configs/smollm2_cpu.py")
@@ -13,7 +13,6 @@ that use asyncio have `AsyncLLM`.
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
@@ -22,26 +21,19 @@ from tqdm import tqdm
 
 from pdjax.config import Config
 from pdjax.config.load import load_config
-from pdjax.core.clock import Clock, WallClock
-from pdjax.core.model_spec import ModelSpec
+from pdjax.core.clock import Clock
 from pdjax.core.outputs import RequestOutput
 from pdjax.core.request import SamplingParams
 from pdjax.core.slo import SLO
-from pdjax.device.builder import build_engines, deal_devices
-from pdjax.device.checkpoints.open import open_checkpoint
-from pdjax.device.checkpoints.orbax import convert as convert_checkpoint
+from pdjax.deploy import deploy
 from pdjax.entry import Listener
-from pdjax.host.batching.buckets import Buckets
-from pdjax.host.coordinator import Coordinator
-from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.summary import report
 from pdjax.host.metrics.trace import write_trace
 from pdjax.host.sequences.sequence import Sequence
-from pdjax.request_maker import Asked, ChatOptions, RequestMaker, RequestOptions
-from pdjax.session import Session
+from pdjax.request_maker import Asked, ChatOptions, RequestOptions
 from pdjax.stream import Stream
 from pdjax.text.prompts import Prompt
-from pdjax.text.tokenizer import Message, Tokenizer
+from pdjax.text.tokenizer import Message
 
 
 class LLM:
@@ -53,7 +45,10 @@ class LLM:
     Args:
       config: a config file, a preset's name, or a Config.
       overrides: fields to replace, by dotted names, such as `{"decode.rows": 16}`.
-      clock: tells the time; wall time unless given.
+      backend, policies, clock: as for `deploy`.
+
+    Attributes:
+      deployment: what it stands on; `engines`, `coordinator`, ... are those of it.
 
     Raises:
       ValueError: a config, model or layout that cannot work, with the field, its value and what is
@@ -65,49 +60,18 @@ class LLM:
         config: str | Path | Config = "smollm2",
         overrides: Mapping[str, Any] | None = None,
         *,
+        backend: str = "device",
+        policies: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.config = config = load_config(config, overrides)
-        deal_devices(config)  # too few are no reason to fetch and open a model first
-        self.tokenizer: Tokenizer | None = None
-        if config.model.spec is not None:  # random weights
-            self.spec, checkpoint = config.model.spec, None
-        else:
-            checkpoint = open_checkpoint(config.model.source)
-            self.spec, self.tokenizer = checkpoint.spec, checkpoint.tokenizer()
-        self.max_model_len = _context(config, self.spec)
-        self._engines = engines = build_engines(config, self.spec, self.max_model_len, checkpoint)
-        self.prefill_engines, self.decode_engines = engines.prefill, engines.decode
-        try:
-            self._open(clock)
-        except BaseException:  # also Ctrl-C, while it warms up
-            engines.close()
-            raise
-
-    def _open(self, clock: Clock | None) -> None:
-        """The host column over the engines, warmed up."""
-        config, engines = self.config, self._engines
-        self.clock = clock or (WallClock(patience=0) if engines.on_host_cores else WallClock())
-        self.recorder = Recorder(self.clock, config.max_recorded)
-        self.requests = RequestMaker(config.model.source, self.tokenizer, self.clock)
-        self.coordinator = Coordinator(
-            config,
-            vocab_size=self.spec.vocab_size,
-            max_model_len=self.max_model_len,
-            end_token_ids=self.spec.eos_token_ids,
-            prefill_engines=engines.prefill,
-            decode_engines=engines.decode,
-            transfer=engines.transfer,
-            clock=self.clock,
-            recorder=self.recorder,
-            make_text=self.requests.make_text if self.tokenizer else None,
+        self.deployment = made = deploy(
+            load_config(config, overrides), backend, policies, clock=clock
         )
-        self.session = Session(self.coordinator, self.recorder)
-        if config.warm_up:
-            self.coordinator.warm_up(
-                partial(tqdm, desc="compiling", unit="shape", delay=2, leave=False, disable=None)
-            )
-            self.recorder.clear()
+        self.config, self.spec, self.tokenizer = made.config, made.spec, made.tokenizer
+        self.max_model_len = made.max_model_len
+        self.engines, self.transport = made.engines, made.transport
+        self.coordinator, self.clock, self.recorder = made.coordinator, made.clock, made.recorder
+        self.session, self.requests = made.session, made.requests
 
     # Whole answers.
 
@@ -298,13 +262,7 @@ class LLM:
         Raises:
           RuntimeError: called by an `on_text`; nothing has been closed then.
         """
-        self.session.refuse_within_turn()
-        try:
-            self.session.close()
-        except Exception:
-            self._engines.close()
-            raise
-        self._engines.close()
+        self.deployment.close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -337,25 +295,3 @@ class LLM:
           OSError: the file cannot be written.
         """
         write_trace(path, self.recorder)
-
-
-def convert(source: str, output: str | Path, dtype: str = "float32") -> None:
-    """Write the model `source`, anything that a config may name, as an Orbax checkpoint.
-
-    Raises:
-      ValueError: no such model, or `output` exists already.
-    """
-    convert_checkpoint(open_checkpoint(source), Path(output), dtype)
-
-
-def _context(config: Config, spec: ModelSpec) -> int:
-    """Longest sequence served, tokens; whether it can be is known before any weights are read."""
-    asked = config.model.max_model_len
-    if asked is not None and asked > spec.context:
-        raise ValueError(
-            f"model.max_model_len={asked}: the model's context is {spec.context}; "
-            "must be at most that"
-        )
-    context = asked or spec.context
-    Buckets.of(config.prefill, config.decode, config.kv.page_size, context, config.decode_page_size)
-    return context

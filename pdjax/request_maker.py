@@ -1,7 +1,7 @@
 """What a caller asks, as requests: prompts or conversations, with params and options."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -129,12 +129,6 @@ class RequestMaker:
             raise ValueError(f"messages: {len(prompts)} conversations; a stream answers one")
         return self.of_prompt(prompts[0], params, rest)
 
-    def make_text(self, request: Request) -> TextStream:
-        """The text of a choice of a request, still empty."""
-        assert self.tokenizer is not None, "no text without a tokenizer"
-        decoder = self.tokenizer.incremental_decoder(after=request.prompt_token_ids)
-        return TextStream(decoder, request.params.stop_strings)
-
     def _rendered(
         self, messages: Any, options: ChatOptions
     ) -> tuple[list[list[int]], RequestOptions]:
@@ -155,3 +149,15 @@ class RequestMaker:
                 f"{what}: model.source={self._source!r} has no tokenizer; give token ids"
             )
         return self.tokenizer
+
+
+def text_maker(tokenizer: Tokenizer | None) -> Callable[[Request], TextStream] | None:
+    """What makes the text of a choice of a request, still empty; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+
+    def make(request: Request) -> TextStream:
+        decoder = tokenizer.incremental_decoder(after=request.prompt_token_ids)
+        return TextStream(decoder, request.params.stop_strings)
+
+    return make

@@ -1,9 +1,9 @@
-"""One thread-safe book of requests over a coordinator: what `LLM` is thin on.
+"""A session: the requests of one coordinator, safe from any thread. `LLM` is thin on it.
 
-Any thread submits and aborts; the inbox takes that down. A thread that waits for an answer drives
-the turns of the coordinator. Of several threads one drives; the others sleep until something has
-come for them, or until they have to take over. So a program with one thread runs as if there were
-no session. After `start` a thread of the session's own drives, and all others only wait.
+Any thread submits and aborts, which the inbox notes. A thread that waits for an answer drives the
+turns of the coordinator. Of several threads one drives; the others sleep until there is news of
+their requests, or until no thread drives. So a program with one thread runs as if there were no
+session. After `start` a thread of the session's own drives, and all others only wait.
 
     inbox -> coordinator.step -> events of each request go to its `on_event`
 
@@ -85,7 +85,7 @@ class Session:
           on_text: in place of `on_event`, called with further text of the first choice.
           whole: whether `on_event` is called once for each choice, at its end.
           streams: whether events are kept in the entry, instead of `on_event`.
-          patient: waits in the inbox for room in the queue, instead of being refused.
+          patient: whether it waits in the inbox for room in the queue, instead of being refused.
 
         Raises:
           ValueError: it can never be served.
@@ -111,7 +111,7 @@ class Session:
             entry.is_taken = on_event is None
             self._book.add(entry)
             self._inbox.arrivals.append(entry)
-            self._wake_thread()
+            self._wake()
         return entry
 
     def abort(self, *request_ids: str) -> None:
@@ -132,7 +132,7 @@ class Session:
         """Note that a request is to be ended. Takes no lock, so that a finaliser may call it
         wherever the collector runs it."""
         self._inbox.aborts.append(request_id)
-        self._wake_thread()
+        self._wake()
 
     @property
     def has_work(self) -> bool:
@@ -184,8 +184,7 @@ class Session:
           RuntimeError: the caller is a callback of a turn.
         """
         self.refuse_within_turn()
-        thread = self._thread
-        if thread is None:
+        if (thread := self._thread) is None:
             return
         try:
             thread.stop()
@@ -196,9 +195,10 @@ class Session:
             for listener in list(self._listeners):
                 listener.event.set()
 
-    def _wake_thread(self) -> None:
-        thread = self._thread
-        if thread is not None:
+    def _wake(self) -> None:
+        """End the wait of the thread that drives, within a turn or between two. Takes no lock."""
+        self._coordinator.wake()
+        if (thread := self._thread) is not None:
             thread.wake()
 
     def _give_up(self, error: BaseException) -> None:
@@ -230,11 +230,11 @@ class Session:
     def wait_for(
         self, entries: Iterable[Entry], listener: Listener, show: Callable[[int], object]
     ) -> None:
-        """Until all `entries` of a listener have their answers; drives turns, or waits while
-        another thread does.
+        """Drive turns, or wait while another thread does, until all `entries` of a listener have
+        their answers.
 
         Args:
-          show: told how many more have theirs, each time that some do.
+          show: called with the number of further answers, each time that some have come.
         """
         todo = set(entries)
         with self._listening(listener):
@@ -250,7 +250,7 @@ class Session:
                     self._advance(listener)
 
     def wait_for_news(self, entry: Entry) -> None:
-        """Until a stream's entry has events, or is closed."""
+        """Drive or wait, likewise, until a stream's entry has events or is closed."""
         assert entry.listener is not None and entry.events is not None, "no stream's"
         with self._listening(entry.listener):
             while not entry.events and not entry.closed:
@@ -276,7 +276,7 @@ class Session:
         self._book.clear_answers()
 
     def refuse_within_turn(self) -> None:
-        """Refuse a callback what would wait for the turn that calls it.
+        """Refuse a call that would wait for the turn from which it is made.
 
         Raises:
           RuntimeError: the caller is a callback of a turn.
@@ -345,7 +345,8 @@ class Session:
         """One turn."""
         try:
             self._take_inbox()
-            self._book.publish(self._coordinator.step())
+            if self._coordinator.has_work:  # else it would wait for what never comes
+                self._book.publish(self._coordinator.step())
         except BaseException:
             self._book.publish(self._coordinator.take_news())
             self._book.sweep()

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from pdjax.core.outputs import RequestEvent, merged
+from pdjax.core.request import Request
 from pdjax.entry import Entry
 from pdjax.session import Session
 
@@ -58,6 +59,11 @@ class Stream:
         self._backlog = Backlog(entry.events.popleft)
         self._open = True
         self._reading = threading.RLock()  # a callback that reads its own turn's stream is refused
+
+    @property
+    def request(self) -> Request:
+        """What was submitted."""
+        return self._entry.request
 
     def __iter__(self) -> "Stream":
         return self

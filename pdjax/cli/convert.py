@@ -28,9 +28,9 @@ def convert() -> None:
     if not _SOURCE.value or not _OUTPUT.value:
         raise ValueError("convert: needs both --source=MODEL and --output=DIRECTORY")
 
-    from pdjax import llm
+    from pdjax.convert import convert as write
 
-    llm.convert(_SOURCE.value, _OUTPUT.value, _DTYPE.value)
+    write(_SOURCE.value, _OUTPUT.value, _DTYPE.value)
 
 
 COMMAND = Command(convert, _FLAGS, USAGE)

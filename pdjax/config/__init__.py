@@ -1,5 +1,6 @@
 """The config of a run. Re-exports the dataclasses of `schema.py`."""
 
+from pdjax.config.policies import PoliciesConfig
 from pdjax.config.schema import (
     DTYPES,
     RANDOM,
@@ -19,5 +20,6 @@ __all__ = [
     "HandoffConfig",
     "KVConfig",
     "ModelConfig",
+    "PoliciesConfig",
     "PrefillConfig",
 ]

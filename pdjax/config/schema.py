@@ -25,6 +25,7 @@ from pdjax.config.checks import (
     seconds,
     share,
 )
+from pdjax.config.policies import PoliciesConfig
 from pdjax.core.kv_layout import QUANTISED_DTYPES
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
@@ -266,7 +267,7 @@ class Config:
     """A whole run.
 
     Attributes:
-      model, kv, prefill, decode, handoff: the parts; see their classes.
+      model, kv, prefill, decode, handoff, policies: the parts; see their classes.
       colocated: prefill and decode on the same mesh and pool (the rival that disaggregation is
         measured against). A hand-off moves ownership, not bytes. Needs one prefill engine, one
         decode engine of one stage, and equal tp.
@@ -293,6 +294,7 @@ class Config:
     prefill: PrefillConfig = field(default_factory=PrefillConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
+    policies: PoliciesConfig = field(default_factory=PoliciesConfig)
     colocated: bool = False
     shared_devices: bool = False
     max_waiting: int = 1024

@@ -61,6 +61,10 @@ class VirtualClock:
             raise ValueError(f"seconds={seconds}: time does not run backwards")
         self._now += seconds
 
+    def advance_to(self, moment: float) -> None:
+        """Jump to `moment`, exactly; a moment that has passed changes nothing."""
+        self._now = max(self._now, moment)
+
     def wake_at(self, moment: float) -> None:
         """Announce an event at `moment`; `idle` does not jump past it."""
         self._wakes.append(moment)

@@ -1,80 +1,99 @@
-"""From a config to engines: deals devices out, lays out pools, loads weights; compiles no steps."""
+"""From a config to engines: lays out pools, loads weights, connects pools; compiles no steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import jax
 from jax.sharding import Mesh
 
-from pallas_kernels.paged_attention.api import PLATFORMS
-from pdjax.config import Config
+from pdjax.config import Config, HandoffConfig
 from pdjax.config.checks import MOST_TOKENS
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.checkpoints.api import Checkpoint
-from pdjax.device.compat import keep_compilations, use_virtual_cpu_devices
-from pdjax.device.engine import JaxDecodeEngine, JaxPrefillEngine
+from pdjax.device.devices import Workers, deal_devices
+from pdjax.device.engine import JaxEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Claim, deal_pages
-from pdjax.device.kv.transfer import DeviceTransfer
+from pdjax.device.kv.transport import DeviceTransport
+from pdjax.device.kv.transports import Transports
 from pdjax.device.layer_groups import choose_groups
-from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh, take_devices
+from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import load_params, random_params
-from pdjax.device.worker import OrderedPrefillEngine, OrderedTransfer, on_threads
-from pdjax.interfaces.transfer import End, Side
+from pdjax.device.programs.decode import DecodeProgram
+from pdjax.device.programs.prefill import PrefillProgram
+from pdjax.device.programs.program import Program
+from pdjax.interfaces.transport import Transport
 
 
 @dataclass(frozen=True)
 class Engines:
-    """The device column of a run, ready to be driven through the door.
+    """The device column of a deployment, ready to be driven through the door.
 
-    `on_host_cores`: whether the devices are the cores that the host itself needs.
+    Attributes:
+      engines: all of them, those that prefill first.
+      transport: between their pools.
+      pools: by their names.
+      workers: of their devices.
+      on_host_cores: whether the devices are the cores that the host itself needs.
     """
 
-    prefill: list[JaxPrefillEngine] | list[OrderedPrefillEngine]
-    transfer: DeviceTransfer | OrderedTransfer
-    decode: list[JaxDecodeEngine]
+    engines: list[JaxEngine]
+    transport: Transports
+    pools: dict[PoolId, PoolOwner]
+    workers: Workers
     on_host_cores: bool
+
+    def handing_over(self, handoff: HandoffConfig, layer_groups: int) -> "Engines":
+        """Engines over the same weights, pools and workers, whose prefill steps are cut into so
+        many layer groups, and whose KV travels as `handoff` says. Of both, one at a time is asked
+        anything; what is left in pages is left there."""
+        transport = connect(self.pools, handoff.wire_dtype, self.workers)
+        engines = [_recut(each, self.pools, transport, layer_groups) for each in self.engines]
+        return replace(self, engines=engines, transport=transport)
 
     def close(self) -> None:
         """Wait until everything that engines were asked has been dispatched, then let go of their
         devices' memory. No engine is asked anything from then on; a second call does nothing."""
-        for each in (*self.prefill, *self.decode):
+        for each in self.engines:
             each.close()
-        self.transfer.close()
+        self.transport.close()
 
 
-Dealt = list[list[jax.Device]]
-"""The devices of each engine of a side."""
-
-
-def deal_devices(config: Config) -> tuple[Dealt, Dealt]:
-    """Those of the prefill engines and of the decode engines; of a colocated one, twice the same.
-    Starts JAX, and needs no model.
+def connect(
+    pools: Mapping[PoolId, PoolOwner], wire_dtype: str | None, workers: Workers
+) -> Transports:
+    """Every transport between the pools; of two that connect the same, the first is taken.
 
     Raises:
-      ValueError: there are too few, or decode attention that does not run on them.
+      ValueError: two pools that cannot hold the same KV, or no such wire type.
     """
-    if config.compilation_cache is not None:
-        keep_compilations(config.compilation_cache)
-    use_virtual_cpu_devices(config.cpu_devices or config.devices)
-    _check_attention(config.decode.attention, jax.default_backend())
-    p, d = config.prefill, config.decode
-    if config.colocated:
-        dealt = take_devices([p.tp], ["the colocated engine"])
-        return dealt, dealt
-    sizes = [p.tp] * p.engines, [d.stages * d.tp] * d.engines
-    names = (
-        [f"prefill engine {i}" for i in range(p.engines)],
-        [f"decode engine {i}" for i in range(d.engines)],
+    transports: list[Transport] = [
+        DeviceTransport(pools, wire_dtype),
+    ]
+    by_pool = {name: workers.of(pool.mesh.devices.flat) for name, pool in pools.items()}
+    return Transports(
+        transports, {name: worker for name, worker in by_pool.items() if worker is not None}
     )
-    if config.shared_devices:
-        return take_devices(sizes[0], names[0]), take_devices(sizes[1], names[1])
-    dealt = take_devices([*sizes[0], *sizes[1]], [*names[0], *names[1]])
-    return dealt[: p.engines], dealt[p.engines :]
+
+
+def _recut(
+    engine: JaxEngine,
+    pools: Mapping[PoolId, PoolOwner],
+    transport: Transports,
+    layer_groups: int,
+) -> JaxEngine:
+    """An engine of the same name, whose prefill steps are cut into so many layer groups."""
+    programs = [
+        program.cut(layer_groups) if isinstance(program, PrefillProgram) else program
+        for program in engine.programs.values()
+    ]
+    pool = pools[engine.pool]
+    return JaxEngine(engine.id, engine.pool, pool, programs, transport, engine.worker)
 
 
 def build_engines(
@@ -95,40 +114,43 @@ def build_engines(
     for_prefill, for_decode = deal_devices(config)
     builder = _Builder(config, spec, context, checkpoint)
     if config.colocated:
-        prefilling = decoding = builder.own([builder.shared(devices) for devices in for_prefill])
+        owned = builder.own([builder.shared(devices) for devices in for_prefill])
+        prefilling = decoding = _named("hbm/", owned)
     else:
         sources = [builder.source(devices) for devices in for_prefill]
         targets = [builder.target(devices) for devices in for_decode]
         owned = builder.own(sources, targets)
-        prefilling, decoding = owned[: len(sources)], owned[len(sources) :]
-    transfer = DeviceTransfer(_ends(prefilling, decoding), config.handoff.wire_dtype)
-    groups = choose_groups(config, spec, transfer, prefilling[0][0])
-    prefill = [builder.prefill_engine(*each, groups) for each in prefilling]
-    decode = [builder.decode_engine(*each) for each in decoding]
-    on_host_cores = jax.default_backend() == "cpu"
-    if _has_dispatch_threads(config):
-        ordered, ordered_transfer = on_threads(prefill, transfer)
-        return Engines(ordered, ordered_transfer, decode, on_host_cores)
-    return Engines(prefill, transfer, decode, on_host_cores)
+        prefilling = _named("hbm/prefill-", owned[: len(sources)])
+        decoding = _named("hbm/decode-", owned[len(sources) :])
+    pools = {name: pool for name, (pool, _) in {**prefilling, **decoding}.items()}
+    workers = Workers(config, for_prefill)
+    transport = connect(pools, config.handoff.wire_dtype, workers)
+    groups = choose_groups(config, spec, transport, pools, list(prefilling), list(decoding))
 
+    def engine(kind: str, number: int, name: PoolId, program: Program) -> JaxEngine:
+        id, pool = EngineId(f"{kind}/{number}"), pools[name]
+        return JaxEngine(id, name, pool, [program], transport, workers.of(pool.mesh.devices.flat))
 
-def _has_dispatch_threads(config: Config) -> bool:
-    """Whether prefill engines are dispatched by threads of their own."""
-    asked = config.prefill.dispatch_thread
-    if asked is not None:
-        return asked
-    shared = config.colocated or config.shared_devices
-    return not shared and jax.default_backend() != "cpu"
+    engines = [
+        *(
+            engine("prefill", i, name, builder.prefill(*prefilling[name], groups[name]))
+            for i, name in enumerate(prefilling)
+        ),
+        *(
+            engine("decode", i, name, builder.decode(*decoding[name]))
+            for i, name in enumerate(decoding)
+        ),
+    ]
+    return Engines(engines, transport, pools, workers, jax.default_backend() == "cpu")
 
 
 Owned = tuple[PoolOwner, Params]
-"""Pool and weights of an engine."""
+"""A pool, and the weights of the engines that keep their pages there."""
 
 
-def _ends(prefilling: Sequence[Owned], decoding: Sequence[Owned]) -> dict[End, PoolOwner]:
-    """The pool at each end of a hand-off."""
-    sides = (Side.PREFILL, prefilling), (Side.DECODE, decoding)
-    return {End(side, i): pool for side, owned in sides for i, (pool, _) in enumerate(owned)}
+def _named(prefix: str, owned: Sequence[Owned]) -> dict[PoolId, Owned]:
+    """By the names of the pools, which are numbered."""
+    return {PoolId(f"{prefix}{i}"): each for i, each in enumerate(owned)}
 
 
 class _Builder:
@@ -208,9 +230,9 @@ class _Builder:
     ) -> Claim:
         return Claim(field, fixed, pages, layout, self._context, devices)
 
-    def prefill_engine(self, pool: PoolOwner, params: Params, groups: int) -> JaxPrefillEngine:
-        """A prefill engine of a pool, whose steps are cut into `groups` layer groups."""
-        return JaxPrefillEngine(
+    def prefill(self, pool: PoolOwner, params: Params, groups: int) -> PrefillProgram:
+        """Prefill steps over a pool, cut into `groups` layer groups."""
+        return PrefillProgram(
             params,
             self._spec,
             pool,
@@ -218,9 +240,9 @@ class _Builder:
             layer_groups=groups,
         )
 
-    def decode_engine(self, pool: PoolOwner, params: Params) -> JaxDecodeEngine:
-        """A decode engine of a pool."""
-        return JaxDecodeEngine(
+    def decode(self, pool: PoolOwner, params: Params) -> DecodeProgram:
+        """Decode ticks over a pool."""
+        return DecodeProgram(
             params,
             self._spec,
             pool,
@@ -241,15 +263,6 @@ class _Builder:
         if self._checkpoint is None:
             return random_params(spec, mesh, rules, layers, dtype, self._config.seed)
         return load_params(self._checkpoint, mesh, rules, layers, dtype)
-
-
-def _check_attention(name: str | None, platform: str) -> None:
-    here = [each for each, platforms in PLATFORMS.items() if platform in platforms]
-    if name is not None and name not in here:
-        raise ValueError(
-            f"decode.attention={name!r}: on this platform, {platform}, allowed are None and "
-            f"{', '.join(here)}"
-        )
 
 
 @contextmanager

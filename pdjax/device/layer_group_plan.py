@@ -7,7 +7,7 @@ MOST_GROUPS = 16
 """Beyond that a group is too little work for what dispatching it costs."""
 
 NO_DIFFERENCE_S = 1e-4
-"""What it is not worth to cut further for: a shipment costs the host several times as much."""
+"""What it is not worth to cut further for: a transfer job costs the host several times as much."""
 
 UNEVEN_GAIN = 0.9
 """Groups of unequal size need a second program: they must end in less than this share of the time

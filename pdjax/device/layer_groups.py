@@ -1,18 +1,22 @@
 """How many layer groups a prefill step is cut into, where the config leaves it open: measured at
 the start, in a fraction of a second."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from pdjax.config import Config
 from pdjax.core.clock import WallClock
+from pdjax.core.ids import PoolId
+from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import PoolOwner
-from pdjax.device.kv.transfer import DeviceTransfer
+from pdjax.device.kv.wire import Wire
 from pdjax.device.layer_group_plan import Link, plan_groups, small_divisor
 from pdjax.device.models.registry import matrix_params
-from pdjax.interfaces.transfer import End, Side
+from pdjax.interfaces.transport import Transport
 
 PROBES = (1 << 20, 64 << 20)
 """Bytes of the puts that a link is measured with."""
@@ -23,34 +27,54 @@ a gather beside it. 6 to 13 us were measured in a step of 13 ms (H200, Llama 3 8
 
 
 def choose_groups(
-    config: Config, spec: ModelSpec, transfer: DeviceTransfer, source: PoolOwner
-) -> int:
-    """`handoff.layer_groups` of a config, or what suits the mesh of the first prefill engine, whose
-    pool is `source`."""
-    if config.colocated or not config.handoff.streaming:
-        return 1
-    if config.handoff.layer_groups is not None:
-        return config.handoff.layer_groups
-    if source.mesh.devices.flat[0].platform == "cpu":
-        return small_divisor(spec.num_layers)
-    return measure_groups(spec, transfer, source, config.prefill.token_budget, config.model.dtype)
+    config: Config,
+    spec: ModelSpec,
+    transport: Transport,
+    pools: Mapping[PoolId, PoolOwner],
+    sources: Sequence[PoolId],
+    targets: Sequence[PoolId],
+) -> dict[PoolId, int]:
+    """How many layer groups the steps over each of the pools `sources` are cut into:
+    `handoff.layer_groups` of a config, or what suits the pool's mesh and the link to the first of
+    `targets`. Pools of one layout have one measurement, so that they have as many groups."""
+    chosen: dict[KVLayout, int] = {}
+    for name in sources:
+        source = pools[name]
+        if source.layout in chosen:
+            continue
+        if config.colocated or not config.handoff.streaming:
+            groups = 1
+        elif config.handoff.layer_groups is not None:
+            groups = config.handoff.layer_groups
+        elif source.mesh.devices.flat[0].platform == "cpu":
+            groups = small_divisor(spec.num_layers)
+        else:
+            groups = measure_groups(config, spec, transport, pools, name, targets[0])
+        chosen[source.layout] = groups
+    return {name: chosen[pools[name].layout] for name in sources}
 
 
 def measure_groups(
-    spec: ModelSpec, transfer: DeviceTransfer, source: PoolOwner, tokens: int, dtype: str
+    config: Config,
+    spec: ModelSpec,
+    transport: Transport,
+    pools: Mapping[PoolId, PoolOwner],
+    source: PoolId,
+    target: PoolId,
 ) -> int:
-    """What the planner makes of a step of `tokens`, of the link to the first decode engine and of
-    the speed of `source`'s devices."""
-    ends = End(Side.PREFILL, 0), End(Side.DECODE, 0)
-    few, many = ((nbytes, transfer.probe(*ends, nbytes)) for nbytes in PROBES)
-    path, tp = transfer.path(*ends), source.layout.tp
-    links = min(tp, path.target.layout.tp)  # each shard has its own
-    rate = matmul_rate(source.mesh.devices.flat[0], spec, tokens, dtype)
+    """What the planner makes of a step of `prefill.token_budget` tokens, of the link between two
+    pools, and of the speed of the source's devices."""
+    few, many = ((nbytes, transport.measure(source, target, nbytes).result()) for nbytes in PROBES)
+    tokens, mesh = config.prefill.token_budget, pools[source].mesh
+    here, there = pools[source].layout, pools[target].layout
+    wire = Wire.between(here, there, config.handoff.wire_dtype)
+    links = min(here.tp, there.tp)  # each shard has its own
+    rate = matmul_rate(mesh.devices.flat[0], spec, tokens, config.model.dtype)
     return plan_groups(
         spec.num_layers,
-        path.token_bytes() * tokens // links,
+        wire.token_bytes(here) * tokens // links,
         Link.through(few, many),
-        step_flops(spec, tokens) / (tp * rate),
+        step_flops(spec, tokens) / (here.tp * rate),
         GROUP_OVERHEAD_S,
     )
 

@@ -1,32 +1,27 @@
 """The account of pages and rows: every one is free, or held by exactly the sequences and hand-offs
 that are known."""
 
-from collections.abc import Sequence as Seq
-
-from pdjax.host.engines import DecodeLane, Lane, PrefillLane
-from pdjax.host.handoff.manager import Handoffs
-from pdjax.host.sequences.lifecycle import Roster
+from pdjax.host.fleet import Fleet
+from pdjax.host.handoff.manager import HandoffManager
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
 
 
-def audit(
-    prefill: Seq[PrefillLane], decode: Seq[DecodeLane], roster: Roster, handoffs: Handoffs
-) -> None:
+def audit(fleet: Fleet, lifecycle: SequenceLifecycle, handoffs: HandoffManager) -> None:
     """Assert it, of every pool, index and batch.
 
     Raises:
       AssertionError: something was lost, or its holder is not known.
     """
-    held = roster.pages_held()
-    for handoff in handoffs.open:
-        for holder, pages in handoff.held():
-            held[holder.allocator] += pages
-    for allocator, pages in held.items():
-        allocator.check(pages)
-    lanes: list[Lane] = [*prefill, *decode]
-    for pool in {id(lane.pool): lane.pool for lane in lanes}.values():
+    for pool in fleet.pools.values():
+        held = [page for sequence in lifecycle.holders(pool) for page in sequence.pages]
+        for handoff in handoffs.open:
+            for holder, pages in handoff.held():
+                if holder is pool:
+                    held += pages
+        pool.allocator.check(held)
         if pool.prefixes is not None:
             pool.prefixes.check()
-    for lane in decode:
-        coming = sum(h.target is lane and h.row >= 0 for h in handoffs.open)
-        taken = lane.pipeline.taken_rows
-        assert taken == len(lane.sequences) + coming, f"decode/{lane.index}: rows leaked"
+    for state in fleet.decode:
+        coming = sum(handoff.engine is state for handoff in handoffs.open)
+        taken = state.rows.taken_rows
+        assert taken == len(state.decoding) + coming, f"{state.id}: rows leaked"

@@ -1,157 +1,149 @@
-"""What the coordinator keeps about each engine: who is there, which pages are whose, and what has
-been dispatched and not been read yet."""
+"""What the coordinator keeps about each engine: its sequences, its pool, its steps in flight."""
 
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
-from pdjax.host.batching.decode_pipeline import Pipeline, Tick
+from pdjax.host.batching.decode_pipeline import DecodePipeline, Tick
 from pdjax.host.kv.pages import PageAllocator
-from pdjax.host.kv.prefix_index import PrefixIndex
-from pdjax.host.sequences.reference import Member
+from pdjax.host.kv.pools import PoolState
+from pdjax.host.policies.api import EngineView
+from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import Sampled
-from pdjax.interfaces.engine import DecodeEngine, PrefillEngine
+from pdjax.interfaces.engine import Engine
+from pdjax.interfaces.steps import StepKind
 from pdjax.interfaces.tickets import Ticket
-from pdjax.interfaces.transfer import End, Side, Transfer
 
-WorkT = TypeVar("WorkT")
-ResultT = TypeVar("ResultT")
+WorkT = TypeVar("WorkT", bound=tuple[Chunk, ...] | Tick)
 
 
 @dataclass(frozen=True)
-class InFlight(Generic[WorkT, ResultT]):
-    """What was dispatched and not read yet: the work, its ticket, and whom an error concerns."""
+class InFlight(Generic[WorkT]):
+    """A step that was dispatched and has not been read: the work, its ticket, and the sequences
+    that an error of it concerns."""
 
     work: WorkT
-    ticket: Ticket[ResultT]
+    ticket: Ticket[Sampled]
     started: float
-    members: tuple[Member, ...]
+    refs: tuple[SequenceRef, ...]
 
 
 @dataclass(eq=False)
-class Pool:
-    """The pages of a pool, as the host keeps them; engines that share a pool share this.
+class EngineState:
+    """An engine, as the host keeps it. Its role is data: it may prefill, decode, or both.
 
-    `prefixes` finds the pages of what has been computed; None where nothing is kept.
+    Attributes:
+      index: place among all engines; the host goes through them in this order.
+      engine: behind the door.
+      pool: the pages; engines that share a pool share this.
+      buckets: sizes of its steps.
+      pipeline: its decode rows; None where it accepts no decode step.
+      sources: the pools from which KV can come to its pool, its own included.
+      lookahead: steps of each kind that may be in flight when another one is dispatched.
+      losses: those of the engine that the host has taken account of.
+      running: its PREFILLING sequences, oldest first. `decoding`: its DECODING ones.
+      in_flight: steps in the order of their dispatch.
+      steps: prefill steps that it has been given.
+      paused: whether no tick is dispatched.
     """
 
-    allocator: PageAllocator
-    prefixes: PrefixIndex | None
-
-    @classmethod
-    def of(cls, engine: PrefillEngine | DecodeEngine, prefix_cache: bool) -> "Pool":
-        """All of an engine's pages, free."""
-        allocator = PageAllocator(engine.num_pages)
-        size = engine.layout.page_size
-        return cls(allocator, PrefixIndex(allocator, size) if prefix_cache else None)
-
-
-@dataclass(eq=False)
-class PrefillLane:
-    """A prefill engine. `running` are its PREFILLING sequences, oldest first; `steps` counts those
-    that it has been given; `losses` are those of the engine that the host has taken account of."""
-
     index: int
-    engine: PrefillEngine
-    pool: Pool
+    engine: Engine
+    pool: PoolState
+    buckets: Buckets
+    pipeline: DecodePipeline | None
+    sources: frozenset[PoolId]
+    lookahead: dict[StepKind, int]
     losses: int
     running: list[Sequence] = field(default_factory=list)
-    in_flight: deque[InFlight[tuple[Chunk, ...], Sampled]] = field(default_factory=deque)
+    decoding: list[Sequence] = field(default_factory=list)
+    in_flight: deque[InFlight] = field(default_factory=deque)
     steps: int = 0
+    paused: bool = False
+
+    def __post_init__(self) -> None:
+        self.id: EngineId = self.engine.id
 
     @property
-    def end(self) -> End:
-        """Its name in a hand-off."""
-        return End(Side.PREFILL, self.index)
+    def prefills(self) -> bool:
+        """Whether it accepts prefill steps."""
+        return StepKind.PREFILL in self.engine.accepts
 
     @property
     def allocator(self) -> PageAllocator:
         """Of its pool."""
         return self.pool.allocator
+
+    @property
+    def rows(self) -> DecodePipeline:
+        """Its decode rows."""
+        assert self.pipeline is not None, f"{self.id} has no decode rows"
+        return self.pipeline
+
+    @property
+    def free_rows(self) -> int:
+        """Decode rows that are free; 0 where it accepts no decode step."""
+        return 0 if self.pipeline is None else self.pipeline.rows - self.pipeline.taken_rows
+
+    def takes(self, kind: StepKind) -> bool:
+        """Whether it accepts a step of that kind, and has few enough in flight."""
+        return kind in self.engine.accepts and len(self.in_flight) <= self.lookahead[kind]
+
+    @property
+    def can_tick(self) -> bool:
+        """Whether a tick would do anything now."""
+        rows = self.pipeline
+        return rows is not None and not self.paused and self.takes(StepKind.DECODE) and rows.active
+
+    def may_prefill(self, waiting: Seq[Sequence]) -> bool:
+        """Whether it takes a prefill step now, and there is something to compute: a sequence that
+        waits, or tokens of its own that have not been dispatched."""
+        if not self.takes(StepKind.PREFILL):
+            return False
+        return bool(waiting) or any(seq.prefilled < seq.length for seq in self.running)
 
     @property
     def backlog(self) -> int:
-        """Tokens to compute, or being computed."""
-        computing = sum(chunk.tokens for step in self.in_flight for chunk in step.work)
+        """Prompt tokens to compute, or being computed."""
+        computing = sum(
+            chunk.tokens
+            for step in self.in_flight
+            if isinstance(step.work, tuple)
+            for chunk in step.work
+        )
         return computing + sum(seq.length - seq.prefilled for seq in self.running)
 
 
-@dataclass(eq=False)
-class DecodeLane:
-    """A decode engine. `sequences` are its DECODING ones; `losses` those of the engine that the
-    host has taken account of.
+def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
+    """What a policy sees of an engine; `sharing` are the engines of its pool."""
+    pool, rows = state.pool, state.pipeline
 
-    `shares_with` are the prefill engines that keep their pages in the same pool.
-    """
+    def cached(sequence: Sequence) -> int:
+        if pool.prefixes is None:
+            return 0
+        # The last token is computed again: its logits are wanted.
+        return pool.prefixes.known_tokens(sequence, sequence.length - 1)
 
-    index: int
-    engine: DecodeEngine
-    pool: Pool
-    losses: int
-    pipeline: Pipeline
-    shares_with: frozenset[int]
-    sequences: list[Sequence] = field(default_factory=list)
-    in_flight: deque[InFlight[Tick, Sampled]] = field(default_factory=deque)
-
-    @property
-    def end(self) -> End:
-        """Its name in a hand-off."""
-        return End(Side.DECODE, self.index)
-
-    @property
-    def allocator(self) -> PageAllocator:
-        """Of its pool."""
-        return self.pool.allocator
-
-
-Lane = PrefillLane | DecodeLane
-
-
-def make_lanes(
-    prefill_engines: Seq[PrefillEngine],
-    decode_engines: Seq[DecodeEngine],
-    transfer: Transfer,
-    rows: int,
-    buckets: Buckets,
-    *,
-    prefix_cache: bool,
-) -> tuple[list[PrefillLane], list[DecodeLane]]:
-    """A lane an engine; engines that share a pool share its pages.
-
-    Raises:
-      ValueError: caches that do not mean the same everywhere, or pools of which some are shared
-        and some are not.
-    """
-    prefill = [
-        PrefillLane(i, engine, Pool.of(engine, prefix_cache), engine.losses)
-        for i, engine in enumerate(prefill_engines)
-    ]
-    decode = []
-    for j, engine in enumerate(decode_engines):
-        for lane in prefill:
-            lane.engine.layout.check_same_kv(engine.layout)
-        end = End(Side.DECODE, j)
-        shared = [lane for lane in prefill if transfer.shares_pool(lane.end, end)]
-        pool = shared[0].pool if shared else Pool.of(engine, prefix_cache)
-        pipeline = Pipeline(engine.layout.stages, rows, buckets)
-        shares_with = frozenset(lane.index for lane in shared)
-        decode.append(DecodeLane(j, engine, pool, engine.losses, pipeline, shares_with))
-    sharing = sorted(index for lane in decode for index in lane.shares_with)
-    if sharing and (sharing != list(range(len(prefill))) or len(decode) != len(prefill)):
-        raise ValueError(
-            f"shared pools: prefill engines {sharing} share theirs with a decode engine; "
-            "either each of them shares with one of its own, or none does"
-        )
-    return prefill, decode
-
-
-def is_ready(ticket: Ticket[Any]) -> bool:
-    """Whether there is something to read; the error of work that has failed is, too."""
-    try:
-        return ticket.ready()
-    except Exception:
-        return True
+    return EngineView(
+        engine=state.id,
+        pool=pool.id,
+        accepts=state.engine.accepts,
+        buckets=state.buckets,
+        open=state.takes(StepKind.PREFILL),
+        running=tuple(seq for seq in state.running if seq.prefilled < seq.length),
+        backlog=state.backlog,
+        steps=state.steps,
+        rows=0 if rows is None else rows.rows,
+        free_rows=state.free_rows,
+        free_pages=pool.allocator.free_pages,
+        total_pages=pool.allocator.total,
+        rows_of_pool=sum(each.pipeline.taken_rows for each in sharing if each.pipeline is not None),
+        cached=cached,
+        sources=state.sources,
+    )

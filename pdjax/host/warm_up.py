@@ -1,106 +1,125 @@
 """Every bucket once through the door, so that no request waits for a compilation."""
 
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Seq
 from functools import partial
 from itertools import permutations, product
 
 from pdjax.config import HandoffConfig
-from pdjax.host.batching.buckets import Buckets
-from pdjax.host.batching.decode_pipeline import Pipeline
 from pdjax.host.batching.prefill_batch import empty_prefill_batch, history
-from pdjax.host.engines import DecodeLane, Lane, PrefillLane
-from pdjax.host.handoff.handoff import groups_of
-from pdjax.host.handoff.spans import span_pages
+from pdjax.host.engines import EngineState
+from pdjax.host.fleet import Fleet
+from pdjax.host.handoff.manager import whole
+from pdjax.host.handoff.spans import Spans
+from pdjax.host.kv.pools import PoolState
 from pdjax.host.metrics.recorder import Recorder
-from pdjax.interfaces.batches import PrefillBatch
-from pdjax.interfaces.engine import DecodeEngine, PrefillEngine
-from pdjax.interfaces.transfer import Shipment, Transfer
+from pdjax.interfaces.engine import Engine
+from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step
+from pdjax.interfaces.transport import TransferJob, Transport
 
 _MOST_PROBED = 1 << 28
 """Bytes that a link is measured with at the most: the pools leave little memory free."""
+
+_WARM_UP_JOB = -1
+"""Id of a job that no hand-off waits for; one at a time."""
 
 WarmUp = Callable[[], None]
 """Sends one batch of nothing but padding, and waits for it; it touches null pages alone."""
 
 
 def warm_ups(
-    prefill: Seq[PrefillLane],
-    decode: Seq[DecodeLane],
-    transfer: Transfer,
-    buckets: Buckets,
+    fleet: Fleet,
+    transport: Transport,
+    spans_of: Callable[[PoolState, PoolState], Spans],
     handoff: HandoffConfig,
+    context: int,
     recorder: Recorder,
 ) -> list[WarmUp]:
-    """A batch of every shape there is, and a look at each link; one after another, memory holds no
-    more than one."""
+    """A batch of every shape that may come, and a look at each link; one after another, memory
+    holds no more than one.
+
+    Args:
+      spans_of: the spans between two pools.
+      context: tokens of the longest sequence.
+    """
     todo: list[WarmUp] = []
-    for lane in prefill:
-        shapes = list(buckets.prefill_shapes())
-        batches = [empty_prefill_batch(buckets, *shape) for shape in shapes]
-        # A history is for the choice of the next token, which does not see the step's shape.
-        batches.append(empty_prefill_batch(buckets, *shapes[0], history=True))
-        todo += [partial(_prefill, lane.engine, batch) for batch in batches]
-    for target in decode:
-        for pages in buckets.table_pages:
-            todo.append(partial(_tick, target.engine, target.pipeline, pages))
-        todo.append(partial(target.engine.remember, 0, history((), buckets)))
-    for ends in _pairs(prefill, decode, handoff):
-        groups = groups_of(ends[0])
-        layers = {*groups, range(groups[0].start, groups[-1].stop)}
-        for size, run in product(buckets.handoff_spans, sorted(layers, key=lambda run: run.start)):
-            todo.append(partial(_hand_off, transfer, *ends, run, size, buckets, handoff.checksums))
-        todo.append(partial(_probe, transfer, *ends, buckets, recorder))
+    for state in fleet:
+        todo += _steps(state)
+    for (source, target), groups in _links(fleet, handoff).items():
+        spans = spans_of(source, target)
+        for size, layers in product(spans.buckets, sorted(groups, key=lambda run: run.start)):
+            todo.append(
+                partial(_move, transport, source, target, layers, size, spans, handoff.checksums)
+            )
+        todo.append(partial(_measure, transport, source, target, context, recorder))
     return todo
 
 
-def _pairs(
-    prefill: Seq[PrefillLane], decode: Seq[DecodeLane], handoff: HandoffConfig
-) -> Iterator[tuple[Lane, Lane]]:
-    """Between whom KV may move."""
-    for source, target in product(prefill, decode):
-        if not target.shares_with:
-            yield source, target
-            if handoff.give_back:
-                yield target, source
+def _steps(state: EngineState) -> Iterator[WarmUp]:
+    """Every step that an engine may be given, and the history of a row."""
+    buckets, engine = state.buckets, state.engine
+    shapes = list(buckets.prefill_shapes())
+    for shape in shapes:
+        yield partial(_step, engine, PrefillStep(empty_prefill_batch(buckets, *shape)))
+    if (
+        shapes
+    ):  # A history is for the choice of the next token, which does not see the step's shape.
+        batch = empty_prefill_batch(buckets, *shapes[0], history=True)
+        yield partial(_step, engine, PrefillStep(batch))
+    for pages in buckets.table_pages:
+        yield partial(_tick, state, pages)
+    if buckets.table_pages:
+        yield partial(engine.set_history, 0, history((), buckets))
+
+
+def _links(fleet: Fleet, handoff: HandoffConfig) -> dict[tuple[PoolState, PoolState], set[range]]:
+    """Between which pools KV may move, and which layers together."""
+    links: dict[tuple[PoolState, PoolState], set[range]] = {}
+
+    def add(source: EngineState, target: EngineState, groups: tuple[range, ...]) -> None:
+        if source.pool is not target.pool and source.pool.id in target.sources:
+            links.setdefault((source.pool, target.pool), set()).update(groups)
+
+    for source, target in product(fleet.prefill, fleet.decode):
+        add(source, target, (*source.engine.layer_groups, *whole(source.pool)))
+        if handoff.give_back:
+            add(target, source, whole(target.pool))
     if handoff.rebalance:
-        yield from permutations(decode, 2)
+        for source, target in permutations(fleet.decode, 2):
+            add(source, target, whole(source.pool))
+    return links
 
 
-def _prefill(engine: PrefillEngine, batch: PrefillBatch) -> None:
-    engine.prefill(batch).result()
+def _step(engine: Engine, step: Step) -> None:
+    engine.submit(step).result()
 
 
-def _tick(engine: DecodeEngine, pipeline: Pipeline, pages: int) -> None:
-    engine.tick(pipeline.idle_tick(pages)).result()
+def _tick(state: EngineState, pages: int) -> None:
+    _step(state.engine, DecodeStep(state.rows.idle_tick(pages)))
 
 
-def _hand_off(
-    transfer: Transfer,
-    source: Lane,
-    target: Lane,
+def _move(
+    transport: Transport,
+    source: PoolState,
+    target: PoolState,
     layers: range,
-    spans: int,
-    buckets: Buckets,
+    size: int,
+    spans: Spans,
     checked: bool,
 ) -> None:
-    nobody: list[tuple[list[int], range]] = [([], range(spans))]
-    from_, to = (
-        span_pages(nobody, lane.engine.layout.page_size, buckets) for lane in (source, target)
-    )
-    ticket = transfer.send(Shipment(source.end, target.end, layers, from_, 0, checked))
-    ticket.result()
-    transfer.land(ticket, to).result()
+    no_pages: list[tuple[list[int], range]] = [([], range(size))]
+    from_, to = (spans.pages(no_pages, pool.layout.page_size) for pool in (source, target))
+    job = TransferJob(_WARM_UP_JOB, source.id, target.id, layers, from_, 0, checked)
+    transport.send(job).result()
+    transport.write(job.id, to).result()
 
 
-def _probe(
-    transfer: Transfer, source: Lane, target: Lane, buckets: Buckets, recorder: Recorder
+def _measure(
+    transport: Transport, source: PoolState, target: PoolState, context: int, recorder: Recorder
 ) -> None:
-    """Measure the link by as many bytes as the longest context has on one pair of devices; all
-    pairs together carry as much more as there are."""
-    here, there = (lane.engine.layout for lane in (source, target))
+    """Measure a link by as many bytes as the longest context has on one pair of devices; all pairs
+    together carry as much more as there are."""
+    here, there = source.layout, target.layout
     pairs = min(here.stages * here.tp, there.stages * there.tp)
-    whole = here.page_bytes * here.pages_for(buckets.context)
-    nbytes = min(-(-whole // pairs), _MOST_PROBED)
-    seconds = transfer.probe(source.end, target.end, nbytes)
-    recorder.link(source.end, target.end).peak = pairs * nbytes / seconds
+    nbytes = min(-(-here.page_bytes * here.pages_for(context) // pairs), _MOST_PROBED)
+    seconds = transport.measure(source.id, target.id, nbytes).result()
+    recorder.link(source.id, target.id).peak = pairs * nbytes / seconds

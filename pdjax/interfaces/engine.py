@@ -1,35 +1,65 @@
-"""The door between the host column and the device column: what the host may ask of a mesh, as types
-and protocols.
+"""The door between the host column and an engine: what the host may ask of a mesh.
 
-Everything that goes through it is numpy, and *fresh*: an array handed over is never written again,
-since a device may read it after the call has returned. Every call returns at once; work in flight
-is a Ticket. What goes wrong is raised by the call, or by its ticket's `result`.
+Everything that goes through it is plain data: dataclasses of numbers and numpy arrays that can be
+pickled. Arrays are *fresh*: an array handed over is never written again, since a device may read it
+after the call has returned. Every call returns at once; work in flight is a Ticket. What goes wrong
+is raised by the call, or by its ticket's `result`.
 
-There are three kinds of engine behind these protocols: real ones (`device/engine.py`), fake ones in
-the tests, whose answers can be worked out by hand, and simulated ones.
+There are four kinds of engine behind this protocol: real ones (`device/engine.py`), simulated ones
+(`sim/`), fakes in the tests whose answers can be worked out by hand, and proxies of engines in
+other processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Protocol
 
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout
-from pdjax.interfaces.batches import Array, DecodeBatch, PrefillBatch, Sampled
+from pdjax.interfaces.batches import Array, Sampled
+from pdjax.interfaces.steps import Step, StepKind
 from pdjax.interfaces.tickets import Ticket
+from pdjax.interfaces.transport import TransferTicket
 
 
-class PrefillEngine(Protocol):
-    """Owner of a prefill mesh: parameters, pool of pages, compiled steps."""
+class StepTicket(Ticket[Sampled], Protocol):
+    """A step in flight: ready once its tokens have been chosen."""
 
+    @property
+    def exports(self) -> Mapping[int, TransferTicket]:
+        """The transfers of the step by their jobs' ids, all of them from the start."""
+        ...
+
+
+class Engine(Protocol):
+    """Owner of a mesh: parameters, compiled steps, and a part in a pool of pages.
+
+    Everything that an engine is asked, and everything that a transport reads from its pool or
+    writes to it, takes effect in the order of the calls.
+
+    Attributes:
+      id: its name.
+      pool: the pool that keeps its pages; engines that name the same pool share it.
+      layout: of the pool's pages.
+      num_pages: of the pool, null page included.
+      rows: decode rows over all microbatches; 0 where it accepts no decode step.
+      layer_groups: global layers that a prefill step computes in one go, in order; all of them
+        together are the model's.
+      accepts: the steps that it may be given. A role is data: it may change while nothing is in
+        flight.
+    """
+
+    id: EngineId
+    pool: PoolId
     layout: KVLayout
-    num_pages: int  # null page included
+    num_pages: int
+    rows: int
     layer_groups: tuple[range, ...]
-    """Global layers that a step computes in one go, in order; all of them together are the
-    model's."""
+    accepts: frozenset[StepKind]
 
     @property
     def losses(self) -> int:
         """How often the engine has lost what it keeps on its devices, all pages of its pool
-        included, and begun anew with an empty pool.
+        included, and has started again with an empty pool.
 
         A call or a ticket that fails may have lost it: a step donates its pool. The count is up
         before that error can be seen, and before anything that was computed from the empty pool
@@ -37,43 +67,13 @@ class PrefillEngine(Protocol):
         """
         ...
 
-    def prefill(
-        self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
-    ) -> Ticket[Sampled]:
-        """Dispatch one packed step. Steps run in the order of the calls.
-
-        Args:
-          after_group: called with g when `layer_groups[g]` has been dispatched, or will be before
-            anything that is asked from then on, and before the next group is: what a Transfer is
-            asked to send then has the KV that the group writes, and leaves while the next group is
-            computed. It must not raise.
-        """
+    def submit(self, step: Step) -> StepTicket:
+        """Dispatch a step of a kind that is accepted. The ticket holds the tokens chosen: of a
+        prefill step a row a sequence, of a tick those of the microbatch that leaves."""
         ...
 
-    def close(self) -> None:
-        """Let go of the memory on the devices. Nothing is asked of the engine from then on; a
-        second call does nothing."""
-        ...
-
-
-class DecodeEngine(Protocol):
-    """Owner of a decode mesh. Everything it is asked runs in the order of the calls."""
-
-    layout: KVLayout
-    num_pages: int  # null page included
-
-    @property
-    def losses(self) -> int:
-        """See `PrefillEngine.losses`."""
-        ...
-
-    def tick(self, batch: DecodeBatch) -> Ticket[Sampled]:
-        """Dispatch one tick; the ticket holds the tokens of the microbatch that leaves."""
-        ...
-
-    def remember(self, row: int, token_ids: Array) -> None:
-        """Set the history of `row` (0 <= row < R * b; microbatch row // b) to token_ids i32[C], for
-        its penalties.
+    def set_history(self, row: int, token_ids: Array) -> None:
+        """Set the history of a decode row (0 <= row < rows) to token_ids i32[C], for its penalties.
 
         Called before a penalized sequence's first tick in a row; from then on the device appends
         what it samples.
@@ -81,5 +81,6 @@ class DecodeEngine(Protocol):
         ...
 
     def close(self) -> None:
-        """See `PrefillEngine.close`."""
+        """Let go of the memory on the devices, after what has been asked. Nothing is asked of the
+        engine from then on; a second call does nothing."""
         ...

@@ -6,12 +6,16 @@ ResultT = TypeVar("ResultT", covariant=True)
 
 
 class Ticket(Protocol[ResultT]):
-    """Work dispatched to a mesh."""
+    """Work that has been asked for and may not have ended."""
 
     def ready(self) -> bool:
-        """Whether `result` would return without waiting."""
+        """Whether `result` would return without waiting, or raise."""
         ...
 
     def result(self) -> ResultT:
-        """The outcome; waits for it. The same object every time."""
+        """The outcome; waits for it. The same object every time.
+
+        Raises:
+          Exception: what went wrong, also in the call that asked for the work.
+        """
         ...

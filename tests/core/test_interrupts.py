@@ -10,8 +10,8 @@ from experiments.hostile import interrupted_at
 from pdjax.config import HandoffConfig
 from pdjax.host.sequences.sequence import State
 from pdjax.text.text_stream import TextStream
+from tests.helpers.deployment import CONFIG, deploy, expected
 from tests.helpers.fakes import FakeTicket, InjectedError
-from tests.host.test_coordinator import CONFIG, deploy, expected
 
 pytestmark = pytest.mark.smoke
 
@@ -19,53 +19,53 @@ CONFIG_IN_BULK = replace(CONFIG, handoff=HandoffConfig(streaming=False))
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-@pytest.mark.parametrize("where", ["prefill", "tick"])
+@pytest.mark.parametrize("where", ["prefill", "decode"])
 def test_an_interrupt_ends_only_the_work_it_hit(monkeypatch, where, stages):
-    """Ctrl-C leaves no sequence with half a step: no wrong token, no hang."""
-    house = deploy(stages=(stages,))
-    engine = {"prefill": house.prefill[0], "tick": house.decode[0]}[where]
-    early = house.submit("early")
-    if where == "tick":
-        house.run_until(lambda: len(early.output) >= 2)
+    """An interrupt leaves no sequence with half a step: no wrong token, no hang."""
+    deployment = deploy(stages=(stages,))
+    engine = {"prefill": deployment.prefill[0], "decode": deployment.decode[0]}[where]
+    early = deployment.submit("early")
+    if where == "decode":
+        deployment.run_until(lambda: len(early.output) >= 2)
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, where, interrupt)
+    monkeypatch.setattr(engine, "submit", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        house.run()
+        deployment.run()
     monkeypatch.undo()
     assert early.state is State.FAILED
     assert early.error == "KeyboardInterrupt: "
-    late = house.submit("late")
-    house.run()
+    late = deployment.submit("late")
+    deployment.run()
     assert late.output == expected(late)
 
 
-@pytest.mark.parametrize("where", ["send", "land"])
+@pytest.mark.parametrize("where", ["send", "write"])
 def test_an_interrupted_hand_off_goes_on(monkeypatch, where):
-    """No KV is lost: the hand-off is sent again."""
-    house = deploy(stages=(2,))
-    hit = house.submit("hit")
+    """Nothing of it is lost: it is sent again."""
+    deployment = deploy(stages=(2,))
+    hit = deployment.submit("hit")
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(house.transfer, where, interrupt)
+        patch.setattr(deployment.transport, where, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            house.run()
-    house.coordinator.check()
-    house.run()
+            deployment.run()
+    deployment.coordinator.check()
+    deployment.run()
     assert hit.output == expected(hit)
 
 
-@pytest.mark.parametrize("door", ["prefill", "tick"])
-def test_an_interrupt_while_reading_loses_nobody(door, monkeypatch):
-    house = deploy(CONFIG_IN_BULK, stages=(2,))
-    hit = house.submit("hit")
-    state = {"prefill": State.PREFILLING, "tick": State.DECODING}[door]
-    house.run_until(lambda: hit.state is state)
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_an_interrupt_while_reading_loses_no_other_sequence(kind, monkeypatch):
+    deployment = deploy(CONFIG_IN_BULK, stages=(2,))
+    hit = deployment.submit("hit")
+    state = {"prefill": State.PREFILLING, "decode": State.DECODING}[kind]
+    deployment.run_until(lambda: hit.state is state)
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -73,11 +73,11 @@ def test_an_interrupt_while_reading_loses_nobody(door, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(FakeTicket, "result", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            house.run()
-    house.coordinator.check()
+            deployment.run()
+    deployment.coordinator.check()
     assert (hit.state, hit.finish_reason) == (State.FAILED, "error")
-    late = house.submit("late")
-    house.run()
+    late = deployment.submit("late")
+    deployment.run()
     assert late.output == expected(late)
 
 
@@ -102,38 +102,40 @@ class Letters:
 @pytest.mark.parametrize("how", ["abort", "fail"])
 def test_pieces_add_up_to_the_text_however_it_ends(how, breaks):
     stop = tuple(chr(ord("a") + letter) + "?" for letter in range(26))  # holds a letter back, too
-    house = deploy(make_text=lambda request: TextStream(Letters(breaks), stop))
-    sequence, pieces = house.submit("a", max_tokens=30), []
+    deployment = deploy(make_text=lambda request: TextStream(Letters(breaks), stop))
+    sequence, pieces = deployment.submit("a", max_tokens=30), []
+    text = sequence.text
+    assert isinstance(text, TextStream)
     while len(sequence.output) < 4:
-        house.coordinator.step()
-        pieces.append(sequence.text.take())
+        deployment.coordinator.step()
+        pieces.append(text.take())
     if how == "abort":
-        house.coordinator.abort("a")
+        deployment.coordinator.abort("a")
     else:
-        house.coordinator._roster.fail(sequence, RuntimeError("the mesh has gone"))
-    pieces.append(sequence.text.take())
-    assert "".join(pieces) == sequence.text.text
-    assert len(sequence.text.text) == (3 if breaks else 4)
-    house.run()
+        deployment.coordinator.loop.lifecycle.fail(sequence, RuntimeError("the mesh has gone"))
+    pieces.append(text.take())
+    assert "".join(pieces) == text.text
+    assert len(text.text) == (3 if breaks else 4)
+    deployment.run()
 
 
 @pytest.mark.parametrize("how", ["abort", "run"])
 def test_an_interrupt_out_of_any_line_leaks_nothing(how):
-    """Wherever an interrupt breaks off a turn or an abort, the rest stays consistent: sequences
-    that did not fail by it get their exact answers, and so do later ones."""
+    """Wherever a turn or an abort is broken off, all that is left is whole: a sequence that has not
+    failed by it gets its exact answer, and so does one that comes later."""
 
     def day(line: int) -> int:
-        house = deploy(stages=(2,), groups=2)
-        sequences = [house.submit(f"s{i}", prompt_len=3 + 4 * i, logprobs=1) for i in range(4)]
+        deployment = deploy(stages=(2,), groups=2)
+        sequences = [deployment.submit(f"s{i}", prompt_len=3 + 4 * i, logprobs=1) for i in range(4)]
         with interrupted_at(line) as seen, suppress(KeyboardInterrupt):
-            house.run_until(lambda: len(sequences[1].output) >= 3)
+            deployment.run_until(lambda: len(sequences[1].output) >= 3)
             if how == "abort":
-                house.coordinator.abort("s1")
-                house.coordinator.abort("s3")
-        house.coordinator.check()
-        house.run()
-        late = house.submit("late")
-        house.run()
+                deployment.coordinator.abort("s1")
+                deployment.coordinator.abort("s3")
+        deployment.coordinator.check()
+        deployment.run()
+        late = deployment.submit("late")
+        deployment.run()
         assert late.output == expected(late)
         for sequence in sequences:
             if sequence.state is State.FINISHED:

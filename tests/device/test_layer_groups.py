@@ -8,22 +8,27 @@ import jax
 import numpy as np
 import pytest
 
-from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, ModelConfig
+from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import split_groups
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.builder import build_engines
 from pdjax.device.checkpoints.api import num_params
-from pdjax.device.engine import JaxPrefillEngine
+from pdjax.device.engine import JaxEngine
 from pdjax.device.kv.pool import PoolOwner
-from pdjax.device.kv.transfer import DeviceTransfer, ShipmentTicket
+from pdjax.device.kv.transport import DeviceTransport
+from pdjax.device.kv.transports import Transports
 from pdjax.device.layer_group_plan import Link, plan_groups, small_divisor
 from pdjax.device.layer_groups import GROUP_OVERHEAD_S, measure_groups, step_flops
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
 from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
+from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.steps.prefill import GroupedPrefillStep, make_prefill_step, pack
+from pdjax.device.worker import DispatchWorker
 from pdjax.interfaces.batches import PrefillBatch, SamplingBatch
-from pdjax.interfaces.transfer import End, Shipment, Side
+from pdjax.interfaces.steps import PrefillStep
+from pdjax.interfaces.transport import TransferJob
 
 SPEC = ModelSpec(
     vocab_size=101,
@@ -122,56 +127,77 @@ def test_groups_give_the_bits_of_the_whole(tp, groups, dtype):
             assert bits(a)[:, 1].all()
 
 
-PREFILL, DECODE = End(Side.PREFILL, 0), End(Side.DECODE, 0)
+PREFILL, DECODE = PoolId("hbm/prefill-0"), PoolId("hbm/decode-0")
+PAGE_IDS = np.array([1, 2, 3, 8], np.int32)
 
 
-def test_a_group_leaves_before_the_next_is_dispatched():
+def engine_of(
+    source: PoolOwner,
+    transport: DeviceTransport,
+    groups: int,
+    worker: DispatchWorker | None = None,
+) -> JaxEngine:
+    program = PrefillProgram(
+        weights(source, "float32"), SPEC, source, max_logprobs=1, layer_groups=groups
+    )
+    transports = Transports([transport], {} if worker is None else {PREFILL: worker})
+    return JaxEngine(EngineId("prefill/0"), PREFILL, source, [program], transports, worker)
+
+
+class Watching(DeviceTransport):
+    """Checks at each job that the layers up to it have been dispatched, and no others."""
+
+    source: PoolOwner
+    before: Any
+
+    def send(self, job):
+        for layer, (k, v) in enumerate(self.source.arrays):
+            dispatched = layer < job.layers.stop
+            assert (k is self.before[layer][0]) != dispatched
+            assert (v is self.before[layer][1]) != dispatched
+        return super().send(job)
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_group_leaves_before_the_next_is_dispatched(threaded):
     """The engine streams its KV by groups; what arrives is what it has in the end."""
     ours, theirs = take_devices([1, 2], ["prefill", "decode"])
     source, target = pool_of(ours, 1, 1, "float32"), pool_of(theirs, 2, 1, "float32")
-    engine = JaxPrefillEngine(
-        weights(source, "float32"), SPEC, source, max_logprobs=1, layer_groups=3
-    )
+    transport = Watching({PREFILL: source, DECODE: target})
+    engine = engine_of(source, transport, 3, DispatchWorker() if threaded else None)
     assert engine.layer_groups == split_groups(7, 3)
-    transfer = DeviceTransfer({PREFILL: source, DECODE: target})
-    pages = np.array([1, 2, 3, 8], np.int32)
-    tickets: list[ShipmentTicket] = []
-
-    def send(group: int) -> None:
-        layers = engine.layer_groups[group]
-        for layer, (k, v) in enumerate(source.arrays):
-            dispatched = layer < layers.stop
-            assert (k is before[layer][0]) != dispatched
-            assert (v is before[layer][1]) != dispatched
-        tickets.append(transfer.send(Shipment(PREFILL, DECODE, layers, pages, len(pages))))
-
-    for each in ROUNDS:
-        before = source.arrays
-        ticket = engine.prefill(batch(*each), send)
-        assert len(tickets) == 3
-        for sent in tickets:
-            transfer.land(sent, pages)
-        tickets.clear()
+    for number, each in enumerate(ROUNDS):
+        transport.source, transport.before = source, source.arrays
+        exports = tuple(
+            (TransferJob(3 * number + group, PREFILL, DECODE, layers, PAGE_IDS, 4),)
+            for group, layers in enumerate(engine.layer_groups)
+        )
+        ticket = engine.submit(PrefillStep(batch(*each), exports))
+        assert list(ticket.exports) == [3 * number + group for group in range(3)]
+        for job_id, sent in ticket.exports.items():
+            assert sent.result().pages == 4
+            transport.write(job_id, PAGE_IDS)
         assert ticket.result().tokens.shape == (2,)
     for layer in range(SPEC.num_layers):
         stage, slot = divmod(layer, target.layout.slots)
         heads = slice(stage * SPEC.kv_heads, (stage + 1) * SPEC.kv_heads)
         for there, here in zip(target.arrays[slot], source.arrays[layer], strict=True):
             np.testing.assert_array_equal(
-                np.asarray(there)[heads, pages], np.asarray(here)[:, pages]
+                np.asarray(there)[heads, PAGE_IDS], np.asarray(here)[:, PAGE_IDS]
             )
 
 
-def test_one_group_is_one_program_and_is_announced():
-    [devices] = take_devices([1], ["prefill"])
-    pool = pool_of(devices, 1, 1, "float32")
-    engine = JaxPrefillEngine(weights(pool, "float32"), SPEC, pool, max_logprobs=1)
+def test_one_group_is_one_program_and_is_exported():
+    ours, theirs = take_devices([1, 1], ["prefill", "decode"])
+    source, target = pool_of(ours, 1, 1, "float32"), pool_of(theirs, 1, 1, "float32")
+    engine = engine_of(source, DeviceTransport({PREFILL: source, DECODE: target}), groups=1)
     assert engine.layer_groups == (range(7),)
-    told: list[int] = []
-    engine.prefill(batch(*ROUNDS[0]), told.append)
-    assert told == [0]
-    engine.prefill(batch(*ROUNDS[0])).result()
-    assert engine._step._cache_size() == 1  # type: ignore[union-attr]
+    job = TransferJob(1, PREFILL, DECODE, range(7), PAGE_IDS, 4)
+    exported = engine.submit(PrefillStep(batch(*ROUNDS[0]), ((job,),))).exports
+    assert exported[1].result().pages == 4
+    engine.submit(PrefillStep(batch(*ROUNDS[0]))).result()
+    [program] = engine.programs.values()
+    assert program._step._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_equal_groups_share_a_program_and_update_in_place():
@@ -239,9 +265,12 @@ def test_without_a_clock_worth_reading_there_are_few_groups():
 
 def test_groups_are_measured_within_a_second():
     ours, theirs = take_devices([1, 2], ["prefill", "decode"])
-    source, target = pool_of(ours, 1, 1, "float32"), pool_of(theirs, 2, 1, "float32")
-    transfer = DeviceTransfer({PREFILL: source, DECODE: target})
-    assert 1 <= measure_groups(SPEC, transfer, source, 64, "float32") <= 7
+    pools = {PREFILL: pool_of(ours, 1, 1, "float32"), DECODE: pool_of(theirs, 2, 1, "float32")}
+    config = Config(
+        model=ModelConfig(source="random", spec=SPEC), prefill=PrefillConfig(token_budget=64)
+    )
+    groups = measure_groups(config, SPEC, DeviceTransport(pools), pools, PREFILL, DECODE)
+    assert 1 <= groups <= 7
     inside = num_params(SPEC) - 2 * SPEC.vocab_size * SPEC.model_dim
     assert step_flops(SPEC, 3) == pytest.approx(2 * 3 * inside, rel=0.02)  # norms left out
 
@@ -258,12 +287,22 @@ def test_engines_are_built_as_configured(handoff, groups):
         handoff=HandoffConfig(wire_dtype="int8", **handoff),
     )
     engines = build_engines(config, SPEC, 64, None)
-    assert [len(each.layer_groups) for each in engines.prefill] == [groups]
-    layouts = [engines.prefill[0].layout, engines.decode[0].layout]
+    prefill, decode = engines.engines
+    assert len(prefill.layer_groups) == groups
+    assert (prefill.id, prefill.pool, prefill.rows) == (EngineId("prefill/0"), PREFILL, 0)
+    assert (decode.id, decode.pool, decode.rows) == (EngineId("decode/0"), DECODE, 8)
+    layouts = [prefill.layout, decode.layout]
     assert [(each.page_size, each.dtype) for each in layouts] == [(4, "float32"), (8, "bfloat16")]
-    assert not engines.transfer.shares_pool(PREFILL, DECODE)
-    assert isinstance(engines.transfer, DeviceTransfer)
-    assert engines.transfer.path(DECODE, PREFILL).wire.dtype == "int8"
+    assert engines.transport.connects(PREFILL, DECODE)
+    [transport] = engines.transport.transports
+    assert isinstance(transport, DeviceTransport)
+    assert transport.path(DECODE, PREFILL).wire.dtype == "int8"
+    again = engines.handing_over(HandoffConfig(wire_dtype=None), 7)
+    assert [len(each.layer_groups) for each in again.engines] == [7, 1]
+    assert again.engines[1].programs == decode.programs  # compiled once
+    [transport] = again.transport.transports
+    assert isinstance(transport, DeviceTransport)
+    assert transport.path(DECODE, PREFILL).wire.dtype == "bfloat16"
 
 
 def test_a_shared_pool_has_one_group():
@@ -272,8 +311,10 @@ def test_a_shared_pool_has_one_group():
         colocated=True,
     )
     engines = build_engines(config, SPEC, 64, None)
-    assert engines.prefill[0].layer_groups == (range(7),)
-    assert engines.transfer.shares_pool(PREFILL, DECODE)
+    prefill, decode = engines.engines
+    assert prefill.layer_groups == (range(7),)
+    assert prefill.pool == decode.pool == PoolId("hbm/0")
+    assert not engines.transport.connects(prefill.pool, decode.pool)
     too_many = replace(config, colocated=False, handoff=HandoffConfig(layer_groups=8))
     with pytest.raises(ValueError, match="layer_groups=8: must be between 1 and"):
         build_engines(too_many, SPEC, 64, None)

@@ -130,7 +130,7 @@ def test_engines_have_pools_that_fit(change, expected, monkeypatch):
     page = KVLayout.of_heads(3, 2, 16, 16, "float32", 4)
     monkeypatch.setattr(sizing, "free_bytes", lambda _: 22 * page.device_page_bytes)
     engines = build_engines(config, config.model.spec, 64, None)
-    assert (engines.prefill[0].num_pages, engines.decode[0].num_pages) == expected
+    assert tuple(each.num_pages for each in engines.engines) == expected
     assert engines.on_host_cores
 
 

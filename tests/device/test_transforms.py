@@ -22,13 +22,14 @@ from tests.helpers.coded_pools import (
     fill,
     held,
     ids,
+    job,
     layout,
     move,
     pools,
     read,
-    shipment,
     tokens_of,
-    transfer_of,
+    transport_of,
+    write_again,
 )
 
 
@@ -54,8 +55,8 @@ def test_pages_of_another_size(source_cut, target_cut, ours, theirs, checked):
     span = lcm(ours, theirs)
     source_pages = [5, 3, 9, 8, 1, 6, 2, 7][: 2 * span // ours]
     target_pages = [4, 11, 2, 9, 14, 1, 7, 3][: 2 * span // theirs]
-    transfer = transfer_of(source, target)
-    assert move(transfer, source_pages, target_pages, checked=checked) == 0
+    transport = transport_of(source, target)
+    assert move(transport, source_pages, target_pages, checked=checked) == 0
     for got, sent, old in zip(read(target), coded(source), coded(target, -1), strict=True):
         np.testing.assert_array_equal(tokens_of(got, target_pages), tokens_of(sent, source_pages))
         others = [page for page in range(1, target.num_pages) if page not in target_pages]
@@ -68,7 +69,7 @@ def test_a_span_may_end_in_null_pages(wire_dtype):
     source, target = pools(layout(page_size=2), layout(page_size=4))
     fill(source, coded(source))
     fill(target, coded(target, -1))
-    move(transfer_of(source, target, wire_dtype), [5, 2, 7, 0], [3, 6], checked=True)
+    move(transport_of(source, target, wire_dtype), [5, 2, 7, 0], [3, 6], checked=True)
     for got, sent in zip(read(target), coded(source), strict=True):
         came, left = tokens_of(got, [3, 6])[:, :, :6], tokens_of(sent, [5, 2, 7])
         np.testing.assert_allclose(came, left, rtol=1 / 128 if wire_dtype else 0)
@@ -82,10 +83,10 @@ def test_a_span_may_end_in_null_pages(wire_dtype):
 def test_types_are_cast_where_fewer_bytes_travel(ours, theirs, bytes_each, checked):
     source, target = pools(layout(1, 2, dtype=ours), layout(3, 1, dtype=theirs))
     fill(source, coded(source))
-    transfer = transfer_of(source, target)
-    ticket = transfer.send(shipment([2, 5], checked=checked))
+    transport = transport_of(source, target)
+    ticket = transport.send(job([2, 5], checked=checked))
     cost = ticket.result()
-    assert transfer.land(ticket, ids([9, 4])).result() == 0
+    assert transport.write(ticket.job.id, ids([9, 4])).result() == 0
     for got, sent in zip(read(target), read(source), strict=True):
         rounded = np.asarray(sent, jnp.bfloat16).astype(np.float32)
         np.testing.assert_array_equal(got[:, :, [9, 4]], rounded[:, :, [2, 5]])
@@ -121,12 +122,12 @@ def test_quantised_pools(source_cut, target_cut, size, their_size, ours, theirs,
     fill(source, coded(source))
     fill(target, coded(target, -1))
     old = read(target)
-    transfer = transfer_of(source, target)
+    transport = transport_of(source, target)
     pages = [5, 2, 7, 1][: 2 * max(size, their_size) // size]
     their_pages = [3, 8, 4, 1][: 2 * max(size, their_size) // their_size]
-    ticket = transfer.send(shipment(pages, checked=checked))
+    ticket = transport.send(job(pages, checked=checked))
     cost = ticket.result()
-    assert transfer.land(ticket, ids(their_pages)).result() == 0
+    assert transport.write(ticket.job.id, ids(their_pages)).result() == 0
     for got, sent, was in zip(read(target), held(coded(source), ours, theirs), old, strict=True):
         np.testing.assert_array_equal(tokens_of(got, their_pages), tokens_of(sent, pages))
         others = [page for page in range(1, target.num_pages) if page not in their_pages]
@@ -138,9 +139,9 @@ def test_quantised_pools(source_cut, target_cut, size, their_size, ours, theirs,
 
 def test_the_wire_of_a_quantised_pool_is_its_own():
     cuts = layout(), layout(dtype="int8")
-    assert transfer_of(*pools(*cuts), "int8").path(SOURCE, TARGET).wire.dtype == "int8"
+    assert transport_of(*pools(*cuts), "int8").path(SOURCE, TARGET).wire.dtype == "int8"
     with pytest.raises(ValueError, match="wire_dtype='float8_e4m3fn': must be None or 'int8'"):
-        transfer_of(*pools(*cuts), "float8_e4m3fn")
+        transport_of(*pools(*cuts), "float8_e4m3fn")
 
 
 def rows(pool, draw) -> Values:
@@ -165,11 +166,11 @@ def test_rounded_kv_arrives_within_its_error(
     rng = np.random.default_rng(3)
     sent = rows(source, lambda shape: np.asarray(rng.normal(size=shape), np.float32))
     fill(source, sent)
-    transfer = transfer_of(source, target, wire_dtype)
-    ticket = transfer.send(shipment([2, 5], checked=checked))
+    transport = transport_of(source, target, wire_dtype)
+    ticket = transport.send(job([2, 5], checked=checked))
     cost = ticket.result()
     target_pages = [3, 8, 4, 1][: 2 * ours // theirs]
-    assert transfer.land(ticket, ids(target_pages)).result() == 0
+    assert transport.write(ticket.job.id, ids(target_pages)).result() == 0
     for got, left in zip(read(target), read(source), strict=True):
         x, y = tokens_of(left, [2, 5]), tokens_of(got, target_pages)
         scale = np.abs(x).max(axis=-1, keepdims=True) / LIMITS[wire_dtype]
@@ -255,8 +256,8 @@ def test_a_flipped_bit_is_caught(source_cut, target_cut, wire_dtype, dtype):
     """On the device where it happened, in whatever word of a piece, and nowhere else."""
     source, target = pools(layout(*source_cut), layout(*target_cut, dtype=dtype))
     fill(source, coded(source))
-    transfer = transfer_of(source, target, wire_dtype)
-    ticket = transfer.send(shipment([3, 1, 2, 0], checked=True))
+    transport = transport_of(source, target, wire_dtype)
+    ticket = transport.send(job([3, 1, 2, 0], checked=True))
     units = ticket.pieces[0]
     clean = units[-1]
     words = len(clean.addressable_shards[0].data)
@@ -264,11 +265,11 @@ def test_a_flipped_bit_is_caught(source_cut, target_cut, wire_dtype, dtype):
     for word in (0, per_page, words - 5, words - 4):
         for bit in (0, 31):
             units[-1] = flipped(clean, device=0, word=word, bit=bit)
-            landing = transfer.land(ticket, ids([5, 6, 7, 0]))
+            differ = write_again(transport, ticket, [5, 6, 7, 0])
             wanted = 0 if word == words - 5 else 1  # the last elements are of the null page
-            assert landing.result() == wanted, (word, bit)
+            assert differ == wanted, (word, bit)
     units[-1] = clean
-    assert transfer.land(ticket, ids([5, 6, 7, 0])).result() == 0
+    assert write_again(transport, ticket, [5, 6, 7, 0]) == 0
 
 
 def flipped(pieces: jax.Array, device: int, word: int, bit: int) -> jax.Array:
@@ -282,14 +283,14 @@ def flipped(pieces: jax.Array, device: int, word: int, bit: int) -> jax.Array:
 
 def test_every_page_of_a_torn_span_counts():
     source, target = pools(layout(1, 2, page_size=4), layout(1, 2, page_size=2))
-    transfer = transfer_of(source, target)
-    ticket = transfer.send(shipment([3, 0], checked=True))
+    transport = transport_of(source, target)
+    ticket = transport.send(job([3, 0], checked=True))
     clean = ticket.pieces[0][0]
     ticket.pieces[0][0] = flipped(clean, device=1, word=0, bit=7)
-    assert transfer.land(ticket, ids([4, 5, 0, 0])).result() == 2
-    assert transfer.land(ticket, ids([4, 0, 0, 0])).result() == 1
+    assert write_again(transport, ticket, [4, 5, 0, 0]) == 2
+    assert write_again(transport, ticket, [4, 0, 0, 0]) == 1
     ticket.pieces[0][0] = flipped(ticket.pieces[0][0], device=0, word=0, bit=7)
-    assert transfer.land(ticket, ids([4, 5, 0, 0])).result() == 4
+    assert write_again(transport, ticket, [4, 5, 0, 0]) == 4
 
 
 def test_checksums_see_order_zeros_and_single_bits():

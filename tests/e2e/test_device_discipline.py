@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from pdjax.config import HandoffConfig
 from pdjax.core.request import SamplingParams
 from pdjax.device.mesh import HOST
-from pdjax.interfaces.transfer import End, Side
+from pdjax.interfaces.steps import StepKind
 from pdjax.llm import LLM
 from tests.helpers.promise import MONOLITHIC, answers, disaggregated, expected
 
@@ -74,20 +74,17 @@ class Compiled:
 def test_pools_are_updated_in_place():
     config = disaggregated(1, 1, 1, groups=1, pages=4001)
     with LLM(config, {"prefill.pages": 4001, "warm_up": False}) as llm:
-        prefill: Any = llm.prefill_engines[0]
-        decode = llm.decode_engines[0]
+        prefill, decode = programs(llm)
         steps = {
             "prefill": Compiled(prefill._step),
             "decode": Compiled(decode._tick),
         }
         prefill._step, decode._tick = steps["prefill"], steps["decode"]
-        transfer: Any = llm.coordinator._transfer
-        path = transfer.path(End(Side.PREFILL, 0), End(Side.DECODE, 0))
-        whole = path.plan(range(prefill.layout.num_layers))
-        steps["land"] = Compiled(whole.scatter)
-        path.plan = lambda layers: replace(whole, scatter=steps["land"])
+        transport: Any = llm.deployment.backing.transport.transports[0]
+        path = transport.path(*(engine.pool for engine in llm.engines))
+        steps["land"] = path._scatter = Compiled(path._scatter)
         llm.generate([[1, 2, 3]])
-    pool_bytes = prefill.layout.page_bytes * 4001
+    pool_bytes = llm.engines[0].layout.page_bytes * 4001
     for name, step in steps.items():
         assert step.memory, name
         for memory in step.memory:
@@ -98,17 +95,17 @@ def test_pools_are_updated_in_place():
 def test_what_a_tick_makes_stays_where_it_is():
     # On a GPU every address that changes makes the launch of the next tick dearer.
     with LLM(disaggregated(1, 2, 1), {"warm_up": False}) as llm:
-        engine: Any = llm.decode_engines[0]
+        _, decode = programs(llm)
         seen: list[Any] = []
-        tick = engine.tick
+        dispatch = decode.dispatch
 
-        def watched(batch):
-            ticket = tick(batch)
-            kept = engine._pool.arrays, engine._carried, engine._fed_back, engine._history
+        def watched(*args):
+            ticket = dispatch(*args)
+            kept = decode._pool.arrays, decode._carried, decode._fed_back, decode._history
             seen.append([addresses(leaf) for leaf in jax.tree.leaves(kept)])
             return ticket
 
-        engine.tick = watched
+        decode.dispatch = watched
         llm.generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
     assert len(seen) > 8
     assert all(each == seen[1] for each in seen[2:])
@@ -120,13 +117,18 @@ def test_tokens_land_in_the_memory_of_the_host(logprobs):
     # Where a copy that the host asks for would be late.
     with LLM(disaggregated(2, 2, 1), {"warm_up": False}) as llm:
         seen: list[Any] = []
-        prefill, decode = cast("Any", llm.prefill_engines[0]), cast("Any", llm.decode_engines[0])
-        prefill.prefill = partial(watched, prefill.prefill, seen)
-        decode.tick = partial(watched, decode.tick, seen)
+        for program in programs(llm):
+            program.dispatch = partial(watched, program.dispatch, seen)
         params = SamplingParams(temperature=0.0, max_tokens=4, logprobs=logprobs)
         [out] = llm.generate([[1, 2, 3]], params)
     assert len(out.token_ids) == 4 and len(seen) > 4
     assert {leaf.sharding.memory_kind for ticket in seen for leaf in ticket._leaves} == {HOST}
+
+
+def programs(llm: LLM) -> tuple[Any, Any]:
+    """Those of prefill and of decode."""
+    prefill, decode = llm.deployment.backing.engines
+    return prefill.programs[StepKind.PREFILL], decode.programs[StepKind.DECODE]
 
 
 def watched(dispatch, seen, *args):

@@ -83,8 +83,8 @@ def failed(output: RequestOutput) -> bool:
 
 def findable(llm: LLM, tokens: list[int]) -> int:
     """How many of their pages the index of any pool finds."""
-    lanes: tuple[Any, ...] = (*llm.coordinator._prefill, *llm.coordinator._decode)
-    indices = [lane.pool.prefixes for lane in lanes if lane.pool.prefixes is not None]
+    pools = llm.coordinator.loop.fleet.pools.values()
+    indices = [pool.prefixes for pool in pools if pool.prefixes is not None]
     assert indices
     return max(len(index.match(index.keys(tokens))) for index in indices)
 

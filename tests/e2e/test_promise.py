@@ -11,7 +11,7 @@ import pytest
 from pdjax.core.request import SamplingParams
 from pdjax.host.sequences.sequence import State
 from pdjax.interfaces.tickets import Ticket
-from pdjax.interfaces.transfer import Shipment, Transfer, TransferTicket
+from pdjax.interfaces.transport import TransferJob, TransferTicket, Transport
 from pdjax.llm import LLM
 from tests.helpers.promise import (
     MONOLITHIC,
@@ -84,13 +84,14 @@ def test_no_way_of_moving_changes_a_token(name):
 
 
 class Unreliable:
-    """A transfer that fails now and then, damages what it moves, or never delivers it: each kind
+    """A transport that fails now and then, damages what it moves, or never delivers it: each kind
     of trouble strikes one of every 20 calls, drawn by the seed, so that none stays away, however
     many calls the clock makes of it."""
 
-    def __init__(self, transfer: Transfer, seed: int) -> None:
-        self._transfer, self._random = transfer, random.Random(seed)
-        self.shares_pool, self.probe = transfer.shares_pool, transfer.probe
+    def __init__(self, transport: Transport, seed: int) -> None:
+        self._transport, self._random = transport, random.Random(seed)
+        self.connects, self.measure = transport.connects, transport.measure
+        self.cancel, self.close = transport.cancel, transport.close
         self.troubles: Counter[str] = Counter()
         self._drawn: defaultdict[str, list[bool]] = defaultdict(list)
 
@@ -103,39 +104,34 @@ class Unreliable:
         self.troubles[kind] += struck
         return struck
 
-    def send(self, shipment: Shipment) -> TransferTicket:
+    def send(self, job: TransferJob) -> TransferTicket:
         if self._trouble("send"):
             raise OSError("the link is down")
-        ticket: Any = self._transfer.send(shipment)
+        ticket: Any = self._transport.send(job)
         if self._trouble("lost"):
             ticket.ready = lambda: False
         if self._trouble("damaged"):
             ticket.pieces[0][0] = ticket.pieces[0][0] ^ 1
         return ticket
 
-    def close(self) -> None:
-        self._transfer.close()
-
-    def land(self, ticket: TransferTicket, target_pages: np.ndarray) -> Ticket[int]:
-        if self._trouble("land"):
+    def write(self, job_id: int, target_pages: np.ndarray) -> Ticket[int]:
+        if self._trouble("write"):
             raise OSError("the link is down")
-        return self._transfer.land(ticket, target_pages)
+        return self._transport.write(job_id, target_pages)
 
 
 @pytest.mark.parametrize("thread", [False, True])
 def test_a_storm_loses_nothing(thread):
-    """Failures, damage, losses and aborts all the time: whoever is not hurt for good has the right
-    tokens, and nothing leaks."""
+    """Failures, damage, losses and aborts all the time: every request that is not hurt for good has
+    the right tokens, and nothing leaks."""
     config = disaggregated(1, 3, 1, 3)
     config = replace(config, prefill=replace(config.prefill, dispatch_thread=thread))
     changes = {"handoff.checksums": True, "handoff.deadline": 0.05, "handoff.retries": 2}
     with LLM(config, {**changes, "handoff.reprefills": 3, "kv.prefix_cache": True}) as llm:
-        transfer: Any = llm.coordinator._transfer
-        if thread:
-            storm = transfer.inner = Unreliable(transfer.inner, seed=5)
-        else:
-            storm = Unreliable(transfer, seed=5)
-            llm.coordinator._handoffs._shipping.transfer = storm
+        transports = llm.deployment.backing.transport.transports
+        [transport] = transports
+        storm = Unreliable(transport, seed=5)
+        transports[0] = storm
         draw, outcomes = random.Random(7), Counter[str]()
         for _ in range(5):
             ids = [llm.submit(prompt, params) for prompt, params in workload()]
@@ -155,7 +151,7 @@ def test_a_storm_loses_nothing(thread):
                     if choice.finish_reason in ("stop", "length"):
                         assert choice.token_ids == right
         conserved(llm)
-        assert all(storm.troubles[kind] for kind in ("send", "lost", "damaged", "land"))
+        assert all(storm.troubles[kind] for kind in ("send", "lost", "damaged", "write"))
         assert outcomes["length"] + outcomes["stop"] > 40
         assert outcomes["abort"] > 0
 

@@ -47,7 +47,7 @@ def test_an_interrupt_out_of_any_line_of_the_host_leaks_nothing(llm: LLM, truth:
 def test_a_device_that_fails_after_it_was_given_the_pool_begins_anew(
     llm: LLM, truth: list[list[int]]
 ):
-    engines = [*llm.prefill_engines, *llm.decode_engines]
+    engines = llm.engines
     before = sum(engine.losses for engine in engines)
     assert hostile.losses(llm, len(hostile.DONATING), truth) == (4, 4)
     assert sum(engine.losses for engine in engines) - before >= 4
@@ -86,7 +86,7 @@ def test_close_is_final_and_frees_the_devices_memory_without_the_collector():
     try:
         llm = LLM(hostile.CONFIG, {"warm_up": False})
         pending = llm.submit([1, 2, 3], hostile.PARAMS)
-        engine = weakref.ref(llm.decode_engines[0])
+        engine = weakref.ref(llm.engines[-1])
         llm.close()
         llm.close()
         left = [array for array in jax.live_arrays() if id(array) not in before]

@@ -18,13 +18,14 @@ from experiments import (
 from experiments import origin as provenance
 from experiments.bench_cpu import one_device, show
 from experiments.shapes import LARGE, MODELS, chosen_model
-from experiments.step_times import LABELS, StepTimes, replace_method
+from experiments.step_times import LABELS, PARTS, StepTimes
 from experiments.tables import megabytes, number, percent, table
 from experiments.workload import Numbers, Workload
 from pdjax import LLM, SamplingParams
 from pdjax.config.load import load_config
 from pdjax.core.clock import VirtualClock
 from pdjax.device.checkpoints.api import num_params
+from pdjax.host.metrics.observer import Observer, TurnPart
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Workload(batches=(1, 2), context=20, steps=4, prefill=64, rounds=1)
@@ -191,29 +192,28 @@ def test_parts_of_a_step_add_up_to_the_whole():
             self.advance(1.0)
             return super().now()
 
-    class Coordinator:
-        def step(self) -> None:
-            for name in ("_harvest_decode", "_land_transfers", "_dispatch_decode"):
-                getattr(self, name)()
-            for name in ("_harvest_prefill", "_reserve_then_move", "_dispatch_prefill"):
-                getattr(self, name)()
+    turn = [*PARTS, TurnPart.DISPATCH_DECODE]  # a part may come again
+    coordinator = SimpleNamespace(observer=Observer())
 
-        def __getattr__(self, name: str) -> Any:
-            return lambda: False
+    def step() -> None:
+        coordinator.observer.turn_began()
+        for part in turn:
+            coordinator.observer.part_began(part)
+        coordinator.observer.turn_ended(busy=TurnPart.WAIT not in turn)
 
-    llm = SimpleNamespace(clock=Ticking(), coordinator=Coordinator())
-    llm.step = lambda: llm.coordinator.step()
-    times = StepTimes(cast(LLM, llm))
-    llm.step()
+    times = StepTimes(
+        cast(LLM, SimpleNamespace(clock=Ticking(), coordinator=coordinator, step=step))
+    )
+    times.step()
     parts = times.per_step(1)
     assert list(parts) == list(LABELS)
-    assert parts["dispatch decode"] == parts["admit"] == 1e6
-    assert (parts["news"], parts["polls"], parts["idle"]) == (7e6, 0, 0)
-    replace_method(llm.coordinator, "_dispatch_prefill", llm.clock.idle)
-    llm.step()
+    assert (parts["dispatch decode"], parts["admit"]) == (2e6, 1e6)
+    assert (parts["news"], parts["polls"], parts["idle"]) == (2e6, 0, 0)
+    turn.append(TurnPart.WAIT)
+    times.step()
     both = times.per_step(1)
-    assert both["idle"] > 0 and both["polls"] > 0
-    assert both["news"] == parts["news"]
+    assert (both["idle"], both["polls"]) == (1e6, 9e6)
+    assert both["news"] == parts["news"] and both["admit"] == parts["admit"]
 
 
 def test_bench_engine_measures_a_point(tmp_path: Path):

@@ -9,7 +9,8 @@ from experiments import handoff, handoff_house, handoff_trace
 from experiments.handoff_house import Watch, Way, _Seen
 from experiments.handoff_picture import draw
 from experiments.handoff_trace import Traced
-from pdjax.interfaces.transfer import End, Shipment, Side, TransferCost
+from pdjax.core.ids import PoolId
+from pdjax.interfaces.transport import TransferCost, TransferJob
 
 
 def test_it_measures_every_way(tmp_path, monkeypatch, capsys):
@@ -70,7 +71,7 @@ def test_groups_that_cannot_be_are_refused_first(groups):
 
 
 class Ticking:
-    """A transfer and its own ticket: a shipment is sent, read and arrives in turn, one a second."""
+    """A transport whose jobs are sent, read and seen to have arrived in turn, one a second."""
 
     def __init__(self) -> None:
         self.moment = 0.0
@@ -79,11 +80,15 @@ class Ticking:
         self.moment += 1.0
         return self.moment
 
-    def send(self, shipment: Shipment) -> "Ticking":
+    def send(self, job: TransferJob) -> "Ticking":
         return self
 
-    read = pieces = ()
-    cost = TransferCost(bytes=6, pages=1, pieces=1, puts=1, layout_changing_puts=0)
+    def result(self) -> TransferCost:
+        return TransferCost(bytes=6, pages=1, pieces=1, puts=1, layout_changing_puts=0)
+
+    @property
+    def read(self) -> "Ticking":
+        return self
 
 
 @pytest.mark.parametrize(
@@ -96,19 +101,19 @@ class Ticking:
     ],
 )
 def test_time_on_the_wire(rate: float, ended: float, seen: tuple[float, ...]):
-    transfer = Ticking()
-    watch = Watch(transfer, transfer.now)  # type: ignore[arg-type]
-    end = End(Side.PREFILL, 0)
+    transport = Ticking()
+    watch = Watch(transport, transport.now)  # type: ignore[arg-type]
+    pool = PoolId("hbm/0")
     for _ in range(2):
-        transfer.send(Shipment(end, end, range(1), [1], 1))
+        transport.send(TransferJob(1, pool, pool, range(1), [1], 1))
         watch._seen[-1].result()
     assert watch.take(ended, rate) == seen
     assert watch.take(0.0, rate) == (0.0, 0.0, 0.0)
 
 
 def test_time_on_the_wire_is_counted_once():
-    transfer = Ticking()
-    watch = Watch(transfer, transfer.now)  # type: ignore[arg-type]
+    transport = Ticking()
+    watch = Watch(transport, transport.now)  # type: ignore[arg-type]
     for moments in ((0.0, 1.0, 4.0), (0.5, 3.0, 6.0), (5.0, 5.0, 5.5)):
         seen = Future[_Seen]()
         seen.set_result(_Seen(*moments, nbytes=0))

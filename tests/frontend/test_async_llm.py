@@ -146,15 +146,15 @@ def test_a_task_that_is_cancelled_aborts_its_requests_and_no_others(house: House
 
 def slow_house(house: House) -> None:
     """Turns that leave the event loop time, so that a test comes to its point before they end."""
-    coordinator: Any = house.deployment.coordinator
-    turn = coordinator._turn
+    loop: Any = house.deployment.coordinator.loop
+    turn = loop.turn
     nap = threading.Event()
 
-    def slow() -> None:
+    def slow() -> bool:
         nap.wait(0.002)
-        turn()
+        return turn()
 
-    coordinator._turn = slow
+    loop.turn = slow
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "async with", "timeout"])

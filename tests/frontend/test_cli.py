@@ -76,9 +76,9 @@ def llm_module(monkeypatch) -> SimpleNamespace:
     converted: list[tuple] = []
     module = ModuleType("pdjax.llm")
     module.LLM = EchoLLM  # type: ignore[attr-defined]
-    module.convert = lambda *args: converted.append(args)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pdjax.llm", module)
     monkeypatch.setattr("pdjax.llm", module, raising=False)
+    monkeypatch.setattr("pdjax.convert.convert", lambda *args: converted.append(args))
     return SimpleNamespace(converted=converted)
 
 

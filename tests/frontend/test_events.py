@@ -3,11 +3,11 @@ log-probability of every choice, once, in order."""
 
 import contextlib
 from collections import defaultdict
-from typing import Any
 
 import pytest
 
 from pdjax.core.outputs import RequestEvent, RequestOutput, TokenLogprobs, merged
+from pdjax.host.loop import Loop
 from pdjax.stream import Backlog
 from tests.frontend.test_session import House, exact
 from tests.frontend.test_session_faults import Crosses, raising, text_house
@@ -114,16 +114,15 @@ def test_a_broken_turn_loses_no_event(monkeypatch: pytest.MonkeyPatch):
     house, events = text_house(), list[RequestEvent]()
     asked = house.request(n=2, temperature=1.0, max_tokens=6, logprobs=1)
     house.session.submit(asked, on_event=events.append)
-    coordinator: Any = house.deployment.coordinator
     broken = 0
 
-    def idle() -> None:
+    def late_in_a_turn(loop: Loop) -> None:
         nonlocal broken
-        if coordinator._roster.has_news:
+        if loop.lifecycle.has_news:
             broken += 1
             raise ZeroDivisionError("late in a turn")
 
-    monkeypatch.setattr(coordinator, "_give_back", idle)
+    monkeypatch.setattr(Loop, "_give_back", late_in_a_turn)
     while house.session.has_work:
         with contextlib.suppress(ZeroDivisionError):
             house.session.step()

@@ -15,8 +15,8 @@ from pdjax.core.request import QueueFull, Request, SamplingParams
 from pdjax.entry import Entry, Listener
 from pdjax.session import Closed, Session
 from pdjax.stream import Stream
+from tests.helpers.deployment import LAYOUT, Deployment, deploy
 from tests.helpers.fakes import expected_output
-from tests.host.test_coordinator import LAYOUT, Deployment, deploy
 
 pytestmark = pytest.mark.smoke
 
@@ -155,14 +155,14 @@ def test_a_stream_that_the_collector_finds_in_the_middle_of_a_turn_is_aborted_af
     cycle.append(cycle)
     del cycle
     engine = house.deployment.decode[0]
-    tick, collected = engine.tick, list[int]()
+    submit, collected = engine.submit, list[int]()
 
-    def collect_first(batch: Any) -> Any:
-        monkeypatch.setattr(engine, "tick", tick)
+    def collect_first(step: Any) -> Any:
+        monkeypatch.setattr(engine, "submit", submit)
         collected.append(gc.collect())
-        return tick(batch)
+        return submit(step)
 
-    monkeypatch.setattr(engine, "tick", collect_first)
+    monkeypatch.setattr(engine, "submit", collect_first)
     house.rest()
     assert collected[0] > 0 and len(collected) == 1
     assert exact(neighbour)
@@ -209,13 +209,13 @@ def test_closing_ends_everybody_and_is_final():
 def test_what_breaks_a_turn_off_is_its_drivers_and_everybody_goes_on(monkeypatch):
     house = House()
     entries = [house.session.submit(house.request()) for _ in range(3)]
-    scheduler: Any = house.deployment.coordinator._prefill_scheduler
+    policy: Any = house.deployment.coordinator._policies.prefill
 
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("a policy")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "plan", broken)
+        patch.setattr(policy, "plan", broken)
         with pytest.raises(ZeroDivisionError):
             house.session.step()
     house.rest()
@@ -267,17 +267,17 @@ def test_interrupts_are_as_they_were_in_other_threads_and_where_they_are_ignored
 def test_a_signal_while_a_turn_runs_aborts_the_requests_of_its_own_thread(monkeypatch):
     house, other = House(), list[Entry]()
     engine = house.deployment.decode[0]
-    tick = engine.tick
+    submit = engine.submit
 
-    def press(batch: Any) -> Any:
+    def press(step: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
-            monkeypatch.setattr(engine, "tick", tick)
+            monkeypatch.setattr(engine, "submit", submit)
             signal.raise_signal(signal.SIGINT)
         else:
             time.sleep(0.001)
-        return tick(batch)
+        return submit(step)
 
-    monkeypatch.setattr(engine, "tick", press)
+    monkeypatch.setattr(engine, "submit", press)
     thread = threading.Thread(target=lambda: other.extend(house.generate(2, max_tokens=30)))
     thread.start()
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from pdjax.entry import Entry, Listener
-from pdjax.host.sequences.lifecycle import Roster
+from pdjax.host.loop import Loop
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.session import Closed
 from tests.frontend.test_session import PATIENCE, House, exact, in_threads
+from tests.helpers.deployment import LAYOUT
 from tests.helpers.fakes import expected_output
-from tests.host.test_coordinator import LAYOUT
 
 pytestmark = pytest.mark.smoke
 
@@ -170,16 +171,15 @@ def test_readers_of_one_stream_share_its_chunks():
 def test_a_stream_has_all_its_tokens_though_its_last_turn_was_broken_off(monkeypatch):
     house = House()
     stream = house.stream(max_tokens=6)
-    coordinator: Any = house.deployment.coordinator
     broken = 0
 
-    def idle() -> None:
+    def late_in_a_turn(loop: Loop) -> None:
         nonlocal broken
-        if coordinator._roster.has_news:
+        if loop.lifecycle.has_news:
             broken += 1
             raise ZeroDivisionError("late in a turn")
 
-    monkeypatch.setattr(coordinator, "_give_back", idle)
+    monkeypatch.setattr(Loop, "_give_back", late_in_a_turn)
     tokens: list[int] = []
     for _ in range(100):
         try:
@@ -196,14 +196,13 @@ def test_a_new_beginning_that_is_interrupted_is_made_at_the_next_turn(monkeypatc
     house = House()
     entries = [house.session.submit(house.request()) for _ in range(2)]
     house.session.step()
-    coordinator: Any = house.deployment.coordinator
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Roster, "take_over", interrupt)
-        patch.setattr(coordinator, "_turn", interrupt)
+        patch.setattr(SequenceLifecycle, "take_over", interrupt)
+        patch.setattr(Loop, "turn", interrupt)
         with pytest.raises(KeyboardInterrupt):
             house.session.step()
     house.rest()

@@ -15,6 +15,7 @@ import pytest
 
 from pdjax.core.outputs import RequestEvent
 from pdjax.entry import Entry
+from pdjax.host.loop import Loop
 from pdjax.session import Closed
 from tests.frontend.test_session import PATIENCE, House, exact, in_threads
 from tests.frontend.test_session_faults import raising, text_house
@@ -189,16 +190,15 @@ def test_a_callback_may_submit_and_abort_but_not_close(house: House):
 def test_turns_that_are_broken_off_for_good_are_told_and_those_that_are_not_go_on(
     house: House, monkeypatch: pytest.MonkeyPatch
 ):
-    coordinator: Any = house.deployment.coordinator
-    turn, left = coordinator._turn, [2]
+    turn, left = Loop.turn, [2]
 
-    def broken() -> None:
+    def broken(loop: Loop, events: Any) -> bool:
         if left[0]:
             left[0] -= 1
             raise ZeroDivisionError("a policy")
-        turn()
+        return turn(loop, events)
 
-    monkeypatch.setattr(coordinator, "_turn", broken)
+    monkeypatch.setattr(Loop, "turn", broken)
     assert all(map(exact, house.generate(2)))
     left[0] = 10**9
     entries = house.generate(2)

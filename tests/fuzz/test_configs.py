@@ -15,7 +15,7 @@ from pdjax.config import Config, DecodeConfig, KVConfig
 from pdjax.config.load import load_config
 from pdjax.flags import config_of, new_flags, status
 from pdjax.host.batching.buckets import Buckets
-from pdjax.host.batching.decode_pipeline import Pipeline
+from pdjax.host.batching.decode_pipeline import DecodePipeline
 from tests.helpers.mutate import BadRepr, answer, cases, check_message, integer, ring, text, value
 
 pytestmark = pytest.mark.smoke
@@ -81,13 +81,12 @@ def overrides(draw: random.Random) -> dict[Any, Any]:
 def deal(config: Config, draw: random.Random) -> None:
     """Do the work on a config that comes before any device is used."""
     context = config.model.max_model_len or draw.choice((512, 8192, 131_072, 2**24))
-    buckets = Buckets.of(
-        config.prefill, config.decode, config.kv.page_size, context, config.decode_page_size
-    )
+    buckets = Buckets.of(config.prefill, None, config.kv.page_size, context)
+    tables = Buckets.of(None, config.decode, config.decode_page_size, context)
     assert len(list(buckets.prefill_shapes())) <= 1024
     assert config.devices <= 1024
-    if config.decode.rows * buckets.table_pages[-1] < 2**22:
-        Pipeline(config.decode.stages, config.decode.rows, buckets)
+    if config.decode.rows * tables.table_pages[-1] < 2**22:
+        DecodePipeline(config.decode.stages, config.decode.rows, tables)
 
 
 def test_overrides():

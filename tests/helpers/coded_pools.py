@@ -1,5 +1,6 @@
 """Pools with elements that encode their own place, for tests of code that moves pages."""
 
+from itertools import count
 from typing import Any
 
 import jax
@@ -8,18 +9,21 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels.quantised import LIMITS, QuantisedPages, decode, encode
+from pdjax.core.ids import PoolId
 from pdjax.core.kv_layout import KVLayout, Planes, k_and_v
 from pdjax.device.kv.pool import PoolOwner, page_specs
-from pdjax.device.kv.transfer import DeviceTransfer
+from pdjax.device.kv.transport import ArrivalTicket, DeviceTransport
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, make_mesh, take_devices
-from pdjax.interfaces.transfer import End, Shipment, Side
+from pdjax.interfaces.transport import TransferJob
 
 PAGES, PAGE_SIZE, HEAD_DIM = 12, 2, 4
 LAYERS, HEADS = 7, 12
 """7 layers divide evenly only into 1 or 7 stages; every tp in the tests divides 12 heads."""
 
-SOURCE, TARGET = End(Side.PREFILL, 0), End(Side.DECODE, 0)
+SOURCE, TARGET = PoolId("hbm/source"), PoolId("hbm/target")
 """The names of the two pools, of any layout."""
+
+_ids = count()
 
 Values = tuple[np.ndarray, ...]
 """Of each plane, such as K and V, [L, K, P, S, H]."""
@@ -121,31 +125,45 @@ def tokens_of(side: np.ndarray, pages: list[int] | np.ndarray) -> np.ndarray:
     return taken.reshape(*taken.shape[:2], -1, taken.shape[-1])
 
 
-def shipment(pages: list[int], layers: range = range(LAYERS), *, checked: bool = False) -> Shipment:
-    """Make a shipment from SOURCE to TARGET."""
+def job(
+    pages: list[int],
+    layers: range = range(LAYERS),
+    *,
+    checked: bool = False,
+    back: bool = False,
+) -> TransferJob:
+    """From SOURCE to TARGET, or back, with an id of its own."""
     real = sum(page != 0 for page in pages)
-    return Shipment(SOURCE, TARGET, layers, ids(pages), real, checked)
+    source, target = (TARGET, SOURCE) if back else (SOURCE, TARGET)
+    return TransferJob(next(_ids), source, target, layers, ids(pages), real, checked)
 
 
 def ids(pages: list[int]) -> np.ndarray:
     return np.array(pages, np.int32)
 
 
-def transfer_of(
+def transport_of(
     source: PoolOwner, target: PoolOwner, wire_dtype: str | None = None
-) -> DeviceTransfer:
-    return DeviceTransfer({SOURCE: source, TARGET: target}, wire_dtype)
+) -> DeviceTransport:
+    return DeviceTransport({SOURCE: source, TARGET: target}, wire_dtype)
 
 
 def move(
-    transfer: DeviceTransfer,
+    transport: DeviceTransport,
     source_pages: list[int],
     target_pages: list[int],
     layers: range = range(LAYERS),
     *,
     checked: bool = False,
 ) -> int:
-    """Send, wait and land; return the number of pages with another checksum."""
-    ticket = transfer.send(shipment(source_pages, layers, checked=checked))
-    ticket.result()
-    return transfer.land(ticket, ids(target_pages)).result()
+    """Send, wait and write; returns how many pages differ."""
+    sent = transport.send(job(source_pages, layers, checked=checked))
+    sent.result()
+    return transport.write(sent.job.id, ids(target_pages)).result()
+
+
+def write_again(transport: Any, sent: ArrivalTicket, target_pages: list[int]) -> int:
+    """Write what has arrived, also if that has been written before; returns how many pages
+    differ."""
+    transport._in_flight[sent.job.id] = sent
+    return transport.write(sent.job.id, ids(target_pages)).result()

@@ -7,34 +7,31 @@ a page that is shared by mistake, freed too early or never filled, a stale row, 
 all come out as wrong tokens.
 
 The fakes are as unkind as the contract in `interfaces` allows: tickets become ready when they like,
-and rows that nobody sits in scribble on the null page and on the history.
+and idle rows scribble on the null page and on the history.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from pdjax.core.kv_layout import NULL_PAGE, KVLayout
+from pdjax.core.ids import PoolId
+from pdjax.core.kv_layout import KVLayout
 from pdjax.core.request import SamplingParams
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import (
-    IDLE_ROW,
     NOT_FINITE,
-    USE_FED_BACK,
-    DecodeBatch,
-    PrefillBatch,
     Sampled,
     SamplingBatch,
 )
+from pdjax.interfaces.transport import TransferTicket
 
 VOCAB = 97
 END_TOKEN = 0
 POISON = VOCAB
-"""A token that leaves the KV of whoever reads it without a finite logit."""
+"""A token of whose KV no finite logit can be computed."""
 _POISONED = 10**12
 DELETED = -(10**9)
 """What is read of a pool that was given away: it makes every token wrong."""
@@ -62,7 +59,7 @@ class Chance:
         self.faults = 0
 
     def delay(self) -> int:
-        """How many times somebody has to ask."""
+        """How many times a ticket has to be asked."""
         return self.random.randint(0, self.max_delay)
 
     def maybe_fail(self, where: str) -> None:
@@ -99,14 +96,25 @@ class FakeTicket(Generic[ResultT]):
         return self._result
 
 
+class FakeStepTicket(FakeTicket[Sampled]):
+    """The ticket of a step; `exports` are those of the transfers that left with it."""
+
+    def __init__(
+        self, result: Sampled, chance: Chance, exports: Mapping[int, TransferTicket] | None = None
+    ) -> None:
+        super().__init__(result, chance)
+        self.exports = dict(exports or {})
+
+
 class FakePool:
     """What was written, by layer and address; `contents[l, page * page_size + offset]`.
 
-    As a device's, it is donated to whatever writes it: nobody can read what was given away, and
-    what fails after that has lost all of it.
+    As a device's, it is donated to whatever writes it: what was given away cannot be read, and what
+    fails after that has lost all of it.
     """
 
-    def __init__(self, layout: KVLayout, num_pages: int) -> None:
+    def __init__(self, name: PoolId, layout: KVLayout, num_pages: int) -> None:
+        self.id, self.num_pages = name, num_pages
         self.layout = layout
         self.contents = np.zeros((layout.num_layers, num_pages * layout.page_size), np.int64)
         self.losses = 0
@@ -201,7 +209,7 @@ def logprob_of(token: Any) -> Any:
     return -np.asarray(token, np.float32) / 8
 
 
-def _sample(sampling: SamplingBatch, row: int, context: int, length: int, tokens: list[int]) -> int:
+def sample(sampling: SamplingBatch, row: int, context: int, length: int, tokens: list[int]) -> int:
     if context >= _POISONED:
         return NOT_FINITE
     history = said(tokens, int(sampling.prompt_lens[row])) if is_penalized(sampling, row) else 0
@@ -209,155 +217,14 @@ def _sample(sampling: SamplingBatch, row: int, context: int, length: int, tokens
     return choose(context, length, seed, temperature, history)
 
 
-class FakePrefillEngine:
-    """Prefills as soon as it is asked to; only the ticket takes its time."""
+class UndecidedWrite:
+    """The ticket of a write that writes nothing, and fails when a test says so."""
 
-    def __init__(
-        self,
-        layout: KVLayout,
-        num_pages: int,
-        chance: Chance,
-        layer_groups: tuple[range, ...] | None = None,
-    ) -> None:
-        self.layout = layout
-        self.num_pages = num_pages
-        self.layer_groups = layer_groups or (range(layout.num_layers),)
-        self.pool = FakePool(layout, num_pages)
-        self.shapes: set[tuple[int, int]] = set()
-        self._chance = chance
+    def __init__(self) -> None:
+        self.fails = False
 
-    @property
-    def losses(self) -> int:
-        return self.pool.losses
+    def ready(self) -> bool:
+        return self.fails
 
-    def close(self) -> None:
-        """There is nothing to let go."""
-
-    def prefill(
-        self, batch: PrefillBatch, after_group: Callable[[int], None] | None = None
-    ) -> FakeTicket[Sampled]:
-        self._chance.maybe_fail("prefill")
-        self.shapes.add((len(batch.tokens), len(batch.kv_pages)))
-        layers, size = tuple(range(self.layout.num_layers)), self.layout.page_size
-        slots = list(zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True))
-        for group, its_layers in enumerate(self.layer_groups):
-            with self.pool.donated(self._chance):
-                for token, slot in slots:
-                    self.pool.write(tuple(its_layers), slot, token)
-            if after_group is not None:
-                after_group(group)
-        padding = batch.slot_mapping[batch.cu_q_lens[-1] :]
-        assert (padding // size == NULL_PAGE).all(), "padding writes to a page of somebody"
-        tokens = []
-        for b in range(len(batch.kv_lens)):
-            first, last = batch.cu_q_lens[b], batch.cu_q_lens[b + 1]
-            if first == last:
-                tokens.append(self._chance.garbage())
-                continue
-            length = int(batch.kv_lens[b])
-            assert batch.positions[first:last].tolist() == list(
-                range(length - (last - first), length)
-            )
-            assert batch.sample_at[b] == last - 1
-            pages = batch.kv_pages[batch.cu_pages[b] : batch.cu_pages[b + 1]]
-            history = [] if batch.history is None else batch.history[b, :length].tolist()
-            context = self.pool.read(layers, pages, length)
-            tokens.append(_sample(batch.sampling, b, context, length, history))
-        return FakeTicket(sampled(tokens), self._chance)
-
-
-@dataclass
-class _Activation:
-    """What a row of a microbatch carries from stage to stage."""
-
-    token: int
-    context: int = 0
-
-
-class FakeDecodeEngine:
-    """The tick program, stage by stage: a stage writes and reads its own layers, at its own tick,
-    through the page table that it is given for that tick."""
-
-    def __init__(self, layout: KVLayout, num_pages: int, rows: int, chance: Chance) -> None:
-        self.layout = layout
-        self.num_pages = num_pages
-        self.pool = FakePool(layout, num_pages)
-        self.widths: set[int] = set()
-        self._chance = chance
-        self._rows = rows // layout.stages  # of a microbatch
-        self._carried = [[_Activation(0)] * self._rows for _ in range(layout.stages)]
-        self._fed_back = [0] * self._rows
-        self._history: dict[int, list[int]] = {}
-        self._state_losses = 0
-
-    @property
-    def losses(self) -> int:
-        return self.pool.losses + self._state_losses
-
-    def close(self) -> None:
-        """There is nothing to let go."""
-
-    @contextmanager
-    def _donated(self) -> Iterator[None]:
-        """As with the pool, of what lives from tick to tick."""
-        try:
-            yield
-        except BaseException:
-            lost = _Activation(DELETED, DELETED)
-            self._carried = [[lost] * self._rows for _ in range(self.layout.stages)]
-            self._fed_back, self._history = [DELETED] * self._rows, {}
-            self._state_losses += 1
-            raise
-
-    def remember(self, row: int, token_ids: np.ndarray) -> None:
-        self._chance.maybe_fail("remember")
-        with self._donated():
-            self._history[row] = token_ids.tolist()
-            self._chance.maybe_fail("remember, after donation")
-
-    def tick(self, batch: DecodeBatch) -> FakeTicket[Sampled]:
-        self._chance.maybe_fail("tick")
-        with self._donated(), self.pool.donated(self._chance):
-            return self._compute(batch)
-
-    def _compute(self, batch: DecodeBatch) -> FakeTicket[Sampled]:
-        stages = self.layout.stages
-        self.widths.add(batch.page_table.shape[-1])
-        self._carried[batch.tick % stages] = [
-            _Activation(self._fed_back[i] if token == USE_FED_BACK else token)
-            for i, token in enumerate(batch.tokens.tolist())
-        ]
-        for stage, layers in enumerate(self.layout.stage_layers):
-            for i, activation in enumerate(self._carried[(batch.tick - stage) % stages]):
-                position, pages = int(batch.positions[stage, i]), batch.page_table[stage, i]
-                self._run_stage(layers, activation, position, pages)
-        tokens = self._leave((batch.tick - stages + 1) % stages, batch)
-        self._fed_back = [max(token, 0) for token in tokens]  # ids, also where none was chosen
-        return FakeTicket(sampled(tokens), self._chance)
-
-    def _run_stage(
-        self, layers: tuple[int, ...], activation: _Activation, position: int, pages: np.ndarray
-    ) -> None:
-        if position == IDLE_ROW:
-            assert (pages == NULL_PAGE).all(), "an idle row has pages"
-            self.pool.write(layers, self._chance.random.randrange(self.layout.page_size), 1)
-            activation.context += self._chance.garbage()
-            return
-        page, offset = divmod(position, self.layout.page_size)
-        self.pool.write(layers, int(pages[page]) * self.layout.page_size + offset, activation.token)
-        activation.context += self.pool.read(layers, pages, position + 1)
-
-    def _leave(self, microbatch: int, batch: DecodeBatch) -> list[int]:
-        """The next tokens of the microbatch that leaves."""
-        tokens = []
-        for i, activation in enumerate(self._carried[microbatch]):
-            length = int(batch.positions[-1, i]) + 1
-            history = self._history.setdefault(microbatch * self._rows + i, [])
-            if length == IDLE_ROW + 1:
-                tokens.append(self._chance.garbage())
-            else:
-                seen = history[:length]
-                tokens.append(_sample(batch.sampling, i, activation.context, length, seen))
-            history += [0] * (length + 1 - len(history))
-            history[length] = max(tokens[-1], 0)
-        return tokens
+    def result(self) -> int:
+        raise OSError("the device has gone")

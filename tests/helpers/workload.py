@@ -10,19 +10,19 @@ from pdjax.core.clock import VirtualClock
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.request import QueueFull, Request, SamplingParams
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.engines import Lane
+from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
-from tests.helpers.fake_transfer import FakeTransfer
+from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
+from tests.helpers.fake_transport import FakeTransport
 from tests.helpers.fakes import (
     END_TOKEN,
     POISON,
     TOP_LOGPROBS,
     VOCAB,
     Chance,
-    FakeDecodeEngine,
-    FakePrefillEngine,
+    FakePool,
     InjectedError,
     InjectedInterrupt,
     expected_output,
@@ -31,6 +31,10 @@ from tests.helpers.fakes import (
 
 MOST_STEPS = 20_000
 """Steps after which a workload that is not done hangs; it takes a few hundred."""
+
+MOST_STEPS_TO_GIVE_UP = 200
+"""Steps, of a second each, after which a job is under way for ever; it is given up after a
+minute."""
 
 STOP = "enough"
 
@@ -50,6 +54,10 @@ class FakeText:
     break_after: int | None
     pushed: int = 0
     finished: bool = False
+    text: str = ""
+
+    def take(self) -> str:
+        return ""
 
     def push(self, token_id: int) -> str | None:
         assert not self.finished
@@ -107,26 +115,35 @@ class Workload:
             return 1 + draw.randint(max(1, context // 2), context + context // 2)
 
         stages = [n for n in (1, 2, 3, 4) if rows % n == 0]
-        prefill_pages = [pages(sizes[0]) for _ in range(draw.randint(1, 3))]
-        decode_pages = prefill_pages
-        if not colocated:
-            decode_pages = [pages(sizes[1]) for _ in range(draw.randint(1, 3))]
         groups = split_groups(self.layers, draw.randint(1, 4))
         self.prefill = [
-            FakePrefillEngine(layout(1, sizes[0]), n, self.chance, groups) for n in prefill_pages
+            FakePrefillEngine(
+                layout(1, sizes[0]), pages(sizes[0]), self.chance, groups, name=f"prefill/{i}"
+            )
+            for i in range(draw.randint(1, 3))
         ]
+        # Some decode engines share the pool of a prefill engine, some have their own.
+        shared: list[FakePool | None] = [None] * draw.randint(1, 3)
+        if colocated:
+            shared = [engine.pages for engine in self.prefill]
+            if draw.random() < 0.3:
+                shared = [draw.choice((None, pool)) for pool in (*shared, *shared)]
         self.decode = [
             FakeDecodeEngine(
-                layout(1 if colocated else draw.choice(stages), sizes[1]), n, rows, self.chance
+                layout(1 if pool is not None else draw.choice(stages), sizes[1]),
+                pages(sizes[1]),
+                rows,
+                self.chance,
+                name=f"decode/{i}",
+                pages=pool,
             )
-            for n in decode_pages
+            for i, pool in enumerate(shared)
         ]
+        self.engines: list[FakeEngine] = [*self.prefill, *self.decode]
         handoff = self._handoff_config()
-        self.transfer = FakeTransfer(
-            self.prefill,
-            self.decode,
+        self.transport = FakeTransport(
+            self.engines,
             self.chance,
-            colocated=colocated,
             loss_rate=0.1 if self._faults and handoff.deadline else 0.0,
             damage_rate=0.1 if self._faults and handoff.checksums else 0.0,
         )
@@ -149,14 +166,13 @@ class Workload:
             vocab_size=POISON + 1,
             max_model_len=self.max_model_len,
             end_token_ids=[END_TOKEN],
-            prefill_engines=self.prefill,
-            decode_engines=self.decode,
-            transfer=self.transfer,
+            engines=self.engines,
+            transport=self.transport,
+            events=PolledEvents(clock),
             clock=clock,
             recorder=Recorder(clock),
             make_text=self._make_text,
         )
-        self.coordinator.on_news = self._hear_and_lose_patience
 
     def _handoff_config(self) -> HandoffConfig:
         draw = self.random
@@ -216,7 +232,8 @@ class Workload:
         """Live through it.
 
         Args:
-          check: count pages at every step, too, and not only look at the tokens.
+          check: count pages at every step, and jobs at the end, too, and not only look at the
+            tokens.
         """
         todo = list(self.visits)
         for step in range(MOST_STEPS):
@@ -236,25 +253,26 @@ class Workload:
                 self._verify(sequence)
         self._verify_shapes()
         if check:
+            self._let_jobs_end()
             self.coordinator.check()
+
+    def _let_jobs_end(self) -> None:
+        """A job that is not wanted is cancelled when it arrives, or is given up some time later."""
+        for _ in range(MOST_STEPS_TO_GIVE_UP):
+            if not self.transport.under_way:
+                return
+            self._hear(self._step())
+        raise AssertionError(f"under way for ever: jobs {sorted(self.transport.under_way)}")
 
     def _hear(self, news: list[Progress]) -> None:
         for progress in news:
             self._streamed.setdefault(progress.sequence, []).extend(progress.token_ids)
             self._finished[progress.sequence] += progress.finished
 
-    def _hear_and_lose_patience(self, news: list[Progress]) -> None:
-        """Called in the middle of a step, where somebody who listens may abort anybody."""
-        self._hear(news)
-        self.happened["told between layer groups"] += 1
-        if self.random.random() < 0.2:
-            visit = self.random.choice(self.visits)
-            self.happened["abort between layer groups"] += self.coordinator.abort(visit.request.id)
-
     def _step(self) -> list[Progress]:
         try:
             return self.coordinator.step()
-        except InjectedInterrupt:  # somebody else may go on
+        except InjectedInterrupt:  # another thread may go on
             self.happened["interrupted"] += 1
             return []
 
@@ -282,11 +300,11 @@ class Workload:
 
     def _verify_shapes(self) -> None:
         """Nothing was compiled that a warm-up would not have compiled."""
-        buckets = self.coordinator.buckets
+        states = self.coordinator.loop.fleet.engines
         for prefill in self.prefill:
-            assert prefill.shapes <= set(buckets.prefill_shapes())
+            assert prefill.shapes <= set(states[prefill.id].buckets.prefill_shapes())
         for decode in self.decode:
-            assert decode.widths <= set(buckets.table_pages)
+            assert decode.widths <= set(states[decode.id].buckets.table_pages)
 
     def _verify(self, sequence: Sequence) -> None:
         """It got what it would have got alone."""
@@ -300,6 +318,7 @@ class Workload:
         if (last == END_TOKEN and not params.ignore_eos) or last in params.stop_token_ids:
             reason = ("stop", last)
         text = sequence.text
+        assert text is None or isinstance(text, FakeText)
         if text is not None and text.stop_after is not None:
             readable = len(expected) - (reason[0] == "stop")
             if text.stop_after <= readable:
@@ -337,12 +356,11 @@ class Workload:
         else:
             assert sequence.state is State.ABORTED, sequence.state
         prompt = sequence.request.prompt_token_ids
-        lanes: list[Lane] = [*self.coordinator._prefill, *self.coordinator._decode]
-        for lane in lanes:
-            index = lane.pool.prefixes
+        for pool in self.coordinator.loop.fleet.pools.values():
+            index = pool.prefixes
             if index is not None:
                 found = len(index.match(index.keys(prompt))) * index.page_size
-                assert found <= prompt.index(POISON), f"{sequence.id}: {lane.end} keeps its poison"
+                assert found <= prompt.index(POISON), f"{sequence.id}: {pool.id} keeps its poison"
 
 
 def run_all(
@@ -366,11 +384,12 @@ def run_all(
             raise AssertionError(f"seed {seed}, faults={faults}: {error!r}") from error
         happened += workload.happened
         happened["faults"] += workload.chance.faults
-        happened["lost"] += workload.transfer.lost
-        happened["damaged"] += workload.transfer.damaged
-        totals = workload.coordinator._recorder.transfers
+        happened["lost"] += workload.transport.lost
+        happened["damaged"] += workload.transport.damaged
+        totals = workload.coordinator._runtime.recorder.transfers
         for name in ("transfers", "retries", "pages_skipped", "reprefilled_tokens"):
             happened[name] += getattr(totals, name)
-        for shipment in workload.transfer.shipments:
-            happened[f"{shipment.source.side.value} to {shipment.target.side.value}"] += 1
+        for job in workload.transport.jobs:
+            source, target = (end.split("-")[0].split("/")[1] for end in (job.source, job.target))
+            happened[f"{source} to {target}"] += 1
     return happened

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 
 from pdjax.config import DecodeConfig, PrefillConfig
+from pdjax.core.kv_layout import KVLayout
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.batching.buckets import Buckets, fit
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.prefill_batch import empty_prefill_batch, history, prefill_batch
 from pdjax.host.batching.sampling_rows import SamplingRows
-from pdjax.host.handoff.spans import span_pages
+from pdjax.host.handoff.spans import Spans
 from pdjax.host.sequences.sequence import Sequence
 
 pytestmark = pytest.mark.smoke
@@ -28,7 +29,23 @@ def test_default_buckets_are_few_and_hold_everything():
     assert buckets.tokens == (32, 128, 512)
     assert buckets.step_pages == (4, 16, 64)
     assert buckets.table_pages == (4, 16, 64)
-    assert buckets.handoff_spans == (4, 8, 16, 32, 64)
+    assert (buckets.token_budget, buckets.sequences, buckets.context) == (512, 8, 1024)
+    assert spans((16, 16), 1024).buckets == (4, 8, 16, 32, 64)
+
+
+def spans(sizes: tuple[int, int], max_model_len: int = 32) -> Spans:
+    source, target = (KVLayout.of_heads(2, 1, 1, size, "float32", 4) for size in sizes)
+    return Spans.between(source, target, max_model_len)
+
+
+def test_an_engine_has_buckets_of_the_steps_that_it_accepts():
+    prefill = Buckets.of(PREFILL, None, page_size=4, max_model_len=32)
+    assert (prefill.tokens, prefill.step_pages) == (BUCKETS.tokens, BUCKETS.step_pages)
+    assert list(prefill.prefill_shapes()) == list(BUCKETS.prefill_shapes())
+    assert prefill.table_pages == ()
+    decode = Buckets.of(None, DecodeConfig(page_buckets=(2, 8)), page_size=4, max_model_len=32)
+    assert (decode.tokens, decode.step_pages, decode.table_pages) == ((), (), (2, 8))
+    assert list(decode.prefill_shapes()) == []
 
 
 def test_a_full_budget_of_short_prompts_fits_a_step():
@@ -114,7 +131,7 @@ def test_history_travels_only_for_penalties():
 
 def test_padded_lists():
     held = [([7, 8, 9, 4, 5], range(1, 4)), ([3], range(1))]
-    assert span_pages(held, 4, BUCKETS).tolist() == [8, 9, 4, 3]
+    assert spans((4, 4)).pages(held, 4).tolist() == [8, 9, 4, 3]
     remembered = history([5, 6], BUCKETS)
     assert remembered.shape == (32,)
     assert remembered[:3].tolist() == [5, 6, 0]
@@ -136,10 +153,8 @@ def test_an_empty_batch_touches_the_null_page_alone():
     ],
 )
 def test_spans_of_pools_with_other_pages(sizes, source, target):
-    buckets = Buckets.of(
-        PREFILL, DecodeConfig(), sizes[0], max_model_len=32, table_page_size=sizes[1]
-    )
-    assert (buckets.span, buckets.handoff_spans) == (8, (4,))
+    between = spans(sizes)
+    assert (between.tokens, between.buckets) == (8, (4,))
     for size, expected in zip(sizes, (source, target), strict=True):
         pages = [page for page in expected if page]
-        assert span_pages([(pages, range(2))], size, buckets).tolist() == expected
+        assert between.pages([(pages, range(2))], size).tolist() == expected

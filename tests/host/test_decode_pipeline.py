@@ -4,7 +4,7 @@ import pytest
 from pdjax.config import DecodeConfig, PrefillConfig
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.batching.buckets import Buckets
-from pdjax.host.batching.decode_pipeline import Pipeline, Tick
+from pdjax.host.batching.decode_pipeline import DecodePipeline, Tick
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK
 
@@ -15,22 +15,22 @@ BUCKETS = Buckets.of(
 )
 
 
-def seated(pipeline: Pipeline, name: str, new_tokens: int = 9, **params) -> Sequence:
+def assigned(pipeline: DecodePipeline, name: str, new_tokens: int = 9, **params) -> Sequence:
     """A sequence of prompt (1, 2, 3) and output [50], in the next free row."""
     request = Request(name, (1, 2, 3), SamplingParams(**params), 0.0)
     sequence = Sequence(request, 0, seed=5, max_new_tokens=new_tokens, output=[50], pages=[6])
     sequence.row = pipeline.reserve()
-    pipeline.seat(sequence.row, sequence)
+    pipeline.assign(sequence.row, sequence)
     return sequence
 
 
 def leaving(tick: Tick) -> list[tuple[int, str]]:
-    return [(row, member.sequence.request.id) for row, member in tick.leaving]
+    return [(row, ref.sequence.request.id) for row, ref in tick.leaving]
 
 
 def test_one_stage_is_a_whole_step_a_tick():
-    pipeline = Pipeline(1, 2, BUCKETS)
-    sequence = seated(pipeline, "a")
+    pipeline = DecodePipeline(1, 2, BUCKETS)
+    sequence = assigned(pipeline, "a")
     first = pipeline.tick()
     assert first.batch.tokens.tolist() == [50, USE_FED_BACK]  # it joins with its newest token
     assert first.batch.positions.tolist() == [[3, IDLE_ROW]]
@@ -45,9 +45,9 @@ def test_one_stage_is_a_whole_step_a_tick():
 
 
 def test_microbatches_rotate():
-    pipeline = Pipeline(3, 3, BUCKETS)
+    pipeline = DecodePipeline(3, 3, BUCKETS)
     for name in "abc":
-        seated(pipeline, name)
+        assigned(pipeline, name)
     ticks = [pipeline.tick() for _ in range(4)]
     # Row r is microbatch r: it enters at tick r, and leaves two ticks later.
     assert [tick.batch.positions[:, 0].tolist() for tick in ticks] == [
@@ -58,15 +58,15 @@ def test_microbatches_rotate():
     ]
     assert [leaving(tick) for tick in ticks] == [[], [], [(0, "a")], [(0, "b")]]
     assert [tick.stages_active for tick in ticks] == [1, 2, 3, 3]
-    assert [len(tick.aboard) for tick in ticks] == [1, 2, 3, 3]
+    assert [len(tick.refs) for tick in ticks] == [1, 2, 3, 3]
 
 
-def test_a_dropped_row_is_idle_at_once_and_can_be_taken_again():
-    pipeline = Pipeline(2, 2, BUCKETS)
-    gone = seated(pipeline, "gone", temperature=0.5)
+def test_a_released_row_is_idle_at_once_and_can_be_taken_again():
+    pipeline = DecodePipeline(2, 2, BUCKETS)
+    gone = assigned(pipeline, "gone", temperature=0.5)
     pipeline.tick()
-    pipeline.drop(gone.row)
-    heir = seated(pipeline, "heir")
+    pipeline.release(gone.row)
+    heir = assigned(pipeline, "heir")
     assert heir.row == gone.row
     tick = pipeline.tick()
     assert (tick.batch.positions == IDLE_ROW).all()  # the heir joins when its microbatch enters
@@ -76,9 +76,9 @@ def test_a_dropped_row_is_idle_at_once_and_can_be_taken_again():
     assert pipeline.tick().batch.tokens.tolist() == [50]
 
 
-def test_nobody_is_launched_beyond_his_last_token():
-    pipeline = Pipeline(2, 2, BUCKETS)
-    seated(pipeline, "a", new_tokens=2)  # one is there, one is to come
+def test_no_sequence_is_launched_beyond_its_last_token():
+    pipeline = DecodePipeline(2, 2, BUCKETS)
+    assigned(pipeline, "a", new_tokens=2)  # one is there, one is to come
     assert pipeline.active
     assert leaving(pipeline.tick()) == []
     assert pipeline.active  # on its way
@@ -87,7 +87,7 @@ def test_nobody_is_launched_beyond_his_last_token():
 
 
 def test_an_empty_pipeline_is_not_active():
-    pipeline = Pipeline(2, 4, BUCKETS)
+    pipeline = DecodePipeline(2, 4, BUCKETS)
     assert not pipeline.active
     pipeline.reserve()
     assert not pipeline.active
@@ -95,58 +95,58 @@ def test_an_empty_pipeline_is_not_active():
 
 
 def test_rows_are_spread_over_the_microbatches():
-    pipeline = Pipeline(2, 6, BUCKETS)
+    pipeline = DecodePipeline(2, 6, BUCKETS)
     assert [pipeline.reserve() for _ in range(4)] == [0, 3, 1, 4]
 
 
 def test_the_table_is_as_wide_as_needed():
-    pipeline = Pipeline(1, 1, BUCKETS)
-    sequence = seated(pipeline, "a")
+    pipeline = DecodePipeline(1, 1, BUCKETS)
+    sequence = assigned(pipeline, "a")
     assert pipeline.tick().batch.page_table.shape == (1, 1, 2)
     sequence.pages += [7, 8]
     assert pipeline.tick().batch.page_table.shape == (1, 1, 8)
-    pipeline.drop(0)
+    pipeline.release(0)
     assert pipeline.idle_tick(2).page_table.shape == (1, 1, 2)
 
 
 def test_arrays_are_fresh():
-    pipeline = Pipeline(2, 2, BUCKETS)
-    sequence = seated(pipeline, "a", temperature=0.5)
-    seated(pipeline, "b")
+    pipeline = DecodePipeline(2, 2, BUCKETS)
+    sequence = assigned(pipeline, "a", temperature=0.5)
+    assigned(pipeline, "b")
     pipeline.tick()
     batch = pipeline.tick().batch
     arrays = [batch.tokens, batch.positions, batch.page_table, batch.sampling.temperature]
     before = [array.copy() for array in arrays]
-    pipeline.drop(sequence.row)
+    pipeline.release(sequence.row)
     pipeline.tick()
     assert all(np.array_equal(*pair) for pair in zip(before, arrays, strict=True))
 
 
-def test_who_joins_and_who_needs_a_page():
-    pipeline = Pipeline(2, 2, BUCKETS)
-    sequence = seated(pipeline, "a")
+def test_sequences_that_join_and_that_need_a_page():
+    pipeline = DecodePipeline(2, 2, BUCKETS)
+    sequence = assigned(pipeline, "a")
     assert pipeline.joining() == [sequence]
-    assert pipeline.needy() == []  # position 3 is in its page
+    assert pipeline.needing_page() == []  # position 3 is in its page
     pipeline.tick()
-    assert pipeline.joining() == pipeline.needy() == []  # the other microbatch enters
+    assert pipeline.joining() == pipeline.needing_page() == []  # the other microbatch enters
     pipeline.tick()
     assert pipeline.joining() == []
-    assert pipeline.needy() == [sequence]  # position 4 is not
+    assert pipeline.needing_page() == [sequence]  # position 4 is not
     sequence.pages.append(5)
-    assert pipeline.needy() == []
+    assert pipeline.needing_page() == []
     assert pipeline.tick().batch.page_table[0].tolist() == [[6, 5]]
 
 
 def test_what_has_not_changed_is_the_same_object():
     """An engine keeps what it has made of a sampling batch while it is handed the same one."""
-    pipeline = Pipeline(2, 4, BUCKETS)
-    first, other = seated(pipeline, "a"), seated(pipeline, "b")
+    pipeline = DecodePipeline(2, 4, BUCKETS)
+    first, other = assigned(pipeline, "a"), assigned(pipeline, "b")
     assert [sequence.row for sequence in (first, other)] == [0, 2]
     ticks = [pipeline.tick() for _ in range(4)]
     assert ticks[1].batch.sampling is ticks[3].batch.sampling  # microbatch 0 leaves
     assert ticks[1].leaving is ticks[3].leaving
-    pipeline.drop(other.row)
-    heir = seated(pipeline, "heir", temperature=0.5)
+    pipeline.release(other.row)
+    heir = assigned(pipeline, "heir", temperature=0.5)
     assert heir.row == other.row
     later = [pipeline.tick() for _ in range(4)]
     assert later[1].batch.sampling is ticks[1].batch.sampling

@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 
-from pdjax.config import HandoffConfig, KVConfig
+from pdjax.config import Config, HandoffConfig, KVConfig
+from pdjax.core.ids import EngineId
 from pdjax.host.handoff.handoff import Handoff
-from pdjax.host.policies.api import DecodeView
+from pdjax.host.policies.api import EngineView, PolicySetup
 from pdjax.host.policies.handoff import HandoffRules
 from pdjax.host.sequences.sequence import State
-from pdjax.interfaces.transfer import Side
-from tests.host.test_coordinator import CONFIG, Deployment, deploy, expected
+from pdjax.interfaces.steps import PrefillStep
+from pdjax.interfaces.transport import TransferJob
+from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
+from tests.host.test_policies import NOW, decode_view
 
 pytestmark = pytest.mark.smoke
 
@@ -28,84 +31,89 @@ def deployed(
     return deploy(config, stages=stages, groups=groups)
 
 
-def sent(house: Deployment) -> list[tuple[int, int, int]]:
-    """First layer, last layer and pages of each shipment."""
-    return [(s.layers.start, s.layers.stop, s.pages) for s in house.transfer.shipments]
+def route(job: TransferJob) -> tuple[str, str]:
+    """The pools of a transfer job."""
+    return job.source, job.target
+
+
+def sent(deployment: Deployment) -> list[tuple[int, int, int]]:
+    """First layer, last layer and pages of each transfer job."""
+    return [(s.layers.start, s.layers.stop, s.pages) for s in deployment.transport.jobs]
 
 
 def test_kv_leaves_by_chunk_and_layer_group_while_it_is_computed():
-    house = deployed(groups=2)
-    sequence = house.submit("a", prompt_len=19)  # chunks of 8, 8 and 3 tokens; pages of 4
-    house.run_until(lambda: bool(sequence.output))
-    assert sent(house) == [(0, 2, 2), (2, 4, 2)] * 2 + [(0, 2, 1), (2, 4, 1)]
-    house.run()
+    deployment = deployed(groups=2)
+    sequence = deployment.submit("a", prompt_len=19)  # chunks of 8, 8 and 3 tokens; pages of 4
+    deployment.run_until(lambda: bool(sequence.output))
+    assert sent(deployment) == [(0, 2, 2), (2, 4, 2)] * 2 + [(0, 2, 1), (2, 4, 1)]
+    deployment.run()
     assert sequence.output == expected(sequence)
-    metrics = house.recorder.request(sequence)
+    metrics = deployment.recorder.request(sequence)
     assert (metrics.transfer.shipments, metrics.transfer.transfers) == (6, 1)
     assert metrics.transfer.pages == 10
 
 
 def test_in_bulk_it_leaves_when_the_prefill_has_ended():
-    house = deployed(groups=2, streaming=False)
-    sequence = house.submit("a", prompt_len=19)
-    house.run_until(lambda: bool(sequence.output))
-    house.run()
-    assert sent(house) == [(0, 4, 5)]
+    deployment = deployed(groups=2, streaming=False)
+    sequence = deployment.submit("a", prompt_len=19)
+    deployment.run_until(lambda: bool(sequence.output))
+    deployment.run()
+    assert sent(deployment) == [(0, 4, 5)]
     assert sequence.output == expected(sequence)
 
 
 def test_what_can_leave_does_not_wait_for_the_next_step(monkeypatch):
-    house = deployed(streaming=False)
-    engine, left = house.prefill[0], []
-    prefill = engine.prefill
+    deployment = deployed(streaming=False)
+    engine, left = deployment.prefill[0], []
+    submit = engine.submit
 
-    def step(*args):
-        left.append(len(house.transfer.shipments))
-        return prefill(*args)
+    def step(step):
+        left.append(len(deployment.transport.jobs))
+        return submit(step)
 
-    monkeypatch.setattr(engine, "prefill", step)
+    monkeypatch.setattr(engine, "submit", step)
     for name in "ab":
-        house.submit(name, prompt_len=8)  # a step each
-    house.run()
+        deployment.submit(name, prompt_len=8)  # a step each
+    deployment.run()
     assert left == [0, 1]
 
 
 def test_room_that_is_not_free_ahead_is_found_afterwards():
-    house = deployed()
-    long = [house.submit(name, max_tokens=20) for name in "ab"]  # both rows
-    house.run_until(lambda: all(sequence.state is State.DECODING for sequence in long))
-    third = house.submit("c", prompt_len=17)
-    house.run_until(lambda: third.state is State.PREFILLED)
+    deployment = deployed()
+    long = [deployment.submit(name, max_tokens=20) for name in "ab"]  # both rows
+    deployment.run_until(lambda: all(sequence.state is State.DECODING for sequence in long))
+    third = deployment.submit("c", prompt_len=17)
+    deployment.run_until(lambda: third.state is State.PREFILLED)
     assert third.handoff is None
-    house.run()
+    deployment.run()
     assert third.output == expected(third)
 
 
 def test_a_lease_ends_and_room_is_free_again():
-    house = deployed(lease=2.0)
-    sequence = house.submit("a", prompt_len=20)
-    house.coordinator.step()
+    deployment = deployed(lease=2.0)
+    sequence = deployment.submit("a", prompt_len=20)
+    deployment.coordinator.step()
     assert sequence.handoff is not None
-    house.clock.advance(3.0)
-    house.coordinator.step()
+    deployment.clock.advance(3.0)
+    deployment.coordinator.step()
     assert sequence.handoff is None
-    house.run()
+    deployment.run()
     assert sequence.output == expected(sequence)
 
 
 def test_no_more_is_on_the_way_than_allowed():
-    house = deployed(max_bytes_in_flight=2 * PAGE_BYTES)  # the smallest shipment has five
-    house.transfer._chance.max_delay = 3
-    shipping, most = house.coordinator._handoffs._shipping, 0
-    sequences = [house.submit(name, prompt_len=6) for name in "abcd"]
-    while house.coordinator.has_work:
-        house.coordinator.step()
-        most = max(most, shipping.bytes_in_flight)
+    deployment = deployed(max_bytes_in_flight=2 * PAGE_BYTES)  # the smallest job has five
+    deployment.transport._chance.max_delay = 3
+    queue, most = deployment.coordinator.loop.handoffs.queue, 0
+    sequences = [deployment.submit(name, prompt_len=6) for name in "abcd"]
+    while deployment.coordinator.has_work:
+        deployment.coordinator.step()
+        most = max(most, queue.bytes_in_flight)
     assert most == 5 * PAGE_BYTES
     assert [sequence.output for sequence in sequences] == [expected(each) for each in sequences]
 
 
-def test_shipments_keep_within_the_bound_and_nobody_overtakes():
+def test_jobs_keep_within_the_bound_and_none_overtakes():
     config = replace(
         CONFIG,
         prefill=replace(CONFIG.prefill, token_budget=40, max_sequences=8),
@@ -113,17 +121,17 @@ def test_shipments_keep_within_the_bound_and_nobody_overtakes():
         handoff=HandoffConfig(streaming=False, max_bytes_in_flight=9 * PAGE_BYTES),
         max_waiting=20,
     )
-    house = deploy(config, max_delay=3)
-    shipping, most = house.coordinator._handoffs._shipping, 0
-    large = house.submit("large", prompt_len=24)
-    small = [house.submit(f"small {n}", prompt_len=3) for n in range(12)]
-    while house.coordinator.has_work:
-        house.coordinator.step()
-        most = max(most, shipping.bytes_in_flight)
+    deployment = deploy(config, max_delay=3)
+    queue, most = deployment.coordinator.loop.handoffs.queue, 0
+    large = deployment.submit("large", prompt_len=24)
+    small = [deployment.submit(f"small {n}", prompt_len=3) for n in range(12)]
+    while deployment.coordinator.has_work:
+        deployment.coordinator.step()
+        most = max(most, queue.bytes_in_flight)
     assert most == 5 * PAGE_BYTES
     landed = [
         (moment, metrics.id)
-        for metrics in house.recorder.requests()
+        for metrics in deployment.recorder.requests()
         for name, moment in metrics.marks
         if name == "transfer_landed"
     ]
@@ -131,154 +139,172 @@ def test_shipments_keep_within_the_bound_and_nobody_overtakes():
     assert [each.output for each in (large, *small)] == [expected(each) for each in (large, *small)]
 
 
-def test_what_nobody_wants_takes_its_room_until_it_has_come():
-    house = deployed(streaming=False)
-    sequence = house.submit("a")
-    house.transfer._chance.max_delay = 50
-    house.run_until(lambda: sequence.state is State.TRANSFERRING)
-    shipping = house.coordinator._handoffs._shipping
-    before = shipping.bytes_in_flight
-    house.coordinator.abort("a")
-    assert shipping.bytes_in_flight == before > 0
-    assert not house.coordinator._handoffs.busy
+def test_a_job_that_is_not_wanted_takes_its_room_until_it_has_come():
+    deployment = deployed(streaming=False)
+    sequence = deployment.submit("a")
+    deployment.transport._chance.max_delay = 50
+    deployment.run_until(lambda: sequence.state is State.TRANSFERRING)
+    queue = deployment.coordinator.loop.handoffs.queue
+    before = queue.bytes_in_flight
+    deployment.coordinator.abort("a")
+    assert queue.bytes_in_flight == before > 0
+    assert not deployment.coordinator.loop.handoffs.busy
 
 
-def test_tokens_are_told_of_between_layer_groups():
-    house = deployed(groups=4)
-    early = house.submit("early", max_tokens=20)
-    house.run_until(lambda: len(early.output) > 2)
-    told: list[int] = []
-    house.coordinator.on_news = lambda news: told.extend(each.stop for each in news)
-    house.submit("late", prompt_len=8)
-    returned = house.coordinator.step()
-    assert told == sorted(set(told)) != []
-    assert all(progress.start >= told[-1] for progress in returned if progress.sequence is early)
-    house.run()
-    assert early.output == expected(early)
+def test_a_step_carries_its_exports_and_no_token_is_told_before_the_turn_has_ended(monkeypatch):
+    """What is dispatched after a layer group is in the step: the coordinator is not called back."""
+    deployment = deployed(groups=4)
+    early = deployment.submit("early", max_tokens=20)
+    deployment.run_until(lambda: len(early.output) > 2)
+    engine, steps = deployment.prefill[0], list[PrefillStep]()
+    submit = engine.submit
+
+    def keep(step):
+        steps.append(step)
+        return submit(step)
+
+    monkeypatch.setattr(engine, "submit", keep)
+    late = deployment.submit("late", prompt_len=8)
+    told = [each.stop for each in deployment.coordinator.step() if each.sequence is early]
+    assert told == [len(early.output)]
+    [step] = steps
+    layers = [[job.layers for job in jobs] for jobs in step.exports]
+    assert layers == [[range(i, i + 1)] for i in range(4)]
+    assert [job.id for job in deployment.transport.jobs[-4:]] == [
+        job.id for jobs in step.exports for job in jobs
+    ]
+    deployment.run()
+    assert [early.output, late.output] == [expected(early), expected(late)]
 
 
 def test_only_what_is_missing_moves():
-    house = deployed(prefix_cache=True)
-    first = house.submit("a", prompt_len=17)
-    house.run()
-    second = house.submit("b", prompt_len=18)
-    house.run()
+    deployment = deployed(prefix_cache=True)
+    first = deployment.submit("a", prompt_len=17)
+    deployment.run()
+    second = deployment.submit("b", prompt_len=18)
+    deployment.run()
     assert [first.output, second.output] == [expected(first), expected(second)]
     assert second.cached_tokens == 16  # the prefill side had four pages of it
-    assert house.transfer.pages_moved == 5 + 1  # and so had the decode side
-    assert house.recorder.request(second).transfer.pages_skipped == 4
+    assert deployment.transport.pages_moved == 5 + 1  # and so had the decode side
+    assert deployment.recorder.request(second).transfer.pages_skipped == 4
 
 
 def test_tokens_may_be_made_on_the_prefill_side_first():
-    house = deployed(after_tokens=3)
-    sequence = house.submit("a", prompt_len=6, max_tokens=8)
-    house.run()
+    deployment = deployed(after_tokens=3)
+    sequence = deployment.submit("a", prompt_len=6, max_tokens=8)
+    deployment.run()
     assert sequence.output == expected(sequence)
-    assert house.recorder.engines["prefill/0"].steps == 4
-    assert house.recorder.engines["decode/0"].steps == 4
-    assert sent(house) == [(0, 4, 3)]  # six tokens of the prompt and three more
+    assert deployment.recorder.engines["prefill/0"].steps == 4
+    assert deployment.recorder.engines["decode/0"].steps == 4
+    assert sent(deployment) == [(0, 4, 3)]  # six tokens of the prompt and three more
 
 
 def test_short_prompts_never_move():
-    house = deployed(stay_below=6)
-    short, long = house.submit("a", prompt_len=5), house.submit("b", prompt_len=6)
-    house.run()
+    deployment = deployed(stay_below=6)
+    short, long = deployment.submit("a", prompt_len=5), deployment.submit("b", prompt_len=6)
+    deployment.run()
     assert [short.output, long.output] == [expected(short), expected(long)]
-    assert house.transfer.pages_moved == 2
-    [moved] = house.transfer.shipments
-    assert moved.source.side is Side.PREFILL
+    assert deployment.transport.pages_moved == 2
+    [moved] = deployment.transport.jobs
+    assert route(moved) == ("hbm/prefill-0", "hbm/decode-0")
 
 
 def test_an_answer_goes_back_and_the_next_turn_uses_it():
-    house = deployed(prefix_cache=True, give_back=True)
-    first = house.submit("a", prompt_len=8, max_tokens=9)
-    house.run()
-    assert [s.source.side for s in house.transfer.shipments] == [Side.PREFILL, Side.DECODE]
-    assert house.transfer.shipments[-1].pages == 2  # of four, two are there already
+    deployment = deployed(prefix_cache=True, give_back=True)
+    first = deployment.submit("a", prompt_len=8, max_tokens=9)
+    deployment.run()
+    there_and_back = [("hbm/prefill-0", "hbm/decode-0"), ("hbm/decode-0", "hbm/prefill-0")]
+    assert list(map(route, deployment.transport.jobs)) == there_and_back
+    assert deployment.transport.jobs[-1].pages == 2  # of four, two are there already
     turn = replace(first.request, id="b", prompt_token_ids=(*first.token_ids, 5))
-    [second] = house.coordinator.submit(turn)
-    house.run()
+    [second] = deployment.coordinator.submit(turn)
+    deployment.run()
     assert second.output == expected(second)
     assert second.cached_tokens == 16
 
 
 def test_a_sequence_moves_to_an_engine_that_has_more_room():
-    house = deployed(stages=(1, 2), rebalance=True)
-    every = [house.submit(name, prompt_len=5, max_tokens=30) for name in "abcd"]
-    house.run_until(lambda: all(sequence.state is State.DECODING for sequence in every))
+    deployment = deployed(stages=(1, 2), rebalance=True)
+    every = [deployment.submit(name, prompt_len=5, max_tokens=30) for name in "abcd"]
+    deployment.run_until(lambda: all(sequence.state is State.DECODING for sequence in every))
     for sequence in every:
-        if sequence.engine == 1:
-            house.coordinator.abort(sequence.request.id)
-    house.run()
-    sides = [(s.source.side, s.source.engine, s.target.engine) for s in house.transfer.shipments]
-    assert (Side.DECODE, 0, 1) in sides
+        if sequence.engine == EngineId("decode/1"):
+            deployment.coordinator.abort(sequence.request.id)
+    deployment.run()
+    assert ("hbm/decode-0", "hbm/decode-1") in map(route, deployment.transport.jobs)
     stayed = [sequence for sequence in every if sequence.state is State.FINISHED]
     assert len(stayed) == 2
     assert [sequence.output for sequence in stayed] == [expected(each) for each in stayed]
     assert all(sequence.epoch <= 1 for sequence in stayed)
 
 
-def test_somebody_who_decodes_comes_before_somebody_who_will():
-    house = deploy(CONFIG, pages=(40, 11))
-    old = house.submit("old", prompt_len=15, max_tokens=20)
-    house.run_until(lambda: old.state is State.DECODING)
-    young = house.submit("young", prompt_len=17, max_tokens=3)
-    house.run()
+def test_a_sequence_that_decodes_comes_before_one_that_will():
+    deployment = deploy(CONFIG, pages=(40, 11))
+    old = deployment.submit("old", prompt_len=15, max_tokens=20)
+    deployment.run_until(lambda: old.state is State.DECODING)
+    young = deployment.submit("young", prompt_len=17, max_tokens=3)
+    deployment.run()
     assert old.epoch == 0
     assert [old.output, young.output] == [expected(old), expected(young)]
 
 
 def test_pages_of_other_sizes():
     for size in (2, 8):
-        house = deploy(CONFIG, table_page_size=size, groups=2)
-        sequences = [house.submit(f"{n}", prompt_len=n) for n in (1, 7, 8, 17)]
-        house.run()
+        deployment = deploy(CONFIG, decode_page_size=size, groups=2)
+        sequences = [deployment.submit(f"{n}", prompt_len=n) for n in (1, 7, 8, 17)]
+        deployment.run()
         assert [each.output for each in sequences] == [expected(each) for each in sequences]
 
 
 def test_a_hand_off_with_parts_missing_cannot_be_completed():
-    house = deployed(streaming=False)
-    sequence = house.submit("a")
-    house.run_until(lambda: sequence.state is State.TRANSFERRING)
+    deployment = deployed(streaming=False)
+    sequence = deployment.submit("a")
+    deployment.run_until(lambda: sequence.state is State.TRANSFERRING)
     handoff: Handoff = sequence.handoff
     assert not handoff.leave_if_complete() and not handoff.closed
 
 
-def view(engine: int, free_rows: int, free_pages: int = 20) -> DecodeView:
-    return DecodeView(engine, 4, free_rows, free_pages, 20, frozenset())
+def view(engine: int, free_rows: int, free_pages: int = 20) -> EngineView:
+    pools = frozenset(decode_view(i).pool for i in range(2))
+    return decode_view(engine, free_rows=free_rows, free_pages=free_pages, sources=pools)
 
 
 @pytest.mark.parametrize(
     ("engines", "goes_to"),
     [
-        ([view(0, 0), view(1, 2)], 1),
+        ([view(0, 0), view(1, 2)], "decode/1"),
         ([view(0, 1), view(1, 2)], None),  # it would only turn round
         ([view(0, 0), view(1, 2, free_pages=2)], None),
         ([view(0, 0)], None),
+        ([view(0, 0), replace(view(1, 2), pool=view(0, 0).pool)], None),  # nothing would move
+        ([view(0, 0), replace(view(1, 2), sources=frozenset())], None),  # no link
     ],
 )
-def test_who_migrates(engines, goes_to):
-    house = deployed()
-    buckets = house.coordinator.buckets
-    sequences = [house.submit(name, prompt_len=size) for name, size in (("a", 9), ("b", 5))]
-    rules = HandoffRules(HandoffConfig(rebalance=True), buckets)
-    plan = rules.migrations(engines, {0: sequences, 1: []})
+def test_which_sequence_migrates(engines, goes_to):
+    deployment = deployed()
+    sequences = [deployment.submit(name, prompt_len=size) for name, size in (("a", 9), ("b", 5))]
+    rules = HandoffRules(PolicySetup(Config(handoff=HandoffConfig(rebalance=True))))
+    decoding = {EngineId("decode/0"): sequences, EngineId("decode/1"): []}
+    plan = rules.migrations(engines, decoding, [], 0, NOW)
     assert [(each.sequence, each.engine) for each in plan] == (
         [] if goes_to is None else [(sequences[1], goes_to)]
     )
+    assert not rules.migrations(engines, decoding, [], 1, NOW), "one at a time"
+    assert not rules.migrations(engines, decoding, sequences[:1], 0, NOW), "a sequence waits"
 
 
 @pytest.mark.parametrize("rules", [{"stay_below": 100}, {"after_tokens": 30}])
-def test_nobody_who_stays_stands_still(rules):
-    """Two places of a step for four that decode where they were prefilled: each has its turn."""
-    house = deployed(**rules)
-    every = [house.submit(name, prompt_len=4, max_tokens=15) for name in "abcd"]
-    house.run_until(lambda: all(len(sequence.output) >= 2 for sequence in every))
+def test_no_sequence_that_stays_stands_still(rules):
+    """Two places of a step for four sequences that decode where they were prefilled: each has its
+    turn."""
+    deployment = deployed(**rules)
+    every = [deployment.submit(name, prompt_len=4, max_tokens=15) for name in "abcd"]
+    deployment.run_until(lambda: all(len(sequence.output) >= 2 for sequence in every))
     while not any(sequence.done for sequence in every):
         before = [len(sequence.output) for sequence in every]
         for _ in range(3):
-            house.coordinator.step()
+            deployment.coordinator.step()
         after = [len(sequence.output) for sequence in every]
         assert all(now > then for now, then in zip(after, before, strict=True)), (before, after)
-    house.run()
+    deployment.run()
     assert [sequence.output for sequence in every] == [expected(sequence) for sequence in every]

@@ -1,4 +1,6 @@
 from collections import OrderedDict
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 import pytest
 
@@ -75,7 +77,7 @@ def test_a_known_page_is_cached_when_its_last_holder_lets_go():
     allocator.know([page])
     allocator.share([page])
     allocator.free([page, other])
-    assert allocator.cached_pages == 0, "somebody holds it still"
+    assert allocator.cached_pages == 0, "it has a holder still"
     allocator.free([page])
     assert (allocator.free_pages, allocator.cached_pages, allocator.used_pages) == (3, 1, 0)
     allocator.check([])
@@ -123,7 +125,7 @@ def test_sharing_is_all_or_nothing():
 def test_free_pages_go_before_cached_ones_and_tails_before_heads():
     allocator = PageAllocator(8)
     evicted: list[int] = []
-    allocator.on_evict = evicted.append
+    allocator.on_evict(evicted.extend)
     older, younger = allocator.allocate(3), allocator.allocate(3)
     allocator.know(older + younger)
     allocator.free(older)
@@ -146,7 +148,7 @@ def test_what_was_used_again_is_evicted_last():
     assert allocator.allocate(3) == [pages[1], pages[0], pages[2]]
 
 
-def test_nothing_is_evicted_for_those_who_cannot_have_all():
+def test_nothing_is_evicted_where_not_all_can_be_had():
     allocator = PageAllocator(4)
     pages = allocator.allocate(3)
     allocator.know(pages)
@@ -157,7 +159,7 @@ def test_nothing_is_evicted_for_those_who_cannot_have_all():
     allocator.check(pages[2:])
 
 
-def test_a_forgotten_page_is_free_once_nobody_holds_it():
+def test_a_forgotten_page_is_free_once_it_has_no_holder():
     allocator = PageAllocator(4)
     held, cached, never_known = allocator.allocate(3)
     allocator.know([held, cached])
@@ -170,7 +172,7 @@ def test_a_forgotten_page_is_free_once_nobody_holds_it():
     allocator.check([])
 
 
-def test_only_what_somebody_holds_can_be_made_known():
+def test_only_a_page_with_a_holder_can_be_made_known():
     allocator = PageAllocator(4)
     held, gone = allocator.allocate(2)
     allocator.free([gone])
@@ -184,3 +186,56 @@ def test_check_notices_a_page_that_is_free_and_known():
     allocator.known.add(1)
     with pytest.raises(AssertionError, match="free and known"):
         allocator.check([])
+
+
+def test_every_listener_hears_of_all_evicted_pages_at_once_before_they_are_handed_out():
+    allocator = PageAllocator(6)
+    heard: list[tuple[str, list[int], int]] = []
+
+    def listener(name: str) -> Callable[[Seq[int]], None]:
+        return lambda pages: heard.append((name, list(pages), allocator.used_pages))
+
+    for name in ("first", "second"):
+        allocator.on_evict(listener(name))
+    cached, held = allocator.allocate(3), allocator.allocate(1)
+    allocator.know(cached)
+    allocator.free(cached)
+    assert allocator.allocate(1) and not heard  # a free page was left
+    pages = allocator.allocate(2)
+    assert pages == cached[:0:-1]
+    assert heard == [("first", pages, 2), ("second", pages, 2)]
+    allocator.allocate(1)
+    assert heard[2:] == [("first", cached[:1], 4), ("second", cached[:1], 4)]
+    assert held
+
+
+def test_listeners_hear_of_each_change_when_it_has_been_made():
+    allocator = PageAllocator(4)
+    changes: list[tuple[int, int, int]] = []
+    for _ in range(2):
+        allocator.on_change(
+            lambda: changes.append(
+                (allocator.free_pages, allocator.cached_pages, allocator.used_pages)
+            )
+        )
+
+    def change(call) -> tuple[int, int, int]:
+        changes.clear()
+        call()
+        first, second = changes
+        assert first == second
+        return first
+
+    pages: list[int] = []
+    assert change(lambda: pages.extend(allocator.allocate(2))) == (1, 0, 2)
+    assert change(lambda: allocator.share(pages)) == (1, 0, 2)
+    allocator.know(pages)
+    assert change(lambda: allocator.free(pages * 2)) == (3, 2, 0)
+    assert change(lambda: allocator.share(pages[:1])) == (2, 1, 1)
+    assert change(lambda: allocator.forget(pages)) == (2, 0, 1)
+    changes.clear()
+    with pytest.raises(OutOfPages):
+        allocator.allocate(3)
+    with pytest.raises(ValueError, match="freed"):
+        allocator.free([3])
+    assert not changes

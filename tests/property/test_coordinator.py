@@ -5,17 +5,17 @@ from collections.abc import Callable
 
 import pytest
 
-from pdjax.host.batching.decode_pipeline import Pipeline
-from pdjax.host.coordinator import Coordinator
-from pdjax.host.handoff import transfer_queue as shipping
+from pdjax.host.batching.decode_pipeline import DecodePipeline
+from pdjax.host.handoff import transfer
 from pdjax.host.handoff.handoff import Handoff, Part
 from pdjax.host.kv.prefix_index import PrefixIndex
-from pdjax.host.runners import prefill as prefilling
-from pdjax.host.runners.decode import Decoding
-from pdjax.host.sequences.reference import Member
+from pdjax.host.loop import Loop
+from pdjax.host.runners import prefill
+from pdjax.host.runners.decode import DecodeRunner
+from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import IDLE_ROW
-from tests.helpers.fake_transfer import FakeTransfer
+from tests.helpers.fake_transport import FakeTransport
 from tests.helpers.fakes import Chance, FakeTicket
 from tests.helpers.turmoil import Turmoil
 from tests.helpers.workload import REACHED, run_all
@@ -40,7 +40,7 @@ def test_faults_hurt_nobody_else(shard):
 @pytest.mark.parametrize("faults", [False, True])
 def test_plans_that_are_overtaken_hurt_nobody(faults):
     happened = run_all(range(50_000, 50_040), faults=faults, make=Turmoil)
-    wanted = {f"{what} between layer groups" for what in ("preempted", "lost", "taken")}
+    wanted = {f"{what} before a step" for what in ("preempted", "lost", "taken")}
     assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
 
 
@@ -49,7 +49,6 @@ def test_the_workloads_cover_what_may_happen():
     happened = run_all(range(20_000, 20_100)) + run_all(range(20_000, 20_100), faults=True)
     wanted = {"refused", "queue full", "preempted", "faults", "interrupted"}
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
-    wanted |= {"told between layer groups", "abort between layer groups"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
     wanted |= {"FINISHED", "ABORTED", "FAILED", "poisoned"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
@@ -63,13 +62,13 @@ def test_the_workloads_cover_what_may_happen():
 def parts_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence decodes when something of it has landed, not when all of it has."""
     monkeypatch.setattr(
-        Handoff, "complete", property(lambda self: bool((self._ledger == Part.LANDED).any()))
+        Handoff, "complete", property(lambda self: bool((self._ledger == Part.WRITTEN).any()))
     )
 
 
 def unwanted_pages_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """What arrives for a hand-off that has been closed is written to pages that it had."""
-    monkeypatch.setattr(shipping._Item, "wanted", property(lambda self: True))
+    monkeypatch.setattr(transfer.Item, "wanted", property(lambda self: True))
 
 
 def last_page_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,13 +88,13 @@ def sent_before_computed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def damage_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages whose checksums differ are taken for good."""
-    land = FakeTransfer.land
+    write = FakeTransport.write
 
-    def land_and_say_nothing(self, ticket, target_pages) -> FakeTicket[int]:
-        land(self, ticket, target_pages)
+    def write_and_say_nothing(self, job_id, target_pages) -> FakeTicket[int]:
+        write(self, job_id, target_pages)
         return FakeTicket(0, Chance(0))
 
-    monkeypatch.setattr(FakeTransfer, "land", land_and_say_nothing)
+    monkeypatch.setattr(FakeTransport, "write", write_and_say_nothing)
 
 
 def newest_token_found_in_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,55 +109,55 @@ def newest_token_found_in_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stale_epoch_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token that was on its way when the sequence was preempted is taken all the same."""
-    monkeypatch.setattr(Member, "current", property(lambda self: not self.sequence.done))
+    monkeypatch.setattr(SequenceRef, "is_current", property(lambda self: not self.sequence.done))
 
 
 def page_grown_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is added one position after it is needed."""
-    needy = Pipeline.needy
+    needing_page = DecodePipeline.needing_page
 
     def one_less(self) -> list[Sequence]:
         self._next -= 1
-        found = needy(self)
+        found = needing_page(self)
         self._next += 1
         return found
 
-    monkeypatch.setattr(Pipeline, "needy", one_less)
+    monkeypatch.setattr(DecodePipeline, "needing_page", one_less)
 
 
 def dropped_row_left_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is given up runs on through the later stages, and writes to its old pages."""
-    drop = Pipeline.drop
+    release = DecodePipeline.release
 
-    def drop_but_fly_on(self, row: int) -> None:
+    def release_but_go_on(self, row: int) -> None:
         place = self._place(row)
         kept = self._positions[place], self._tables[place].copy(), self._widths[place]
-        drop(self, row)
+        release(self, row)
         if kept[0] != IDLE_ROW:
             self._positions[place], self._tables[place], self._widths[place] = kept
 
-    monkeypatch.setattr(Pipeline, "drop", drop_but_fly_on)
+    monkeypatch.setattr(DecodePipeline, "release", release_but_go_on)
 
 
 def evicted_pages_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The index does not hear that a page has been given to somebody else."""
-    monkeypatch.setattr(PrefixIndex, "forget", lambda self, page: None)
+    monkeypatch.setattr(PrefixIndex, "_forget_all", lambda self, pages: None)
 
 
-def penalties_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device does not hear what a penalized sequence has said before it joins."""
-    monkeypatch.setattr(Decoding, "_remember", lambda self, lane: None)
+def histories_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is not told the tokens of a penalized sequence before it joins."""
+    monkeypatch.setattr(DecodeRunner, "_set_histories", lambda self, state: None)
 
 
 def poison_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pages of a sequence whose logits are not finite stay findable."""
     monkeypatch.setattr(PrefixIndex, "forget_key", lambda self, key: None)
-    monkeypatch.setattr(prefilling, "NOT_FINITE", None)
+    monkeypatch.setattr(prefill, "NOT_FINITE", None)
 
 
 def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had KV in a pool that was lost goes on with the empty one."""
-    monkeypatch.setattr(Coordinator, "_notice_losses", lambda self: None)
+    monkeypatch.setattr(Loop, "_notice_losses", lambda self, states: None)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         page_grown_late,
         dropped_row_left_in_flight,
         evicted_pages_still_found,
-        penalties_not_remembered,
+        histories_not_set,
         losses_not_noticed,
         poison_kept,
     ],

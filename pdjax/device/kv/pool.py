@@ -52,8 +52,8 @@ class PoolOwner:
         self.mesh = mesh
         self.rules = rules
         self._make = functools.cache(self._maker)
-        # The thread that reads a failed ticket is not always the one that dispatches. A step of one
-        # engine may land pages in its own pool between two layer groups, hence the reentrancy.
+        # The thread that reads a failed ticket is not always the one that dispatches. A program
+        # that fails inspects the pool within its own block, hence the reentrancy.
         self._lock = threading.RLock()
         self._suspected = False
         self.arrays = self._zeros()

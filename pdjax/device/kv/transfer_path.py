@@ -110,11 +110,6 @@ class Path:
         self._gather = cache(self._make_gather)
         self._scatter = cache(self._make_scatter)
 
-    def token_bytes(self) -> int:
-        """What travels of a token: all layers and heads."""
-        planes = [plane for layer in self.source.layout.planes for plane in layer]
-        return sum(plane.heads * self.wire.head_bytes(plane.dim) for plane in planes)
-
     def gather(
         self, layers: range, page_ids: np.ndarray, checked: bool
     ) -> tuple[Pieces, jax.Array]:

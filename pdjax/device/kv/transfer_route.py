@@ -1,6 +1,6 @@
-"""Which stage sends which layers to which stage: the plan of a shipment, without any bytes.
+"""Which stage sends which layers to which stage: the plan of a transfer job, without any bytes.
 
-Programs are SPMD: every stage runs the same one on the same layer slots. So a shipment's layers are
+Programs are SPMD: every stage runs the same one on the same layer slots. So the layers of a job are
 cut into runs until those of different stages have equal slots or none in common; one part of a
 program then serves several stages, and no layer is read or written twice.
 """
@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Route:
-    """The runs of a shipment, in the order of their layers.
+    """The runs of a transfer job, in the order of their layers.
 
     Attributes:
       runs: all of them.

@@ -64,6 +64,11 @@ class Wire:
         """Bytes of one token and KV head, K or V."""
         return head_dim * jnp.dtype(self.dtype).itemsize + 4 * self.rounded
 
+    def token_bytes(self, layout: KVLayout) -> int:
+        """What travels of a token: all layers and heads."""
+        planes = [plane for layer in layout.planes for plane in layer]
+        return sum(plane.heads * self.head_bytes(plane.dim) for plane in planes)
+
     def write(self, pages: Pages, spans: int, *, checked: bool) -> jax.Array:
         """Pages [X, n, S, H] of some spans of tokens -> a piece: [X, n, S, H], or words."""
         elements, *scales = self._encoded(pages)

@@ -1,14 +1,15 @@
 """The rotation of microbatches over the stages of a decode engine, as the host keeps it.
 
-An engine of R stages has R microbatches of b rows. Row r belongs to microbatch `r // b` and joins,
-once somebody sits in it, when that microbatch next enters stage 0. From then on it is launched each
-time that its microbatch enters, until it has been launched for all the tokens it may have; whoever
-sits in it can leave at any tick.
+An engine of R stages has R microbatches of b rows. Row r belongs to microbatch `r // b`. A sequence
+that is assigned to a row joins when that microbatch next enters stage 0. From then on it is
+launched each time that its microbatch enters, until it has been launched for all the tokens that it
+may have; its row can be released at any tick.
 
 Since each tick names the rows under all R stages, and there are R microbatches, every row is under
 exactly one stage. So the host keeps one array over all rows, and a tick is a permutation of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
@@ -18,71 +19,101 @@ import numpy as np
 from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.host.batching.buckets import Buckets, fit
 from pdjax.host.batching.sampling_rows import SamplingRows
-from pdjax.host.sequences.reference import Member
+from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch
+
+_EVER = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A tick to dispatch, and whom it concerns.
+    """A tick to dispatch, and its sequences.
 
     Attributes:
       batch: what goes through the door.
-      leaving: whose next token the ticket will hold, and in which of its rows, 0 <= row < b.
-      aboard: everybody under any stage.
-      stages_active: stages with somebody under them.
+      leaving: the sequences whose next tokens the ticket will hold, each with its row there, 0 <=
+        row < b.
+      refs: the sequences under all stages.
+      stages_active: stages with a sequence under them.
     """
 
     batch: DecodeBatch
-    leaving: tuple[tuple[int, Member], ...]
-    aboard: tuple[Member, ...]
+    leaving: tuple[tuple[int, SequenceRef], ...]
+    refs: tuple[SequenceRef, ...]
     stages_active: int
 
 
 @dataclass(frozen=True)
-class _Crew:
-    """Who is on the way in a microbatch: `rows` with their places in it, where `flying` is true."""
+class _Occupants:
+    """The sequences in flight in a microbatch: `rows` with their places, as `in_flight` says."""
 
-    flying: np.ndarray  # bool[b]
-    rows: tuple[tuple[int, Member], ...]
-    members: tuple[Member, ...]
+    in_flight: np.ndarray  # bool[b]
+    rows: tuple[tuple[int, SequenceRef], ...]
+    refs: tuple[SequenceRef, ...]
 
 
-class Pipeline:
-    """Rows of a decode engine, and who is where in its stages.
+@dataclass(frozen=True)
+class _Flight:
+    """A microbatch that has been launched: its occupants, and their page table."""
 
-    With hundreds of rows a tick must not cost the host a loop over them, so what is known of each
-    row stands in arrays, and the tuples of a tick are made anew only when somebody comes or goes.
+    occupants: _Occupants
+    table: np.ndarray  # i32[b, W], null where no row is in flight; W is a bucket
+    pages: int  # W
+
+
+@dataclass
+class _Course:
+    """Launches of a microbatch that differ in the positions alone: until a row joins or leaves,
+    needs a page, or has been launched for its last token."""
+
+    flight: _Flight
+    entries: int  # that are left
+
+
+class DecodePipeline:
+    """Rows of a decode engine, and the sequences in them.
+
+    With hundreds of rows a tick must not cost the host a loop over them. So arrays hold what is
+    known of each row, and all of a tick but the positions is kept until it changes.
 
     Args:
       stages: R, which is also the number of microbatches.
       rows: R * b.
       buckets: widths of the page table, and the size of a page.
+      on_change: called when a row is taken, assigned or released.
     """
 
-    def __init__(self, stages: int, rows: int, buckets: Buckets) -> None:
+    def __init__(
+        self, stages: int, rows: int, buckets: Buckets, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.stages, self.rows, self._buckets = stages, rows, buckets
+        self._on_change = on_change
         self._size = rows // stages  # b
         ticks = np.arange(stages)
         self._under = (ticks[:, None] - ticks) % stages  # [R, R]: microbatch under each stage
         shape = stages, self._size
         self._positions = np.full(shape, IDLE_ROW, np.int32)  # [R, b]: in flight
         self._next = np.zeros(shape, np.int32)  # [R, b]: position of the token that goes in next
-        self._last = np.full(shape, -1, np.int32)  # [R, b]: the last such; before `next`: nobody
+        self._last = np.full(
+            shape, -1, np.int32
+        )  # [R, b]: the last such; before `next`: no sequence
         self._tables = np.full((*shape, buckets.table_pages[-1]), NULL_PAGE, np.int32)
         self._widths = np.zeros(shape, np.int32)  # [R, b]: pages of a row's table in use
+        self._fed_back = np.full(self._size, USE_FED_BACK, np.int32)  # tokens, where no row joins
         self._sampling = [SamplingRows(self._size) for _ in range(stages)]
-        self._members: list[Member | None] = [None] * rows
+        self._refs: list[SequenceRef | None] = [None] * rows
         self._new: list[set[int]] = [set() for _ in range(stages)]  # places not yet launched
-        self._crews: list[_Crew | None] = [None] * stages  # None: not known any longer
+        self._occupants: list[_Occupants | None] = [None] * stages  # None: to be made
+        self._flights: list[_Flight | None] = [None] * stages  # None: no row is in flight
+        self._courses: list[_Course | None] = [None] * stages  # None: the next launch may differ
         self._free = [list(range(self._size)) for _ in range(stages)]  # heaps of places
         self._taken: set[int] = set()
         self._next_tick = 0
 
     @property
     def taken_rows(self) -> int:
-        """Rows that are used or reserved."""
+        """Rows that are assigned or reserved."""
         return len(self._taken)
 
     @property
@@ -92,8 +123,10 @@ class Pipeline:
 
     @property
     def active(self) -> bool:
-        """Whether a tick would do anything: somebody is on the way, or could be launched."""
-        return bool((self._next <= self._last).any()) or self._anybody_flies
+        """Whether a tick would do anything: a sequence is in flight, or could be launched."""
+        if self._any_in_flight or any(self._courses):
+            return True
+        return bool(self._taken) and bool((self._next <= self._last).any())
 
     def reserve(self) -> int:
         """Take a free row, in the microbatch with the fewest taken."""
@@ -101,126 +134,180 @@ class Pipeline:
         microbatch = max(range(self.stages), key=lambda m: len(self._free[m]))
         row = microbatch * self._size + heappop(self._free[microbatch])
         self._taken.add(row)
+        self._on_change()
         return row
 
-    def seat(self, row: int, sequence: Sequence) -> None:
-        """Let `sequence` decode in a reserved row."""
-        assert row in self._taken and self._members[row] is None, f"row {row} is not reserved"
+    def assign(self, row: int, sequence: Sequence) -> None:
+        """Let a sequence decode in a reserved row, from when its microbatch next enters."""
+        assert row in self._taken and self._refs[row] is None, f"row {row} is not reserved"
         microbatch, i = place = self._place(row)
-        self._members[row] = Member.of(sequence)
-        # The newest token goes in next; of the last one that it may have, nothing is read.
+        self._refs[row] = SequenceRef.of(sequence)
+        # The newest token goes in next; the KV of the last one that it may have is never read.
         self._next[place] = sequence.length - 1
         self._last[place] = sequence.lifetime_tokens - 1
         assert self._next[place] <= self._last[place], f"{sequence.id} has no token left to get"
         self._new[microbatch].add(i)
+        self._courses[microbatch] = None
         self._copy_pages(place, sequence)
+        self._on_change()
 
-    def drop(self, row: int) -> None:
-        """Give up a row; whatever is on the way in it is idle from the next tick on."""
+    def release(self, row: int) -> None:
+        """Give up a row; what is in flight in it is idle from the next tick on."""
         self._taken.remove(row)
-        self._members[row] = None
+        self._refs[row] = None
         microbatch, i = place = self._place(row)
         heappush(self._free[microbatch], i)
         self._new[microbatch].discard(i)
-        self._crews[microbatch] = None
-        self._positions[place] = IDLE_ROW
+        self._occupants[microbatch] = self._courses[microbatch] = None
         self._next[place], self._last[place] = 0, -1
         self._tables[place] = NULL_PAGE
         self._widths[place] = 0
         self._sampling[microbatch].clear(i)
+        if self._flights[microbatch] is not None:
+            self._positions[place] = IDLE_ROW
+            self._flights[microbatch] = self._flight(microbatch)
+        self._on_change()
 
     def align(self) -> None:
-        """Where nobody is on the way, go straight to the microbatch that somebody waits to enter
-        with: the ticks between would move nothing."""
-        if self.stages > 1 and not self._anybody_flies:
+        """With nothing in flight, go straight to the next microbatch in which a sequence waits to
+        enter: the ticks before it would move nothing."""
+        if self.stages > 1 and not self._any_in_flight:
             waiting = np.flatnonzero((self._next <= self._last).any(axis=1))  # microbatches
             if waiting.size:
                 self._next_tick += int(((waiting - self.entering) % self.stages).min())
 
     def joining(self) -> list[Sequence]:
-        """Who enters at the next tick for the first time in his row."""
+        """The sequences that enter at the next tick for the first time in their row."""
         microbatch = self.entering
-        return [self._sequence(microbatch, i) for i in sorted(self._new[microbatch])]
+        new = self._new[microbatch]
+        return [self._sequence(microbatch, i) for i in sorted(new)] if new else []
 
-    def needy(self) -> list[Sequence]:
-        """Who enters at the next tick, and has no page yet for the position that he writes."""
+    def needing_page(self) -> list[Sequence]:
+        """The sequences that enter at the next tick and lack a page for the position written."""
         microbatch = self.entering
+        if self._courses[microbatch] is not None:
+            return []
         return [
             sequence
             for i in self._beyond_table(self._launchable(microbatch))
             for sequence in (self._sequence(microbatch, i),)
-            if len(sequence.pages) * self._buckets.table_page_size <= self._next[microbatch, i]
+            if len(sequence.pages) * self._buckets.page_size <= self._next[microbatch, i]
         ]
 
     def tick(self) -> Tick:
-        """Launch who can be launched, and move every microbatch on by one stage."""
+        """Launch every row that can be launched, and move each microbatch on by one stage."""
         microbatch = self.entering
-        launched = self._launchable(microbatch)
-        tokens = np.full(self._size, USE_FED_BACK, np.int32)
-        for i in sorted(self._new[microbatch]):
-            sequence = self._sequence(microbatch, i)
-            tokens[i] = sequence.output[-1]
-            self._sampling[microbatch].fill(i, sequence)
-        self._new[microbatch].clear()
-        for i in self._beyond_table(launched):
-            self._copy_pages((microbatch, i), self._sequence(microbatch, i))
-        self._positions[microbatch] = np.where(launched, self._next[microbatch], IDLE_ROW)
-        self._next[microbatch] += launched
-        widest = int(self._widths.max(where=self._positions != IDLE_ROW, initial=1))
-        return self._advance(tokens, fit(self._buckets.table_pages, widest))
+        tokens = self._fed_back
+        if self._new[microbatch]:
+            tokens = tokens.copy()
+            for i in sorted(self._new[microbatch]):
+                sequence = self._sequence(microbatch, i)
+                tokens[i] = sequence.output[-1]
+                self._sampling[microbatch].fill(i, sequence)
+            self._new[microbatch].clear()
+        self._launch(microbatch)
+        flights = [flight.pages for flight in self._flights if flight is not None]
+        return self._advance(tokens, max(flights, default=self._buckets.table_pages[0]))
+
+    def _launch(self, microbatch: int) -> None:
+        """Let a microbatch enter."""
+        course, place = self._courses[microbatch], self._next[microbatch]
+        if course is not None:
+            launched = course.flight.occupants.in_flight
+            self._positions[microbatch] = np.where(launched, place, IDLE_ROW)
+            self._flights[microbatch] = course.flight
+            course.entries -= 1
+            if not course.entries:
+                self._courses[microbatch] = None
+        else:
+            launched = self._launchable(microbatch)
+            for i in self._beyond_table(launched):
+                self._copy_pages((microbatch, i), self._sequence(microbatch, i))
+            self._positions[microbatch] = np.where(launched, place, IDLE_ROW)
+            self._flights[microbatch] = self._flight(microbatch)
+            self._begin_course(microbatch, launched)
+        place += launched
+
+    def _begin_course(self, microbatch: int, launched: np.ndarray) -> None:
+        """Work out how often a microbatch that has just been launched can be launched the same way
+        again. Its rows' `next` are still those of this launch."""
+        flight = self._flights[microbatch]
+        if flight is not None:
+            held = self._widths[microbatch] * self._buckets.page_size - 1
+            last = np.minimum(self._last[microbatch], held)
+            entries = int((last - self._next[microbatch]).min(where=launched, initial=_EVER))
+            self._courses[microbatch] = _Course(flight, entries) if entries > 0 else None
 
     def idle_tick(self, table_pages: int) -> DecodeBatch:
         """A tick of that bucket, for an empty pipeline."""
-        assert not self._taken, "somebody would miss a tick"
-        tokens = np.full(self._size, USE_FED_BACK, np.int32)
-        return self._advance(tokens, table_pages).batch
+        assert not self._taken, "a sequence would miss a tick"
+        return self._advance(self._fed_back, table_pages).batch
 
     def _advance(self, tokens: np.ndarray, table_pages: int) -> Tick:
-        """The next tick, with everybody where he is now."""
+        """The next tick, with every row where it is now."""
         number, self._next_tick = self._next_tick, self._next_tick + 1
         under = self._under[number % self.stages]
         leaving = int(under[-1])
         positions = self._positions[under]  # indexing by an array copies
-        page_table = np.empty((*positions.shape, table_pages), np.int32)
-        for stage, microbatch in enumerate(under.tolist()):
-            page_table[stage] = self._tables[microbatch, :, :table_pages]
-        page_table[positions == IDLE_ROW] = NULL_PAGE
-        sampling = self._sampling[leaving].take()
-        crews = [self._crew(microbatch) for microbatch in range(self.stages)]
-        self._positions[leaving] = IDLE_ROW
+        refs = [flight.occupants.refs for flight in self._flights if flight is not None]
+        flights = [self._flights[microbatch] for microbatch in under.tolist()]
+        left = flights[-1]
+        if self.stages == 1 and left is not None and left.pages == table_pages:
+            page_table = left.table[None]
+        else:
+            page_table = np.full((*positions.shape, table_pages), NULL_PAGE, np.int32)
+            for stage, flight in enumerate(flights):
+                if flight is not None:
+                    page_table[stage, :, : flight.pages] = flight.table
+        if left is not None:
+            self._flights[leaving] = None
+            self._positions[leaving] = IDLE_ROW
         return Tick(
-            batch=DecodeBatch(number, tokens, positions, page_table, sampling),
-            leaving=crews[leaving].rows,
-            aboard=tuple(chain.from_iterable(crew.members for crew in crews)),
-            stages_active=sum(bool(crew.members) for crew in crews),
+            batch=DecodeBatch(
+                number, tokens, positions, page_table, self._sampling[leaving].take()
+            ),
+            leaving=left.occupants.rows if left is not None else (),
+            refs=refs[0] if len(refs) == 1 else tuple(chain.from_iterable(refs)),
+            stages_active=len(refs),
         )
 
-    def _crew(self, microbatch: int) -> _Crew:
-        """Who is on the way in a microbatch; the same object until somebody comes or goes."""
-        flying, crew = self._positions[microbatch] != IDLE_ROW, self._crews[microbatch]
-        if crew is None or (crew.flying != flying).any():
+    def _flight(self, microbatch: int) -> _Flight | None:
+        """The rows of a microbatch that are in flight; None where there is none."""
+        in_flight = self._positions[microbatch] != IDLE_ROW
+        if not in_flight.any():
+            return None
+        widest = int(self._widths[microbatch].max(where=in_flight, initial=1))
+        pages = fit(self._buckets.table_pages, widest)
+        table = np.where(in_flight[:, None], self._tables[microbatch, :, :pages], NULL_PAGE)
+        return _Flight(self._occupants_of(microbatch, in_flight), table, pages)
+
+    def _occupants_of(self, microbatch: int, in_flight: np.ndarray) -> _Occupants:
+        """The sequences in flight in a microbatch; the same object until one joins or leaves."""
+        occupants = self._occupants[microbatch]
+        if occupants is None or (occupants.in_flight != in_flight).any():
             first = microbatch * self._size
             rows = tuple(
-                (i, member)
-                for i in np.flatnonzero(flying).tolist()
-                if (member := self._members[first + i]) is not None
+                (i, ref)
+                for i in np.flatnonzero(in_flight).tolist()
+                if (ref := self._refs[first + i]) is not None
             )
-            crew = _Crew(flying, rows, tuple(member for _, member in rows))
-            self._crews[microbatch] = crew
-        return crew
+            occupants = _Occupants(in_flight, rows, tuple(ref for _, ref in rows))
+            self._occupants[microbatch] = occupants
+        return occupants
 
     @property
-    def _anybody_flies(self) -> bool:
-        return bool((self._positions != IDLE_ROW).any())
+    def _any_in_flight(self) -> bool:
+        return any(flight is not None for flight in self._flights)
 
     def _launchable(self, microbatch: int) -> np.ndarray:
-        """bool[b]: who has a token left to be launched for."""
+        """bool[b]: rows with a token left to be launched for."""
         return self._next[microbatch] <= self._last[microbatch]
 
     def _beyond_table(self, launched: np.ndarray) -> list[int]:
-        """Who of `launched` bool[b], in the microbatch that enters, would write past his table."""
+        """Places of `launched` bool[b], in the microbatch that enters, that would write past their
+        page table."""
         microbatch = self.entering
-        held = self._widths[microbatch] * self._buckets.table_page_size
+        held = self._widths[microbatch] * self._buckets.page_size
         return (launched & (held <= self._next[microbatch])).nonzero()[0].tolist()
 
     def _copy_pages(self, place: tuple[int, int], sequence: Sequence) -> None:
@@ -230,9 +317,9 @@ class Pipeline:
         self._widths[place] = len(pages)
 
     def _sequence(self, microbatch: int, i: int) -> Sequence:
-        member = self._members[microbatch * self._size + i]
-        assert member is not None, f"nobody sits in row {i} of microbatch {microbatch}"
-        return member.sequence
+        ref = self._refs[microbatch * self._size + i]
+        assert ref is not None, f"row {i} of microbatch {microbatch} is free"
+        return ref.sequence
 
     def _place(self, row: int) -> tuple[int, int]:
         """Microbatch of a row, and its place there."""

@@ -28,11 +28,11 @@ def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
     sampling = SamplingRows(rows)
     token, page = 0, 0
     for b, (chunk, pages) in enumerate(zip(chunks, pages_of, strict=True)):
-        sequence, ids = chunk.sequence, chunk.sequence.token_ids
+        sequence = chunk.sequence
         packed = slice(token, token + chunk.tokens)
         token, page = packed.stop, page + len(pages)
         positions = np.arange(chunk.start, chunk.stop, dtype=np.int32)
-        batch.tokens[packed] = ids[chunk.start : chunk.stop]
+        batch.tokens[packed] = sequence.tokens(chunk.start, chunk.stop)
         batch.positions[packed] = positions
         own_pages = np.array(pages, np.int32)
         batch.slot_mapping[packed] = (
@@ -46,7 +46,7 @@ def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
         if chunk.last:
             sampling.fill(b, sequence)
             if batch.history is not None:
-                batch.history[b, : len(ids)] = ids
+                batch.history[b, : sequence.length] = sequence.token_ids
     return replace(batch, sampling=sampling.take())
 
 

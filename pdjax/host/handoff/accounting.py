@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pdjax.interfaces.transfer import TransferCost
+from pdjax.interfaces.transport import TransferCost
 
 
 @dataclass

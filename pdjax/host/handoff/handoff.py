@@ -3,21 +3,27 @@ piece of it has come, and what is held for it at both ends.
 
     reserved -> (sent, landed) for each part -> complete: only then may the sequence decode
 
-KV is divided into spans of tokens (see `interfaces.Shipment`) and the layer groups of the source. A
-ledger has an entry for each part, so "all pages are present" is looked up, not believed.
+KV is divided into spans of tokens (see `spans.py`) and the layer groups of the source. A ledger has
+an entry for each part, so that "all pages are present" is looked up, not believed.
 """
 
 import enum
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from pdjax.host.engines import DecodeLane, Lane, PrefillLane
+from pdjax.core.ids import PoolId
+from pdjax.host.engines import EngineState
 from pdjax.host.handoff.accounting import TransferTotals
-from pdjax.host.sequences.reference import Member
+from pdjax.host.handoff.spans import Spans
+from pdjax.host.kv.pools import PoolState
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
-from pdjax.interfaces.transfer import End
+
+_LOG = logging.getLogger("pdjax")
 
 
 class Part(enum.IntEnum):
@@ -25,14 +31,15 @@ class Part(enum.IntEnum):
 
     UNSENT = 0
     SENT = 1
-    LANDED = 2
+    WRITTEN = 2
 
 
 class Purpose(enum.Enum):
-    """What for the KV moves."""
+    """Why the KV moves."""
 
-    DECODE = "decode"  # the sequence goes on there
-    CACHE = "cache"  # it has ended, and others may find its prefix there
+    DECODE = "decode"  # its sequence was prefilled, and decodes there
+    MIGRATE = "migrate"  # its sequence decodes, and goes on there
+    CACHE = "cache"  # its sequence has ended, and later prompts may find their prefix there
 
 
 @dataclass(eq=False)
@@ -41,12 +48,13 @@ class Handoff:
 
     Attributes:
       id: unique within a coordinator.
-      member: the sequence, as it was then.
-      purpose: what for.
-      source, target: who owns the pages at each end.
+      ref: the sequence, as it was then.
+      purpose: why.
+      source, target: the pools at both ends.
+      engine: the engine of the target that the sequence decodes on; None for a cache.
       groups: layers that leave together, in order; of the source.
       tokens: how many of the sequence have KV that must be there in the end.
-      span: tokens of a span.
+      spans_of: the spans between the two pools.
       target_pages: held at the receiving end, in order; the first `skipped_tokens` of the KV were
         in them already (delta hand-off).
       row: reserved there; -1 where none is.
@@ -55,21 +63,21 @@ class Handoff:
       departed: moment at which the sequence had nothing left to do but to wait for this.
       left: moment at which something of it last left.
       computed: tokens of which KV has been dispatched through all layers.
-      idle: nothing can be sent until more has been computed or something has failed.
       attempts: that failed.
       generation: counts disownments; what was sent in an earlier one is not wanted any more.
-      closed: it holds nothing any longer. `completed`: since all of it has landed.
+      closed: it holds nothing any longer. `completed`: since all of it has been written.
       costs: what it has moved so far, and how long that took.
     """
 
     id: int
-    member: Member
+    ref: SequenceRef
     purpose: Purpose
-    source: Lane
-    target: Lane
+    source: PoolState
+    target: PoolState
+    engine: EngineState | None
     groups: tuple[range, ...]
     tokens: int
-    span: int
+    spans_of: Spans
     target_pages: list[int]
     skipped_tokens: int
     row: int
@@ -78,7 +86,6 @@ class Handoff:
     departed: float | None = None
     left: float = 0.0
     computed: int = 0
-    idle: bool = False
     attempts: int = 0
     generation: int = 0
     closed: bool = False
@@ -87,11 +94,16 @@ class Handoff:
 
     def __post_init__(self) -> None:
         self._ledger = np.full((self.spans, len(self.groups)), Part.UNSENT, np.uint8)
-        self._ledger[: self.skipped_tokens // self.span] = Part.LANDED
+        self._ledger[: self.skipped_tokens // self.span] = Part.WRITTEN
 
     @property
     def sequence(self) -> Sequence:
-        return self.member.sequence
+        return self.ref.sequence
+
+    @property
+    def span(self) -> int:
+        """Tokens of a span."""
+        return self.spans_of.tokens
 
     @property
     def spans(self) -> int:
@@ -100,24 +112,23 @@ class Handoff:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
-        return not self.closed and (self.purpose is Purpose.CACHE or self.member.current)
+        """Whether its KV is still of use at the target."""
+        return not self.closed and (self.purpose is Purpose.CACHE or self.ref.is_current)
 
     @property
     def complete(self) -> bool:
-        """Whether every part has landed."""
-        return bool((self._ledger == Part.LANDED).all())
-
-    def waiting_since(self, now: float) -> float:
-        """Seconds for which the sequence has waited for what is on its way; 0 if nothing is."""
-        if self.departed is None or not (self._ledger == Part.SENT).any():
-            return 0.0
-        return now - max(self.departed, self.left)
+        """Whether every part has been written."""
+        return bool((self._ledger == Part.WRITTEN).all())
 
     @property
-    def ends(self) -> tuple[End, End]:
+    def waits(self) -> bool:
+        """Whether anything of it is on its way."""
+        return bool((self._ledger == Part.SENT).any())
+
+    @property
+    def ends(self) -> tuple[PoolId, PoolId]:
         """Where from and where to."""
-        return self.source.end, self.target.end
+        return self.source.id, self.target.id
 
     @property
     def pages(self) -> list[int]:
@@ -133,10 +144,7 @@ class Handoff:
     def unsent(self) -> list[tuple[np.ndarray, slice]]:
         """What may leave now: spans in all layer groups, and in each those that may leave only
         there."""
-        if self.idle:
-            return []
         each = [self.sendable(group, self.computed) for group in range(len(self.groups))]
-        self.idle = not any(spans.size for spans in each)
         whole = each[0]
         for spans in each[1:]:
             whole = np.intersect1d(whole, spans, assume_unique=True)
@@ -148,39 +156,34 @@ class Handoff:
     def mark(self, spans: np.ndarray, groups: slice, part: Part) -> None:
         """These parts have come so far."""
         self._ledger[spans, groups] = part
-        if part is Part.UNSENT:
-            self.idle = False
 
     def has_computed(self, tokens: int) -> None:
         """KV of the first `tokens` has been dispatched through all layers."""
-        self.computed, self.idle = tokens, False
+        self.computed = tokens
 
     def disown(self) -> None:
-        """Whatever is on its way is not wanted any more, and has to be sent again."""
+        """What is on its way is not wanted any more, and has to be sent again."""
         self.generation += 1
-        self.idle = False
         self._ledger[self._ledger == Part.SENT] = Part.UNSENT
 
     def skip_nothing(self) -> None:
-        """What the target had already is not right after all: it is sent, too."""
+        """What the target had already is not right: it is sent, too."""
         self._ledger[: self.skipped_tokens // self.span] = Part.UNSENT
         self.skipped_tokens, self.costs.pages_skipped = 0, 0
-        self.idle = False
 
-    def held(self) -> Iterator[tuple[Lane, list[int]]]:
-        """The pages that it holds, and where."""
+    def held(self) -> Iterator[tuple[PoolState, list[int]]]:
+        """The pages that it holds, by pool."""
         if not self.closed:
             yield self.target, self.target_pages
             if self.departed is not None:
                 yield self.source, self.source_pages
 
     def close(self) -> None:
-        """Let go of everything at both ends. What is still on its way lands nowhere: the source has
-        been read in order, and nothing is written to the target before it lands."""
+        """Let go of everything at both ends. What is still on its way is not written: the source
+        has been read in order, and nothing is written to the target before it has arrived."""
         self.target.allocator.free(self.target_pages)
-        if self.row >= 0:
-            assert isinstance(self.target, DecodeLane)
-            self.target.pipeline.drop(self.row)
+        if self.engine is not None:
+            self.engine.rows.release(self.row)
         self.let_source_go()
         self.closed = True
 
@@ -191,8 +194,8 @@ class Handoff:
         self.sequence.handoff, self.sequence.streams = None, False
 
     def leave_if_complete(self) -> bool:
-        """Where every part has landed, what was reserved is the sequence's from now on, and the
-        source's pages are let go. Returns whether it is so."""
+        """If every part has been written, let go of the source's pages; what was reserved is the
+        sequence's from now on. Returns whether it is so."""
         if self.complete:
             self.let_source_go()
             self.closed = self.completed = True
@@ -210,9 +213,20 @@ class Handoff:
             self.source.allocator.free(self.source_pages)
             self.source_pages = []
 
-
-def groups_of(lane: Lane) -> tuple[range, ...]:
-    """The layers that leave a lane together."""
-    if isinstance(lane, PrefillLane):
-        return lane.engine.layer_groups
-    return (range(lane.engine.layout.num_layers),)
+    def record(self, arrived: float, recorder: Recorder) -> None:
+        """Take down what it has cost, once all of it is there."""
+        assert self.departed is not None, "its sequence waits for it"
+        costs, (source, target) = self.costs, self.ends
+        costs.transfers, costs.seconds = 1, arrived - self.departed
+        costs.hidden_s = max(0.0, costs.wire_s - costs.exposed_s)
+        recorder.span(
+            f"transfer/{source}->{target}",
+            self.sequence.id,
+            self.departed,
+            arrived,
+            bytes=costs.bytes,
+            pages=costs.pages,
+        )
+        recorder.transfer(self.sequence, costs)
+        if costs.layout_changing_puts:
+            _LOG.warning("%s: a hand-off changed a layout in a put, by way of the host", target)

@@ -1,157 +1,177 @@
 """The hand-offs of a deployment: reserve, then move, then release.
 
 One mechanism moves KV between any two pools: from prefill to decode, while the prefill runs or
-after it; back to the prefill side; and from one decode engine to another. Who moves, when and where
-to is for `sched/` to decide; here is how, and what happens when it goes wrong:
+after it; back to the prefill side; and from one decode engine to another. Policies decide which
+sequences move, when and where to; here is how, and what happens when it goes wrong:
 
-    what did not arrive is sent again; what fails for good is prefilled anew; then it fails
+    what did not arrive is sent again; what fails for good is prefilled again; then it fails
 
-An attempt fails if a shipment raises, arrives damaged, or has not landed when it is due. At any
-moment a hand-off can be closed, and every page that it holds, at both ends, is free again at once.
+An attempt fails if a job raises, arrives damaged, or has not arrived when it is due. At any moment
+a hand-off can be closed, and every page that it holds, at both ends, is free again at once.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from functools import partial
+from functools import cache
 
 from pdjax.config import HandoffConfig
-from pdjax.core.clock import Clock
-from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
-from pdjax.host.engines import DecodeLane, Lane, PrefillLane
-from pdjax.host.handoff.handoff import Handoff, Purpose, groups_of
-from pdjax.host.handoff.transfer_queue import Shipping
+from pdjax.host.engines import EngineState
+from pdjax.host.fleet import Fleet
+from pdjax.host.handoff.deadlines import Deadlines
+from pdjax.host.handoff.handoff import Handoff, Purpose
+from pdjax.host.handoff.reservations import reservations_in
+from pdjax.host.handoff.spans import Spans
+from pdjax.host.handoff.transfer_queue import Parts, TransferQueue
+from pdjax.host.kv.pools import PoolState
 from pdjax.host.kv.prefix_index import keys_of
 from pdjax.host.losses import lose_pages
-from pdjax.host.metrics.recorder import Recorder
-from pdjax.host.sequences.lifecycle import Roster
-from pdjax.host.sequences.reference import Member
+from pdjax.host.policies.api import GiveBack, HandoffPolicy
+from pdjax.host.policies.check import check_withdrawals
+from pdjax.host.runtime import Runtime
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
+from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence, State
-from pdjax.interfaces.transfer import Transfer
+from pdjax.interfaces.transport import Transport
 
 _LOG = logging.getLogger("pdjax")
 
 
 class HandoffTimeout(RuntimeError):
-    """A hand-off had not landed when it was due."""
+    """A hand-off had not arrived when it was due."""
 
 
-class Handoffs:
-    """Those that are open.
+class HandoffManager:
+    """The open hand-offs.
 
     Args:
       config: bounds of time, bytes and attempts.
-      transfer: moves the bytes.
-      roster: is told of every sequence that departs, arrives or fails.
-      buckets: sizes of pages and shipments.
-      clock, recorder: tell the time, and take down what happened when.
+      fleet: engines and pools.
+      transport: moves the bytes.
+      lifecycle: is told of every sequence that leaves, arrives or fails.
+      policy: says which reservations are given up.
+      max_model_len: tokens of the longest sequence.
+      numbers: ids for jobs, unique over all managers of a coordinator.
+      runtime: events, clock and recorder.
     """
 
     def __init__(
         self,
         config: HandoffConfig,
-        transfer: Transfer,
-        roster: Roster,
-        buckets: Buckets,
-        clock: Clock,
-        recorder: Recorder,
+        fleet: Fleet,
+        transport: Transport,
+        lifecycle: SequenceLifecycle,
+        policy: HandoffPolicy,
+        max_model_len: int,
+        numbers: Iterable[int],
+        runtime: Runtime,
     ) -> None:
-        self._config, self._roster, self._buckets = config, roster, buckets
-        self._clock, self._recorder = clock, recorder
-        self._shipping = Shipping(
-            config, transfer, buckets, clock, recorder, self._failed, self._lost
-        )
-        self._open: list[Handoff] = []
+        self._config, self._fleet, self._lifecycle = config, fleet, lifecycle
+        self._policy, self._clock, self._recorder = policy, runtime.clock, runtime.recorder
+        told = self._written, self._failed, self._lost
+        self.queue = TransferQueue(config, transport, runtime, *told, numbers)
+        self._deadlines = Deadlines(config, runtime)
+        self._open: dict[int, Handoff] = {}
         self._opened = 0
-        self._interrupt: BaseException | None = None
+        self._to_send: dict[int, Handoff] = {}  # that may have something to send
+        self._to_settle: dict[int, Handoff] = {}  # of which something has been written
+
+        @cache
+        def spans(source: PoolState, target: PoolState) -> Spans:
+            return Spans.between(source.layout, target.layout, max_model_len)
+
+        self.spans = spans
 
     @property
     def open(self) -> list[Handoff]:
         """Those that hold anything, the oldest first."""
-        return [handoff for handoff in self._open if not handoff.closed]
+        self._open = {key: handoff for key, handoff in self._open.items() if not handoff.closed}
+        return list(self._open.values())
 
     @property
     def busy(self) -> bool:
         """Whether anything is on its way, or still has to be."""
-        return bool(self.open) or self._shipping.busy
+        return self.queue.busy or bool(self.open)
 
     @property
-    def migrating(self) -> bool:
-        """Whether anybody is between two decode engines."""
-        return any(
-            isinstance(handoff.source, DecodeLane) and handoff.purpose is Purpose.DECODE
-            for handoff in self.open
-        )
+    def migrating(self) -> int:
+        """Sequences that are between two decode engines."""
+        return sum(handoff.purpose is Purpose.MIGRATE for handoff in self.open)
 
     # How they begin.
 
-    def fits(self, sequence: Sequence, target: DecodeLane) -> bool:
-        """Whether a row, and the pages for what a sequence has, are free on `target` now: a plan
-        may be carried out after its room has gone, or after its sequence has."""
+    def fits(self, sequence: Sequence, target: EngineState) -> bool:
+        """Whether a row, and the pages for what a sequence has, are free on an engine now: the
+        plans that were carried out before this one may have taken them."""
         if sequence.done or sequence.handoff is not None:
             return False
-        needs = 0 if target.shares_with else self._buckets.table_pages_for(sequence.length)
-        rows = target.pipeline.rows - target.pipeline.taken_rows
-        return rows > 0 and needs <= target.allocator.free_pages
+        moves = target.pool.id != sequence.pool
+        needs = target.buckets.pages_for(sequence.length) if moves else 0
+        return target.free_rows > 0 and needs <= target.allocator.free_pages
 
-    def reserve(self, sequence: Sequence, source: PrefillLane, target: DecodeLane) -> Handoff:
-        """Hold a row and pages for a sequence that is being prefilled, or has been; of its KV
-        nothing moves yet. What the target has of it already is not asked for again."""
-        row = target.pipeline.reserve()
+    def reserve(
+        self, sequence: Sequence, target: EngineState, purpose: Purpose = Purpose.DECODE
+    ) -> Handoff:
+        """Hold a row and pages for a sequence; of its KV nothing moves yet. What the target has of
+        it already is not sent."""
+        source = self._lifecycle.engine_of(sequence)
+        row = target.rows.reserve()
         tokens = sequence.length if sequence.state is State.PREFILLING else sequence.length - 1
-        room = self._buckets.table_pages_for(sequence.length)
-        handoff = self._make(sequence, Purpose.DECODE, source, target, tokens, room, row)
+        room = target.buckets.pages_for(sequence.length)
+        groups = source.engine.layer_groups
+        if purpose is Purpose.MIGRATE:
+            groups = whole(source.pool)
+        handoff = self._make(
+            sequence, purpose, source.pool, target.pool, groups, tokens, room, target, row
+        )
         sequence.handoff = handoff
         return handoff
 
-    def begin(self, sequence: Sequence, source: PrefillLane, target: DecodeLane) -> None:
-        """Hand over a sequence that has been prefilled. Where both ends share a pool there is
-        nothing to move."""
-        if target.shares_with:
-            self._roster.seat(sequence, target, target.pipeline.reserve(), sequence.pages)
+    def begin(self, sequence: Sequence, target: EngineState) -> None:
+        """Let a prefilled sequence go on on an engine. Where its pool is the engine's, nothing
+        moves."""
+        if target.pool.id == sequence.pool:
+            row, pages = target.rows.reserve(), sequence.pages
+            self._lifecycle.start_decoding(sequence, target, row, pages)
             return
-        self.reserve(sequence, source, target)
+        self.reserve(sequence, target)
         self.depart(sequence)
 
     def depart(self, sequence: Sequence) -> None:
-        """A sequence with a reservation has its first token, and nothing to do until its KV is
-        there."""
-        handoff = sequence.handoff
-        handoff.source_pages = self._roster.depart(sequence)
+        """A sequence with a reservation has its first token, and waits only for its KV."""
+        handoff: Handoff = sequence.handoff
+        handoff.source_pages = self._lifecycle.detach(sequence)
         self._on_its_way(handoff)
 
-    def migrate(self, sequence: Sequence, source: DecodeLane, target: DecodeLane) -> None:
+    def migrate(self, sequence: Sequence, target: EngineState) -> None:
         """Move a sequence from one decode engine to another. A token that is being made for it is
         made again there: the same one, since chance depends on its position alone."""
-        row = target.pipeline.reserve()
-        pages = self._roster.leave_row(sequence)
-        room = self._buckets.table_pages_for(sequence.length)
-        tokens = sequence.length - 1
-        handoff = self._make(sequence, Purpose.DECODE, source, target, tokens, room, row)
-        sequence.handoff, handoff.source_pages = handoff, pages
+        handoff = self.reserve(sequence, target, Purpose.MIGRATE)
+        handoff.source_pages = self._lifecycle.leave_row(sequence)
+        handoff.ref = SequenceRef.of(sequence)
         self._on_its_way(handoff)
 
-    def give_back(self, sequence: Sequence, source: DecodeLane, target: PrefillLane) -> None:
-        """Send what is left of the KV of a sequence that has ended to where its next turn will be
-        prefilled. Does nothing if that would take more than half of the room there."""
-        here, there = source.pool.prefixes, target.pool.prefixes
-        if here is None or there is None or source.allocator is target.allocator:
+    def give_back(self, sequence: Sequence, source: PoolState, target: PoolState) -> None:
+        """Send what is left of the KV of a sequence that has ended to the pool where its next turn
+        will be prefilled, if the policy says so."""
+        here, there = source.prefixes, target.prefixes
+        if here is None or there is None or source is target:
             return
         pages = here.take(keys_of(sequence, here), sequence.length - 1)
-        span = self._buckets.span
+        span = self.spans(source, target).tokens
         tokens = len(pages) * here.page_size // span * span
         room = tokens // there.page_size
         known = len(there.match(keys_of(sequence, there)[:room]))
         # Those that are known may be among the free ones.
-        if (
-            tokens == 0
-            or known == room
-            or room - known > (target.allocator.free_pages - known) // 2
-        ):
+        free = target.allocator.free_pages - known
+        move = GiveBack(sequence, tokens, room - known, free)
+        if tokens == 0 or known == room or move.pages > free or not self._policy.gives_back(move):
             source.allocator.free(pages)
             return
-        handoff = self._make(sequence, Purpose.CACHE, source, target, tokens, room, row=-1)
+        handoff = self._make(
+            sequence, Purpose.CACHE, source, target, whole(source), tokens, room, None, -1
+        )
         handoff.source_pages = pages
         self._on_its_way(handoff)
 
@@ -159,174 +179,157 @@ class Handoffs:
         self,
         sequence: Sequence,
         purpose: Purpose,
-        source: Lane,
-        target: Lane,
+        source: PoolState,
+        target: PoolState,
+        groups: tuple[range, ...],
         tokens: int,
         room: int,
+        engine: EngineState | None,
         row: int,
     ) -> Handoff:
         """Hold `room` pages of the target, of which some may have the KV of its first tokens."""
-        span, prefixes = self._buckets.span, target.pool.prefixes
+        spans, prefixes = self.spans(source, target), target.prefixes
         there: list[int] = []
         if prefixes is not None:
-            there = prefixes.take(keys_of(sequence, prefixes), tokens // span * span)
-            whole = len(there) * prefixes.page_size // span * span // prefixes.page_size
-            target.allocator.free(there[whole:])  # of a span that is not all there
-            del there[whole:]
+            most = tokens // spans.tokens * spans.tokens
+            there = prefixes.take(keys_of(sequence, prefixes), most)
+            kept = len(there) * prefixes.page_size // spans.tokens * spans.tokens
+            kept //= prefixes.page_size
+            target.allocator.free(there[kept:])  # of a span that is not all there
+            del there[kept:]
         self._opened += 1
         handoff = Handoff(
             id=self._opened,
-            member=Member.of(sequence),
+            ref=SequenceRef.of(sequence),
             purpose=purpose,
             source=source,
             target=target,
-            groups=groups_of(source),
+            engine=engine,
+            groups=groups,
             tokens=tokens,
-            span=span,
+            spans_of=spans,
             target_pages=there + target.allocator.allocate(room - len(there)),
-            skipped_tokens=len(there) * target.engine.layout.page_size,
+            skipped_tokens=len(there) * target.layout.page_size,
             row=row,
             opened=self._clock.now(),
         )
         handoff.costs.pages_skipped = len(there)
-        self._open.append(handoff)
+        self._open[handoff.id] = handoff
+        self._deadlines.opened(handoff)
         return handoff
 
     def _on_its_way(self, handoff: Handoff) -> None:
-        handoff.has_computed(handoff.tokens)
         handoff.departed = self._clock.now()
+        self._has_computed(handoff, handoff.tokens)
+        self._deadlines.sent()
         self._settle(handoff)
+
+    def _has_computed(self, handoff: Handoff, tokens: int) -> None:
+        handoff.has_computed(tokens)
+        self._to_send[handoff.id] = handoff
 
     # How they go on.
 
-    def computing(self, chunks: Seq[Chunk], between: Callable[[], object]) -> Callable[[int], None]:
-        """What is to be called after each layer group of a step over `chunks`: it sends what the
-        group has written for those who have a reservation, and then calls `between`."""
-        self._interrupt = None  # of a step that was broken off itself
-        streaming = [
+    def streaming(self, chunks: Seq[Chunk]) -> list[tuple[Handoff, int]]:
+        """The reservations whose KV leaves as a step over `chunks` is computed, and how many tokens
+        of each are computed then."""
+        return [
             (chunk.sequence.handoff, chunk.stop)
             for chunk in chunks
             if chunk.sequence.handoff is not None
         ]
-        return partial(self._after_group, streaming, between)
 
     def computed(self, chunks: Iterable[Chunk]) -> None:
         """A step over `chunks` has been dispatched."""
         for chunk in chunks:
             if chunk.sequence.handoff is not None:
-                chunk.sequence.handoff.has_computed(chunk.stop)
-
-    def raise_interrupt(self) -> None:
-        """Raise what came between the layer groups of a step and had to wait for its end."""
-        interrupt, self._interrupt = self._interrupt, None
-        if interrupt is not None:
-            raise interrupt
-
-    def _after_group(
-        self, streaming: Seq[tuple[Handoff, int]], between: Callable[[], object], group: int
-    ) -> None:
-        if self._interrupt is not None:
-            return
-        try:
-            if not self._shipping.blocked:  # or it would overtake
-                self._shipping.send(
-                    (handoff, handoff.sendable(group, computed), slice(group, group + 1))
-                    for handoff, computed in streaming
-                    if not handoff.closed
-                )
-            between()
-        except BaseException as error:
-            self._interrupt = error  # the engine is in the middle of a step
+                self._has_computed(chunk.sequence.handoff, chunk.stop)
 
     def pump(self) -> bool:
         """Send whatever can leave now and has not. Returns whether there was anything."""
-        self._open = self.open
-        return self._shipping.send(
-            (handoff, spans, groups) for handoff in self._open for spans, groups in handoff.unsent()
-        )
+        if not self._to_send:
+            self.queue.blocked = False
+            return False
+        to_send, self._to_send = self._to_send, {}
+        sent = self.queue.send(list(_unsent(to_send)))
+        if self.queue.blocked:  # else all of it has left, but for what has failed
+            self._to_send = to_send | self._to_send
+        if sent:
+            self._deadlines.sent()
+        return sent
 
-    def land(self) -> bool:
-        """Write what has arrived. Returns whether there was anything."""
-        return self._shipping.land()
+    @property
+    def sendable(self) -> bool:
+        """Whether anything could leave that has not, but for what is on the way already."""
+        return bool(self._to_send) and not self.queue.blocked
 
-    def settle(self) -> bool:
-        """Let the sequences decode whose KV has landed, all of it, and give up what is overdue.
-        Returns whether anything was overdue."""
-        # Every open hand-off is looked at, not only those of which something has come now: the
-        # last part of one may have landed before its sequence departed.
-        for handoff in self.open:
+    def _written(self, handoff: Handoff) -> None:
+        self._to_settle[handoff.id] = handoff
+
+    def settle(self) -> None:
+        """Let the sequences decode whose KV has been written, all of it."""
+        if not self._to_settle:
+            return
+        handoffs, self._to_settle = self._to_settle, {}
+        for _, handoff in sorted(handoffs.items()):
             self._settle(handoff)
-        return self._expire()
 
     def _settle(self, handoff: Handoff) -> None:
-        """It is done, if it is complete and its sequence waits for nothing else."""
+        """Finish a hand-off that is complete and whose sequence waits for nothing else."""
         if handoff.closed or handoff.departed is None:
             return
-        landed = self._clock.now()
+        arrived = self._clock.now()
         if not handoff.leave_if_complete():
             return
+        del self._open[handoff.id]
         sequence, target = handoff.sequence, handoff.target
-        prefixes = target.pool.prefixes
+        prefixes = target.prefixes
         if prefixes is not None:
             sequence.found_in(prefixes, handoff.skipped_tokens)
             prefixes.insert(keys_of(sequence, prefixes), handoff.target_pages, handoff.tokens)
-        if handoff.purpose is Purpose.CACHE:
+        if handoff.engine is None:
             target.allocator.free(handoff.target_pages)
         else:
-            assert isinstance(target, DecodeLane)
             sequence.handoff = None
             self._recorder.mark(sequence, "transfer_landed")
-            self._roster.seat(sequence, target, handoff.row, handoff.target_pages)
-        self._account(handoff, handoff.departed, landed)
-
-    def _account(self, handoff: Handoff, departed: float, landed: float) -> None:
-        """Take down what a hand-off has cost."""
-        costs, (source, there) = handoff.costs, handoff.ends
-        costs.transfers, costs.seconds = 1, landed - departed
-        costs.hidden_s = max(0.0, costs.wire_s - costs.exposed_s)
-        self._recorder.span(
-            f"transfer/{source}->{there}",
-            handoff.sequence.id,
-            departed,
-            landed,
-            bytes=costs.bytes,
-            pages=costs.pages,
-        )
-        self._recorder.transfer(handoff.sequence, costs)
-        if costs.layout_changing_puts:
-            _LOG.warning("%s: its hand-off changed a layout in a put, by way of the host", there)
+            self._lifecycle.start_decoding(
+                sequence, handoff.engine, handoff.row, handoff.target_pages
+            )
+        handoff.record(arrived, self._recorder)
 
     # How they go wrong.
 
-    def withdraw(self, lane: DecodeLane) -> None:
-        """Those who hold room on a lane and do not need it, or not yet, give it back: somebody who
-        decodes needs it now. Who is being prefilled will be handed over when he has been."""
-        for handoff in self.open:
-            if handoff.purpose is Purpose.CACHE and lane in (handoff.source, handoff.target):
+    def give_up_room(self, pool: PoolState, pages: int) -> None:
+        """Sequences that decode need `pages` more pages of a pool than are free: close the
+        reservations that the policy names."""
+        reservations = reservations_in(pool, self.open)
+        plan = self._policy.withdraw(list(reservations), pages, self._clock.now())
+        check_withdrawals(self._policy, plan, reservations)
+        for reservation in plan:
+            handoff = reservations[reservation]
+            if handoff.purpose is Purpose.CACHE:
                 handoff.close()
-            elif handoff.target is lane and handoff.departed is None:
+            else:
                 handoff.withdraw()
 
-    def _expire(self) -> bool:
-        """Give up what is overdue. Returns whether there was anything."""
-        now, lease, deadline = self._clock.now(), self._config.lease, self._config.deadline
-        overdue = []
-        for handoff in self.open:
-            if handoff.departed is None:
-                if lease is not None and now - handoff.opened > lease:
-                    handoff.withdraw()
-            elif deadline is not None and handoff.waiting_since(now) > deadline:
-                overdue.append(handoff)
+    def expire(self) -> bool:
+        """Give up what is overdue, when the timer is due. Returns whether anything was."""
+        overdue = self._deadlines.overdue(self.open)
         for handoff in overdue:
-            self._failed(handoff, HandoffTimeout(f"not landed within {deadline} s"))
+            if handoff.departed is None:
+                handoff.withdraw()
+            else:
+                error = HandoffTimeout(f"not arrived within {self._config.deadline} s")
+                self._failed(handoff, error)
         return bool(overdue)
 
     def _failed(self, handoff: Handoff, error: BaseException) -> None:
-        """An attempt went wrong. Whatever of it is on its way has to be sent again, so that it is
-        one attempt, however many shipments it had."""
+        """An attempt went wrong. What of it is on its way has to be sent again, so that it is one
+        attempt, however many jobs it had."""
         if not handoff.wanted:
             return
         handoff.disown()
+        self._to_send[handoff.id] = handoff
         handoff.attempts += 1
         self._recorder.transfers.retries += 1
         if handoff.attempts <= self._config.retries:
@@ -336,39 +339,56 @@ class Handoffs:
             handoff.close()
         elif handoff.departed is None:
             handoff.withdraw()  # it is still being prefilled: there will be another
-        elif isinstance(handoff.source, DecodeLane):
-            self._stay(handoff, handoff.source)
+        elif handoff.purpose is Purpose.MIGRATE:
+            self._stay(handoff)
         elif sequence.failed_handoffs < self._config.reprefills:
             sequence.failed_handoffs += 1
-            _LOG.warning("%s: prefilled anew, its hand-off failed: %s", sequence.id, error)
+            _LOG.warning("%s: prefilled again, its hand-off failed: %s", sequence.id, error)
             self._recorder.transfers.reprefilled_tokens += sequence.length
-            self._roster.preempt(sequence)
+            self._lifecycle.preempt(sequence)
         else:
-            self._roster.fail(sequence, error)
+            self._lifecycle.fail(sequence, error)
 
-    def _stay(self, handoff: Handoff, source: DecodeLane) -> None:
-        """A sequence that was to change engines goes on where it was, if there still is a row."""
+    def _stay(self, handoff: Handoff) -> None:
+        """A sequence that was to change engines goes on in the pool where it was, if an engine of
+        that has a row."""
         sequence = handoff.sequence
         sequence.streams = False
-        if source.pipeline.taken_rows == source.pipeline.rows:
-            self._roster.preempt(sequence)
+        able = [state for state in self._fleet.sharing(handoff.source) if state.free_rows]
+        if not able:
+            self._lifecycle.preempt(sequence)
             return
         pages = handoff.stay()
         sequence.handoff = None
-        self._roster.seat(sequence, source, source.pipeline.reserve(), pages)
+        self._lifecycle.start_decoding(sequence, able[0], able[0].rows.reserve(), pages)
 
     def _lost(self, handoff: Handoff, error: BaseException) -> None:
-        """What had landed has not been written after all: whoever decodes by it has failed.
+        """What had been counted as written was not: every sequence that decodes by it has failed.
 
-        Engines work in order, so that this is seen before anybody can have gone on to another
-        engine with what he has read.
+        Engines work in order, so that this is seen before a sequence can have gone on to another
+        engine with what it has read.
         """
+        self._to_send[handoff.id] = handoff
         if not handoff.completed:
-            return  # nobody relied on it, and it is sent again where anybody still wants it
-        prefixes, sequence = handoff.target.pool.prefixes, handoff.sequence
+            return  # no sequence relied on it, and it is sent again where it is still wanted
+        prefixes, sequence = handoff.target.prefixes, handoff.sequence
         if prefixes is not None:
             found = prefixes.match(keys_of(sequence, prefixes))
-            lost = set(found).intersection(handoff.target_pages)  # that are not somebody else's now
-            lose_pages(handoff.target, lost, error, self._roster, self.open)
-        if handoff.purpose is Purpose.DECODE and not sequence.done:
-            self._roster.fail(sequence, error)  # wherever it is: it may have said what is wrong
+            lost = set(found).intersection(handoff.target_pages)  # that were not given away since
+            lose_pages(handoff.target, lost, error, self._lifecycle, self.open)
+            self._to_send.update({each.id: each for each in self.open})
+        if handoff.purpose is not Purpose.CACHE and not sequence.done:
+            self._lifecycle.fail(sequence, error)  # wherever it is: its tokens may be wrong
+
+
+def whole(pool: PoolState) -> tuple[range, ...]:
+    """All layers of a pool, as one group."""
+    return (range(pool.layout.num_layers),)
+
+
+def _unsent(handoffs: Mapping[int, Handoff]) -> Iterator[Parts]:
+    """What of open hand-offs may leave now, those of the oldest first."""
+    for _, handoff in sorted(handoffs.items()):
+        if not handoff.closed:
+            for spans, groups in handoff.unsent():
+                yield handoff, spans, groups

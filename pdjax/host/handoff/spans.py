@@ -1,28 +1,46 @@
-"""The pages of spans of tokens, as a transfer takes them."""
+"""Spans: the runs of tokens that are whole pages in two pools, in which KV moves between them."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 import numpy as np
 
-from pdjax.core.kv_layout import NULL_PAGE
-from pdjax.host.batching.buckets import Buckets, fit, padded
+from pdjax.core.kv_layout import NULL_PAGE, KVLayout
+from pdjax.host.batching.buckets import fit, padded, spread
 
 
-def span_pages(
-    holdings: Iterable[tuple[Seq[int], Seq[int]]], page_size: int, buckets: Buckets
-) -> np.ndarray:
-    """The pages of some spans of several sequences, one after another, padded with the null page to
-    a bucket of spans: i32[n].
+@dataclass(frozen=True)
+class Spans:
+    """The spans between two pools.
 
-    Args:
-      holdings: of each sequence its pages, in order, and which spans of it are meant.
-      page_size: of the pool that the pages are of.
+    Attributes:
+      tokens: of a span: a page of the pool with the larger pages.
+      buckets: padded sizes of a transfer job in spans, ascending. A job compiles in no time and
+        pays for padding by the byte, so they are a factor of two apart.
     """
-    each = buckets.span // page_size  # pages of a span
-    pages: list[int] = []
-    for held, spans in holdings:
-        for span in spans:
-            own = held[span * each : (span + 1) * each]
-            pages += [*own, *[NULL_PAGE] * (each - len(own))]
-    return padded(pages, fit(buckets.handoff_spans, len(pages) // each) * each, NULL_PAGE)
+
+    tokens: int
+    buckets: tuple[int, ...]
+
+    @classmethod
+    def between(cls, source: KVLayout, target: KVLayout, max_model_len: int) -> "Spans":
+        """Those of two pools, of which one page size divides the other."""
+        tokens = source.span(target)
+        return cls(tokens, spread(-(-max_model_len // tokens), 4, 2))
+
+    def pages(self, holdings: Iterable[tuple[Seq[int], Seq[int]]], page_size: int) -> np.ndarray:
+        """The pages of some spans of several sequences, one after another, padded with the null
+        page to a bucket of spans: i32[n].
+
+        Args:
+          holdings: of each sequence its pages, in order, and which spans of it are meant.
+          page_size: of the pool that the pages are of.
+        """
+        each = self.tokens // page_size  # pages of a span
+        pages: list[int] = []
+        for held, spans in holdings:
+            for span in spans:
+                own = held[span * each : (span + 1) * each]
+                pages += [*own, *[NULL_PAGE] * (each - len(own))]
+        return padded(pages, fit(self.buckets, len(pages) // each) * each, NULL_PAGE)

@@ -1,287 +1,343 @@
-"""Shipments under way: what leaves together, how much may be on the way at once, what has come.
+"""Transfer jobs under way: what leaves together, how much may be on the way at once, what has come.
 
-Parts of many hand-offs between the same two pools travel in one shipment, since each has a cost of
-its own however small it is. What comes back is for those parts alone whose hand-off still wants
+Parts of many hand-offs between the same two pools travel in one job, since each job has a cost of
+its own, however small it is. What comes back is for those parts alone whose hand-off still wants
 them.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pdjax.config import HandoffConfig
-from pdjax.core.clock import Clock
-from pdjax.host.batching.buckets import Buckets, fit
-from pdjax.host.engines import is_ready
+from pdjax.core.ids import PoolId
+from pdjax.host.events import is_ready
 from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.handoff.handoff import Handoff, Part
-from pdjax.host.handoff.spans import span_pages
-from pdjax.host.metrics.recorder import Recorder
-from pdjax.interfaces.tickets import Ticket
-from pdjax.interfaces.transfer import End, Shipment, Transfer, TransferCost, TransferTicket
+from pdjax.host.handoff.transfer import Item, Transfer, nbytes_of, span_bytes
+from pdjax.host.runtime import Runtime
+from pdjax.interfaces.events import JobArrived, JobRead, JobWritten, TimerDue
+from pdjax.interfaces.steps import Exports
+from pdjax.interfaces.transport import TransferJob, TransferTicket, Transport
 
 Parts = tuple[Handoff, np.ndarray, slice]
 """Spans of a hand-off, i64[n], in some of its layer groups."""
 
+_PATIENCE_S = 60.0
+"""Seconds after which a job that is not wanted is given up, where there is no deadline."""
 
-_PATIENCE = 60.0
-"""Seconds after which what nobody waits for is given up, where there is no deadline."""
+GIVE_UP = TimerDue("jobs")
+"""Tells that `TransferQueue.give_up` is due."""
 
 
 class CorruptPages(RuntimeError):
     """Pages whose checksum on arrival was not that of the source."""
 
 
-@dataclass(frozen=True)
-class _Item:
-    """What a shipment has of one hand-off, which was of that generation then."""
-
-    handoff: Handoff
-    spans: np.ndarray
-    groups: slice
-    generation: int
-
-    @property
-    def wanted(self) -> bool:
-        return self.handoff.wanted and self.generation == self.handoff.generation
-
-    def mark(self, part: Part) -> None:
-        if self.wanted:
-            self.handoff.mark(self.spans, self.groups, part)
-
-
-@dataclass(eq=False)
-class _Shipped:
-    """A shipment, and the moments of its way."""
-
-    items: tuple[_Item, ...]
-    ticket: TransferTicket
-    nbytes: int
-    sent: float
-    gathered: float | None = None
-    on_wire: float = 0.0
-    arrived: float = 0.0
-    cost: TransferCost | None = None
-    landing: Ticket[int] | None = None
-    landed: list[_Item] = field(default_factory=list)  # counted as there
-
-    @property
-    def ends(self) -> tuple[End, End]:
-        return self.items[0].handoff.ends
-
-    @property
-    def wanted(self) -> bool:
-        return any(item.wanted for item in self.items)
-
-
 @dataclass
-class Shipping:
-    """Sends and lands.
+class TransferQueue:
+    """Sends jobs, and writes what has arrived.
 
     Attributes:
       config: whether pages are checked, and how many bytes may be on the way.
-      transfer: moves the bytes.
-      buckets: sizes of shipments.
-      clock, recorder: tell the time, and take down what happened when.
-      failed: told of each hand-off that a shipment failed for.
-      lost: told of each hand-off whose pages have not been written, though they had arrived.
-      blocked: something could not leave at the last `send`, since too much is on the way.
+      transport: moves the bytes.
+      runtime: events, clock and recorder.
+      written: told of each hand-off of which parts have been written.
+      failed: told of each hand-off that a job failed for.
+      lost: told of each hand-off whose pages have not been written, though they counted as such.
+      numbers: ids for jobs.
+      blocked: something could not leave the last time, since too much is on the way.
     """
 
     config: HandoffConfig
-    transfer: Transfer
-    buckets: Buckets
-    clock: Clock
-    recorder: Recorder
+    transport: Transport
+    runtime: Runtime
+    written: Callable[[Handoff], None]
     failed: Callable[[Handoff, BaseException], None]
     lost: Callable[[Handoff, BaseException], None]
+    numbers: Iterable[int]
     blocked: bool = field(default=False, init=False)
-    _sent: list[_Shipped] = field(default_factory=list)
-    _landing: list[_Shipped] = field(default_factory=list)
+    bytes_in_flight: int = field(default=0, init=False)
+    _sent: dict[int, Transfer] = field(default_factory=dict)
+    _writing: dict[int, Transfer] = field(default_factory=dict)
+    _looking: bool = False
+
+    def __post_init__(self) -> None:
+        self._numbers = iter(self.numbers)
+        self._clock, self._recorder = self.runtime.clock, self.runtime.recorder
 
     @property
     def busy(self) -> bool:
-        """Whether anything that somebody wants is on its way, or anything being written."""
-        return bool(self._landing) or any(shipped.wanted for shipped in self._sent)
+        """Whether anything that is wanted is on its way, or anything is being written."""
+        return bool(self._writing) or any(each.wanted for each in self._sent.values())
 
-    @property
-    def bytes_in_flight(self) -> int:
-        """Of what has left and not arrived, wanted or not."""
-        return sum(shipped.nbytes for shipped in self._sent)
+    def ends_of(self, job_id: int) -> tuple[PoolId, ...]:
+        """The pools of a job that is under way; none of any other."""
+        transfer = self._sent.get(job_id) or self._writing.get(job_id)
+        return () if transfer is None else (transfer.job.source, transfer.job.target)
+
+    # What leaves.
 
     def send(self, parts: Iterable[Parts]) -> bool:
-        """Send as much of `parts` as may be on the way, those of the oldest hand-off first; nobody
-        overtakes. Returns whether anything left."""
-        together: dict[tuple[End, End, int, int], list[Parts]] = defaultdict(list)
-        for handoff, spans, groups in parts:
-            if spans.size:
-                key = (*handoff.ends, groups.start, groups.stop)
-                together[key].append((handoff, spans, groups))
-        loads = [load for alike in together.values() for load in self._loads(alike)]
-        loads.sort(key=lambda load: load[0].handoff.id)
-        busy = self.blocked = False
-        for load in loads:
-            items = tuple(item for item in load if item.wanted)
+        """Send as much of `parts` as may be on the way, those of the oldest hand-off first; none
+        overtakes another. Returns whether anything left."""
+        self.blocked = busy = False
+        for items in self._loads(parts):
+            items = tuple(item for item in items if item.wanted)
             if not items:
                 continue
             if not self._may_leave(items):
                 self.blocked = True
                 break
-            self._send(items)
+            self._send(self._begin(items))
             busy = True
         return busy
 
-    def _loads(self, alike: list[Parts]) -> list[tuple[_Item, ...]]:
-        """Parts between the same pools, cut into shipments that keep within the bound of bytes, or
-        are as small as shipments are."""
+    def exports(self, streaming: Seq[tuple[Handoff, int]], groups: int) -> Exports:
+        """The jobs that leave as the layer groups of a step are computed: they count as sent from
+        now on. `dispatched` has to follow, or `dropped`.
+
+        Args:
+          streaming: hand-offs, and the tokens of each that are computed when the step has ended.
+          groups: layer groups of the step.
+        """
+        jobs: list[tuple[TransferJob, ...]] = []
+        for group in range(groups):
+            leaving: list[TransferJob] = []
+            if not self.blocked:  # or it would overtake
+                parts = [
+                    (handoff, handoff.sendable(group, computed), slice(group, group + 1))
+                    for handoff, computed in streaming
+                ]
+                for items in self._loads(parts):
+                    if not self._may_leave(items):
+                        self.blocked = True
+                        break
+                    leaving.append(self._begin(items).job)
+            jobs.append(tuple(leaving))
+        return tuple(jobs)
+
+    def dispatched(self, tickets: Mapping[int, TransferTicket]) -> None:
+        """A step with exports has been dispatched; these are their tickets."""
+        for job_id, ticket in tickets.items():
+            self._watch(self._sent[job_id], ticket)
+
+    def dropped(self, exports: Exports, error: BaseException) -> None:
+        """A step with exports could not be dispatched. Those of its first layer groups may have
+        left."""
+        for job in (job for group in exports for job in group):
+            self.transport.cancel(job.id)
+            self._fail(self._forget(job.id).items, error)
+
+    def _loads(self, parts: Iterable[Parts]) -> list[tuple[Item, ...]]:
+        """Parts as loads of jobs, the oldest hand-off first."""
+        together: dict[tuple[PoolId, PoolId, int, int], list[Parts]] = defaultdict(list)
+        for handoff, spans, groups in parts:
+            if spans.size:
+                key = (*handoff.ends, groups.start, groups.stop)
+                together[key].append((handoff, spans, groups))
+        loads = [load for alike in together.values() for load in self._cut(alike)]
+        return sorted(loads, key=lambda load: load[0].handoff.id)
+
+    def _cut(self, alike: list[Parts]) -> list[tuple[Item, ...]]:
+        """Parts between the same pools, cut into loads that keep within the bound of bytes, or are
+        as small as jobs are."""
         handoff, _, groups = alike[0]
-        bound, each = self.config.max_bytes_in_flight, _span_bytes(handoff, groups)
-        sizes = self.buckets.handoff_spans
+        bound, each = self.config.max_bytes_in_flight, span_bytes(handoff, groups)
+        sizes = handoff.spans_of.buckets
         fitting = [size for size in sizes if bound is None or size * each <= bound]
-        most, loads, room = (fitting or sizes[:1])[-1], list[list[_Item]](), 0
+        most, loads, room = (fitting or sizes[:1])[-1], list[list[Item]](), 0
         for handoff, spans, groups in alike:
             while spans.size:
                 if not room:
                     loads.append([])
                     room = most
                 here, spans = spans[:room], spans[room:]
-                loads[-1].append(_Item(handoff, here, groups, handoff.generation))
+                loads[-1].append(Item(handoff, here, groups, handoff.generation))
                 room -= here.size
         return [tuple(load) for load in loads]
 
-    def _may_leave(self, items: tuple[_Item, ...]) -> bool:
-        """Whether it keeps within the bound of bytes; a shipment that is larger than the bound
-        travels alone."""
+    def _may_leave(self, items: tuple[Item, ...]) -> bool:
+        """Whether a load keeps within the bound of bytes; one that is larger than the bound travels
+        alone."""
         most, on_the_way = self.config.max_bytes_in_flight, self.bytes_in_flight
-        return most is None or not on_the_way or on_the_way + self._nbytes(items) <= most
+        return most is None or not on_the_way or on_the_way + nbytes_of(items) <= most
 
-    def _nbytes(self, items: tuple[_Item, ...]) -> int:
-        """Of the KV that leaves, padding included."""
-        spans = fit(self.buckets.handoff_spans, sum(item.spans.size for item in items))
-        return spans * _span_bytes(items[0].handoff, items[0].groups)
-
-    def _send(self, items: tuple[_Item, ...]) -> None:
+    def _begin(self, items: tuple[Item, ...]) -> Transfer:
+        """A load as a job, which counts as sent."""
         first = items[0].handoff
         groups = first.groups[items[0].groups]
-        source, target = first.ends
-        size = first.source.engine.layout.page_size
-        pages = span_pages(
-            ((item.handoff.pages, item.spans.tolist()) for item in items), size, self.buckets
+        pages = first.spans_of.pages(
+            ((item.handoff.pages, item.spans.tolist()) for item in items),
+            first.source.layout.page_size,
         )
-        shipment = Shipment(
-            source=source,
-            target=target,
+        job = TransferJob(
+            id=next(self._numbers),
+            source=first.source.id,
+            target=first.target.id,
             layers=range(groups[0].start, groups[-1].stop),
             source_pages=pages,
             pages=int(np.count_nonzero(pages)),
             checked=self.config.checksums,
         )
-        now = self.clock.now()
+        now = self._clock.now()
         for item in items:
             item.mark(Part.SENT)
             item.handoff.left = now
+        transfer = Transfer(job, items, nbytes_of(items), now)
+        self._sent[job.id] = transfer
+        self.bytes_in_flight += transfer.nbytes
+        self._recorder.observer.job_sent(job)
+        return transfer
+
+    def _send(self, transfer: Transfer) -> None:
         try:
-            ticket = self.transfer.send(shipment)
+            ticket = self.transport.send(transfer.job)
         except BaseException as error:
-            self._fail(items, error)
+            self._fail(self._forget(transfer.job.id).items, error)
         else:
-            self._sent.append(_Shipped(items, ticket, self._nbytes(items), now))
+            self._watch(transfer, ticket)
 
-    def land(self) -> bool:
-        """Write what has arrived. Returns whether there was anything."""
-        before = len(self._sent), len(self._landing)
-        oldest = self.clock.now() - (self.config.deadline or _PATIENCE)
-        for shipped in list(self._sent):
-            if not shipped.wanted:
-                # Nobody waits for it, but it takes its room as long as it is on the way; unless
-                # it has been for so long that it will never come.
-                if is_ready(shipped.ticket) or shipped.sent < oldest:
-                    self._sent.remove(shipped)
-                continue
-            if shipped.gathered is None and shipped.ticket.gathered():
-                shipped.gathered = self.clock.now()
-            if is_ready(shipped.ticket):
-                self._sent.remove(shipped)
-                self._arrive(shipped)
-                if shipped.landing is not None and not self.config.checksums:
-                    # What is dispatched there later will find it.
-                    self._landed(shipped)
-        for shipped in list(self._landing):
-            if shipped.landing is not None and is_ready(shipped.landing):
-                self._landing.remove(shipped)
-                self._written(shipped)
-        return before != (len(self._sent), len(self._landing))
+    def _watch(self, transfer: Transfer, ticket: TransferTicket) -> None:
+        transfer.ticket, job_id = ticket, transfer.job.id
+        self.runtime.events.watch(ticket.read, JobRead(job_id))
+        self.runtime.events.watch(ticket, JobArrived(job_id))
+        self._look_later()
 
-    def _arrive(self, shipped: _Shipped) -> None:
-        """All of it has come: begin to write what is still wanted."""
-        now = shipped.arrived = self.clock.now()
+    @property
+    def _patience(self) -> float:
+        return self.config.deadline or _PATIENCE_S
+
+    def _look_later(self) -> None:
+        if not self._looking:
+            self._looking = True
+            self.runtime.events.at(self._clock.now() + self._patience, GIVE_UP)
+
+    def _forget(self, job_id: int) -> Transfer:
+        """A job is not on its way any more."""
+        transfer = self._sent.pop(job_id)
+        self.bytes_in_flight -= transfer.nbytes
+        return transfer
+
+    def abandon(self) -> None:
+        """Forget every job: a turn was broken off, and what is known of them may be wrong."""
+        for job_id in (*self._sent, *self._writing):
+            with suppress(Exception):
+                self.transport.cancel(job_id)
+
+    def pool_lost(self, pool: PoolId) -> None:
+        """What a pool kept is gone, and every sequence that relied on it has been preempted. A
+        write that has not come back concerns none of them any more: an engine works in order, so
+        that no token that was computed after the write has been read."""
+        for transfer in self._writing.values():
+            writing = transfer.writing
+            if transfer.job.target == pool and writing is not None and not is_ready(writing):
+                transfer.written.clear()
+
+    # What comes.
+
+    def job_read(self, job_id: int) -> None:
+        """The pages of a job have been read."""
+        transfer = self._sent.get(job_id)
+        if transfer is not None:
+            transfer.read = self._clock.now()
+
+    def job_arrived(self, job_id: int) -> None:
+        """A job has arrived, or has failed: begin to write what is still wanted."""
+        if job_id not in self._sent:
+            return
+        transfer = self._forget(job_id)
+        self._recorder.observer.job_arrived(transfer.job)
+        if not transfer.wanted:
+            self.transport.cancel(job_id)
+            return
         try:
-            cost = shipped.cost = shipped.ticket.result()
-            source, target = shipped.ends
-            link = self.recorder.link(source, target)
-            # The host looks now and then: if it saw both ends of the way at once, the way took
-            # what it must at least.
-            seen = now if shipped.gathered is None else shipped.gathered
-            least = cost.bytes / link.peak if link.peak else 0.0
-            shipped.on_wire = max(shipped.sent, min(seen, now - least))
-            link.add(cost.bytes, shipped.on_wire, now)
-            size = shipped.items[0].handoff.target.engine.layout.page_size
-            pages = span_pages(
-                (
-                    (item.handoff.target_pages if item.wanted else [], item.spans.tolist())
-                    for item in shipped.items
-                ),
-                size,
-                self.buckets,
-            )
-            shipped.landing = self.transfer.land(shipped.ticket, pages)
-            self._landing.append(shipped)
+            self._write(transfer)
         except BaseException as error:
-            self._fail(shipped.items, error)
+            self.transport.cancel(job_id)
+            self._fail(transfer.items, error)
 
-    def _written(self, shipped: _Shipped) -> None:
-        """It has been written; see whether it was whole."""
-        seconds = self.clock.now() - shipped.arrived
+    def give_up(self) -> None:
+        """Give up jobs that are not wanted and will never come. Such a job takes its room as long
+        as it is on the way; unless that has been for very long."""
+        self._looking = False
+        oldest = self._clock.now() - self._patience
+        for job_id, transfer in list(self._sent.items()):
+            if transfer.sent <= oldest and not transfer.wanted:
+                self._forget(job_id)
+                self.transport.cancel(job_id)
+        if self._sent:
+            self._look_later()
+
+    def job_written(self, job_id: int) -> None:
+        """A job has been written, or writing it has failed; see whether all of it came whole."""
+        transfer = self._writing.pop(job_id, None)
+        if transfer is None:
+            return
+        self._recorder.observer.job_written(transfer.job)
+        seconds = self._clock.now() - transfer.arrived
         try:
-            assert shipped.landing is not None
-            damaged = shipped.landing.result()
+            assert transfer.writing is not None
+            damaged = transfer.writing.result()
             if damaged:
                 raise CorruptPages(f"{damaged} pages arrived damaged")
         except BaseException as error:
-            for item in shipped.landed:
+            for item in transfer.written:
                 if not item.handoff.closed:  # whatever of it has been disowned meanwhile
                     item.handoff.mark(item.spans, item.groups, Part.UNSENT)
                 self.lost(item.handoff, error)
-            self._fail(shipped.items, error)
+            self._fail(transfer.items, error)
             return
-        total = sum(item.spans.size for item in shipped.items)
-        for item in shipped.items:
+        total = sum(item.spans.size for item in transfer.items)
+        for item in transfer.items:
             share = TransferTotals(scatter_s=seconds * item.spans.size / total)
-            self.recorder.transfer(item.handoff.sequence, share)
+            self._recorder.transfer(item.handoff.sequence, share)
         if self.config.checksums:
-            self._landed(shipped)
+            self._count(transfer)
 
-    def _landed(self, shipped: _Shipped) -> None:
-        """Parts that are there, and can be relied on."""
-        assert shipped.cost is not None
-        total = sum(item.spans.size for item in shipped.items)
-        gathered = shipped.on_wire
-        for item in shipped.items:
+    def _write(self, transfer: Transfer) -> None:
+        assert transfer.ticket is not None
+        now = transfer.arrived = self._clock.now()
+        cost = transfer.cost = transfer.ticket.result()
+        link = self._recorder.link(transfer.job.source, transfer.job.target)
+        # The host looks now and then: if it saw both ends of the way at once, the way took at least
+        # what so many bytes take.
+        seen = now if transfer.read is None else transfer.read
+        least = cost.bytes / link.peak if link.peak else 0.0
+        transfer.on_wire = max(transfer.sent, min(seen, now - least))
+        link.add(cost.bytes, transfer.on_wire, now)
+        first = transfer.items[0].handoff
+        pages = first.spans_of.pages(
+            (
+                (item.handoff.target_pages if item.wanted else [], item.spans.tolist())
+                for item in transfer.items
+            ),
+            first.target.layout.page_size,
+        )
+        transfer.writing = self.transport.write(transfer.job.id, pages)
+        self._writing[transfer.job.id] = transfer
+        self.runtime.events.watch(transfer.writing, JobWritten(transfer.job.id))
+        if not self.config.checksums:
+            self._count(transfer)  # what is dispatched there later will find it
+
+    def _count(self, transfer: Transfer) -> None:
+        """The parts of a job are there, and can be relied on."""
+        assert transfer.cost is not None
+        total = sum(item.spans.size for item in transfer.items)
+        for item in transfer.items:
             if not item.wanted:
                 continue
-            item.mark(Part.LANDED)
-            shipped.landed.append(item)
-            handoff, costs = item.handoff, item.handoff.costs
-            costs.add_shipment(shipped.cost, item.spans.size / total)
-            departed = shipped.arrived if handoff.departed is None else handoff.departed
-            costs.wire_s += shipped.arrived - gathered
-            costs.exposed_s += max(0.0, shipped.arrived - max(gathered, departed))
-            if handoff.departed is not None:
-                costs.gather_s += max(0.0, gathered - max(shipped.sent, departed))
+            item.mark(Part.WRITTEN)
+            transfer.written.append(item)
+            item.handoff.costs.add_shipment(transfer.cost, item.spans.size / total)
+            transfer.account(item.handoff)
+            self.written(item.handoff)
 
-    def _fail(self, items: tuple[_Item, ...], error: BaseException) -> None:
+    def _fail(self, items: tuple[Item, ...], error: BaseException) -> None:
         wanted = [item for item in items if item.wanted]
         for item in wanted:
             item.mark(Part.UNSENT)
@@ -289,10 +345,3 @@ class Shipping:
             self.failed(handoff, error)
         if not isinstance(error, Exception):
             raise error
-
-
-def _span_bytes(handoff: Handoff, groups: slice) -> int:
-    """Of one span in some layer groups, at the sending end."""
-    layout = handoff.source.engine.layout
-    layers = sum(len(group) for group in handoff.groups[groups])
-    return handoff.span * layers * layout.page_bytes // (layout.num_layers * layout.page_size)

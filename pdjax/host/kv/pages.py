@@ -1,7 +1,8 @@
-"""Who holds which page of a pool. Here are only ids; the bytes that they name are on a device."""
+"""The pages of a pool and their holders, by id; the bytes that the ids name are on a device."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
+from collections.abc import Sequence as Seq
 
 from pdjax.core.kv_layout import NULL_PAGE
 
@@ -11,13 +12,13 @@ class OutOfPages(RuntimeError):
 
 
 class PageAllocator:
-    """Hands out the pages of one pool and counts who holds them.
+    """Hands out the pages of one pool and counts their holders.
 
     The null page belongs to padding and is never handed out. A page may have several holders. When
-    the last one lets go it is free again; or, where an index knows what lies in it (`know`), it is
-    cached: nobody holds it, but it can be shared again, until it is evicted because a page is
-    needed and none is free. So every page is either free, cached or used, and a cache costs nobody
-    a page (vLLM's automatic prefix caching, Kwon et al. 2023).
+    the last holder lets go, the page is free again; where an index knows what lies in it (`know`)
+    it is cached: it has no holder, but it can be shared again until it is evicted because a page is
+    needed and none is free. So every page is free, cached or used, and a cache costs no page
+    (vLLM's automatic prefix caching, Kwon et al. 2023).
 
     Without an index no page is ever known, and none is cached.
 
@@ -26,8 +27,7 @@ class PageAllocator:
 
     Attributes:
       total: pages that can be handed out.
-      known: the pages that stay findable when nobody holds them; to be read only.
-      on_evict: is told of each page that is no longer known because it was needed.
+      known: the pages that stay findable without a holder; to be read only.
     """
 
     def __init__(self, num_pages: int) -> None:
@@ -37,7 +37,8 @@ class PageAllocator:
             )
         self.total = num_pages - 1
         self.known: set[int] = set()
-        self.on_evict: Callable[[int], None] | None = None
+        self._on_evict: list[Callable[[Seq[int]], None]] = []
+        self._on_change: list[Callable[[], None]] = []
         # Last freed, first reused: the working set stays small, and a use after free shows at once.
         self._free = [page for page in reversed(range(num_pages)) if page != NULL_PAGE]
         # In order of eviction. A plain dict would be slow: its front is found by a scan over all
@@ -45,19 +46,28 @@ class PageAllocator:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._holders: dict[int, int] = {}
 
+    def on_evict(self, listener: Callable[[Seq[int]], None]) -> None:
+        """Call `listener` with the pages that an allocation evicts, all of them at once, before
+        they are handed out."""
+        self._on_evict.append(listener)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change of what is free, cached or held."""
+        self._on_change.append(listener)
+
     @property
     def free_pages(self) -> int:
-        """Pages that can be allocated now, because nobody holds them; some may be cached."""
+        """Pages that can be allocated now; some may be cached."""
         return len(self._free) + len(self._cached)
 
     @property
     def cached_pages(self) -> int:
-        """Pages that nobody holds, and that can still be shared."""
+        """Pages without a holder that can still be shared."""
         return len(self._cached)
 
     @property
     def used_pages(self) -> int:
-        """Pages that somebody holds, however many do."""
+        """Pages with one holder or several."""
         return len(self._holders)
 
     def allocate(self, count: int) -> list[int]:
@@ -72,8 +82,10 @@ class PageAllocator:
         at_hand = max(0, len(self._free) - count)
         pages = self._free[at_hand:][::-1]
         del self._free[at_hand:]
-        pages += [self._evict() for _ in range(count - len(pages))]
+        if len(pages) < count:
+            pages += self._evict(count - len(pages))
         self._holders.update(dict.fromkeys(pages, 1))
+        self._changed()
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
@@ -87,6 +99,7 @@ class PageAllocator:
         for page in pages:
             self._cached.pop(page, None)
             self._holders[page] = self._holders.get(page, 0) + 1
+        self._changed()
 
     def free(self, pages: Iterable[int]) -> None:
         """Let go of `pages`, once for each time that a page is named.
@@ -107,12 +120,13 @@ class PageAllocator:
             else:
                 (cached if page in self.known else self._free).append(page)
         self._cached.update(dict.fromkeys(reversed(cached)))
+        self._changed()
 
     def know(self, pages: Iterable[int]) -> None:
         """Let each of `pages` be cached, instead of free, when its last holder lets go.
 
         Raises:
-          ValueError: nobody holds one of them, so anything may lie there; then none is known.
+          ValueError: one of them has no holder, so anything may lie there; then none is known.
         """
         pages = set(pages)
         self._check_held(pages, "made known")
@@ -125,6 +139,7 @@ class PageAllocator:
             if page in self._cached:
                 del self._cached[page]
                 self._free.append(page)
+        self._changed()
 
     def check(self, held: Iterable[int]) -> None:
         """Assert that every page is free, cached or held, and held by exactly those in `held`.
@@ -143,15 +158,19 @@ class PageAllocator:
             f"used after free {sorted(expected.keys() - self._holders.keys())}"
         )
 
-    def _evict(self) -> int:
-        page, _ = self._cached.popitem(last=False)
-        self.known.remove(page)
-        if self.on_evict is not None:
-            self.on_evict(page)
-        return page
+    def _evict(self, count: int) -> list[int]:
+        pages = [self._cached.popitem(last=False)[0] for _ in range(count)]
+        self.known.difference_update(pages)
+        for listener in self._on_evict:
+            listener(pages)
+        return pages
+
+    def _changed(self) -> None:
+        for listener in self._on_change:
+            listener()
 
     def _check_held(self, pages: Collection[int], verb: str) -> None:
-        """At least as often as they are named."""
+        """Refuse pages that have fewer holders than times that they are named."""
         if len(once := set(pages)) == len(pages) and once <= self._holders.keys():
             return  # nearly always, and found out faster than by counting
         for page, holders in Counter(pages).items():

@@ -1,5 +1,5 @@
-"""Which page holds the KV of which tokens, so that a prompt that begins as another did need not be
-computed again.
+"""Which page holds the KV of which tokens, so that the beginning of a prompt that has been computed
+before is not computed again.
 
 The KV of a token depends on all tokens before it. So a page is named by a hash over its own tokens
 and the name of the page before it, and two sequences share their pages as far as they share their
@@ -8,6 +8,7 @@ flat table of what is a tree of token strings in SGLang's RadixAttention (Zheng 
 rule it keeps: the end of a prefix is evicted before its beginning (`PageAllocator.free`).
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from hashlib import blake2b
 from weakref import WeakKeyDictionary
@@ -23,23 +24,21 @@ _KEY_BYTES = 16
 class PrefixIndex:
     """Finds the pages of one pool by the tokens whose KV lies in them. Only whole pages are known.
 
-    It answers to keys, which `keys` makes from tokens: whoever keeps them with a sequence hashes
-    each of its tokens once, however often and in however many pools it is looked up. A key is taken
-    at its word, tokens are not compared; with 128 bits of BLAKE2b, nobody will find two prefixes of
-    the same key, neither by chance nor on purpose.
+    The index answers to keys, which `keys` makes from tokens. A sequence keeps its keys, so that
+    each of its tokens is hashed once, however often and in however many pools it is looked up. Keys
+    are compared, tokens are not: with 128 bits of BLAKE2b two prefixes of the same key are found
+    neither by chance nor on purpose.
 
     Args:
-      allocator: of the pool. It keeps the known pages that nobody holds, and says which it evicts;
-        it serves one index.
+      allocator: of the pool. It keeps the known pages that have no holder, and tells which it
+        evicts.
       page_size: tokens a page.
     """
 
     def __init__(self, allocator: PageAllocator, page_size: int) -> None:
         if page_size < 1:
             raise ValueError(f"page_size={page_size}: must be at least 1")
-        if allocator.on_evict is not None:
-            raise ValueError("allocator: has an index already")
-        allocator.on_evict = self.forget
+        allocator.on_evict(self._forget_all)
         self.page_size = page_size
         self._allocator = allocator
         self._pages: dict[bytes, int] = {}
@@ -58,8 +57,8 @@ class PrefixIndex:
 
         Args:
           token_ids: all of its tokens, the first one first.
-          salt: sequences of different salts share nothing. Without it, anybody can learn from the
-            time to the first token whether somebody else has sent the same prompt.
+          salt: sequences of different salts share nothing. Without it, a client can learn from the
+            time to the first token whether another client has sent the same prompt.
           so_far: keys of its first pages, if they have been made before with the same salt; only
             the rest is hashed.
         """
@@ -115,17 +114,17 @@ class PrefixIndex:
     def insert(self, keys: Seq[bytes], pages: Seq[int], tokens: int) -> None:
         """Make findable the whole pages among the first `tokens` tokens of a sequence.
 
-        If a key is known already, the page that has it keeps it, since others may build on that
-        one; the page given here for it is a duplicate, stays unknown, and will be free when it is
-        let go. To insert the same pages again changes nothing.
+        If a key is known already, the page that has it keeps it, since other pages may build on
+        that one; the page given here for it is a duplicate, stays unknown, and will be free when it
+        is let go. To insert the same pages again changes nothing.
 
         Args:
           keys: of the sequence, at least for those tokens.
           pages: where its KV lies, in order; the caller holds them.
-          tokens: how many have their KV there, or will before anybody who takes them reads it.
+          tokens: how many have their KV there, or will before a step that takes them reads it.
 
         Raises:
-          ValueError: too few keys or pages, a page that nobody holds, or one that is known to hold
+          ValueError: too few keys or pages, a page without a holder, or one that is known to hold
             something else; then nothing is inserted.
         """
         whole = tokens // self.page_size
@@ -145,13 +144,24 @@ class PrefixIndex:
         self._pages.update((key, page) for page, key in new.items())
 
     def forget(self, page: int) -> None:
-        """Make it unfindable: it is evicted, or does not hold what it was said to, as when the step
-        that should have written it has failed. Whoever holds it still does."""
-        key = self._keys.pop(page, None)
-        if key is not None:
-            del self._pages[key]
-            self._losses += 1
+        """Make a page unfindable that does not hold what it was said to, as when the step that
+        should have written it has failed. Its holders keep it."""
+        if self._forget(page):
             self._allocator.forget([page])
+
+    def _forget_all(self, pages: Iterable[int]) -> None:
+        """The allocator has evicted these pages."""
+        for page in pages:
+            self._forget(page)
+
+    def _forget(self, page: int) -> bool:
+        """Take a page out of the tables; returns whether it was there."""
+        key = self._keys.pop(page, None)
+        if key is None:
+            return False
+        del self._pages[key]
+        self._losses += 1
+        return True
 
     def forget_key(self, key: bytes) -> None:
         """`forget` the page that has this key, if there is one."""

@@ -14,9 +14,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from pdjax.core.clock import Clock
+from pdjax.core.ids import PoolId
 from pdjax.host.handoff.accounting import Link, TransferTotals
+from pdjax.host.metrics.observer import Observer
 from pdjax.host.sequences.sequence import Sequence
-from pdjax.interfaces.transfer import End
 
 MARKS = (
     "arrived",
@@ -214,10 +215,14 @@ class Recorder:
       clock: gives the moments.
       keep: most finished requests that are kept; `TOKENS_EACH` times as many moments of their
         tokens, and `SPANS_EACH` times as many spans.
+
+    Attributes:
+      observer: watches the coordinator's work as it happens.
     """
 
     def __init__(self, clock: Clock, keep: int = 10_000) -> None:
         self._clock = clock
+        self.observer = Observer()
         self._live: dict[Sequence, _Timeline] = {}
         # Of finished ones, for as long as somebody else knows them.
         self._ended: WeakKeyDictionary[Sequence, _Timeline] = WeakKeyDictionary()
@@ -272,14 +277,14 @@ class Recorder:
         self._timeline(seq).transfer.add(costs)
         self.transfers.add(costs)
 
-    def link(self, source: End, target: End) -> Link:
-        """What has moved from one engine to another."""
+    def link(self, source: PoolId, target: PoolId) -> Link:
+        """What has moved from one pool to another."""
         return self.links.setdefault(f"{source}->{target}", Link())
 
     def span(
         self, track: str, name: str, start: float, end: float, *, who: str = "", **args: float
     ) -> None:
-        """Note a piece of work: track "prefill/E", "decode/E" or "transfer/END->END", E an engine.
+        """Note a piece of work: the track is an engine's name or "transfer/POOL->POOL".
 
         A decode tick carries `rows_active`, `rows`, `stages_active` and `stages`, the last two
         counting stages whose microbatch had an active row. Any other number may be added; it is

@@ -1,161 +1,268 @@
-"""What a policy is: pure functions from what the host knows to a plan. Nothing moves until the
-coordinator carries a plan out, so a policy can be tried on made-up situations."""
+"""What a policy is: pure functions from what the host knows to a plan.
+
+A policy sees views of engines and the sequences themselves, and changes neither. Nothing moves
+until the coordinator has checked a plan and carries it out, so a policy can be tried on made-up
+situations. Moments are seconds on the coordinator's clock; `now` is the moment of the call.
+"""
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
+from pdjax.config import Config
+from pdjax.core.ids import EngineId, PoolId
+from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.steps import StepKind
 
 
 @dataclass(frozen=True)
-class PrefillView:
-    """A prefill engine, as its scheduler sees it.
+class EngineView:
+    """An engine, as a policy sees it.
 
     Attributes:
-      engine: its index.
+      engine: its name. `pool`: the pool of its pages.
+      accepts: the steps that it may be given.
+      buckets: the sizes of its steps and pages.
       open: whether it takes another step now.
-      running: its sequences with tokens still to dispatch, oldest first.
-      backlog: tokens that it holds and has not finished: the measure of its load.
-      free_pages: pages that may be reserved now.
-      total_pages: pages that it will ever have.
-      cached: of a sequence that waits, the tokens at its front whose KV is there already.
+      running: its sequences with prompt tokens still to dispatch, oldest first.
+      backlog: prompt tokens that it has been given and has not finished: the measure of its load.
       steps: that it has been given so far.
+      rows: decode rows, all of them; `free_rows`: those that are free.
+      free_pages: pages of the pool that may be reserved now. `total_pages`: all that it will have.
+      rows_of_pool: decode rows that are taken, over all engines of the pool.
+      cached: of a sequence that waits, the tokens at its front whose KV is in the pool already.
+      sources: the pools from which KV can come to this one, its own included.
     """
 
-    engine: int
+    engine: EngineId
+    pool: PoolId
+    accepts: frozenset[StepKind]
+    buckets: Buckets
     open: bool
     running: tuple[Sequence, ...]
     backlog: int
-    free_pages: int
-    total_pages: int
-    cached: Callable[[Sequence], int]
-    steps: int = 0
-
-
-@dataclass(frozen=True)
-class PrefillPlan:
-    """One step of a prefill engine. Sequences of it that are WAITING are admitted by it: pages for
-    all their tokens are reserved."""
-
-    engine: int
-    chunks: tuple[Chunk, ...]
-
-
-@dataclass(frozen=True)
-class DecodeView:
-    """A decode engine, as its scheduler sees it.
-
-    Attributes:
-      engine: its index.
-      rows: of its batch, all of them; `free_rows`: those that nobody holds.
-      free_pages: pages that may be reserved now.
-      total_pages: pages that it will ever have.
-      shares_with: prefill engines that keep their pages in the same pool.
-    """
-
-    engine: int
+    steps: int
     rows: int
     free_rows: int
     free_pages: int
     total_pages: int
-    shares_with: frozenset[int]
+    rows_of_pool: int
+    cached: Callable[[Sequence], int]
+    sources: frozenset[PoolId]
 
 
 @dataclass(frozen=True)
-class Migration:
-    """A sequence that decodes is to go on on another decode engine."""
+class StepPlan:
+    """One prefill step of an engine. Its sequences that are WAITING are admitted by it: pages for
+    all their tokens are reserved."""
 
-    sequence: Sequence
-    engine: int
+    engine: EngineId
+    chunks: tuple[Chunk, ...]
 
 
 @dataclass(frozen=True)
 class Admission:
-    """A sequence is to be handed to a decode engine. `pages` are reserved there; 0 where it brings
-    its own."""
+    """A sequence is to decode on an engine. It is handed over to the engine's pool, or stays in its
+    pool where that is the same."""
 
     sequence: Sequence
-    engine: int
-    pages: int
+    engine: EngineId
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A sequence that decodes is to go on on another engine."""
+
+    sequence: Sequence
+    engine: EngineId
 
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """First all `victims` give up their pages, to be prefilled anew; then each of `grown` gets one
+    """First all `victims` give up their pages, to be prefilled again; then each of `grown` gets one
     more page."""
 
     victims: tuple[Sequence, ...]
     grown: tuple[Sequence, ...]
 
 
+@dataclass(frozen=True)
+class Reservation:
+    """Pages that an open hand-off holds in a pool and could give up.
+
+    Attributes:
+      handoff: the id of the hand-off.
+      sequence: whose KV it moves.
+      pages: how many it holds there.
+      cache: whether its KV moves only to be found by later prompts; else a sequence is to decode
+        there, whose prefill has not ended.
+      opened: moment of the reservation.
+    """
+
+    handoff: int
+    sequence: Sequence
+    pages: int
+    cache: bool
+    opened: float
+
+
+@dataclass(frozen=True)
+class GiveBack:
+    """KV of a finished sequence that could go back to the pool where the next turn of its
+    conversation is prefilled.
+
+    Attributes:
+      sequence: has ended.
+      tokens: whose KV would move.
+      pages: that the target needs for them and does not hold already.
+      free_pages: of the target, those aside that it holds already.
+    """
+
+    sequence: Sequence
+    tokens: int
+    pages: int
+    free_pages: int
+
+
 class Router(Protocol):
-    """Chooses among engines that can all take the sequence now."""
+    """Chooses among engines that can all take a sequence now."""
 
-    def prefill_engine(self, sequence: Sequence, engines: Seq[PrefillView]) -> PrefillView:
-        """Where it is prefilled."""
+    def prefill_engine(self, sequence: Sequence, engines: Seq[EngineView]) -> EngineView:
+        """The engine that prefills it."""
         ...
 
-    def decode_engine(self, sequence: Sequence, engines: Seq[DecodeView]) -> DecodeView:
-        """Where it is decoded."""
-        ...
-
-
-class PrefillScheduler(Protocol):
-    """Decides what the prefill engines compute next."""
-
-    def plan(self, waiting: Seq[Sequence], engines: Seq[PrefillView]) -> list[PrefillPlan]:
-        """At most one step for each open engine."""
+    def decode_engine(self, sequence: Sequence, engines: Seq[EngineView]) -> EngineView:
+        """The engine that decodes it."""
         ...
 
 
-class DecodeScheduler(Protocol):
-    """Decides who decodes."""
+class PrefillPolicy(Protocol):
+    """Decides what engines prefill next."""
 
-    def grow(self, needy: Seq[Sequence], holders: Seq[Sequence], free_pages: int) -> GrowthPlan:
-        """Find a page for each of `needy`, who cannot enter the next tick without one.
+    def plan(self, waiting: Seq[Sequence], engines: Seq[EngineView], now: float) -> list[StepPlan]:
+        """At most one step for each engine.
+
+        It is asked after events: about all open engines while a sequence waits, else about those
+        that an event touched.
 
         Args:
-          needy: in any order; they are among the holders.
+          waiting: the queue, oldest first.
+          engines: that accept prefill steps and are open.
+        """
+        ...
+
+
+class DecodePolicy(Protocol):
+    """Decides which sequences decode."""
+
+    def grow(
+        self, needing: Seq[Sequence], holders: Seq[Sequence], free_pages: int, now: float
+    ) -> GrowthPlan:
+        """Find a page for each of `needing`, which cannot enter the next tick without one.
+
+        Args:
+          needing: in any order; they are among the holders.
           holders: sequences that hold pages of the pool and can give them up at once.
           free_pages: of the pool.
         """
         ...
 
-    def admit(self, prefilled: Seq[Sequence], engines: Seq[DecodeView]) -> list[Admission]:
-        """Who of `prefilled`, oldest first, is handed over now, and where to.
+    def admit(
+        self, prefilled: Seq[Sequence], engines: Seq[EngineView], now: float
+    ) -> list[Admission]:
+        """The sequences of `prefilled`, oldest first, that are handed over now, and where to.
 
-        It is also asked who of those whose prefill is about to be dispatched gets room ahead, so
-        that his KV can leave meanwhile; but only when nobody prefilled waits for room.
+        Args:
+          engines: that accept decode steps.
+        """
+        ...
+
+    def admit_ahead(
+        self,
+        streaming: Seq[Sequence],
+        prefilled: Seq[Sequence],
+        engines: Seq[EngineView],
+        now: float,
+    ) -> list[Admission]:
+        """The sequences of `streaming` that get room ahead, so that their KV leaves while it is
+        being computed. Their pools are not those of the engines named.
+
+        Args:
+          streaming: sequences whose prefill is about to be dispatched.
+          prefilled: sequences that wait for room, oldest first.
         """
         ...
 
 
-class HandoffScheduler(Protocol):
-    """Decides whether KV moves, when and where to."""
+class HandoffPolicy(Protocol):
+    """Decides whether KV moves, when and where to.
+
+    Attributes:
+      migrates: whether `migrations` may ever name a sequence; else it is not asked.
+      returns: whether `gives_back` may ever be true; else it is not asked.
+    """
+
+    migrates: bool
+    returns: bool
 
     def stays(self, sequence: Sequence) -> bool:
-        """Whether a sequence that has just been given a token by its prefill engine makes the next
-        one there, too. The prefill side's pages may run out: then it is handed over anyway."""
+        """Whether a sequence that has just been given a token by a prefill step is given the next
+        one there, too. If the pool's pages run out, it is handed over all the same."""
         ...
 
     def streams(self, sequence: Sequence) -> bool:
-        """Whether the KV of one that is prefilled may leave before that has ended."""
+        """Whether the KV of a sequence may leave before its prefill has ended."""
         ...
 
-    def gives_back(self, sequence: Sequence) -> bool:
-        """Whether the KV of one that has finished goes back to the prefill side."""
+    def gives_back(self, move: GiveBack) -> bool:
+        """Whether the KV of a finished sequence goes back to where it was prefilled."""
+        ...
+
+    def withdraw(self, reservations: Seq[Reservation], pages: int, now: float) -> Seq[Reservation]:
+        """The reservations to give up, since sequences that decode need `pages` more pages of the
+        pool than are free."""
         ...
 
     def migrations(
-        self, engines: Seq[DecodeView], decoding: Mapping[int, Seq[Sequence]]
+        self,
+        engines: Seq[EngineView],
+        decoding: Mapping[EngineId, Seq[Sequence]],
+        prefilled: Seq[Sequence],
+        migrating: int,
+        now: float,
     ) -> list[Migration]:
-        """Who leaves his decode engine for another; asked while nobody is between two of them.
+        """The sequences that leave the engine that decodes them for another.
 
         Args:
-          engines: all of them.
-          decoding: who decodes on each.
+          engines: that accept decode steps.
+          decoding: the sequences that decode on each.
+          prefilled: sequences that wait for room, oldest first.
+          migrating: sequences that are on their way between two engines.
         """
         ...
+
+
+@dataclass(frozen=True)
+class PolicySetup:
+    """What a policy is constructed with.
+
+    Attributes:
+      config: of the run.
+      router: of the deployment; None where a router itself is constructed.
+    """
+
+    config: Config
+    router: Router | None = None
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The policies of a deployment."""
+
+    prefill: PrefillPolicy
+    decode: DecodePolicy
+    handoff: HandoffPolicy
+    router: Router

@@ -1,11 +1,11 @@
-"""Who decodes: the oldest first, in reserved rows and pages. Who gives way when pages run out."""
+"""Which sequences decode: the oldest first, in reserved rows and pages. Which give way when pages
+run out."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
-from pdjax.host.batching.buckets import Buckets
-from pdjax.host.policies.api import Admission, DecodeView, GrowthPlan, Router
-from pdjax.host.sequences.sequence import Sequence
+from pdjax.host.policies.api import Admission, EngineView, GrowthPlan, PolicySetup
+from pdjax.host.sequences.sequence import Sequence, age
 
 
 class FcfsDecode:
@@ -13,25 +13,23 @@ class FcfsDecode:
 
     Growing comes before admitting, and when the pool is full the youngest gives way. So the oldest
     sequence of a pool always gets on; and since every prefill, that of a victim too, yields a
-    token, nothing is recomputed for ever.
-
-    Args:
-      buckets: say how many pages a sequence needs.
-      router: chooses the engine of a sequence that is admitted.
+    token, no sequence is recomputed for ever.
     """
 
-    def __init__(self, buckets: Buckets, router: Router) -> None:
-        self._buckets = buckets
-        self._router = router
+    def __init__(self, setup: PolicySetup) -> None:
+        assert setup.router is not None, "a router chooses the engine of a sequence"
+        self._router = setup.router
 
-    def grow(self, needy: Seq[Sequence], holders: Seq[Sequence], free_pages: int) -> GrowthPlan:
-        """See `DecodeScheduler`. One that is itself the youngest gives way to the others."""
-        in_turn = sorted(needy, key=_age)
-        if len(needy) <= free_pages:  # nearly always: nobody else need be looked at
+    def grow(
+        self, needing: Seq[Sequence], holders: Seq[Sequence], free_pages: int, now: float
+    ) -> GrowthPlan:
+        """See `DecodePolicy`. A sequence that is itself the youngest gives way to the others."""
+        in_turn = sorted(needing, key=age)
+        if len(needing) <= free_pages:  # nearly always: no other sequence need be looked at
             return GrowthPlan((), tuple(in_turn))
         victims: list[Sequence] = []
         grown: list[Sequence] = []
-        by_age = sorted(holders, key=_age)
+        by_age = sorted(holders, key=age)
         for sequence in in_turn:
             while not free_pages and sequence not in victims:
                 victims.append(by_age.pop())
@@ -41,38 +39,52 @@ class FcfsDecode:
                 free_pages -= 1
         return GrowthPlan(tuple(victims), tuple(grown))
 
-    def admit(self, prefilled: Seq[Sequence], engines: Seq[DecodeView]) -> list[Admission]:
-        """See `DecodeScheduler`. If the oldest finds no room, nobody overtakes it."""
+    def admit(
+        self, prefilled: Seq[Sequence], engines: Seq[EngineView], now: float
+    ) -> list[Admission]:
+        """See `DecodePolicy`. If the oldest finds no room, no other overtakes it. A sequence stays
+        in its pool, where nothing has to move, if an engine of that has a row."""
         views = {view.engine: view for view in engines}
         admissions = []
         for sequence in prefilled:
-            able = [view for view in views.values() if self._can_admit(sequence, view)]
+            able = [view for view in views.values() if _has_room(sequence, view)]
             if not able:
                 break
-            view = self._router.decode_engine(sequence, able)
-            pages = self._pages_to_reserve(sequence, view)
-            admissions.append(Admission(sequence, view.engine, pages))
+            here = [view for view in able if view.pool == sequence.pool]
+            view = self._router.decode_engine(sequence, here or able)
+            admissions.append(Admission(sequence, view.engine))
             views[view.engine] = replace(
-                view, free_rows=view.free_rows - 1, free_pages=view.free_pages - pages
+                view,
+                free_rows=view.free_rows - 1,
+                free_pages=view.free_pages - _pages_to_reserve(sequence, view),
+                rows_of_pool=view.rows_of_pool + 1,
             )
         return admissions
 
-    def _pages_to_reserve(self, sequence: Sequence, view: DecodeView) -> int:
-        return 0 if view.shares_with else self._buckets.table_pages_for(sequence.length)
-
-    def _can_admit(self, sequence: Sequence, view: DecodeView) -> bool:
-        if not view.free_rows:
-            return False
-        if view.shares_with:
-            return sequence.engine in view.shares_with
-        # A page in hand for everybody who decodes already: else whoever is let in now would be the
-        # first to give way at the next growth, his transfer in vain.
-        in_hand = view.rows - view.free_rows
-        return (
-            self._pages_to_reserve(sequence, view) + in_hand <= view.free_pages
-            and self._buckets.table_pages_for(sequence.lifetime_tokens) <= view.total_pages
-        )
+    def admit_ahead(
+        self,
+        streaming: Seq[Sequence],
+        prefilled: Seq[Sequence],
+        engines: Seq[EngineView],
+        now: float,
+    ) -> list[Admission]:
+        """See `DecodePolicy`. Room is for those first whose prefill has ended."""
+        return [] if prefilled else self.admit(streaming, engines, now)
 
 
-def _age(sequence: Sequence) -> int:
-    return sequence.order
+def _pages_to_reserve(sequence: Sequence, view: EngineView) -> int:
+    """A sequence brings its pages where its pool is that of the engine."""
+    return 0 if view.pool == sequence.pool else view.buckets.pages_for(sequence.length)
+
+
+def _has_room(sequence: Sequence, view: EngineView) -> bool:
+    if not view.free_rows or sequence.pool not in view.sources:
+        return False
+    if view.pool == sequence.pool:
+        return True
+    # A page in hand for every row that decodes already: else the sequence that is admitted now
+    # would be the first to give way at the next growth, and its transfer would be in vain.
+    return (
+        _pages_to_reserve(sequence, view) + view.rows_of_pool <= view.free_pages
+        and view.buckets.pages_for(sequence.lifetime_tokens) <= view.total_pages
+    )

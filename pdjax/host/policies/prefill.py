@@ -1,11 +1,12 @@
 """First come, first served prefill: whole prompts or chunks of them, packed up to a budget."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
-from pdjax.host.batching.buckets import Buckets
+from pdjax.core.ids import EngineId
 from pdjax.host.batching.chunks import Chunk
-from pdjax.host.policies.api import PrefillPlan, PrefillView, Router
+from pdjax.host.policies.api import EngineView, PolicySetup, StepPlan
 from pdjax.host.sequences.sequence import Sequence
 
 
@@ -17,11 +18,10 @@ class _Step:
     order of their turn; `kept` places, of one token each, are for them alone.
     """
 
-    view: PrefillView
+    view: EngineView
     tokens: int
     sequences: int
     pages: int  # that it may read, over all its sequences
-    page_size: int
     decoding: list[Sequence]
     kept: int = 0
     chunks: list[Chunk] = field(default_factory=list)
@@ -49,9 +49,9 @@ class _Step:
                 most -= 1
 
     def next_chunk(self, sequence: Sequence, start: int) -> Chunk:
-        """As much of `sequence` from `start` on as fits; perhaps nothing."""
-        stop = min(sequence.length, start + self.tokens, self.pages * self.page_size)
-        return Chunk(sequence, start, max(start, stop))
+        """As much of a sequence from `start` on as fits; perhaps nothing."""
+        most = min(start + self.tokens, self.pages * self.view.buckets.page_size)
+        return Chunk(sequence, start, max(start, min(sequence.length, most)))
 
     def add(self, sequence: Sequence, start: int) -> bool:
         """Add what fits of a sequence; returns whether anything did."""
@@ -61,87 +61,115 @@ class _Step:
         self.chunks.append(chunk)
         self.tokens -= chunk.tokens
         self.sequences -= 1
-        self.pages -= -(-chunk.stop // self.page_size)
+        self.pages -= self.view.buckets.pages_for(chunk.stop)
         return True
 
 
+class _Engine:
+    """An engine of a plan: what a newcomer would find there. Its step is begun when it is asked
+    for, since most plans concern one engine of many."""
+
+    def __init__(self, view: EngineView) -> None:
+        self.view = view
+        # A page in hand for every row of the pool that decodes, see `FcfsDecode`.
+        self._free_pages = view.free_pages - view.rows_of_pool
+        self._backlog = view.backlog
+        self._step: _Step | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._step is not None
+
+    @property
+    def step(self) -> _Step:
+        if self._step is None:
+            self._step = _begin(self.view)
+        return self._step
+
+    def seen(self) -> EngineView:
+        """As a router sees it."""
+        view = self.view
+        if (self._backlog, self._free_pages) == (view.backlog, view.free_pages):
+            return view
+        return replace(view, backlog=self._backlog, free_pages=self._free_pages)
+
+    def can_admit(self, sequence: Sequence) -> bool:
+        """Whether a sequence of the queue finds room."""
+        buckets = self.view.buckets
+        if (
+            buckets.pages_for(sequence.length) > self._free_pages
+            or buckets.pages_for(sequence.lifetime_tokens) > self.view.total_pages
+        ):
+            return False
+        if not self.begun and not self.view.running:
+            return True  # nothing of the step's budgets is taken, and any sequence fits into them
+        if not self.step.has_room:
+            return False
+        # Last, since this question alone may cost a walk over the pages of the prompt.
+        return self.step.next_chunk(sequence, self.view.cached(sequence)).tokens > 0
+
+    def admit(self, sequence: Sequence) -> None:
+        """Begin a sequence of the queue."""
+        start = self.view.cached(sequence)
+        self.step.add(sequence, start)
+        self._free_pages -= self.view.buckets.pages_for(sequence.length)
+        self._backlog += sequence.length - start
+
+
 class FcfsPrefill:
-    """Packs the oldest first, up to `token_budget` tokens a step (chunked prefill, Agrawal et al.
-    2023). A prompt longer than what is left of the budget is cut, and goes on in the next step.
+    """Packs the oldest first, up to the engine's token budget a step (chunked prefill, Agrawal et
+    al. 2023). A prompt longer than what is left of the budget is cut, and goes on in the next step.
 
-    What is in the prefix cache of an engine is not computed again there. All pages of a sequence
-    are reserved when its first chunk is planned, so that what has begun can always be finished. If
-    the oldest one waiting finds no room, nobody overtakes it.
-
-    Args:
-      buckets: bound the sequences and the pages of a step.
-      token_budget: most tokens of a step.
-      router: chooses the engine of a sequence that is admitted.
+    What is in the prefix cache of an engine's pool is not computed again there. All pages of a
+    sequence are reserved when its first chunk is planned, so that what has begun can always be
+    finished. If the oldest one waiting finds no room, no other overtakes it.
     """
 
-    def __init__(self, buckets: Buckets, token_budget: int, router: Router) -> None:
-        self._buckets = buckets
-        self._token_budget = token_budget
-        self._router = router
+    def __init__(self, setup: PolicySetup) -> None:
+        assert setup.router is not None, "a router chooses the engine of a sequence"
+        self._router = setup.router
 
-    def plan(self, waiting: Seq[Sequence], engines: Seq[PrefillView]) -> list[PrefillPlan]:
-        """See `PrefillScheduler`."""
-        steps = {view.engine: self._begin(view) for view in engines if view.open}
+    def plan(self, waiting: Seq[Sequence], engines: Seq[EngineView], now: float) -> list[StepPlan]:
+        """See `PrefillPolicy`."""
+        among = {view.engine: _Engine(view) for view in engines if view.open}
         for sequence in waiting:
-            pages = self._buckets.pages_for(sequence.length)
-            able = [step.view for step in steps.values() if self._can_admit(sequence, pages, step)]
+            able = [engine for engine in among.values() if engine.can_admit(sequence)]
             if not able:
                 break
-            step = steps[self._router.prefill_engine(sequence, able).engine]
-            start = step.view.cached(sequence)
-            step.add(sequence, start)
-            step.view = replace(
-                step.view,
-                free_pages=step.view.free_pages - pages,
-                backlog=step.view.backlog + sequence.length - start,
-            )
-        for step in steps.values():
-            step.let_decode(self._buckets.sequences)
-        return [PrefillPlan(e, tuple(step.chunks)) for e, step in steps.items() if step.chunks]
+            seen = [engine.seen() for engine in able]
+            among[self._router.prefill_engine(sequence, seen).engine].admit(sequence)
+        return list(_plans(among))
 
-    def _begin(self, view: PrefillView) -> _Step:
-        """A step that goes on with the prompts that have begun.
 
-        Half of its places and tokens are for sequences that decode on the prefill engine, if there
-        are so many; of an odd number the larger half in every second step. In those steps they also
-        come first, so that neither they nor the prompts can take all pages of every step. What the
-        others leave is theirs, too. The one served longest ago comes first, so that each of N is
-        served once in `2 * ceil(N / max_sequences)` steps if the pages suffice, and in 2 N steps
-        at the latest.
-        """
-        buckets, odd = self._buckets, view.steps % 2
-        decoding = sorted(filter(_decodes, view.running), key=lambda seq: (seq.served, seq.order))
-        half = (min(buckets.sequences, self._token_budget) + odd) // 2
-        step = _Step(
-            view,
-            self._token_budget,
-            buckets.sequences,
-            buckets.step_pages[-1],
-            buckets.page_size,
-            decoding,
-        )
-        if odd:
-            step.let_decode(half)
-        else:
-            step.keep(min(half, len(decoding)))
-        for sequence in view.running:
-            if not _decodes(sequence):
-                step.add(sequence, sequence.prefilled)
-        return step
+def _plans(among: dict[EngineId, _Engine]) -> Iterator[StepPlan]:
+    for engine, planned in among.items():
+        if planned.begun or planned.view.running:
+            planned.step.let_decode(planned.view.buckets.sequences)
+            if planned.step.chunks:
+                yield StepPlan(engine, tuple(planned.step.chunks))
 
-    def _can_admit(self, sequence: Sequence, pages: int, step: _Step) -> bool:
-        return (
-            step.has_room
-            and pages <= step.view.free_pages
-            and self._buckets.pages_for(sequence.lifetime_tokens) <= step.view.total_pages
-            # Last, since this question alone may cost a walk over the pages of the prompt.
-            and step.next_chunk(sequence, step.view.cached(sequence)).tokens > 0
-        )
+
+def _begin(view: EngineView) -> _Step:
+    """A step that goes on with the prompts that have begun.
+
+    Half of its places and tokens are for sequences that decode on the prefill engine, if there are
+    so many; of an odd number the larger half in every second step. In those steps they also come
+    first, so that neither they nor the prompts can take all pages of every step. What the others
+    leave is theirs, too. The one served longest ago comes first, so that each of N is served once
+    in `2 * ceil(N / max_sequences)` steps if the pages suffice, and in 2 N steps at the latest.
+    """
+    buckets, odd = view.buckets, view.steps % 2
+    decoding = sorted(filter(_decodes, view.running), key=lambda seq: (seq.served, seq.order))
+    half = (min(buckets.sequences, buckets.token_budget) + odd) // 2
+    step = _Step(view, buckets.token_budget, buckets.sequences, buckets.step_pages[-1], decoding)
+    if odd:
+        step.let_decode(half)
+    else:
+        step.keep(min(half, len(decoding)))
+    for sequence in view.running:
+        if not _decodes(sequence):
+            step.add(sequence, sequence.prefilled)
+    return step
 
 
 def _decodes(sequence: Sequence) -> bool:

@@ -1,118 +1,128 @@
-"""The ticks of the decode engines: which sequences enter them, what comes back."""
+"""Ticks: the sequences that enter, and what comes back."""
 
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable
 
-from pdjax.core.clock import Clock
-from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.decode_pipeline import Tick
 from pdjax.host.batching.prefill_batch import history
-from pdjax.host.engines import DecodeLane, InFlight
-from pdjax.host.handoff.manager import Handoffs
-from pdjax.host.metrics.recorder import Recorder
-from pdjax.host.policies.api import DecodeScheduler
-from pdjax.host.sequences.lifecycle import Roster, read
-from pdjax.host.sequences.reference import names
+from pdjax.host.engines import EngineState, InFlight
+from pdjax.host.fleet import Fleet
+from pdjax.host.handoff.manager import HandoffManager
+from pdjax.host.policies.api import DecodePolicy
+from pdjax.host.policies.check import check_growth
+from pdjax.host.runners.harvest import read
+from pdjax.host.runtime import Runtime
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
+from pdjax.host.sequences.output import OutputProcessor
+from pdjax.host.sequences.reference import ids_of
 from pdjax.host.sequences.sequence import Sequence, State
-from pdjax.interfaces.batches import Sampled
+from pdjax.interfaces.events import StepDone
+from pdjax.interfaces.steps import DecodeStep, StepKind
 
 
-class Decoding:
+class DecodeRunner:
     """Dispatches and harvests ticks.
 
     Args:
-      lanes: the decode engines.
-      roster, handoffs: move sequences, and give up room that is held ahead.
-      scheduler: says which sequences give way when pages run out.
-      buckets: sizes of pages and of a penalized sequence's history.
-      lookahead: ticks that may be in flight when another one is dispatched.
-      clock, recorder: tell the time, and take down what happened when.
+      fleet: the engines.
+      lifecycle, handoffs: move sequences, and give up room that is held ahead.
+      output: gives sequences their tokens.
+      policy: says which sequences give way when pages run out.
+      runtime: events, clock and recorder.
     """
 
     def __init__(
         self,
-        lanes: Seq[DecodeLane],
-        roster: Roster,
-        handoffs: Handoffs,
-        scheduler: DecodeScheduler,
-        buckets: Buckets,
-        lookahead: int,
-        clock: Clock,
-        recorder: Recorder,
+        fleet: Fleet,
+        lifecycle: SequenceLifecycle,
+        handoffs: HandoffManager,
+        output: OutputProcessor,
+        policy: DecodePolicy,
+        runtime: Runtime,
     ) -> None:
-        self._lanes, self._roster, self._handoffs = lanes, roster, handoffs
-        self._scheduler, self._buckets, self._lookahead = scheduler, buckets, lookahead
-        self._clock, self._recorder = clock, recorder
+        self._fleet, self._lifecycle, self._handoffs = fleet, lifecycle, handoffs
+        self._output, self._policy, self._events = output, policy, runtime.events
+        self._clock, self._recorder = runtime.clock, runtime.recorder
 
-    def dispatch(self) -> bool:
-        """A tick of each engine that has something to do and few ticks in flight. Returns whether
-        there was any."""
-        ready = [
-            lane
-            for lane in self._lanes
-            if len(lane.in_flight) <= self._lookahead and lane.pipeline.active
-        ]
-        for lane in ready:
-            lane.pipeline.align()
-            self._grow(lane)
-            self._remember(lane)
-            if lane.pipeline.active:  # not every sequence had to give way
-                self._tick(lane, lane.pipeline.tick())
-        return bool(ready)
+    def dispatch(self, states: Iterable[EngineState]) -> bool:
+        """Give a tick to each engine that has something to do and few steps in flight. Returns
+        whether there was any."""
+        busy = False
+        for state in states:
+            if not state.can_tick:
+                continue
+            busy = True
+            state.rows.align()
+            self._grow(state)
+            self._set_histories(state)
+            if state.rows.active:  # not every sequence had to give way
+                self._submit(state, state.rows.tick())
+        return busy
 
-    def _grow(self, lane: DecodeLane) -> None:
-        """Give each sequence that enters a page for the position that it writes."""
-        needy = lane.pipeline.needy()
-        if len(needy) > lane.allocator.free_pages:
-            self._handoffs.withdraw(lane)
-        while needy:
-            holders = self._roster.holders(lane)
-            plan = self._scheduler.grow(needy, holders, lane.allocator.free_pages)
+    def _grow(self, state: EngineState) -> None:
+        """Allocate a page for each entering row that needs one; preempt if none is free."""
+        needing = state.rows.needing_page()
+        if len(needing) > state.allocator.free_pages:
+            missing = len(needing) - state.allocator.free_pages
+            self._handoffs.give_up_room(state.pool, missing)
+        while needing:
+            holders, free = self._lifecycle.holders(state.pool), state.allocator.free_pages
+            plan = self._policy.grow(needing, holders, free, self._clock.now())
+            check_growth(self._policy, plan, needing, holders, free)
             for victim in plan.victims:
-                self._roster.preempt(victim)
+                self._lifecycle.preempt(victim)
             # A victim may have shared its pages: then fewer are free than the plan counted on.
-            for sequence in plan.grown[: lane.allocator.free_pages]:
+            for sequence in plan.grown[: state.allocator.free_pages]:
                 if sequence.state is State.DECODING:
-                    sequence.pages += lane.allocator.allocate(1)
-            needy = lane.pipeline.needy()
+                    sequence.pages += state.allocator.allocate(1)
+            needing = state.rows.needing_page()
 
-    def _remember(self, lane: DecodeLane) -> None:
-        """Tell the device the tokens so far of penalized sequences that join.
-
-        Not before they join: until then the device may still sample for the row's last sequence.
-        """
-        for sequence in lane.pipeline.joining():
+    def _set_histories(self, state: EngineState) -> None:
+        """Upload the token histories of entering sequences that use penalties. Not before they
+        enter: until then the device may still sample for the row's last sequence."""
+        for sequence in state.rows.joining():
             if sequence.request.params.penalized:
                 try:
-                    lane.engine.remember(sequence.row, history(sequence.token_ids, self._buckets))
+                    tokens = history(sequence.token_ids, state.buckets)
+                    state.engine.set_history(sequence.row, tokens)
                 except Exception as error:
-                    self._roster.fail(sequence, error)
+                    self._lifecycle.fail(sequence, error)
 
-    def _tick(self, lane: DecodeLane, tick: Tick) -> None:
+    def _submit(self, state: EngineState, tick: Tick) -> None:
         started = self._clock.now()
         try:
-            ticket = lane.engine.tick(tick.batch)
+            ticket = state.engine.submit(DecodeStep(tick.batch))
         except BaseException as error:
             # An interrupt, too, leaves open how far the device has come.
-            self._roster.fail_all(tick.aboard, error)
+            self._fleet.touch(state)
+            self._lifecycle.fail_all(tick.refs, error)
             if not isinstance(error, Exception):
                 raise
         else:
-            lane.in_flight.append(InFlight(tick, ticket, started, tick.aboard))
+            state.in_flight.append(InFlight(tick, ticket, started, tick.refs))
+            self._events.watch(ticket, StepDone(state.id), state.id)
+            self._fleet.dispatched(state)
+            active = len(tick.refs)
+            self._recorder.observer.step_submitted(
+                state.id, StepKind.DECODE, active, active, started
+            )
 
-    def harvest(self, lane: DecodeLane, done: InFlight[Tick, Sampled]) -> list[Sequence]:
+    def harvest(self, state: EngineState, done: InFlight[Tick]) -> list[Sequence]:
         """A tick has come back: each row that leaves has its sequence's next token. Returns the
-        sequences that have ended well."""
-        tick = done.work
+        sequences that have finished."""
+        tick, now, active = done.work, self._clock.now(), len(done.work.refs)
         self._recorder.span(
-            f"decode/{lane.index}",
+            state.id,
             "tick",
             done.started,
-            self._clock.now(),
-            rows_active=len(tick.aboard),
-            rows=lane.pipeline.rows,
+            now,
+            rows_active=active,
+            rows=state.rows.rows,
             stages_active=tick.stages_active,
-            stages=lane.pipeline.stages,
-            who=names(done.members),
+            stages=state.rows.stages,
+            who=ids_of(done.refs),
         )
-        sampled = read(done, self._roster)
-        return [] if sampled is None else self._roster.accept(tick.leaving, sampled)
+        self._recorder.observer.step_done(
+            state.id, StepKind.DECODE, active, active, done.started, now
+        )
+        sampled = read(done, self._lifecycle)
+        return [] if sampled is None else self._output.accept(tick.leaving, sampled)

@@ -1,166 +1,192 @@
-"""The steps of the prefill engines: who joins them, what leaves while they run, what comes back."""
+"""Prefill steps: the sequences that join, what leaves while a step runs, and what comes back."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 
-from pdjax.core.clock import Clock
-from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.prefill_batch import prefill_batch
-from pdjax.host.engines import DecodeLane, InFlight, PrefillLane
-from pdjax.host.handoff.manager import Handoffs
-from pdjax.host.metrics.recorder import Recorder
-from pdjax.host.policies.api import DecodeScheduler, HandoffScheduler
-from pdjax.host.sequences.lifecycle import Roster, read
-from pdjax.host.sequences.reference import Member, names
+from pdjax.host.engines import EngineState, InFlight
+from pdjax.host.fleet import Fleet
+from pdjax.host.handoff.manager import HandoffManager
+from pdjax.host.policies.api import Policies
+from pdjax.host.policies.check import check_admissions
+from pdjax.host.runners.harvest import read
+from pdjax.host.runtime import Runtime
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
+from pdjax.host.sequences.output import OutputProcessor
+from pdjax.host.sequences.reference import SequenceRef, ids_of
 from pdjax.host.sequences.sequence import Sequence, State
-from pdjax.host.views import decode_view
-from pdjax.interfaces.batches import NOT_FINITE, Sampled
+from pdjax.interfaces.batches import NOT_FINITE
+from pdjax.interfaces.events import StepDone
+from pdjax.interfaces.steps import PrefillStep, StepKind
 
 
-class Prefilling:
-    """Carries out what the prefill scheduler has planned.
+class PrefillRunner:
+    """Dispatches and harvests prefill steps.
 
     Args:
-      decode: where room can be reserved ahead.
-      roster, handoffs: move sequences, and their KV.
-      decode_scheduler, handoff_scheduler: say for whom room is reserved, and who stays.
-      buckets: sizes of batches and pages.
-      clock, recorder: tell the time, and take down what happened when.
-      between: called between the layer groups of a step. To dispatch a step of a large model takes
-        the host as long as a decode step takes, and decode must not wait for it.
+      fleet: the engines.
+      lifecycle, handoffs: move sequences, and their KV.
+      output: gives sequences their tokens.
+      policies: say which sequences get room ahead, and which stay.
+      runtime: events, clock and recorder.
     """
 
     def __init__(
         self,
-        decode: Seq[DecodeLane],
-        roster: Roster,
-        handoffs: Handoffs,
-        decode_scheduler: DecodeScheduler,
-        handoff_scheduler: HandoffScheduler,
-        buckets: Buckets,
-        clock: Clock,
-        recorder: Recorder,
-        between: Callable[[], object],
+        fleet: Fleet,
+        lifecycle: SequenceLifecycle,
+        handoffs: HandoffManager,
+        output: OutputProcessor,
+        policies: Policies,
+        runtime: Runtime,
     ) -> None:
-        self._between = between
-        self._decode, self._roster, self._handoffs = decode, roster, handoffs
-        self._decode_scheduler, self._handoff_scheduler = decode_scheduler, handoff_scheduler
-        self._buckets, self._clock, self._recorder = buckets, clock, recorder
+        self._fleet, self._lifecycle, self._handoffs = fleet, lifecycle, handoffs
+        self._output, self._policies, self._events = output, policies, runtime.events
+        self._clock, self._recorder = runtime.clock, runtime.recorder
 
-    def dispatch(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
-        """Dispatch a step over `chunks`, as far as they can still be computed as planned. KV of
-        sequences that have room on the decode side leaves as the step runs."""
-        chunks = self._possible(lane, chunks)
+    def dispatch(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
+        """Dispatch a step over the chunks of a plan that are still possible. KV of sequences that
+        have room on the decode side leaves as the step runs."""
+        chunks = tuple(self._possible(state, chunks))
         if not chunks:
             return
         newcomers = [chunk for chunk in chunks if chunk.sequence.state is State.WAITING]
-        self._roster.admit(
-            lane,
+        self._lifecycle.start_prefill(
+            state,
             [
-                (chunk.sequence, chunk.start, self._buckets.pages_for(chunk.sequence.length))
+                (chunk.sequence, chunk.start, state.buckets.pages_for(chunk.sequence.length))
                 for chunk in newcomers
             ],
         )
         for chunk in newcomers:
             self._recorder.mark(chunk.sequence, "prefill_started")
-        lane.steps += 1
+        state.steps += 1
         for chunk in chunks:
-            chunk.sequence.prefilled, chunk.sequence.served = chunk.stop, lane.steps
-        self._reserve_ahead(lane, chunks)
-        batch, started = prefill_batch(chunks, self._buckets), self._clock.now()
-        members = tuple(Member.of(chunk.sequence) for chunk in chunks)
+            chunk.sequence.prefilled, chunk.sequence.served = chunk.stop, state.steps
+        self._reserve_ahead(state, chunks)
+        self._submit(state, chunks)
+
+    def _submit(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
+        batch, started = prefill_batch(chunks, state.buckets), self._clock.now()
+        refs = tuple(SequenceRef.of(chunk.sequence) for chunk in chunks)
+        streaming, queue = self._handoffs.streaming(chunks), self._handoffs.queue
+        exports = queue.exports(streaming, len(state.engine.layer_groups)) if streaming else ()
         try:
-            after_group = None
-            if not any(lane.index in decode.shares_with for decode in self._decode):
-                after_group = self._handoffs.computing(chunks, self._between)
-            ticket = lane.engine.prefill(batch, after_group)
+            ticket = state.engine.submit(PrefillStep(batch, exports))
         except BaseException as error:
-            self._roster.fail_all(members, error)
+            self._fleet.touch(state)
+            self._lifecycle.fail_all(refs, error)
+            queue.dropped(exports, error)
             if not isinstance(error, Exception):
                 raise
         else:
-            lane.in_flight.append(InFlight(chunks, ticket, started, members))
+            state.in_flight.append(InFlight(chunks, ticket, started, refs))
+            self._events.watch(ticket, StepDone(state.id), state.id)
+            self._fleet.dispatched(state)
+            queue.dispatched(ticket.exports)
             self._handoffs.computed(chunks)
-        self._handoffs.raise_interrupt()
+            self._recorder.observer.step_submitted(
+                state.id, StepKind.PREFILL, _tokens(chunks), len(chunks), started
+            )
 
-    def _possible(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+    def _possible(self, state: EngineState, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """The chunks that are still as their plan found them; the next plan sees to the others.
 
-        Decode is served between the layer groups of another engine's step. There a sequence may be
-        aborted, fail, or be preempted, and cached pages may be lost or evicted.
+        Other plans of the same time are carried out before: in a pool that engines share, they may
+        have taken free pages, or evicted cached ones.
         """
-        free, prefixes, possible = lane.allocator.free_pages, lane.pool.prefixes, []
+        free, prefixes = state.allocator.free_pages, state.pool.prefixes
         for chunk in chunks:
             sequence = chunk.sequence
             if sequence.state is State.WAITING:
                 known = prefixes.known_tokens(sequence, chunk.start) if prefixes is not None else 0
-                needs = self._buckets.pages_for(sequence.length)
+                needs = state.buckets.pages_for(sequence.length)
                 if known < chunk.start or needs > free:
                     continue
                 free -= needs
             elif (
                 sequence.state is not State.PREFILLING
-                or sequence.engine != lane.index
+                or sequence.engine != state.id
                 or sequence.prefilled != chunk.start
             ):
                 continue
-            possible.append(chunk)
-        return tuple(possible)
+            yield chunk
 
-    def _reserve_ahead(self, lane: PrefillLane, chunks: tuple[Chunk, ...]) -> None:
-        """Find room for those whose KV may leave while it is being computed."""
+    def _reserve_ahead(self, state: EngineState, chunks: Iterable[Chunk]) -> None:
+        """Find room for the sequences whose KV may leave while it is being computed. None has to
+        leave while an engine of its own pool has a row for it."""
+        policies = self._policies
+        if any(each.free_rows for each in self._fleet.sharing(state.pool)):
+            return
         streaming = [
             chunk.sequence
             for chunk in chunks
-            if chunk.sequence.handoff is None and self._handoff_scheduler.streams(chunk.sequence)
+            if chunk.sequence.handoff is None and policies.handoff.streams(chunk.sequence)
         ]
-        if streaming and not self._roster.prefilled:
-            views = [decode_view(each) for each in self._decode if not each.shares_with]
-            for admission in self._decode_scheduler.admit(streaming, views):
-                target = self._decode[admission.engine]
-                if self._handoffs.fits(admission.sequence, target):
-                    self._handoffs.reserve(admission.sequence, lane, target)
+        if not streaming:
+            return
+        views = [
+            self._fleet.view(each)
+            for each in self._fleet.decode
+            if each.pool is not state.pool and state.pool.id in each.sources
+        ]
+        if not views:
+            return
+        prefilled, now = self._lifecycle.prefilled, self._clock.now()
+        plan = policies.decode.admit_ahead(streaming, prefilled, views, now)
+        check_admissions(policies.decode, plan, streaming, views)
+        for admission in plan:
+            target = self._fleet.engines[admission.engine]
+            if self._handoffs.fits(admission.sequence, target):
+                self._handoffs.reserve(admission.sequence, target)
 
-    def harvest(self, lane: PrefillLane, done: InFlight[tuple[Chunk, ...], Sampled]) -> None:
-        """A step has come back: whoever is prefilled by it has his next token."""
-        tokens = sum(chunk.tokens for chunk in done.work)
+    def harvest(self, state: EngineState, done: InFlight[tuple[Chunk, ...]]) -> None:
+        """A step has come back: each sequence that is prefilled by it has its next token."""
+        tokens, now = _tokens(done.work), self._clock.now()
         self._recorder.span(
-            f"prefill/{lane.index}",
+            state.id,
             "step",
             done.started,
-            self._clock.now(),
+            now,
             tokens=tokens,
             sequences=len(done.work),
-            who=names(done.members),
+            who=ids_of(done.refs),
         )
-        sampled = read(done, self._roster)
+        self._recorder.observer.step_done(
+            state.id, StepKind.PREFILL, tokens, len(done.work), done.started, now
+        )
+        sampled = read(done, self._lifecycle)
         if sampled is None:
             return
-        for row, (chunk, member) in enumerate(zip(done.work, done.members, strict=True)):
-            if not member.current:
+        for row, (chunk, ref) in enumerate(zip(done.work, done.refs, strict=True)):
+            if not ref.is_current:
                 continue
             sequence = chunk.sequence
             if sampled.tokens[row] == NOT_FINITE:  # nor is what the chunk has written
-                self._roster.fail_not_finite(sequence)
+                self._lifecycle.fail_not_finite(sequence)
                 continue
-            self._roster.computed(sequence, lane, chunk.stop)
+            self._lifecycle.computed(sequence, chunk.stop)
             if not chunk.last:
                 continue
             if not sequence.output:
                 self._recorder.mark(sequence, "first_token")
-            self._roster.accept([(row, member)], sampled)
-            if not sequence.done and not self._stays(sequence, lane):
-                self._roster.wait_for_decode(sequence)
+            self._output.accept([(row, ref)], sampled)
+            if not sequence.done and not self._stays(sequence, state):
+                self._lifecycle.wait_for_decode(sequence)
                 if sequence.handoff is not None:
                     self._handoffs.depart(sequence)
 
-    def _stays(self, sequence: Sequence, lane: PrefillLane) -> bool:
+    def _stays(self, sequence: Sequence, state: EngineState) -> bool:
         """Whether its next token is made here, too, and there is room for that."""
-        if not self._handoff_scheduler.stays(sequence):
+        if not self._policies.handoff.stays(sequence):
             return False
-        missing = self._buckets.pages_for(sequence.length) - len(sequence.pages)
-        if missing > lane.allocator.free_pages:
+        missing = state.buckets.pages_for(sequence.length) - len(sequence.pages)
+        if missing > state.allocator.free_pages:
             return False
-        sequence.pages += lane.allocator.allocate(missing)
+        sequence.pages += state.allocator.allocate(missing)
         return True
+
+
+def _tokens(chunks: Seq[Chunk]) -> int:
+    return sum(chunk.tokens for chunk in chunks)

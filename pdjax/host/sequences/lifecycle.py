@@ -1,23 +1,20 @@
-"""Who is where, what they hold, and how they come and go. The coordinator decides; every move of a
-sequence is made here, so that what it holds is let go in one place, from whatever state it leaves.
-"""
+"""Every move of a sequence, so that what it holds is let go in one place, whatever state it leaves.
+The coordinator and its runners decide which move is made."""
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pdjax.core.messages import reason_of
 from pdjax.core.request import Request
-from pdjax.host.engines import DecodeLane, InFlight, PrefillLane
-from pdjax.host.kv.pages import PageAllocator
+from pdjax.host.engines import EngineState
+from pdjax.host.fleet import Fleet
+from pdjax.host.kv.pools import PoolState
 from pdjax.host.kv.prefix_index import keys_of
 from pdjax.host.metrics.recorder import Recorder
-from pdjax.host.sequences.output import ending, logprobs_of
-from pdjax.host.sequences.reference import Member
-from pdjax.host.sequences.sequence import Sequence, State
-from pdjax.interfaces.batches import NOT_FINITE, Sampled
+from pdjax.host.sequences.reference import SequenceRef, current
+from pdjax.host.sequences.sequence import Sequence, State, age
 
 
 class Progress(NamedTuple):
@@ -31,156 +28,167 @@ class Progress(NamedTuple):
 
     @property
     def token_ids(self) -> list[int]:
-        """Its further tokens. Cut out when they are asked for: most often nobody does."""
+        """Its further tokens, cut out only when they are asked for."""
         return self.sequence.output[self.start : self.stop]
 
 
-class Roster:
-    """All live sequences.
+class SequenceLifecycle:
+    """All live sequences, and their moves.
 
     Args:
-      prefill, decode: the engines that they may be on.
+      fleet: the engines and pools that they may be on.
       recorder: is told of every move.
-      end_token_ids: tokens with which the model ends an answer.
 
     Attributes:
       live: sequences by the id of their request.
-      waiting: the queue, oldest first.
-      prefilled: those that wait for the decode side, oldest first.
+      waiting: the queue, oldest first; `waiting_changed`: whether it has changed since the
+        coordinator last planned.
+      prefilled: sequences that wait for the decode side, oldest first; `prefilled_changed`
+        likewise.
     """
 
-    def __init__(
-        self,
-        prefill: Seq[PrefillLane],
-        decode: Seq[DecodeLane],
-        recorder: Recorder,
-        end_token_ids: Iterable[int],
-    ) -> None:
+    def __init__(self, fleet: Fleet, recorder: Recorder) -> None:
         self.live: dict[str, list[Sequence]] = {}
         self.waiting: list[Sequence] = []
         self.prefilled: list[Sequence] = []
-        self._prefill, self._decode = prefill, decode
-        self._recorder = recorder
-        self._end_token_ids = frozenset(end_token_ids)
+        self.waiting_changed = self.prefilled_changed = False
+        self._fleet, self._recorder = fleet, recorder
         self._news: dict[Sequence, int] = {}  # tokens that had been told of
 
     @property
     def has_news(self) -> bool:
-        """Whether anything was written or ended since `take_news`."""
+        """Whether a token was added or a sequence ended since `take_news`."""
         return bool(self._news)
 
     def take_news(self) -> list[Progress]:
-        """What was written or ended since the last time, a sequence once."""
+        """What was added or ended since the last time, a sequence once."""
         news, self._news = self._news, {}
         return [Progress(seq, told, len(seq.output), seq.done) for seq, told in news.items()]
 
+    def engine_of(self, sequence: Sequence) -> EngineState:
+        """The engine that a sequence is on."""
+        assert sequence.engine is not None, f"{sequence.id} is on no engine"
+        return self._fleet.engines[sequence.engine]
+
+    def pool_of(self, sequence: Sequence) -> PoolState:
+        """The pool that holds a sequence's pages."""
+        assert sequence.pool is not None, f"{sequence.id} holds no pages"
+        return self._fleet.pools[sequence.pool]
+
     # On its way.
 
-    def arrive(self, request: Request, sequences: list[Sequence]) -> None:
-        """All choices of a request join the queue; they are the youngest."""
+    def add(self, request: Request, sequences: list[Sequence]) -> None:
+        """Queue all choices of a request; they are the youngest."""
         self.live[request.id] = list(sequences)
         self.waiting += sequences
+        self.waiting_changed = True
         for sequence in sequences:
             self._recorder.mark(sequence, "arrived")
 
-    def admit(self, lane: PrefillLane, newcomers: Iterable[tuple[Sequence, int, int]]) -> None:
-        """From the queue to a prefill engine, each with all the pages that it needs there.
+    def start_prefill(
+        self, state: EngineState, newcomers: Iterable[tuple[Sequence, int, int]]
+    ) -> None:
+        """Take sequences from the queue to an engine, each with all the pages that it needs there.
 
         Args:
-          newcomers: sequences, the tokens of each whose KV is there already, and how many pages it
-            needs in all.
+          newcomers: sequences, the tokens of each whose KV is in the pool already, and how many
+            pages it needs in all.
         """
-        newcomers, prefixes = list(newcomers), lane.pool.prefixes
-        # First everybody takes what is there: to allocate may evict it.
+        newcomers, pool = list(newcomers), state.pool
+        # First all of them take what is there: to allocate may evict it.
         for sequence, cached, _ in newcomers:
-            if prefixes is not None:
-                sequence.pages = prefixes.take(keys_of(sequence, prefixes), cached)
-                known = len(sequence.pages) * prefixes.page_size
+            if pool.prefixes is not None:
+                sequence.pages = pool.prefixes.take(keys_of(sequence, pool.prefixes), cached)
+                known = len(sequence.pages) * pool.prefixes.page_size
                 assert known == cached, f"{sequence.id}: {known} of {cached} tokens are there"
-                sequence.found_in(prefixes, cached)
+                sequence.found_in(pool.prefixes, cached)
             sequence.prefilled = cached
             if not sequence.output:
                 sequence.cached_tokens = cached
         for sequence, _, pages in newcomers:
             self.waiting.remove(sequence)
-            sequence.pages += lane.allocator.allocate(pages - len(sequence.pages))
-            sequence.engine = sequence.home = lane.index
-            sequence.move(State.PREFILLING)
-            insort(lane.running, sequence, key=_age)
+            sequence.pages += pool.allocator.allocate(pages - len(sequence.pages))
+            sequence.engine = sequence.home = state.id
+            sequence.pool = pool.id
+            self._move(sequence, State.PREFILLING)
+            insort(state.running, sequence, key=age)
             self._recorder.mark(sequence, "admitted")
 
-    def computed(self, sequence: Sequence, lane: PrefillLane, tokens: int) -> None:
-        """The KV of its first `tokens` tokens is there, and right: others may find it."""
-        prefixes = lane.pool.prefixes
+    def computed(self, sequence: Sequence, tokens: int) -> None:
+        """The KV of its first `tokens` tokens is in its pool, and right: it can be found there."""
+        prefixes = self.pool_of(sequence).prefixes
         if prefixes is not None:
             prefixes.insert(keys_of(sequence, prefixes), sequence.pages, tokens)
 
     def wait_for_decode(self, sequence: Sequence) -> None:
         """Its KV is complete but for the newest token's, which decode writes."""
-        self._prefill[sequence.engine].running.remove(sequence)
-        sequence.move(State.PREFILLED)
-        insort(self.prefilled, sequence, key=_age)
+        self.engine_of(sequence).running.remove(sequence)
+        self._move(sequence, State.PREFILLED)
+        insort(self.prefilled, sequence, key=age)
+        self.prefilled_changed = True
 
-    def depart(self, sequence: Sequence) -> list[int]:
+    def detach(self, sequence: Sequence) -> list[int]:
         """It waits for nothing but its KV. Returns its pages, which are the caller's now."""
         self.prefilled.remove(sequence)
+        self.prefilled_changed = True
         return self._hand_over(sequence)
 
     def leave_row(self, sequence: Sequence) -> list[int]:
-        """It gives up its row, but not its KV: that moves to another engine. Returns its pages,
+        """It gives up its row, but not its KV, which moves to another engine. Returns its pages,
         which are the caller's now."""
-        lane = self._decode[sequence.engine]
-        lane.sequences.remove(sequence)
-        lane.pipeline.drop(sequence.row)
+        state = self.engine_of(sequence)
+        state.decoding.remove(sequence)
+        state.rows.release(sequence.row)
         sequence.epoch += 1
-        sequence.row = -1
         return self._hand_over(sequence)
 
     def _hand_over(self, sequence: Sequence) -> list[int]:
-        sequence.move(State.TRANSFERRING)
-        pages, sequence.pages = sequence.pages, []
+        pages = sequence.pages
+        self._fleet.touch(self.engine_of(sequence))
+        self._move(sequence, State.TRANSFERRING)
+        sequence.leave()
         self._recorder.mark(sequence, "transfer_started")
         return pages
 
-    def seat(self, sequence: Sequence, lane: DecodeLane, row: int, pages: list[int]) -> None:
-        """Let it decode in a reserved row, from the next time that this enters."""
-        if sequence.state is State.PREFILLED:  # the pool is shared: it never departed
+    def start_decoding(
+        self, sequence: Sequence, state: EngineState, row: int, pages: list[int]
+    ) -> None:
+        """Let it decode in a reserved row, from when this next enters."""
+        if sequence.state is State.PREFILLED:  # its KV is in the engine's pool: it never left
             self.prefilled.remove(sequence)
-        sequence.move(State.DECODING)
-        sequence.engine, sequence.row, sequence.pages = lane.index, row, pages
-        lane.sequences.append(sequence)
-        lane.pipeline.seat(row, sequence)
+            self.prefilled_changed = True
+            self._fleet.touch(self.engine_of(sequence))
+        self._move(sequence, State.DECODING)
+        sequence.engine, sequence.row, sequence.pages = state.id, row, pages
+        sequence.pool = state.pool.id
+        state.decoding.append(sequence)
+        state.rows.assign(row, sequence)
         self._recorder.mark(sequence, "decoding")
 
-    def holders(self, lane: DecodeLane) -> list[Sequence]:
-        """Those who hold pages of the lane's pool and can give them up at once."""
-        holders = list(lane.sequences)
-        for index in lane.shares_with:
-            holders += self._prefill[index].running
-            holders += [sequence for sequence in self.prefilled if sequence.engine == index]
-        return holders
-
     def preempt(self, sequence: Sequence, *, sound: bool = True) -> None:
-        """Back to the front of the queue, where only older ones stand before it; what it has
-        written so far will be prefilled with its prompt.
+        """Send it back to the front of the queue, behind older ones; what it has written so far
+        will be prefilled with its prompt.
 
         Args:
-          sound: whether its KV is right, so that others may find it.
+          sound: whether its KV is right, so that it may be found.
         """
         self._release(sequence, sound=sound)
         self._wait_again(sequence)
 
     def _wait_again(self, sequence: Sequence) -> None:
+        before = sequence.state
         sequence.start_over()
-        insort(self.waiting, sequence, key=_age)
+        self._recorder.observer.sequence_moved(sequence, before, State.WAITING)
+        insort(self.waiting, sequence, key=age)
+        self.waiting_changed = True
         self._recorder.mark(sequence, "preempted")
 
-    def take_over(self, broken: "Roster", error: BaseException) -> None:
-        """Take the live sequences of another roster, of which nothing but `live` and what is new
-        can be relied on, since a turn was broken off by `error`.
+    def take_over(self, broken: "SequenceLifecycle", error: BaseException) -> None:
+        """Take the live sequences of another lifecycle, of which only `live` and what is new can be
+        relied on, since a turn was broken off by `error`.
 
-        A sequence goes back to the queue, whatever it was doing. One that was being given a token
-        fails: what comes with that token may be half done.
+        Each sequence goes back to the queue, whatever its state. A sequence that was being given a
+        token fails: what comes with that token may be half done.
         """
         self._news = broken._news
         for sequence in [each for choices in broken.live.values() for each in choices]:
@@ -190,53 +198,21 @@ class Roster:
                     self._recorder.mark(sequence, "finished")
                 continue
             self.live.setdefault(sequence.request.id, []).append(sequence)
-            sequence.found.clear()  # the indices of the broken roster's pools
+            sequence.found.clear()  # the indices of the broken lifecycle's pools
             self._wait_again(sequence)
-            if sequence.settled != len(sequence.output):
+            if sequence.settled < len(sequence.output):
                 self.fail(sequence, error)
 
     # At its end.
 
-    def accept(self, rows: Iterable[tuple[int, Member]], sampled: Sampled) -> list[Sequence]:
-        """Whoever still has a use for it takes the token of his row, and ends if it is his last.
-        Returns those who have ended well.
+    def note(self, sequence: Sequence) -> None:
+        """There will be news of a sequence."""
+        self._news.setdefault(sequence, len(sequence.output))
 
-        All of them came at one moment. This is the one loop over everybody in a decode step. What
-        goes wrong for one, as in the making of his text, is nobody else's business.
-        """
-        tokens, moment = sampled.tokens.tolist(), self._recorder.now()
-        finished = []
-        for row, member in rows:
-            if not member.current:
-                continue
-            sequence, token = member.sequence, tokens[row]
-            if token == NOT_FINITE:
-                self.fail_not_finite(sequence)
-                continue
-            try:
-                self._news.setdefault(sequence, len(sequence.output))
-                sequence.output.append(token)
-                wanted = sequence.request.params.logprobs
-                if wanted is not None:
-                    sequence.logprobs.append(logprobs_of(sampled, row, wanted))
-                self._recorder.token(sequence, moment)
-                end = ending(sequence, token, self._end_token_ids)
-            except Exception as error:
-                self.fail(sequence, error)
-            else:
-                if end is None:
-                    sequence.settled += 1
-                else:
-                    sequence.stop_reason = end.stop_reason
-                    self.end(sequence, State.FINISHED, end.finish_reason)
-                    finished.append(sequence)
-        return finished
-
-    def fail_all(self, members: Iterable[Member], error: BaseException) -> None:
-        """End those whose work went wrong, and who still had a use for it."""
-        for member in members:
-            if member.current:
-                self.fail(member.sequence, error)
+    def fail_all(self, refs: Iterable[SequenceRef], error: BaseException) -> None:
+        """End the sequences that `error` concerns, as far as their references are current."""
+        for sequence in current(refs):
+            self.fail(sequence, error)
 
     def fail_not_finite(self, sequence: Sequence) -> None:
         """End a sequence that has no next token, and forget the pages that it computed."""
@@ -252,16 +228,16 @@ class Roster:
         )
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
-        """End it, with the reason."""
+        """End a sequence, with the reason."""
         sequence.error = reason_of(error)
         self.end(sequence, State.FAILED, "error")
 
     def end(self, sequence: Sequence, state: State, finish_reason: str) -> None:
-        """It holds nothing any more, and is forgotten once it has been told of."""
-        self._news.setdefault(sequence, len(sequence.output))
+        """End a sequence: it holds nothing any more, and is forgotten once it has been told of."""
+        self.note(sequence)
         self._release(sequence, sound=state is not State.FAILED)
         sequence.finish_reason = finish_reason
-        sequence.move(state)
+        self._move(sequence, state)
         if state is not State.FINISHED and sequence.text is not None:
             with suppress(Exception):  # it may be the text that went wrong
                 sequence.text.finish()
@@ -271,12 +247,17 @@ class Roster:
         if not choices:
             del self.live[sequence.request.id]
 
+    def _move(self, sequence: Sequence, state: State) -> None:
+        before = sequence.state
+        sequence.move(state)
+        self._recorder.observer.sequence_moved(sequence, before, state)
+
     def _release(self, sequence: Sequence, *, sound: bool) -> None:
-        """Take it from where it is, and let go of what it holds. Steps that were dispatched for it
-        may still write to its pages: whatever writes there next is dispatched after them.
+        """Take a sequence from where it is, and let go of what it holds. Steps that were dispatched
+        for it may still write to its pages: whatever writes there next is dispatched after them.
 
         Args:
-          sound: whether what it has written is right, so that others may find it.
+          sound: whether what it has written is right, so that it may be found.
         """
         if sequence.handoff is not None:
             sequence.handoff.close()
@@ -284,65 +265,40 @@ class Roster:
         match sequence.state:
             case State.WAITING:
                 self.waiting.remove(sequence)
+                self.waiting_changed = True
             case State.PREFILLING:
-                lane = self._prefill[sequence.engine]
-                lane.running.remove(sequence)
-                lane.allocator.free(sequence.pages)
+                state = self.engine_of(sequence)
+                state.running.remove(sequence)
+                self._fleet.touch(state)
             case State.PREFILLED:
                 self.prefilled.remove(sequence)
-                self._prefill[sequence.engine].allocator.free(sequence.pages)
+                self.prefilled_changed = True
             case State.TRANSFERRING:
                 pass  # what it held was the hand-off's
             case State.DECODING:
-                decode = self._decode[sequence.engine]
-                decode.sequences.remove(sequence)
-                decode.pipeline.drop(sequence.row)
-                prefixes = decode.pool.prefixes
-                if sound and prefixes is not None:
-                    # Of the newest token nothing is written yet.
-                    prefixes.insert(
-                        keys_of(sequence, prefixes), sequence.pages, sequence.length - 1
-                    )
-                decode.allocator.free(sequence.pages)
-            case state:
-                raise AssertionError(f"sequence {sequence.id} has nothing to release in {state}")
-        sequence.pages, sequence.engine, sequence.row = [], -1, -1
+                state = self.engine_of(sequence)
+                state.decoding.remove(sequence)
+                state.rows.release(sequence.row)
+                if sound:
+                    self.computed(sequence, sequence.length - 1)  # all but the newest token
+            case other:
+                raise AssertionError(f"sequence {sequence.id} has nothing to release in {other}")
+        if sequence.pages:
+            self.pool_of(sequence).allocator.free(sequence.pages)
+        sequence.leave()
 
-    def pages_held(self) -> dict[PageAllocator, list[int]]:
-        """The pages of each pool that a sequence holds."""
-        held: dict[PageAllocator, list[int]] = {}
-        for allocator, sequences in self._housed():
-            held.setdefault(allocator, []).extend(page for each in sequences for page in each.pages)
-        return held
+    # Who holds what.
 
-    def holding(self, allocator: PageAllocator, pages: set[int] | None = None) -> list[Sequence]:
+    def holders(self, pool: PoolState) -> list[Sequence]:
+        """The sequences that hold pages of a pool themselves, not by a hand-off."""
+        holders = [seq for state in self._fleet.sharing(pool) for seq in state.decoding]
+        holders += [seq for state in self._fleet.sharing(pool) for seq in state.running]
+        return holders + [seq for seq in self.prefilled if seq.pool == pool.id]
+
+    def holding(self, pool: PoolState, pages: set[int] | None = None) -> list[Sequence]:
         """The sequences that hold any of these pages of a pool, or any page at all."""
         return [
             sequence
-            for pool, sequences in self._housed()
-            for sequence in sequences
-            if pool is allocator and (pages is None or not pages.isdisjoint(sequence.pages))
+            for sequence in self.holders(pool)
+            if pages is None or not pages.isdisjoint(sequence.pages)
         ]
-
-    def _housed(self) -> Iterator[tuple[PageAllocator, list[Sequence]]]:
-        """The sequences that hold pages of each engine's pool themselves, not by a hand-off."""
-        for lane in self._prefill:
-            here = [sequence for sequence in self.prefilled if sequence.engine == lane.index]
-            yield lane.allocator, [*lane.running, *here]
-        for decode in self._decode:
-            yield decode.allocator, decode.sequences
-
-
-def read(done: InFlight[Any, Sampled], roster: Roster) -> Sampled | None:
-    """What has come back; None where it has failed, and those whom it was for with it."""
-    try:
-        return done.ticket.result()
-    except BaseException as error:
-        roster.fail_all(done.members, error)
-        if not isinstance(error, Exception):
-            raise
-        return None
-
-
-def _age(sequence: Sequence) -> int:
-    return sequence.order

@@ -1,10 +1,14 @@
-"""What a chosen token brings with it: log-probabilities, text, and perhaps the end."""
+"""A chosen token becomes output: with log-probabilities and text, and perhaps as the last one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pdjax.core.outputs import TokenLogprobs
-from pdjax.host.sequences.sequence import Sequence
-from pdjax.interfaces.batches import Sampled
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
+from pdjax.host.sequences.reference import SequenceRef
+from pdjax.host.sequences.sequence import Sequence, State
+from pdjax.interfaces.batches import NOT_FINITE, Sampled
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,54 @@ def ending(sequence: Sequence, token: int, end_token_ids: frozenset[int]) -> End
     if found and text is not None:
         text.finish()
     return found
+
+
+class OutputProcessor:
+    """Gives sequences their tokens.
+
+    Args:
+      lifecycle: ends sequences.
+      recorder: is told of each token.
+      end_token_ids: tokens with which the model ends an answer.
+    """
+
+    def __init__(
+        self, lifecycle: SequenceLifecycle, recorder: Recorder, end_token_ids: Iterable[int]
+    ) -> None:
+        self._lifecycle, self._recorder = lifecycle, recorder
+        self._end_token_ids = frozenset(end_token_ids)
+
+    def accept(self, rows: Iterable[tuple[int, SequenceRef]], sampled: Sampled) -> list[Sequence]:
+        """Append each row's token to its sequence if the reference is current; finish the sequences
+        that hit a stop. Returns those that finished.
+
+        All tokens came at one moment. This is the one loop over all sequences of a decode step. An
+        error of one, as in the making of its text, fails that one alone.
+        """
+        tokens, moment = sampled.tokens.tolist(), self._recorder.now()
+        finished = []
+        for row, ref in rows:
+            if not ref.is_current:
+                continue
+            sequence, token = ref.sequence, tokens[row]
+            if token == NOT_FINITE:
+                self._lifecycle.fail_not_finite(sequence)
+                continue
+            try:
+                self._lifecycle.note(sequence)
+                sequence.output.append(token)
+                wanted = sequence.request.params.logprobs
+                if wanted is not None:
+                    sequence.logprobs.append(logprobs_of(sampled, row, wanted))
+                self._recorder.token(sequence, moment)
+                end = ending(sequence, token, self._end_token_ids)
+            except Exception as error:
+                self._lifecycle.fail(sequence, error)
+            else:
+                if end is None:
+                    sequence.settled += 1
+                else:
+                    sequence.stop_reason = end.stop_reason
+                    self._lifecycle.end(sequence, State.FINISHED, end.finish_reason)
+                    finished.append(sequence)
+        return finished

@@ -2,8 +2,9 @@
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.outputs import TokenLogprobs
 from pdjax.core.request import Request
 
@@ -38,43 +39,65 @@ LEGAL_MOVES: dict[State, frozenset[State]] = {
     State.ABORTED: frozenset(),
     State.FAILED: frozenset(),
 }
-"""The life of a sequence. `WAITING` again is recompute: the KV was given up and its tokens will be
-prefilled anew."""
+"""The life of a sequence. `WAITING` again is recompute: the KV was given up, and its tokens will be
+prefilled once more."""
+
+
+class SequenceText(Protocol):
+    """The text of a sequence, as `text/text_stream.py` makes it."""
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+        ...
+
+    def push(self, token_id: int) -> str | None:
+        """Add a token; returns the stop string that it completes, if it does."""
+        ...
+
+    def take(self) -> str:
+        """What is certain and has not been taken."""
+        ...
+
+    def finish(self) -> None:
+        """No token follows."""
+        ...
 
 
 @dataclass(eq=False)
 class Sequence:
-    """Running state of one choice of a request. Only the coordinator and the schedulers it calls
-    change it.
+    """Running state of one choice of a request. The coordinator alone changes it; policies read it.
 
     Attributes:
       request: what was asked; `choice`: which of its n.
       seed: 32-bit seed of this choice; with a token's position it decides that token's chance.
       order: place among all sequences ever submitted; policies that favour the oldest go by it.
-      max_new_tokens: most tokens it may generate: `max_tokens`, cut by the context.
+      max_new_tokens: most tokens that it may generate: `max_tokens`, cut by the context.
       output: generated token ids, harvested.
       logprobs: one entry a token of `output` if they were asked for, else empty.
-      state: see State; change it by `move`.
-      epoch: counts recomputes; a ticket that names an older epoch speaks of KV that is gone.
+      state: see State; `move` changes it.
+      epoch: counts recomputes; a ticket of an older epoch is about KV that has been given up.
       prefilled: tokens whose prefill has been dispatched in this epoch.
-      served: number of the step, among those of its prefill engine, that had a chunk of it last.
-      pages: physical pages, in order, on the engine that holds the sequence now.
-      engine: index of that engine among its kind; `row`: its decode row.
-      home: the prefill engine that last had it.
+      served: number of the step, among those of its prefill engine, that last had a chunk of it.
+      pages: physical pages, in order, of the pool that holds its KV now.
+      engine: the engine that it is on; None while it waits or moves. `row`: its decode row.
+      pool: the pool of `pages`; None while it holds none.
+      home: the engine that prefilled it last.
       handoff: its hand-off, while there is one; see host/handoff/handoff.py.
-      failed_handoffs: those that failed for good, after which it was prefilled anew.
+      failed_handoffs: hand-offs that failed for good, after which it was prefilled again.
       streams: whether its KV may leave before it has to: while it is prefilled, or for another
         decode engine.
-      page_keys: of its whole pages, as far as they have been asked for; see
+      page_keys: keys of its whole pages by page size, as far as they have been asked for; see
         host/kv/prefix_index.py.
-      found: the prefix indices of the pools that it has computed or brought KV in, and how many of
-        its first tokens were findable there before; all others are its own.
+      found: the prefix indices of the pools in which its KV was computed or brought, and how many
+        of its first tokens were findable there before; all others are its own.
       cached_tokens: prompt tokens whose KV was reused instead of computed.
       finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
-        id; `error`: why.
-      settled: tokens of `output` of which all is known that comes with a token: its
-        log-probabilities, its text, that it is not the last. Fewer than `output` has only while
-        one is being added, or for ever if the turn was broken off then.
+        id; `error`: why it failed.
+      text: its text, where text was asked for.
+      settled: tokens of `output` that are complete: with their log-probabilities and text, and
+        known not to be the last. Fewer than `output` has only while a token is being added, or for
+        good if the turn was broken off then.
       done: whether it has come to its end: no move leads on from its state.
     """
 
@@ -90,9 +113,10 @@ class Sequence:
     prefilled: int = 0
     served: int = -1
     pages: list[int] = field(default_factory=list)
-    engine: int = -1
+    engine: EngineId | None = None
     row: int = -1
-    home: int = -1
+    pool: PoolId | None = None
+    home: EngineId | None = None
     handoff: Any = None
     failed_handoffs: int = 0
     streams: bool = True
@@ -102,13 +126,15 @@ class Sequence:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     error: str | None = None
-    text: Any = None  # a TextStream where text was asked for; see text/text_stream.py
+    text: SequenceText | None = None
     settled: int = 0
-    # Kept, not worked out: it is asked for with every token of everybody.
+    # Kept, not worked out: it is asked for with every token of every sequence.
     done: bool = field(default=False, init=False)
+    prompt_len: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.done = not LEGAL_MOVES[self.state]
+        self.prompt_len = len(self.request.prompt_token_ids)
 
     @property
     def id(self) -> str:
@@ -116,13 +142,9 @@ class Sequence:
         return f"{self.request.id}#{self.choice}"
 
     def found_in(self, index: Any, tokens: int) -> None:
-        """Take down that its first `tokens` tokens are findable in a pool. What it has added there
+        """Note that its first `tokens` tokens are findable in a pool. What it has added there
         itself, before it was preempted, stays its own."""
         self.found[index] = min(tokens, self.found.get(index, tokens))
-
-    @property
-    def prompt_len(self) -> int:
-        return len(self.request.prompt_token_ids)
 
     @property
     def length(self) -> int:
@@ -134,9 +156,15 @@ class Sequence:
         """Prompt and harvested output."""
         return [*self.request.prompt_token_ids, *self.output]
 
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """The tokens `[start, stop)` of prompt and harvested output; no other is copied."""
+        prompt, first = self.request.prompt_token_ids, self.prompt_len
+        cut = self.output[max(0, start - first) : max(0, stop - first)]
+        return [*prompt[start:stop], *cut]
+
     @property
     def lifetime_tokens(self) -> int:
-        """Tokens whose KV it may come to need: all but the last one, which nobody reads."""
+        """Tokens whose KV it may come to need: all but the last one, whose KV is never read."""
         return self.prompt_len + self.max_new_tokens - 1
 
     def move(self, state: State) -> None:
@@ -152,11 +180,20 @@ class Sequence:
         self.state = state
         self.done = not LEGAL_MOVES[state]
 
+    def leave(self) -> None:
+        """Hold nothing and be on no engine."""
+        self.pages, self.pool, self.engine, self.row = [], None, None, -1
+
     def start_over(self) -> None:
-        """Go back to the queue from any live state, holding nothing. Its KV is given up, and what
-        has been dispatched for it so far is nobody's."""
+        """Go back to the queue from any live state, holding nothing. Its KV is given up, and steps
+        that have been dispatched for it no longer count."""
         assert not self.done, f"sequence {self.id} has ended"
         self.state = State.WAITING
         self.epoch += 1
-        self.prefilled = 0
-        self.pages, self.engine, self.row, self.handoff = [], -1, -1, None
+        self.prefilled, self.handoff = 0, None
+        self.leave()
+
+
+def age(sequence: Sequence) -> int:
+    """A key that sorts the oldest first."""
+    return sequence.order

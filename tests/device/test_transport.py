@@ -1,5 +1,5 @@
-"""The hand-off moves the right bytes, only those, between any two layouts, and nobody waits for
-it."""
+"""A transport moves the right bytes, only those, between any two layouts, and no call waits for
+them."""
 
 from dataclasses import replace
 from itertools import pairwise, product
@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from experiments.handoff_trace import GATHER
+from pdjax.core.ids import PoolId
 from pdjax.core.kv_layout import KVPlane, k_and_v, split_groups
 from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import KVPool, PoolOwner
-from pdjax.device.kv.transfer import DeviceTransfer, LandingTicket
 from pdjax.device.kv.transfer_route import Route
-from pdjax.interfaces.transfer import End, Side
+from pdjax.device.kv.transport import DeviceTransport, WriteTicket
 from tests.helpers.coded_pools import (
     HEAD_DIM,
     HEADS,
@@ -29,13 +29,13 @@ from tests.helpers.coded_pools import (
     fill,
     held,
     ids,
+    job,
     layout,
     move,
     pools,
     read,
-    shipment,
     tokens_of,
-    transfer_of,
+    transport_of,
 )
 
 LAYOUTS = [
@@ -57,11 +57,11 @@ LAYOUTS = [
 
 def coded_pools(
     source_cut, target_cut, dtype: str = "float32"
-) -> tuple[DeviceTransfer, PoolOwner, PoolOwner]:
+) -> tuple[DeviceTransport, PoolOwner, PoolOwner]:
     source, target = pools(layout(*source_cut, dtype=dtype), layout(*target_cut, dtype=dtype))
     fill(source, coded(source))
     fill(target, coded(target, -1))
-    return transfer_of(source, target), source, target
+    return transport_of(source, target), source, target
 
 
 def check(target: PoolOwner, source: PoolOwner, moved: dict[tuple[int, int], range]) -> None:
@@ -79,13 +79,13 @@ def check(target: PoolOwner, source: PoolOwner, moved: dict[tuple[int, int], ran
 @pytest.mark.parametrize("checked", [False, True])
 @pytest.mark.parametrize(("source_cut", "target_cut"), LAYOUTS)
 def test_moves_exactly_the_pages_named(source_cut, target_cut, checked):
-    transfer, source, target = coded_pools(source_cut, target_cut)
+    transport, source, target = coded_pools(source_cut, target_cut)
     with jax.transfer_guard_device_to_host("disallow"):  # a layout-changing put would go that way
-        ticket = transfer.send(shipment([5, 2, 11, 0], checked=checked))
+        ticket = transport.send(job([5, 2, 11, 0], checked=checked))
         cost = ticket.result()
-        landing = transfer.land(ticket, ids([7, 14, 1, 0]))
-        assert landing.result() == 0
-    assert ticket.ready() and ticket.gathered() and landing.ready()
+        written = transport.write(ticket.job.id, ids([7, 14, 1, 0]))
+        assert written.result() == 0
+    assert ticket.ready() and ticket.read.ready() and written.ready()
 
     check(target, source, dict.fromkeys([(5, 7), (2, 14), (11, 1)], range(LAYERS)))
     # Three pages and a padding page; no layer travels twice. A checksum is a word a page and piece.
@@ -99,8 +99,8 @@ def test_moves_exactly_the_pages_named(source_cut, target_cut, checked):
     ("source_cut", "target_cut"), [((1, 1), (1, 1)), ((1, 2), (3, 1)), ((3, 1), (2, 2))]
 )
 def test_a_sequence_arrives_in_parts(source_cut, target_cut, dtype):
-    """By layer groups and by pages, in any order, with other groups landing in between."""
-    transfer, source, target = coded_pools(source_cut, target_cut, dtype)
+    """By layer groups and by pages, in any order, with other groups written in between."""
+    transport, source, target = coded_pools(source_cut, target_cut, dtype)
     groups = split_groups(LAYERS, 3)
     sent = [
         (([4, 9], [1, 2]), groups[0]),
@@ -109,10 +109,10 @@ def test_a_sequence_arrives_in_parts(source_cut, target_cut, dtype):
         (([4, 9], [1, 2]), groups[1]),
         (([6, 0], [5, 0]), range(groups[0].start, groups[1].stop)),
     ]
-    tickets = [transfer.send(shipment(pages, layers)) for (pages, _), layers in sent]
+    tickets = [transport.send(job(pages, layers)) for (pages, _), layers in sent]
     for i in (1, 0, 4, 3, 2):
         (_, pages), _ = sent[i]
-        assert transfer.land(tickets[i], ids(pages)).result() == 0
+        assert transport.write(tickets[i].job.id, ids(pages)).result() == 0
     check(
         target,
         source,
@@ -126,20 +126,20 @@ def test_a_sequence_arrives_in_parts(source_cut, target_cut, dtype):
     assert sum(ticket.cost.puts for ticket in tickets) == len(sent)
 
 
-def test_what_nobody_wants_lands_on_the_null_page():
-    transfer, source, target = coded_pools((1, 1), (3, 1))
-    move(transfer, [1, 2, 3, 0], [0, 4, 0, 0])
+def test_what_is_not_wanted_is_written_to_the_null_page():
+    transport, source, target = coded_pools((1, 1), (3, 1))
+    move(transport, [1, 2, 3, 0], [0, 4, 0, 0])
     check(target, source, {(2, 4): range(LAYERS)})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8", "float8_e4m3fn"])
 def test_pages_come_home(dtype):
     """There and back again: what returns is what left."""
-    transfer, source, _ = coded_pools((1, 2), (3, 1), dtype)
-    move(transfer, [1, 2], [8, 9])
+    transport, source, _ = coded_pools((1, 2), (3, 1), dtype)
+    move(transport, [1, 2], [8, 9])
     before = read(source)
-    back = transfer.send(replace(shipment([9, 8]), source=TARGET, target=SOURCE))
-    transfer.land(back, ids([3, 4])).result()
+    back = transport.send(job([9, 8], back=True))
+    transport.write(back.job.id, ids([3, 4])).result()
     for got, old in zip(read(source), before, strict=True):
         np.testing.assert_array_equal(got[:, :, [3, 4]], old[:, :, [2, 1]])
         others = [1, 2, *range(5, PAGES)]
@@ -148,10 +148,10 @@ def test_pages_come_home(dtype):
 
 def test_equal_groups_share_their_programs():
     source, target = pools(layout(1, 1, layers=8), layout(2, 1, layers=8))
-    transfer = transfer_of(source, target)
+    transport = transport_of(source, target)
     for layers in split_groups(8, 4):
-        move(transfer, [1, 2], [3, 4], layers)
-    path: Any = transfer.path(SOURCE, TARGET)
+        move(transport, [1, 2], [3, 4], layers)
+    path: Any = transport.path(SOURCE, TARGET)
     plans = [path.plan(layers) for layers in split_groups(8, 4)]
     assert {(plan.gather, plan.scatter) for plan in plans} == {(plans[0].gather, plans[0].scatter)}
     assert (plans[0].gather._cache_size(), plans[0].scatter._cache_size()) == (1, 1)
@@ -159,19 +159,19 @@ def test_equal_groups_share_their_programs():
 
 @pytest.mark.parametrize("wire_dtype", [None, "int8"])
 @pytest.mark.parametrize("checked", [False, True])
-def test_a_shipment_between_two_devices_is_one_piece(wire_dtype, checked):
+def test_a_job_between_two_devices_is_one_piece(wire_dtype, checked):
     source, target = pools(layout(), layout())
-    transfer = transfer_of(source, target, wire_dtype)
-    cost = transfer.send(shipment([1, 2], checked=checked)).result()
+    transport = transport_of(source, target, wire_dtype)
+    cost = transport.send(job([1, 2], checked=checked)).result()
     assert (cost.pieces, cost.puts) == (1, 1)
 
 
 @pytest.mark.smoke
 def test_dispatch_returns_before_the_source_is_ready():
     source, target = pools(layout(1, 2, layers=4, heads=4), layout(2, 1, layers=4, heads=4))
-    transfer = transfer_of(source, target)
+    transport = transport_of(source, target)
     layers = range(4)
-    move(transfer, [1, 0], [2, 0], layers)  # compiled
+    move(transport, [1, 0], [2, 0], layers)  # compiled
 
     @jax.jit
     def slow(pool: KVPool) -> KVPool:
@@ -183,14 +183,14 @@ def test_dispatch_returns_before_the_source_is_ready():
 
     slow(source.arrays)  # compiled; its result is dropped
     source.arrays = slow(source.arrays)
-    ticket = transfer.send(shipment([1, 0], layers))
+    ticket = transport.send(job([1, 0], layers))
     still_running = not all_ready(source.arrays)
-    assert still_running and not ticket.gathered() and not ticket.ready()
-    landing = transfer.land(ticket, ids([2, 0]))  # ordered after its arrival, and nobody waits
-    assert not all_ready(source.arrays) and not landing.ready()
-    assert landing.result() == 0
+    assert still_running and not ticket.read.ready() and not ticket.ready()
+    written = transport.write(ticket.job.id, ids([2, 0]))  # after its arrival; no call waits
+    assert not all_ready(source.arrays) and not written.ready()
+    assert written.result() == 0
     ticket.result()  # has come before that, but may be said to be ready a moment after it
-    assert ticket.gathered() and ticket.ready()
+    assert ticket.read.ready() and ticket.ready()
     assert np.asarray(target.arrays[0][0])[:, 2].min() == 1.0
 
 
@@ -204,37 +204,61 @@ class Written:
         raise RuntimeError("out of memory")
 
 
-def test_what_nobody_checks_is_not_copied_to_the_host_and_fails_all_the_same():
-    written: Any = Written()
+def test_what_is_not_checked_is_not_copied_to_the_host_and_fails_all_the_same():
+    array: Any = Written()
     looked: list[str] = []
     pool: Any = SimpleNamespace(inspect=lambda: looked.append("at the pool"))
-    landing = LandingTicket(written, checked=False, target=pool)
-    assert landing.ready()
+    written = WriteTicket(array, checked=False, target=pool)
+    assert written.ready()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="out of memory"):
-            landing.result()
+            written.result()
     assert looked == ["at the pool"] * 2
     with pytest.raises(AttributeError, match="copy_to_host_async"):
-        LandingTicket(written, checked=True, target=pool)
+        WriteTicket(array, checked=True, target=pool)
 
 
 def test_the_profiler_is_asked_for_the_gather_by_its_name():
     source, target = pools(layout(), layout())
-    gather: Any = transfer_of(source, target).path(SOURCE, TARGET).plan(range(LAYERS)).gather
+    gather: Any = transport_of(source, target).path(SOURCE, TARGET).plan(range(LAYERS)).gather
     assert f"jit_{gather.__name__}" == GATHER
 
 
-def test_ends_of_one_pool_share_it():
+def test_pools_connect_with_all_others():
     source, target = pools(layout(), layout())
-    other = End(Side.DECODE, 1)
-    transfer = DeviceTransfer({SOURCE: source, TARGET: source, other: target})
-    assert transfer.shares_pool(SOURCE, TARGET) and transfer.shares_pool(TARGET, SOURCE)
-    assert not transfer.shares_pool(SOURCE, other) and not transfer.shares_pool(other, TARGET)
+    transport = transport_of(source, target)
+    assert transport.connects(SOURCE, TARGET) and transport.connects(TARGET, SOURCE)
+    elsewhere = PoolId("disk/0")
+    for ends in ((SOURCE, SOURCE), (SOURCE, elsewhere), (elsewhere, TARGET)):
+        assert not transport.connects(*ends)
+    with pytest.raises(ValueError, match="source=disk/0, target=hbm/target: must be two pools of"):
+        transport.send(replace(job([1]), source=elsewhere))
+    with pytest.raises(ValueError, match="target=disk/0: must be"):
+        transport.measure(SOURCE, elsewhere, 1000)
 
 
-def test_the_link_is_probed():
+def test_the_link_is_measured():
     source, target = pools(layout(), layout())
-    assert 0 < transfer_of(source, target).probe(SOURCE, TARGET, 1000) < 10
+    transport = transport_of(source, target)
+    measured = transport.measure(SOURCE, TARGET, 1000)
+    assert 0 < measured.result() < 10 and measured.ready()
+    transport.close()
+
+
+def test_a_job_is_known_until_it_is_written_or_cancelled():
+    source, target = pools(layout(), layout())
+    transport = transport_of(source, target)
+    written, cancelled, closed = (transport.send(job([1])) for _ in range(3))
+    with pytest.raises(ValueError, match=f"job.id={written.job.id}: a job with this id"):
+        transport.send(written.job)
+    transport.write(written.job.id, ids([2])).result()
+    transport.cancel(cancelled.job.id)
+    transport.cancel(cancelled.job.id)  # not known, and no error
+    transport.close()
+    for each in (written, cancelled, closed):
+        with pytest.raises(ValueError, match=f"job_id={each.job.id}: must be a job in flight"):
+            transport.write(each.job.id, ids([2]))
+    assert transport.send(written.job).result().pages == 1
 
 
 @pytest.mark.parametrize(("field", "ours", "theirs"), [("layers", 7, 6), ("heads", 12, 6)])
@@ -244,9 +268,9 @@ def test_pools_of_different_models_are_refused(field, ours, theirs):
     if field == "heads":
         message = "planes of layer 0: the sending pool has k of 12 x 4, v of 12 x 4, the receiving"
     with pytest.raises(ValueError, match=message):
-        transfer_of(source, target)
+        transport_of(source, target)
     with pytest.raises(ValueError, match="wire_dtype='int4': allowed are None and int8, float8"):
-        transfer_of(*pools(layout(), layout()), "int4")
+        transport_of(*pools(layout(), layout()), "int4")
 
 
 @pytest.mark.parametrize(
@@ -309,13 +333,14 @@ def test_planes_of_any_kind_travel(source_cut, target_cut, dtype, page_size, pla
     )
     fill(source, coded(source))
     fill(target, coded(target, -1))
-    transfer = transfer_of(source, target)
+    transport = transport_of(source, target)
     sent, written = ([5, 2], [7, 9]) if page_size == 2 else ([5, 2], [7])
-    ticket = transfer.send(shipment(sent, checked=checked))
-    assert transfer.land(ticket, ids(written)).result() == 0
-    whole = transfer.path(SOURCE, TARGET).token_bytes() * 4
+    ticket = transport.send(job(sent, checked=checked))
+    assert transport.write(ticket.job.id, ids(written)).result() == 0
+    wire = transport.path(SOURCE, TARGET).wire
+    whole = wire.token_bytes(source.layout) * 4
     # A plane that is not sharded goes to each shard of the target.
-    again = 4 * LAYERS * transfer.path(SOURCE, TARGET).wire.head_bytes(LATENT.dim)
+    again = 4 * LAYERS * wire.head_bytes(LATENT.dim)
     checks = 4 * (2 if page_size == 2 else 1) * ticket.cost.pieces if checked else 0
     assert ticket.cost.bytes == whole + again * (target_cut[1] - 1) + checks
     before = held(coded(target, -1), dtype)

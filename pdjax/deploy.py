@@ -1,0 +1,246 @@
+"""From a config to what serves it: engines of a backend, and the coordinator over them.
+
+This is the only file that joins the columns. `LLM` and `AsyncLLM` stand on a `Deployment`.
+"""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from pdjax.config import Config
+from pdjax.config.load import load_config
+from pdjax.core.clock import Clock, WallClock
+from pdjax.core.messages import shown
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.builder import build_engines
+from pdjax.device.checkpoints.api import Checkpoint
+from pdjax.device.checkpoints.open import open_checkpoint
+from pdjax.device.devices import deal_devices
+from pdjax.device.models.registry import kv_layout
+from pdjax.host.batching.buckets import Buckets
+from pdjax.host.coordinator import Coordinator
+from pdjax.host.events import PolledEvents
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.policies.registry import make_policies
+from pdjax.interfaces.engine import Engine
+from pdjax.interfaces.transport import Transport
+from pdjax.request_maker import RequestMaker, text_maker
+from pdjax.session import Session
+from pdjax.sim.cluster import Cluster
+from pdjax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is served: its shapes, its tokenizer where it has one, the longest sequence in tokens,
+    and where its weights are; random ones are nowhere."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer | None
+    max_model_len: int
+    checkpoint: Checkpoint | None
+
+
+@dataclass(eq=False)
+class Deployment:
+    """A model that is served.
+
+    Attributes:
+      config: of the run.
+      spec, tokenizer: the model's shapes, and its tokenizer where it has one.
+      max_model_len: tokens of prompt and output together.
+      backing: what the backend made, for experiments that know which one it is: `Engines` of
+        `device/builder.py`, or a `Cluster` of `sim/cluster.py`.
+      engines, transport: behind the door of the coordinator.
+      coordinator, clock, recorder: the loop; its time; what happened when.
+      session: the book of requests over the coordinator.
+      requests: makes requests of prompts and conversations.
+    """
+
+    config: Config
+    spec: ModelSpec
+    tokenizer: Tokenizer | None
+    max_model_len: int
+    backing: Any
+    engines: Seq[Engine]
+    transport: Transport
+    coordinator: Coordinator
+    clock: Clock
+    recorder: Recorder
+    session: Session
+    requests: RequestMaker
+
+    def close(self) -> None:
+        """Abort every request that has not ended, let the engines come to rest, and free what they
+        hold. Nothing is served from then on. A second call does nothing.
+
+        Raises:
+          RuntimeError: called by a callback of a turn; nothing has been closed then.
+        """
+        self.session.refuse_within_turn()
+        try:
+            self.session.close()
+        except Exception:
+            self.close_engines()
+            raise
+        self.close_engines()
+
+    def close_engines(self) -> None:
+        """Let go of what the engines hold."""
+        for engine in self.engines:
+            engine.close()
+        self.transport.close()
+
+
+def deploy(
+    config: str | Config = "smollm2",
+    backend: str = "device",
+    policies: Mapping[str, Any] | None = None,
+    *,
+    clock: Clock | None = None,
+) -> Deployment:
+    """Make what serves a config.
+
+    Args:
+      config: a config file, a preset's name, or a Config.
+      backend: "device" loads the model onto devices of this process. "sim" simulates the engines
+        and links on a virtual clock, with the constant costs of `pdjax/sim/`: tokens and their
+        times come without a device, and mean nothing.
+      policies: in place of those that the config names, by "prefill", "decode", "handoff" or
+        "router": a name, a class that is called with a `PolicySetup`, or an object; see
+        `host/policies/api.py`.
+      clock: tells the time; wall time unless given. A simulation has a clock of its own.
+
+    Raises:
+      ValueError: no such backend, or a config, policy, model or layout that cannot work, with the
+        field, its value and what is allowed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={shown(backend)}: allowed are {', '.join(BACKENDS)}")
+    return BACKENDS[backend](load_config(config), policies, clock)
+
+
+def _on_devices(
+    config: Config, policies: Mapping[str, Any] | None, clock: Clock | None
+) -> Deployment:
+    deal_devices(config)  # too few are no reason to fetch and open a model first
+    chosen = make_policies(config, policies)
+    model = _open_model(config)
+    built = build_engines(config, model.spec, model.max_model_len, model.checkpoint)
+    try:
+        clock = clock or (WallClock(patience=0) if built.on_host_cores else WallClock())
+        recorder = Recorder(clock, config.max_recorded)
+        coordinator = Coordinator(
+            config,
+            vocab_size=model.spec.vocab_size,
+            max_model_len=model.max_model_len,
+            end_token_ids=model.spec.eos_token_ids,
+            engines=built.engines,
+            transport=built.transport,
+            events=PolledEvents(clock),
+            clock=clock,
+            recorder=recorder,
+            policies=chosen,
+            make_text=text_maker(model.tokenizer),
+        )
+        if config.warm_up:
+            coordinator.warm_up(
+                partial(tqdm, desc="compiling", unit="shape", delay=2, leave=False, disable=None)
+            )
+            recorder.clear()
+    except BaseException:  # also Ctrl-C, while it warms up
+        built.close()
+        raise
+    parts = built.engines, built.transport, coordinator, clock, recorder
+    return _deployment(config, model, built, *parts)
+
+
+def _simulated(
+    config: Config, policies: Mapping[str, Any] | None, clock: Clock | None
+) -> Deployment:
+    if clock is not None:
+        raise ValueError("clock: a simulation has a clock of its own; must be None")
+    rounded = {
+        "decode.kv_dtype": config.decode.kv_dtype,
+        "handoff.wire_dtype": config.handoff.wire_dtype,
+    }
+    for field, value in rounded.items():
+        if value is not None:
+            raise ValueError(f"{field}={shown(value)}: a simulation rounds no KV; must be None")
+    chosen = make_policies(config, policies)
+    model = _open_model(config)
+    dtype = config.kv.dtype or config.model.dtype
+    layout = kv_layout(model.spec, config.kv.page_size, dtype, tp=config.prefill.tp)
+    cluster = Cluster(
+        config,
+        layout,
+        shared=config.prefill.engines if config.colocated else 0,
+        max_model_len=model.max_model_len,
+        vocab_size=model.spec.vocab_size,
+        policies=chosen,
+        make_text=text_maker(model.tokenizer),
+    )
+    engines = list(cluster.engines.values())
+    parts = engines, cluster.transport, cluster.coordinator, cluster.clock, cluster.recorder
+    return _deployment(config, model, cluster, *parts)
+
+
+BACKENDS: dict[str, Callable[[Config, Mapping[str, Any] | None, Clock | None], Deployment]] = {
+    "device": _on_devices,
+    "sim": _simulated,
+}
+"""What makes the deployment of each backend; the line of a new one goes here."""
+
+
+def _deployment(
+    config: Config,
+    model: _Model,
+    backing: Any,
+    engines: Seq[Engine],
+    transport: Transport,
+    coordinator: Coordinator,
+    clock: Clock,
+    recorder: Recorder,
+) -> Deployment:
+    return Deployment(
+        config=config,
+        spec=model.spec,
+        tokenizer=model.tokenizer,
+        max_model_len=model.max_model_len,
+        backing=backing,
+        engines=engines,
+        transport=transport,
+        coordinator=coordinator,
+        clock=clock,
+        recorder=recorder,
+        session=Session(coordinator, recorder),
+        requests=RequestMaker(config.model.source, model.tokenizer, clock),
+    )
+
+
+def _open_model(config: Config) -> _Model:
+    """The model of a config; no weights are read."""
+    if config.model.spec is not None:  # random weights
+        spec = config.model.spec
+        return _Model(spec, None, _context(config, spec), None)
+    checkpoint = open_checkpoint(config.model.source)
+    spec = checkpoint.spec
+    return _Model(spec, checkpoint.tokenizer(), _context(config, spec), checkpoint)
+
+
+def _context(config: Config, spec: ModelSpec) -> int:
+    """Longest sequence served, tokens; whether it can be is known before any weights are read."""
+    asked = config.model.max_model_len
+    if asked is not None and asked > spec.context:
+        raise ValueError(
+            f"model.max_model_len={asked}: the model's context is {spec.context}; "
+            "must be at most that"
+        )
+    context = asked or spec.context
+    Buckets.of(config.prefill, None, config.kv.page_size, context)
+    Buckets.of(None, config.decode, config.decode_page_size, context)
+    return context

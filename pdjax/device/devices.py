@@ -1,0 +1,76 @@
+"""Which devices each engine of a config has, and which of them have a worker that dispatches."""
+
+from collections.abc import Iterable
+
+import jax
+
+from pallas_kernels.paged_attention.api import PLATFORMS
+from pdjax.config import Config
+from pdjax.device.compat import keep_compilations, use_virtual_cpu_devices
+from pdjax.device.mesh import take_devices
+from pdjax.device.worker import DispatchWorker
+
+Dealt = list[list[jax.Device]]
+"""The devices of each engine of a kind."""
+
+
+def deal_devices(config: Config) -> tuple[Dealt, Dealt]:
+    """Those of the prefill engines and of the decode engines; of a colocated config, twice the
+    same. Starts JAX, and needs no model.
+
+    Raises:
+      ValueError: there are too few, or decode attention that does not run on them.
+    """
+    if config.compilation_cache is not None:
+        keep_compilations(config.compilation_cache)
+    use_virtual_cpu_devices(config.cpu_devices or config.devices)
+    _check_attention(config.decode.attention, jax.default_backend())
+    p, d = config.prefill, config.decode
+    if config.colocated:
+        dealt = take_devices([p.tp], ["the colocated engine"])
+        return dealt, dealt
+    sizes = [p.tp] * p.engines, [d.stages * d.tp] * d.engines
+    names = (
+        [f"prefill engine {i}" for i in range(p.engines)],
+        [f"decode engine {i}" for i in range(d.engines)],
+    )
+    if config.shared_devices:
+        return take_devices(sizes[0], names[0]), take_devices(sizes[1], names[1])
+    dealt = take_devices([*sizes[0], *sizes[1]], [*names[0], *names[1]])
+    return dealt[: p.engines], dealt[p.engines :]
+
+
+def _check_attention(name: str | None, platform: str) -> None:
+    here = [each for each, platforms in PLATFORMS.items() if platform in platforms]
+    if name is not None and name not in here:
+        raise ValueError(
+            f"decode.attention={name!r}: on this platform, {platform}, allowed are None and "
+            f"{', '.join(here)}"
+        )
+
+
+class Workers:
+    """The workers of a deployment, one a set of devices that prefills; of other devices there are
+    none. A config allows them only where the sets do not overlap.
+
+    Args:
+      config: of the deployment.
+      for_prefill: devices of each prefill engine.
+    """
+
+    def __init__(self, config: Config, for_prefill: Dealt) -> None:
+        sets = {frozenset(devices) for devices in for_prefill} if _has_workers(config) else set()
+        self._of = {devices: DispatchWorker() for devices in sets}
+
+    def of(self, devices: Iterable[jax.Device]) -> DispatchWorker | None:
+        """The worker of a set of devices, or None."""
+        return self._of.get(frozenset(devices))
+
+
+def _has_workers(config: Config) -> bool:
+    """Whether workers dispatch to the devices that prefill."""
+    asked = config.prefill.dispatch_thread
+    if asked is not None:
+        return asked
+    shared = config.colocated or config.shared_devices
+    return not shared and jax.default_backend() != "cpu"

@@ -1,0 +1,167 @@
+"""Decode ticks on a pipeline of stages."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.compat import is_sound
+from pdjax.device.kv.pool import PoolOwner
+from pdjax.device.mesh import shardings
+from pdjax.device.models.decoder import Params
+from pdjax.device.models.sampling import VARIANTS, Asked, Wanted
+from pdjax.device.programs.program import AfterGroup
+from pdjax.device.programs.sampled import SampledTicket
+from pdjax.device.steps import decode
+from pdjax.device.steps.sample import Undecided, make_sample_step
+from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, SamplingBatch
+from pdjax.interfaces.steps import DecodeStep, StepKind
+
+
+class DecodeProgram:
+    """Decode ticks, and what lives on the devices from tick to tick; see `Program`.
+
+    Args:
+      params: as they lie on the pool's mesh, layers stacked over stages.
+      spec: the model's shapes.
+      pool: that the ticks write.
+      rows: over all microbatches.
+      context: the longest sequence, tokens.
+      max_logprobs: how many log-probabilities a row gets.
+      attention: `append_attention`'s implementation by name, or None for the platform's.
+    """
+
+    kind = StepKind.DECODE
+
+    def __init__(
+        self,
+        params: Params,
+        spec: ModelSpec,
+        pool: PoolOwner,
+        *,
+        rows: int,
+        context: int,
+        max_logprobs: int,
+        attention: str | None,
+    ) -> None:
+        self.layer_groups: tuple[range, ...] = (range(spec.num_layers),)
+        self.rows = rows
+        self.losses = 0
+        self._params, self._pool = params, pool
+        self._max_logprobs = min(max_logprobs, spec.vocab_size)
+        self._tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
+        self._sample = make_sample_step(pool.mesh, self._max_logprobs)
+        self._uploads = _Uploads(pool.mesh)
+        # What lives on the device from tick to tick: see `make_decode_tick`; and i32[R * b, C], the
+        # tokens of every row, for penalties.
+        b = rows // pool.layout.stages
+        self._make_state = _zeros(
+            pool.mesh,
+            (decode.X_SPEC, (rows, spec.model_dim), params.final_norm.dtype),
+            (PartitionSpec(), (b, spec.vocab_size), jnp.dtype("float32")),
+            (PartitionSpec(), (b,), jnp.dtype("int32")),
+            (PartitionSpec(), (), jnp.dtype("int32")),
+            (PartitionSpec(), (b,), jnp.dtype("int32")),
+            (PartitionSpec(), (rows, context), jnp.dtype("int32")),
+        )
+        self._carried: Any  # decode.Carried; as the other two, None once the program is closed
+        self._fed_back: Any
+        self._history: Any
+        self._begin()
+        self._write_history = jax.jit(
+            lambda history, row, ids: history.at[row].set(ids), donate_argnums=0
+        )
+
+    def _begin(self) -> None:
+        """The state that lives from tick to tick, of idle rows."""
+        x, logits, positions, row, self._fed_back, self._history = self._make_state()
+        self._carried = decode.Carried(x, Undecided(logits, positions, row))
+
+    def dispatch(self, step: DecodeStep, after_group: AfterGroup) -> SampledTicket:
+        batch = step.batch
+        with self._donated():
+            self._pool.arrays, self._carried = self._tick(
+                self._params,
+                self._pool.arrays,
+                self._carried,
+                self._fed_back,
+                decode.pack(batch),
+            )
+            for asked in self._asked(batch):
+                self._fed_back, self._history, choice = self._sample(
+                    self._carried.undecided, self._fed_back, self._history, asked
+                )
+        after_group(0)
+        return SampledTicket(choice, batch.sampling, self._max_logprobs, self._inspect)
+
+    def set_history(self, row: int, token_ids: np.ndarray) -> None:
+        with self._donated():
+            self._history = self._write_history(self._history, np.int32(row), token_ids)
+
+    def close(self) -> None:
+        self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
+        self._carried = self._fed_back = self._history = None
+        self._uploads.clear()
+
+    @contextmanager
+    def _donated(self) -> Iterator[None]:
+        """A block that donates the pool or the state, see `PoolOwner.donated`."""
+        with self._pool.donated():
+            try:
+                yield
+            except BaseException:
+                self._inspect()
+                raise
+
+    def _inspect(self) -> None:
+        """Make again, of pool and state, what is deleted or whose computation has failed."""
+        self._pool.inspect()
+        if not is_sound((self._carried, self._fed_back, self._history)):
+            self._begin()
+            self.losses += 1
+
+    def _asked(self, batch: DecodeBatch) -> list[Asked]:
+        """How tokens are chosen; of a rehearsal, in all ways."""
+        if (batch.positions != IDLE_ROW).any():
+            return [self._uploads.of(decode.leaving_microbatch(batch), batch.sampling)]
+        return [self._uploads.new(batch.sampling, variant) for variant in VARIANTS]
+
+
+class _Uploads:
+    """What microbatches ask for, kept on the devices for as long as the host hands over the same
+    object."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._everywhere = shardings(mesh, PartitionSpec())
+        self._kept: dict[int, tuple[SamplingBatch, Asked]] = {}
+
+    def of(self, microbatch: int, sampling: SamplingBatch) -> Asked:
+        """What the numpy `sampling` asks for."""
+        kept = self._kept.get(microbatch)
+        if kept is None or kept[0] is not sampling:
+            kept = self._kept[microbatch] = sampling, self.new(sampling)
+        return kept[1]
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()
+
+    def new(self, sampling: SamplingBatch, variant: Wanted | None = None) -> Asked:
+        """The same as `variant`, or as the cheapest one, takes it."""
+        return jax.device_put(Asked.of(sampling, variant), self._everywhere)
+
+
+def _zeros(
+    mesh: Mesh, *wanted: tuple[PartitionSpec, tuple[int, ...], jnp.dtype]
+) -> Callable[[], tuple[jax.Array, ...]]:
+    """Makes arrays of zeros, each given as (PartitionSpec, shape, dtype)."""
+    return jax.jit(
+        lambda: tuple(jnp.zeros(shape, dtype) for _, shape, dtype in wanted),
+        out_shardings=tuple(shardings(mesh, spec) for spec, _, _ in wanted),
+    )

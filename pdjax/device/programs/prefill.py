@@ -1,0 +1,93 @@
+"""Prefill steps on a tensor-parallel mesh."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from pdjax.core.kv_layout import split_groups
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.kv.pool import PoolOwner
+from pdjax.device.models.decoder import Params
+from pdjax.device.models.sampling import VARIANTS, Asked
+from pdjax.device.packing import Packed
+from pdjax.device.programs.program import AfterGroup
+from pdjax.device.programs.sampled import SampledTicket
+from pdjax.device.steps import prefill
+from pdjax.device.steps.sample import Undecided, make_sample_step
+from pdjax.interfaces.batches import PrefillBatch
+from pdjax.interfaces.steps import PrefillStep, StepKind
+
+
+class PrefillProgram:
+    """Prefill steps, in one piece or cut into layer groups; see `Program`.
+
+    Args:
+      params: as they lie on the pool's mesh.
+      spec: the model's shapes.
+      pool: that the steps write.
+      max_logprobs: how many log-probabilities a row gets.
+      layer_groups: programs that a step is cut into.
+
+    Raises:
+      ValueError: more groups than layers.
+    """
+
+    kind = StepKind.PREFILL
+    rows = 0
+    losses = 0
+
+    def __init__(
+        self,
+        params: Params,
+        spec: ModelSpec,
+        pool: PoolOwner,
+        *,
+        max_logprobs: int,
+        layer_groups: int = 1,
+    ) -> None:
+        self.layer_groups = split_groups(spec.num_layers, layer_groups)
+        self._params, self._spec, self._pool = params, spec, pool
+        self._max_logprobs = min(max_logprobs, spec.vocab_size)
+        self._step = prefill.make_prefill_step(params, spec, pool.layout.tp, layer_groups)
+        self._sample = make_sample_step(pool.mesh, self._max_logprobs)
+
+    def cut(self, layer_groups: int) -> "PrefillProgram":
+        """The same steps over the same weights and pool, in so many layer groups."""
+        return PrefillProgram(
+            self._params,
+            self._spec,
+            self._pool,
+            max_logprobs=self._max_logprobs,
+            layer_groups=layer_groups,
+        )
+
+    def dispatch(self, step: PrefillStep, after_group: AfterGroup) -> SampledTicket:
+        batch = step.batch
+        with self._pool.donated():
+            undecided = self._compute(prefill.pack(batch), after_group)
+        for asked in _asked(batch):
+            history = batch.history if asked.variant.penalize else None
+            *_, choice = self._sample(undecided, None, history, asked)
+        return SampledTicket(choice, batch.sampling, self._max_logprobs, self._pool.inspect)
+
+    def _compute(self, packed: Packed, after_group: AfterGroup) -> Undecided:
+        if isinstance(self._step, prefill.GroupedPrefillStep):
+            return self._step(self._params, self._pool, packed, after_group)
+        self._pool.arrays, undecided = self._step(self._params, self._pool.arrays, packed)
+        after_group(0)
+        return undecided
+
+    def set_history(self, row: int, token_ids: np.ndarray) -> None:
+        raise ValueError(f"row={row}: a prefill step has no rows; its batch brings the history")
+
+    def close(self) -> None:
+        self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
+
+
+def _asked(batch: PrefillBatch) -> list[Asked]:
+    """How tokens are chosen; of a rehearsal, in all ways that its history allows."""
+    if batch.kv_lens.any():
+        return [Asked.of(batch.sampling)]
+    penalize = batch.history is not None
+    variants = [variant for variant in VARIANTS if variant.penalize <= penalize]
+    return [Asked.of(batch.sampling, variant) for variant in variants]

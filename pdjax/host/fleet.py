@@ -1,0 +1,192 @@
+"""All engines and pools of a deployment, and which of them events have touched.
+
+The host looks only at engines that something has happened to: a step that came back, pages or rows
+that were taken or let go, a sequence that joined or left. So a turn costs what has happened in it,
+however many engines there are.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Sequence as Seq
+from functools import partial
+
+from pdjax.config import Config
+from pdjax.core.ids import EngineId, PoolId
+from pdjax.host.batching.buckets import Buckets
+from pdjax.host.batching.decode_pipeline import DecodePipeline
+from pdjax.host.engines import EngineState, view_of
+from pdjax.host.kv.pools import PoolState
+from pdjax.host.policies.api import EngineView
+from pdjax.interfaces.engine import Engine
+from pdjax.interfaces.steps import StepKind
+from pdjax.interfaces.transport import Transport
+
+Touched = set[EngineState]
+"""Engines that something has happened to."""
+
+
+def in_order(touched: Collection[EngineState]) -> list[EngineState]:
+    """Engines in the order of the fleet."""
+    return list(touched) if len(touched) < 2 else sorted(touched, key=_index)
+
+
+class Fleet:
+    """The engines and pools, as the host keeps them.
+
+    Args:
+      engines: at least one that accepts prefill steps and one that accepts decode steps. Those that
+        name the same pool share it.
+      transport: says between which pools KV can move.
+      config: budgets, lookahead and buckets.
+      max_model_len: tokens of the longest sequence.
+
+    Attributes:
+      engines: all of them, by name; `prefill` and `decode` those that accept such steps.
+      pools: by name.
+      to_tick, to_plan: engines that have been touched since the loop last looked for ticks to
+        dispatch, and for prefill steps to plan.
+      to_admit: engines whose pages or rows have changed since it last looked for sequences to hand
+        over.
+
+    Raises:
+      ValueError: two engines of one name, no engine of a kind, or pools that cannot hold the same
+        KV.
+    """
+
+    def __init__(
+        self, engines: Seq[Engine], transport: Transport, config: Config, max_model_len: int
+    ) -> None:
+        self.pools: dict[PoolId, PoolState] = {}
+        self.engines: dict[EngineId, EngineState] = {}
+        self.to_tick, self.to_plan, self.to_admit = Touched(), Touched(), Touched()
+        self._sharing: dict[PoolId, list[EngineState]] = {}
+        self._views: dict[EngineState, EngineView] = {}
+        for engine in engines:
+            self._check_new(engine)
+            if engine.pool not in self.pools:
+                self._add_pool(engine, prefix_cache=config.kv.prefix_cache)
+        for index, engine in enumerate(engines):
+            self._add_engine(index, engine, transport, config, max_model_len)
+        self.prefill = [state for state in self if StepKind.PREFILL in state.engine.accepts]
+        self.decode = [state for state in self if StepKind.DECODE in state.engine.accepts]
+        for kind, able in ((StepKind.PREFILL, self.prefill), (StepKind.DECODE, self.decode)):
+            if not able:
+                raise ValueError(f"engines: none accepts {kind.value} steps; one must")
+
+    def __iter__(self) -> Iterator[EngineState]:
+        return iter(self.engines.values())
+
+    def _check_new(self, engine: Engine) -> None:
+        if engine.pool not in self.pools:
+            for pool in self.pools.values():
+                pool.layout.check_same_kv(engine.layout)
+            return
+        pool = self.pools[engine.pool]
+        mine, theirs = (pool.layout, pool.allocator.total + 1), (engine.layout, engine.num_pages)
+        if mine != theirs:
+            raise ValueError(
+                f"{engine.id}: layout and pages {theirs} of pool {engine.pool}, for which another "
+                f"engine has {mine}; engines that share a pool must agree"
+            )
+
+    def _add_pool(self, engine: Engine, *, prefix_cache: bool) -> None:
+        pool = PoolState.of(engine.pool, engine.layout, engine.num_pages, prefix_cache=prefix_cache)
+        self.pools[engine.pool] = pool
+        self._sharing[engine.pool] = []
+        pool.allocator.on_change(partial(self._room_changed, self._sharing[engine.pool]))
+
+    def _add_engine(
+        self,
+        index: int,
+        engine: Engine,
+        transport: Transport,
+        config: Config,
+        max_model_len: int,
+    ) -> None:
+        if engine.id in self.engines:
+            raise ValueError(f"engines: two are called {engine.id}; names must differ")
+        sharing = self._sharing[engine.pool]
+        prefills, decodes = (kind in engine.accepts for kind in (StepKind.PREFILL, StepKind.DECODE))
+        buckets = Buckets.of(
+            config.prefill if prefills else None,
+            config.decode if decodes else None,
+            engine.layout.page_size,
+            max_model_len,
+        )
+        rows = None
+        if decodes:
+            on_change = partial(self._room_changed, sharing)
+            rows = DecodePipeline(engine.layout.stages, engine.rows, buckets, on_change)
+        state = EngineState(
+            index=index,
+            engine=engine,
+            pool=self.pools[engine.pool],
+            buckets=buckets,
+            pipeline=rows,
+            sources=frozenset(
+                pool
+                for pool in self.pools
+                if pool == engine.pool or transport.connects(pool, engine.pool)
+            ),
+            lookahead={
+                StepKind.PREFILL: config.prefill.lookahead,
+                StepKind.DECODE: config.decode.lookahead,
+            },
+            losses=engine.losses,
+        )
+        self.engines[engine.id] = state
+        sharing.append(state)
+        self._room_changed([state])
+
+    # What has happened.
+
+    def touch(self, state: EngineState) -> None:
+        """Something has happened to an engine."""
+        self._views.pop(state, None)
+        if state.pipeline is not None:
+            self.to_tick.add(state)
+        if state.prefills:
+            self.to_plan.add(state)
+
+    def dispatched(self, state: EngineState) -> None:
+        """A step has been dispatched to an engine: it is looked at again if it takes another."""
+        self._views.pop(state, None)
+        if any(state.takes(kind) for kind in state.engine.accepts):
+            self.touch(state)
+
+    def _room_changed(self, states: Iterable[EngineState]) -> None:
+        """Pages or rows of a pool have been taken or let go."""
+        for state in states:
+            self.touch(state)
+            if state.pipeline is not None:
+                self.to_admit.add(state)
+
+    @property
+    def touched(self) -> bool:
+        """Whether the loop has not looked yet at all that has happened."""
+        return bool(self.to_tick or self.to_plan or self.to_admit)
+
+    # What is known.
+
+    def view(self, state: EngineState) -> EngineView:
+        """What a policy sees of an engine; the same object until something happens to it."""
+        view = self._views.get(state)
+        if view is None:
+            view = self._views[state] = view_of(state, self.sharing(state.pool))
+        return view
+
+    def sharing(self, pool: PoolState) -> list[EngineState]:
+        """The engines of a pool."""
+        return self._sharing[pool.id]
+
+    def sharing_of(self, pool: PoolId) -> list[EngineState]:
+        """The engines of a pool, by its name."""
+        return self._sharing[pool]
+
+    @property
+    def busy(self) -> bool:
+        """Whether any step is in flight."""
+        return any(state.in_flight for state in self)
+
+
+def _index(state: EngineState) -> int:
+    return state.index

@@ -1,0 +1,72 @@
+"""A transfer job under way, and what it has of each hand-off."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pdjax.host.batching.buckets import fit
+from pdjax.host.handoff.handoff import Handoff, Part
+from pdjax.interfaces.tickets import Ticket
+from pdjax.interfaces.transport import TransferCost, TransferJob, TransferTicket
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a job has of one hand-off, which was of that generation then."""
+
+    handoff: Handoff
+    spans: np.ndarray
+    groups: slice
+    generation: int
+
+    @property
+    def wanted(self) -> bool:
+        return self.handoff.wanted and self.generation == self.handoff.generation
+
+    def mark(self, part: Part) -> None:
+        if self.wanted:
+            self.handoff.mark(self.spans, self.groups, part)
+
+
+@dataclass(eq=False)
+class Transfer:
+    """A job, and the moments of its way."""
+
+    job: TransferJob
+    items: tuple[Item, ...]
+    nbytes: int
+    sent: float
+    ticket: TransferTicket | None = None  # not before the step that exports it is dispatched
+    read: float | None = None
+    on_wire: float = 0.0
+    arrived: float = 0.0
+    cost: TransferCost | None = None
+    writing: Ticket[int] | None = None
+    written: list[Item] = field(default_factory=list)  # counted as there
+
+    @property
+    def wanted(self) -> bool:
+        return any(item.wanted for item in self.items)
+
+    def account(self, handoff: Handoff) -> None:
+        """Count the seconds that it took for one of its hand-offs."""
+        costs, gathered, arrived = handoff.costs, self.on_wire, self.arrived
+        departed = arrived if handoff.departed is None else handoff.departed
+        costs.wire_s += arrived - gathered
+        costs.exposed_s += max(0.0, arrived - max(gathered, departed))
+        if handoff.departed is not None:
+            costs.gather_s += max(0.0, gathered - max(self.sent, departed))
+
+
+def nbytes_of(items: tuple[Item, ...]) -> int:
+    """Of the KV that leaves, padding included."""
+    handoff = items[0].handoff
+    spans = fit(handoff.spans_of.buckets, sum(item.spans.size for item in items))
+    return spans * span_bytes(handoff, items[0].groups)
+
+
+def span_bytes(handoff: Handoff, groups: slice) -> int:
+    """Of one span in some layer groups, at the sending end."""
+    layout = handoff.source.layout
+    layers = sum(len(group) for group in handoff.groups[groups])
+    return handoff.span * layers * layout.page_bytes // (layout.num_layers * layout.page_size)

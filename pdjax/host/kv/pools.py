@@ -1,0 +1,43 @@
+"""A pool of pages, as the host keeps it."""
+
+from dataclasses import dataclass
+
+from pdjax.core.ids import PoolId
+from pdjax.core.kv_layout import KVLayout
+from pdjax.host.kv.pages import PageAllocator
+from pdjax.host.kv.prefix_index import PrefixIndex
+
+
+@dataclass(eq=False)
+class PoolState:
+    """The pages of a pool. Engines that share a pool share this; a pool need not have an engine.
+
+    Attributes:
+      id: its name.
+      layout: of its pages.
+      allocator: hands its pages out.
+      prefixes: finds the pages of what has been computed; None where nothing is kept.
+    """
+
+    id: PoolId
+    layout: KVLayout
+    allocator: PageAllocator
+    prefixes: PrefixIndex | None
+
+    @classmethod
+    def of(
+        cls, pool: PoolId, layout: KVLayout, num_pages: int, *, prefix_cache: bool
+    ) -> "PoolState":
+        """A pool whose pages, null page included, are all free."""
+        allocator = PageAllocator(num_pages)
+        index = PrefixIndex(allocator, layout.page_size) if prefix_cache else None
+        return cls(pool, layout, allocator, index)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the pool can hold."""
+        return self.allocator.total * self.layout.page_size
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that hold `tokens` tokens."""
+        return self.layout.pages_for(tokens)

@@ -1,0 +1,307 @@
+"""The turn: what has happened is taken in, and what engines do next is dispatched.
+
+Events come in, plans go out. A turn looks only at engines that something has happened to, and never
+waits for a device.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Seq
+
+from pdjax.config import Config
+from pdjax.host.audit import audit
+from pdjax.host.batching.decode_pipeline import Tick
+from pdjax.host.engines import EngineState
+from pdjax.host.fleet import Fleet, Touched, in_order
+from pdjax.host.handoff.deadlines import EXPIRE
+from pdjax.host.handoff.manager import HandoffManager
+from pdjax.host.handoff.transfer_queue import GIVE_UP
+from pdjax.host.losses import lose_pool
+from pdjax.host.metrics.observer import TurnPart
+from pdjax.host.policies.api import Policies
+from pdjax.host.policies.check import check_admissions, check_steps
+from pdjax.host.runners.decode import DecodeRunner
+from pdjax.host.runners.prefill import PrefillRunner
+from pdjax.host.runtime import Runtime
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
+from pdjax.host.sequences.output import OutputProcessor
+from pdjax.host.sequences.sequence import Sequence
+from pdjax.host.warm_up import WarmUp, warm_ups
+from pdjax.interfaces.engine import Engine
+from pdjax.interfaces.events import (
+    EngineLost,
+    Event,
+    JobArrived,
+    JobRead,
+    JobWritten,
+    StepDone,
+    TimerDue,
+)
+from pdjax.interfaces.transport import Transport
+
+
+class Loop:
+    """The state of engines and pools, and the turns that change it.
+
+    A loop that an error has broken off is not used again: a new one is made, of which all pages and
+    rows are free; see `Coordinator.start_over`.
+
+    Args:
+      config: bounds and budgets.
+      engines, transport: behind the door.
+      policies: decide.
+      runtime: events, clock and recorder.
+      max_model_len: tokens of the longest sequence.
+      end_token_ids: tokens with which the model ends an answer.
+      numbers: ids for transfer jobs, of which none comes twice.
+
+    Attributes:
+      fleet: engines and pools.
+      lifecycle: the live sequences.
+      handoffs: the open hand-offs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engines: Seq[Engine],
+        transport: Transport,
+        policies: Policies,
+        runtime: Runtime,
+        max_model_len: int,
+        end_token_ids: Iterable[int],
+        numbers: Iterable[int],
+    ) -> None:
+        self._config, self._transport, self._policies = config, transport, policies
+        self._events, self._clock, self._recorder = runtime.events, runtime.clock, runtime.recorder
+        self._max_model_len = max_model_len
+        self.fleet = Fleet(engines, transport, config, max_model_len)
+        self.lifecycle = SequenceLifecycle(self.fleet, runtime.recorder)
+        self.handoffs = HandoffManager(
+            config.handoff,
+            self.fleet,
+            transport,
+            self.lifecycle,
+            policies.handoff,
+            max_model_len,
+            numbers,
+            runtime,
+        )
+        output = OutputProcessor(self.lifecycle, runtime.recorder, end_token_ids)
+        parts = self.fleet, self.lifecycle, self.handoffs, output
+        self._prefill = PrefillRunner(*parts, policies, runtime)
+        self._decode = DecodeRunner(*parts, policies.decode, runtime)
+        self._due: deque[TimerDue] = deque()
+        self._done: Counter[EngineState] = Counter()  # steps that have come back, not yet read
+        self._finished: deque[tuple[Sequence, EngineState]] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a turn may still do something, or there is something to tell."""
+        told = bool(self.lifecycle.live) or self.lifecycle.has_news
+        return told or self.fleet.busy or self.handoffs.busy
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to tell or to look at until something happens."""
+        lifecycle = self.lifecycle
+        changed = lifecycle.waiting_changed or lifecycle.prefilled_changed or self._done
+        return not (lifecycle.has_news or self.fleet.touched or changed or self.handoffs.sendable)
+
+    def turn(self, events: Iterable[Event]) -> bool:
+        """Take in events, and dispatch what follows from them. Decode goes first, both to be read
+        and to be dispatched, since it is the side whose latency is felt with every token. Returns
+        whether anything changed."""
+        jobs = self._sort(events)
+        busy = self._harvest_decode()
+        busy |= self._write_transfers(jobs)
+        busy |= self._dispatch_decode()
+        if self._harvest_prefill():
+            busy = True
+            self._dispatch_decode()  # sequences whose KV is there already need not wait
+        busy |= self._admit()
+        busy |= self.handoffs.pump()  # else it would wait for the step that is dispatched next
+        busy |= self._dispatch_prefill()
+        self._give_back()
+        return busy | self.handoffs.pump()
+
+    def _sort(self, events: Iterable[Event]) -> list[Event]:
+        """Count the steps that have come back, and see to timers and lost engines; returns the
+        events of transfer jobs."""
+        jobs: list[Event] = []
+        for event in events:
+            if isinstance(event, StepDone):
+                self._done[self.fleet.engines[event.engine]] += 1
+            elif isinstance(event, TimerDue):
+                self._due.append(event)
+            elif isinstance(event, EngineLost):
+                self._lose(self.fleet.engines[event.engine])
+            else:
+                jobs.append(event)
+        return jobs
+
+    # The parts of a turn, in its order. Each returns whether it changed anything.
+
+    def _harvest_decode(self) -> bool:
+        self._recorder.observer.part_began(TurnPart.HARVEST_DECODE)
+        busy = False
+        for state in self._with_results(of_ticks=True) if self._done else ():
+            finished = self._decode.harvest(state, state.in_flight.popleft())
+            self._finished += [(sequence, state) for sequence in finished]
+            busy = True
+        return busy
+
+    def _with_results(self, *, of_ticks: bool) -> Iterator[EngineState]:
+        """Engines whose oldest step in flight has come back, once for each such step. An engine
+        works in order. The sequences of a step that computed from an empty pool have been preempted
+        when it is handed out."""
+        for state in in_order(self._done.keys()):
+            while self._done[state] and isinstance(state.in_flight[0].work, Tick) == of_ticks:
+                self._done[state] -= 1
+                self.fleet.touch(state)
+                self._notice_losses(self.fleet.sharing(state.pool))
+                yield state
+            if not self._done[state]:
+                del self._done[state]
+
+    def _notice_losses(self, states: Iterable[EngineState]) -> None:
+        """Preempt the sequences that have KV in a lost pool, and forget its prefixes."""
+        for state in states:
+            if state.losses != state.engine.losses:
+                self._lose(state)
+
+    def _lose(self, state: EngineState) -> None:
+        for each in self.fleet.sharing(state.pool):
+            each.losses = each.engine.losses
+        lose_pool(state.pool, self.lifecycle, self.handoffs.open)
+        self.handoffs.queue.pool_lost(state.pool.id)
+
+    def _write_transfers(self, events: Iterable[Event]) -> bool:
+        """Write what has arrived, and let the sequences decode whose KV is complete."""
+        self._recorder.observer.part_began(TurnPart.WRITE_TRANSFERS)
+        queue, busy = self.handoffs.queue, False
+        ends: Touched = set()
+        for event in events:
+            match event:
+                case JobRead(job_id):
+                    queue.job_read(job_id)
+                case JobArrived(job_id):
+                    ends |= self._ends(job_id)
+                    queue.job_arrived(job_id)
+                    busy = True
+                case JobWritten(job_id):
+                    ends |= self._ends(job_id)
+                    queue.job_written(job_id)
+                    busy = True
+        self._notice_losses(ends)  # before a sequence decodes from what was read of an empty pool
+        self.handoffs.settle()
+        while self._due:
+            due = self._due.popleft()
+            if due == GIVE_UP:
+                queue.give_up()
+            elif due == EXPIRE:
+                busy |= self.handoffs.expire()
+        return busy
+
+    def _ends(self, job_id: int) -> Touched:
+        """The engines at both ends of a job."""
+        sharing = self.fleet.sharing_of
+        return {state for pool in self.handoffs.queue.ends_of(job_id) for state in sharing(pool)}
+
+    def _dispatch_decode(self) -> bool:
+        self._recorder.observer.part_began(TurnPart.DISPATCH_DECODE)
+        touched, self.fleet.to_tick = self.fleet.to_tick, set()
+        self._notice_losses(touched)
+        return self._decode.dispatch(in_order(touched))
+
+    def _harvest_prefill(self) -> bool:
+        self._recorder.observer.part_began(TurnPart.HARVEST_PREFILL)
+        busy = False
+        for state in self._with_results(of_ticks=False) if self._done else ():
+            self._prefill.harvest(state, state.in_flight.popleft())
+            busy = True
+        return busy
+
+    def _admit(self) -> bool:
+        """Let prefilled sequences decode, and move decoding ones, where engines have room."""
+        self._recorder.observer.part_began(TurnPart.ADMIT)
+        lifecycle, fleet, policies = self.lifecycle, self.fleet, self._policies
+        if not fleet.to_admit and not lifecycle.prefilled_changed:
+            return False
+        fleet.to_admit.clear()
+        lifecycle.prefilled_changed, begun = False, False
+        if lifecycle.prefilled:
+            views, now = [fleet.view(state) for state in fleet.decode], self._clock.now()
+            admissions = policies.decode.admit(lifecycle.prefilled, views, now)
+            check_admissions(policies.decode, admissions, lifecycle.prefilled, views)
+            for admission in admissions:
+                target = fleet.engines[admission.engine]
+                if self.handoffs.fits(admission.sequence, target):
+                    self.handoffs.begin(admission.sequence, target)
+                    begun = True
+        return (policies.handoff.migrates and self._migrate()) or begun
+
+    def _migrate(self) -> bool:
+        fleet, policy, begun = self.fleet, self._policies.handoff, False
+        views = [fleet.view(state) for state in fleet.decode]
+        decoding = {state.id: state.decoding for state in fleet.decode}
+        prefilled, migrating = self.lifecycle.prefilled, self.handoffs.migrating
+        plan = policy.migrations(views, decoding, prefilled, migrating, self._clock.now())
+        if plan:
+            every = [sequence for sequences in decoding.values() for sequence in sequences]
+            check_admissions(policy, plan, every, views)
+        for migration in plan:
+            target = fleet.engines[migration.engine]
+            if self.handoffs.fits(migration.sequence, target):
+                self.handoffs.migrate(migration.sequence, target)
+                begun = True
+        return begun
+
+    def _dispatch_prefill(self) -> bool:
+        self._recorder.observer.part_began(TurnPart.DISPATCH_PREFILL)
+        fleet, lifecycle = self.fleet, self.lifecycle
+        if not fleet.to_plan and not lifecycle.waiting_changed:
+            return False
+        touched = in_order(fleet.to_plan)
+        fleet.to_plan, lifecycle.waiting_changed = set(), False
+        self._notice_losses(touched)
+        if lifecycle.waiting:
+            touched = fleet.prefill
+        views = [fleet.view(state) for state in touched if state.may_prefill(lifecycle.waiting)]
+        if not views:
+            return False
+        policy = self._policies.prefill
+        plans = policy.plan(lifecycle.waiting, views, self._clock.now())
+        check_steps(policy, plans, views)
+        for plan in plans:
+            self._prefill.dispatch(fleet.engines[plan.engine], plan.chunks)
+        return bool(plans)
+
+    def _give_back(self) -> None:
+        """Not as soon as sequences end: the KV of a turn's own sequences goes first."""
+        while self._finished:
+            sequence, state = self._finished.popleft()
+            if self._policies.handoff.returns and sequence.home is not None:
+                home = self.fleet.engines[sequence.home]
+                self.handoffs.give_back(sequence, state.pool, home.pool)
+
+    # Before and after.
+
+    def warm_up(self, show: Callable[[list[WarmUp]], Iterable[WarmUp]] = iter) -> int:
+        """Send a batch of every bucket through the door; see `Coordinator.warm_up`."""
+        todo = warm_ups(
+            self.fleet,
+            self._transport,
+            self.handoffs.spans,
+            self._config.handoff,
+            self._max_model_len,
+            self._recorder,
+        )
+        for warm_up in show(todo):
+            warm_up()
+        return len(todo)
+
+    def check(self) -> None:
+        """Assert that every page and row is free, or held by a sequence or hand-off that is
+        known."""
+        audit(self.fleet, self.lifecycle, self.handoffs)

@@ -1,0 +1,197 @@
+"""What is wrong with a plan, before it is carried out."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from pdjax.core.ids import EngineId
+from pdjax.core.messages import shown
+from pdjax.host.batching.chunks import Chunk
+from pdjax.host.policies.api import (
+    Admission,
+    EngineView,
+    GrowthPlan,
+    Migration,
+    Reservation,
+    StepPlan,
+)
+from pdjax.host.sequences.sequence import Sequence, State
+
+
+class BadPlan(RuntimeError):
+    """A policy has made a plan that cannot be carried out; nothing of it has been."""
+
+
+def check_steps(policy: Any, plans: Seq[StepPlan], views: Seq[EngineView]) -> None:
+    """Refuse prefill steps of engines that are not open, that are too large, that compute tokens in
+    another order than they come in, or that admit more than the pool has room for.
+
+    Raises:
+      BadPlan: naming the policy, the plan and what is wrong.
+    """
+    by_name = {view.engine: view for view in views}
+    taken: Counter[Any] = Counter()
+    twice: set[int] = set()
+    for plan in plans:
+        view = by_name.get(plan.engine)
+        if view is None or not view.open:
+            raise _bad(policy, plan, f"engine {plan.engine} does not take a prefill step now")
+        del by_name[plan.engine]
+        _check_size(policy, plan, view)
+        for chunk in plan.chunks:
+            if id(chunk.sequence) in twice:
+                raise _bad(policy, plan, f"sequence {chunk.sequence.id} is in two chunks")
+            twice.add(id(chunk.sequence))
+            taken[view.pool] += _check_chunk(policy, plan, chunk, view)
+        if taken[view.pool] > view.free_pages:
+            raise _bad(
+                policy,
+                plan,
+                f"the sequences that it admits need {taken[view.pool]} pages of pool {view.pool}, "
+                f"of which {view.free_pages} are free",
+            )
+
+
+def _check_size(policy: Any, plan: StepPlan, view: EngineView) -> None:
+    buckets = view.buckets
+    tokens = sum(chunk.tokens for chunk in plan.chunks)
+    pages = sum(buckets.pages_for(chunk.stop) for chunk in plan.chunks)
+    for what, size, most in (
+        ("tokens", tokens, buckets.tokens[-1]),
+        ("sequences", len(plan.chunks), buckets.sequences),
+        ("pages to read", pages, buckets.step_pages[-1]),
+    ):
+        if size > most:
+            raise _bad(policy, plan, f"{size} {what}; a step has at most {most}")
+
+
+def _check_chunk(policy: Any, plan: StepPlan, chunk: Chunk, view: EngineView) -> int:
+    """Returns the pages that the chunk's sequence has to be given."""
+    sequence, admitted = chunk.sequence, 0
+    if sequence.state is State.WAITING:
+        start, admitted = view.cached(sequence), view.buckets.pages_for(sequence.length)
+        begins = 0 <= chunk.start <= start and chunk.start % view.buckets.page_size == 0
+        expected = f"at a page boundary up to {start}, of which the KV is cached"
+    elif sequence.state is State.PREFILLING and sequence.engine == view.engine:
+        begins, expected = chunk.start == sequence.prefilled, f"at {sequence.prefilled}"
+    else:
+        raise _bad(
+            policy,
+            plan,
+            f"sequence {sequence.id} is {sequence.state.value} and neither waits nor is prefilled "
+            f"by {view.engine}",
+        )
+    if not begins or not chunk.start < chunk.stop <= sequence.length:
+        raise _bad(
+            policy,
+            plan,
+            f"tokens {chunk.start} to {chunk.stop} of sequence {sequence.id}: must begin "
+            f"{expected} and end by {sequence.length}",
+        )
+    return admitted
+
+
+def check_admissions(
+    policy: Any,
+    plan: Seq[Admission] | Seq[Migration],
+    sequences: Iterable[Sequence],
+    views: Iterable[EngineView],
+) -> None:
+    """Refuse admissions and migrations of other sequences than those given, to other engines, or
+    without a row.
+
+    Raises:
+      BadPlan: as for `check_steps`.
+    """
+    if not plan:
+        return
+    known = {id(sequence) for sequence in sequences}
+    by_name = {view.engine: view for view in views}
+    rows: Counter[EngineId] = Counter()
+    for each in plan:
+        view, sequence = by_name.get(each.engine), each.sequence
+        if id(sequence) not in known:
+            what = f"sequence {sequence.id} is not one of those asked about, or comes twice"
+            raise _bad(policy, each, what)
+        known.remove(id(sequence))
+        if view is None:
+            raise _bad(policy, each, f"engine {each.engine}: allowed are {_names(by_name)}")
+        if sequence.pool not in view.sources:
+            raise _bad(policy, each, f"no KV comes from pool {sequence.pool} to {view.pool}")
+        if isinstance(each, Migration) and sequence.pool == view.pool:
+            raise _bad(policy, each, f"its KV is in pool {view.pool} already")
+        rows[each.engine] += 1
+        if rows[each.engine] > view.free_rows:
+            raise _bad(policy, each, f"engine {each.engine} has {view.free_rows} free rows")
+
+
+def check_growth(
+    policy: Any, plan: GrowthPlan, needing: Seq[Sequence], holders: Seq[Sequence], free: int
+) -> None:
+    """Refuse victims that hold nothing, pages for sequences that need none, and a plan that does
+    not help: each sequence that needs a page gets one or is a victim, and there are as many pages.
+
+    Raises:
+      BadPlan: as for `check_steps`.
+    """
+    victims, grown = ({id(sequence) for sequence in each} for each in (plan.victims, plan.grown))
+    wanting = {id(sequence) for sequence in needing}
+    once = len(plan.grown) == len(grown) and len(plan.victims) == len(victims)
+    if not victims and grown == wanting and once and len(grown) <= free:
+        return  # nearly always
+    if not once:
+        raise _bad(policy, plan, "a sequence is in it twice")
+    known = {id(sequence) for sequence in holders}
+    strangers = [seq.id for seq in plan.victims if id(seq) not in known]
+    if strangers:
+        raise _bad(policy, plan, f"victims {shown(strangers)} hold no pages of the pool")
+    served = [seq.id for seq in plan.grown if id(seq) not in wanting]
+    if served:
+        raise _bad(policy, plan, f"sequences {shown(served)} need no page now")
+    left = [seq.id for seq in needing if id(seq) not in victims and id(seq) not in grown]
+    if left:
+        raise _bad(policy, plan, f"sequences {shown(left)} get no page and do not give way")
+    pages = free + sum(len(sequence.pages) for sequence in plan.victims)
+    if len(plan.grown) > pages:
+        raise _bad(policy, plan, f"{len(plan.grown)} sequences grow, but {pages} pages are there")
+
+
+def check_withdrawals(
+    policy: Any, plan: Seq[Reservation], known: Mapping[Reservation, Any]
+) -> None:
+    """Refuse reservations that do not exist, or are given up twice.
+
+    Raises:
+      BadPlan: as for `check_steps`.
+    """
+    left = set(known)
+    for each in plan:
+        if each not in left:
+            raise _bad(policy, each, "is not one of the reservations asked about, or comes twice")
+        left.remove(each)
+
+
+def _names(names: Iterable[Any]) -> str:
+    return ", ".join(map(str, names)) or "none"
+
+
+def _bad(policy: Any, plan: Any, what: str) -> BadPlan:
+    return BadPlan(f"policy {type(policy).__name__}: {_shown(plan)}: {what}")
+
+
+def _shown(plan: Any) -> str:
+    """A plan in few words: the sequences and engines, and none of their tokens."""
+    match plan:
+        case StepPlan():
+            chunks = [f"{each.sequence.id}[{each.start}:{each.stop}]" for each in plan.chunks]
+            return f"step of {plan.engine} with {shown(chunks)}"
+        case Admission() | Migration():
+            return f"{type(plan).__name__.lower()} of {plan.sequence.id} to {plan.engine}"
+        case GrowthPlan():
+            victims, grown = ([seq.id for seq in each] for each in (plan.victims, plan.grown))
+            return f"growth of {shown(grown)} with victims {shown(victims)}"
+        case Reservation():
+            return f"withdrawal of hand-off {plan.handoff}"
+        case _:
+            return shown(plan)

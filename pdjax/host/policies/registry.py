@@ -1,0 +1,83 @@
+"""Policies by name, as "module:Class", as a class, or as an object."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from pdjax.config import Config
+from pdjax.core.messages import one_line, shown
+from pdjax.host.policies.api import Policies, PolicySetup
+from pdjax.host.policies.decode import FcfsDecode
+from pdjax.host.policies.handoff import HandoffRules
+from pdjax.host.policies.prefill import FcfsPrefill
+from pdjax.host.policies.router import LeastLoaded
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "prefill": {"fcfs": FcfsPrefill},
+    "decode": {"fcfs": FcfsDecode},
+    "handoff": {"rules": HandoffRules},
+    "router": {"least_loaded": LeastLoaded},
+}
+"""The names that a config may give; the line of a new policy goes here. A class that is named as
+"module:Class" needs none."""
+
+METHODS = {
+    "prefill": ("plan",),
+    "decode": ("grow", "admit", "admit_ahead"),
+    "handoff": ("stays", "streams", "gives_back", "withdraw", "migrations"),
+    "router": ("prefill_engine", "decode_engine"),
+}
+
+ATTRIBUTES = {"handoff": ("migrates", "returns")}
+
+
+def make_policies(config: Config, given: Mapping[str, Any] | None = None) -> Policies:
+    """The policies of `config.policies`.
+
+    Args:
+      given: in place of some of them, by "prefill", "decode", "handoff" or "router": a name as in
+        a config, a class, or an object.
+
+    Raises:
+      ValueError: no such policy, or one that lacks a method.
+    """
+    given = dict(given or {})
+    for role in given:
+        if role not in POLICIES:
+            raise ValueError(f"policies={shown(role)}: allowed are {', '.join(POLICIES)}")
+    chosen = {role: given.get(role, getattr(config.policies, role)) for role in POLICIES}
+    router = _make("router", chosen["router"], PolicySetup(config))
+    setup = PolicySetup(config, router)
+    made = {role: _make(role, chosen[role], setup) for role in POLICIES if role != "router"}
+    return Policies(router=router, **made)
+
+
+def _make(role: str, chosen: Any, setup: PolicySetup) -> Any:
+    name = f"policies.{role}={shown(chosen)}"
+    policy = _find(role, chosen, name) if isinstance(chosen, str) else chosen
+    if isinstance(policy, type):
+        try:
+            policy = policy(setup)
+        except TypeError as error:
+            what = f"called with a PolicySetup: {one_line(error)}"
+            raise ValueError(f"{name}: {what}") from error
+    missing = [method for method in METHODS[role] if not callable(getattr(policy, method, None))]
+    if missing:
+        raise ValueError(f"{name}: a {role} policy must have the methods {', '.join(missing)}")
+    lacking = [each for each in ATTRIBUTES.get(role, ()) if not hasattr(policy, each)]
+    if lacking:
+        raise ValueError(f"{name}: a {role} policy must have the attributes {', '.join(lacking)}")
+    return policy
+
+
+def _find(role: str, text: str, name: str) -> Any:
+    if text in POLICIES[role]:
+        return POLICIES[role][text]
+    module, colon, attribute = text.partition(":")
+    if not colon:
+        known = ", ".join(POLICIES[role])
+        raise ValueError(f'{name}: allowed are {known}, or "module:Class"')
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as error:  # whatever a module does when it is imported
+        raise ValueError(f"{name}: {type(error).__name__}: {one_line(error)}") from error

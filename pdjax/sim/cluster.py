@@ -1,0 +1,255 @@
+"""The production coordinator over simulated engines on a virtual clock."""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pdjax.config import Config
+from pdjax.core.clock import VirtualClock
+from pdjax.core.ids import EngineId, PoolId
+from pdjax.core.kv_layout import KVLayout, split_groups
+from pdjax.core.request import QueueFull, Request
+from pdjax.formats.strict_json import dumps
+from pdjax.host.coordinator import Coordinator
+from pdjax.host.metrics.recorder import Recorder, RequestMetrics
+from pdjax.host.metrics.summary import report
+from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.events import EngineLost
+from pdjax.interfaces.steps import StepKind
+from pdjax.sim.costs import StepCosts
+from pdjax.sim.engines import SimEngine
+from pdjax.sim.events import ScheduledEvents
+from pdjax.sim.links import Link, SimTransport
+from pdjax.sim.meshes import SimMesh
+from pdjax.sim.workload import Arrival
+
+LLAMA3_8B = KVLayout.of_heads(32, 8, 128, page_size=64, dtype="bfloat16", itemsize=2)
+"""KV of Llama 3 8B in bfloat16, in pages of 64 tokens."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a cluster has done so far.
+
+    Attributes:
+      seconds: moment of the virtual clock.
+      turns: calls of the coordinator's `step`.
+      events: told to the coordinator.
+      requests: what happened to each sequence that has ended, in the order of arrival.
+      tokens: what each request was answered, a list a choice.
+      refused: ids of requests that found the waiting queue full.
+      report: statistics, see `host/metrics/summary.py`.
+    """
+
+    seconds: float
+    turns: int
+    events: int
+    requests: tuple[RequestMetrics, ...]
+    tokens: Mapping[str, list[list[int]]]
+    refused: tuple[str, ...]
+    report: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """All of it; the same run gives the same text."""
+        counts = {"seconds": self.seconds, "turns": self.turns, "events": self.events}
+        return dumps(
+            {**counts, "refused": list(self.refused), "tokens": self.tokens, **self.report}
+        )
+
+
+class Cluster:
+    """Simulated engines under the production coordinator.
+
+    `config.prefill.engines` and `config.decode.engines` say how many engines there are of each
+    kind. Prefill engine i is "prefill/i", with a mesh and a pool "hbm/prefill-i" of its own; decode
+    engines likewise. The first `shared` of both kinds share meshes and pools: "prefill/i" and
+    "decode/i" then keep their pages in "hbm/i".
+
+    Args:
+      config: bounds, budgets and policies of the coordinator. `prefill.pages` and `decode.pages`
+        None are `prefill.max_sequences` and `decode.rows` whole contexts; a shared pool has
+        `decode.pages`. `handoff.layer_groups` None is one group.
+      layout: of the pages of prefill pools, with `kv.page_size` tokens each; decode pools are of
+        `decode.page_size`, `decode.stages` and `decode.tp`.
+      shared: how many engines of each kind share a mesh and a pool.
+      max_model_len: tokens of prompt and output together.
+      vocab_size: token ids are below it; simulated engines never choose 0.
+      costs: seconds of steps and writes.
+      link: what each link can do; None connects only the pairs of `links`.
+      links: (source, target) -> what the link between these two can do instead.
+      coordinator: further arguments of the coordinator, such as `policies`.
+
+    Attributes:
+      clock, events, transport, recorder, coordinator: what it is made of.
+      engines: by their ids.
+      sequences: of each request that was let in, one a choice.
+      turns: calls of the coordinator's `step` so far.
+
+    Raises:
+      ValueError: more shared pools than engines of a kind, or ones that decode in stages.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        layout: KVLayout = LLAMA3_8B,
+        *,
+        shared: int = 0,
+        max_model_len: int = 4096,
+        vocab_size: int = 1000,
+        costs: StepCosts = StepCosts(),  # noqa: B008 - a frozen value
+        link: Link | None = Link(),  # noqa: B008 - a frozen value
+        links: Mapping[tuple[PoolId, PoolId], Link] | None = None,
+        **coordinator: Any,
+    ) -> None:
+        self.config, self.vocab_size = config, vocab_size
+        self.clock = VirtualClock()
+        self.events = ScheduledEvents(self.clock)
+        self.recorder = Recorder(self.clock, keep=config.max_recorded)
+        meshes = _meshes(self.clock, config, layout, shared, max_model_len)
+        self.transport = SimTransport(
+            self.clock,
+            dict.fromkeys(meshes.values()),
+            write_seconds=costs.write,
+            link=link,
+            links=links,
+        )
+        self.engines = {
+            id: _engine(id, mesh, self.transport, config, costs, vocab_size)
+            for id, mesh in meshes.items()
+        }
+        self.coordinator = Coordinator(
+            config,
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            end_token_ids=(),
+            engines=list(self.engines.values()),
+            transport=self.transport,
+            events=self.events,
+            clock=self.clock,
+            recorder=self.recorder,
+            **coordinator,
+        )
+        self.turns = 0
+        self.sequences: dict[str, list[Sequence]] = {}
+        self._agenda: list[tuple[float, int, Callable[[], object]]] = []  # a heap
+        self._order = itertools.count()
+        self._asked = 0
+        self._refused: list[str] = []
+
+    def at(self, moment: float, action: Callable[[], object]) -> None:
+        """Do something when the clock has come to `moment`, before the coordinator's next turn; of
+        the same moment, in the order of the calls."""
+        heapq.heappush(self._agenda, (moment, next(self._order), action))
+        self.events.wake_at(moment)
+
+    def expect(self, arrivals: Iterable[Arrival]) -> None:
+        """Let requests arrive, each at its moment."""
+        for arrival in arrivals:
+            self.expect_request(arrival.request(self._asked, self.vocab_size))
+
+    def expect_request(self, request: Request) -> None:
+        """Let a request arrive at `request.arrival`."""
+        self._asked += 1
+        self.at(request.arrival, lambda: self._submit(request))
+
+    def lose(self, engine: EngineId) -> None:
+        """Lose an engine's mesh now, and all that is kept there; the coordinator is told."""
+        self.engines[engine].lose()
+        for each in self.engines.values():
+            if each.pool == self.engines[engine].pool:
+                self.events.post(EngineLost(each.id))
+
+    def run(self) -> Run:
+        """`serve`, and say what has happened."""
+        self.serve()
+        return self.so_far()
+
+    def serve(self) -> None:
+        """Go on until nothing is expected any more and every request has ended."""
+        while self._agenda or self.coordinator.has_work:
+            now = self.clock.now()
+            while self._agenda and self._agenda[0][0] <= now:
+                heapq.heappop(self._agenda)[2]()
+            if self.coordinator.has_work:
+                self.coordinator.step()  # waits where there is nothing to do
+                self.turns += 1
+            elif self._agenda:
+                self.events.wait()
+
+    def so_far(self) -> Run:
+        """What has happened until now."""
+        return Run(
+            seconds=self.clock.now(),
+            turns=self.turns,
+            events=self.events.told,
+            requests=tuple(self.recorder.requests()),
+            tokens={
+                id: [list(choice.output) for choice in choices]
+                for id, choices in self.sequences.items()
+            },
+            refused=tuple(self._refused),
+            report=report(self.recorder),
+        )
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self.sequences[request.id] = self.coordinator.submit(request)
+        except QueueFull:
+            self._refused.append(request.id)
+
+
+def _meshes(
+    clock: VirtualClock, config: Config, layout: KVLayout, shared: int, max_model_len: int
+) -> dict[EngineId, SimMesh]:
+    """The mesh of each engine."""
+    prefill, decode = config.prefill, config.decode
+    if not 0 <= shared <= min(prefill.engines, decode.engines):
+        raise ValueError(
+            f"shared={shared}: must be between 0 and the numbers of engines, "
+            f"{prefill.engines} of prefill and {decode.engines} of decode"
+        )
+    if layout.page_size != config.kv.page_size:
+        raise ValueError(
+            f"kv.page_size={config.kv.page_size}: must be that of the layout, {layout.page_size}"
+        )
+    table = replace(layout, page_size=config.decode_page_size, stages=decode.stages, tp=decode.tp)
+    if shared and table != layout:
+        raise ValueError(f"shared={shared}: needs one layout, but decode would have {table}")
+    held = prefill.pages or 1 + prefill.max_sequences * layout.pages_for(max_model_len)
+    grown = decode.pages or 1 + decode.rows * table.pages_for(max_model_len)
+    both = [SimMesh(clock, PoolId(f"hbm/{i}"), layout, grown) for i in range(shared)]
+    meshes = dict[EngineId, SimMesh]()
+    for kind, count, form, pages in (
+        ("prefill", prefill.engines, layout, held),
+        ("decode", decode.engines, table, grown),
+    ):
+        for i in range(count):
+            own = PoolId(f"hbm/{kind}-{i}")
+            mesh = both[i] if i < shared else SimMesh(clock, own, form, pages)
+            meshes[EngineId(f"{kind}/{i}")] = mesh
+    return meshes
+
+
+def _engine(
+    id: EngineId,
+    mesh: SimMesh,
+    transport: SimTransport,
+    config: Config,
+    costs: StepCosts,
+    vocab_size: int,
+) -> SimEngine:
+    kind = StepKind(id.partition("/")[0])
+    groups = config.handoff.layer_groups or 1
+    return SimEngine(
+        id,
+        mesh,
+        transport,
+        accepts={kind},
+        rows=config.decode.rows if kind is StepKind.DECODE else 0,
+        layer_groups=split_groups(mesh.layout.num_layers, groups),
+        costs=costs,
+        vocab_size=vocab_size,
+    )
