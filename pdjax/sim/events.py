@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -66,11 +67,11 @@ class ScheduledEvents:
         self._woken = True
 
     def poll(self) -> Sequence[Event]:
-        now, events = self._clock.now(), list[Event]()
+        now, scheduled, events = self._clock.now(), self._scheduled, list[Event]()
         while self._posted:
             events.append(self._posted.popleft())
-        while self._scheduled and self._scheduled[0][0] <= now:
-            events.append(heapq.heappop(self._scheduled)[2])
+        while scheduled and scheduled[0][0] <= now:
+            events.append(heapq.heappop(scheduled)[2])
         self.told += len(events)
         return events
 
@@ -83,14 +84,14 @@ class ScheduledEvents:
         woken, self._woken = self._woken, False
         if woken or self._posted:
             return
-        moments = [heap[0] for heap in (self._alarms,) if heap]
-        moments += [entry[0] for entry in self._scheduled[:1]]
-        if not moments:
+        alarm = self._alarms[0] if self._alarms else math.inf
+        moment = min(alarm, self._scheduled[0][0]) if self._scheduled else alarm
+        if moment == math.inf:
             raise NothingToCome(
                 f"wait at {self._clock.now()} s: no ticket is watched and no timer is set, so "
                 "that nothing would ever happen"
             )
-        self._clock.advance_to(min(moments))
+        self._clock.advance_to(moment)
         while self._alarms and self._alarms[0] <= self._clock.now():
             heapq.heappop(self._alarms)
 

@@ -19,7 +19,7 @@ import numpy as np
 from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.host.batching.buckets import Buckets, fit
 from pdjax.host.batching.sampling_rows import SamplingRows
-from pdjax.host.sequences.reference import SequenceRef
+from pdjax.host.sequences.reference import SequenceRef, ids_of
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch
 
@@ -34,13 +34,14 @@ class Tick:
       batch: what goes through the door.
       leaving: the sequences whose next tokens the ticket will hold, each with its row there, 0 <=
         row < b.
-      refs: the sequences under all stages.
+      refs: the sequences under all stages; `ids` for a reader.
       stages_active: stages with a sequence under them.
     """
 
     batch: DecodeBatch
     leaving: tuple[tuple[int, SequenceRef], ...]
     refs: tuple[SequenceRef, ...]
+    ids: str
     stages_active: int
 
 
@@ -51,6 +52,7 @@ class _Occupants:
     in_flight: np.ndarray  # bool[b]
     rows: tuple[tuple[int, SequenceRef], ...]
     refs: tuple[SequenceRef, ...]
+    ids: str
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ class DecodePipeline:
         under = self._under[number % self.stages]
         leaving = int(under[-1])
         positions = self._positions[under]  # indexing by an array copies
-        refs = [flight.occupants.refs for flight in self._flights if flight is not None]
+        aboard = [flight.occupants for flight in self._flights if flight is not None]
         flights = [self._flights[microbatch] for microbatch in under.tolist()]
         left = flights[-1]
         if self.stages == 1 and left is not None and left.pages == table_pages:
@@ -262,13 +264,19 @@ class DecodePipeline:
         if left is not None:
             self._flights[leaving] = None
             self._positions[leaving] = IDLE_ROW
+        if len(aboard) == 1:
+            refs, ids = aboard[0].refs, aboard[0].ids
+        else:
+            refs = tuple(chain.from_iterable(occupants.refs for occupants in aboard))
+            ids = ids_of(refs)
         return Tick(
             batch=DecodeBatch(
                 number, tokens, positions, page_table, self._sampling[leaving].take()
             ),
             leaving=left.occupants.rows if left is not None else (),
-            refs=refs[0] if len(refs) == 1 else tuple(chain.from_iterable(refs)),
-            stages_active=len(refs),
+            refs=refs,
+            ids=ids,
+            stages_active=len(aboard),
         )
 
     def _flight(self, microbatch: int) -> _Flight | None:
@@ -291,7 +299,8 @@ class DecodePipeline:
                 for i in np.flatnonzero(in_flight).tolist()
                 if (ref := self._refs[first + i]) is not None
             )
-            occupants = _Occupants(in_flight, rows, tuple(ref for _, ref in rows))
+            refs = tuple(ref for _, ref in rows)
+            occupants = _Occupants(in_flight, rows, refs, ids_of(refs))
             self._occupants[microbatch] = occupants
         return occupants
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from pdjax.core.clock import Clock
@@ -127,8 +127,7 @@ class RequestMetrics:
         }
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Something that took time on a track, such as a step of an engine; seconds.
 
     `args` are its numbers, which add up over a track; `who` names the sequences that it served,

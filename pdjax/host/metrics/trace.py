@@ -6,7 +6,6 @@ came. The format is the "Trace Event Format" of Chromium's tracing project.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ def _in_turn(spans: list[Span]) -> list[Span]:
     for span in sorted(spans, key=lambda span: (span.end, span.start)):
         start = min(max(span.start, last_end), span.end)
         args = {**span.args, "ahead_us": _us(start - span.start)}
-        shown.append(replace(span, start=start, args=args))
+        shown.append(span._replace(start=start, args=args))
         last_end = span.end
     return shown
 

@@ -13,7 +13,6 @@ from pdjax.host.runners.harvest import read
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
-from pdjax.host.sequences.reference import ids_of
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.interfaces.events import StepDone
 from pdjax.interfaces.steps import DecodeStep, StepKind
@@ -119,7 +118,7 @@ class DecodeRunner:
             rows=state.rows.rows,
             stages_active=tick.stages_active,
             stages=state.rows.stages,
-            who=ids_of(done.refs),
+            who=tick.ids,
         )
         self._recorder.observer.step_done(
             state.id, StepKind.DECODE, active, active, done.started, now
