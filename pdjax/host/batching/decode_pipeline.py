@@ -70,6 +70,8 @@ class _Course:
     needs a page, or has been launched for its last token."""
 
     flight: _Flight
+    launched: np.ndarray  # i32[b], 1 for each row that is launched
+    positions: np.ndarray  # i32[b], of the launch before
     entries: int  # that are left
 
 
@@ -92,10 +94,13 @@ class DecodePipeline:
         self.stages, self.rows, self._buckets = stages, rows, buckets
         self._on_change = on_change
         self._size = rows // stages  # b
-        ticks = np.arange(stages)
-        self._under = (ticks[:, None] - ticks) % stages  # [R, R]: microbatch under each stage
+        # [R, R]: the microbatch under each stage.
+        self._under = [
+            [(tick - stage) % stages for stage in range(stages)] for tick in range(stages)
+        ]
         shape = stages, self._size
-        self._positions = np.full(shape, IDLE_ROW, np.int32)  # [R, b]: in flight
+        self._idle = np.full(self._size, IDLE_ROW, np.int32)
+        self._positions = [self._idle] * stages  # i32[b] each: in flight; never written in place
         self._next = np.zeros(shape, np.int32)  # [R, b]: position of the token that goes in next
         self._last = np.full(
             shape, -1, np.int32
@@ -166,7 +171,9 @@ class DecodePipeline:
         self._widths[place] = 0
         self._sampling[microbatch].clear(i)
         if self._flights[microbatch] is not None:
-            self._positions[place] = IDLE_ROW
+            positions = self._positions[microbatch].copy()
+            positions[i] = IDLE_ROW
+            self._positions[microbatch] = positions
             self._flights[microbatch] = self._flight(microbatch)
         self._on_change()
 
@@ -213,32 +220,34 @@ class DecodePipeline:
 
     def _launch(self, microbatch: int) -> None:
         """Let a microbatch enter."""
-        course, place = self._courses[microbatch], self._next[microbatch]
+        course, following = self._courses[microbatch], self._next[microbatch]
         if course is not None:
-            launched = course.flight.occupants.in_flight
-            self._positions[microbatch] = np.where(launched, place, IDLE_ROW)
-            self._flights[microbatch] = course.flight
+            launched = course.launched
+            course.positions = course.positions + launched  # an idle row stays where it is
+            self._positions[microbatch], self._flights[microbatch] = course.positions, course.flight
             course.entries -= 1
             if not course.entries:
                 self._courses[microbatch] = None
         else:
-            launched = self._launchable(microbatch)
-            for i in self._beyond_table(launched):
+            able = self._launchable(microbatch)
+            for i in self._beyond_table(able):
                 self._copy_pages((microbatch, i), self._sequence(microbatch, i))
-            self._positions[microbatch] = np.where(launched, place, IDLE_ROW)
+            launched = able.astype(np.int32)
+            self._positions[microbatch] = np.where(able, following, IDLE_ROW)
             self._flights[microbatch] = self._flight(microbatch)
-            self._begin_course(microbatch, launched)
-        place += launched
+            self._begin_course(microbatch, able, launched)
+        following += launched
 
-    def _begin_course(self, microbatch: int, launched: np.ndarray) -> None:
+    def _begin_course(self, microbatch: int, able: np.ndarray, launched: np.ndarray) -> None:
         """Work out how often a microbatch that has just been launched can be launched the same way
         again. Its rows' `next` are still those of this launch."""
-        flight = self._flights[microbatch]
+        flight, positions = self._flights[microbatch], self._positions[microbatch]
         if flight is not None:
             held = self._widths[microbatch] * self._buckets.page_size - 1
             last = np.minimum(self._last[microbatch], held)
-            entries = int((last - self._next[microbatch]).min(where=launched, initial=_EVER))
-            self._courses[microbatch] = _Course(flight, entries) if entries > 0 else None
+            entries = int((last - positions).min(where=able, initial=_EVER))
+            if entries > 0:
+                self._courses[microbatch] = _Course(flight, launched, positions, entries)
 
     def idle_tick(self, table_pages: int) -> DecodeBatch:
         """A tick of that bucket, for an empty pipeline."""
@@ -249,10 +258,13 @@ class DecodePipeline:
         """The next tick, with every row where it is now."""
         number, self._next_tick = self._next_tick, self._next_tick + 1
         under = self._under[number % self.stages]
-        leaving = int(under[-1])
-        positions = self._positions[under]  # indexing by an array copies
+        leaving = under[-1]
+        if self.stages == 1:
+            positions = self._positions[leaving][None]
+        else:
+            positions = np.stack([self._positions[microbatch] for microbatch in under])
         aboard = [flight.occupants for flight in self._flights if flight is not None]
-        flights = [self._flights[microbatch] for microbatch in under.tolist()]
+        flights = [self._flights[microbatch] for microbatch in under]
         left = flights[-1]
         if self.stages == 1 and left is not None and left.pages == table_pages:
             page_table = left.table[None]
@@ -263,7 +275,7 @@ class DecodePipeline:
                     page_table[stage, :, : flight.pages] = flight.table
         if left is not None:
             self._flights[leaving] = None
-            self._positions[leaving] = IDLE_ROW
+            self._positions[leaving] = self._idle
         if len(aboard) == 1:
             refs, ids = aboard[0].refs, aboard[0].ids
         else:
