@@ -14,7 +14,6 @@ from pdjax.host.runners import prefill
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
-from pdjax.interfaces.batches import IDLE_ROW
 from tests.helpers.fake_transport import FakeTransport
 from tests.helpers.fakes import Chance, FakeTicket
 from tests.helpers.turmoil import Turmoil
@@ -129,12 +128,11 @@ def dropped_row_left_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is given up runs on through the later stages, and writes to its old pages."""
     release = DecodePipeline.release
 
-    def release_but_go_on(self, row: int) -> None:
-        place = self._place(row)
-        kept = self._positions[place], self._tables[place].copy(), self._widths[place]
+    def release_but_go_on(self: DecodePipeline, row: int) -> None:
+        microbatch = row // self._size
+        positions, flight = self._positions[microbatch], self._flights[microbatch]
         release(self, row)
-        if kept[0] != IDLE_ROW:
-            self._positions[place], self._tables[place], self._widths[place] = kept
+        self._positions[microbatch], self._flights[microbatch] = positions, flight
 
     monkeypatch.setattr(DecodePipeline, "release", release_but_go_on)
 
