@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -77,7 +78,7 @@ LENGTHS = (1, 5, 16, 23, 9, 2)
 PARAMS = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
 
 HOST = str(Path(pdjax.host.__path__[0]))
-DONATING = ("prefill step", "tick", "sample", "landing")
+DONATING = ("prefill step", "tick", "sample", "write")
 
 
 def prompts(seed: int = 0) -> list[list[int]]:
@@ -181,21 +182,38 @@ def failing(llm: LLM, where: str) -> Callable[[], bool]:
         programs |= engine.programs
     prefill, decode = programs[StepKind.PREFILL], programs[StepKind.DECODE]
     transport: Any = llm.deployment.backing.transport.transports[0]
+    if where == "write":
+        path: Any = next(iter(transport._paths.values()))
+        plan = path.plan
+
+        def restore() -> None:
+            path.plan = plan
+
+        path.plan = lambda layers: replace(
+            plan(layers), scatter=_fails_after(plan(layers).scatter, where, restore)
+        )
+        return lambda: path.plan is plan
     owner, name = {
         "prefill step": (prefill, "_step"),
         "tick": (decode, "_tick"),
         "sample": (decode, "_sample"),
-        "landing": (next(iter(transport._paths.values())), "_scatter"),
     }[where]
     call = getattr(owner, name)
+    setattr(owner, name, _fails_after(call, where, lambda: setattr(owner, name, call)))
+    return lambda: getattr(owner, name) is call
+
+
+def _fails_after(
+    call: Callable[..., Any], where: str, restore: Callable[[], None]
+) -> Callable[..., Any]:
+    """A call that is carried out and then fails, once."""
 
     def fail(*args: Any) -> Any:
-        setattr(owner, name, call)
+        restore()
         call(*args)
         raise InjectedError(where)
 
-    setattr(owner, name, fail)
-    return lambda: getattr(owner, name) is call
+    return fail
 
 
 def losses(llm: LLM, count: int, truth: list[list[int]]) -> tuple[int, int]:

@@ -58,10 +58,11 @@ class AsyncLLM:
         clock: Clock | None = None,
     ) -> None:
         self.llm = LLM(config, overrides, backend=backend, policies=policies, clock=clock)
-        self.llm.session.start()
         self._texts = ThreadPoolExecutor(1, "pdjax prompts")
-        self._mailbox: LoopMailbox | None = None
+        self._mailboxes: dict[asyncio.AbstractEventLoop, LoopMailbox] = {}  # replaced, not changed
         self._closed = False
+        self.llm.session.after_turns.append(self._flush)
+        self.llm.session.start()
 
     # Whole answers.
 
@@ -165,9 +166,14 @@ class AsyncLLM:
 
     def _stream(self, ask: Callable[[], Any], **how: bool) -> AsyncStream:
         loop = asyncio.get_running_loop()
-        if self._mailbox is None or self._mailbox.loop is not loop:
-            self._mailbox = LoopMailbox(loop)
-        return AsyncStream(self.llm.session, self._mailbox, ask, **how)
+        if loop not in self._mailboxes:
+            left = {each: box for each, box in self._mailboxes.items() if not each.is_closed()}
+            self._mailboxes = {**left, loop: LoopMailbox(loop)}
+        return AsyncStream(self.llm.session, self._mailboxes[loop], ask, **how)
+
+    def _flush(self) -> None:
+        for mailbox in self._mailboxes.values():
+            mailbox.flush()
 
     async def _in_thread(self, call: Callable[[], ResultT]) -> ResultT:
         """Call it outside the event loop: text may be long, and templates slow."""

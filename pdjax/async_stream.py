@@ -15,8 +15,10 @@ from pdjax.stream import Backlog, StreamChunk
 
 
 class LoopMailbox:
-    """Carries events from the thread that drives turns to an event loop, which is woken once for
-    all events of a turn.
+    """Carries events from the thread that drives turns to an event loop.
+
+    The loop is woken once for all events of a turn, and when that has ended: a loop that wakes in
+    the middle of a turn would take the interpreter's lock from it.
 
     Args:
       loop: the event loop.
@@ -27,20 +29,21 @@ class LoopMailbox:
         self._arrived: deque[tuple[Letters, RequestEvent]] = deque()
         self._called = False
 
-    def post(self, letters: "Letters", event: RequestEvent) -> bool:
-        """Send an event; any thread may. Returns whether the loop is still there to get it."""
-        with suppress(RuntimeError):  # it may be closed at any moment
-            if not self.loop.is_closed():
-                self._arrived.append((letters, event))
-                if not self._called:
-                    self._called = True
-                    self.loop.call_soon_threadsafe(self._deliver)
-                return True
-        self._arrived.clear()
-        return False
+    def post(self, letters: "Letters", event: RequestEvent) -> None:
+        """Leave an event for `flush`. Any thread may."""
+        self._arrived.append((letters, event))
+
+    def flush(self) -> None:
+        """Let the loop deliver what has been posted, as far as it has not been asked to."""
+        if self._arrived and not self._called:
+            self._called = True
+            with suppress(RuntimeError):  # the loop may be closed at any moment
+                self.loop.call_soon_threadsafe(self._deliver)
+        if self.loop.is_closed():
+            self._arrived.clear()
 
     def _deliver(self) -> None:
-        self._called = False  # first: an event that comes from here on makes a call of its own
+        self._called = False  # first: for an event that comes from here on `flush` asks again
         while self._arrived:
             letters, event = self._arrived.popleft()
             letters.events.append(event)
@@ -64,7 +67,9 @@ class Letters:
     def hear(self, event: RequestEvent) -> None:
         """What the session tells of the request, within a turn. Where the loop has been closed, no
         reader will come: the request is ended."""
-        if not self._mailbox.post(self, event) and event.output is None:
+        if not self._mailbox.loop.is_closed():
+            self._mailbox.post(self, event)
+        elif event.output is None:
             self._session.abort_soon(event.request_id)
 
 
@@ -116,7 +121,8 @@ class AsyncStream:
         return self
 
     async def __anext__(self) -> StreamChunk:
-        await self._started()
+        if self.request is None:
+            await self._started()
         news = self._letters.news
         try:
             while self._open:

@@ -104,3 +104,13 @@ class Inbox:
 
     def __bool__(self) -> bool:
         return bool(self.arrivals or self.aborts)
+
+
+def text_of_first_choice(on_text: Callable[[str], None]) -> Callable[[RequestEvent], None]:
+    """An `on_event` that calls `on_text` with further text of the first choice."""
+
+    def hear(event: RequestEvent) -> None:
+        if event.choice == 0 and event.text:
+            on_text(event.text)
+
+    return hear

@@ -23,7 +23,7 @@ from pdjax.core.interrupts import held_interrupts
 from pdjax.core.messages import reason_of
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import Request
-from pdjax.entry import Entry, Inbox, Listener
+from pdjax.entry import Entry, Inbox, Listener, text_of_first_choice
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
 
@@ -44,6 +44,9 @@ class Session:
     Args:
       coordinator: driven by this session alone.
       recorder: has the metrics of each sequence.
+
+    Attributes:
+      after_turns: called after each turn, by the thread that drives; they raise nothing.
     """
 
     def __init__(self, coordinator: Coordinator, recorder: Recorder) -> None:
@@ -59,6 +62,7 @@ class Session:
         self._errors: deque[BaseException] = deque(maxlen=_MOST_ERRORS)  # that `step` has to raise
         self._broken_off: BaseException | None = None  # by a callback: the turn ends with it
         self._closed = False
+        self.after_turns: list[Callable[[], None]] = []
 
     # What any thread may call.
 
@@ -107,7 +111,7 @@ class Session:
             if events is not None:
                 entry.on_event = events.append
             elif on_text is not None:
-                entry.on_event, entry.callback = _text_of_first_choice(on_text), "on_text"
+                entry.on_event, entry.callback = text_of_first_choice(on_text), "on_text"
             entry.is_taken = on_event is None
             self._book.add(entry)
             self._inbox.arrivals.append(entry)
@@ -339,6 +343,8 @@ class Session:
             if mine:
                 self._driver = None
                 self._turn.release()
+                for call in list(self.after_turns):
+                    call()
         return mine
 
     def _drive(self) -> None:
@@ -390,11 +396,3 @@ class Session:
             self._broken_off = error
         else:
             self._errors.append(error)
-
-
-def _text_of_first_choice(on_text: Callable[[str], None]) -> Callable[[RequestEvent], None]:
-    def hear(event: RequestEvent) -> None:
-        if event.choice == 0 and event.text:
-            on_text(event.text)
-
-    return hear

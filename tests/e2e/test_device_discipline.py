@@ -82,7 +82,9 @@ def test_pools_are_updated_in_place():
         prefill._step, decode._tick = steps["prefill"], steps["decode"]
         transport: Any = llm.deployment.backing.transport.transports[0]
         path = transport.path(*(engine.pool for engine in llm.engines))
-        steps["land"] = path._scatter = Compiled(path._scatter)
+        plan = path.plan(range(llm.spec.num_layers))
+        steps["write"] = Compiled(plan.scatter)
+        path.plan = lambda layers: replace(plan, scatter=steps["write"])
         llm.generate([[1, 2, 3]])
     pool_bytes = llm.engines[0].layout.page_bytes * 4001
     for name, step in steps.items():

@@ -57,8 +57,8 @@ class Observer:
         arguments are those of its `step_submitted`."""
 
     def sequence_moved(self, sequence: Sequence, before: State, after: State) -> None:
-        """A sequence has gone from one state to another. It holds what it holds in `after`. A
-        sequence that waits may start over, which is a move from WAITING to WAITING."""
+        """A sequence has gone from one state to another. It holds what it holds in `after`. One
+        that starts over while it waits goes from WAITING to WAITING."""
 
     def job_sent(self, job: TransferJob) -> None:
         """A transfer job was given to its transport, by itself or as an export of a step."""
