@@ -2,7 +2,9 @@
 log-probability of every choice, once, in order."""
 
 import contextlib
+import random
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -170,3 +172,40 @@ def test_events_of_a_choice_as_one():
     events = [RequestEvent("a", [1], logprobs=[first]), RequestEvent("b", [2], logprobs=[second])]
     assert merged(events) == RequestEvent("ab", [1, 2], logprobs=[first, second])
     assert merged(events[:1]) is events[0]
+
+
+@pytest.mark.parametrize("own_thread", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_events_are_whole_whatever_happens(seed: int, own_thread: bool):
+    """Preemptions, aborts, slow devices and broken turns, by chance."""
+    draw, mishap = random.Random(seed), random.Random(seed)
+    house = House(
+        make_text=lambda request: Crosses(), stages=(1, 2), pages=(14, 14), max_delay=3, prefills=2
+    )
+    coordinator: Any = house.deployment.coordinator
+    step = coordinator.step
+
+    def stumble() -> Any:
+        news = step()
+        if mishap.random() < 0.02:
+            coordinator.start_over(InterruptedError("by chance"))
+        return news
+
+    coordinator.step = stumble
+    if own_thread:
+        house.session.start()
+    heard: list[tuple[str, list[RequestEvent]]] = []
+    for _ in range(25):
+        params = {"n": draw.randint(1, 3), "temperature": 1.0, "max_tokens": draw.randint(1, 20)}
+        asked = house.request(**params, logprobs=draw.choice([None, 1]))
+        events: list[RequestEvent] = []
+        heard.append((asked.id, events))
+        house.session.submit(asked, on_event=events.append, patient=True, whole=draw.random() < 0.2)
+        if draw.random() < 0.3:
+            house.session.abort(draw.choice(heard)[0])
+        for _ in range(draw.randint(0, 3)):
+            house.session.step()
+    house.rest()
+    house.session.close()
+    reasons = {check(events, request_id).finish_reason for request_id, events in heard}
+    assert reasons >= {"length", "abort"}
