@@ -146,15 +146,14 @@ def test_a_task_that_is_cancelled_aborts_its_requests_and_no_others(house: House
 
 def slow_house(house: House) -> None:
     """Turns that leave the event loop time, so that a test comes to its point before they end."""
-    loop: Any = house.deployment.coordinator.loop
-    turn = loop.turn
-    nap = threading.Event()
+    coordinator: Any = house.deployment.coordinator
+    step, nap = coordinator.step, threading.Event()
 
-    def slow() -> bool:
+    def slow() -> Any:
         nap.wait(0.002)
-        return turn()
+        return step()
 
-    loop.turn = slow
+    coordinator.step = slow
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "async with", "timeout"])
@@ -178,6 +177,7 @@ def test_a_stream_that_is_left_is_aborted(house: House, how: str):
 
     slow_house(house)
     run(house, program)
+    assert not house.session._errors
     [metrics] = house.deployment.recorder.requests()
     assert metrics.finish_reason == "abort" and metrics.output_tokens < 30
 
