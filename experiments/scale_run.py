@@ -44,7 +44,7 @@ class Stopwatch:
 
 def build(job: dict[str, Any]) -> Cluster:
     """The cluster that a job describes."""
-    layout = KVLayout(*job["layout"])
+    layout = KVLayout.of_heads(*job["layout"])
     config = Config(
         kv=KVConfig(page_size=layout.page_size),
         prefill=PrefillConfig(

@@ -60,10 +60,10 @@ class StepTimes(Observer):
     def _close(self, whole: float) -> None:
         """Book a turn that took `whole` seconds."""
         waited = self._turn.pop(TurnPart.WAIT, 0.0)
+        self.seconds[IDLE] += waited
         if self._busy:
-            self.seconds[NEWS] += whole - sum(self._turn.values())
+            self.seconds[NEWS] += whole - waited - sum(self._turn.values())
             for part, seconds in self._turn.items():
                 self.seconds[part.value] += seconds
         else:
-            self.seconds[IDLE] += waited
             self.seconds[POLLS] += whole - waited

@@ -107,7 +107,8 @@ class PrefillConfig:
       engines: independent engines, each on its own mesh.
       tp: tensor-parallel shards of an engine; must divide the model's KV heads.
       pages: pages of an engine's pool, null page included; None sizes it for `max_sequences` whole
-        contexts, or for what the device's memory holds, if that is less: see kv.memory_fraction.
+        contexts of each step that may be dispatched, `1 + lookahead`, or for what the device's
+        memory holds, if that is less: see kv.memory_fraction.
       token_budget: most tokens packed into one step, over all its prompts.
       max_sequences: most prompts packed into one step.
       lookahead: steps dispatched beyond the one that runs.

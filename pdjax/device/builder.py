@@ -173,7 +173,11 @@ class _Builder:
             _check_mlp(spec, d.tp)
         with _fields_of("handoff"):
             split_groups(spec.num_layers, config.handoff.layer_groups or 1)
-        self._prefill_pages = p.pages or self._whole_contexts(self._prefill_layout, p.max_sequences)
+        # A step that is dispatched ahead has sequences of its own.
+        steps = 1 + p.lookahead
+        self._prefill_pages = p.pages or self._whole_contexts(
+            self._prefill_layout, steps * p.max_sequences
+        )
         self._decode_pages = d.pages or self._whole_contexts(self._decode_layout, d.rows)
 
     def source(self, devices: Sequence[jax.Device]) -> Claim:

@@ -19,6 +19,9 @@ def audit(fleet: Fleet, lifecycle: SequenceLifecycle, handoffs: HandoffManager) 
                 if holder is pool:
                     held += pages
         pool.allocator.check(held)
+        leaving = [each for each in handoffs.open if each.source is pool]
+        expected = sum(len(handoff.source_pages) for handoff in leaving)
+        assert pool.leaving == expected, f"{pool.id}: pages that leave were miscounted"
         if pool.prefixes is not None:
             pool.prefixes.check()
     for state in fleet.decode:

@@ -146,4 +146,6 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         rows_of_pool=sum(each.pipeline.taken_rows for each in sharing if each.pipeline is not None),
         cached=cached,
         sources=state.sources,
+        in_flight=len(state.in_flight),
+        leaving_pages=pool.leaving,
     )

@@ -101,7 +101,7 @@ def test_less_than_one_context_is_refused():
 SPLIT = Config(
     model=ModelConfig(source="random", spec=MODELS["tiny"], max_model_len=64),
     kv=KVConfig(memory_fraction=0.5),
-    prefill=PrefillConfig(max_sequences=4),
+    prefill=PrefillConfig(max_sequences=4, lookahead=0),
     decode=DecodeConfig(rows=8),
 )
 
@@ -112,6 +112,13 @@ SPLIT = Config(
         ({}, (11, 11)),  # 4 and 8 contexts of 4 pages are wanted
         ({"decode": DecodeConfig(rows=8, pages=20)}, (11, 20)),
         ({"kv": KVConfig(memory_fraction=1.0)}, (17, 22)),
+        (  # 2 contexts of each of two steps
+            {
+                "kv": KVConfig(memory_fraction=1.0),
+                "prefill": PrefillConfig(max_sequences=2, lookahead=1),
+            },
+            (17, 22),
+        ),
         ({"colocated": True}, (11, 11)),
         ({"colocated": True, "kv": KVConfig(memory_fraction=1.0)}, (22, 22)),
         (

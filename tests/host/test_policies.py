@@ -145,6 +145,21 @@ def test_pages_of_the_whole_prompt_must_be_free():
     assert chunks(plan) == [(0, 0, 10)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "put_off"),
+    [
+        ({"in_flight": 1, "leaving_pages": 2}, True),
+        ({"in_flight": 0, "leaving_pages": 2}, False),  # the engine would stand still
+        ({"in_flight": 1, "leaving_pages": 0}, False),  # nothing would come of it
+        ({"in_flight": 1, "leaving_pages": 2, "running": (sequence(9, 8, prefilled=4),)}, False),
+    ],
+)
+def test_a_step_is_put_off_that_could_soon_hold_more(changes, put_off):
+    view = prefill_view(free_pages=1, buckets=prefill_buckets(budget=12), **changes)
+    waiting = [sequence(0, 4), sequence(1, 5)]  # a page and two pages
+    assert bool(prefill_policy().plan(waiting, [view], 0.0)) != put_off
+
+
 def test_pages_are_not_promised_twice():
     waiting = [sequence(0, 4), sequence(1, 4)]
     [plan] = prefill_policy().plan(waiting, [prefill_view(free_pages=1)], NOW)

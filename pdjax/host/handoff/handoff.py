@@ -171,6 +171,11 @@ class Handoff:
         self._ledger[: self.skipped_tokens // self.span] = Part.UNSENT
         self.skipped_tokens, self.costs.pages_skipped = 0, 0
 
+    def take_source(self, pages: list[int]) -> None:
+        """Hold the pages at the sending end, which the sequence has let go of."""
+        self.source_pages = pages
+        self.source.leaving += len(pages)
+
     def held(self) -> Iterator[tuple[PoolState, list[int]]]:
         """The pages that it holds, by pool."""
         if not self.closed:
@@ -204,12 +209,14 @@ class Handoff:
     def stay(self) -> list[int]:
         """Let go of the target alone. Returns the source's pages, which are the caller's now."""
         pages, self.source_pages = self.source_pages, []
+        self.source.leaving -= len(pages)
         self.close()
         return pages
 
     def let_source_go(self) -> None:
         """Let go of the pages that were copied."""
         if self.departed is not None:
+            self.source.leaving -= len(self.source_pages)
             self.source.allocator.free(self.source_pages)
             self.source_pages = []
 

@@ -141,14 +141,14 @@ class HandoffManager:
     def depart(self, sequence: Sequence) -> None:
         """A sequence with a reservation has its first token, and waits only for its KV."""
         handoff: Handoff = sequence.handoff
-        handoff.source_pages = self._lifecycle.detach(sequence)
+        handoff.take_source(self._lifecycle.detach(sequence))
         self._on_its_way(handoff)
 
     def migrate(self, sequence: Sequence, target: EngineState) -> None:
         """Move a sequence from one decode engine to another. A token that is being made for it is
         made again there: the same one, since chance depends on its position alone."""
         handoff = self.reserve(sequence, target, Purpose.MIGRATE)
-        handoff.source_pages = self._lifecycle.leave_row(sequence)
+        handoff.take_source(self._lifecycle.leave_row(sequence))
         handoff.ref = SequenceRef.of(sequence)
         self._on_its_way(handoff)
 
@@ -172,7 +172,7 @@ class HandoffManager:
         handoff = self._make(
             sequence, Purpose.CACHE, source, target, whole(source), tokens, room, None, -1
         )
-        handoff.source_pages = pages
+        handoff.take_source(pages)
         self._on_its_way(handoff)
 
     def _make(

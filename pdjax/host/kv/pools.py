@@ -17,12 +17,14 @@ class PoolState:
       layout: of its pages.
       allocator: hands its pages out.
       prefixes: finds the pages of what has been computed; None where nothing is kept.
+      leaving: pages that hand-offs hold at their sending end, and let go of when they are complete.
     """
 
     id: PoolId
     layout: KVLayout
     allocator: PageAllocator
     prefixes: PrefixIndex | None
+    leaving: int = 0
 
     @classmethod
     def of(

@@ -29,9 +29,10 @@ class EngineView:
       open: whether it takes another step now.
       running: its sequences with prompt tokens still to dispatch, oldest first.
       backlog: prompt tokens that it has been given and has not finished: the measure of its load.
-      steps: that it has been given so far.
+      steps: that it has been given so far; `in_flight`: those that have not come back.
       rows: decode rows, all of them; `free_rows`: those that are free.
       free_pages: pages of the pool that may be reserved now. `total_pages`: all that it will have.
+      leaving_pages: pages of the pool that hand-offs hold until their KV has arrived elsewhere.
       rows_of_pool: decode rows that are taken, over all engines of the pool.
       cached: of a sequence that waits, the tokens at its front whose KV is in the pool already.
       sources: the pools from which KV can come to this one, its own included.
@@ -52,6 +53,8 @@ class EngineView:
     rows_of_pool: int
     cached: Callable[[Sequence], int]
     sources: frozenset[PoolId]
+    in_flight: int = 0
+    leaving_pages: int = 0
 
 
 @dataclass(frozen=True)

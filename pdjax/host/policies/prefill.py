@@ -75,6 +75,15 @@ class _Engine:
         self._free_pages = view.free_pages - view.rows_of_pool
         self._backlog = view.backlog
         self._step: _Step | None = None
+        self.waits = False
+
+    def put_off(self, sequence: Sequence) -> None:
+        """Let the step wait, if a sequence of the queue would join it but for pages that leave."""
+        view = self.view
+        needs = view.buckets.pages_for(sequence.length)
+        lacks_pages = self._free_pages < needs <= self._free_pages + view.leaving_pages
+        busy = view.in_flight > 0 and not view.running
+        self.waits = busy and lacks_pages and self.begun and self.step.has_room
 
     @property
     def begun(self) -> bool:
@@ -123,6 +132,10 @@ class FcfsPrefill:
     What is in the prefix cache of an engine's pool is not computed again there. All pages of a
     sequence are reserved when its first chunk is planned, so that what has begun can always be
     finished. If the oldest one waiting finds no room, no other overtakes it.
+
+    A step of newcomers that could hold more of them is put off while another step runs, if all that
+    they lack is pages whose KV is on its way elsewhere: a step takes as long for one prompt as for
+    several, and it would leave no better room behind for the next.
     """
 
     def __init__(self, setup: PolicySetup) -> None:
@@ -135,6 +148,8 @@ class FcfsPrefill:
         for sequence in waiting:
             able = [engine for engine in among.values() if engine.can_admit(sequence)]
             if not able:
+                for engine in among.values():
+                    engine.put_off(sequence)
                 break
             seen = [engine.seen() for engine in able]
             among[self._router.prefill_engine(sequence, seen).engine].admit(sequence)
@@ -143,7 +158,7 @@ class FcfsPrefill:
 
 def _plans(among: dict[EngineId, _Engine]) -> Iterator[StepPlan]:
     for engine, planned in among.items():
-        if planned.begun or planned.view.running:
+        if (planned.begun and not planned.waits) or planned.view.running:
             planned.step.let_decode(planned.view.buckets.sequences)
             if planned.step.chunks:
                 yield StepPlan(engine, tuple(planned.step.chunks))
