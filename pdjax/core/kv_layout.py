@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import lcm
 
 NULL_PAGE = 0
-"""Page 0 of every pool: padding writes there, nobody reads it, no allocator hands it out."""
+"""Page 0 of every pool: padding writes there, no step reads it, no allocator hands it out."""
 
 
 QUANTISED_DTYPES = ("int8", "float8_e4m3fn")

@@ -1,4 +1,4 @@
-"""Events by polling: for devices, whose work tells nobody when it has ended, and for fakes."""
+"""Events by polling: for devices, which do not tell when their work has ended, and for fakes."""
 
 from collections import deque
 from collections.abc import Hashable, Iterator

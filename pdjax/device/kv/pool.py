@@ -64,7 +64,7 @@ class PoolOwner:
         """A block that donates the arrays and stores their successors.
 
         An error or an interrupt between the two leaves deleted arrays behind, on which every later
-        step would fail. The pool is made anew then, and the error goes on.
+        step would fail. The pool is made again then, and the error goes on.
         """
         try:
             with self._lock:
@@ -78,7 +78,7 @@ class PoolOwner:
                 self.inspect()
 
     def inspect(self) -> None:
-        """Make the pool anew, empty, if its arrays are deleted or their computation has failed.
+        """Make the pool again, empty, if its arrays are deleted or their computation has failed.
         Waits for the work that writes them, but not for a thread that dispatches a step: that looks
         itself when it has done so."""
         self._suspected = True

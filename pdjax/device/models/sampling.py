@@ -1,7 +1,7 @@
 """Choosing the next token: pure functions of logits, parameters, and where in its sequence the
 token stands.
 
-What nobody in a batch asks for is left out of the program: there are a few programs, VARIANTS, and
+What no row of a batch asks for is left out of the program: there are a few programs, VARIANTS, and
 the host's arrays say which one serves a batch. (A `lax.cond` on the device would make the host wait
 for its predicate.) A token's chance comes from (seed, position) alone, and every variant gives a
 row the same bits, so a token does not depend on batching, placement or preemption.

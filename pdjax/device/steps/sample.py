@@ -24,7 +24,7 @@ class Undecided:
     """Rows whose next token is to be chosen."""
 
     logits: Leaf  # f32[B, V]
-    positions: Leaf  # i32[B]: which the tokens will take; 0 where nobody sits in a row
+    positions: Leaf  # i32[B]: which the tokens will take; 0 where a row is idle
     row: Leaf  # i32[]: of the history, the first that is theirs
 
 

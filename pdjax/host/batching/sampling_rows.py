@@ -55,7 +55,7 @@ class SamplingRows:
             array[row] = values[name] if name in values else getattr(params, name)
 
     def clear(self, row: int) -> None:
-        """Nobody sits in `row` any more."""
+        """`row` is free."""
         self._taken = None
         for name, array in self._arrays.items():
             array[row] = 1 if name in ("top_p", "repetition_penalty") else 0

@@ -68,7 +68,7 @@ class RequestMetrics:
 
     @property
     def preemptions(self) -> int:
-        """Times that its KV was given up, to be computed anew."""
+        """Times that its KV was given up, to be computed again."""
         return sum(name == "preempted" for name, _ in self.marks)
 
     @property
@@ -223,7 +223,7 @@ class Recorder:
         self._clock = clock
         self.observer = Observer()
         self._live: dict[Sequence, _Timeline] = {}
-        # Of finished ones, for as long as somebody else knows them.
+        # Of finished ones, for as long as they are known elsewhere.
         self._ended: WeakKeyDictionary[Sequence, _Timeline] = WeakKeyDictionary()
         self._keep, self._tokens = keep, 0
         self._finished: deque[RequestMetrics] = deque()
