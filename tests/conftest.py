@@ -8,14 +8,10 @@ import os
 from pathlib import Path
 
 if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
-    # Tests compile much and run each program a few times. XLA's optimizations took a fifth of their
-    # time; its emitters of fusions by MLIR took a third of the compilation that was left.
-    flags = (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_backend_optimization_level=0",
-        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-    )
-    os.environ["XLA_FLAGS"] = " ".join(flags)
+    # Tests compile much and run each program a few times: XLA's optimizations took a fifth of their
+    # time.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
 
 import jax
 
