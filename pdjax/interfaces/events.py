@@ -87,5 +87,5 @@ class EventSource(Protocol):
         ...
 
     def forget(self) -> None:
-        """Tell nothing of what has been watched or asked for so far."""
+        """Tell nothing of what has been watched or asked for so far; what was posted is told."""
         ...

@@ -97,4 +97,3 @@ class ScheduledEvents:
 
     def forget(self) -> None:
         self._scheduled.clear()
-        self._posted.clear()

@@ -168,23 +168,27 @@ def test_engines_of_one_deployment_differ_in_rows_and_page_size():
 
 
 def test_room_ahead_is_only_for_sequences_whose_pool_is_another():
-    """While it can decode in its own pool, its KV does not leave ahead: the policy is not asked."""
+    """While a sequence can decode in its own pool, its KV does not leave ahead."""
     chance, asked = Chance(0, max_delay=0), list[list[str]]()
+    planned: list[str] = []
 
     class Decode(FcfsDecode):
         def admit_ahead(self, streaming, prefilled, engines, now):
             asked.append([view.engine for view in engines])
-            return super().admit_ahead(streaming, prefilled, engines, now)
+            plan = super().admit_ahead(streaming, prefilled, engines, now)
+            planned.extend(admission.engine for admission in plan)
+            return plan
 
     deployment = assemble(
         list(engines(chance)), chance, policies=make_policies(CONFIG, {"decode": Decode})
     )
     first = [deployment.submit(name, prompt_len=20, max_tokens=20) for name in "ab"]
     deployment.run_until(lambda: all(each.state is State.DECODING for each in first))
-    assert not asked and {each.pool for each in first} == {"hbm/prefill-0"}
+    assert asked and not planned and {each.pool for each in first} == {"hbm/prefill-0"}
     deployment.submit("c", prompt_len=20)
     deployment.run()
-    assert asked and all(names == ["decode/1"] for names in asked)
+    assert planned and set(planned) == {"decode/1"}
+    assert all(names == ["decode/0", "decode/1"] for names in asked)
 
 
 # What cannot be.

@@ -63,12 +63,19 @@ def test_an_alarm_ends_a_wait_without_an_event_and_is_not_forgotten():
     clock, events = setup()
     events.at(9.0, TimerDue("later"))
     events.wake_at(3.0)
-    events.post(JobArrived(1))
     events.forget()
     events.wait()
     assert clock.now() == 3.0 and events.poll() == []
     with pytest.raises(NothingToCome):
         events.wait()
+
+
+def test_what_was_posted_is_not_forgotten():
+    clock, events = setup()
+    events.post(JobArrived(1))
+    events.forget()
+    events.wait()
+    assert clock.now() == 0.0 and events.poll() == [JobArrived(1)]
 
 
 def test_a_wait_that_would_never_end_is_an_error_that_says_so():

@@ -191,11 +191,13 @@ class DecodePolicy(Protocol):
         now: float,
     ) -> list[Admission]:
         """The sequences of `streaming` that get room ahead, so that their KV leaves while it is
-        being computed. Their pools are not those of the engines named.
+        being computed. The engines named have another pool than theirs.
 
         Args:
-          streaming: sequences whose prefill is about to be dispatched.
+          streaming: sequences of one pool whose prefill is about to be dispatched.
           prefilled: sequences that wait for room, oldest first.
+          engines: that accept decode steps and that KV of this pool can reach; also those of the
+            pool itself, where nothing has to leave.
         """
         ...
 

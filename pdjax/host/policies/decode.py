@@ -68,8 +68,13 @@ class FcfsDecode:
         engines: Seq[EngineView],
         now: float,
     ) -> list[Admission]:
-        """See `DecodePolicy`. Room is for those first whose prefill has ended."""
-        return [] if prefilled else self.admit(streaming, engines, now)
+        """See `DecodePolicy`. Room is for those first whose prefill has ended, and no KV leaves
+        ahead while an engine of its own pool has a row."""
+        pool = streaming[0].pool
+        stays = any(view.pool == pool and view.free_rows for view in engines)
+        if prefilled or stays:
+            return []
+        return self.admit(streaming, [view for view in engines if view.pool != pool], now)
 
 
 def _pages_to_reserve(sequence: Sequence, view: EngineView) -> int:

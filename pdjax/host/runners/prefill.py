@@ -114,11 +114,8 @@ class PrefillRunner:
             yield chunk
 
     def _reserve_ahead(self, state: EngineState, chunks: Iterable[Chunk]) -> None:
-        """Find room for the sequences whose KV may leave while it is being computed. None has to
-        leave while an engine of its own pool has a row for it."""
+        """Find room for the sequences whose KV may leave while it is being computed."""
         policies = self._policies
-        if any(each.free_rows for each in self._fleet.sharing(state.pool)):
-            return
         streaming = [
             chunk.sequence
             for chunk in chunks
@@ -127,15 +124,14 @@ class PrefillRunner:
         if not streaming:
             return
         views = [
-            self._fleet.view(each)
-            for each in self._fleet.decode
-            if each.pool is not state.pool and state.pool.id in each.sources
+            self._fleet.view(each) for each in self._fleet.decode if state.pool.id in each.sources
         ]
-        if not views:
+        elsewhere = [view for view in views if view.pool != state.pool.id]
+        if not elsewhere:
             return
         prefilled, now = self._lifecycle.prefilled, self._clock.now()
         plan = policies.decode.admit_ahead(streaming, prefilled, views, now)
-        check_admissions(policies.decode, plan, streaming, views)
+        check_admissions(policies.decode, plan, streaming, elsewhere)
         for admission in plan:
             target = self._fleet.engines[admission.engine]
             if self._handoffs.fits(admission.sequence, target):
