@@ -100,7 +100,7 @@ def status(
     error of flags; its message goes to stderr as one line.
     """
     logging.set_verbosity(logging.WARNING)
-    program = os.path.basename(argv[0])
+    program = program_name(argv[0])
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal or the locale lacks is written as an escape.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -126,6 +126,12 @@ def status(
         print(f"{program}: {_one_line(str(error))}", file=sys.stderr)
         _flush_or_drop_output()
         return 2
+
+
+def program_name(path: str) -> str:
+    """Return the name of the file at `path`, or of the package whose `__main__.py` it is."""
+    folder, name = os.path.split(path)
+    return os.path.basename(folder) if name == "__main__.py" else name
 
 
 def _one_line(message: str) -> str:

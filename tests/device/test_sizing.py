@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import jax
 import pytest
 
-from experiments.shapes import MODELS
+from experiments.common.shapes import MODELS
 from pallas_kernels.quantised import LIMITS
 from pdjax.config import Config, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.core.kv_layout import QUANTISED_DTYPES, KVLayout

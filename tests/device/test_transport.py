@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.handoff_trace import GATHER
+from experiments.handoff.trace import GATHER
 from pdjax.core.ids import PoolId
 from pdjax.core.kv_layout import KVPlane, k_and_v, split_groups
 from pdjax.device.compat import all_ready

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import pytest
 
-from experiments import hostile
+from experiments.hostile import __main__ as hostile
 from pdjax import LLM
 from pdjax.host.coordinator import Coordinator
 from pdjax.session import Closed

@@ -2,8 +2,9 @@
 
 import copy
 
-from experiments import bench_scale, scale_run
-from experiments.scale_tables import (
+from experiments.bench_scale import __main__ as bench_scale
+from experiments.bench_scale import this_build as scale_run
+from experiments.bench_scale.tables import (
     compared,
     coordinator_seconds,
     host_table,

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench_steps, kernel_profile, rival_vllm, step_tables
-from experiments.floors import decode_bytes, prefill_flops
-from experiments.loops import noise, seconds_a_call
-from experiments.shapes import MODELS
-from experiments.step_batches import decode_batches, prefill_batches
-from experiments.step_cases import LARGE, TINY, DecodeCase, PrefillCase
+from experiments.baselines import vllm as rival_vllm
+from experiments.bench_steps import __main__ as bench_steps
+from experiments.bench_steps import tables as step_tables
+from experiments.bench_steps.batches import decode_batches, prefill_batches
+from experiments.bench_steps.cases import LARGE, TINY, DecodeCase, PrefillCase
+from experiments.bench_steps.floors import decode_bytes, prefill_flops
+from experiments.common import kernel_profile
+from experiments.common.loops import noise, seconds_a_call
+from experiments.common.shapes import MODELS
 from pdjax.flags import status
 from pdjax.interfaces.batches import USE_FED_BACK
 

@@ -1,4 +1,4 @@
-"""experiments/check_steps.py finds wrong steps."""
+"""`experiments.check_steps` finds wrong steps."""
 
 from dataclasses import replace
 from functools import cache
@@ -6,11 +6,18 @@ from functools import cache
 import numpy as np
 import pytest
 
-from experiments import check_steps
-from experiments.check_steps import Errors, Limits
-from experiments.checked_batches import Batches, decode_batches, parse, prefill_batches
-from experiments.checked_steps import REFERENCE, Outcome, Steps, implementations, upcast, weights
-from experiments.shapes import MODELS
+from experiments.check_steps import __main__ as check_steps
+from experiments.check_steps.__main__ import Errors, Limits
+from experiments.check_steps.batches import Batches, decode_batches, parse, prefill_batches
+from experiments.check_steps.steps import (
+    REFERENCE,
+    Outcome,
+    Steps,
+    implementations,
+    upcast,
+    weights,
+)
+from experiments.common.shapes import MODELS
 from pallas_kernels.prefill_attention import api
 from pdjax.device.models.decoder import Params
 from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, PrefillBatch

@@ -6,21 +6,19 @@ from typing import Any, cast
 
 import pytest
 
-from experiments import (
-    bench_engine,
-    bench_host,
-    bench_steps,
-    handoff,
-    interference,
-    load_memory,
-    quickstart,
-)
-from experiments import origin as provenance
-from experiments.bench_cpu import one_device, show
-from experiments.shapes import LARGE, MODELS, chosen_model
-from experiments.step_times import LABELS, PARTS, StepTimes
-from experiments.tables import megabytes, number, percent, table
-from experiments.workload import Numbers, Workload
+from experiments.bench_cpu.__main__ import one_device, show
+from experiments.bench_engine import __main__ as bench_engine
+from experiments.bench_host import __main__ as bench_host
+from experiments.bench_steps import __main__ as bench_steps
+from experiments.common import origin as provenance
+from experiments.common.shapes import LARGE, MODELS, chosen_model
+from experiments.common.step_times import LABELS, PARTS, StepTimes
+from experiments.common.tables import megabytes, number, percent, table
+from experiments.common.workload import Numbers, Workload
+from experiments.handoff import __main__ as handoff
+from experiments.interference import __main__ as interference
+from experiments.load_memory import __main__ as load_memory
+from experiments.quickstart import __main__ as quickstart
 from pdjax import LLM, SamplingParams
 from pdjax.config.load import load_config
 from pdjax.core.clock import VirtualClock
@@ -170,7 +168,7 @@ def test_an_export_knows_its_commit_and_a_copy_none(monkeypatch: pytest.MonkeyPa
     assert provenance.commit() is None
     monkeypatch.setattr(provenance, "EXPORTED", "f" * 40)
     assert provenance.commit() == "f" * 40
-    assert (ROOT / ".gitattributes").read_text() == "experiments/origin.py export-subst\n"
+    assert (ROOT / ".gitattributes").read_text() == "experiments/common/origin.py export-subst\n"
 
 
 def test_the_host_is_timed_while_every_row_decodes():

@@ -5,10 +5,12 @@ from concurrent.futures import Future
 
 import pytest
 
-from experiments import handoff, handoff_house, handoff_trace
-from experiments.handoff_house import Watch, Way, _Seen
-from experiments.handoff_picture import draw
-from experiments.handoff_trace import Traced
+from experiments.handoff import __main__ as handoff
+from experiments.handoff import pair as handoff_house
+from experiments.handoff import trace as handoff_trace
+from experiments.handoff.pair import Watch, Way, _Seen
+from experiments.handoff.picture import draw
+from experiments.handoff.trace import Traced
 from pdjax.core.ids import PoolId
 from pdjax.interfaces.transport import TransferCost, TransferJob
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments import handoff_trace
-from experiments.handoff_trace import Traced, read, traced
+from experiments.handoff import trace as handoff_trace
+from experiments.handoff.trace import Traced, read, traced
 
 
 def event(name: str, begin: float, end: float, **stats: Any) -> Any:

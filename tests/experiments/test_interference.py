@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from experiments import interference, mixes
-from experiments.interference import headline, show, spread
-from experiments.interference_load import Load, make_config
-from experiments.interference_picture import SHARES, draw
-from experiments.rival_vllm import BESIDE_PREFILL
+from experiments.baselines.vllm import BESIDE_PREFILL
+from experiments.interference import __main__ as interference
+from experiments.interference.__main__ import headline, show, spread
+from experiments.interference.load import Load, make_config
+from experiments.interference.picture import SHARES, draw
+from experiments.mixes import __main__ as mixes
 from pdjax.config.load import load_config
 from pdjax.flags import status
 from pdjax.host.metrics.recorder import Span

@@ -220,7 +220,7 @@ class Path:
 
     def _make_gather(self, sent: tuple[Part, ...]) -> Gather:
         """Jitted (source's layers of each part, page ids i32[n], checked STATIC) -> (Pieces, i32[1]
-        of each device). By its name `experiments/handoff_trace.py` knows it in a trace."""
+        of each device). By its name `experiments/handoff/trace.py` knows it in a trace."""
         layout, wire, span, mesh = self.source.layout, self.wire, self._span, self.source.mesh
         specs = [page_specs(part, self.source.rules) for part in sent]
 

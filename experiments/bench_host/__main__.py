@@ -1,0 +1,173 @@
+"""What does the host cost a decode step?
+
+The coordinator drives engines that answer at once, so that a step's whole time is the
+coordinator's. Requests are greedy with random token ids; there is no tokenizer; every row is taken.
+A real engine adds the time to dispatch its program, which lookahead can hide behind the step that
+runs.
+
+  python -m experiments.bench_host
+"""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from absl import flags
+
+from experiments.common.tables import number, table
+from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.core.clock import WallClock
+from pdjax.core.ids import EngineId, PoolId
+from pdjax.core.kv_layout import KVLayout
+from pdjax.core.request import Request, SamplingParams
+from pdjax.flags import new_flags, run
+from pdjax.host.coordinator import Coordinator
+from pdjax.host.events import PolledEvents
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.interfaces.batches import Sampled
+from pdjax.interfaces.steps import Step, StepKind
+from pdjax.interfaces.tickets import Ticket
+from pdjax.interfaces.transport import TransferJob, TransferTicket
+
+VOCAB = 128256
+
+FLAGS = new_flags()
+_ROWS = flags.DEFINE_multi_integer("rows", [8, 64, 256], "rows that decode", flag_values=FLAGS)
+_STAGES = flags.DEFINE_integer("stages", 1, "stages of the decode engine", flag_values=FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 300, "decode steps a number", flag_values=FLAGS)
+_PROMPT = flags.DEFINE_integer("prompt", 64, "tokens of a prompt", flag_values=FLAGS)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A ticket that is always ready."""
+
+    outcome: Sampled
+    exports: Mapping[int, TransferTicket] = field(default_factory=dict)
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> Sampled:
+        return self.outcome
+
+
+POOL = PoolId("hbm/0")
+"""Of both engines."""
+
+
+class InstantEngine:
+    """Whatever it is asked, the tokens are there, and mean nothing."""
+
+    def __init__(self, kind: StepKind, layout: KVLayout, num_pages: int, rows: int) -> None:
+        self.id, self.pool = EngineId(f"{kind.value}/0"), POOL
+        self.layout, self.num_pages = layout, num_pages
+        self.accepts = frozenset({kind})
+        self.rows = rows if kind is StepKind.DECODE else 0
+        self.layer_groups: tuple[range, ...] = (range(layout.num_layers),)
+        tokens = np.random.default_rng(0).integers(1, VOCAB, rows, dtype=np.int32)
+        nothing = np.zeros(rows, np.float32), np.zeros((rows, 0), np.int32)
+        self._done = Done(Sampled(tokens, *nothing, np.zeros((rows, 0), np.float32)))
+
+    def submit(self, step: Step) -> Done:
+        del step
+        return self._done
+
+    def set_history(self, row: int, token_ids: np.ndarray) -> None:
+        raise AssertionError("no request has penalties")
+
+    @property
+    def losses(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """There is nothing to let go."""
+
+
+class NoTransport:
+    """Prefill and decode keep their pages together: there is nothing to move."""
+
+    def connects(self, source: PoolId, target: PoolId) -> bool:
+        return False
+
+    def send(self, job: TransferJob) -> TransferTicket:
+        raise AssertionError("nothing moves")
+
+    def write(self, job_id: int, target_pages: np.ndarray) -> Ticket[int]:
+        raise AssertionError("nothing moves")
+
+    def cancel(self, job_id: int) -> None:
+        """There is nothing to forget."""
+
+    def measure(self, source: PoolId, target: PoolId, nbytes: int) -> Ticket[float]:
+        raise AssertionError("there is no link")
+
+    def close(self) -> None:
+        """There is nothing to let go."""
+
+
+def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
+    """One that serves `rows` sequences, on engines that take no time."""
+    layout = KVLayout.of_heads(
+        stages, 1, 2, page_size=16, dtype="float32", itemsize=4, stages=stages
+    )
+    pages = 1 + rows * (longest // 16 + 2)
+    clock = WallClock()
+    return Coordinator(
+        Config(
+            prefill=PrefillConfig(token_budget=longest),
+            decode=DecodeConfig(rows=rows, stages=stages),
+        ),
+        vocab_size=VOCAB,
+        max_model_len=longest,
+        end_token_ids=[0],
+        engines=[InstantEngine(kind, layout, pages, rows) for kind in StepKind],
+        transport=NoTransport(),
+        events=PolledEvents(clock),
+        clock=clock,
+        recorder=Recorder(clock),
+    )
+
+
+def decoding(rows: int, stages: int, prompt: int, steps: int) -> Coordinator:
+    """Make a coordinator in which every row decodes, and will for `steps` more steps."""
+    # A few prompts are prefilled a step; the first ones decode while the others are prefilled.
+    coordinator = make_coordinator(rows, stages, prompt + rows + steps)
+    params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
+    ids = np.random.default_rng(1).integers(1, VOCAB, (rows, prompt)).tolist()
+    waiting = [
+        sequence
+        for row in range(rows)
+        for sequence in coordinator.submit(Request(f"r{row}", tuple(ids[row]), params, 0.0))
+    ]
+    while waiting:
+        coordinator.step()
+        waiting = [sequence for sequence in waiting if len(sequence.output) < 2]
+    return coordinator
+
+
+def step_seconds(coordinator: Coordinator, steps: int) -> list[float]:
+    """Return the sorted times of steps that each read one tick and dispatch one."""
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        coordinator.step()
+        times.append(time.perf_counter() - start)
+    return sorted(times)
+
+
+def main() -> None:
+    """Measure and print; see the module."""
+    stages, prompt, steps = _STAGES.value or 1, _PROMPT.value or 1, _STEPS.value or 1
+    rows = []
+    for count in _ROWS.value or ():
+        times = step_seconds(decoding(count, stages, prompt, steps), steps)
+        median, least = statistics.median(times), times[0]
+        rows.append([str(count), number(median * 1e6, 0), number(least * 1e6, 0)])
+    print(table(["rows", "host, us/step", "least"], rows))
+
+
+if __name__ == "__main__":
+    run(main, FLAGS, __doc__ or "")

@@ -1,0 +1,175 @@
+"""Engines on one device that share their weights; the pool of each holds exactly one case."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.common.loops import noisy_pages
+from experiments.common.replaced import replace_method
+from pallas_kernels.quantised import elements_of
+from pdjax.config import Config
+from pdjax.core.ids import EngineId, PoolId
+from pdjax.core.kv_layout import KVLayout
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.engine import JaxEngine
+from pdjax.device.kv.pool import PoolOwner
+from pdjax.device.kv.transports import Transports
+from pdjax.device.mesh import PREFILL_RULES, make_mesh
+from pdjax.device.models.registry import kv_layout
+from pdjax.device.models.weights import random_params
+from pdjax.device.programs.decode import DecodeProgram
+from pdjax.device.programs.prefill import PrefillProgram
+from pdjax.device.programs.program import Program
+from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
+from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The times of a case.
+
+    Attributes:
+      seconds: seconds a step, the median of the rounds.
+      rounds: seconds a step of each round.
+      dispatch_s: seconds of the host a step, the median; close to `seconds` if the host is the
+        limit, or if it has to wait until the device takes more work.
+      compile_s: seconds to trace and compile the model's program.
+      temporary_bytes: memory that the program needs beside arguments and results; None if unknown.
+    """
+
+    seconds: float
+    rounds: tuple[float, ...]
+    dispatch_s: float
+    compile_s: float
+    temporary_bytes: int | None
+
+
+class StepEngines:
+    """A model's random weights on the first device, and engines that compute with them.
+
+    Args:
+      spec: the model.
+      dtype: type of weights and pools.
+      page_size: tokens a page.
+      kv_dtype: type of decode pools; None takes `dtype`.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, dtype: str, page_size: int, kv_dtype: str | None = None
+    ) -> None:
+        self.spec = spec
+        self.layout = kv_layout(spec, page_size, dtype)
+        own = kv_dtype or dtype
+        self._decode_layout = replace(self.layout, dtype=own, itemsize=jnp.dtype(own).itemsize)
+        # On one device the rules of both phases place all weights alike.
+        self._mesh = make_mesh(jax.devices()[:1], 1, 1)
+        began = time.perf_counter()
+        layers = self.layout.stage_layers
+        self._params = random_params(spec, self._mesh, PREFILL_RULES, layers, dtype)
+        jax.block_until_ready(self._params)
+        self.weights_s = time.perf_counter() - began
+
+    def time_decode(
+        self, batches: Sequence[DecodeBatch], pages: int, attention: str | None, rounds: int
+    ) -> tuple[StepTime, Callable[[], object]]:
+        """Time ticks back to back, with tokens fed back on the device and only the last ones read.
+
+        Returns:
+          The time, and a function that runs the last tick once more.
+        """
+        rows, width = batches[0].page_table.shape[1:]
+        pool = self._pool(self._decode_layout, pages)
+        program = DecodeProgram(
+            self._params,
+            self.spec,
+            pool,
+            rows=rows,
+            context=width * self.layout.page_size,
+            max_logprobs=Config().max_logprobs,
+            attention=attention,
+        )
+        engine, compiled = _engine(pool, program), _Compiled(program, "_tick")
+        steps = [DecodeStep(batch) for batch in batches]
+        times = _time(engine, steps, rounds)
+        return compiled.step_time(*times), lambda: engine.submit(steps[-1]).result()
+
+    def time_prefill(
+        self, batches: Sequence[PrefillBatch], pages: int, steps: int, rounds: int
+    ) -> tuple[StepTime, Callable[[], object]]:
+        """Time the last batch, `steps` times back to back. All batches run once before, since they
+        write the KV that the last one reads.
+
+        Returns:
+          The time, and a function that runs the last batch once more.
+        """
+        pool = self._pool(self.layout, pages)
+        program = PrefillProgram(self._params, self.spec, pool, max_logprobs=Config().max_logprobs)
+        engine, compiled = _engine(pool, program), _Compiled(program, "_step")
+        for batch in batches[:-1]:
+            engine.submit(PrefillStep(batch)).result()
+        last = PrefillStep(batches[-1])
+        times = _time(engine, [last] * steps, rounds)
+        return compiled.step_time(*times), lambda: engine.submit(last).result()
+
+    def _pool(self, layout: KVLayout, pages: int) -> PoolOwner:
+        """Make a pool full of noise."""
+        pool = PoolOwner(layout, pages, self._mesh, PREFILL_RULES)
+        first = elements_of(pool.arrays[0][0])
+        shape, where = first.shape, first.sharding
+        del first
+        fill = jax.jit(lambda seed: noisy_pages(shape, layout.dtype, seed), out_shardings=where)
+        for layer in range(layout.slots):  # layer by layer, since two whole pools might not fit
+            pool.arrays[layer] = fill(2 * layer), fill(2 * layer + 1)
+        return pool
+
+
+def _engine(pool: PoolOwner, program: Program) -> JaxEngine:
+    """An engine of one program, whose pages go nowhere."""
+    return JaxEngine(EngineId("bare/0"), PoolId("hbm/0"), pool, [program], Transports([]))
+
+
+class _Compiled:
+    """Looks on as an engine's program compiles.
+
+    Args:
+      program: one that has run nothing yet.
+      name: of its attribute that is the jitted function.
+    """
+
+    def __init__(self, program: Any, name: str) -> None:
+        self.compile_s = 0.0
+        self.temporary_bytes: int | None = None
+        jitted = getattr(program, name)
+
+        def first(*args: Any) -> Any:
+            began = time.perf_counter()
+            memory = jitted.lower(*args).compile().memory_analysis()  # the call below finds it
+            self.compile_s = time.perf_counter() - began
+            self.temporary_bytes = getattr(memory, "temp_size_in_bytes", None)
+            replace_method(program, name, jitted)
+            return jitted(*args)
+
+        replace_method(program, name, first)
+
+    def step_time(self, rounds: Sequence[float], dispatch_s: float) -> StepTime:
+        """Combine the times of steps with the program's compilation."""
+        seconds = statistics.median(rounds)
+        return StepTime(seconds, tuple(rounds), dispatch_s, self.compile_s, self.temporary_bytes)
+
+
+def _time(engine: JaxEngine, steps: Sequence[Step], rounds: int) -> tuple[list[float], float]:
+    """Seconds a step of each round, and of the host in the median one."""
+    whole, host = [], []
+    for _ in range(1 + rounds):  # the first round warms up
+        began = time.perf_counter()
+        tickets = [engine.submit(step) for step in steps]
+        dispatched = time.perf_counter()
+        tickets[-1].result()
+        whole.append((time.perf_counter() - began) / len(steps))
+        host.append((dispatched - began) / len(steps))
+    return whole[1:], statistics.median(host[1:])

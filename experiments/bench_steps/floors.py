@@ -1,0 +1,33 @@
+"""The floors of a step: bytes that it must read, operations that it must compute."""
+
+from experiments.bench_steps.cases import DecodeCase, PrefillCase
+from pdjax.core.model_spec import ModelSpec
+from pdjax.device.models.registry import kv_layout, matrix_params
+
+
+def token_kv_bytes(spec: ModelSpec, dtype: str) -> int:
+    """Return the bytes of K and V that one layer stores of a token, with their scales, if any."""
+    return kv_layout(spec, 1, dtype).page_bytes // spec.num_layers
+
+
+def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int, kv_dtype: str) -> int:
+    """Return the bytes that a decode step reads: every matrix but the embedding, and all KV, once.
+
+    Args:
+      itemsize: bytes of a weight.
+      kv_dtype: type of the pool.
+    """
+    weights = matrix_params(spec) + spec.model_dim * spec.vocab_size
+    return itemsize * weights + spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.tokens
+
+
+def attention_flops(spec: ModelSpec, case: PrefillCase) -> int:
+    """Count the operations of one layer's causal attention: two products over visible pairs."""
+    return 4 * spec.query_heads * spec.head_dim * case.pairs
+
+
+def prefill_flops(spec: ModelSpec, case: PrefillCase) -> int:
+    """Count the operations of a prefill step: layers for every token, the vocabulary for one token
+    a prompt."""
+    layers = 2 * matrix_params(spec) * case.tokens + spec.num_layers * attention_flops(spec, case)
+    return layers + 2 * spec.model_dim * spec.vocab_size * len(case.chunks)
