@@ -18,7 +18,7 @@ from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.handoff.transfer_queue import GIVE_UP
 from pdjax.host.losses import lose_pool
 from pdjax.host.metrics.observer import TurnPart
-from pdjax.host.policies.api import Policies
+from pdjax.host.policies.api import Migration, Policies
 from pdjax.host.policies.check import check_admissions, check_steps
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.runners.prefill import PrefillRunner
@@ -247,9 +247,8 @@ class Loop:
         decoding = {state.id: state.decoding for state in fleet.decode}
         prefilled, migrating = self.lifecycle.prefilled, self.handoffs.migrating
         plan = policy.migrations(views, decoding, prefilled, migrating, self._clock.now())
-        if plan:
-            every = [sequence for sequences in decoding.values() for sequence in sequences]
-            check_admissions(policy, plan, every, views)
+        every = (sequence for sequences in decoding.values() for sequence in sequences)
+        check_admissions(policy, plan, every, views, Migration)
         for migration in plan:
             target = fleet.engines[migration.engine]
             if self.handoffs.fits(migration.sequence, target):

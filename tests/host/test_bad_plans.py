@@ -154,7 +154,7 @@ ROOM = decode_view(0, free_rows=1)
 )
 def test_bad_admissions_and_migrations(plan, view, message):
     views = [decode_view(**{"free_rows": 1, **view})]
-    refused(message, check_admissions, plan, [WAITING], views)
+    refused(message, check_admissions, plan, [WAITING], views, type(plan[0]))
 
 
 A, B, C = (sequence(order, 4, pages=1, state=State.DECODING) for order in range(3))

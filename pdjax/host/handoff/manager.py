@@ -28,7 +28,7 @@ from pdjax.host.kv.pools import PoolState
 from pdjax.host.kv.prefix_index import keys_of
 from pdjax.host.losses import lose_pages
 from pdjax.host.policies.api import GiveBack, HandoffPolicy
-from pdjax.host.policies.check import check_withdrawals
+from pdjax.host.policies.check import agrees, check_withdrawals
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.reference import SequenceRef
@@ -166,7 +166,8 @@ class HandoffManager:
         # Those that are known may be among the free ones.
         free = target.allocator.free_pages - known
         move = GiveBack(sequence, tokens, room - known, free)
-        if tokens == 0 or known == room or move.pages > free or not self._policy.gives_back(move):
+        useful = tokens > 0 and known < room and move.pages <= free
+        if not useful or not agrees(self._policy, "gives_back", move):
             source.allocator.free(pages)
             return
         handoff = self._make(

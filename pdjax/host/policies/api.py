@@ -2,7 +2,9 @@
 
 A policy sees views of engines and the sequences themselves, and changes neither. Nothing moves
 until the coordinator has checked a plan and carries it out, so a policy can be tried on made-up
-situations. Moments are seconds on the coordinator's clock; `now` is the moment of the call.
+situations. An answer of another type than its method says, or that cannot be carried out, ends the
+turn with a `BadPlan`; see `check.py`. Moments are seconds on the coordinator's clock; `now` is the
+moment of the call.
 """
 
 from collections.abc import Callable, Mapping

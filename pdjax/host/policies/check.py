@@ -1,9 +1,14 @@
-"""What is wrong with a plan, before it is carried out."""
+"""What is wrong with the answer of a policy, before anything of it is carried out.
+
+Policies are written by users. So first the types of an answer are checked, all the way down to
+fields that are used: a wrong one is named with its place in the answer, its value and what is
+allowed. Then comes what the values mean.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from typing import Any
+from typing import Any, Literal
 
 from pdjax.core.ids import EngineId
 from pdjax.core.messages import shown
@@ -11,16 +16,37 @@ from pdjax.host.batching.chunks import Chunk
 from pdjax.host.policies.api import (
     Admission,
     EngineView,
+    GiveBack,
     GrowthPlan,
+    HandoffPolicy,
     Migration,
     Reservation,
+    Router,
     StepPlan,
 )
 from pdjax.host.sequences.sequence import Sequence, State
 
 
 class BadPlan(RuntimeError):
-    """A policy has made a plan that cannot be carried out; nothing of it has been."""
+    """A policy has given an answer that cannot be carried out; nothing of it has been."""
+
+
+_FIELDS: dict[type, dict[str, type | tuple[type, ...]]] = {
+    StepPlan: {"engine": str, "chunks": tuple},
+    Chunk: {"sequence": Sequence, "start": int, "stop": int},
+    Admission: {"sequence": Sequence, "engine": str},
+    Migration: {"sequence": Sequence, "engine": str},
+    GrowthPlan: {"victims": tuple, "grown": tuple},
+    Reservation: {
+        "handoff": int,
+        "sequence": Sequence,
+        "pages": int,
+        "cache": bool,
+        "opened": (int, float),
+    },
+    Sequence: {},
+}
+"""The types of the fields of whatever an answer may consist of."""
 
 
 def check_steps(policy: Any, plans: Seq[StepPlan], views: Seq[EngineView]) -> None:
@@ -30,10 +56,12 @@ def check_steps(policy: Any, plans: Seq[StepPlan], views: Seq[EngineView]) -> No
     Raises:
       BadPlan: naming the policy, the plan and what is wrong.
     """
+    _check_each(policy, "plan", plans, StepPlan)
     by_name = {view.engine: view for view in views}
     taken: Counter[Any] = Counter()
     twice: set[int] = set()
-    for plan in plans:
+    for index, plan in enumerate(plans):
+        _check_each(policy, f"plan[{index}].chunks", plan.chunks, Chunk)
         view = by_name.get(plan.engine)
         if view is None or not view.open:
             raise _bad(policy, plan, f"engine {plan.engine} does not take a prefill step now")
@@ -97,13 +125,18 @@ def check_admissions(
     plan: Seq[Admission] | Seq[Migration],
     sequences: Iterable[Sequence],
     views: Iterable[EngineView],
+    kind: type[Admission | Migration] = Admission,
 ) -> None:
     """Refuse admissions and migrations of other sequences than those given, to other engines, or
     without a row.
 
+    Args:
+      kind: of which the plan is a list.
+
     Raises:
       BadPlan: as for `check_steps`.
     """
+    _check_each(policy, "plan", plan, kind)
     if not plan:
         return
     known = {id(sequence) for sequence in sequences}
@@ -135,11 +168,14 @@ def check_growth(
     Raises:
       BadPlan: as for `check_steps`.
     """
+    _check_type(policy, "plan", plan, GrowthPlan)
     victims, grown = ({id(sequence) for sequence in each} for each in (plan.victims, plan.grown))
     wanting = {id(sequence) for sequence in needing}
     once = len(plan.grown) == len(grown) and len(plan.victims) == len(victims)
     if not victims and grown == wanting and once and len(grown) <= free:
         return  # nearly always
+    _check_each(policy, "plan.victims", plan.victims, Sequence)
+    _check_each(policy, "plan.grown", plan.grown, Sequence)
     if not once:
         raise _bad(policy, plan, "a sequence is in it twice")
     known = {id(sequence) for sequence in holders}
@@ -165,11 +201,75 @@ def check_withdrawals(
     Raises:
       BadPlan: as for `check_steps`.
     """
+    _check_each(policy, "plan", plan, Reservation)
     left = set(known)
     for each in plan:
         if each not in left:
             raise _bad(policy, each, "is not one of the reservations asked about, or comes twice")
         left.remove(each)
+
+
+def agrees(
+    policy: HandoffPolicy,
+    method: Literal["stays", "streams", "gives_back"],
+    about: Sequence | GiveBack,
+) -> bool:
+    """Ask a policy something about a sequence that it can only affirm or deny.
+
+    Raises:
+      BadPlan: the answer is neither True nor False.
+    """
+    answer = getattr(policy, method)(about)
+    if not isinstance(answer, bool):
+        sequence = about.sequence if isinstance(about, GiveBack) else about
+        raise _wrong(policy, f"{method} of {sequence.id}", answer, "True or False")
+    return answer
+
+
+def choose(
+    router: Router,
+    method: Literal["prefill_engine", "decode_engine"],
+    sequence: Sequence,
+    engines: Seq[EngineView],
+) -> EngineView:
+    """Ask a router for the engine of a sequence.
+
+    Raises:
+      BadPlan: the answer is none of `engines`.
+    """
+    view = getattr(router, method)(sequence, engines)
+    if not isinstance(view, EngineView) or all(view.engine != each.engine for each in engines):
+        allowed = f"the view of one of {_names(each.engine for each in engines)}"
+        raise _wrong(router, f"{method} of {sequence.id}", view, allowed)
+    return view
+
+
+def _check_each(policy: Any, where: str, values: Any, kind: type) -> None:
+    """Refuse what is no list or tuple of objects of a kind."""
+    if not isinstance(values, (list, tuple)):
+        raise _wrong(policy, where, values, f"a list or tuple of {kind.__name__}")
+    for index, value in enumerate(values):
+        _check_type(policy, f"{where}[{index}]", value, kind)
+
+
+def _check_type(policy: Any, where: str, value: Any, kind: type) -> None:
+    """Refuse what is not of a kind, or has a field of a wrong type."""
+    if not isinstance(value, kind):
+        raise _wrong(policy, where, value, f"of type {kind.__name__}")
+    for name, allowed in _FIELDS[kind].items():
+        field = getattr(value, name, None)
+        if not isinstance(field, allowed):
+            types = allowed if isinstance(allowed, tuple) else (allowed,)
+            words = " or ".join(each.__name__ for each in types)
+            raise _wrong(policy, f"{where}.{name}", field, f"of type {words}")
+
+
+def _wrong(policy: Any, where: str, value: Any, allowed: str) -> BadPlan:
+    if isinstance(value, EngineView):
+        what = f"view of {shown(value.engine)}"
+    else:  # the text of sequences would be long
+        what = type(value).__name__ if isinstance(value, tuple(_FIELDS)) else shown(value)
+    return BadPlan(f"policy {type(policy).__name__}: {where}={what}: must be {allowed}")
 
 
 def _names(names: Iterable[Any]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from pdjax.host.policies.api import Admission, EngineView, GrowthPlan, PolicySetup
+from pdjax.host.policies.check import choose
 from pdjax.host.sequences.sequence import Sequence, age
 
 
@@ -51,7 +52,7 @@ class FcfsDecode:
             if not able:
                 break
             here = [view for view in able if view.pool == sequence.pool]
-            view = self._router.decode_engine(sequence, here or able)
+            view = choose(self._router, "decode_engine", sequence, here or able)
             admissions.append(Admission(sequence, view.engine))
             views[view.engine] = replace(
                 view,

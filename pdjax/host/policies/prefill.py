@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pdjax.core.ids import EngineId
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.policies.api import EngineView, PolicySetup, StepPlan
+from pdjax.host.policies.check import choose
 from pdjax.host.sequences.sequence import Sequence
 
 
@@ -152,7 +153,8 @@ class FcfsPrefill:
                     engine.put_off(sequence)
                 break
             seen = [engine.seen() for engine in able]
-            among[self._router.prefill_engine(sequence, seen).engine].admit(sequence)
+            view = choose(self._router, "prefill_engine", sequence, seen)
+            among[view.engine].admit(sequence)
         return list(_plans(among))
 
 

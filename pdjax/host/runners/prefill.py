@@ -9,7 +9,7 @@ from pdjax.host.engines import EngineState, InFlight
 from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.policies.api import Policies
-from pdjax.host.policies.check import check_admissions
+from pdjax.host.policies.check import agrees, check_admissions
 from pdjax.host.runners.harvest import read
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
@@ -119,7 +119,8 @@ class PrefillRunner:
         streaming = [
             chunk.sequence
             for chunk in chunks
-            if chunk.sequence.handoff is None and policies.handoff.streams(chunk.sequence)
+            if chunk.sequence.handoff is None
+            and agrees(policies.handoff, "streams", chunk.sequence)
         ]
         if not streaming:
             return
@@ -175,7 +176,7 @@ class PrefillRunner:
 
     def _stays(self, sequence: Sequence, state: EngineState) -> bool:
         """Whether its next token is made here, too, and there is room for that."""
-        if not self._policies.handoff.stays(sequence):
+        if not agrees(self._policies.handoff, "stays", sequence):
             return False
         missing = state.buckets.pages_for(sequence.length) - len(sequence.pages)
         if missing > state.allocator.free_pages:
