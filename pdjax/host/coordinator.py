@@ -32,7 +32,7 @@ from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.events import (
     EventSource,
 )
-from pdjax.interfaces.transport import Transport
+from pdjax.interfaces.transport import Pool, Transport
 
 
 class Coordinator:
@@ -49,6 +49,7 @@ class Coordinator:
       clock, recorder: tell the time, and take down what happened when.
       policies: decide; None takes those that the config names.
       make_text: makes the text of each sequence of a request; None makes no text.
+      pools: that no engine has; the transport connects them to others.
 
     Attributes:
       loop: the turns, and the state of engines, pools and sequences; `start_over` makes another.
@@ -71,9 +72,11 @@ class Coordinator:
         recorder: Recorder,
         policies: Policies | None = None,
         make_text: Callable[[Request], SequenceText | None] | None = None,
+        pools: Seq[Pool] = (),
     ) -> None:
         self._config, self._max_model_len = config, max_model_len
         self._engines, self._transport, self._make_text = engines, transport, make_text
+        self._pools = pools
         self._runtime = Runtime(events, clock, recorder)
         self._policies = policies or make_policies(config)
         self._end_token_ids = frozenset(end_token_ids)
@@ -101,6 +104,7 @@ class Coordinator:
             self._max_model_len,
             self._end_token_ids,
             self._numbers,
+            self._pools,
         )
         for name in self._paused:
             loop.fleet.engines[name].paused = True

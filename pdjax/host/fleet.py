@@ -18,7 +18,7 @@ from pdjax.host.kv.pools import PoolState
 from pdjax.host.policies.api import EngineView
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.steps import StepKind
-from pdjax.interfaces.transport import Transport
+from pdjax.interfaces.transport import Pool, Transport
 
 Touched = set[EngineState]
 """Engines that something has happened to."""
@@ -38,6 +38,7 @@ class Fleet:
       transport: says between which pools KV can move.
       config: budgets, lookahead and buckets.
       max_model_len: tokens of the longest sequence.
+      pools: that no engine has.
 
     Attributes:
       engines: all of them, by name; `prefill` and `decode` those that accept such steps.
@@ -48,12 +49,17 @@ class Fleet:
         over.
 
     Raises:
-      ValueError: two engines of one name, no engine of a kind, or pools that cannot hold the same
-        KV.
+      ValueError: two engines or pools of one name, no engine of a kind, or pools that cannot hold
+        the same KV.
     """
 
     def __init__(
-        self, engines: Seq[Engine], transport: Transport, config: Config, max_model_len: int
+        self,
+        engines: Seq[Engine],
+        transport: Transport,
+        config: Config,
+        max_model_len: int,
+        pools: Seq[Pool] = (),
     ) -> None:
         self.pools: dict[PoolId, PoolState] = {}
         self.engines: dict[EngineId, EngineState] = {}
@@ -61,9 +67,15 @@ class Fleet:
         self._sharing: dict[PoolId, list[EngineState]] = {}
         self._views: dict[EngineState, EngineView] = {}
         for engine in engines:
-            self._check_new(engine)
-            if engine.pool not in self.pools:
-                self._add_pool(engine, prefix_cache=config.kv.prefix_cache)
+            if engine.pool in self.pools:
+                self._check_shared(engine)
+            else:
+                own = Pool(engine.pool, engine.layout, engine.num_pages)
+                self._add_pool(own, prefix_cache=config.kv.prefix_cache)
+        for pool in pools:
+            if pool.id in self.pools:
+                raise ValueError(f"pools: two are called {pool.id}; names must differ")
+            self._add_pool(pool, prefix_cache=config.kv.prefix_cache)
         for index, engine in enumerate(engines):
             self._add_engine(index, engine, transport, config, max_model_len)
         self.prefill = [state for state in self if StepKind.PREFILL in state.engine.accepts]
@@ -75,11 +87,7 @@ class Fleet:
     def __iter__(self) -> Iterator[EngineState]:
         return iter(self.engines.values())
 
-    def _check_new(self, engine: Engine) -> None:
-        if engine.pool not in self.pools:
-            for pool in self.pools.values():
-                pool.layout.check_same_kv(engine.layout)
-            return
+    def _check_shared(self, engine: Engine) -> None:
         pool = self.pools[engine.pool]
         mine, theirs = (pool.layout, pool.allocator.total + 1), (engine.layout, engine.num_pages)
         if mine != theirs:
@@ -88,11 +96,13 @@ class Fleet:
                 f"engine has {mine}; engines that share a pool must agree"
             )
 
-    def _add_pool(self, engine: Engine, *, prefix_cache: bool) -> None:
-        pool = PoolState.of(engine.pool, engine.layout, engine.num_pages, prefix_cache=prefix_cache)
-        self.pools[engine.pool] = pool
-        self._sharing[engine.pool] = []
-        pool.allocator.on_change(partial(self._room_changed, self._sharing[engine.pool]))
+    def _add_pool(self, new: Pool, *, prefix_cache: bool) -> None:
+        for other in self.pools.values():
+            other.layout.check_same_kv(new.layout)
+        pool = PoolState.of(new.id, new.layout, new.num_pages, prefix_cache=prefix_cache)
+        self.pools[new.id] = pool
+        self._sharing[new.id] = []
+        pool.allocator.on_change(partial(self._room_changed, self._sharing[new.id]))
 
     def _add_engine(
         self,

@@ -37,7 +37,7 @@ from pdjax.interfaces.events import (
     StepDone,
     TimerDue,
 )
-from pdjax.interfaces.transport import Transport
+from pdjax.interfaces.transport import Pool, Transport
 
 
 class Loop:
@@ -54,6 +54,7 @@ class Loop:
       max_model_len: tokens of the longest sequence.
       end_token_ids: tokens with which the model ends an answer.
       numbers: ids for transfer jobs, of which none comes twice.
+      pools: that no engine has.
 
     Attributes:
       fleet: engines and pools.
@@ -71,11 +72,12 @@ class Loop:
         max_model_len: int,
         end_token_ids: Iterable[int],
         numbers: Iterable[int],
+        pools: Seq[Pool] = (),
     ) -> None:
         self._config, self._transport, self._policies = config, transport, policies
         self._events, self._clock, self._recorder = runtime.events, runtime.clock, runtime.recorder
         self._max_model_len = max_model_len
-        self.fleet = Fleet(engines, transport, config, max_model_len)
+        self.fleet = Fleet(engines, transport, config, max_model_len, pools)
         self.lifecycle = SequenceLifecycle(self.fleet, runtime.recorder)
         self.handoffs = HandoffManager(
             config.handoff,

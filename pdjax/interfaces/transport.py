@@ -4,8 +4,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pdjax.core.ids import PoolId
+from pdjax.core.kv_layout import KVLayout
 from pdjax.interfaces.batches import Array
 from pdjax.interfaces.tickets import Ticket
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool that no engine has: transports move pages into it and out of it, and nothing computes
+    there.
+
+    Attributes:
+      id: its name, such as "host/0".
+      layout: of its pages; it holds the same KV as the pools of engines.
+      num_pages: null page included.
+    """
+
+    id: PoolId
+    layout: KVLayout
+    num_pages: int
 
 
 @dataclass(frozen=True)
