@@ -1,6 +1,6 @@
 """AsyncLLM: an LLM for programs that use asyncio.
 
-    async with AsyncLLM("configs/smollm2_cpu.py") as llm:
+    async with await AsyncLLM.create("configs/smollm2_cpu.py") as llm:
         async for chunk in llm.stream("Once upon a time", SamplingParams(max_tokens=48)):
             print(chunk.text, end="", flush=True)
 
@@ -9,6 +9,7 @@ has a thread. The event loop never waits for either of them.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,9 @@ ResultT = TypeVar("ResultT")
 class AsyncLLM:
     """A model, served with prefill and decode on meshes of their own, in this process.
 
-    All its methods are called from event loops. It is made before or within one: that takes as long
-    as to load the model and compile its steps. `close` it, or use `async with`.
+    All its methods are called from event loops, of which there may be several. To make one takes as
+    long as to load the model and to compile its steps: the constructor is for programs whose event
+    loop does not run yet, `create` for all others. `close` it, or use `async with`.
 
     Args:
       config, overrides, backend, policies, clock: as for `LLM`.
@@ -45,7 +47,7 @@ class AsyncLLM:
       llm: the LLM below it, which other threads may use at the same time.
 
     Raises:
-      ValueError: a config, model or layout that cannot work.
+      ValueError: as for `LLM`.
     """
 
     def __init__(
@@ -64,6 +66,30 @@ class AsyncLLM:
         self.llm.session.after_turns.append(self._flush)
         self.llm.session.start()
 
+    @classmethod
+    async def create(
+        cls,
+        config: str | Path | Config = "smollm2",
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        backend: str = "device",
+        policies: Mapping[str, Any] | None = None,
+        clock: Clock | None = None,
+    ) -> "AsyncLLM":
+        """Make one in a thread: the event loop goes on meanwhile. If the task that waits is
+        cancelled, what has been begun is made all the same, and closed.
+
+        Args and Raises: as for the constructor.
+        """
+        how: dict[str, Any] = {"backend": backend, "policies": policies, "clock": clock}
+        make = partial(cls, config, overrides, **how)
+        made = asyncio.get_running_loop().run_in_executor(None, make)
+        try:
+            return await asyncio.shield(made)
+        except asyncio.CancelledError:
+            made.add_done_callback(_close_unwanted)
+            raise
+
     # Whole answers.
 
     async def generate(
@@ -72,7 +98,7 @@ class AsyncLLM:
         params: SamplingParams | Seq[SamplingParams] | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
-        """Complete prompts; as `LLM.generate`. To cancel it aborts its requests."""
+        """Complete prompts; as `LLM.generate`, without a bar. To cancel it aborts its requests."""
         ask = partial(self.llm.requests.of_prompts, prompts, params, options)
         return await self._answers(await self._in_thread(ask))
 
@@ -82,7 +108,8 @@ class AsyncLLM:
         params: SamplingParams | Seq[SamplingParams] | None = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
-        """Answer a conversation, or several; as `LLM.chat`. To cancel it aborts its requests."""
+        """Answer a conversation, or several; as `LLM.chat`, without a bar. To cancel it aborts its
+        requests."""
         ask = partial(self.llm.requests.of_conversations, messages, params, options)
         return await self._answers(await self._in_thread(ask))
 
@@ -119,7 +146,8 @@ class AsyncLLM:
         return self._stream(lambda: self._in_thread(ask))
 
     def abort(self, request_id: str) -> None:
-        """End a request wherever it is; its stream's last chunk says "abort"."""
+        """End a request wherever it is, soon; its stream's last chunk says "abort". An id that is
+        not known, or no longer, is no error."""
         self.llm.session.abort_soon(request_id)
 
     # What happened.
@@ -180,6 +208,12 @@ class AsyncLLM:
         if self._closed:
             raise Closed("this LLM is closed")
         return await asyncio.get_running_loop().run_in_executor(self._texts, call)
+
+
+def _close_unwanted(made: "asyncio.Future[AsyncLLM]") -> None:
+    """Close what nobody waits for any more, outside the event loop."""
+    if not made.cancelled() and made.exception() is None:
+        threading.Thread(target=made.result().llm.close, name="pdjax close").start()
 
 
 def _already(asked: Asked) -> Callable[[], Any]:

@@ -11,7 +11,6 @@ Ctrl-C never breaks a turn off, and what a callback raises ends its own request 
 """
 
 import atexit
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +25,6 @@ from pdjax.core.request import Request
 from pdjax.entry import Entry, Inbox, Listener, text_of_first_choice
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
-
-_LOG = logging.getLogger("pdjax")
 
 
 class Closed(RuntimeError):
@@ -239,6 +236,9 @@ class Session:
 
         Args:
           show: called with the number of further answers, each time that some have come.
+
+        Raises:
+          RuntimeError: the caller is a callback of a turn.
         """
         todo = set(entries)
         with self._listening(listener):
@@ -254,7 +254,8 @@ class Session:
                     self._advance(listener)
 
     def wait_for_news(self, entry: Entry) -> None:
-        """Drive or wait, likewise, until a stream's entry has events or is closed."""
+        """Drive or wait, likewise, until a stream's entry has events or is closed. Raises what
+        `wait_for` does."""
         assert entry.listener is not None and entry.events is not None, "no stream's"
         with self._listening(entry.listener):
             while not entry.events and not entry.closed:

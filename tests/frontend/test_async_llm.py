@@ -273,6 +273,66 @@ def test_closing_ends_every_stream(house: House):
     run(house, program)
 
 
+class SlowToMake:
+    """Makes the LLM of these tests once it may."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may, self.made, self._make = threading.Event(), 0, vars(async_llm)["LLM"]
+        monkeypatch.setattr(async_llm, "LLM", self)
+
+    def __call__(self, *args: Any, **how: Any) -> Any:
+        assert self.may.wait(PATIENCE)
+        self.made += 1
+        return self._make(*args, **how)
+
+
+def test_the_event_loop_goes_on_while_an_llm_is_made(house: House, monkeypatch: Any):
+    slow = SlowToMake(monkeypatch)
+
+    async def program() -> None:
+        making = asyncio.create_task(AsyncLLM.create("a config"))
+        await asyncio.sleep(0)
+        slow.may.set()
+        async with await making as llm:
+            [output] = await llm.generate([1, 2], GREEDY)
+        assert len(output.token_ids) == 6
+
+    asyncio.run(asyncio.wait_for(program(), PATIENCE))
+    house.check()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_made_for_nobody_is_closed(house: House, monkeypatch: Any, fails: bool):
+    slow = SlowToMake(monkeypatch)
+    if fails:
+        monkeypatch.setattr(house.session, "start", lambda: [][0])
+
+    async def program() -> None:
+        making = asyncio.create_task(AsyncLLM.create())
+        await asyncio.sleep(0.01)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        assert not slow.made
+        slow.may.set()
+
+    asyncio.run(asyncio.wait_for(program(), PATIENCE))
+    assert slow.made
+    for thread in threading.enumerate():
+        if thread.name == "pdjax close":
+            thread.join(PATIENCE)
+    assert house.session._closed != fails
+
+
+def test_what_goes_wrong_while_an_llm_is_made_is_raised(monkeypatch: Any):
+    def refuse(*_: Any, **how: Any) -> None:
+        raise ValueError(f"backend={how['backend']!r}: allowed are device, sim")
+
+    monkeypatch.setattr(async_llm, "LLM", refuse)
+    with pytest.raises(ValueError, match="backend='none': allowed are device, sim"):
+        asyncio.run(AsyncLLM.create(backend="none"))
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
