@@ -3,6 +3,7 @@
 from pdjax.config.policies import PoliciesConfig
 from pdjax.config.schema import (
     DTYPES,
+    NO_CACHE,
     RANDOM,
     Config,
     DecodeConfig,
@@ -14,6 +15,7 @@ from pdjax.config.schema import (
 
 __all__ = [
     "DTYPES",
+    "NO_CACHE",
     "RANDOM",
     "Config",
     "DecodeConfig",

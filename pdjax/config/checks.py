@@ -138,3 +138,13 @@ def check_slots(name: str, pages: int | None, page_size: int) -> None:
             f"{name}={shown(pages)}: must be at most {(2 * MOST_TOKENS - 1) // page_size} pages of "
             f"{page_size} tokens"
         )
+
+
+def check_folder(name: str, folder: str | None, nowhere: str) -> None:
+    """Check that a folder's name is one, or `nowhere`, or None.
+
+    Raises:
+      ValueError: no folder can have this name.
+    """
+    if folder is not None and (folder == "" or "\0" in folder):
+        raise ValueError(f"{name}={shown(folder)}: must be a directory, {nowhere!r} or None")

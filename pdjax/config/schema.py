@@ -19,6 +19,7 @@ from pdjax.config.checks import (
     MOST_TOKENS,
     between,
     check_buckets,
+    check_folder,
     check_slots,
     check_types,
     one_of,
@@ -32,6 +33,9 @@ from pdjax.core.model_spec import ModelSpec
 
 RANDOM = "random"
 """The `model.source` that makes random weights with the shapes of `model.spec`."""
+
+NO_CACHE = "off"
+"""The `compilation_cache` that keeps no programs."""
 
 DTYPES = ("float32", "bfloat16")
 
@@ -284,8 +288,10 @@ class Config:
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
         meshes need.
       warm_up: compile every bucket before the first request.
-      compilation_cache: directory that keeps compiled programs, and on GPUs the results of XLA's
-        autotuning, for the next start; applies to the whole process. None leaves JAX's own setting.
+      compilation_cache: folder that keeps compiled programs, and on GPUs XLA's autotuning, for
+        the next start; applies to the whole process. "off" keeps none. None leaves what
+        JAX_COMPILATION_CACHE_DIR or jax.config say, and otherwise takes `pdjax/jax` in
+        $XDG_CACHE_HOME (~/.cache), at most 8 GiB. It may be deleted at any time.
       seed: seeds random weights, and the seeds that are drawn for requests which name none; in
         [0, 2**32).
     """
@@ -311,9 +317,7 @@ class Config:
         between("", self, 1, MOST_QUEUED, "max_waiting", "max_recorded")
         between("", self, 1, MOST_DEVICES, "cpu_devices")
         between("", self, 0, MOST_LOGPROBS, "max_logprobs")
-        directory = self.compilation_cache
-        if directory is not None and (directory == "" or "\0" in directory):
-            raise ValueError(f"compilation_cache={shown(directory)}: must be a directory, or None")
+        check_folder("compilation_cache", self.compilation_cache, NO_CACHE)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={shown(self.seed)}: must be in [0, 2**32)")
         if self.devices > MOST_DEVICES:

@@ -22,16 +22,35 @@ def use_virtual_cpu_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def keep_compilations(directory: str) -> None:
+def has_compilation_cache() -> bool:
+    """Whether somebody has told JAX where to keep compiled programs, or not to."""
+    return jax.config.jax_compilation_cache_dir is not None or (
+        not jax.config.jax_enable_compilation_cache
+    )
+
+
+def keep_compilations(directory: str, most_bytes: int | None = None) -> None:
     """Cache every program compiled from now on in `directory`, and load programs cached there.
 
     JAX's lower bounds on size and compile time are off. On GPUs JAX lets XLA keep its autotuning
     results there, too (`jax_persistent_cache_enable_xla_caches`, on by default).
+
+    Args:
+      directory: is made if it does not exist.
+      most_bytes: bound of its size; None leaves JAX's setting, which is no bound by default.
     """
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if most_bytes is not None and jax.config.jax_compilation_cache_max_size == -1:
+        jax.config.update("jax_compilation_cache_max_size", most_bytes)
     # JAX reads the setting once, when it first compiles; the reset makes it read again.
+    compilation_cache.reset_cache()
+
+
+def keep_no_compilations() -> None:
+    """Neither cache programs compiled from now on, nor load cached ones."""
+    jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
 
 

@@ -6,7 +6,8 @@ import jax
 
 from pallas_kernels.paged_attention.api import PLATFORMS
 from pdjax.config import Config
-from pdjax.device.compat import keep_compilations, use_virtual_cpu_devices
+from pdjax.device.compat import use_virtual_cpu_devices
+from pdjax.device.compilation_cache import use_compilation_cache
 from pdjax.device.mesh import take_devices
 from pdjax.device.worker import DispatchWorker
 
@@ -21,8 +22,7 @@ def deal_devices(config: Config) -> tuple[Dealt, Dealt]:
     Raises:
       ValueError: there are too few, or decode attention that does not run on them.
     """
-    if config.compilation_cache is not None:
-        keep_compilations(config.compilation_cache)
+    use_compilation_cache(config.compilation_cache)
     use_virtual_cpu_devices(config.cpu_devices or config.devices)
     _check_attention(config.decode.attention, jax.default_backend())
     p, d = config.prefill, config.decode

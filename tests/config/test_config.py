@@ -155,7 +155,7 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
         (
             Config,
             {"compilation_cache": ""},
-            "compilation_cache='': must be a directory, or None",
+            "compilation_cache='': must be a directory, 'off' or None",
         ),
         (
             HandoffConfig,

@@ -2,6 +2,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from pdjax.config import NO_CACHE
+from pdjax.device.compilation_cache import use_compilation_cache
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys, jax
@@ -25,3 +32,43 @@ def test_compilations_are_kept_for_the_next_process(tmp_path):
         assert ran.returncode == 0, ran.stderr
         found.append(ran.stdout.split())
     assert found == [["0"], ["1"]]
+
+
+@pytest.fixture
+def settings():
+    """JAX's settings of its cache; put back afterwards."""
+    names = [
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+        "jax_compilation_cache_max_size",
+    ]
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("settings")
+def test_programs_are_kept_in_the_users_cache_unless_jax_is_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv("PDJAX_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    set_by_the_tests = jax.config.jax_compilation_cache_dir
+    use_compilation_cache(None)
+    assert jax.config.jax_compilation_cache_dir == set_by_the_tests
+    use_compilation_cache(NO_CACHE)
+    assert jax.config.jax_compilation_cache_dir is None
+    use_compilation_cache(None)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "pdjax" / "jax")
+    assert jax.config.jax_compilation_cache_max_size == 8 << 30
+    assert (tmp_path / "pdjax" / "jax").is_dir()
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_cache_that_cannot_be_written_only_warns(tmp_path, caplog):
+    before = jax.config.jax_compilation_cache_dir
+    (tmp_path / "file").write_text("no folder")
+    use_compilation_cache(str(tmp_path / "file" / "cache"))
+    assert jax.config.jax_compilation_cache_dir == before
+    assert "compilation_cache: programs are not kept for the next start" in caplog.text
