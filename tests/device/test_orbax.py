@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
+from pdjax.convert import save_checkpoint
 from pdjax.core.kv_layout import split_layers
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.checkpoints.orbax import SPEC_FILE, convert
 from pdjax.device.mesh import DECODE_RULES, make_mesh
 from pdjax.device.models.weights import load_params
+from pdjax.text.byte_tokenizer import byte_tokenizer
 from tests.helpers import tiny_models
 
 
@@ -72,6 +75,45 @@ def test_bfloat16(source: Path, tmp_path: Path):
     found = open_checkpoint(tmp_path / "out").read("model.embed_tokens.weight")
     values = tiny_models.tensors("qwen2_yarn")["model.embed_tokens.weight"]
     np.testing.assert_array_equal(found, values.astype(ml_dtypes.bfloat16))
+
+
+def test_arrays_in_memory(source: Path, tmp_path: Path):
+    arrays = tiny_models.tensors("qwen2_yarn")
+    spec, tokenizer = open_checkpoint(source).spec, byte_tokenizer()
+    mixed = {name: jnp.asarray(a) if a.ndim == 2 else a for name, a in arrays.items()}
+    save_checkpoint(tmp_path / "out", spec, mixed, tokenizer)
+    copy = open_checkpoint(tmp_path / "out")
+    assert copy.spec == spec
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(copy.read(name), values)
+    restored = copy.tokenizer()
+    assert restored is not None
+    assert restored.encode("né") == tokenizer.encode("né")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.norm.weight": None}, r"tensor model\.norm\.weight is missing"),
+        (
+            {"model.norm.weight": np.ones(3, np.float32)},
+            r"has shape \(3,\); .*\(64,\)",
+        ),
+        (
+            {"model.norm.weight": np.ones(64, np.int32)},
+            r"weight is int32; must be of a float",
+        ),
+        ({"model.extra": np.ones(3)}, r"tensor 'model\.extra' .* has no place"),
+    ],
+)
+def test_arrays_that_are_no_model(
+    changes: dict[str, Any], message: str, source: Path, tmp_path: Path
+):
+    arrays = tiny_models.tensors("qwen2_yarn") | changes
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    with pytest.raises(ValueError, match=rf"model='arrays in memory': .*{message}"):
+        save_checkpoint(tmp_path / "out", open_checkpoint(source).spec, arrays)
+    assert not (tmp_path / "out").exists()
 
 
 def test_orbax_itself_reads_the_folder(source: Path, tmp_path: Path):

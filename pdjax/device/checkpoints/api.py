@@ -80,7 +80,10 @@ def num_params(spec: ModelSpec) -> int:
 
 
 def check_tensors(
-    source: Path, spec: ModelSpec, found: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()
+    source: str | Path,
+    spec: ModelSpec,
+    found: Mapping[str, tuple[int, ...]],
+    ignored: Iterable[str] = (),
 ) -> None:
     """Hold the tensors of a file against those that its configuration promises.
 
