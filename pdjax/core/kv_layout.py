@@ -10,6 +10,7 @@ by its *global* layer index and its *global* head, never by its place inside a s
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import lcm
 
 NULL_PAGE = 0
@@ -173,13 +174,13 @@ class KVLayout:
         """Bytes of one token and head of a plane, with its scale if it has one."""
         return plane.dim * self.itemsize + 4 * self.quantised
 
-    @property
+    @cached_property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers, planes and heads."""
         planes = [plane for layer in self.planes for plane in layer]
         return self.page_size * sum(p.heads * self.head_bytes(p) for p in planes)
 
-    @property
+    @cached_property
     def device_page_bytes(self) -> int:
         """Bytes of one page on one device: the layer slots of a stage, empty ones too, and the
         heads of a shard."""

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.host.batching.buckets import Buckets
@@ -17,17 +17,18 @@ from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import Sampled
 from pdjax.interfaces.engine import Engine
+from pdjax.interfaces.events import StepDone
 from pdjax.interfaces.steps import StepKind
 from pdjax.interfaces.tickets import Ticket
 
 WorkT = TypeVar("WorkT", bound=tuple[Chunk, ...] | Tick)
 
 
-@dataclass(frozen=True)
-class InFlight(Generic[WorkT]):
-    """A step that was dispatched and has not been read: the work, its ticket, and the sequences
+class InFlight(NamedTuple, Generic[WorkT]):
+    """A step that was dispatched and has not been read: what it is, its ticket, and the sequences
     that an error of it concerns."""
 
+    kind: StepKind
     work: WorkT
     ticket: Ticket[Sampled]
     started: float
@@ -45,10 +46,12 @@ class EngineState:
       buckets: sizes of its steps.
       pipeline: its decode rows; None where it accepts no decode step.
       sources: the pools from which KV can come to its pool, its own included.
-      lookahead: steps of each kind that may be in flight when another one is dispatched.
+      prefill_lookahead, decode_lookahead: steps that may be in flight when another one of that kind
+        is dispatched.
       losses: those of the engine that the host has taken account of.
       running: its PREFILLING sequences, oldest first. `decoding`: its DECODING ones.
-      in_flight: steps in the order of their dispatch.
+      in_flight: steps in the order of their dispatch. `came_back`: the first ones of them, that can
+        be read.
       steps: prefill steps that it has been given.
       paused: whether no tick is dispatched.
     """
@@ -59,21 +62,22 @@ class EngineState:
     buckets: Buckets
     pipeline: DecodePipeline | None
     sources: frozenset[PoolId]
-    lookahead: dict[StepKind, int]
+    prefill_lookahead: int
+    decode_lookahead: int
     losses: int
     running: list[Sequence] = field(default_factory=list)
     decoding: list[Sequence] = field(default_factory=list)
     in_flight: deque[InFlight] = field(default_factory=deque)
+    came_back: int = 0
     steps: int = 0
     paused: bool = False
 
     def __post_init__(self) -> None:
+        # Kept, not worked out: they are asked for with every step.
         self.id: EngineId = self.engine.id
-
-    @property
-    def prefills(self) -> bool:
-        """Whether it accepts prefill steps."""
-        return StepKind.PREFILL in self.engine.accepts
+        self.prefills = StepKind.PREFILL in self.engine.accepts
+        self.decodes = StepKind.DECODE in self.engine.accepts
+        self.step_done = StepDone(self.id)
 
     @property
     def allocator(self) -> PageAllocator:
@@ -91,20 +95,26 @@ class EngineState:
         """Decode rows that are free; 0 where it accepts no decode step."""
         return 0 if self.pipeline is None else self.pipeline.rows - self.pipeline.taken_rows
 
-    def takes(self, kind: StepKind) -> bool:
-        """Whether it accepts a step of that kind, and has few enough in flight."""
-        return kind in self.engine.accepts and len(self.in_flight) <= self.lookahead[kind]
+    @property
+    def takes_prefill(self) -> bool:
+        """Whether it accepts a prefill step, and has few enough steps in flight."""
+        return self.prefills and len(self.in_flight) <= self.prefill_lookahead
+
+    @property
+    def takes_tick(self) -> bool:
+        """Whether it accepts a tick, and has few enough steps in flight."""
+        return self.decodes and len(self.in_flight) <= self.decode_lookahead
 
     @property
     def can_tick(self) -> bool:
         """Whether a tick would do anything now."""
         rows = self.pipeline
-        return rows is not None and not self.paused and self.takes(StepKind.DECODE) and rows.active
+        return rows is not None and self.takes_tick and not self.paused and rows.active
 
     def may_prefill(self, waiting: Seq[Sequence]) -> bool:
         """Whether it takes a prefill step now, and there is something to compute: a sequence that
         waits, or tokens of its own that have not been dispatched."""
-        if not self.takes(StepKind.PREFILL):
+        if not self.takes_prefill:
             return False
         return bool(waiting) or any(seq.prefilled < seq.length for seq in self.running)
 
@@ -114,7 +124,7 @@ class EngineState:
         computing = sum(
             chunk.tokens
             for step in self.in_flight
-            if isinstance(step.work, tuple)
+            if step.kind is StepKind.PREFILL
             for chunk in step.work
         )
         return computing + sum(seq.length - seq.prefilled for seq in self.running)
@@ -135,7 +145,7 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         pool=pool.id,
         accepts=state.engine.accepts,
         buckets=state.buckets,
-        open=state.takes(StepKind.PREFILL),
+        open=state.takes_prefill,
         running=tuple(seq for seq in state.running if seq.prefilled < seq.length),
         backlog=state.backlog,
         steps=state.steps,
@@ -146,6 +156,6 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         rows_of_pool=sum(each.pipeline.taken_rows for each in sharing if each.pipeline is not None),
         cached=cached,
         sources=state.sources,
-        in_flight=len(state.in_flight),
+        in_flight=sum(step.kind is StepKind.PREFILL for step in state.in_flight),
         leaving_pages=pool.leaving,
     )

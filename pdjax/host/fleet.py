@@ -137,10 +137,8 @@ class Fleet:
                 for pool in self.pools
                 if pool == engine.pool or transport.connects(pool, engine.pool)
             ),
-            lookahead={
-                StepKind.PREFILL: config.prefill.lookahead,
-                StepKind.DECODE: config.decode.lookahead,
-            },
+            prefill_lookahead=config.prefill.lookahead,
+            decode_lookahead=config.decode.lookahead,
             losses=engine.losses,
         )
         self.engines[engine.id] = state
@@ -157,11 +155,15 @@ class Fleet:
         if state.prefills:
             self.to_plan.add(state)
 
-    def dispatched(self, state: EngineState) -> None:
-        """A step has been dispatched to an engine: it is looked at again if it takes another."""
-        self._views.pop(state, None)
-        if any(state.takes(kind) for kind in state.engine.accepts):
-            self.touch(state)
+    def stepped(self, state: EngineState) -> None:
+        """A step has been dispatched to an engine, or has come back: it is looked at again if it
+        takes another. Where only ticks do, a policy would see nothing new."""
+        if state.prefills:
+            self._views.pop(state, None)
+            if state.takes_prefill:
+                self.to_plan.add(state)
+        if state.takes_tick:
+            self.to_tick.add(state)
 
     def _room_changed(self, states: Iterable[EngineState]) -> None:
         """Pages or rows of a pool have been taken or let go."""

@@ -4,13 +4,12 @@ Events come in, plans go out. A turn looks only at engines that something has ha
 waits for a device.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 
 from pdjax.config import Config
 from pdjax.host.audit import audit
-from pdjax.host.batching.decode_pipeline import Tick
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet, Touched, in_order
 from pdjax.host.handoff.deadlines import EXPIRE
@@ -37,6 +36,7 @@ from pdjax.interfaces.events import (
     StepDone,
     TimerDue,
 )
+from pdjax.interfaces.steps import StepKind
 from pdjax.interfaces.transport import Pool, Transport
 
 
@@ -94,7 +94,7 @@ class Loop:
         self._prefill = PrefillRunner(*parts, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
         self._due: deque[TimerDue] = deque()
-        self._done: Counter[EngineState] = Counter()  # steps that have come back, not yet read
+        self._done: Touched = set()  # engines of which a step has come back and is not read
         self._finished: deque[tuple[Sequence, EngineState]] = deque()
 
     @property
@@ -133,7 +133,9 @@ class Loop:
         jobs: list[Event] = []
         for event in events:
             if isinstance(event, StepDone):
-                self._done[self.fleet.engines[event.engine]] += 1
+                state = self.fleet.engines[event.engine]
+                state.came_back += 1
+                self._done.add(state)
             elif isinstance(event, TimerDue):
                 self._due.append(event)
             elif isinstance(event, EngineLost):
@@ -147,24 +149,24 @@ class Loop:
     def _harvest_decode(self) -> bool:
         self._recorder.observer.part_began(TurnPart.HARVEST_DECODE)
         busy = False
-        for state in self._with_results(of_ticks=True) if self._done else ():
+        for state in self._with_results(StepKind.DECODE) if self._done else ():
             finished = self._decode.harvest(state, state.in_flight.popleft())
             self._finished += [(sequence, state) for sequence in finished]
             busy = True
         return busy
 
-    def _with_results(self, *, of_ticks: bool) -> Iterator[EngineState]:
-        """Engines whose oldest step in flight has come back, once for each such step. An engine
-        works in order. The sequences of a step that computed from an empty pool have been preempted
-        when it is handed out."""
-        for state in in_order(self._done.keys()):
-            while self._done[state] and isinstance(state.in_flight[0].work, Tick) == of_ticks:
-                self._done[state] -= 1
-                self.fleet.touch(state)
+    def _with_results(self, kind: StepKind) -> Iterator[EngineState]:
+        """Engines whose oldest step in flight has come back and is of a kind, once for each such
+        step. An engine works in order. The sequences of a step that computed from an empty pool
+        have been preempted when it is handed out."""
+        for state in in_order(self._done):
+            while state.came_back and state.in_flight[0].kind is kind:
+                state.came_back -= 1
                 self._notice_losses(self.fleet.sharing(state.pool))
                 yield state
-            if not self._done[state]:
-                del self._done[state]
+                self.fleet.stepped(state)
+            if not state.came_back:
+                self._done.remove(state)
 
     def _notice_losses(self, states: Iterable[EngineState]) -> None:
         """Preempt the sequences that have KV in a lost pool, and forget its prefixes."""
@@ -219,7 +221,7 @@ class Loop:
     def _harvest_prefill(self) -> bool:
         self._recorder.observer.part_began(TurnPart.HARVEST_PREFILL)
         busy = False
-        for state in self._with_results(of_ticks=False) if self._done else ():
+        for state in self._with_results(StepKind.PREFILL) if self._done else ():
             self._prefill.harvest(state, state.in_flight.popleft())
             busy = True
         return busy

@@ -67,7 +67,8 @@ class ScheduledEvents:
         self._woken = True
 
     def poll(self) -> Sequence[Event]:
-        now, scheduled, events = self._clock.now(), self._scheduled, list[Event]()
+        now, scheduled = self._clock.now(), self._scheduled
+        events: list[Event] = []
         while self._posted:
             events.append(self._posted.popleft())
         while scheduled and scheduled[0][0] <= now:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +27,7 @@ from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch
 _EVER = np.iinfo(np.int32).max
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(NamedTuple):
     """A tick to dispatch, and its sequences.
 
     Attributes:
@@ -45,8 +45,7 @@ class Tick:
     stages_active: int
 
 
-@dataclass(frozen=True)
-class _Occupants:
+class _Occupants(NamedTuple):
     """The sequences in flight in a microbatch: `rows` with their places, as `in_flight` says."""
 
     in_flight: np.ndarray  # bool[b]
@@ -55,8 +54,7 @@ class _Occupants:
     ids: str
 
 
-@dataclass(frozen=True)
-class _Flight:
+class _Flight(NamedTuple):
     """A microbatch that has been launched: its occupants, and their page table."""
 
     occupants: _Occupants
@@ -131,7 +129,7 @@ class DecodePipeline:
     @property
     def active(self) -> bool:
         """Whether a tick would do anything: a sequence is in flight, or could be launched."""
-        if self._any_in_flight or any(self._courses):
+        if any(self._courses) or self._any_in_flight:
             return True
         return bool(self._taken) and bool((self._next <= self._last).any())
 

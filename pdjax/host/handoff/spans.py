@@ -40,7 +40,10 @@ class Spans:
         each = self.tokens // page_size  # pages of a span
         pages: list[int] = []
         for held, spans in holdings:
-            for span in spans:
-                own = held[span * each : (span + 1) * each]
-                pages += [*own, *[NULL_PAGE] * (each - len(own))]
+            if not held or each > 1:
+                held = [*held, *[NULL_PAGE] * ((max(spans) + 1) * each - len(held))]
+            if each == 1:
+                pages += [held[span] for span in spans]
+            else:
+                pages += [page for span in spans for page in held[span * each : (span + 1) * each]]
         return padded(pages, fit(self.buckets, len(pages) // each) * each, NULL_PAGE)

@@ -1,6 +1,7 @@
 """A transfer job under way, and what it has of each hand-off."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,8 +11,7 @@ from pdjax.interfaces.tickets import Ticket
 from pdjax.interfaces.transport import TransferCost, TransferJob, TransferTicket
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """What a job has of one hand-off, which was of that generation then."""
 
     handoff: Handoff

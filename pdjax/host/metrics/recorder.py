@@ -291,7 +291,10 @@ class Recorder:
         """
         span = Span(track, name, start, end, args, who)
         self._spans.append(span)
-        self.engines.setdefault(track, EngineMetrics()).add(span)
+        metrics = self.engines.get(track)
+        if metrics is None:
+            metrics = self.engines[track] = EngineMetrics()
+        metrics.add(span)
 
     def request(self, seq: Sequence) -> RequestMetrics:
         """The metrics of a sequence, finished or not."""

@@ -31,7 +31,8 @@ class EngineView:
       open: whether it takes another step now.
       running: its sequences with prompt tokens still to dispatch, oldest first.
       backlog: prompt tokens that it has been given and has not finished: the measure of its load.
-      steps: that it has been given so far; `in_flight`: those that have not come back.
+      steps: prefill steps that it has been given so far; `in_flight`: those that have not come
+        back.
       rows: decode rows, all of them; `free_rows`: those that are free.
       free_pages: pages of the pool that may be reserved now. `total_pages`: all that it will have.
       leaving_pages: pages of the pool that hand-offs hold until their KV has arrived elsewhere.

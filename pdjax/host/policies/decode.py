@@ -54,6 +54,8 @@ class FcfsDecode:
             here = [view for view in able if view.pool == sequence.pool]
             view = choose(self._router, "decode_engine", sequence, here or able)
             admissions.append(Admission(sequence, view.engine))
+            if sequence is prefilled[-1]:
+                break
             views[view.engine] = replace(
                 view,
                 free_rows=view.free_rows - 1,

@@ -14,7 +14,6 @@ from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
 from pdjax.host.sequences.sequence import Sequence, State
-from pdjax.interfaces.events import StepDone
 from pdjax.interfaces.steps import DecodeStep, StepKind
 
 
@@ -97,9 +96,9 @@ class DecodeRunner:
             if not isinstance(error, Exception):
                 raise
         else:
-            state.in_flight.append(InFlight(tick, ticket, started, tick.refs))
-            self._events.watch(ticket, StepDone(state.id), state.id)
-            self._fleet.dispatched(state)
+            state.in_flight.append(InFlight(StepKind.DECODE, tick, ticket, started, tick.refs))
+            self._events.watch(ticket, state.step_done, state.id)
+            self._fleet.stepped(state)
             active = len(tick.refs)
             self._recorder.observer.step_submitted(
                 state.id, StepKind.DECODE, active, active, started

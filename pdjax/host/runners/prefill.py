@@ -17,7 +17,6 @@ from pdjax.host.sequences.output import OutputProcessor
 from pdjax.host.sequences.reference import SequenceRef, ids_of
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.interfaces.batches import NOT_FINITE
-from pdjax.interfaces.events import StepDone
 from pdjax.interfaces.steps import PrefillStep, StepKind
 
 
@@ -81,9 +80,9 @@ class PrefillRunner:
             if not isinstance(error, Exception):
                 raise
         else:
-            state.in_flight.append(InFlight(chunks, ticket, started, refs))
-            self._events.watch(ticket, StepDone(state.id), state.id)
-            self._fleet.dispatched(state)
+            state.in_flight.append(InFlight(StepKind.PREFILL, chunks, ticket, started, refs))
+            self._events.watch(ticket, state.step_done, state.id)
+            self._fleet.stepped(state)
             queue.dispatched(ticket.exports)
             self._handoffs.computed(chunks)
             self._recorder.observer.step_submitted(

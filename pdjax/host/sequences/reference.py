@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pdjax.host.sequences.sequence import Sequence
 
@@ -10,8 +10,7 @@ MOST_NAMED = 32
 """References that `ids_of` spells out: a recorder keeps its spans, and they must stay small."""
 
 
-@dataclass(frozen=True)
-class SequenceRef:
+class SequenceRef(NamedTuple):
     """A sequence as it was when work was dispatched for it. The outcome is for this sequence, even
     if another one has its place by then, and for none if it has given up the KV that the work was
     about."""
