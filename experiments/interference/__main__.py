@@ -39,7 +39,8 @@ from experiments.interference.load import MODES, Load, make_config
 from experiments.interference.picture import PHASES, SHARES, draw
 from pdjax import LLM, Config, SamplingParams
 from pdjax.flags import new_flags, run
-from pdjax.host.metrics.recorder import Recorder, RequestMetrics
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.request import RequestMetrics
 from pdjax.host.sequences import sequence as states
 
 FLAGS = new_flags()

@@ -39,7 +39,8 @@ from pdjax import LLM, Config, RequestOutput, SamplingParams, load_config
 from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.core.model_spec import ModelSpec
 from pdjax.flags import new_flags, run
-from pdjax.host.metrics.recorder import Recorder, Span
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.work import Span
 
 PROBE_BYTES = 64 << 20
 """Bytes of the plain put that measures a link."""

@@ -22,7 +22,8 @@ from experiments.common.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, RequestOutput, SamplingParams
 from pdjax.flags import config_of, new_flags, run
 from pdjax.formats.strict_json import dumps
-from pdjax.host.metrics.recorder import Recorder, in_ms
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.request import in_ms
 
 FLAGS = new_flags(config="configs/smollm2_cpu.py")
 _OUT = flags.DEFINE_string("out", "results/quickstart", "directory to write", flag_values=FLAGS)

@@ -26,7 +26,7 @@ class Completion:
       stop_reason: the stop string or token id that ended it, where one did.
       logprobs: one entry a token, where they were asked for.
       error: why it failed, where it did.
-      metrics: when things happened; see `host/metrics/recorder.py`.
+      metrics: when things happened; see `host/metrics/request.py`.
     """
 
     token_ids: list[int]

@@ -26,13 +26,14 @@ WorkT = TypeVar("WorkT", bound=tuple[Chunk, ...] | Tick)
 
 class InFlight(NamedTuple, Generic[WorkT]):
     """A step that was dispatched and has not been read: what it is, its ticket, and the sequences
-    that an error of it concerns."""
+    that an error of it concerns; `number` of a prefill step among those of its engine."""
 
     kind: StepKind
     work: WorkT
     ticket: Ticket[Sampled]
     started: float
     refs: tuple[SequenceRef, ...]
+    number: int = 0
 
 
 @dataclass(eq=False)

@@ -58,7 +58,7 @@ class TransferCost:
     """What a transfer job moved."""
 
     bytes: int  # over the wire, padding pages and checksums included
-    pages: int  # of the source that are of a sequence, in `layers` of the job
+    pages: int  # of the source that are of a sequence; in all layers of the job together
     pieces: int  # single-device arrays
     puts: int  # batched device_put calls
     layout_changing_puts: int  # fell to the host; must be 0

@@ -13,7 +13,8 @@ from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.request import QueueFull, Request
 from pdjax.formats.strict_json import dumps
 from pdjax.host.coordinator import Coordinator
-from pdjax.host.metrics.recorder import Recorder, RequestMetrics
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.request import RequestMetrics
 from pdjax.host.metrics.summary import report
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.events import EngineLost

@@ -114,7 +114,7 @@ class SimTransport:
         wire, source = self._wire(job.source, job.target), self._meshes[job.source]
         layers, layout = len(job.layers), source.layout
         nbytes = len(job.source_pages) * layout.page_bytes * layers // layout.num_layers
-        cost = TransferCost(nbytes, job.pages * layers, 1, 1, 0)
+        cost = TransferCost(nbytes, job.pages, 1, 1, 0)
         read = SimTicket(self._clock, source.take(0.0), None)
         ticket = SimTransferTicket(self._clock, self._carry(wire, read.moment, nbytes), cost, read)
         source.promise(ticket)

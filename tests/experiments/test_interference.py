@@ -15,7 +15,7 @@ from experiments.interference.picture import SHARES, draw
 from experiments.mixes import __main__ as mixes
 from pdjax.config.load import load_config
 from pdjax.flags import status
-from pdjax.host.metrics.recorder import Span
+from pdjax.host.metrics.work import Span
 
 LOAD = Load(rows=3, prompt=20, long=100, long_output=3, intruders=2, spare=2, steps=12, warm=3)
 

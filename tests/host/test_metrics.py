@@ -2,18 +2,23 @@
 
 import json
 from array import array
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdjax.core.clock import VirtualClock
+from pdjax.core.ids import PoolId
 from pdjax.core.request import Request, SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.host.handoff.accounting import TransferTotals
+from pdjax.host.metrics import definitions
+from pdjax.host.metrics.definitions import Metric
 from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.request import FirstGap, phases
 from pdjax.host.metrics.summary import report, summarize
-from pdjax.host.metrics.trace import REQUESTS, phases, trace_events, write_trace
 from pdjax.host.sequences.sequence import Sequence
 
 COST = TransferTotals(transfers=1, bytes=4096, pages=2, pieces=6, puts=1, seconds=2.0)
@@ -44,13 +49,15 @@ class Script:
 
 
 def a_life(script: Script, seq: Sequence, start: float = 1.0) -> None:
-    """Queue 2 s, prefill 1 s, wait 1 s, transfer 2 s; later tokens 8, 9 and 11 s after `start`."""
+    """Queue 2 s, prefill 1 s, wait 1 s, transfer 2 s, wait half a second for the tick; later tokens
+    8, 9 and 11 s after `start`."""
     script.at(start, seq, "arrived")
-    script.at(start + 2, seq, "admitted", "prefill_started")
-    script.at(start + 3, seq, "first_token", "token")
-    script.at(start + 4, seq, "transfer_started")
+    script.at(start + 2, seq, "prefill_started")
+    script.at(start + 3, seq, "first_token", "token", "prefilled")
+    script.at(start + 4, seq, "reserved", "transfer_started", "sent")
     script.at(start + 6, seq, "transfer_landed", "decoding")
     script.recorder.transfer(seq, COST)
+    script.at(start + 6.5, seq, "first_tick")
     script.at(start + 8, seq, "token")
     script.at(start + 9, seq, "token")
     script.at(start + 11, seq, "token", "finished")
@@ -73,6 +80,28 @@ def test_latencies_of_one_request():
         2,
     )
     assert metrics.to_json()["ttft_ms"] == 3000
+
+
+def test_named_waits_add_up_to_the_first_token_and_to_the_first_gap():
+    script, seq = Script(), a_sequence(arrival=1.0)
+    a_life(script, seq)
+    whole = script.recorder.request(seq).to_json()
+    assert (whole["queue_ms"], whole["prefill_ms"]) == (2000, 1000)
+    assert whole["queue_ms"] + whole["prefill_ms"] == whole["ttft_ms"]
+    parts = [whole[f"{part}_ms"] for part in ("row_wait", "kv_wait", "tick_wait", "first_tick")]
+    assert parts == [1000, 2000, 500, 1500]
+    assert sum(parts) == whole["itls_ms"][0]
+    assert [whole[f"{mark}_ms"] for mark in ("reserved", "sent", "written")] == [4000, 4000, 6000]
+
+
+def test_a_preemption_in_the_first_gap_counts_as_the_rest_of_it():
+    script, seq = Script(), a_sequence()
+    script.at(0, seq, "arrived", "prefill_started")
+    script.at(1, seq, "first_token", "token", "prefilled")
+    script.at(3, seq, "preempted")
+    script.at(4, seq, "prefill_started")
+    script.at(6, seq, "token", "prefilled", "finished")
+    assert script.recorder.request(seq).first_gap == FirstGap(2, 0, 0, 3)
 
 
 def test_a_single_token_has_no_tpot():
@@ -197,9 +226,8 @@ def test_transfers_add_up():
         two, TransferTotals(1, bytes=100, pages=1, layout_changing_puts=1, seconds=0.25)
     )
     totals = recorder.transfers
-    assert (totals.transfers, totals.bytes, totals.pages) == (3, 8292, 5)
-    assert (totals.pieces, totals.puts, totals.layout_changing_puts) == (12, 2, 1)
-    assert totals.seconds == 1.0
+    assert (totals.transfers, totals.seconds) == (3, 1.0)
+    assert totals.bytes == 0, "shipments are counted by themselves"
     assert recorder.request(one).transfer.bytes == 8192
 
 
@@ -241,13 +269,13 @@ def test_to_ask_for_somebody_unknown_keeps_nothing():
 def test_phases_fill_the_life_of_a_request():
     script, seq = Script(), a_sequence(arrival=1.0)
     a_life(script, seq)
-    spans = phases(script.recorder.request(seq))
-    assert [(span.name, span.start, span.end) for span in spans] == [
+    assert phases(script.recorder.request(seq)) == [
         ("queue", 1, 3),
         ("prefill", 3, 4),
-        ("wait for hand-off", 4, 5),
+        ("wait for row", 4, 5),
         ("transfer", 5, 7),
-        ("decode", 7, 12),
+        ("wait for tick", 7, 7.5),
+        ("decode", 7.5, 12),
     ]
 
 
@@ -255,78 +283,37 @@ def test_phases_of_a_preempted_request():
     script, seq = Script(), a_sequence()
     script.at(0, seq, "arrived")
     script.at(1, seq, "prefill_started")
-    script.at(2, seq, "prefill_started")  # a second chunk
-    script.at(3, seq, "token", "first_token")
-    script.at(4, seq, "decoding")  # one pool for both phases: nothing is moved
+    script.at(2, seq, "reserved", "sent")  # ahead, with the first chunk
+    script.at(3, seq, "token", "first_token", "prefilled")
+    script.at(4, seq, "decoding", "first_tick")  # one pool for both phases: nothing is moved
     script.at(6, seq, "token")
     script.at(7, seq, "preempted")
     script.at(8, seq, "prefill_started")
-    script.at(9, seq, "token")
+    script.at(9, seq, "token", "prefilled")
     script.at(10, seq, "transfer_started")
-    script.at(11, seq, "transfer_landed")
+    script.at(11, seq, "transfer_landed", "decoding", "first_tick")
     script.at(12, seq, "token", "finished")
     metrics = script.recorder.request(seq)
     assert metrics.preemptions == 1
-    assert [(span.name, span.start, span.end) for span in phases(metrics)] == [
+    assert phases(metrics) == [
         ("queue", 0, 1),
         ("prefill", 1, 3),
-        ("wait for hand-off", 3, 4),
+        ("wait for row", 3, 4),
         ("decode", 4, 7),
         ("queue", 7, 8),
         ("prefill", 8, 9),
-        ("wait for hand-off", 9, 10),
+        ("wait for row", 9, 10),
         ("transfer", 10, 11),
         ("decode", 11, 12),
     ]
 
 
-def test_trace_shows_engines_and_requests_on_one_clock(tmp_path):
-    script = Script()
-    a_life(script, a_sequence(arrival=1.0))
-    recorder = script.recorder
-    recorder.span("prefill/0", "step", 3.0, 4.0, tokens=5)
-    recorder.span("decode/0", "tick", 7.0, 9.0)
-    recorder.span("decode/0", "tick", 8.0, 10.0)
-    recorder.span("transfer/0->0", "a#0", 5.0, 7.0)
-    recorder.span("transfer/0->0", "b#0", 6.0, 8.0)
-    recorder.span("transfer/0->0", "c#0", 7.0, 8.0)
-    write_trace(tmp_path / "deep" / "trace.json", recorder)
-    events = json.loads((tmp_path / "deep" / "trace.json").read_text())["traceEvents"]
-    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert sorted(names.values()) == [
-        "a#0",
-        "decode/0",
-        "prefill/0",
-        "transfer/0->0",
-        "transfer/0->0",
-    ]
-    slices = [event for event in events if event["ph"] == "X"]
-    ticks = [(e["ts"], e["dur"]) for e in slices if e["name"] == "tick"]
-    assert ticks == [(7e6, 2e6), (9e6, 1e6)]  # the second waited for the first
-    prefill = next(e for e in slices if e["name"] == "step")
-    own = next(e for e in slices if e["pid"] == REQUESTS and e["name"] == "prefill")
-    assert (prefill["ts"], prefill["dur"]) == (own["ts"], own["dur"]) == (3e6, 1e6)
-    tokens = [e for e in events if e["ph"] == "i"]
-    assert [(e["name"], e["ts"]) for e in tokens] == [
-        ("token 0", 4e6),
-        ("token 1", 9e6),
-        ("token 2", 10e6),
-        ("token 3", 12e6),
-    ]
-    assert_no_overlaps(slices)
-
-
-def assert_no_overlaps(slices: list[dict]) -> None:
-    """Viewers need the slices of a track to lie side by side."""
-    for event in slices:
-        for other in slices:
-            if event is not other and (event["pid"], event["tid"]) == (other["pid"], other["tid"]):
-                before = event["ts"] + event["dur"] <= other["ts"]
-                assert before or other["ts"] + other["dur"] <= event["ts"]
-
-
-def test_trace_of_nothing_is_a_trace():
-    assert [event["ph"] for event in trace_events([], [])] == ["M", "M"]
+def test_phases_of_a_request_that_goes_on_last_until_its_last_token():
+    script, seq = Script(), a_sequence()
+    script.at(0, seq, "arrived")
+    script.at(1, seq, "prefill_started")
+    script.at(3, seq, "first_token", "token")
+    assert phases(script.recorder.request(seq)) == [("queue", 0, 1), ("prefill", 1, 3)]
 
 
 def test_report_is_plain_json():
@@ -338,7 +325,53 @@ def test_report_is_plain_json():
     assert whole["requests"][0]["itls_ms"] == [5000, 1000, 2000]
     assert whole["engines"]["prefill/0"]["steps"] == 1
     assert whole["transfers"]["layout_changing_puts"] == 0
-    assert "tpot" in whole["definitions"]
+    assert whole["definitions"]["requests"]["ttft_ms"].endswith("first token - arrival [ms]")
+
+
+def keys_of(metrics: Iterable[Metric]) -> list[str]:
+    keys = [metric.key for metric in metrics]
+    assert len(keys) == len(set(keys))
+    return sorted(keys)
+
+
+def test_every_key_of_a_report_is_defined_once_and_every_definition_is_a_key():
+    script = Script()
+    a_life(script, a_sequence(arrival=1.0))
+    script.recorder.span("prefill/0", "step", 3.0, 4.0, tokens=5)
+    script.recorder.link(PoolId("hbm/0"), PoolId("hbm/1"))
+    whole = report(script.recorder)
+    statistics = {key for name in definitions.SAMPLED for key in definitions.statistic_keys(name)}
+    assert sorted(set(whole) - statistics) == keys_of(definitions.RUN)
+    assert statistics <= set(whole)
+    assert sorted(whole["requests"][0]) == keys_of(definitions.REQUEST)
+    assert sorted(whole["transfers"]) == keys_of(definitions.TRANSFER)
+    assert sorted(whole["requests"][0]["transfer"]) == keys_of(definitions.TRANSFER)
+    assert sorted(whole["links"]["hbm/0->hbm/1"]) == keys_of(definitions.LINK)
+    assert sorted(whole["engines"]["prefill/0"]) == keys_of(definitions.ENGINE)
+    assert sorted(whole["definitions"]) == sorted(definitions.GROUPS)
+
+
+def test_the_page_of_metrics_is_up_to_date():
+    """Else: python -m pdjax.host.metrics.definitions > docs/metrics.md"""
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert page.read_text("utf-8") == definitions.markdown()
+
+
+def test_every_metric_has_a_unit_that_its_key_does_not_contradict():
+    units = {"_ms": "ms", "_s": "s", "_len": "tokens", "_tokens": "tokens", "bytes": "B"}
+    for group, metrics in definitions.GROUPS.items():
+        for metric in metrics:
+            for ending, unit in units.items():
+                if metric.key.endswith(ending) and not metric.key.endswith("per_s"):
+                    assert metric.unit == unit, (group, metric)
+
+
+def test_free_pages_are_kept_when_they_change():
+    script = Script()
+    for moment, pages in ((1.0, 5), (2.0, 5), (3.0, 4)):
+        script.clock.advance(moment - script.clock.now())
+        script.recorder.free_pages(PoolId("hbm/0"), pages)
+    assert script.recorder.pages() == [("hbm/0", 1.0, 5), ("hbm/0", 3.0, 4)]
 
 
 @pytest.mark.parametrize(

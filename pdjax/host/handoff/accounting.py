@@ -8,36 +8,20 @@ from pdjax.interfaces.transport import TransferCost
 
 @dataclass
 class TransferTotals:
-    """Sum of hand-offs. Seconds of different shipments and hand-offs overlap, so sums of them may
-    exceed the run's duration.
+    """Sum of hand-offs: of a sequence, or of a run. What each field means, and its unit, is said in
+    `metrics/definitions.py`.
 
-    Attributes:
-      transfers: hand-offs that were completed.
-      shipments: pieces of work that they were sent in.
-      bytes, pages, pieces, puts, layout_changing_puts: see `interfaces.TransferCost`; a shipment
-        that serves several sequences counts in each by its share of the pages.
-      pages_skipped: of the target, that held their KV already (delta hand-off).
-      retries: attempts that failed, timed out or arrived damaged.
-      reprefilled_tokens: computed again because a hand-off had failed for good; must be 0 where
-        nothing fails.
-      seconds: from the end of the prefill to the last page's landing, or to the start of the
-        hand-off if that was later: what it delays.
-      gather_s: from the dispatch of a shipment, or the end of its prefill if that was later, to
-        the reading of its pages.
-      wire_s: from there to its arrival; where the host did not look in between, the time that so
-        many bytes take at the link's peak.
-      scatter_s: from its arrival to its being written.
-      exposed_s: of the time on the wire, what came after the end of the prefill; `hidden_s`: the
-        rest, while the prefill still ran.
+    Several sequences may share a shipment. Each has its own part of the bytes and pages, and counts
+    the shipment, its pieces and its puts whole; a run counts every shipment once.
     """
 
     transfers: int = 0
     shipments: int = 0
-    bytes: float = 0
-    pages: float = 0
-    pieces: float = 0
-    puts: float = 0
-    layout_changing_puts: float = 0
+    bytes: int = 0
+    pages: int = 0
+    pieces: int = 0
+    puts: int = 0
+    layout_changing_puts: int = 0
     pages_skipped: int = 0
     retries: int = 0
     reprefilled_tokens: int = 0
@@ -53,11 +37,16 @@ class TransferTotals:
         for name in _TOTALS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def add_shipment(self, cost: TransferCost, share: float) -> None:
-        """Count a share of a shipment, in (0, 1]."""
+    def add_handoff(self, other: "TransferTotals") -> None:
+        """Count `other`, but for what its shipments moved: they are counted by themselves."""
+        for name in _OF_HANDOFFS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def add_shipment(self, cost: TransferCost) -> None:
+        """Count a shipment."""
         self.shipments += 1
         for name in _COSTS:
-            setattr(self, name, getattr(self, name) + share * getattr(cost, name))
+            setattr(self, name, getattr(self, name) + getattr(cost, name))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -66,18 +55,13 @@ class TransferTotals:
 
 _TOTALS, _COSTS = (tuple(x.name for x in fields(each)) for each in (TransferTotals, TransferCost))
 """Named once: to ask a dataclass takes longer than to add."""
+_OF_HANDOFFS = tuple(name for name in _TOTALS if name not in ("shipments", *_COSTS))
 
 
 @dataclass
 class Link:
-    """What moved from one engine to another, beside what the link can do.
-
-    Attributes:
-      bytes, shipments: that arrived.
-      wire_s: seconds in which at least one shipment was on the wire.
-      peak: bytes a second of a plain put between one pair of devices, measured at the start, times
-        the pairs that there are; None if it was not.
-    """
+    """What moved from one pool to another, beside what the link can do; see
+    `metrics/definitions.py`."""
 
     bytes: int = 0
     shipments: int = 0

@@ -9,6 +9,7 @@ an entry for each part, so that "all pages are present" is looked up, not believ
 
 import enum
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -61,7 +62,7 @@ class Handoff:
       opened: moment of the reservation.
       source_pages: held at the sending end, once the sequence has let go of them (`departed`).
       departed: moment at which the sequence had nothing left to do but to wait for this.
-      left: moment at which something of it last left.
+      left: moment at which something of it last left; minus infinity before.
       computed: tokens of which KV has been dispatched through all layers.
       attempts: that failed.
       generation: counts disownments; what was sent in an earlier one is not wanted any more.
@@ -84,7 +85,7 @@ class Handoff:
     opened: float
     source_pages: list[int] = field(default_factory=list)
     departed: float | None = None
-    left: float = 0.0
+    left: float = -math.inf
     computed: int = 0
     attempts: int = 0
     generation: int = 0
@@ -152,6 +153,13 @@ class Handoff:
         parts = [(whole, slice(0, len(self.groups)))]
         parts += [(spans, slice(group, group + 1)) for group, spans in enumerate(rest)]
         return [(spans, groups) for spans, groups in parts if spans.size]
+
+    def pages_in(self, spans: np.ndarray) -> int:
+        """Pages of the source that the sequence has in some spans, i64[n], ascending: the last span
+        may be partly filled."""
+        each = self.span // self.source.layout.page_size
+        beyond = (int(spans[-1]) + 1) * each - len(self.pages)
+        return each * spans.size - max(0, beyond)
 
     def mark(self, spans: np.ndarray, groups: slice, part: Part) -> None:
         """These parts have come so far."""
@@ -223,17 +231,11 @@ class Handoff:
     def record(self, arrived: float, recorder: Recorder) -> None:
         """Take down what it has cost, once all of it is there."""
         assert self.departed is not None, "its sequence waits for it"
-        costs, (source, target) = self.costs, self.ends
+        costs = self.costs
         costs.transfers, costs.seconds = 1, arrived - self.departed
         costs.hidden_s = max(0.0, costs.wire_s - costs.exposed_s)
-        recorder.span(
-            f"transfer/{source}->{target}",
-            self.sequence.id,
-            self.departed,
-            arrived,
-            bytes=costs.bytes,
-            pages=costs.pages,
-        )
         recorder.transfer(self.sequence, costs)
+        recorder.free_pages(self.source.id, self.source.allocator.free_pages)
         if costs.layout_changing_puts:
-            _LOG.warning("%s: a hand-off changed a layout in a put, by way of the host", target)
+            text = "%s: a hand-off changed a layout in a put, by way of the host"
+            _LOG.warning(text, self.target.id)

@@ -215,6 +215,9 @@ class HandoffManager:
             opened=self._clock.now(),
         )
         handoff.costs.pages_skipped = len(there)
+        if engine is not None:
+            self._recorder.mark(sequence, "reserved")
+        self._recorder.free_pages(target.id, target.allocator.free_pages)
         self._open[handoff.id] = handoff
         self._deadlines.opened(handoff)
         return handoff

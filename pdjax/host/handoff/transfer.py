@@ -6,18 +6,25 @@ from typing import NamedTuple
 import numpy as np
 
 from pdjax.host.batching.buckets import fit
-from pdjax.host.handoff.handoff import Handoff, Part
+from pdjax.host.handoff.handoff import Handoff, Part, Purpose
+from pdjax.host.metrics.work import Passenger, Shipment
 from pdjax.interfaces.tickets import Ticket
 from pdjax.interfaces.transport import TransferCost, TransferJob, TransferTicket
 
 
 class Item(NamedTuple):
-    """What a job has of one hand-off, which was of that generation then."""
+    """What a job has of one hand-off, which was of that generation then; `pages` of the source."""
 
     handoff: Handoff
     spans: np.ndarray
     groups: slice
     generation: int
+    pages: int
+
+    @classmethod
+    def of(cls, handoff: Handoff, spans: np.ndarray, groups: slice) -> "Item":
+        """Some spans of a hand-off in some of its layer groups."""
+        return cls(handoff, spans, groups, handoff.generation, handoff.pages_in(spans))
 
     @property
     def wanted(self) -> bool:
@@ -36,6 +43,7 @@ class Transfer:
     items: tuple[Item, ...]
     nbytes: int
     sent: float
+    passengers: tuple[Passenger, ...]
     ticket: TransferTicket | None = None  # not before the step that exports it is dispatched
     read: float | None = None
     on_wire: float = 0.0
@@ -48,6 +56,23 @@ class Transfer:
     def wanted(self) -> bool:
         return any(item.wanted for item in self.items)
 
+    def shipment(self, written: float | None) -> Shipment:
+        """What a recorder keeps of it, once it has arrived."""
+        job, cost = self.job, self.cost
+        return Shipment(
+            id=job.id,
+            source=job.source,
+            target=job.target,
+            layers=job.layers,
+            bytes=self.nbytes if cost is None else cost.bytes,
+            pages=job.pages,
+            sent=self.sent,
+            on_wire=self.on_wire,
+            arrived=self.arrived,
+            written=written,
+            passengers=self.passengers,
+        )
+
     def account(self, handoff: Handoff) -> None:
         """Count the seconds that it took for one of its hand-offs."""
         costs, gathered, arrived = handoff.costs, self.on_wire, self.arrived
@@ -56,6 +81,20 @@ class Transfer:
         costs.exposed_s += max(0.0, arrived - max(gathered, departed))
         if handoff.departed is not None:
             costs.gather_s += max(0.0, gathered - max(self.sent, departed))
+
+
+def passengers_of(items: tuple[Item, ...]) -> tuple[Passenger, ...]:
+    """The sequences of a job that leaves now."""
+    return tuple(
+        Passenger(
+            sequence.id,
+            sequence.home if handoff.purpose is Purpose.DECODE else None,
+            sequence.served,
+            None if handoff.engine is None else handoff.engine.id,
+        )
+        for handoff in dict.fromkeys(item.handoff for item in items)
+        for sequence in (handoff.sequence,)
+    )
 
 
 def nbytes_of(items: tuple[Item, ...]) -> int:

@@ -5,11 +5,12 @@ its own, however small it is. What comes back is for those parts alone whose han
 them.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from pdjax.core.ids import PoolId
 from pdjax.host.events import is_ready
 from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.handoff.handoff import Handoff, Part
-from pdjax.host.handoff.transfer import Item, Transfer, nbytes_of, span_bytes
+from pdjax.host.handoff.transfer import Item, Transfer, nbytes_of, passengers_of, span_bytes
 from pdjax.host.runtime import Runtime
 from pdjax.interfaces.events import JobArrived, JobRead, JobWritten, TimerDue
 from pdjax.interfaces.steps import Exports
@@ -157,7 +158,7 @@ class TransferQueue:
                     loads.append([])
                     room = most
                 here, spans = spans[:room], spans[room:]
-                loads[-1].append(Item(handoff, here, groups, handoff.generation))
+                loads[-1].append(Item.of(handoff, here, groups))
                 room -= here.size
         return [tuple(load) for load in loads]
 
@@ -187,8 +188,10 @@ class TransferQueue:
         now = self._clock.now()
         for item in items:
             item.mark(Part.SENT)
+            if item.handoff.left == -math.inf and item.handoff.engine is not None:
+                self._recorder.mark(item.handoff.sequence, "sent")
             item.handoff.left = now
-        transfer = Transfer(job, items, nbytes_of(items), now)
+        transfer = Transfer(job, items, nbytes_of(items), now, passengers_of(items))
         self._sent[job.id] = transfer
         self.bytes_in_flight += transfer.nbytes
         self._recorder.observer.job_sent(job)
@@ -252,13 +255,17 @@ class TransferQueue:
             return
         transfer = self._forget(job_id)
         self._recorder.observer.job_arrived(transfer.job)
+        transfer.arrived = self._clock.now()
+        transfer.on_wire = transfer.read or transfer.sent
         if not transfer.wanted:
             self.transport.cancel(job_id)
+            self._recorder.shipment(transfer.shipment(written=None))
             return
         try:
             self._write(transfer)
         except BaseException as error:
             self.transport.cancel(job_id)
+            self._recorder.shipment(transfer.shipment(written=None))
             self._fail(transfer.items, error)
 
     def give_up(self) -> None:
@@ -279,7 +286,9 @@ class TransferQueue:
         if transfer is None:
             return
         self._recorder.observer.job_written(transfer.job)
-        seconds = self._clock.now() - transfer.arrived
+        now = self._clock.now()
+        seconds = now - transfer.arrived
+        self._recorder.shipment(transfer.shipment(written=now))
         try:
             assert transfer.writing is not None
             damaged = transfer.writing.result()
@@ -294,14 +303,14 @@ class TransferQueue:
             return
         total = sum(item.spans.size for item in transfer.items)
         for item in transfer.items:
-            share = TransferTotals(scatter_s=seconds * item.spans.size / total)
-            self._recorder.transfer(item.handoff.sequence, share)
+            costs = TransferTotals(scatter_s=seconds * item.spans.size / total)
+            self._recorder.transfer(item.handoff.sequence, costs)
         if self.config.checksums:
             self._count(transfer)
 
     def _write(self, transfer: Transfer) -> None:
         assert transfer.ticket is not None
-        now = transfer.arrived = self._clock.now()
+        now = transfer.arrived
         cost = transfer.cost = transfer.ticket.result()
         link = self._recorder.link(transfer.job.source, transfer.job.target)
         # The host looks now and then: if it saw both ends of the way at once, the way took at least
@@ -326,14 +335,19 @@ class TransferQueue:
 
     def _count(self, transfer: Transfer) -> None:
         """The parts of a job are there, and can be relied on."""
-        assert transfer.cost is not None
-        total = sum(item.spans.size for item in transfer.items)
+        cost = transfer.cost
+        assert cost is not None
+        self._recorder.transfers.add_shipment(cost)
+        total, before = sum(item.spans.size for item in transfer.items), 0
         for item in transfer.items:
+            start, before = before, before + item.spans.size
             if not item.wanted:
                 continue
             item.mark(Part.WRITTEN)
             transfer.written.append(item)
-            item.handoff.costs.add_shipment(transfer.cost, item.spans.size / total)
+            # Padding is shared; all parts together are all of the bytes.
+            nbytes = cost.bytes * before // total - cost.bytes * start // total
+            item.handoff.costs.add_shipment(replace(cost, bytes=nbytes, pages=item.pages))
             transfer.account(item.handoff)
             self.written(item.handoff)
 

@@ -1,8 +1,8 @@
 """A run in numbers: statistics over its requests, goodput, and the report that is saved as JSON.
 
-The names of metrics differ between the tools of this field, so `DEFINITIONS` says what they mean
+The names of metrics differ between the tools of this field, so `definitions.py` says what they mean
 here, and is written beside the numbers. The keys of `summarize` are those of vLLM's serving
-benchmark, so that whatever plots its results plots these.
+benchmark where it has such a metric, so that whatever plots its results plots these.
 """
 
 from collections.abc import Iterable
@@ -11,24 +11,9 @@ from typing import Any
 import numpy as np
 
 from pdjax.core.slo import SLO
-from pdjax.host.metrics.recorder import Recorder, RequestMetrics
-
-DEFINITIONS = {
-    "queue": "dispatch of the first prefill chunk - arrival",
-    "ttft": "first token - arrival",
-    "tpot": "(last token - first token) / (output tokens - 1); none for a single token",
-    "itl": "each gap between successive tokens, pooled over requests",
-    "e2el": "last token - arrival",
-    "duration": "last token of the run - first arrival",
-    "request_goodput": "completed requests that met every SLO / duration; null without SLOs",
-    "slo_attainment": "completed requests that met every SLO / requests completed or failed",
-    "occupancy": "active rows / rows, over all ticks dispatched",
-    "bubble_share": "stage-ticks without an active row / stage-ticks, over all ticks dispatched",
-}
-"""A token's moment is that of its arrival on the host. Statistics are over completed requests;
-percentiles interpolate linearly. Each choice of a request counts as a request, as each is
-prefilled."""
-
+from pdjax.host.metrics.definitions import SAMPLED, definitions, statistic_keys
+from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.request import RequestMetrics
 
 ALARMS = ("layout_changing_puts", "reprefilled_tokens")
 """Totals of transfers that must be 0: bytes that went by way of the host's memory, and tokens
@@ -40,7 +25,7 @@ def summarize(
     slo: SLO | None = None,
     percentiles: tuple[int, ...] = (90, 99),
 ) -> dict[str, Any]:
-    """Metrics of a run by the JSON keys of vLLM's serving benchmark; see `DEFINITIONS`.
+    """Metrics of a run by the JSON keys of vLLM's serving benchmark; see `definitions.py`.
 
     Args:
       requests: finished ones.
@@ -71,16 +56,26 @@ def summarize(
         "total_token_throughput": _ratio(inputs + outputs, duration),
         "max_concurrent_requests": _most_at_once(done),
     }
+    for name, values in _samples(done).items():
+        summary |= _statistics(name, values * 1e3, percentiles)
+    return summary
+
+
+def _samples(done: list[RequestMetrics]) -> dict[str, np.ndarray]:
+    """The values of each metric in `SAMPLED`, seconds."""
     gaps = [np.diff(np.asarray(m.token_times, np.float64)) for m in done]
-    samples = {
+    first = [gap for m in done if (gap := m.first_gap) is not None]
+    values = {
+        "queue": _known(m.queue for m in done),
         "ttft": _known(m.ttft for m in done),
+        "row_wait": _known(gap.row_wait for gap in first),
+        "kv_wait": _known(gap.kv_wait for gap in first),
+        "tick_wait": _known(gap.tick_wait for gap in first),
         "tpot": _known(m.tpot for m in done),
         "itl": np.concatenate([np.zeros(0), *gaps]),
         "e2el": _known(m.e2e for m in done),
     }
-    for name, values in samples.items():
-        summary |= _statistics(name, values * 1e3, percentiles)
-    return summary
+    return {name: values[name] for name in SAMPLED}
 
 
 def report(recorder: Recorder, slo: SLO | None = None) -> dict[str, Any]:
@@ -93,7 +88,7 @@ def report(recorder: Recorder, slo: SLO | None = None) -> dict[str, Any]:
         "transfers": recorder.transfers.to_json(),
         "alarms": [name for name in ALARMS if getattr(recorder.transfers, name)],
         "links": {name: link.to_json() for name, link in sorted(recorder.links.items())},
-        "definitions": DEFINITIONS,
+        "definitions": definitions(),
     }
 
 
@@ -108,8 +103,8 @@ def _ratio(count: float | None, total: float) -> float | None:
 def _statistics(
     name: str, sample: np.ndarray, percentiles: tuple[int, ...]
 ) -> dict[str, float | None]:
-    keys = [f"mean_{name}_ms", f"median_{name}_ms", f"std_{name}_ms"]
-    keys += [f"p{n}_{name}_ms" for n in percentiles]
+    statistics = "mean", "median", "std", *(f"p{n}" for n in percentiles)
+    keys = statistic_keys(name, statistics)
     if not sample.size:
         return dict.fromkeys(keys)
     numbers = [sample.mean(), np.median(sample), sample.std(), *np.percentile(sample, percentiles)]

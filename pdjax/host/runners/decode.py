@@ -51,7 +51,7 @@ class DecodeRunner:
             busy = True
             state.rows.align()
             self._grow(state)
-            self._set_histories(state)
+            self._let_in(state)
             if state.rows.active:  # not every sequence had to give way
                 self._submit(state, state.rows.tick())
         return busy
@@ -74,10 +74,12 @@ class DecodeRunner:
                     sequence.pages += state.allocator.allocate(1)
             needing = state.rows.needing_page()
 
-    def _set_histories(self, state: EngineState) -> None:
-        """Upload the token histories of entering sequences that use penalties. Not before they
-        enter: until then the device may still sample for the row's last sequence."""
+    def _let_in(self, state: EngineState) -> None:
+        """Note the sequences that enter for the first time, and upload the token histories of those
+        that use penalties. Not before they enter: until then the device may still sample for the
+        row's last sequence."""
         for sequence in state.rows.joining():
+            self._recorder.mark(sequence, "first_tick")
             if sequence.request.params.penalized:
                 try:
                     tokens = history(sequence.token_ids, state.buckets)
@@ -119,6 +121,7 @@ class DecodeRunner:
             stages=state.rows.stages,
             who=tick.ids,
         )
+        self._recorder.free_pages(state.pool.id, state.allocator.free_pages)
         self._recorder.observer.step_done(
             state.id, StepKind.DECODE, active, active, done.started, now
         )

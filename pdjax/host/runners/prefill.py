@@ -60,6 +60,7 @@ class PrefillRunner:
         )
         for chunk in newcomers:
             self._recorder.mark(chunk.sequence, "prefill_started")
+        self._recorder.free_pages(state.pool.id, state.allocator.free_pages)
         state.steps += 1
         for chunk in chunks:
             chunk.sequence.prefilled, chunk.sequence.served = chunk.stop, state.steps
@@ -80,7 +81,9 @@ class PrefillRunner:
             if not isinstance(error, Exception):
                 raise
         else:
-            state.in_flight.append(InFlight(StepKind.PREFILL, chunks, ticket, started, refs))
+            state.in_flight.append(
+                InFlight(StepKind.PREFILL, chunks, ticket, started, refs, state.steps)
+            )
             self._events.watch(ticket, state.step_done, state.id)
             self._fleet.stepped(state)
             queue.dispatched(ticket.exports)
@@ -148,7 +151,9 @@ class PrefillRunner:
             tokens=tokens,
             sequences=len(done.work),
             who=ids_of(done.refs),
+            number=done.number,
         )
+        self._recorder.free_pages(state.pool.id, state.allocator.free_pages)
         self._recorder.observer.step_done(
             state.id, StepKind.PREFILL, tokens, len(done.work), done.started, now
         )

@@ -112,7 +112,6 @@ class SequenceLifecycle:
             sequence.pool = pool.id
             self._move(sequence, State.PREFILLING)
             insort(state.running, sequence, key=age)
-            self._recorder.mark(sequence, "admitted")
 
     def computed(self, sequence: Sequence, tokens: int) -> None:
         """The KV of its first `tokens` tokens is in its pool, and right: it can be found there."""
@@ -124,6 +123,7 @@ class SequenceLifecycle:
         """Its KV is complete but for the newest token's, which decode writes."""
         self.engine_of(sequence).running.remove(sequence)
         self._move(sequence, State.PREFILLED)
+        self._recorder.mark(sequence, "prefilled")
         insort(self.prefilled, sequence, key=age)
         self.prefilled_changed = True
 
