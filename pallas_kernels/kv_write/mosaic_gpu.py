@@ -36,7 +36,6 @@ class _Plan:
     rows: int  # J
     head_dim: int
     page_size: int
-    biased: bool
 
     @property
     def group(self) -> int:
@@ -78,7 +77,7 @@ def rope_and_write(
       interpret: `plgpu.InterpretGPUParams()` to run in Pallas' interpreter, on the CPU.
     """
     tokens, kv_heads, rows, head_dim = qkv.shape
-    plan = _Plan(tokens, kv_heads, rows, head_dim, k_pages.shape[2], bias is not None)
+    plan = _Plan(tokens, kv_heads, rows, head_dim, k_pages.shape[2])
     # Prefill batches are whole tiles already, so this pads none of them.
     padding = -tokens % ROWS
     qkv, scale, cos, sin, slots = (

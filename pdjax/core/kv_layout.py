@@ -155,11 +155,6 @@ class KVLayout:
         return len(self.stage_layers[0])
 
     @property
-    def full_slots(self) -> int:
-        """Layer slots that hold a real layer on *every* stage."""
-        return len(self.stage_layers[-1])
-
-    @property
     def slot_planes(self) -> tuple[Planes, ...]:
         """Planes of each layer slot: those of its layer on the first stage, and so on the others,
         since stages run one program."""

@@ -42,7 +42,7 @@ FAULTS = ("Injected", "HandoffTimeout", "CorruptPages")
 """What may be the reason of a failure."""
 
 LIVE = {state for state, moves in LEGAL_MOVES.items() if moves}
-REACHED = LIVE - {State.PARKED} | {State.FINISHED}
+REACHED = LIVE | {State.FINISHED}
 """States in which a request may be found when it is aborted."""
 
 

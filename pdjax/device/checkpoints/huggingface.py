@@ -36,7 +36,7 @@ class HuggingFaceCheckpoint:
         self._directory = directory
         self._spec = read_spec(directory)
         located = locate_tensors(directory, read_config(directory))
-        self._places = _canonical(directory, self._spec, located)
+        self._places = _canonical(self._spec, located)
         self._check()
         self._settle_head()
         self._tokenizer: Tokenizer | None = None
@@ -108,7 +108,7 @@ class HuggingFaceCheckpoint:
 
 
 def _canonical(
-    directory: Path, spec: ModelSpec, located: dict[str, SafetensorsFile]
+    spec: ModelSpec, located: dict[str, SafetensorsFile]
 ) -> dict[str, tuple[SafetensorsFile, str]]:
     """The file and the name there of each tensor, by its canonical name.
 

@@ -17,7 +17,6 @@ class State(enum.Enum):
     PREFILLED = "prefilled"  # first token known; its KV waits for room on the decode side
     TRANSFERRING = "transferring"  # holds a row and pages on both sides
     DECODING = "decoding"  # holds a row and decode pages
-    PARKED = "parked"  # its KV lies in a lower tier
     FINISHED = "finished"
     ABORTED = "aborted"
     FAILED = "failed"
@@ -25,16 +24,12 @@ class State(enum.Enum):
 
 _ENDS = {State.ABORTED, State.FAILED}
 
-
 LEGAL_MOVES: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.PREFILLING} | _ENDS),
     State.PREFILLING: frozenset({State.PREFILLED, State.FINISHED, State.WAITING} | _ENDS),
     State.PREFILLED: frozenset({State.TRANSFERRING, State.DECODING, State.WAITING} | _ENDS),
     State.TRANSFERRING: frozenset({State.DECODING, State.WAITING} | _ENDS),
-    State.DECODING: frozenset(
-        {State.FINISHED, State.TRANSFERRING, State.WAITING, State.PARKED} | _ENDS
-    ),
-    State.PARKED: frozenset({State.TRANSFERRING, State.WAITING} | _ENDS),
+    State.DECODING: frozenset({State.FINISHED, State.TRANSFERRING, State.WAITING} | _ENDS),
     State.FINISHED: frozenset(),
     State.ABORTED: frozenset(),
     State.FAILED: frozenset(),
