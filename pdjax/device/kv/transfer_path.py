@@ -1,8 +1,8 @@
 """A pair of pools, and the programs that move pages from one to the other.
 
-Pieces are what travels: each lies within one shard on both sides, so that it goes whole from one
-device to another. It holds the pages of one part of the route (see `transfer_route.py`), of planes
-that are alike, and of one unit of heads, the largest that divides both shardings. A plane that is
+A piece is an array that a put moves from one device to another. It lies within one shard on both
+sides. It holds pages of one part of the route (see `transfer_route.py`), of planes that are alike,
+and of one unit of heads: the largest number of heads that divides both shardings. A plane that is
 whole on every shard goes to every shard of the target.
 """
 
@@ -25,11 +25,11 @@ from pdjax.device.kv.wire import Wire
 from pdjax.device.mesh import STAGE, TP, shardings
 
 PIECE = P((STAGE, TP))
-"""What each device of a mesh has for itself is stacked along the first axis."""
+"""Spec of an array that stacks one block of each device of a mesh along its first axis."""
 
 Pieces = list[list[jax.Array]]
-"""[part of a route][unit of heads within a device, of each `Alike` in turn], each stacked over the
-devices of a mesh."""
+"""Arrays by part of a route, then by unit of heads within a device; the units of one `Alike` come
+before those of the next. An array stacks one piece of each device of a mesh."""
 
 Part = tuple[Planes, ...]
 """The planes of each layer slot of a part."""
@@ -66,8 +66,8 @@ class Alike:
 
 @dataclass(frozen=True)
 class Hop:
-    """The way of one piece: of which device of the source's mesh it is which one, and of which of
-    the target's it becomes which one; (part, unit within the device, device)."""
+    """Where one piece comes from and where it goes, each as (part, unit within the device, index of
+    the device in its mesh)."""
 
     source: tuple[int, int, int]
     target: tuple[int, int, int]
@@ -78,9 +78,9 @@ class Plan:
     """How some layers travel.
 
     Attributes:
-      route: their runs.
-      units: how many pieces a device of the target takes of each part.
-      hops: of the pieces, in the order in which they are put.
+      route: the runs of these layers.
+      units: pieces of each part that a device of the target receives.
+      hops: one a piece, in the order in which they are put.
       gather, scatter: programs, shared with layers whose parts are alike.
     """
 
@@ -113,13 +113,18 @@ class Path:
     def gather(
         self, layers: range, page_ids: np.ndarray, checked: bool
     ) -> tuple[Pieces, jax.Array]:
-        """Pages i32[n] of the source; and something small that is ready when they are."""
+        """Read pages i32[n] of the source.
+
+        Returns:
+          the pieces, and i32[devices], which is ready when the pages have been read.
+        """
         plan = self.plan(layers)
         parts = [self.source.layers(slots) for slots in plan.route.source_parts]
         return plan.gather(parts, page_ids, checked)
 
     def cut(self, layers: range, gathered: Pieces) -> tuple[list[jax.Array], list[jax.Device]]:
-        """The pieces that the target needs, and where each has to go, in the order of the hops."""
+        """List the pieces that the target needs, and the device that each goes to, in the order of
+        the hops."""
         on = [[_by_device(array) for array in units] for units in gathered]
         pieces, devices = [], []
         for hop in self.plan(layers).hops:
@@ -129,9 +134,9 @@ class Path:
         return pieces, devices
 
     def assemble(self, layers: range, arrived: list[jax.Array]) -> Pieces:
-        """Pieces in the order of the hops, as arrays over the target's mesh; nothing is copied.
+        """Join pieces, in the order of the hops, to arrays over the target's mesh, without a copy.
 
-        A stage that receives nothing for a part gets zeros that are already there.
+        A stage that receives nothing of a part gets zeros, which its devices hold already.
         """
         plan = self.plan(layers)
         found = {hop.target: x for hop, x in zip(plan.hops, arrived, strict=True)}
@@ -156,7 +161,8 @@ class Path:
         """Write pieces into pages i32[m] of the target.
 
         Returns:
-          i32[devices], ready when that is done: pages of each device that are not what left.
+          i32[devices], ready when that is done: pages of each device whose checksum is not the
+          source's.
         """
         plan = self.plan(layers)
         route = plan.route
@@ -191,7 +197,7 @@ class Path:
         return plane.unit(self.source.layout.tp, self.target.layout.tp)
 
     def _units(self, plane: KVPlane, tp: int) -> int:
-        """Pieces of one of `tp` shards."""
+        """Pieces of a plane on one of `tp` shards."""
         return plane.local_heads(tp) // self._unit(plane)
 
     def _hops(self, route: Route, sent: Sequence[Part]) -> Iterator[Hop]:
@@ -199,7 +205,7 @@ class Path:
         for run in route.runs:
             part = route.source_parts.index(run.source_slots)
             target_part = route.target_parts.index(run.target_slots)
-            here = there = 0  # units of planes before
+            here = there = 0  # units of the planes before this one
             for plane in (alike.plane for alike in Alike.of(sent[part])):
                 own, other = self._units(plane, ours), self._units(plane, theirs)
                 for unit in range(own * ours if plane.sharded else theirs):
@@ -220,7 +226,7 @@ class Path:
 
     def _make_gather(self, sent: tuple[Part, ...]) -> Gather:
         """Jitted (source's layers of each part, page ids i32[n], checked STATIC) -> (Pieces, i32[1]
-        of each device). By its name `experiments/handoff/trace.py` knows it in a trace."""
+        of each device). `experiments/handoff/trace.py` finds it in a trace by its name, gather."""
         layout, wire, span, mesh = self.source.layout, self.wire, self._span, self.source.mesh
         specs = [page_specs(part, self.source.rules) for part in sent]
 
@@ -254,7 +260,7 @@ class Path:
 
     def _make_scatter(self, taken: tuple[Part, ...]) -> Scatter:
         """Jitted (target's layers of each part DONATED, Pieces, page ids i32[parts, R, m], checked
-        STATIC) -> (layers of each part, i32[1] of each device: pages that are not what left)."""
+        STATIC) -> (layers of each part, i32[1] of each device: pages whose checksum differs)."""
         layout, wire, span, mesh = self.target.layout, self.wire, self._span, self.target.mesh
         specs = [page_specs(part, self.target.rules) for part in taken]
 

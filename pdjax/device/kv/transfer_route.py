@@ -22,7 +22,7 @@ class Run:
     target_slots: range
 
     def cut(self, source_edges: set[int], target_edges: set[int]) -> Iterable["Run"]:
-        """The run in shorter ones, none of which has an edge inside."""
+        """Cut the run at the edges, so that no part has one inside."""
         starts = [
             i
             for i in range(len(self.layers))
@@ -46,8 +46,8 @@ class Route:
 
     Attributes:
       runs: all of them.
-      source_parts: distinct slots that they are read from; disjoint.
-      target_parts: distinct slots that they are written to; disjoint.
+      source_parts: the slots that runs are read from, each range once; disjoint.
+      target_parts: the slots that runs are written to, likewise.
     """
 
     runs: tuple[Run, ...]
@@ -74,7 +74,7 @@ class Route:
 
 
 def _whole_runs(source: KVLayout, target: KVLayout, layers: range) -> list[Run]:
-    """`layers`, cut only where the stage changes."""
+    """Cut `layers` where the stage changes, on either side."""
     runs = []
     for source_stage, sent in enumerate(source.stage_layers):
         for target_stage, received in enumerate(target.stage_layers):

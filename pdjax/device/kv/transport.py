@@ -1,13 +1,13 @@
-"""Pages from any pool of this process to any other, by `jax.device_put` of single-device pieces.
+"""Moves pages from any pool of this process to any other, by `jax.device_put` of single-device
+pieces.
 
     gather into a few large pieces -> one batched device_put -> re-assembly -> donated scatter
 
 A put that changes the layout of a multi-device array goes through host memory, many times slower,
 and blocks; so the gather cuts pieces that lie within one shard on both sides, and each travels
-whole from one device to another. What has to change on the way, changes within the programs at
-both ends: the size of a page, the type of its elements, see `wire.py`. Everything is asynchronous:
-`send` returns before the work that writes the pages has finished. Layers are addressed by their
-global index.
+whole from one device to another. Where the two pools differ in page size or element type, the
+programs at both ends convert; see `wire.py`. Everything is asynchronous: `send` returns before the
+work that writes the pages has finished. Layers are addressed by their global index.
 
 Calls that touch one pool are made by one thread at a time, in order: see `transports.py`.
 """
@@ -31,7 +31,7 @@ from pdjax.interfaces.transport import TransferCost, TransferJob
 
 @dataclass(eq=False)
 class ReadTicket:
-    """Pages of the pool `source` that are being read; `done` is ready when they have been."""
+    """Pages that are being read from the pool `source`; `done` is ready when that has ended."""
 
     done: jax.Array
     source: PoolOwner
@@ -45,8 +45,8 @@ class ReadTicket:
 
 @dataclass(eq=False)
 class ArrivalTicket:
-    """A job in flight: `pieces` arrive on the target's mesh. The pool that they were read from may
-    be the reason of a failure."""
+    """A job in flight, whose `pieces` arrive on the target's mesh. If it fails, the source's pool
+    may have been lost."""
 
     job: TransferJob
     pieces: Pieces
@@ -63,8 +63,8 @@ class ArrivalTicket:
 
 @dataclass(eq=False)
 class WriteTicket:
-    """A job that is being written into the pool `target`; `differing` i32[devices] pages that are
-    not what left, to look at only if they are `checked`."""
+    """A job that is being written into the pool `target`. If the job is `checked`, `differing`
+    i32[devices] counts pages whose checksum is not the source's."""
 
     differing: jax.Array
     checked: bool
@@ -165,7 +165,7 @@ class DeviceTransport:
         self._in_flight.pop(job_id, None)
 
     def measure(self, source: PoolId, target: PoolId, nbytes: int) -> Ticket[float]:
-        self.path(source, target)  # before anything is asked
+        self.path(source, target)  # so that this call raises if there is none
         # A thread of its own: the measurement touches no pool, and so needs no turn in a queue.
         if self._prober is None:
             self._prober = DispatchWorker()
@@ -180,7 +180,7 @@ class DeviceTransport:
             path.close()
 
     def _link(self, source: PoolId, target: PoolId) -> tuple[jax.Device, jax.Device]:
-        """Two devices between which pieces travel; of different ones, if the meshes have any."""
+        """Two devices between which pieces travel; two different ones if there are such."""
         layers = range(self._pools[source].layout.num_layers)
         meshes = [self._pools[pool].mesh.devices.flat for pool in (source, target)]
         links = [
@@ -190,8 +190,8 @@ class DeviceTransport:
         return next((link for link in links if link[0] is not link[1]), links[0])
 
     def plain_put(self, source: PoolId, target: PoolId, nbytes: int) -> Callable[[], None]:
-        """What a hand-off is held against: a call that puts so many bytes, which are on a device of
-        `source` already, on one of `target`, and waits for them."""
+        """Make the call that a hand-off's rate is compared with: it puts so many bytes from a
+        device of `source` to one of `target`, and waits for them."""
         here, there = self._link(source, target)
         payload = jax.block_until_ready(jax.device_put(np.zeros(nbytes, np.uint8), here))
 

@@ -1,9 +1,9 @@
-"""All ways between the pools of this process: each job goes by the first transport that connects
-its pools, and what touches a pool takes its turn.
+"""All transports between the pools of this process. A job is sent by the first transport that
+connects its pools.
 
 A transport moves pages over one kind of link and knows nothing of threads. `Transports` keeps the
-order: what reads or writes a pool goes through the worker of the devices that the pool lies on, if
-there is one.
+order: the worker of a pool's devices, if there is one, makes every call that reads or writes the
+pool.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class TransferFuture(DispatchFuture[TransferCost]):
 
 
 class _ReadTicket:
-    """Ready when the pages of a job have been read, or never will be."""
+    """Ready when the pages of a job have been read, or when the job has failed before."""
 
     def __init__(self, future: TransferFuture) -> None:
         self._future = future
@@ -87,8 +87,7 @@ class Transports:
         raise ValueError(f"source={source}, target={target}: no transport connects these pools")
 
     def expect(self, job: TransferJob) -> TransferFuture:
-        """A job that leaves later, when the future's call is made; it is known from now on. The
-        call belongs to the worker of the source.
+        """Register a job that leaves later: when the source's worker makes the future's call.
 
         Raises:
           ValueError: no transport connects its pools, or a job of its id is known.
@@ -136,8 +135,8 @@ class Transports:
 
 
 def _write(sent: TransferFuture, target_pages: np.ndarray) -> Ticket[int]:
-    """Have a job written by its transport, once it has left; raises what kept it from that. A job
-    that cannot be written is forgotten all the same."""
+    """Let the job's transport write it. Raises what kept the job from leaving, if anything did. A
+    job that cannot be written is forgotten all the same."""
     try:
         _ = sent.ticket
         return sent.transport.write(sent.job.id, target_pages)

@@ -1,13 +1,12 @@
-"""How KV is written for the way from one pool to another, and read back: pure functions within the
-programs at both ends.
+"""The form of KV on its way between two pools: pure functions that the programs at both ends call.
 
-Exact KV travels as it is, in the narrower of the two pools' types. Rounded KV travels as small
-elements with one float32 scale a token and KV head, K and V apart, as `pallas_kernels.quantised`
-makes them. Pages of a quantised pool are such already: they travel as they are, and to one they
-arrive as they are.
+Exact KV travels in the narrower of the two pools' types. Rounded KV travels as small elements with
+one float32 scale a token and KV head, K and V apart, as `pallas_kernels.quantised` makes them. The
+pages of a quantised pool have this form already: they are sent without rounding, and received
+without being expanded.
 
-Scales and checksums travel in the same piece as what they are of, since each piece of a put has a
-price of its own: as words u32[n], elements first.
+Scales and checksums travel in the same piece as their elements, since every piece of a put costs
+time. Such a piece is words u32[n]: elements, then scales, then checksums.
 
 Dimension key: X heads of several layers, K and V, T tokens, H head dim.
 """
@@ -29,8 +28,8 @@ class Wire:
     """The form of KV between two pools.
 
     Attributes:
-      dtype: of its elements.
-      target_dtype: of the pool that it is going to.
+      dtype: of the elements that travel.
+      target_dtype: of the target's pages.
     """
 
     dtype: str
@@ -38,10 +37,11 @@ class Wire:
 
     @classmethod
     def between(cls, source: KVLayout, target: KVLayout, wire_dtype: str | None) -> "Wire":
-        """Rounded to `wire_dtype`, or to the type of a pool that is quantised, or exact.
+        """Choose the form: rounded to `wire_dtype` or to the type of a quantised pool, else exact.
 
         Raises:
-          ValueError: nothing is rounded to such a type, or a pool is quantised in another.
+          ValueError: `wire_dtype` is no type that KV is rounded to, or not that of a quantised
+            pool.
         """
         if wire_dtype is not None and wire_dtype not in LIMITS:
             raise ValueError(f"wire_dtype={wire_dtype!r}: allowed are None and {', '.join(LIMITS)}")
@@ -65,7 +65,7 @@ class Wire:
         return head_dim * jnp.dtype(self.dtype).itemsize + 4 * self.rounded
 
     def token_bytes(self, layout: KVLayout) -> int:
-        """What travels of a token: all layers and heads."""
+        """Bytes of one token, all layers and heads."""
         planes = [plane for layer in layout.planes for plane in layer]
         return sum(plane.heads * self.head_bytes(plane.dim) for plane in planes)
 
@@ -90,8 +90,8 @@ class Wire:
     def read(
         self, piece: jax.Array, shape: tuple[int, int, int], spans: int, *, checked: bool
     ) -> tuple[Pages, jax.Array | None]:
-        """A piece -> [X, T, H] of that shape, with scales [X, T] if the target's have any; and
-        bool[spans], whether a span is as it was written."""
+        """A piece -> [X, T, H] of `shape`, with scales [X, T] if the target's pages have scales;
+        and bool[spans], whether the checksum of a span is right, or None if not `checked`."""
         if not self.rounded and not checked:
             return _cast(piece.reshape(shape), self.target_dtype), None
         arrays = [_elements(piece, shape, self.dtype)]
@@ -131,7 +131,7 @@ def _words(array: jax.Array) -> jax.Array:
 
 
 def _elements(words: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    """The inverse of `_words`, of the first of them."""
+    """The inverse of `_words`, for the first words of a piece."""
     size = jnp.dtype(dtype).itemsize
     unsigned = lax.bitcast_convert_type(
         words[: _num_words(shape, dtype)], jnp.dtype(f"uint{8 * size}")

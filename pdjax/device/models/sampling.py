@@ -25,7 +25,7 @@ from pdjax.interfaces.batches import NOT_FINITE, SamplingBatch
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a program that chooses tokens can do beside taking the largest logit."""
+    """What a program that chooses tokens does besides taking the largest logit."""
 
     draw: bool = False
     filter: bool = False
@@ -34,7 +34,7 @@ class Wanted:
 
     @classmethod
     def by(cls, sampling: SamplingBatch) -> "Wanted":
-        """What any row of numpy arrays asks for."""
+        """What the rows of a batch of numpy arrays ask for, all taken together."""
         warm = sampling.temperature > 0
         filtered = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
         penalized = (
@@ -68,16 +68,15 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What a batch of rows asks for, as a program takes it: which program it is, and what that
-    reads of the SamplingBatch."""
+    """What a batch of rows asks for: the program that serves it, and the fields of the
+    SamplingBatch that this program reads."""
 
     variant: Wanted  # static
     packed: Packed | None  # None: the variant reads nothing
 
     @classmethod
     def of(cls, sampling: SamplingBatch, variant: Wanted | None = None) -> "Asked":
-        """Numpy arrays as the cheapest variant that covers them takes them, or as `variant`
-        does."""
+        """Pack numpy arrays for `variant`; None takes the cheapest that covers them."""
         if variant is None:
             wanted = Wanted.by(sampling)
             variant = next(each for each in VARIANTS if each.covers(wanted))
@@ -185,7 +184,7 @@ def _draw(
     most = jnp.finfo(jnp.float32).max
     temperature = jnp.clip(params.temperature, _LEAST, most)
     temperature = jnp.where(params.temperature > 0, temperature, 1.0)
-    # From the largest logit downwards, so that what a tiny temperature overflows is only unlikely.
+    # The largest logit becomes 0, so that others overflow to -inf alone under a tiny temperature.
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     if filtered:
         scaled = _filter(scaled, params)
@@ -200,8 +199,8 @@ def _draw(
 
 def _filter(logits: jax.Array, params: SamplingBatch) -> jax.Array:
     """logits f32[B, V] with -inf where top-k, then top-p of what is left, or min-p drops a token;
-    rows that ask for none of them keep their bits. No filter drops the likeliest token, nor one
-    that is as likely: a goal or a bound so small that it becomes 0 is no exception."""
+    rows that ask for none of them keep their bits. No filter drops the likeliest token or its
+    equals, even where a top-p or min-p is so small that its product here becomes 0."""
     vocab = logits.shape[1]
     keys = _sortable(logits)
     k = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, vocab), vocab)
@@ -234,7 +233,7 @@ def _threshold(enough: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax
 
 
 def _report(logits: jax.Array, tokens: jax.Array, n: int) -> Logprobs:
-    """Of the chosen tokens, and of the n likeliest."""
+    """Log-probabilities of the chosen tokens, and of the n likeliest."""
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     values, ids = lax.top_k(logprobs, n)
     chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]

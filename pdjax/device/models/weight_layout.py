@@ -53,8 +53,8 @@ class WeightLayout:
         return layers[slot] if slot < len(layers) else None
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
-        """Of one layer, or outside the layers; the vocabulary is padded to a multiple of its
-        shards."""
+        """Shape of a weight: of one layer, or of one outside the layers. The vocabulary is padded
+        to a multiple of its shards."""
         sizes = zip(self._spec.shape(weight.dims), weight.axes, strict=True)
         return tuple(self._padded(size) if axis == "vocab" else size for size, axis in sizes)
 
@@ -64,7 +64,8 @@ class WeightLayout:
         return (self.stages * d0, *rest)
 
     def sharding(self, weight: Weight, *, stacked: bool) -> NamedSharding:
-        """Of a layer's weight, or of one outside the layers."""
+        """Sharding of a weight; `stacked` if it is a layer's, of which the stages are concatenated
+        along axis 0."""
         return sharding(self._mesh, self._rules, weight.axes, stacked=stacked)
 
     def _padded(self, size: int) -> int:

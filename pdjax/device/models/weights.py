@@ -1,5 +1,5 @@
-"""From a checkpoint to a mesh: every device gets its shards, and the host reads only the slices
-that they need. Or from a seed, where numbers are all that matters.
+"""Puts the weights of a model on a mesh. They are read from a checkpoint, of which the host reads
+only the slices that its devices need; or they are random, for runs whose text does not matter.
 
 Dimension key: D model dim, R stages.
 """
@@ -76,7 +76,8 @@ def load_params(
 def _place(
     shape: tuple[int, ...], where: NamedSharding, read: Callable[[Bounds], np.ndarray]
 ) -> jax.Array:
-    """An array whose shards are `read`, each slice once however many devices hold it."""
+    """Make an array out of slices that `read` returns; a slice that several devices hold is read
+    once."""
     read_once = functools.cache(read)
 
     def callback(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -198,7 +199,7 @@ class _Reader:
         self._norm = functools.cache(checkpoint.read)  # every shard of a layer asks for it
 
     def unit(self, weight: Weight) -> int:
-        """What must be read whole along the axis of the form."""
+        """Elements along the axis of the form that must be read together."""
         form, shape = weight.form, self._spec.shape(weight.dims)
         return 1 if form.unit is None else shape[form.axis] // self._spec.sizes[form.unit]
 

@@ -6,10 +6,9 @@ the one that leaves has its next tokens chosen by `sample_step`. Activations and
 device between ticks, so there is no bubble to fill or drain. The vocabulary is sharded over all
 devices, so that neither the first nor the last stage carries it alone.
 
-What the tick makes goes where it made the like of it before, and only the small upload of the host
-has a new address each time. On GPUs XLA launches a tick as one CUDA graph, and rewrites every node
-of it that touches an address which has changed; to rewrite all took the host longer than anything
-else that it does.
+A tick writes its results over those of the tick before, so that only the host's small upload has a
+new address each time. On GPUs XLA launches a tick as one CUDA graph, and updates every node of the
+graph whose addresses have changed. Updating all nodes took longer than the host's other work.
 
 With one stage and one shard this is a plain decode step without a collective.
 """
@@ -42,12 +41,12 @@ from pdjax.device.steps.sample import Undecided
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch
 
 X_SPEC = P(STAGE)
-"""Of the residual stream about to enter each stage, [R * b, D]: a stage's b rows on the stage."""
+"""Spec of the residual stream that enters the stages, [R * b, D]: a stage holds its own b rows."""
 
 
 @dataclass(frozen=True)
 class TickInput:
-    """What the host says of one tick: `interfaces.DecodeBatch`, and which rows leave."""
+    """The host's input of one tick: fields of `interfaces.DecodeBatch`, and which rows leave."""
 
     tokens: Any  # i32[b]
     positions: Any  # i32[R, b]
@@ -57,7 +56,7 @@ class TickInput:
 
 @struct.dataclass
 class Carried:
-    """What a tick leaves on the device for what follows; the next tick writes over it."""
+    """Results of a tick that stay on the devices; the next tick writes over them."""
 
     x: Leaf  # [R * b, D], see X_SPEC
     undecided: Undecided  # [b], of the microbatch that has left
@@ -67,13 +66,13 @@ DecodeTick = Callable[[Params, KVPool, Carried, jax.Array, Packed], tuple[KVPool
 
 
 def leaving_microbatch(batch: DecodeBatch) -> int:
-    """The one whose next tokens are chosen."""
+    """The microbatch that leaves the last stage at this tick, and whose next tokens are chosen."""
     stages = len(batch.positions)
     return (batch.tick - stages + 1) % stages
 
 
 def pack(batch: DecodeBatch) -> Packed:
-    """What the tick reads of a batch."""
+    """The fields of a batch that the tick reads."""
     row = np.array(leaving_microbatch(batch) * len(batch.tokens), np.int32)
     return Packed.of(vars(TickInput(batch.tokens, batch.positions, batch.page_table, row)))
 
@@ -136,7 +135,7 @@ def _compile(tick: Callable, params: Params, pages: Any, mesh: Mesh) -> DecodeTi
     return jax.jit(
         mapped,
         donate_argnums=(1, 2),
-        keep_unused=True,  # what is only written over
+        keep_unused=True,  # also buffers of which only the memory is used again
         in_shardings=shardings(mesh, ins),
         out_shardings=shardings(mesh, outs),
     )

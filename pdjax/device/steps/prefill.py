@@ -31,7 +31,7 @@ _CHOOSING = ("sampling", "history")
 
 
 def pack(batch: PrefillBatch) -> Packed:
-    """What the step reads of a batch."""
+    """The fields of a batch that the step reads."""
     return Packed.of({name: x for name, x in vars(batch).items() if name not in _CHOOSING})
 
 
@@ -60,10 +60,10 @@ def make_prefill_step(
 
 
 class GroupedPrefillStep:
-    """The step in several programs, so that what one of them has written may leave while the next
-    computes. Groups of the same kinds of layers share one. The residual stream crosses from one to
-    the next together with its scale, as it does between layers, so that both ways give the same
-    bits (on the CPU, where a test compares them).
+    """The step as several programs, so that KV of a layer group may leave while the next computes.
+    Groups of the same kinds of layers share a program. The residual stream passes from group to
+    group together with its scale, as it does from layer to layer, so that the step gives the same
+    bits as one program (on the CPU, where a test compares them).
 
     Attributes:
       groups: their layers.
@@ -86,8 +86,8 @@ class GroupedPrefillStep:
         packed: Packed,
         after_group: Callable[[int], None] = lambda group: None,
     ) -> Undecided:
-        """Dispatch all of it. When `after_group(g)` is called, `pool` holds what group g writes,
-        and nothing that comes later has been dispatched."""
+        """Dispatch the step. When `after_group(g)` is called, the program of group g has been
+        dispatched, `pool` holds its result, and nothing that follows has been dispatched."""
         outer = replace(params, layers=[])
         x, scale, packed = self._embed(outer, packed)
         for index, group in enumerate(self.groups):
@@ -100,7 +100,7 @@ class GroupedPrefillStep:
 
 
 class _Programs:
-    """Makes what a step is compiled from. All of it is jitted over the mesh of the parameters."""
+    """Makes the programs of a step, each jitted over the mesh of the parameters."""
 
     def __init__(self, params: Params, spec: ModelSpec, tp: int) -> None:
         self.spec, self.kinds = spec, tuple(family_of(spec).kinds(spec))
@@ -189,7 +189,8 @@ class _Programs:
 
 def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
     """Write the chunks' KV, then attend to it and to what earlier chunks wrote."""
-    # Of floating pages alone: a config puts no others here, and prefill attention reads none.
+    # For floating pages only: a config has no others on the prefill side, and prefill attention
+    # reads no others.
     write: Any = partial(rope_and_write, slot_mapping=batch.slot_mapping)
 
     def attend(*layer: Any, window: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:

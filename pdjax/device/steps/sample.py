@@ -25,7 +25,7 @@ class Undecided:
 
     logits: Leaf  # f32[B, V]
     positions: Leaf  # i32[B]: which the tokens will take; 0 where a row is idle
-    row: Leaf  # i32[]: of the history, the first that is theirs
+    row: Leaf  # i32[]: first of their rows in the history
 
 
 SampleStep = Callable[[Undecided, Any, Any, Asked], tuple[Any, Any, Choice]]
@@ -35,12 +35,12 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
     """(undecided, fed_back i32[B] DONATED or None, history i32[rows, C] DONATED or None, asked) ->
     (fed_back, history, Choice [B]).
 
-    The chosen tokens come twice, in the choice and where `fed_back` was, for who reads them where
-    they always are; there, and in the history, a row without a token has id 0. The choice is
-    written to pinned memory of the host, and is there when it is ready: `copy_to_host_async` would
-    start the copy only once a thread of the runtime has seen the step end. The history is what
-    penalties look at. Every variant appends the chosen tokens to it: who asks for penalties later
-    finds what was chosen before.
+    The chosen tokens are returned twice: in the choice, and in the memory of `fed_back`, which the
+    next tick reads at an address that does not change. A row without a token has id 0 in `fed_back`
+    and in the history. The choice is written to pinned memory of the host by the step itself:
+    `copy_to_host_async` would start the copy only once a thread of the runtime has seen the step
+    end. Penalties read the history. Every variant appends the chosen tokens to it, so that it is
+    complete when a later batch asks for penalties.
 
     Args:
       mesh: where the logits are.
