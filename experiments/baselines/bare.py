@@ -34,13 +34,13 @@ class Bare:
         self._decode_buckets = Buckets.of(None, config.decode, size, longest)
 
     def prefill(self, prompt: Seq[int]) -> None:
-        """One step over one prompt, until its next token is on the host."""
+        """Run one step over one prompt, until its next token is on the host."""
         chunk = Chunk(self._sequence(prompt, 0, self._prefill_buckets), 0, len(prompt))
         batch = prefill_batch([chunk], self._prefill_buckets)
         self._prefill.submit(PrefillStep(batch)).result()
 
     def decode(self, prompts: Seq[Seq[int]]) -> float:
-        """Run all steps of a round; each tick is dispatched before the last tick's tokens are read.
+        """Run all steps of a round. Each tick is dispatched before the last tick's tokens are read.
 
         Returns the mean gap in seconds from one step's tokens on the host to the next step's. A
         sequence has the same gaps in a served run.
@@ -67,7 +67,7 @@ class Bare:
         return (moments[-1] - moments[0]) / gaps * stages
 
     def _sequence(self, prompt: Seq[int], number: int, buckets: Buckets) -> Sequence:
-        """A sequence that holds pages of its own for the whole round."""
+        """Make a sequence that holds pages of its own for the whole round."""
         request = Request(f"bare-{number}", tuple(prompt), SamplingParams(temperature=0.0), 0.0)
         pages = buckets.pages_for(len(prompt) + self._steps)
         first = 1 + number * pages

@@ -1,4 +1,4 @@
-"""The rival on a CPU: Hugging Face transformers, eager PyTorch, all cores, the same GGUF file."""
+"""The baseline on a CPU: Hugging Face transformers, eager PyTorch, all cores, the same file."""
 
 import importlib.util
 import time

@@ -11,24 +11,19 @@ the rows that have the same greedy continuation in both.
 Prints a table and writes it as JSON.
 """
 
-import contextlib
 import dataclasses
-import importlib.metadata
-import os
-import platform
 import statistics
-from pathlib import Path
 
 from absl import flags
 
-from experiments.baselines import transformers as rival_transformers
+from experiments.baselines import transformers
 from experiments.baselines.bare import Bare
+from experiments.common.origin import origin, save
 from experiments.common.tables import number, table
 from experiments.common.workload import TEXT, Numbers, Workload
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import DecodeConfig, KVConfig, ModelConfig, PrefillConfig
 from pdjax.flags import new_flags, run
-from pdjax.formats.strict_json import dumps
 
 MODEL = "smollm2-135m-instruct"
 PAGE_SIZE = 64
@@ -103,15 +98,6 @@ def measure_served(llm: LLM, prompts: list[list[int]], work: Workload, numbers: 
     numbers.token_ids[len(prompts)] = [output.token_ids for output in outputs]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages behind the numbers."""
-    found = {"python": platform.python_version(), "cores": str(os.cpu_count())}
-    for name in ("jax", "torch", "transformers"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
 def rows_alike(ours: Numbers, theirs: Numbers, batch: int) -> int:
     """Count the rows with the same greedy continuation."""
     pairs = zip(ours.token_ids[batch], theirs.token_ids[batch], strict=True)
@@ -143,24 +129,20 @@ def main() -> None:
         _PREFILL.value or 0,
         _ROUNDS.value or 0,
     )
-    print(f"{MODEL}, float32; {versions()}", flush=True)
+    print(f"{MODEL}, float32", flush=True)
     ours, token_ids = bench_pdjax(work)
     systems = {"pdjax": ours}
-    if rival_transformers.installed():
-        systems["transformers"] = rival_transformers.bench(MODEL, token_ids, work)
+    if transformers.installed():
+        systems["transformers"] = transformers.bench(MODEL, token_ids, work)
     else:
         print("torch and transformers are not installed, so there is nothing to compare with")
     print(show(work, systems))
-    out = Path(_OUT.value or "")
-    out.parent.mkdir(parents=True, exist_ok=True)
     whole = {
         "model": MODEL,
-        "versions": versions(),
         "workload": dataclasses.asdict(work),
         "systems": {name: dataclasses.asdict(numbers) for name, numbers in systems.items()},
     }
-    out.write_text(dumps(whole, indent=1) + "\n")
-    print(f"saved {out}")
+    save(whole | origin("torch", "transformers"), _OUT.value)
 
 
 if __name__ == "__main__":

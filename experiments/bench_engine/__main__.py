@@ -31,6 +31,7 @@ import numpy as np
 from absl import flags
 
 from experiments.baselines.bare import Bare
+from experiments.common.config_fields import config_fields, define_config_fields
 from experiments.common.llm_engines import DECODE, PREFILL, decode_held_back, engines_of
 from experiments.common.origin import origin, save
 from experiments.common.shapes import MODELS, SHAPES, chosen_model, random_model
@@ -56,9 +57,8 @@ _CACHE = flags.DEFINE_string(
     "cache", "", "compilation cache to use, which need not be empty", flag_values=FLAGS
 )
 _OUT = flags.DEFINE_string("out", "results/bench_engine.json", "file to write", flag_values=FLAGS)
-_FIELDS = flags.DEFINE_multi_string(
-    "config.FIELD", [], "override a field of the config; may be repeated", flag_values=FLAGS
-)
+define_config_fields(FLAGS)
+
 PAGE_SIZE = 64
 """Tokens a page, unless a flag says otherwise; `bench_steps` has the same."""
 
@@ -214,7 +214,7 @@ def check_room(llm: LLM, point: Point) -> None:
 
 def bench(points: list[Point], cache: str) -> dict[str, Any]:
     """Measure every point, batch by batch, since each batch has its own program."""
-    overrides = dict(item.split("=", 1) for item in _FIELDS.value or ())
+    overrides = config_fields(FLAGS)
     tiny = make_config("tiny", points, bool(_COLOCATED.value), cache, overrides)
     model = chosen_model(_MODEL.value, tiny)
     results: list[dict[str, Any]] = []

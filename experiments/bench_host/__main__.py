@@ -55,11 +55,11 @@ class Done:
 
 
 POOL = PoolId("hbm/0")
-"""Of both engines."""
+"""The pool of both engines."""
 
 
 class InstantEngine:
-    """Whatever it is asked, the tokens are there, and mean nothing."""
+    """An engine whose steps are done at once, with arbitrary tokens."""
 
     def __init__(self, kind: StepKind, layout: KVLayout, num_pages: int, rows: int) -> None:
         self.id, self.pool = EngineId(f"{kind.value}/0"), POOL
@@ -83,11 +83,11 @@ class InstantEngine:
         return 0
 
     def close(self) -> None:
-        """There is nothing to let go."""
+        """Nothing is held."""
 
 
 class NoTransport:
-    """Prefill and decode keep their pages together: there is nothing to move."""
+    """A transport that never moves a page: both engines share one pool."""
 
     def connects(self, source: PoolId, target: PoolId) -> bool:
         return False
@@ -99,17 +99,17 @@ class NoTransport:
         raise AssertionError("nothing moves")
 
     def cancel(self, job_id: int) -> None:
-        """There is nothing to forget."""
+        """No job was sent."""
 
     def measure(self, source: PoolId, target: PoolId, nbytes: int) -> Ticket[float]:
         raise AssertionError("there is no link")
 
     def close(self) -> None:
-        """There is nothing to let go."""
+        """Nothing is held."""
 
 
 def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
-    """One that serves `rows` sequences, on engines that take no time."""
+    """Make a coordinator that serves `rows` sequences on engines that take no time."""
     layout = KVLayout.of_heads(
         stages, 1, 2, page_size=16, dtype="float32", itemsize=4, stages=stages
     )

@@ -1,4 +1,4 @@
-"""What does the coordinator cost the host, and does that grow with events or with engines?
+"""Does the coordinator's cost for the host grow with events or with engines?
 
 The production coordinator serves simulated engines on a virtual clock (`pdjax/sim`), at several
 sizes and the same load an engine. Each run is a process of its own; with --base another build, a
@@ -56,7 +56,7 @@ _OUT = flags.DEFINE_string("out", None, "JSON file for what was measured", flag_
 
 
 def job(engines: int, requests: int, rate: float, seed: int) -> dict[str, Any]:
-    """What both builds are asked at a size: as many engines of each kind."""
+    """Return the job of both builds at a size: `engines` of each kind, and all requests."""
     arrivals = poisson(rate * engines, requests, (100, 2000), (20, 200), seed)
     prompts = [arrival.request(i, VOCAB).prompt_token_ids for i, arrival in enumerate(arrivals)]
     return {
@@ -111,7 +111,7 @@ def measure(build: str, tree: Path, job: dict[str, Any], profile: Path | None) -
 def rounds(
     builds: dict[str, Path], engines: int, asked: dict[str, Any], count: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Runs of every build at one size, in turns."""
+    """Run every build at one size, in turns; return the runs of each."""
     runs: dict[str, list[dict[str, Any]]] = {build: [] for build in builds}
     for turn in range(count):
         # The order changes, so that a machine that warms up favours neither.
@@ -176,7 +176,7 @@ def main() -> None:
 
 
 def commit_of(tree: Path | None) -> str | None:
-    """The commit of a tree that `git archive` wrote, where its files say it."""
+    """Return the commit of a tree that `git archive` wrote; None where its files do not say it."""
     if tree is None:
         return None
     for path in ORIGINS:
@@ -188,7 +188,7 @@ def commit_of(tree: Path | None) -> str | None:
 
 
 ORIGINS = ("experiments/common/origin.py", "experiments/origin.py")
-"""Where a build keeps its commit, and where older builds did."""
+"""The files that hold a build's commit: today's, and that of older builds."""
 
 
 def is_telling(argument: str) -> bool:
@@ -197,7 +197,7 @@ def is_telling(argument: str) -> bool:
 
 
 LONG = ("requests", "tokens", "source")
-"""Of a run, what is not saved: it is compared, and what differs is saved instead."""
+"""Parts of a run that are not saved: they are compared, and differences are saved instead."""
 
 
 if __name__ == "__main__":

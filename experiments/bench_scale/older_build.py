@@ -1,8 +1,8 @@
 """One run of `bench_scale` with the coordinator of an older build, which knows neither steps as
 data nor events: commit 4991243 and those near it.
 
-Run by `bench_scale` as a script, in a process whose `pdjax` is that build: a job comes in as JSON
-on stdin, what was measured goes out as JSON on stdout. The older build is imported by name at run
+`bench_scale` runs it as a script, in a process whose `pdjax` is that build. It reads a job as JSON
+from stdin, and writes the results as JSON to stdout. The older build is imported by name at run
 time, since its modules have moved since.
 """
 
@@ -27,7 +27,7 @@ recorders: Any = importlib.import_module("pdjax.host.metrics")
 
 
 def load_tokens(path: str) -> Any:
-    """The other build's `sim/tokens.py`, which needs nothing but numpy."""
+    """Load this build's `sim/tokens.py`, which needs nothing but numpy."""
     spec = importlib.util.spec_from_file_location("scale_tokens", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,15 +36,15 @@ def load_tokens(path: str) -> Any:
 
 
 class Simulator:
-    """Time that is spent on simulating, to be told from the coordinator's."""
+    """The processor seconds that simulating takes, apart from the coordinator's."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
 
 class HeapClock:
-    """A virtual clock that keeps its moments in a heap: with many engines the build's own, which
-    keeps a list, would cost more than the coordinator."""
+    """A virtual clock with a heap of moments. The build's own keeps a list, which with many engines
+    would cost more than the coordinator."""
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
@@ -67,7 +67,7 @@ class HeapClock:
 
 
 class Mesh:
-    """What a mesh is asked runs in order."""
+    """A mesh, whose work runs in order."""
 
     def __init__(self, clock: HeapClock) -> None:
         self.clock, self.free = clock, 0.0
@@ -79,7 +79,7 @@ class Mesh:
 
 
 class SimTicket:
-    """Ready at a moment."""
+    """A ticket that is ready at a moment."""
 
     def __init__(
         self, clock: HeapClock, at: float, value: Any, shipment: Any = None, read_at: float = 0.0
@@ -99,7 +99,7 @@ class SimTicket:
 
 
 class SimEngine:
-    """Both kinds of engine; costs and tokens are those of `pdjax/sim`."""
+    """An engine of either kind, with the costs and tokens of `pdjax/sim`."""
 
     def __init__(self, job: dict[str, Any], clock: HeapClock, layout: Any, pages: int) -> None:
         self.layout, self.num_pages = layout, pages
@@ -140,7 +140,7 @@ class SimEngine:
 
 
 class SimTransfer:
-    """A link for each pair of pools, as those of `pdjax/sim`."""
+    """A transport with a link for each pair of pools, as in `pdjax/sim`."""
 
     def __init__(self, job: dict[str, Any], clock: HeapClock, engines: dict[Any, Any]) -> None:
         self.job, self.clock, self.engines = job, clock, engines
@@ -177,7 +177,7 @@ class SimTransfer:
 
 
 def build(job: dict[str, Any], clock: HeapClock) -> tuple[Any, Any]:
-    """The older build's coordinator and recorder."""
+    """Make the older build's coordinator and recorder."""
     layout = layouts.KVLayout(*job["layout"])
     pages = {kind: job[f"{kind}_pages"] for kind in ("prefill", "decode")}
     prefill, decode = (
@@ -212,7 +212,7 @@ def build(job: dict[str, Any], clock: HeapClock) -> tuple[Any, Any]:
 
 
 def drive(job: dict[str, Any]) -> dict[str, Any]:
-    """Serve the job's arrivals; host times and what the requests got."""
+    """Serve the job's arrivals; return the host's times, latencies and tokens."""
     clock = HeapClock(Simulator())
     coordinator, recorder = build(job, clock)
     asked = [

@@ -1,4 +1,4 @@
-"""What `bench_scale` has measured, as tables, and how far two builds agree."""
+"""Tables of what `bench_scale` measures, and a comparison of two builds."""
 
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -9,26 +9,26 @@ import numpy as np
 from experiments.common.tables import number, table
 
 Result = Mapping[str, Any]
-"""Of one run; see `scale_run.drive`."""
+"""The numbers of one run; see `this_build.drive`."""
 Found = Mapping[int, Mapping[str, list[Any]]]
-"""[engines of each kind][build] -> its runs."""
+"""The runs by number of engines of each kind, then by build."""
 
 WORDS = ("ttft", "tpot", "finish")
 
 
 def coordinator_seconds(result: Result) -> float:
-    """Processor time without what simulating engines and links took."""
+    """Return the processor time without the part that simulates engines and links."""
     return result["cpu_s"] * (1 - result["simulator_s"] / result["wall_s"])
 
 
 def spread(values: list[float]) -> str:
-    """From the least to the greatest, as shares of the median."""
+    """Format the least and the greatest value, as shares of the median."""
     middle = median(values)
     return f"{min(values) / middle:.2f}-{max(values) / middle:.2f}"
 
 
 def host_table(found: Found) -> str:
-    """Processor time of the coordinator, by what it did."""
+    """Make a table of the coordinator's processor time, a request, turn and event."""
     headers = ["engines", "build", "all, s", "coordinator, s", "spread", "ms/request"]
     headers += ["ms/simulated s", "turns", "us/turn", "events", "us/event"]
     rows = []
@@ -56,13 +56,13 @@ def host_table(found: Found) -> str:
 
 
 def ratios(builds: Mapping[str, list[Any]], seconds: Callable[[Result], float]) -> list[float]:
-    """This build's time over the other's, of each pair of runs in turns."""
+    """Divide this build's time by the other's, for each pair of runs in turns."""
     pairs = zip(builds["new"], builds["base"], strict=True)
     return [seconds(new) / seconds(base) for new, base in pairs]
 
 
 def ratio_table(found: Found) -> str:
-    """This build's processor time as a share of the other's: of the coordinator, and of all."""
+    """Make a table of this build's processor time over the other's: the coordinator's, and all."""
     rows = []
     for engines, builds in found.items():
         if "base" not in builds:
@@ -79,12 +79,12 @@ def ratio_table(found: Found) -> str:
 
 
 def latencies(result: Result) -> dict[str, tuple[float, float | None, float]]:
-    """(TTFT, TPOT, moment of the last token) of each request by its id, seconds."""
+    """Return (TTFT, TPOT, moment of the last token) of each request by its id, in seconds."""
     return {id: (ttft, tpot, finish) for id, ttft, tpot, finish in result["requests"]}
 
 
 def latency_table(found: Found) -> str:
-    """Latencies on the virtual clock, and how many of the other build's are another number."""
+    """Make a table of latencies on the virtual clock, and a sentence for each comparison."""
     headers = ["engines", "build", "TTFT p50, ms", "p99", "TPOT p50, ms", "p99"]
     rows = []
     for engines, builds in found.items():
@@ -103,10 +103,13 @@ def latency_table(found: Found) -> str:
 
 
 def compared(builds: Mapping[str, list[Any]]) -> dict[str, Any] | None:
-    """How far two builds agree, None where there is one: requests whose tokens differ; and by
-    latency, of the requests where it differs by more than a nanosecond, how many are earlier and
-    later, and mean and largest difference (new - base, seconds). Runs of a build are the same, or
-    `steady` is False."""
+    """Compare two builds; None where there is one.
+
+    Returns:
+      `steady`, whether all runs of a build are the same; `other_tokens`, the requests whose tokens
+      differ; and for each of WORDS how many requests are `earlier` and `later` by more than a
+      nanosecond, and the mean and the largest difference (new - base, seconds).
+    """
     steady = all(
         (each["tokens"], each["requests"]) == (runs[0]["tokens"], runs[0]["requests"])
         for runs in builds.values()
@@ -140,7 +143,7 @@ def compared(builds: Mapping[str, list[Any]]) -> dict[str, Any] | None:
 
 
 def sentence(outcome: Mapping[str, Any] | None) -> str:
-    """What `compared` found, to be read."""
+    """Write a comparison as a sentence."""
     assert outcome is not None, "there are two builds"
     differ = len(outcome["other_tokens"])
     parts = [

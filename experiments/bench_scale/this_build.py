@@ -1,5 +1,5 @@
-"""One run of `bench_scale` with this build's coordinator: a job comes in as JSON on stdin, what was
-measured goes out as JSON on stdout. `older_build` does the same with an older build."""
+"""One run of `bench_scale` with this build's coordinator. It reads a job as JSON from stdin, and
+writes the results as JSON to stdout. `older_build` does the same with an older build."""
 
 import json
 import sys
@@ -19,14 +19,14 @@ from pdjax.sim.links import Link
 
 
 class Stopwatch:
-    """Time inside functions, where one of them that another calls counts once."""
+    """Adds up the time inside functions; one that another calls counts once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._inside = False
 
     def time(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function; its time is taken."""
+        """Return the function, timed."""
 
         @wraps(function)
         def timed(*args: Any) -> Any:
@@ -43,7 +43,7 @@ class Stopwatch:
 
 
 def build(job: dict[str, Any]) -> Cluster:
-    """The cluster that a job describes."""
+    """Make the cluster that a job describes."""
     layout = KVLayout.of_heads(*job["layout"])
     config = Config(
         kv=KVConfig(page_size=layout.page_size),
@@ -69,7 +69,7 @@ def build(job: dict[str, Any]) -> Cluster:
 
 
 def drive(job: dict[str, Any]) -> dict[str, Any]:
-    """Serve the job's arrivals; host times and what the requests got."""
+    """Serve the job's arrivals; return the host's times, latencies and tokens."""
     cluster, simulator = build(job), Stopwatch()
     for engine in cluster.engines.values():
         engine.submit = simulator.time(engine.submit)  # type: ignore[method-assign]

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.baselines import vllm as rival_vllm
+from experiments.baselines import vllm
 from experiments.bench_steps import ceilings
 from experiments.bench_steps import tables as step_tables
 from experiments.bench_steps.batches import decode_batches, prefill_batches
@@ -41,13 +41,12 @@ from experiments.bench_steps.engines import StepEngines, StepTime
 from experiments.bench_steps.floors import decode_bytes, prefill_flops
 from experiments.bench_steps.kernel_times import Kernel, Setting, kernels
 from experiments.common import kernel_profile
-from experiments.common.origin import origin
+from experiments.common.origin import origin, write_json
 from experiments.common.shapes import MODELS, SHAPES, chosen_model
 from pallas_kernels.paged_attention.api import IMPLEMENTATIONS
 from pdjax.core.kv_layout import QUANTISED_DTYPES
 from pdjax.device.compat import keep_compilations
 from pdjax.flags import new_flags, run
-from pdjax.formats.strict_json import dumps
 
 SECTIONS = ("ceilings", "kernels", "decode", "prefill")
 PREFILL_TOKENS = 32768
@@ -119,9 +118,9 @@ class Bench:
         self.kv_dtype = kv_dtype or self.dtype
         self.itemsize = jnp.dtype(self.dtype).itemsize
         # vLLM's numbers are of exactly this model, on this kind of card.
-        self.with_rival = model == rival_vllm.MODEL and self.spec == spec
-        self.with_rival &= self.kv_dtype == self.dtype
-        self.with_rival &= rival_vllm.DEVICE in jax.devices()[0].device_kind
+        self.beside_vllm = model == vllm.MODEL and self.spec == spec
+        self.beside_vllm &= self.kv_dtype == self.dtype
+        self.beside_vllm &= vllm.DEVICE in jax.devices()[0].device_kind
         self.ceilings: ceilings.Ceilings | None = None
         self.failed: list[str] = []
         self._out = out
@@ -146,8 +145,7 @@ class Bench:
             traceback.print_exc()
             print(f"{label}: FAILED", flush=True)
             self.failed.append(label)
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._out.write_text(dumps(self.whole, indent=1) + "\n")
+        write_json(self.whole, self._out)
         gc.collect()  # the next case needs the pool's memory
 
     def note(self, section: str, row: dict[str, Any]) -> None:
@@ -174,8 +172,8 @@ class Bench:
         work = decode_bytes(self.spec, case, self.itemsize, self.kv_dtype)
         row = {"case": case.name, **_step_row(took), "bytes": work}
         row |= _beside(took.seconds, work, self._ceiling("copy"))
-        if self.with_rival:
-            row["vllm_ms"] = rival_vllm.DECODE_MS.get(case.name)
+        if self.beside_vllm:
+            row["vllm_ms"] = vllm.DECODE_MS.get(case.name)
         self.note("decode", row)
         self._profile(f"decode {case.name}", again)
 
@@ -188,8 +186,8 @@ class Bench:
         row = {"case": case.name, **_step_row(took), "flops": work}
         row |= _beside(took.seconds, work, self._ceiling("matmul_sustained"))
         row |= {"tokens_per_s": case.tokens / took.seconds, "flops_per_s": work / took.seconds}
-        if self.with_rival:
-            row["vllm_tokens_per_s"] = rival_vllm.PREFILL_TOKENS_PER_S.get(case.name)
+        if self.beside_vllm:
+            row["vllm_tokens_per_s"] = vllm.PREFILL_TOKENS_PER_S.get(case.name)
         self.note("prefill", row)
         self._profile(f"prefill {case.name}", again)
 

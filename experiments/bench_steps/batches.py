@@ -1,16 +1,11 @@
 """Batches of the timed steps: as the host makes them, without padding."""
 
-from collections.abc import Iterator
-
-import numpy as np
-
 from experiments.bench_steps.cases import DecodeCase, PrefillCase
-from pdjax.core.request import Request, SamplingParams
+from experiments.common.sequences import scattered_sequences
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.batching.prefill_batch import prefill_batch
-from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
 
 
@@ -26,7 +21,7 @@ def decode_batches(
     pages = -(-(prompt + steps) // page_size)
     buckets = _buckets(page_size, 1, pages, case.rows, prompt + steps)
     pipeline = DecodePipeline(1, case.rows, buckets)
-    for sequence in _sequences([prompt] * case.rows, page_size, vocab, steps):
+    for sequence in scattered_sequences([prompt] * case.rows, page_size, vocab, steps):
         sequence.output.append(1)
         pipeline.assign(pipeline.reserve(), sequence)
     return [pipeline.tick().batch for _ in range(steps)], 1 + case.rows * pages
@@ -45,7 +40,7 @@ def prefill_batches(
     lengths = [length + earlier for length, earlier in case.chunks]
     pages = case.pages(page_size)
     buckets = _buckets(page_size, case.tokens, pages, len(lengths), max(lengths))
-    sequences = list(_sequences(lengths, page_size, vocab, 0))
+    sequences = scattered_sequences(lengths, page_size, vocab, 0)
     [(length, earlier), *_] = case.chunks
     if earlier % length:
         raise ValueError(f"{case.name}: earlier tokens must be a multiple of the chunk's length")
@@ -64,18 +59,3 @@ def _buckets(page_size: int, tokens: int, pages: int, sequences: int, context: i
     """Make buckets with one size of each kind."""
     one = (pages,)
     return Buckets(page_size, context, tokens, sequences, (tokens,), one, one)
-
-
-def _sequences(
-    lengths: list[int], page_size: int, vocab: int, new_tokens: int
-) -> Iterator[Sequence]:
-    """Yield greedy sequences with prompts of these lengths, and pages for all their tokens,
-    scattered over the pool."""
-    rng = np.random.default_rng(0)
-    counts = [-(-(length + new_tokens) // page_size) for length in lengths]
-    order = (1 + rng.permutation(sum(counts))).tolist()
-    for number, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        prompt = tuple(rng.integers(1, vocab, length).tolist())
-        request = Request(f"step-{number}", prompt, SamplingParams(temperature=0.0), 0.0)
-        own, order = order[:count], order[count:]
-        yield Sequence(request, choice=0, seed=0, max_new_tokens=new_tokens + 1, pages=own)

@@ -75,6 +75,18 @@ def measure(folder: Path, command: list[str], out: Path) -> dict[str, float]:
     return dict(numbers(json.loads(out.read_text())))
 
 
+def check_has(folder: Path, name: str) -> None:
+    """Check that a checkout has an experiment: a package, or a file as in older ones. Without it
+    Python would look on, and might run that of an installed checkout.
+
+    Raises:
+      ValueError: it has not.
+    """
+    wanted = [folder / f"experiments/{name}/__main__.py", folder / f"experiments/{name}.py"]
+    if not any(map(Path.is_file, wanted)):
+        raise ValueError(f"run={name!r}: no such experiment in {folder}")
+
+
 def spread(values: list[float]) -> str:
     """Format the median and the range."""
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
@@ -84,10 +96,10 @@ def main() -> None:
     """Run, print, save; see the module."""
     if not _BASE.value or not _RUN.value:
         raise ValueError("beside: needs both --base=FOLDER and --run='EXPERIMENT FLAGS'")
-    if not (Path(_BASE.value) / "experiments").is_dir():
-        raise ValueError(f"base={_BASE.value!r}: must be a folder that holds experiments/")
     folders = {"base": Path(_BASE.value).resolve(), "here": ROOT}
     command = shlex.split(_RUN.value)
+    for folder in folders.values():
+        check_has(folder, command[0])
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:

@@ -35,7 +35,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,13 +51,12 @@ from experiments.check_steps.steps import (
     upcast,
     weights,
 )
-from experiments.common.origin import origin
+from experiments.common.origin import origin, save
 from experiments.common.shapes import MODELS
 from experiments.common.tables import table
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.decoder import Params
 from pdjax.flags import new_flags, run
-from pdjax.formats.strict_json import dumps
 
 FLAGS = new_flags()
 _MODEL = flags.DEFINE_enum("model", "llama_1b", list(MODELS), "shapes", flag_values=FLAGS)
@@ -259,10 +257,7 @@ def main() -> int:
     whole["seconds"] = time.perf_counter() - began
     print(f"\nErrors: kernels / reference, in bfloat16, of float32; bound {limits.bound:.3f}")
     print(show(whole["buckets"]))
-    out = Path(_OUT.value or "")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(dumps(whole, indent=1) + "\n")
-    print(f"saved {out} after {whole['seconds']:.0f} s")
+    save(whole, _OUT.value)
     return 1 if any(row["wrong"] for row in whole["buckets"]) else 0
 
 

@@ -2,17 +2,15 @@
 may hold."""
 
 import re
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pdjax.core.request import Request, SamplingParams
+from experiments.common.sequences import scattered_sequences
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.batching.prefill_batch import prefill_batch
-from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
 
 TICKS = 3
@@ -63,7 +61,7 @@ def prefill_batches(tokens: int, pages: int, page_size: int, vocab: int) -> Batc
         )
     one = (pages,)
     buckets = Buckets(page_size, pages * page_size, tokens, 5, (tokens,), one)
-    long, *others = _sequences([earlier + chunk, *whole], page_size, vocab, 0)
+    long, *others = scattered_sequences([earlier + chunk, *whole], page_size, vocab, 0)
     chunks = [
         [Chunk(long, start, min(start + tokens, earlier))] for start in range(0, earlier, tokens)
     ]
@@ -94,7 +92,7 @@ def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches
     lengths = np.linspace(longest, 1, max(1, rows - 1)).astype(int).tolist()
     if len(lengths) > 2:
         lengths[1] = page_size - 1  # this row reaches its second page in a later tick
-    sequences = _sequences(lengths, page_size, vocab, TICKS)
+    sequences = scattered_sequences(lengths, page_size, vocab, TICKS)
     for number, sequence in enumerate(sequences):
         if number == rows // 2 and rows > 1:
             pipeline.reserve()  # stays idle
@@ -107,18 +105,3 @@ def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches
     ]
     pages = 1 + sum(len(sequence.pages) for sequence in sequences)
     return Batches(f"decode {rows}x{width}", tuple(steps), pages)
-
-
-def _sequences(lengths: Seq[int], page_size: int, vocab: int, new_tokens: int) -> list[Sequence]:
-    """Make sequences with random prompts of these lengths, and pages for all their tokens,
-    scattered over the pool."""
-    rng = np.random.default_rng(0)
-    counts = [-(-(length + new_tokens) // page_size) for length in lengths]
-    order = (1 + rng.permutation(sum(counts))).tolist()
-    made = []
-    for number, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        prompt = tuple(rng.integers(0, vocab, length).tolist())
-        request = Request(f"check-{number}", prompt, SamplingParams(temperature=0.0), 0.0)
-        own, order = order[:count], order[count:]
-        made.append(Sequence(request, 0, seed=0, max_new_tokens=new_tokens + 1, pages=own))
-    return made

@@ -1,4 +1,4 @@
-"""Lists the kernels of a step and their times, from a trace of the profiler."""
+"""The kernels of a step and their times, from a trace of the profiler."""
 
 import tempfile
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The engines of an LLM, by the steps that they accept, and what moves pages between them."""
+"""The engines of an LLM by the steps that they accept, and the transport between them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,24 +11,24 @@ PREFILL, DECODE = StepKind.PREFILL, StepKind.DECODE
 
 
 def engines_of(llm: LLM, kind: StepKind) -> list[Any]:
-    """Those that accept steps of a kind, in order."""
+    """Return the engines that accept steps of a kind, in order."""
     engines: list[Any] = llm.deployment.backing.engines
     return [each for each in engines if kind in each.accepts]
 
 
 def program_of(llm: LLM, kind: StepKind) -> Any:
-    """The program of the first engine that accepts steps of a kind."""
+    """Return the program of the first engine that accepts steps of a kind."""
     return engines_of(llm, kind)[0].programs[kind]
 
 
 def device_transport(llm: LLM) -> Any:
-    """What moves pages between pools on devices; see `pdjax.device.kv.transport`."""
+    """Return the transport between pools on devices; see `pdjax.device.kv.transport`."""
     return llm.deployment.backing.transport.transports[0]
 
 
 @contextmanager
 def decode_held_back(llm: LLM) -> Iterator[None]:
-    """A block in which no tick is dispatched, so that sequences gather in the rows."""
+    """Dispatch no tick inside the block, so that sequences gather in the rows."""
     coordinator, names = llm.coordinator, [each.id for each in engines_of(llm, DECODE)]
     for name in names:
         coordinator.pause(name)

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ EXPORTED = "$Format:%H$"
 """The commit, in files that `git archive` wrote; see .gitattributes."""
 
 
-def origin() -> dict[str, Any]:
-    """Return the versions, devices, command and commit of this process; starts JAX if need be."""
+def origin(*packages: str) -> dict[str, Any]:
+    """Return the versions, devices, command and commit of this process; starts JAX if need be.
+
+    Args:
+      packages: further packages to give the versions of, where they are installed.
+    """
     versions = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *packages):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     # The folders of results say nothing to other machines.
@@ -38,11 +43,16 @@ def origin() -> dict[str, Any]:
     }
 
 
-def save(whole: dict[str, Any], path: str | None) -> None:
+def write_json(whole: Mapping[str, Any], path: Path) -> None:
+    """Write the results as JSON, and make the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dumps(whole, indent=1) + "\n")
+
+
+def save(whole: Mapping[str, Any], path: str | None) -> None:
     """Write the results as JSON, make the folder, and print the path."""
     out = Path(path or "")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(dumps(whole, indent=1) + "\n")
+    write_json(whole, out)
     print(f"saved {out}")
 
 

@@ -1,9 +1,9 @@
-"""Methods of single objects, replaced to be watched."""
+"""Replaces a method of one object, to observe its calls."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 def replace_method(target: Any, name: str, function: Callable[..., Any]) -> None:
-    """Let `target` alone, and not its class, have another method of that name."""
+    """Replace the method `name` of `target` alone, and not of its class."""
     setattr(target, name, function)

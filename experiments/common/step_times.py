@@ -10,9 +10,9 @@ PARTS: list[TurnPart] = [part for part in TurnPart if part is not TurnPart.WAIT]
 
 NEWS, POLLS, IDLE = "news", "polls", "idle"
 LABELS = (*(part.value for part in PARTS), NEWS, POLLS, IDLE)
-"""What `StepTimes.seconds` may hold: the parts of turns that changed something, and what is done
-with their news (the front end's work included); whole turns that found nothing to do, without their
-wait; the waits."""
+"""Keys of `StepTimes.seconds`: the parts of turns that changed something; "news", the rest of such
+turns, which has the front end's work; "polls", turns that found nothing to do, without their wait;
+"idle", the waits."""
 
 
 class StepTimes(Observer):
@@ -31,7 +31,7 @@ class StepTimes(Observer):
         llm.coordinator.observer = self
 
     def step(self) -> None:
-        """`llm.step()`, timed."""
+        """Call `llm.step()`, and time its parts."""
         self._turn.clear()
         start = self._now()
         try:
@@ -58,7 +58,7 @@ class StepTimes(Observer):
         self._since = now
 
     def _close(self, whole: float) -> None:
-        """Book a turn that took `whole` seconds."""
+        """Add a turn that took `whole` seconds."""
         waited = self._turn.pop(TurnPart.WAIT, 0.0)
         self.seconds[IDLE] += waited
         if self._busy:

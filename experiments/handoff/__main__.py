@@ -37,7 +37,7 @@ from absl import flags
 from experiments.common.origin import origin, save
 from experiments.common.shapes import MODELS, SHAPES, chosen_model
 from experiments.common.tables import megabytes, number, percent, table
-from experiments.handoff.pair import OUTPUT, House, Watch, Way, in_groups
+from experiments.handoff.pair import OUTPUT, EnginePair, Watch, Way, in_groups
 from experiments.handoff.picture import draw
 from pdjax import Config
 from pdjax.config import RANDOM, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
@@ -103,23 +103,25 @@ def make_config(model: str, layers: int | None, layout: str, prompts: list[int])
     )
 
 
-def measure(house: House, way: Way, prompts: Iterable[int], rate: float) -> list[dict[str, Any]]:
-    """All prompts of one way, as plain values."""
-    coordinator, recorder, transport = house.open(way)
+def measure(
+    pair: EnginePair, way: Way, prompts: Iterable[int], rate: float
+) -> list[dict[str, Any]]:
+    """Measure all prompts of one way; `rate` is the link's, in bytes a second."""
+    coordinator, recorder, transport = pair.open(way)
     [over_devices] = transport.transports
-    points, watch = [], Watch(over_devices, house.llm.clock.now)
+    points, watch = [], Watch(over_devices, pair.llm.clock.now)
     for n in prompts:
-        alone = house.alone(way, transport, n)
+        alone = pair.alone(way, transport, n)
         watch.take(0.0, rate)
         rounds = _ROUNDS.value or 1
-        served = house.served(coordinator, recorder, watch, n, rounds, rate)
+        served = pair.served(coordinator, recorder, watch, n, rounds, rate)
         point = {
             "prompt": n,
             "alone": _values(alone, "of_put"),
             "served": _values(served, "hidden"),
         }
         if _TRACE.value:
-            by_device = house.traced(coordinator, transport, n, served.nbytes, rounds)
+            by_device = pair.traced(coordinator, transport, n, served.nbytes, rounds)
             point["traced"] = by_device and _values(by_device, "of_put", "of_put_in_all")
             watch.take(0.0, rate)
         points.append(asdict(way) | point)
@@ -209,12 +211,12 @@ def main() -> None:
     points: list[dict[str, Any]] = []
     peaks: dict[str, float] = {}
     for layout in layouts:
-        house = House(make_config(model, _LAYERS.value, layout, prompts))
-        peaks[layout] = house.bandwidth(_PEAK.value or 1)
+        pair = EnginePair(make_config(model, _LAYERS.value, layout, prompts))
+        peaks[layout] = pair.bandwidth(_PEAK.value or 1)
         for groups, wire in ways:
             way = Way(layout, groups, wire, bool(_CHECKSUMS.value))
-            points += measure(house, way, prompts, peaks[layout])
-        del house
+            points += measure(pair, way, prompts, peaks[layout])
+        del pair
         gc.collect()
         jax.clear_caches()
     print(show(points))
@@ -223,7 +225,6 @@ def main() -> None:
     save(whole, _OUT.value)
     if _PLOT.value:
         draw(whole, Path(_PLOT.value))
-        print(f"saved {_PLOT.value}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,14 @@ OUTPUT = 8
 
 @dataclass(frozen=True)
 class Way:
-    """A way for the KV of a prompt to travel: between which layouts, in how many layer groups while
-    the prefill runs (0: in bulk, after it), and in which format."""
+    """A way for the KV of a prompt to travel.
+
+    Attributes:
+      layout: prefill shards x decode stages x shards of a stage.
+      groups: layer groups that leave while the prefill runs; 0 is in bulk, after it.
+      wire: "exact", or the dtype of the KV in transit.
+      checksums: whether every page is checked on arrival.
+    """
 
     layout: str
     groups: int
@@ -124,8 +130,8 @@ class _Seen(NamedTuple):
 
 
 class Watch:
-    """Sees, in threads of its own, when the pages of each transfer job have been read and when they
-    have arrived: the coordinator looks only between other things.
+    """Observes, in threads of its own, when the pages of each transfer job have been read, and when
+    they have arrived: the coordinator looks only between other things.
 
     Args:
       transport: whose jobs; of one kind of link, so that exports of steps are seen, too.
@@ -169,8 +175,8 @@ class Watch:
         return wire, exposed, max(0.0, last - ended)
 
 
-class House:
-    """One pair of engines, and the ways to hand over between them.
+class EnginePair:
+    """A prefill engine and a decode engine, and the ways to hand over between them.
 
     Args:
       config: config of the engines.
@@ -184,8 +190,8 @@ class House:
         self._pools = self._source.pool, self._target.pool
 
     def open(self, way: Way) -> tuple[Coordinator, Recorder, Any]:
-        """A coordinator for one way, warm, and its transport; weights and pools are the same for
-        all of them."""
+        """Make a warm coordinator for one way, its recorder and its transport. All ways share
+        weights and pools."""
         llm = self.llm
         engines = llm.deployment.backing.handing_over(way.handoff, way.programs)
         recorder = Recorder(llm.clock)
@@ -204,17 +210,17 @@ class House:
         return coordinator, recorder, engines.transport
 
     def bandwidth(self, nbytes: int) -> float:
-        """Bytes a second over all links, by a plain put of so many on one of them."""
+        """Measure the bytes a second over all links, by a plain put of `nbytes` on one of them."""
         put = self.llm.transport.measure(*self._pools, nbytes).result()
         return self.links() * nbytes / put
 
     def links(self) -> int:
-        """Pairs of devices over which the KV of all layers travels at once."""
+        """Return the number of pairs of devices over which the KV of all layers travels at once."""
         source, target = self._source.layout, self._target.layout
         return min(source.tp, target.tp * target.stages)
 
     def alone(self, way: Way, transport: Transport, n: int) -> Alone:
-        """A transfer job of the pages of n tokens."""
+        """Measure a transfer job of the pages of n tokens."""
         source, target, now = self._source.layout, self._target.layout, self.llm.clock.now
         spans = Spans.between(source, target, self.llm.max_model_len)
         moved = range(-(-n // spans.tokens))
@@ -283,7 +289,7 @@ class House:
     def traced(
         self, coordinator: Coordinator, transport: Any, n: int, nbytes: float, rounds: int
     ) -> Traced | None:
-        """Prompts of n random tokens by the profiler's clock; `nbytes` is what one moves."""
+        """Time prompts of n random tokens by the profiler's clock; each moves `nbytes`."""
         [over_devices] = transport.transports
         put = over_devices.plain_put(*self._pools, int(nbytes) // self.links())
         rng, turns = np.random.default_rng(n), itertools.count()

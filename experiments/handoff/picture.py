@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from experiments.common.figures import new_figure, save_figure
 from experiments.handoff.pair import in_groups
 
 
@@ -12,16 +13,12 @@ def draw(whole: dict[str, Any], path: Path) -> None:
     Raises:
       ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("plot: needs matplotlib; pip install 'pdjax[plot]'") from error
     points = whole["points"]
     names = [f"{p['prompt']}\n{p['wire']} {in_groups(p['groups'])}\n{p['layout']}" for p in points]
     served = [p["served"] for p in points]
     exposed = [s["exposed_ms"] for s in served]
     hidden = [max(0.0, s["wire_ms"] - s["exposed_ms"]) for s in served]
-    figure = Figure(figsize=(max(6.0, 0.9 * len(points)), 4.5), layout="constrained")
+    figure = new_figure(max(6.0, 0.9 * len(points)), 4.5)
     axes = figure.subplots()
     x = list(range(len(points)))
     axes.bar(x, hidden, color="#9bbfd9", label="on the wire, hidden behind the prefill")
@@ -43,5 +40,4 @@ def draw(whole: dict[str, Any], path: Path) -> None:
     devices = ", ".join(sorted(set(whole.get("devices", []))))
     axes.set_title(f"Hand-off of one prompt, {whole['model']}, {devices}", fontsize=10)
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

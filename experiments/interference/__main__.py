@@ -30,6 +30,7 @@ import numpy as np
 from absl import flags
 
 from experiments.baselines.vllm import BESIDE_PREFILL
+from experiments.common.config_fields import config_fields, define_config_fields
 from experiments.common.llm_engines import PREFILL, decode_held_back, engines_of
 from experiments.common.origin import origin, save
 from experiments.common.shapes import MODELS, SHAPES, chosen_model
@@ -67,10 +68,7 @@ _BUDGET = flags.DEFINE_integer(
 _MODES = flags.DEFINE_multi_enum("modes", list(MODES), MODES, "modes to run", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", "results/interference.json", "file to write", flag_values=FLAGS)
 _PLOT = flags.DEFINE_string("plot", None, "file of a picture; needs matplotlib", flag_values=FLAGS)
-_FIELDS = flags.DEFINE_multi_string(
-    "config.FIELD", [], "override a field of the configs; may be repeated", flag_values=FLAGS
-)
-
+define_config_fields(FLAGS)
 
 _DRAWN = 64
 """Prompts of intruders drawn before a phase: drawing one takes a part of a millisecond, in which
@@ -110,7 +108,7 @@ class Intruders:
 
 
 class Watch:
-    """Rows that decode all the time, and their gaps in one phase after another.
+    """Rows that decode all the time, and the gaps between their tokens in each phase.
 
     Each phase has new rows: those of the phase before have grown, and longer rows take more time.
     All rows are prefilled and handed over while decode is held back, so that they start together.
@@ -156,7 +154,7 @@ class Watch:
         return seen
 
     def _begin(self) -> list[str]:
-        """Rows that are about to decode."""
+        """Submit the rows, and step until all of them are about to decode; return their ids."""
         llm, load = self._llm, self._load
         shape = (load.rows, load.prompt)
         prompts = self._rng.integers(1, llm.spec.vocab_size, shape).tolist()
@@ -310,7 +308,7 @@ def main() -> None:
     names = ("rows", "prompt", "long", "long_output", "intruders", "spare", "steps", "warm")
     sizes: dict[str, Any] = {name: FLAGS[name].value for name in names}
     load, chunk = Load(**sizes), _CHUNK.value or 0
-    overrides = dict(item.split("=", 1) for item in _FIELDS.value or ())
+    overrides = config_fields(FLAGS)
     model = chosen_model(_MODEL.value, make_config("tiny", MODES[0], load, chunk, overrides))
     budgets = {"disaggregated": chunk if _BUDGET.value is None else _BUDGET.value}
     modes: dict[str, dict[str, Any]] = {}
@@ -331,7 +329,6 @@ def main() -> None:
     save(whole, _OUT.value)
     if _PLOT.value:
         draw(whole, Path(_PLOT.value))
-        print(f"saved {_PLOT.value}")
 
 
 if __name__ == "__main__":

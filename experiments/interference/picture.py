@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.figures import new_figure, save_figure
+
 PHASES = ("quiet", "loaded")
 
 SHARES = np.arange(1, 1000) / 1000
@@ -23,12 +25,9 @@ def draw(whole: dict[str, Any], path: Path) -> None:
     Raises:
       ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    except ImportError as error:
-        raise ValueError("plot: needs matplotlib; pip install 'pdjax[plot]'") from error
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    figure = new_figure(8, 5.5)
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     axes = figure.subplots()
     rival = whole["vllm"] or {"itl_ms": {}}
     for mode, seen in whole["modes"].items():
@@ -70,8 +69,7 @@ def draw(whole: dict[str, Any], path: Path) -> None:
         fontsize=10,
     )
     figure.legend(fontsize=8, loc="outside lower center", ncols=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _nines(share: Any) -> Any:

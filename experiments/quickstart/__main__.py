@@ -18,10 +18,10 @@ from typing import Any
 
 from absl import flags
 
+from experiments.common.origin import write_json
 from experiments.common.tables import megabytes, number, percent, table
 from pdjax import LLM, Config, RequestOutput, SamplingParams
 from pdjax.flags import config_of, new_flags, run
-from pdjax.formats.strict_json import dumps
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.request import in_ms
 
@@ -140,9 +140,8 @@ def engine_table(recorder: Recorder) -> str:
 
 def save(path: Path, llm: LLM, extra: dict[str, Any]) -> None:
     """Write metrics.json and trace.json of the run."""
-    path.mkdir(parents=True, exist_ok=True)
     whole = {**llm.report(), **extra, "config": dataclasses.asdict(llm.config)}
-    (path / "metrics.json").write_text(dumps(whole, indent=1) + "\n")
+    write_json(whole, path / "metrics.json")
     llm.write_trace(path / "trace.json")
 
 
@@ -174,8 +173,8 @@ def main() -> int:
                 print(f"> {question.text[:90]}\n{answer}\n")
 
     print("The same requests on one device; loading and compiling again ...", flush=True)
-    with LLM(monolithic(config)) as rival:
-        alone = rival.generate([*prompts], params, progress=False)
+    with LLM(monolithic(config)) as one_device:
+        alone = one_device.generate([*prompts], params, progress=False)
 
     exact = sum(
         ours.token_ids == theirs.token_ids and ours.finish_reason != "error"

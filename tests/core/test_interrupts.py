@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from experiments.hostile.__main__ import interrupted_at
+from experiments.hostile.faults import interrupted_at
 from pdjax.config import HandoffConfig
 from pdjax.host.sequences.sequence import State
 from pdjax.text.text_stream import TextStream

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import pytest
 
-from experiments.hostile import __main__ as hostile
+from experiments.hostile import faults
 from pdjax import LLM
 from pdjax.host.coordinator import Coordinator
 from pdjax.session import Closed
@@ -19,28 +19,28 @@ from pdjax.session import Closed
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(hostile.CONFIG) as llm:
+    with LLM(faults.CONFIG) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
 def truth(llm: LLM) -> list[list[int]]:
-    return hostile.answers(llm)
+    return faults.answers(llm)
 
 
 def test_a_signal_in_generate_hurts_nobody_who_comes_later(llm: LLM, truth: list[list[int]]):
     draw = random.Random(1)
     hits = 0
     for _ in range(60):  # on a busy machine many come too late
-        hits += hostile.signal_once(llm, draw)
-        assert hostile.is_whole(llm, truth)
+        hits += faults.signal_once(llm, draw)
+        assert faults.is_whole(llm, truth)
         if hits == 3:
             break
     assert hits > 0
 
 
 def test_an_interrupt_out_of_any_line_of_the_host_leaks_nothing(llm: LLM, truth: list[list[int]]):
-    hit, right = hostile.lines(llm, 16, truth, random.Random(2))
+    hit, right = faults.lines(llm, 16, truth, random.Random(2))
     assert hit > 8 and right == 16
 
 
@@ -49,33 +49,33 @@ def test_a_device_that_fails_after_it_was_given_the_pool_begins_anew(
 ):
     engines = llm.engines
     before = sum(engine.losses for engine in engines)
-    assert hostile.losses(llm, len(hostile.DONATING), truth) == (4, 4)
+    assert faults.losses(llm, len(faults.DONATING), truth) == (4, 4)
     assert sum(engine.losses for engine in engines) - before >= 4
 
 
 def test_threads_get_exact_answers(llm: LLM, truth: list[list[int]]):
-    assert hostile.threads(llm, 8, 3, truth) == (24, 24)
+    assert faults.threads(llm, 8, 3, truth) == (24, 24)
 
 
 def test_a_stream_and_a_generate_in_two_threads(llm: LLM, truth: list[list[int]]):
     streamed: list[int] = []
 
     def read() -> None:
-        for chunk in llm.stream(hostile.prompts()[3], hostile.PARAMS):
+        for chunk in llm.stream(faults.prompts()[3], faults.PARAMS):
             streamed.extend(chunk.token_ids)
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert hostile.answers(llm) == truth
+    assert faults.answers(llm) == truth
     reader.join()
     assert streamed == truth[3]
 
 
 def test_an_iterator_of_prompts_loses_none(llm: LLM, truth: list[list[int]]):
-    generated = llm.generate((prompt for prompt in hostile.prompts()), hostile.PARAMS)
+    generated = llm.generate((prompt for prompt in faults.prompts()), faults.PARAMS)
     assert [output.token_ids for output in generated] == truth
-    [alone] = llm.generate(iter(hostile.prompts()[1]), hostile.PARAMS)
-    assert alone.prompt_token_ids == hostile.prompts()[1]
+    [alone] = llm.generate(iter(faults.prompts()[1]), faults.PARAMS)
+    assert alone.prompt_token_ids == faults.prompts()[1]
     assert alone.token_ids == truth[1]
 
 
@@ -84,8 +84,8 @@ def test_close_is_final_and_frees_the_devices_memory_without_the_collector():
     before = {id(array) for array in jax.live_arrays()}
     gc.disable()
     try:
-        llm = LLM(hostile.CONFIG, {"warm_up": False})
-        pending = llm.submit([1, 2, 3], hostile.PARAMS)
+        llm = LLM(faults.CONFIG, {"warm_up": False})
+        pending = llm.submit([1, 2, 3], faults.PARAMS)
         engine = weakref.ref(llm.engines[-1])
         llm.close()
         llm.close()
@@ -110,7 +110,7 @@ def test_an_llm_that_fails_half_way_leaves_no_device_memory(monkeypatch: pytest.
     try:
         monkeypatch.setattr(Coordinator, "warm_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            LLM(hostile.CONFIG)
+            LLM(faults.CONFIG)
         left = [array for array in jax.live_arrays() if id(array) not in before]
         assert sum(array.nbytes for array in left) < 1 << 12, [array.shape for array in left]
     finally:

@@ -3,7 +3,7 @@
 import copy
 
 from experiments.bench_scale import __main__ as bench_scale
-from experiments.bench_scale import this_build as scale_run
+from experiments.bench_scale import this_build
 from experiments.bench_scale.tables import (
     compared,
     coordinator_seconds,
@@ -14,7 +14,7 @@ from experiments.bench_scale.tables import (
 
 
 def test_a_tiny_run_is_counted():
-    result = scale_run.drive(bench_scale.job(engines=2, requests=6, rate=10.0, seed=0))
+    result = this_build.drive(bench_scale.job(engines=2, requests=6, rate=10.0, seed=0))
     assert len(result["requests"]) == len(result["tokens"]) == 6
     assert 0 < coordinator_seconds(result) < result["cpu_s"]
     assert result["events"] > 0 and result["turns"] > 0

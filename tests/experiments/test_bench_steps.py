@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.baselines import vllm as rival_vllm
+from experiments.baselines import vllm
 from experiments.bench_steps import __main__ as bench_steps
 from experiments.bench_steps import tables as step_tables
 from experiments.bench_steps.batches import decode_batches, prefill_batches
@@ -60,8 +60,8 @@ def test_floors_are_those_worked_out_before():
 
 
 def test_the_rival_is_measured_at_our_shapes():
-    assert set(rival_vllm.DECODE_MS) <= set(LARGE.decode)
-    assert set(rival_vllm.PREFILL_TOKENS_PER_S) <= set(LARGE.prefill)
+    assert set(vllm.DECODE_MS) <= set(LARGE.decode)
+    assert set(vllm.PREFILL_TOKENS_PER_S) <= set(LARGE.prefill)
 
 
 def test_ticks_follow_one_another_around_the_context():

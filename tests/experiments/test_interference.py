@@ -1,4 +1,4 @@
-"""Small runs of two experiments, `interference` and `mixes`, on the CPU."""
+"""A small run of `interference` on the CPU, its tables and its picture."""
 
 import json
 from dataclasses import replace
@@ -12,10 +12,7 @@ from experiments.interference import __main__ as interference
 from experiments.interference.__main__ import headline, show, spread
 from experiments.interference.load import Load, make_config
 from experiments.interference.picture import SHARES, draw
-from experiments.mixes import __main__ as mixes
-from pdjax.config.load import load_config
 from pdjax.flags import status
-from pdjax.host.metrics.work import Span
 
 LOAD = Load(rows=3, prompt=20, long=100, long_output=3, intruders=2, spare=2, steps=12, warm=3)
 
@@ -105,69 +102,3 @@ def test_gaps_are_told_by_their_quantiles():
     )
     assert told["curve_ms"][499] == 50.0
     assert len(told["curve_ms"]) == len(SHARES) == 999
-
-
-TINY = mixes.SCALES["tiny"]
-
-
-@pytest.mark.parametrize("scale", mixes.SCALES.values(), ids=mixes.SCALES)
-@pytest.mark.parametrize("devices", [1, 2, 3, 4, 16])
-def test_mixes_are_what_the_devices_allow(devices: int, scale: mixes.Scale):
-    config = mixes.truth(scale, devices, None)
-    found = mixes.mixes(devices, scale)
-    names = [mix.name for mix in found]
-    assert len(set(names)) == len(names)
-    for mix in found:
-        assert load_config(config, {"colocated": False, **mix.changes}).devices <= devices
-    assert len(found) == {1: 5, 2: 10, 3: 10}.get(devices, 14)
-    assert mixes.chosen(found, ["bulk", "twice"]) == [
-        found[-5 + (devices == 1)],
-        found[-2 + (devices == 1)],
-    ]
-    with pytest.raises(ValueError, match="mixes=\\['fog'\\]: none of tp1"):
-        mixes.chosen(found, ["fog"])
-
-
-def test_mixes_are_exact():
-    config = mixes.truth(TINY, 2, None)
-    right = mixes.serve(config, TINY, logprobs=2)
-    [mix] = mixes.chosen(mixes.mixes(2, TINY), ["asked twice"])
-    row = mixes.try_mix(config, mix, TINY, right.answers)
-    assert row["exact"] == row["answers"] == 2 * len(TINY.lengths), row
-    assert row["transfers"]["layout_changing_puts"] == 0
-    assert row["transfers"]["pages_skipped"] > 0
-    assert row["prefill_ms"] > 0 and row["tick_ms"] > 0 and row["of_peak"] > 0
-    assert not mixes.wrong(row)
-
-    # A different token is found and reported with the truth's preference.
-    answers = [replace(answer, choices=list(answer.choices)) for answer in right.answers]
-    tokens = list(answers[3].token_ids)
-    tokens[2] += 1
-    answers[3].choices[0] = replace(answers[3].choices[0], token_ids=tokens)
-    found = mixes.compare(answers, right.answers)
-    total = sum(len(answer.token_ids) for answer in answers)
-    assert (found["exact"], found["answers"]) == (len(answers) - 1, len(answers))
-    assert found["tokens_right"] == total - len(tokens) + 2
-    assert found["margin"] > 0
-    row = {"mix": "bent"} | found | right.to_json()
-    assert mixes.wrong(row)
-    assert "bent: the truth preferred its own token by up to" in mixes.show([row])
-
-
-def test_a_mix_that_cannot_run_says_why():
-    row = mixes.try_mix(mixes.truth(TINY, 2, None), mixes.Mix("x", {"prefill.tp": 3}), TINY, [])
-    assert mixes.wrong(row)
-    lines = mixes.show([row]).splitlines()
-    assert lines[2].split()[:2] == ["x", "failed"]
-    assert lines[3].startswith("x: ValueError: ")
-
-
-def test_a_step_begins_when_its_predecessor_ends():
-    spans = [
-        Span("decode/0", "tick", 0.0, 2.0, {}),
-        Span("prefill/0", "step", 0.0, 9.0, {}),
-        Span("decode/0", "tick", 1.0, 3.0, {}),
-        Span("decode/1", "tick", 1.0, 2.0, {}),
-    ]
-    assert mixes.step_ms(spans, "decode/") == pytest.approx(1000.0)
-    assert mixes.step_ms(spans, "transfer/") is None

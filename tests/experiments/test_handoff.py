@@ -6,8 +6,7 @@ from concurrent.futures import Future
 import pytest
 
 from experiments.handoff import __main__ as handoff
-from experiments.handoff import pair as handoff_house
-from experiments.handoff import trace as handoff_trace
+from experiments.handoff import pair, trace
 from experiments.handoff.pair import Watch, Way, _Seen
 from experiments.handoff.picture import draw
 from experiments.handoff.trace import Traced
@@ -20,8 +19,8 @@ def test_it_measures_every_way(tmp_path, monkeypatch, capsys):
     arguments = ["--model=tiny", "--prompt=24", "--groups=0", "--groups=1"]
     arguments += ["--groups=2", "--budget=16", "--page_size=8"]
     arguments += ["--rounds=1", "--peak_bytes=100000", "--trace", f"--out={out}"]
-    monkeypatch.setattr(handoff_house, "OUTPUT", 4)
-    monkeypatch.setattr(handoff_trace, "REST", 0.0)
+    monkeypatch.setattr(pair, "OUTPUT", 4)
+    monkeypatch.setattr(trace, "REST", 0.0)
     handoff.FLAGS.unparse_flags()
     handoff.FLAGS(["handoff", *arguments])
     handoff.main()
