@@ -11,7 +11,7 @@ READY := $(VENV)/.installed
 SMOKE_READY := $(SMOKE_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test smoke lint types format lock clean
+.PHONY: help install demo test smoke lint types format docs lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ types: $(READY)  ## Check types
 format: $(READY)  ## Rewrite the sources in the house format
 	$(VENV)/bin/python -m ruff check --fix
 	$(VENV)/bin/python -m ruff format
+
+docs: $(READY)  ## Write the generated pages and diagrams of docs/ anew
+	$(VENV)/bin/python docs/scripts/diagrams.py
+	$(VENV)/bin/python -m docs.scripts.configuration
 
 lock:  ## Resolve requirements/*.lock anew (needs Python 3.11 and 3.12)
 	requirements/lock 3.11 3.12

@@ -22,7 +22,10 @@ shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
 for layer in range(L):
     at = f"model.layers.{layer}."
     shapes |= {at + "input_layernorm.weight": (D,), at + "post_attention_layernorm.weight": (D,)}
-    shapes |= {at + "self_attn.q_proj.weight": (N * H, D), at + "self_attn.o_proj.weight": (D, N * H)}
+    shapes |= {
+        at + "self_attn.q_proj.weight": (N * H, D),
+        at + "self_attn.o_proj.weight": (D, N * H),
+    }
     shapes |= {at + f"self_attn.{part}_proj.weight": (K * H, D) for part in "kv"}
     shapes |= {at + f"mlp.{part}_proj.weight": (F, D) for part in ("gate", "up")}
     shapes |= {at + "mlp.down_proj.weight": (D, F)}

@@ -1,13 +1,20 @@
-"""The map in docs/architecture.md has a line for every folder; every file states its purpose, and
-files that README and docs name exist."""
+"""The map in docs/architecture.md has a line for every folder; every file states its purpose; what
+documents name exists: files, headings, modules; what is generated is up to date."""
 
 import ast
 import re
+import tomllib
+from importlib import import_module
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import pytest
+
+from docs.scripts import configuration, diagrams
+from tests.helpers.fences import LANGUAGES, ROOT, commands, documents, fences, imports, matches
+
 MAPPED = ("pdjax", "pallas_kernels")
-FOLDERS = (*MAPPED, "configs", "experiments", "tests", "docs")
+FOLDERS = (*MAPPED, "configs", "experiments", "examples", "tests", "docs")
+DOCUMENTS = documents()
 
 
 def missing_from_map(text: str, paths: list[str]) -> list[str]:
@@ -33,7 +40,7 @@ def test_the_map_names_every_folder():
 
 
 def test_what_the_documents_name_exists():
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for document in DOCUMENTS:
         assert missing_from_tree(document.read_text("utf-8")) == [], document.name
 
 
@@ -51,3 +58,73 @@ def test_a_hole_in_the_map_is_found():
     assert missing_from_map("pdjax/ host/ kv/", paths) == []
     assert missing_from_map("pdjax/ otherhost/", paths) == ["host/", "kv/"]
     assert missing_from_tree("see pdjax/no_such_file.py") == ["pdjax/no_such_file.py"]
+
+
+def anchors(text: str) -> set[str]:
+    """What a link may follow a `#` with: headings as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def broken_links(document: Path) -> list[str]:
+    """List the links of a document to files or headings that do not exist."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text("utf-8")):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if re.match(r"[a-z]+:", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(document):
+    assert broken_links(document) == []
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/index.md").read_text("utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
+def test_a_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_blocks_have_a_language_and_import_what_exists(document):
+    for fence in fences(document.read_text("utf-8")):
+        assert fence.language in LANGUAGES, f"{document.name}:{fence.line}"
+        for module, name in imports(fence.text) if fence.language == "python" else ():
+            found = import_module(module)
+            assert name is None or hasattr(found, name), f"{document.name}:{fence.line}: {name}"
+
+
+def test_generated_pages_are_up_to_date():
+    """`make docs` writes them."""
+    assert configuration.PAGE.read_text("utf-8") == configuration.page()
+    for path, text in diagrams.drawn().items():
+        assert path.read_text("utf-8") == text, path.name
+
+
+def test_a_diagram_that_cannot_be_drawn_is_refused():
+    drawing = tomllib.loads("title = 'x'\nsize = [9, 9]\n[[box]]\nid = 'a'\nat = [0, 0, 1, 1]")
+    assert "<rect x='0' y='0' width='1'" in diagrams.svg(drawing)
+    with pytest.raises(ValueError, match="box 'a': kind='b': allowed are host, "):
+        diagrams.svg(drawing | {"box": [drawing["box"][0] | {"kind": "b"}]})
+    with pytest.raises(ValueError, match="arrow: no box 'c'; there are a"):
+        diagrams.svg(drawing | {"arrow": [{"from": "a", "to": "c"}]})
+
+
+def test_fences_are_found_with_their_outputs():
+    text = "```python hardware\nx\n```\n\n```output\n1\n```\n```bash\nA=1 b \\\n  --c  # d\n```\n"
+    first, second = fences(text)
+    assert (first.language, first.text, first.line, first.output) == ("python", "x\n", 2, "1\n")
+    assert not first.runs and second.runs and second.output is None
+    assert commands(second.text) == [["b", "--c"]]
+    assert matches("a ... c\n", "a b c") and not matches("a ... c", "a b d")
+    with pytest.raises(ValueError, match="not closed"):
+        fences("```python\nx\n")

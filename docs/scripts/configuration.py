@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from the docstrings of the config's dataclasses.
 
-    python docs/scripts/configuration.py
+python docs/scripts/configuration.py
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ HEAD = """\
 A run is described by one `Config`: frozen dataclasses that check their fields when they are made.
 An error names the field, its value and what is allowed.
 
-`LLM(config, overrides)` and `--config=` take a preset's name ({presets}), a Python file with
-`get_config() -> Config`, or, from Python, a `Config`. Any field can be overridden by its dotted
-name:
+`LLM(config, overrides)` and `--config=` take a preset's name ({presets}), a
+Python file with `get_config() -> Config`, or, from Python, a `Config`. Any field can be overridden
+by its dotted name:
 
 ```python
 from pdjax import load_config
@@ -61,9 +61,10 @@ def _section(prefix: str, kind: Any, name: str) -> list[str]:
     out += ["| field | default | what it is |", "|---|---|---|"]
     for field in dataclasses.fields(kind):
         value = getattr(kind(), field.name)
-        default = "see below" if dataclasses.is_dataclass(value) else f"`{value!r}`"
+        if dataclasses.is_dataclass(value):
+            continue  # a part, with a section of its own
         text = about[field.name].replace("|", "\\|")
-        out.append(f"| `{prefix}{field.name}` | {default} | {text} |")
+        out.append(f"| `{prefix}{field.name}` | `{value!r}` | {text} |")
     return [*out, "", *([rest, ""] if rest else [])]
 
 

@@ -101,7 +101,9 @@ def _arrow(arrow: dict[str, Any], boxes: dict[str, Any]) -> str:
         return line
     (x, y), (to_x, to_y) = points[0], points[-1]
     dx, dy = arrow.get("shift", [0, -7])
-    return line + _text([(x + to_x) / 2 + dx, (y + to_y) / 2 + dy], arrow["text"], "middle", "#444444")
+    return line + _text(
+        [(x + to_x) / 2 + dx, (y + to_y) / 2 + dy], arrow["text"], "middle", "#444444"
+    )
 
 
 def _between(source: list[float], target: list[float]) -> list[list[float]]:

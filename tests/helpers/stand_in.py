@@ -1,4 +1,4 @@
-"""A tiny model in place of SmolLM2, for tests of what a user copies: examples and blocks of docs."""
+"""A tiny model in place of SmolLM2, for tests of what a user copies: examples, blocks of docs."""
 
 import json
 from dataclasses import replace
@@ -69,21 +69,34 @@ def replace_smollm2(patch: pytest.MonkeyPatch, directory: Path) -> None:
     patch.setattr("pdjax.llm.load_config", load_cold)
 
 
-def few_programs(config: Config) -> Config:
-    """Leave a bucket of each kind and a layer group where a config names none, and no warm-up."""
-    p, d, size = config.prefill, config.decode, config.decode_page_size
-    longest = config.model.max_model_len or 1024
-    handoff = config.handoff
+def few_programs(config: Config, budget: int | None = None) -> Config:
+    """Leave a bucket of each kind and a layer group where a config names none, and no warm-up.
+
+    Args:
+      budget: tokens of a prefill step, in place of the config's.
+    """
+    budget = budget or config.prefill.token_budget
+    p, d, handoff, longest = (
+        config.prefill,
+        config.decode,
+        config.handoff,
+        config.model.max_model_len,
+    )
+    widths: tuple[Any, Any] = (None, None)
+    if longest is not None:
+        whole, own = -(-longest // config.kv.page_size), -(-longest // config.decode_page_size)
+        widths = (p.max_sequences * whole,), (own,)
     if not config.colocated and handoff.layer_groups is None:
         handoff = replace(handoff, layer_groups=1)
     return replace(
         config,
         prefill=replace(
             p,
-            token_buckets=p.token_buckets or (p.token_budget,),
-            page_buckets=p.page_buckets or (p.max_sequences * -(-longest // config.kv.page_size),),
+            token_budget=budget,
+            token_buckets=p.token_buckets or (budget,),
+            page_buckets=p.page_buckets or widths[0],
         ),
-        decode=replace(d, page_buckets=d.page_buckets or (-(-longest // size),)),
+        decode=replace(d, page_buckets=d.page_buckets or widths[1]),
         handoff=handoff,
         warm_up=False,
     )

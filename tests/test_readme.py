@@ -1,0 +1,77 @@
+"""What README, CONTRIBUTING, docs and examples/README tell a reader to type is run: the Python
+blocks of a page one after the other, commands in this process, with a tiny model in place of
+SmolLM2. README's own answers are compared with those of the real model.
+
+Blocks tagged `hardware` or `cluster` are only checked: `tests/test_docs.py` imports what they
+import, and here the flags of their commands are parsed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdjax.config import Config
+from pdjax.config.load import load_config
+from tests.helpers.fences import ROOT, Fence, commands, documents, fences, matches
+from tests.helpers.shell import run_command
+from tests.helpers.stand_in import few_programs, replace_smollm2, write_model
+
+
+def blocks(page: Path) -> list[Fence]:
+    return [each for each in fences(page.read_text("utf-8")) if each.language in ("python", "bash")]
+
+
+PAGES = [page for page in documents() if blocks(page)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def run(page: Path, language: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run the blocks of a page that are in a language."""
+    names: dict = {"__name__": page.stem}
+    for fence in blocks(page):
+        where = f"{page.relative_to(ROOT)}:{fence.line}"
+        if fence.language != language:
+            continue
+        if language == "python":
+            code = compile("\n" * (fence.line - 1) + fence.text, where, "exec")
+            if fence.runs:
+                exec(code, names)
+        else:
+            for words in commands(fence.text):
+                run_command(words, fence.runs)
+        printed = capsys.readouterr().out
+        if fence.output is not None and fence.runs:
+            assert matches(fence.output, printed), f"{where}: {printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands(page, model, tmp_path, monkeypatch, capsys):
+    replace_smollm2(monkeypatch, model)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("configs", "experiments"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    run(page, "bash", capsys)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python(page, model, tmp_path, monkeypatch, capsys):
+    if page.name == "README.md" and page.parent == ROOT:
+        pytest.skip("its answers are the real model's, see below")
+    replace_smollm2(monkeypatch, model)
+    monkeypatch.chdir(tmp_path)
+    run(page, "python", capsys)
+
+
+@pytest.mark.model
+def test_the_answers_of_readme(tmp_path, monkeypatch, capsys):
+    def load(*args: Any) -> Config:
+        return few_programs(load_config(*args), budget=64)
+
+    monkeypatch.setattr("pdjax.llm.load_config", load)
+    monkeypatch.chdir(tmp_path)
+    run(ROOT / "README.md", "python", capsys)
