@@ -90,10 +90,8 @@ class RequestMaker:
           ValueError: as for one prompt, or numbers of prompts and params that differ.
         """
         several = each_prompt(prompts)
-        if params is None or isinstance(params, SamplingParams):
-            each: list[Any] = [params or SamplingParams()] * len(several)
-        else:
-            each = params_of_each(params)
+        one = params is None or isinstance(params, SamplingParams)
+        each = [params] * len(several) if one else params_of_each(params)
         if len(each) != len(several):
             raise ValueError(
                 f"params: {len(each)} given for {len(several)} prompts; must be one, or one each"

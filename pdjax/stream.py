@@ -22,9 +22,8 @@ class Backlog:
 
     def __init__(self, take: Callable[[], RequestEvent]) -> None:
         self._take = take
-        self._events: dict[
-            int, list[RequestEvent]
-        ] = {}  # by choice; the one with the newest event is last
+        # By choice; the one with the newest event is last.
+        self._events: dict[int, list[RequestEvent]] = {}
 
     def pop(self) -> RequestEvent | None:
         """What is new of one choice, the one with the answer last; None where nothing is new."""

@@ -44,13 +44,12 @@ class WallClock:
 
 
 class VirtualClock:
-    """Simulated time, which only `advance` and `idle` move. `idle` jumps to the next `wake_at`
-    moment, or by `tick` seconds where there is none."""
+    """Simulated time, which moves by `advance` and `advance_to`, and by `tick` seconds with each
+    `idle`."""
 
     def __init__(self, tick: float = 1.0) -> None:
         self._now = 0.0
         self._tick = tick
-        self._wakes: list[float] = []
 
     def now(self) -> float:
         return self._now
@@ -65,14 +64,9 @@ class VirtualClock:
         """Jump to `moment`, exactly; a moment that has passed changes nothing."""
         self._now = max(self._now, moment)
 
-    def wake_at(self, moment: float) -> None:
-        """Announce an event at `moment`; `idle` does not jump past it."""
-        self._wakes.append(moment)
-
     def idle(self, turns: int = 1) -> None:
         del turns
-        self._wakes = [wake for wake in self._wakes if wake > self._now]
-        self._now = min(self._wakes) if self._wakes else self._now + self._tick
+        self._now += self._tick
 
 
 def strftime_now(form: str) -> str:

@@ -23,6 +23,7 @@ import jinja2.sandbox
 import jinja2.utils
 import numpy as np
 
+from pdjax.core.messages import one_line, shown
 from pdjax.formats.json_file import failures_named
 from pdjax.text.tool_schema import function_schema
 
@@ -134,8 +135,9 @@ class ChatTemplates:
                 template = self._compiled[source] = self._environment.from_string(source)
             return self._environment.render(template, known)
         except Exception as error:  # a template is a program that may raise any exception
-            reason = " ".join(str(error).split())[:500] or type(error).__name__
-            raise ValueError(f"messages: the chat template refuses them ({reason})") from error
+            raise ValueError(
+                f"messages: the chat template refuses them ({one_line(error)})"
+            ) from error
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -274,20 +276,20 @@ def _messages(messages: object) -> list[dict[str, Any]]:
     for message in listed:
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, bytes | bytearray):
-            raise ValueError(f"messages: content={_short(content)}: must be text, not bytes")
+            raise ValueError(f"messages: content={shown(content)}: must be text, not bytes")
         found = _plain(message)
         if not isinstance(found, dict):
             raise ValueError(
-                f"messages: {_short(message)} must be a mapping with 'role' and 'content'"
+                f"messages: {shown(message)} must be a mapping with 'role' and 'content'"
             )
         known = {key: value for key, value in found.items() if value is not None}
         if "role" not in known or len(known) < 2:
             raise ValueError(
-                f"messages: {_short(message)} must be a mapping with 'role' and 'content', or "
+                f"messages: {shown(message)} must be a mapping with 'role' and 'content', or "
                 "something else to say"
             )
         if not isinstance(known["role"], str):
-            raise ValueError(f"messages: role={_short(known['role'])}: must be a string")
+            raise ValueError(f"messages: role={shown(known['role'])}: must be a string")
         plain.append(known)
     return plain
 
@@ -307,7 +309,7 @@ def _objects(name: str, values: object) -> list[dict[str, Any]]:
     plain = [_plain(value) for value in _sequence(name, values)]
     for value in plain:
         if not isinstance(value, dict):
-            raise ValueError(f"{name}: {_short(value)}: must be mappings")
+            raise ValueError(f"{name}: {shown(value)}: must be mappings")
     return plain
 
 
@@ -322,14 +324,14 @@ def _with_schemas(tools: object) -> list[Any]:
 
 def _sequence(name: str, values: object) -> list[Any]:
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise ValueError(f"{name}={_short(values)}: must be a list")
+        raise ValueError(f"{name}={shown(values)}: must be a list")
     return list(values)
 
 
 def _checked_name(chat_template: object) -> str | None:
     if chat_template is not None and not isinstance(chat_template, str):
         raise ValueError(
-            f"chat_template={_short(chat_template)}: must be None, or the name or source of one"
+            f"chat_template={shown(chat_template)}: must be None, or the name or source of one"
         )
     return chat_template
 
@@ -339,7 +341,7 @@ def _checked_variables(variables: object) -> dict[str, Any]:
         return {}
     if not isinstance(variables, Mapping) or not all(isinstance(key, str) for key in variables):
         raise ValueError(
-            f"chat_template_kwargs={_short(variables)}: must be a mapping of names to values"
+            f"chat_template_kwargs={shown(variables)}: must be a mapping of names to values"
         )
     taken = sorted(set(variables) & set(_OWN_VARIABLES))
     if taken:
@@ -369,8 +371,3 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if callable(getattr(value, "model_dump", None)):  # a message of an API client
         return _plain(value.model_dump(), depth + 1)
     return f"<{type(value).__name__}>"
-
-
-def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 200 else f"{text[:197]}..."

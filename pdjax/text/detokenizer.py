@@ -103,34 +103,20 @@ class IncrementalDecoder:
         self._skip = skip_special_tokens
         self._stream = detokenizer.stream()
         self._stream.start(self._tokens(after), self._tokens(reversed(after)))
-        self._pieces: list[str] = []
-
-    @property
-    def text(self) -> str:
-        """All text returned so far."""
-        self._pieces = ["".join(self._pieces)]
-        return self._pieces[0]
 
     def push(self, token_id: int) -> str:
         """Take a new token; return the text that is now certain, possibly empty."""
         token = self._token_of(token_id, self._skip)
-        if token is None:
-            return ""
-        return self._record(self._stream.push(token))
+        return "" if token is None else self._stream.push(token)
 
     def flush(self) -> str:
         """End the stream; return the text still held back, with U+FFFD for bytes of no
         character."""
-        return self._record(self._stream.flush())
+        return self._stream.flush()
 
     def _tokens(self, ids: Iterable[int]) -> Iterator[str]:
         tokens = (self._token_of(index, self._skip) for index in ids)
         return (token for token in tokens if token is not None)
-
-    def _record(self, text: str) -> str:
-        if text:
-            self._pieces.append(text)
-        return text
 
 
 class _Stream(Protocol):

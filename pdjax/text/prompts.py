@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Set, Sized
 from numbers import Integral
 from typing import Any
 
+from pdjax.core.messages import shown
 from pdjax.text.tokenizer import Message
 
 Prompt = str | Iterable[int]
@@ -42,7 +43,7 @@ def token_ids_of(prompt: Any) -> list[int]:
     for token in ids:
         if not isinstance(token, Integral) or isinstance(token, bool):
             raise ValueError(
-                f"prompt: {_short(token)} is not a token id; must be text or a list of token ids"
+                f"prompt: {shown(token)} is not a token id; must be text or a list of token ids"
             )
     return [int(token) for token in ids]
 
@@ -86,9 +87,4 @@ def _list(values: Any, name: str, allowed: str) -> list[Any]:
             if len(found) > MOST:
                 raise ValueError(f"{name}: more than {MOST} values; must be at most {MOST}")
             return found
-    raise ValueError(f"{name}={_short(values)}: {allowed}")
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+    raise ValueError(f"{name}={shown(values)}: {allowed}")

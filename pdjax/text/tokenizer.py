@@ -13,11 +13,14 @@ import tokenizers
 
 from pdjax.core.clock import strftime_now
 from pdjax.core.messages import shown
+from pdjax.formats.gguf_metadata import Metadata
+from pdjax.formats.gguf_splits import open_first
 from pdjax.formats.json_file import failures_named
 from pdjax.text import tokenizer_gguf
 from pdjax.text.chat_template import ChatTemplates, Message
 from pdjax.text.detokenizer import Detokenizer, IncrementalDecoder
 from pdjax.text.end_tokens import GENERATION_FILE, end_token_ids
+from pdjax.text.gguf_end_tokens import eos_token_ids
 from pdjax.text.special_tokens import CONFIG_FILE
 from pdjax.text.tokenizer_files import (
     COMPLETE,
@@ -85,8 +88,7 @@ class Tokenizer:
         path = Path(path)
         if path.is_dir():
             return cls._from_directory(path, strftime_now)
-        meta = tokenizer_gguf.Metadata(path, tokenizer_gguf.open_gguf(path))
-        return cls.from_gguf(meta, strftime_now=strftime_now)
+        return cls.from_gguf(Metadata(path, open_first(path)), strftime_now=strftime_now)
 
     @classmethod
     def open_if_any(cls, directory: Path) -> "Tokenizer | None":
@@ -103,7 +105,7 @@ class Tokenizer:
     @classmethod
     def from_gguf(
         cls,
-        meta: tokenizer_gguf.Metadata,
+        meta: Metadata,
         *,
         strftime_now: Callable[[str], str] = strftime_now,
     ) -> "Tokenizer":
@@ -111,7 +113,7 @@ class Tokenizer:
         second."""
         return cls(
             tokenizer_gguf.build_tokenizer(meta),
-            eos_token_ids=tokenizer_gguf.eos_token_ids(meta),
+            eos_token_ids=eos_token_ids(meta),
             chat_template=tokenizer_gguf.chat_templates(meta),
             special_tokens=tokenizer_gguf.named_tokens(meta),
             strftime_now=strftime_now,

@@ -7,7 +7,6 @@ the merges. Both become an ordinary `tokenizers.Tokenizer`.
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,28 +21,16 @@ from tokenizers import (
     processors,
 )
 
-from pdjax.formats.gguf_file import GGUFFile
+from pdjax.core.messages import one_line
 from pdjax.formats.gguf_metadata import Metadata
-from pdjax.formats.gguf_splits import open_first
 from pdjax.text.gguf_end_tokens import (
     CONTROL,
     UNKNOWN,
     USER_DEFINED,
-    eos_token_ids,
     special_token_id,
     token_types,
 )
 from pdjax.text.gguf_pretokenizers import DEFAULT, PRETOKENIZERS, Pretokenizer
-
-__all__ = [
-    "Metadata",
-    "build_tokenizer",
-    "chat_templates",
-    "eos_token_ids",
-    "named_tokens",
-    "open_gguf",
-    "special_token",
-]
 
 _LOG = logging.getLogger("pdjax")
 
@@ -64,15 +51,6 @@ _FURTHER_NAMES = {
 """Kinds of tokens in the metadata by the names that chat templates use, without BOS and EOS."""
 
 _TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
-
-
-def open_gguf(path: Path) -> GGUFFile:
-    """Map a GGUF file.
-
-    Raises:
-      ValueError: it is missing, unreadable, or a later shard of a split.
-    """
-    return open_first(path)
 
 
 def special_token(meta: Metadata, kind: str) -> str | None:
@@ -221,7 +199,7 @@ def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], whole_words: bool
         for left, right in merges:
             if not (left in vocab and right in vocab and left + right in vocab):
                 raise _no_merge(f"{left} {right}" if right else left) from error
-        raise ValueError(f"{_MERGES}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{_MERGES}: {one_line(error)}") from error
 
 
 def _no_merge(merge: object) -> ValueError:

@@ -24,12 +24,12 @@ def test_wall_time_begins_at_zero_and_goes_on():
     assert 0 <= first <= clock.now() < 60
 
 
-def test_virtual_time_jumps_to_what_was_promised():
+def test_virtual_time_moves_by_ticks_and_when_it_is_told():
     clock = VirtualClock(tick=2.0)
-    clock.wake_at(0.5)
     clock.idle()
-    assert clock.now() == 0.5
-    clock.idle()
+    clock.advance(0.5)
+    assert clock.now() == 2.5
+    clock.advance_to(1.0)
     assert clock.now() == 2.5
     with pytest.raises(ValueError, match="seconds=-1: time does not run backwards"):
         clock.advance(-1)

@@ -8,8 +8,8 @@ import pytest
 from pdjax.device.checkpoints.gguf import GGUFCheckpoint
 from pdjax.formats.gguf_file import GGUFFile
 from pdjax.formats.gguf_metadata import Metadata
+from pdjax.text.gguf_end_tokens import eos_token_ids
 from pdjax.text.tokenizer import Tokenizer
-from pdjax.text.tokenizer_gguf import eos_token_ids
 from tests.helpers.gguf_bytes import encoded, write
 from tests.helpers.tiny_gguf import write_gguf
 from tests.text.test_tokenizer import byte_level_metadata, spm_metadata

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from inspect import get_annotations, isfunction
+from typing import Any, get_type_hints
 
 from pdjax.config import Config
 from pdjax.core.messages import one_line, shown
@@ -21,14 +22,8 @@ POLICIES: dict[str, dict[str, Any]] = {
 """The names that a config may give; the line of a new policy goes here. A class that is named as
 "module:Class" needs none."""
 
-METHODS = {
-    "prefill": ("plan",),
-    "decode": ("grow", "admit", "admit_ahead"),
-    "handoff": ("stays", "streams", "gives_back", "withdraw", "migrations"),
-    "router": ("prefill_engine", "decode_engine"),
-}
-
-ATTRIBUTES = {"handoff": ("migrates", "returns")}
+_PROTOCOLS = get_type_hints(Policies)
+"""What a policy of each role must be."""
 
 
 def make_policies(config: Config, given: Mapping[str, Any] | None = None) -> Policies:
@@ -61,10 +56,14 @@ def _make(role: str, chosen: Any, setup: PolicySetup) -> Any:
         except TypeError as error:
             what = f"called with a PolicySetup: {one_line(error)}"
             raise ValueError(f"{name}: {what}") from error
-    missing = [method for method in METHODS[role] if not callable(getattr(policy, method, None))]
+    protocol = _PROTOCOLS[role]
+    methods = [
+        name for name, member in vars(protocol).items() if name[0] != "_" and isfunction(member)
+    ]
+    missing = [method for method in methods if not callable(getattr(policy, method, None))]
     if missing:
         raise ValueError(f"{name}: a {role} policy must have the methods {', '.join(missing)}")
-    lacking = [each for each in ATTRIBUTES.get(role, ()) if not hasattr(policy, each)]
+    lacking = [each for each in get_annotations(protocol) if not hasattr(policy, each)]
     if lacking:
         raise ValueError(f"{name}: a {role} policy must have the attributes {', '.join(lacking)}")
     return policy
