@@ -2,15 +2,18 @@
 documents name exists: files, headings, modules; what is generated is up to date."""
 
 import ast
+import json
 import re
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from docs.scripts import configuration, diagrams
 from tests.helpers.fences import LANGUAGES, ROOT, commands, documents, fences, imports, matches
+from tests.helpers.shell import run_command
 
 MAPPED = ("pdjax", "pallas_kernels")
 FOLDERS = (*MAPPED, "configs", "experiments", "examples", "tests", "docs")
@@ -88,6 +91,78 @@ def test_every_page_is_in_the_index():
     index = (ROOT / "docs/index.md").read_text("utf-8")
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert {page for page in pages if f"({page})" not in index} == set()
+
+
+def case(found: list[dict], name: str) -> dict:
+    return next(each for each in found if each["case"] == name)
+
+
+def headlines() -> dict[str, list[str]]:
+    """The numbers of README's table, by the file that its row links to, as that file has them."""
+
+    def read(name: str) -> Any:
+        return json.loads((ROOT / "experiments/measured" / name).read_text("utf-8"))
+
+    steps, handoff = read("h200/bench_steps.json"), read("2xh200/handoff.json")["points"][0]
+    beside, cpu = read("2xh200/interference.json")["modes"], read("cpu/bench_cpu.json")["systems"]
+    decode, prefill = case(steps["decode"], "64x1060"), case(steps["prefill"], "8x1024")
+    mixes = read("2xh200/mixes.json")["mixes"]
+    exact = all(mix["exact"] == mix["answers"] for mix in mixes)
+    words = {11: "eleven"}
+    return {
+        "h200/bench_steps.json": [
+            f"{decode['ms']:.2f} ms | {decode['floor_ms']:.2f} ms",
+            f"{prefill['tokens_per_s']:,.0f} tokens/s | {100 / prefill['ratio']:.0f}% of",
+        ],
+        "2xh200/handoff.json": [
+            f"{handoff['prompt']:,} tokens, {handoff['served']['nbytes'] / 1e6:.0f} MB",
+            f"{handoff['served']['added_ms']:.2f} ms added",
+            "all of the time" if handoff["served"]["hidden"] == 1 else "a part of the time",
+        ],
+        "2xh200/interference.json": [
+            f"{beside['disaggregated']['loaded']['itl_ms']['p99']:.1f} ms | "
+            f"{beside['disaggregated']['quiet']['itl_ms']['p99']:.1f} ms quiet; "
+            f"{beside['colocated']['loaded']['itl_ms']['p99']:.0f} ms where",
+        ],
+        "2xh200/mixes.json": [
+            words[len(mixes)],
+            "all tokens exact" if exact else "not all tokens exact",
+        ],
+        "cpu/bench_cpu.json": [
+            f"{cpu['pdjax']['served_ms']['1']:.1f} ms | {cpu['transformers']['bare_ms']['1']:.1f}"
+        ],
+    }
+
+
+def test_headline_numbers_are_those_that_were_measured():
+    rows = (ROOT / "README.md").read_text("utf-8").split("\n")
+    for file, wanted in headlines().items():
+        found = "\n".join(row for row in rows if f"measured/{file})" in row and "|" in row)
+        for text in wanted:
+            assert text in found, f"{file}: {text}"
+
+
+def inline_commands(text: str) -> list[list[str]]:
+    """The commands in a text's code spans; those with a "..." or a name in capitals are forms."""
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"(?<!`)`((?:python -m|pdjax|make|[A-Z_]+=\S+ python) [^`]+)`", outside)
+    plain = [span for span in spans if not re.search(r"\.\.\.|(?<![\w.])[A-Z]{3,}(?![\w=])", span)]
+    return [words for span in plain for words in commands(span.replace("\n", " "))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_commands_within_sentences_can_be_given(document, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in inline_commands(document.read_text("utf-8")):
+        run_command(words, runs=False)
+
+
+def test_commands_of_configs_can_be_given(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for path in (ROOT / "configs").glob("*.py"):
+        text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        for line in re.findall(r"^(?:Run:)? +((?:make|pdjax|python) .*)$", text, re.MULTILINE):
+            run_command(*commands(line), runs=False)
 
 
 def test_a_readme_is_short():

@@ -34,12 +34,12 @@ def run_command(words: list[str], runs: bool) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for named in re.findall(r"\[([\w,]+)\]", line):
             assert set(named.split(",")) <= set(extras["optional-dependencies"]), line
-    elif words[0] == "pdjax":
+    elif words[0] == "pdjax" and words[1] not in ("--help", "--version"):
         command = cli.COMMANDS[words[1]]
         _call(command.main, command.values, words[1:], runs, line)
     elif words[:2] == ["python", "-m"]:
         _module(words[2:], runs, line)
-    else:
+    elif words[0] != "pdjax":
         assert words[0] == "python" and (ROOT / words[1]).is_file(), line
 
 
