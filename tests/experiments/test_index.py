@@ -28,6 +28,20 @@ def test_an_experiment_begins_with_its_question(name: str):
     assert "out" in module.FLAGS or name in ("bench_host", "load_memory")
 
 
+def test_each_experiment_has_a_test():
+    text = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in NAMES if f"experiments.{name}" not in text] == []
+
+
+def test_each_measured_file_is_linked():
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    documents += (ROOT / "experiments").rglob("*.md")
+    text = "".join(path.read_text("utf-8") for path in documents)
+    files = (ROOT / "experiments/measured").glob("*/*")
+    names = [path.relative_to(ROOT / "experiments").as_posix() for path in files]
+    assert names and [name for name in names if name not in text] == []
+
+
 def test_the_log_lists_each_entry():
     folder = ROOT / "experiments/log"
     listed = re.findall(r"^\* \[(.+)\]\(([^#)]+)#", (folder / "README.md").read_text("utf-8"), re.M)
