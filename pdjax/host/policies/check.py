@@ -8,7 +8,7 @@ allowed. Then comes what the values mean.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from typing import Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 from pdjax.core.ids import EngineId
 from pdjax.core.messages import shown
@@ -31,22 +31,18 @@ class BadPlan(RuntimeError):
     """A policy has given an answer that cannot be carried out; nothing of it has been."""
 
 
-_FIELDS: dict[type, dict[str, type | tuple[type, ...]]] = {
-    StepPlan: {"engine": str, "chunks": tuple},
-    Chunk: {"sequence": Sequence, "start": int, "stop": int},
-    Admission: {"sequence": Sequence, "engine": str},
-    Migration: {"sequence": Sequence, "engine": str},
-    GrowthPlan: {"victims": tuple, "grown": tuple},
-    Reservation: {
-        "handoff": int,
-        "sequence": Sequence,
-        "pages": int,
-        "cache": bool,
-        "opened": (int, float),
-    },
-    Sequence: {},
-}
-"""The types of the fields of whatever an answer may consist of."""
+def _fields(kind: type) -> dict[str, tuple[type, ...]]:
+    """The types allowed of each field of a dataclass, without those of the elements of a tuple."""
+    allowed: dict[str, tuple[type, ...]] = {}
+    for name, hint in get_type_hints(kind).items():
+        found = getattr(hint, "__supertype__", None) or get_origin(hint) or hint
+        allowed[name] = (int, float) if found is float else (found,)
+    return allowed
+
+
+_PLANS: tuple[type, ...] = (StepPlan, Chunk, Admission, Migration, GrowthPlan, Reservation)
+_FIELDS = {**{kind: _fields(kind) for kind in _PLANS}, Sequence: {}}
+"""The types of which a policy makes its answers, and those of their fields."""
 
 
 def check_steps(policy: Any, plans: Seq[StepPlan], views: Seq[EngineView]) -> None:
@@ -259,8 +255,7 @@ def _check_type(policy: Any, where: str, value: Any, kind: type) -> None:
     for name, allowed in _FIELDS[kind].items():
         field = getattr(value, name, None)
         if not isinstance(field, allowed):
-            types = allowed if isinstance(allowed, tuple) else (allowed,)
-            words = " or ".join(each.__name__ for each in types)
+            words = " or ".join(each.__name__ for each in allowed)
             raise _wrong(policy, f"{where}.{name}", field, f"of type {words}")
 
 
