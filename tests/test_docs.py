@@ -162,7 +162,8 @@ def test_commands_of_configs_can_be_given(monkeypatch):
     for path in (ROOT / "configs").glob("*.py"):
         text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
         for line in re.findall(r"^(?:Run:)? +((?:make|pdjax|python) .*)$", text, re.MULTILINE):
-            run_command(*commands(line), runs=False)
+            for words in commands(line):
+                run_command(words, runs=False)
 
 
 def test_a_readme_is_short():
