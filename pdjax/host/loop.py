@@ -139,19 +139,25 @@ class Loop:
             elif isinstance(event, TimerDue):
                 self._due.append(event)
             elif isinstance(event, EngineLost):
-                self._lose(self.fleet.engines[event.engine])
+                state = self.fleet.engines[event.engine]
+                if state.losses < event.losses:
+                    self._lose(state)
+                    state.losses = max(state.losses, event.losses)
             else:
                 jobs.append(event)
         return jobs
 
-    # The parts of a turn, in its order. Each returns whether it changed anything.
+    # The parts of a turn, in its order. Each returns whether it changed anything; one for which
+    # nothing has happened does not begin.
 
     def _harvest_decode(self) -> bool:
+        if not self._done:
+            return False
         self._recorder.observer.part_began(TurnPart.HARVEST_DECODE)
         busy = False
-        for state in self._with_results(StepKind.DECODE) if self._done else ():
-            finished = self._decode.harvest(state, state.in_flight.popleft())
-            self._finished += [(sequence, state) for sequence in finished]
+        for state in self._with_results(StepKind.DECODE):
+            for sequence in self._decode.harvest(state, state.in_flight.popleft()):
+                self._finished.append((sequence, state))
             busy = True
         return busy
 
@@ -171,17 +177,19 @@ class Loop:
     def _notice_losses(self, states: Iterable[EngineState]) -> None:
         """Preempt the sequences that have KV in a lost pool, and forget its prefixes."""
         for state in states:
-            if state.losses != state.engine.losses:
+            if state.losses < state.engine.losses:
                 self._lose(state)
 
     def _lose(self, state: EngineState) -> None:
         for each in self.fleet.sharing(state.pool):
-            each.losses = each.engine.losses
+            each.losses = max(each.losses, each.engine.losses)
         lose_pool(state.pool, self.lifecycle, self.handoffs.open)
         self.handoffs.queue.pool_lost(state.pool.id)
 
-    def _write_transfers(self, events: Iterable[Event]) -> bool:
+    def _write_transfers(self, events: Seq[Event]) -> bool:
         """Write what has arrived, and let the sequences decode whose KV is complete."""
+        if not events and not self._due:
+            return False
         self._recorder.observer.part_began(TurnPart.WRITE_TRANSFERS)
         queue, busy = self.handoffs.queue, False
         ends: Touched = set()
@@ -213,25 +221,29 @@ class Loop:
         return {state for pool in self.handoffs.queue.ends_of(job_id) for state in sharing(pool)}
 
     def _dispatch_decode(self) -> bool:
+        if not self.fleet.to_tick:
+            return False
         self._recorder.observer.part_began(TurnPart.DISPATCH_DECODE)
         touched, self.fleet.to_tick = self.fleet.to_tick, set()
         self._notice_losses(touched)
         return self._decode.dispatch(in_order(touched))
 
     def _harvest_prefill(self) -> bool:
+        if not self._done:
+            return False
         self._recorder.observer.part_began(TurnPart.HARVEST_PREFILL)
         busy = False
-        for state in self._with_results(StepKind.PREFILL) if self._done else ():
+        for state in self._with_results(StepKind.PREFILL):
             self._prefill.harvest(state, state.in_flight.popleft())
             busy = True
         return busy
 
     def _admit(self) -> bool:
         """Let prefilled sequences decode, and move decoding ones, where engines have room."""
-        self._recorder.observer.part_began(TurnPart.ADMIT)
         lifecycle, fleet, policies = self.lifecycle, self.fleet, self._policies
         if not fleet.to_admit and not lifecycle.prefilled_changed:
             return False
+        self._recorder.observer.part_began(TurnPart.ADMIT)
         fleet.to_admit.clear()
         lifecycle.prefilled_changed, begun = False, False
         if lifecycle.prefilled:
@@ -261,10 +273,10 @@ class Loop:
         return begun
 
     def _dispatch_prefill(self) -> bool:
-        self._recorder.observer.part_began(TurnPart.DISPATCH_PREFILL)
         fleet, lifecycle = self.fleet, self.lifecycle
         if not fleet.to_plan and not lifecycle.waiting_changed:
             return False
+        self._recorder.observer.part_began(TurnPart.DISPATCH_PREFILL)
         touched = in_order(fleet.to_plan)
         fleet.to_plan, lifecycle.waiting_changed = set(), False
         self._notice_losses(touched)

@@ -45,9 +45,15 @@ class TimerDue:
 
 @dataclass(frozen=True)
 class EngineLost:
-    """An engine has lost what it keeps on its devices; see `Engine.losses`."""
+    """An engine has lost what it keeps on its devices.
+
+    Attributes:
+      losses: how often that has happened so far, as in `Engine.losses`. The coordinator may have
+        looked there before this event is told; a loss counts once.
+    """
 
     engine: EngineId
+    losses: int
 
 
 Event = StepDone | JobRead | JobArrived | JobWritten | TimerDue | EngineLost

@@ -161,7 +161,7 @@ class Cluster:
         self.engines[engine].lose()
         for each in self.engines.values():
             if each.pool == self.engines[engine].pool:
-                self.events.post(EngineLost(each.id))
+                self.events.post(EngineLost(each.id, each.losses))
 
     def run(self) -> Run:
         """`serve`, and say what has happened."""

@@ -271,6 +271,8 @@ def test_pools_of_different_models_are_refused(field, ours, theirs):
         transport_of(source, target)
     with pytest.raises(ValueError, match="wire_dtype='int4': allowed are None and int8, float8"):
         transport_of(*pools(layout(), layout()), "int4")
+    with pytest.raises(ValueError, match="page_size: the sending pool has 4, the receiving pool 6"):
+        transport_of(*pools(layout(page_size=4), layout(page_size=6)))
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,8 @@ def test_timers_are_told_of_in_their_order_when_they_are_due():
 def test_timers_of_one_moment_need_not_be_comparable():
     events = PolledEvents(VirtualClock())
     events.at(0.0, TimerDue("a"))
-    events.at(0.0, EngineLost(EngineId("a")))
-    assert list(events.poll()) == [TimerDue("a"), EngineLost(EngineId("a"))]
+    events.at(0.0, EngineLost(EngineId("a"), 1))
+    assert list(events.poll()) == [TimerDue("a"), EngineLost(EngineId("a"), 1)]
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError()])
@@ -222,10 +222,10 @@ def test_what_is_forgotten_is_not_told_but_what_was_posted_is():
     events.watch(ready(), A, "queue")
     events.watch(ready(), JobArrived(1))
     events.at(0.0, TimerDue("x"))
-    events.post(EngineLost(EngineId("a")))
+    events.post(EngineLost(EngineId("a"), 1))
     events.wait()
     events.forget()
-    assert list(events.poll()) == [EngineLost(EngineId("a"))]
+    assert list(events.poll()) == [EngineLost(EngineId("a"), 1)]
     events.watch(ready(), B, "queue")
     assert list(events.poll()) == [B]
 

@@ -92,7 +92,7 @@ def test_a_loss_that_is_posted_leads_to_what_one_that_is_noticed_leads_to(how, e
     if how != "posted":
         lost.pages.losses += 1
     if how != "noticed":
-        deployment.events.post(EngineLost(lost.id))
+        deployment.events.post(EngineLost(lost.id, losses=1))
     deployment.run()
     assert right(hit)
     concerned = {
@@ -110,7 +110,7 @@ def test_a_lost_engine_costs_sequences_elsewhere_nothing():
     deployment = deploy(stages=(1, 1))
     asked = [deployment.submit(name, max_tokens=20) for name in "abcd"]
     deployment.run_until(lambda: all(each.state is State.DECODING for each in asked))
-    deployment.events.post(EngineLost(EngineId("decode/1")))
+    deployment.events.post(EngineLost(EngineId("decode/1"), losses=1))
     on_it = {each for each in asked if each.engine == "decode/1"}
     deployment.run()
     assert right(*asked) and len(on_it) == 2

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from pdjax.core.ids import EngineId, PoolId
+from pdjax.core.kv_layout import KVLayout
 from pdjax.interfaces import batches, events, steps, transport
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch, Sampled, SamplingBatch
 from pdjax.interfaces.steps import DecodeStep, PrefillStep
-from pdjax.interfaces.transport import TransferCost, TransferJob
+from pdjax.interfaces.transport import Pool, TransferCost, TransferJob
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,9 +47,10 @@ def everything() -> list[Any]:
         PrefillStep(prefill, exports=((job,), ())),
         PrefillStep(dataclasses.replace(prefill, history=None)),
         DecodeStep(decode),
+        Pool(PoolId("host/0"), KVLayout.of_heads(2, 1, 8, 16, "float32", 4), 9),
         TransferCost(bytes=1, pages=2, pieces=3, puts=4, layout_changing_puts=0),
         Sampled(**arrays(Sampled)),
-        *(events.StepDone(engine), events.EngineLost(engine), events.TimerDue(("deadline", 3))),
+        *(events.StepDone(engine), events.EngineLost(engine, 2), events.TimerDue(("deadline", 3))),
         *(events.JobRead(3), events.JobArrived(3), events.JobWritten(3)),
     ]
 

@@ -144,7 +144,7 @@ def evicted_pages_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def histories_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is not told the tokens of a penalized sequence before it joins."""
-    monkeypatch.setattr(DecodeRunner, "_set_histories", lambda self, state: None)
+    monkeypatch.setattr(DecodeRunner, "_let_in", lambda self, state, joining: None)
 
 
 def poison_kept(monkeypatch: pytest.MonkeyPatch) -> None:

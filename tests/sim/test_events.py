@@ -43,10 +43,10 @@ def test_what_is_posted_comes_first_and_ends_a_wait():
     clock, events = setup()
     events.at(0.0, TimerDue("now"))
     events.at(9.0, TimerDue("later"))
-    events.post(EngineLost(EngineId("decode/0")))
+    events.post(EngineLost(EngineId("decode/0"), 1))
     events.wait()
     assert clock.now() == 0.0
-    assert events.poll() == [EngineLost(EngineId("decode/0")), TimerDue("now")]
+    assert events.poll() == [EngineLost(EngineId("decode/0"), 1), TimerDue("now")]
 
 
 def test_a_wake_ends_one_wait_without_an_event():

@@ -104,6 +104,12 @@ class Path:
         self.wire = Wire.between(source.layout, target.layout, wire_dtype)
         self.plan = cache(self._plan)
         self._span = source.layout.span(target.layout)
+        sizes = source.layout.page_size, target.layout.page_size
+        if self._span not in sizes:
+            raise ValueError(
+                f"page_size: the sending pool has {sizes[0]}, the receiving pool {sizes[1]}; one "
+                "must divide the other"
+            )
         self._source_devices = list(source.mesh.devices.flat)
         self._target_devices = list(target.mesh.devices.flat)
         self._nothing = cache(self._make_nothing)

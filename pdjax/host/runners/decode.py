@@ -50,15 +50,19 @@ class DecodeRunner:
                 continue
             busy = True
             state.rows.align()
-            self._grow(state)
-            self._let_in(state)
-            if state.rows.active:  # not every sequence had to give way
+            needing = state.rows.needing_page()
+            if needing:
+                self._grow(state, needing)
+            joining = state.rows.joining()
+            if joining:
+                self._let_in(state, joining)
+            # Where rows grow or join, it may be that every sequence had to give way, or failed.
+            if not (needing or joining) or state.rows.active:
                 self._submit(state, state.rows.tick())
         return busy
 
-    def _grow(self, state: EngineState) -> None:
+    def _grow(self, state: EngineState, needing: list[Sequence]) -> None:
         """Allocate a page for each entering row that needs one; preempt if none is free."""
-        needing = state.rows.needing_page()
         if len(needing) > state.allocator.free_pages:
             missing = len(needing) - state.allocator.free_pages
             self._handoffs.give_up_room(state.pool, missing)
@@ -74,11 +78,11 @@ class DecodeRunner:
                     sequence.pages += state.allocator.allocate(1)
             needing = state.rows.needing_page()
 
-    def _let_in(self, state: EngineState) -> None:
+    def _let_in(self, state: EngineState, joining: list[Sequence]) -> None:
         """Note the sequences that enter for the first time, and upload the token histories of those
         that use penalties. Not before they enter: until then the device may still sample for the
         row's last sequence."""
-        for sequence in state.rows.joining():
+        for sequence in joining:
             self._recorder.mark(sequence, "first_tick")
             if sequence.request.params.penalized:
                 try:
