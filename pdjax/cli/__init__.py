@@ -4,12 +4,13 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
-from pdjax.cli import convert, generate
+from pdjax.cli import convert, generate, trace
 from pdjax.flags import run
 
 COMMANDS = {
     "generate": generate.COMMAND,
     "convert": convert.COMMAND,
+    "trace": trace.COMMAND,
 }
 
 

@@ -4,8 +4,8 @@ Worked out from what a recorder holds; the trace and the pictures show it. Momen
 the run's clock.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,7 +99,8 @@ class Timeline:
         last += [track[-1].end for track in steps.values()]
         last += [each.end for each in shipments]
         last += [each.token_times[-1] for each in requests if each.token_times]
-        flows = list(_flows(steps, shipments, requests))
+        whole = {name for name, work in recorder.engines.items() if work.steps == len(steps[name])}
+        flows = list(_flows(steps, whole, shipments, requests))
         start, end = min(moments, default=0.0), max(last, default=0.0)
         return cls(start, end, steps, shipments, requests, flows, counters)
 
@@ -116,9 +117,13 @@ def _in_turn(spans: list[Span]) -> list[Step]:
 
 
 def _flows(
-    steps: dict[str, list[Step]], shipments: list[Shipment], requests: list[RequestMetrics]
+    steps: dict[str, list[Step]],
+    whole: Collection[str],
+    shipments: list[Shipment],
+    requests: list[RequestMetrics],
 ) -> Iterator[KVFlow]:
-    """The flow of each sequence in each shipment, but for KV that is given back to a cache."""
+    """The flow of each sequence in each shipment, but for KV that is given back to a cache; `whole`
+    are the engines all of whose steps are kept."""
     numbered: dict[tuple[str, int], list[Step]] = {}
     for track, its_steps in steps.items():
         for each in its_steps:
@@ -134,6 +139,8 @@ def _flows(
             if seq.target is not None:
                 step = _step(numbered, seq, shipment)
                 tick = _first_tick(ticks.get(seq.target, []), turns.get(seq.id, []), shipment)
+                if tick is ticks.get(seq.target, [None])[0] and seq.target not in whole:
+                    tick = None  # it may have been one of those that are not kept any more
                 yield KVFlow(seq.id, step, shipment, tick)
 
 
@@ -170,8 +177,7 @@ def _first_tick(
         return None
     moment = turns[at][0]
     nth = bisect_left(ticks, moment, key=lambda step: step.span.start)
-    # Of the oldest that is kept nobody knows whether it was the first.
-    return ticks[nth] if nth < len(ticks) and (nth or ticks[0].span.start == moment) else None
+    return ticks[nth] if nth < len(ticks) else None
 
 
 # Counters.
@@ -230,9 +236,3 @@ def lanes(shipments: Iterable[Shipment]) -> dict[str, list[list[Shipment]]]:
         else:
             free.append(each)
     return dict(sorted(links.items()))
-
-
-def value_at(counter: Counter, moment: float) -> int | None:
-    """The value of a counter at a moment; None before its first one."""
-    nth = bisect_right(counter.values, moment, key=lambda value: value[0])
-    return counter.values[nth - 1][1] if nth else None
