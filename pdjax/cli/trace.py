@@ -1,7 +1,6 @@
 """`pdjax trace`: serve a small workload and write what happened, as a trace and as pictures."""
 
 import dataclasses
-import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +104,9 @@ def _requests(vocab_size: int, longest: int) -> list[Request]:
 
 # On devices.
 
+_LONG = 10_000
+"""Idle turns in a row after which a clock sleeps for as long as it ever does."""
+
 
 def _serve(config: Config) -> Recorder:
     from pdjax.llm import LLM
@@ -130,7 +132,7 @@ def _play(llm: "LLM", requests: Sequence[Request]) -> None:
         if llm.has_work:
             llm.step()
         elif coming:
-            time.sleep(max(0.0, coming[0].arrival - now))
+            llm.clock.idle(_LONG)
     for name in names:
         llm.take_output(name)
 

@@ -282,9 +282,9 @@ class Config:
       max_waiting: most requests in the waiting queue; one more is refused.
       max_logprobs: most alternatives that a request may ask for.
       max_recorded: most finished requests on record for metrics and traces, with 1,000 tokens
-        each on average, and ten times as many spans of work; the oldest are dropped. A request
-        takes about 1.4 kB, a token 8 bytes, a span 0.5 kB: 10,000 take at most 150 MB. Totals
-        cover the whole run.
+        each on average, ten times as many steps and moments of free pages, and five times as many
+        shipments; the oldest are dropped. A request takes about 1.4 kB, a token 8 bytes, a step
+        0.5 kB, a shipment 0.7 kB: 10,000 take at most 200 MB. Totals cover the whole run.
       cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
         meshes need.
       warm_up: compile every bucket before the first request.

@@ -288,7 +288,7 @@ def test_overview_and_unknown_commands(capsys, argv: list[str], expected: int):
     assert end.value.code == expected
     out, err = capsys.readouterr()
     if expected:
-        assert err == "pdjax: 'generat': no such command; allowed are generate, convert\n"
+        assert err == "pdjax: 'generat': no such command; allowed are generate, convert, trace\n"
     else:
         assert "pdjax generate: complete prompts" in out
 
