@@ -16,7 +16,7 @@ class _Step:
     """A step in the making, and what is left of its budgets.
 
     `decoding` are sequences of the engine that decode there and are not in the step yet, in the
-    order of their turn; `kept` places, of one token each, are for them alone.
+    order of their turn. `kept` places, of one token each, are reserved for them.
     """
 
     view: EngineView
@@ -67,8 +67,8 @@ class _Step:
 
 
 class _Engine:
-    """An engine of a plan: what a newcomer would find there. Its step is begun when it is asked
-    for, since most plans concern one engine of many."""
+    """An engine while a plan is made: the room that is left for sequences of the queue, and the step
+    so far. The step is begun when it is first read, since most plans concern one engine of many."""
 
     def __init__(self, view: EngineView) -> None:
         self.view = view
@@ -79,7 +79,8 @@ class _Engine:
         self.waits = False
 
     def put_off(self, sequence: Sequence) -> None:
-        """Let the step wait, if a sequence of the queue would join it but for pages that leave."""
+        """Let the step wait if all that a sequence of the queue lacks to join it is pages that
+        hand-offs are about to let go."""
         view = self.view
         needs = view.buckets.pages_for(sequence.length)
         lacks_pages = self._free_pages < needs <= self._free_pages + view.leaving_pages
