@@ -67,8 +67,8 @@ class _Step:
 
 
 class _Engine:
-    """An engine while a plan is made: the room that is left for sequences of the queue, and the step
-    so far. The step is begun when it is first read, since most plans concern one engine of many."""
+    """An engine while a plan is made: the room left for sequences of the queue, and the step so
+    far. The step is begun when it is first read, since most plans concern one engine of many."""
 
     def __init__(self, view: EngineView) -> None:
         self.view = view
