@@ -60,9 +60,9 @@ def trace() -> None:
     config = config_of(_FLAGS)
     _check()
     if _BACKEND.value == "sim":
-        recorder, title = _simulate(config), "simulated, constant costs"
+        recorder, title = _simulate(config), "simulated with constant costs"
     else:
-        recorder, title = _serve(config), ""
+        recorder, title = _serve(config), config.model.source
     write_trace(_OUT.value, recorder)
     print(_told(recorder))
     print(f"saved {_OUT.value}: open it at https://ui.perfetto.dev")

@@ -23,6 +23,7 @@ from pdjax.sim.links import Link
 from pdjax.sim.workload import poisson, regular
 from tests.helpers.deployment import deploy
 from tests.helpers.trace_reader import read_trace
+from tests.helpers.workload import Workload
 
 CONFIG = Config(
     prefill=PrefillConfig(engines=2, token_budget=1024),
@@ -228,6 +229,26 @@ def test_requests_that_run_are_shown_as_far_as_they_are(tmp_path: Path):
     assert set(names) <= {"a#0", "b#0"}  # on a clock that stands still a phase takes no time
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_traces_of_hostile_runs_are_right(seed: int, tmp_path: Path):
+    """Where transfers get lost, requests are aborted, turns break and time may stand still."""
+    workload = Workload(seed, faults=bool(seed % 2))
+    workload.run(check=False)
+    recorder = workload.coordinator.loop.lifecycle._recorder
+    tables = traced(recorder, tmp_path)
+    assert tables.execute("select * from stats").fetchall() == []
+    assert (one(tables, "select min(value) from counter") or 0) >= 0
+    for flow in Timeline.of(recorder).flows:
+        assert flow.step is None or flow.step.span.names(flow.sequence)
+        assert flow.tick is None or flow.tick.span.names(flow.sequence)
+    for metrics in recorder.requests():
+        moments = [moment for _, moment in metrics.marks]
+        assert moments == sorted(moments)
+        if (gap := metrics.first_gap) is not None:
+            parts = [part for part in gap if part is not None]
+            assert sum(parts) == pytest.approx(metrics.itl[0]) and min(parts) > -1e-9
+
+
 def test_a_run_of_nothing_is_a_trace(tmp_path: Path):
     tables = traced(Recorder(VirtualClock()), tmp_path / "deep")
     assert one(tables, "select count(*) from process") == 4
@@ -277,8 +298,8 @@ def a_handoff(script: Script) -> Sequence:
     recorder.shipment(a_shipment(1.5))
     script.mark(sequence, "arrived", 0.0)
     script.mark(sequence, "first_tick", 4.5)
-    recorder.span("decode/0", "tick", 3.9, 4.9, rows_active=1)
-    recorder.span("decode/0", "tick", 4.5, 5.5, rows_active=2)
+    recorder.span("decode/0", "tick", 3.9, 4.9, who="b#0", rows_active=1)
+    recorder.span("decode/0", "tick", 4.5, 5.5, who="a#0, b#0", rows_active=2)
     return sequence
 
 
@@ -308,7 +329,7 @@ def test_a_migration_has_an_arrow_from_the_wire_alone(tmp_path: Path):
     script.recorder.shipment(a_shipment(1.0, engine=None))
     script.mark(sequence, "arrived", 0.0)
     script.mark(sequence, "first_tick", 4.0)
-    script.recorder.span("decode/0", "tick", 4.0, 5.0)
+    script.recorder.span("decode/0", "tick", 4.0, 5.0, who="a#0")
     tables = traced(script.recorder, tmp_path)
     assert (
         one(tables, "select count(*) from flow") == one(tables, FLOWS_BY_KIND, "wire", "tick") == 1
@@ -317,12 +338,12 @@ def test_a_migration_has_an_arrow_from_the_wire_alone(tmp_path: Path):
 
 def test_kv_that_nobody_decoded_with_has_no_arrow_to_a_tick(tmp_path: Path):
     script, sequence = Script(), a_sequence()
-    script.recorder.span("prefill/0", "step", 1.0, 3.0, number=1)
+    script.recorder.span("prefill/0", "step", 1.0, 3.0, who="a#0", number=1)
     script.recorder.shipment(a_shipment(1.5)._replace(written=None))
     script.mark(sequence, "arrived", 0.0)
     script.mark(sequence, "preempted", 4.0)
     script.mark(sequence, "first_tick", 9.0)  # with what was computed again
-    script.recorder.span("decode/0", "tick", 9.0, 9.5)
+    script.recorder.span("decode/0", "tick", 9.0, 9.5, who="a#0")
     tables = traced(script.recorder, tmp_path)
     assert one(tables, FLOWS_BY_KIND, "prefill 1", "wire") == 1
     assert one(tables, "select count(*) from flow") == 1
@@ -334,7 +355,7 @@ def test_kv_that_nobody_decoded_with_has_no_arrow_to_a_tick(tmp_path: Path):
 def test_steps_that_are_numbered_alike_after_a_broken_turn_are_told_apart():
     script = Script()
     for start in (1.0, 5.0):
-        script.recorder.span("prefill/0", "step", start, start + 2, number=1)
+        script.recorder.span("prefill/0", "step", start, start + 2, who="a#0", number=1)
     script.recorder.shipment(a_shipment(1.5, 1))
     script.recorder.shipment(a_shipment(5.5, 2))
     first, second = Timeline.of(script.recorder).flows

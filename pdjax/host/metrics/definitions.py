@@ -238,6 +238,27 @@ _HEADINGS = {
 }
 
 
+_TRACE = """
+## The trace
+
+`LLM.write_trace(path)` and `pdjax trace` write Chrome trace events, which https://ui.perfetto.dev
+opens. Time begins at 0; `otherData.clock_at_0_s` says when that was on the run's clock.
+
+* **engines**, a track for each: prefill steps by their numbers, and ticks. `args` are the counts
+  above, `who` was served, and `ahead_us`: how much earlier than it is shown a step was dispatched.
+* **wires**, a track for each link, and more where shipments overlap: a slice a shipment, and in it
+  `gather` (sent until read; a shipment that leaves with a step waits for its layers), `wire` (read
+  until arrived) and `scatter` (arrived until written).
+* **requests**, a row for each sequence: `queue`, `prefill`, `wait for row`, `transfer`, `wait for
+  tick`, `decode`; its tokens; the moments `reserved`, `sent`, `transfer_landed` and `preempted`.
+* **counters**: free pages of each pool, looked at when steps and hand-offs begin and end; bytes of
+  each link that were sent and have not arrived; sequences that wait, and that run.
+
+An arrow leads from the prefill step that a shipment left with, through its `wire`, to the first
+tick in which its sequence decodes.
+""".rstrip().split("\n")
+
+
 def markdown() -> str:
     """The page docs/metrics.md."""
     lines = [
@@ -251,7 +272,7 @@ def markdown() -> str:
     for group, (heading, text) in _HEADINGS.items():
         lines += ["", f"## {heading}", "", text, "", "| key | unit | meaning |", "|---|---|---|"]
         lines += [f"| `{m.key}` | {m.unit} | {m.meaning} |" for m in GROUPS[group]]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_TRACE]) + "\n"
 
 
 if __name__ == "__main__":

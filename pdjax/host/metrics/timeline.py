@@ -138,7 +138,8 @@ def _flows(
         for seq in shipment.passengers:
             if seq.target is not None:
                 step = _step(numbered, seq, shipment)
-                tick = _first_tick(ticks.get(seq.target, []), turns.get(seq.id, []), shipment)
+                its_turns, its_ticks = turns.get(seq.id, []), ticks.get(seq.target, [])
+                tick = _first_tick(its_ticks, its_turns, seq.id, shipment)
                 if tick is ticks.get(seq.target, [None])[0] and seq.target not in whole:
                     tick = None  # it may have been one of those that are not kept any more
                 yield KVFlow(seq.id, step, shipment, tick)
@@ -160,24 +161,30 @@ def _step(
     numbered: dict[tuple[str, int], list[Step]], passenger: Passenger, shipment: Shipment
 ) -> Step | None:
     """The step that a passenger left with: the last of its number that was dispatched before, since
-    numbers begin anew after a broken turn."""
+    numbers begin anew after a broken turn. It may not be on record."""
     if passenger.engine is None:
         return None
     alike = numbered.get((passenger.engine, passenger.step), [])
-    before = [step for step in alike if step.span.start <= shipment.sent]
+    before = [
+        step for step in alike if step.span.start <= shipment.sent and step.span.names(passenger.id)
+    ]
     return before[-1] if before else None
 
 
 def _first_tick(
-    ticks: Sequence[Step], turns: list[tuple[float, str]], shipment: Shipment
+    ticks: Sequence[Step], turns: list[tuple[float, str]], name: str, shipment: Shipment
 ) -> Step | None:
-    """The first tick of a sequence after the arrival of a shipment."""
+    """The first tick of a sequence after the arrival of a shipment; None where that failed. Where
+    time stands still, as between events of a simulation, several may have been dispatched at its
+    moment."""
     at = bisect_left(turns, (shipment.arrived, ""))
     if at == len(turns) or turns[at][1] != "first_tick":
         return None
     moment = turns[at][0]
     nth = bisect_left(ticks, moment, key=lambda step: step.span.start)
-    return ticks[nth] if nth < len(ticks) else None
+    while nth < len(ticks) and ticks[nth].span.start == moment and not ticks[nth].span.names(name):
+        nth += 1
+    return ticks[nth] if nth < len(ticks) and ticks[nth].span.names(name) else None
 
 
 # Counters.

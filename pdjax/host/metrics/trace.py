@@ -125,20 +125,22 @@ class _Trace:
                 yield self._slice(WIRES, thread, part, start, end)
 
     def _flow(self, number: int, flow: KVFlow) -> Iterator[Event]:
-        """Arrows; a way of which one end alone is known has none."""
+        """Arrows; a way of which one end alone is known has none.
+
+        The events of a flow have to come in its order. With lookahead a step is shown late, perhaps
+        later than the host saw that its shipment had arrived: then no arrow leads from it.
+        """
         shipment, ends = flow.shipment, list[tuple[int, int, int]]()
+        on_wire, arrived = self._ns(shipment.on_wire), self._ns(shipment.arrived)
+        at, last = on_wire, arrived - 1  # at its end it would be the next one's
+        if on_wire == arrived:
+            at, last = self._ns(shipment.sent), arrived
         if flow.step is not None:
-            moment = self._ns(min(max(shipment.on_wire, flow.step.start), flow.step.end))
             begin, end = self._ns(flow.step.start), self._ns(flow.step.end)
-            ends.append(
-                (
-                    ENGINES,
-                    self._track_of[flow.step.span.track],
-                    max(begin, min(moment, end - 1)),  # at its end it would be the next one's
-                )
-            )
-        travels = self._ns(shipment.arrived) > self._ns(shipment.on_wire)
-        at = self._ns(shipment.on_wire if travels else shipment.sent)
+            left = max(begin, min(on_wire, end - 1))
+            if left <= last:
+                ends.append((ENGINES, self._track_of[flow.step.span.track], left))
+                at = max(at, left)
         ends.append((WIRES, self._wire_of[shipment.id], at))
         if flow.tick is not None:
             track = self._track_of[flow.tick.span.track]

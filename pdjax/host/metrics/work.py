@@ -28,6 +28,11 @@ class Span(NamedTuple):
     who: str = ""
     number: int = 0
 
+    def names(self, sequence: str) -> bool:
+        """Whether `who` has a sequence's id, or leaves out some ids."""
+        named = self.who.split(", ")
+        return sequence in named or named[-1].endswith(" more")
+
 
 class Passenger(NamedTuple):
     """A sequence in a shipment.
