@@ -90,8 +90,8 @@ def _stripped(text: str) -> str:
 
 def documents() -> list[Path]:
     """Every Markdown file with blocks that are run or checked."""
-    folders = (ROOT / "docs").rglob("*.md")
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md", *folders]
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md", *pages]
 
 
 def imports(code: str) -> list[tuple[str, str | None]]:
