@@ -1,6 +1,7 @@
 """The notebooks run from their first cell to their last, in a kernel of their own."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,21 @@ def outputs(notebook: NotebookNode) -> list[dict[str, Any]]:
 
 def printed(notebook: NotebookNode) -> str:
     return "".join(output["text"] for output in outputs(notebook) if output.get("name") == "stdout")
+
+
+@pytest.mark.model
+def test_colab(folder: str):
+    notebook = run("colab", folder)
+    text = printed(notebook)
+    assert "The capital of France is Paris." in text
+    assert "completed: 4" in text
+    assert re.search(r"^4 hand-offs: [\d.]+ MB in \d+ shipments$", text, re.MULTILINE)
+    pictures = {
+        cell.id: [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+    assert {name for name, found in pictures.items() if found} == {"timeline", "handoff"}
 
 
 def test_train(folder: str):
