@@ -1,9 +1,9 @@
 """Does the coordinator's cost for the host grow with events or with engines?
 
 The production coordinator serves simulated engines on a virtual clock (`pdjax/sim`), at several
-sizes and the same load an engine. Each run is a process of its own; with --base another build, a
-checkout of a commit before steps were data, serves the same requests on engines of the same costs,
-in turns with this one. Tokens must be the same, and latencies on the virtual clock are compared.
+sizes and the same load an engine. Each run is a process of its own; with --base the build in
+another checkout serves the same requests on engines of the same costs, in turns with this one.
+Tokens must be the same, and latencies on the virtual clock are compared.
 
   git archive 4991243 | tar -x -C base
   python -m experiments.bench_scale --base=base --out=results/scale.json
@@ -31,8 +31,6 @@ from experiments.common.origin import ROOT, commit, save
 from pdjax.flags import new_flags, run
 from pdjax.sim.workload import poisson
 
-HERE = Path(__file__).resolve().parent
-CHILDREN = {"new": HERE / "this_build.py", "base": HERE / "older_build.py"}
 VOCAB = 1000
 
 FLAGS = new_flags()
@@ -47,7 +45,7 @@ _REQUESTS = flags.DEFINE_multi_integer(
 )
 _RATE = flags.DEFINE_float("rate", 10.0, "requests a second and engine", flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "runs of each build and size", flag_values=FLAGS)
-_BASE = flags.DEFINE_string("base", None, "checkout of an older build", flag_values=FLAGS)
+_BASE = flags.DEFINE_string("base", None, "checkout of another build", flag_values=FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "of the arrivals", flag_values=FLAGS)
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "run each build and size once under cProfile instead", flag_values=FLAGS
@@ -93,7 +91,7 @@ def measure(build: str, tree: Path, job: dict[str, Any], profile: Path | None) -
     """
     how = ["-m", "cProfile", "-o", str(profile)] if profile else []
     ran = subprocess.run(
-        [sys.executable, "-P", *how, str(CHILDREN[build])],
+        [sys.executable, "-P", *how, str(script_of(tree))],
         input=json.dumps(job),
         env={**os.environ, "PYTHONPATH": str(tree)},
         capture_output=True,
@@ -106,6 +104,13 @@ def measure(build: str, tree: Path, job: dict[str, Any], profile: Path | None) -
     if Path(result["source"]) != tree.resolve():
         raise RuntimeError(f"{build}: ran {result['source']}, which is not {tree}")
     return result
+
+
+def script_of(tree: Path) -> Path:
+    """Return the script that runs a job with the build in `tree`: its doors differ before steps
+    were data."""
+    older = (tree / "pdjax/engine_api.py").is_file()
+    return Path(__file__).with_name("older_build.py" if older else "this_build.py")
 
 
 def rounds(

@@ -1,5 +1,8 @@
-"""One run of `bench_scale` with this build's coordinator. It reads a job as JSON from stdin, and
-writes the results as JSON to stdout. `older_build` does the same with an older build."""
+"""One run of `bench_scale` with the coordinator of this build, or of another with steps as data.
+
+`bench_scale` runs it as a script, in a process whose `pdjax` is that build. It reads a job as JSON
+from stdin, and writes the results as JSON to stdout. `older_build` is for builds before that.
+"""
 
 import json
 import sys

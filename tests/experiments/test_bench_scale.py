@@ -1,6 +1,7 @@
 """The benchmark of scale, tiny: it counts, compares, and says where two builds differ."""
 
 import copy
+from pathlib import Path
 
 from experiments.bench_scale import __main__ as bench_scale
 from experiments.bench_scale import this_build
@@ -11,6 +12,7 @@ from experiments.bench_scale.tables import (
     latency_table,
     ratio_table,
 )
+from experiments.common.origin import ROOT
 
 
 def test_a_tiny_run_is_counted():
@@ -21,6 +23,15 @@ def test_a_tiny_run_is_counted():
     found = {2: {"new": [result]}}
     assert "2+2" in host_table(found) and "2+2" in latency_table(found)
     assert compared(found[2]) is None
+
+
+def test_a_build_is_driven_by_the_script_that_knows_its_doors(tmp_path: Path):
+    assert bench_scale.script_of(ROOT).name == "this_build.py"
+    assert bench_scale.script_of(tmp_path).name == "this_build.py"
+    (tmp_path / "pdjax").mkdir()
+    (tmp_path / "pdjax/engine_api.py").touch()
+    assert bench_scale.script_of(tmp_path).name == "older_build.py"
+    assert bench_scale.script_of(tmp_path).is_file()
 
 
 def result():

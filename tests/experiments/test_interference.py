@@ -9,8 +9,9 @@ import pytest
 
 from experiments.baselines.vllm import BESIDE_PREFILL
 from experiments.interference import __main__ as interference
-from experiments.interference.__main__ import headline, show, spread
+from experiments.interference.__main__ import headline, show
 from experiments.interference.load import Load, make_config
+from experiments.interference.phases import spread
 from experiments.interference.picture import SHARES, draw
 from pdjax.flags import status
 
@@ -35,8 +36,9 @@ def test_prefill_beside_decode(tmp_path: Path):
             assert (point["gaps"], point["preemptions"]) == (LOAD.rows * LOAD.steps, 0)
             assert point["curve_ms"] == sorted(point["curve_ms"])
             assert 0 < point["host_busy"] <= 1
-            # The gaps of all rows lie within the phase.
-            assert point["itl_ms"]["mean"] * LOAD.steps <= point["seconds"] * 1e3 * 1.5
+            # The gaps of a row lie within the phase, or one tick ahead of it.
+            longest = point["seconds"] * 1e3 + point["itl_ms"]["max"]
+            assert point["itl_ms"]["mean"] * LOAD.steps <= longest, point
         # Each phase has new rows, of the same length in both.
         assert seen["quiet"]["context"] == seen["loaded"]["context"]
         assert "intruders" not in seen["quiet"]
