@@ -204,3 +204,29 @@ def test_fences_are_found_with_their_outputs():
     assert matches("a ... c\n", "a b c") and not matches("a ... c", "a b d")
     with pytest.raises(ValueError, match="not closed"):
         fences("```python\nx\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make nothing",
+        "pip install '.[nothing]'",
+        "pdjax generate --nothing",
+        "pdjax generate --prompt=x --config.nothing=1",
+        "python -m experiments.template --nothing",
+        "python -m pallas_kernels.check --nothing",
+        "python examples/nothing.py",
+        "ls",
+    ],
+)
+def test_a_command_that_cannot_be_given_is_found(line, capsys):
+    [words] = commands(line)
+    with pytest.raises(AssertionError, match=re.escape(line.replace("'", ""))):
+        run_command(words, runs=False)
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A b\n[x](#a-b) [y](#c) [z](no.md) [w](https://example.org) `make no`\n")
+    assert broken_links(page) == ["#c", "no.md"]
+    assert inline_commands(page.read_text() + "`pdjax COMMAND` `make x ...`") == [["make", "no"]]
