@@ -1,7 +1,7 @@
 """How many layer groups a prefill step is cut into, where the config leaves it open: measured at
 the start, in a fraction of a second."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.wire import Wire
 from pdjax.device.layer_group_plan import Link, plan_groups, small_divisor
 from pdjax.device.models.registry import matrix_params
+from pdjax.device.sharing import shared
 from pdjax.interfaces.transport import Transport
 
 PROBES = (1 << 20, 64 << 20)
@@ -87,10 +88,8 @@ def step_flops(spec: ModelSpec, tokens: int) -> float:
 
 def matmul_rate(device: jax.Device, spec: ModelSpec, tokens: int, dtype: str) -> float:
     """FLOP/s of a device in the largest product of a layer, the one into the MLP."""
-    where = SingleDeviceSharding(device)
     shapes = (tokens, spec.model_dim), (spec.model_dim, 2 * spec.mlp_dim)
-    make = jax.jit(lambda: [jnp.ones(shape, dtype) for shape in shapes], out_shardings=where)
-    product = jax.jit(jnp.dot, out_shardings=where)
+    make, product = _product(device, shapes, dtype)
     x, w = make()
     clock, took = WallClock(), []
     for _ in range(4):  # the first compiles
@@ -98,3 +97,13 @@ def matmul_rate(device: jax.Device, spec: ModelSpec, tokens: int, dtype: str) ->
         jax.block_until_ready(product(x, w))
         took.append(clock.now() - started)
     return 2.0 * tokens * spec.model_dim * 2 * spec.mlp_dim / min(took[1:])
+
+
+@shared
+def _product(
+    device: jax.Device, shapes: tuple[tuple[int, int], ...], dtype: str
+) -> tuple[Callable[[], list[jax.Array]], Callable[[jax.Array, jax.Array], jax.Array]]:
+    """Programs that make matrices of ones on a device, and multiply two."""
+    where = SingleDeviceSharding(device)
+    make = jax.jit(lambda: [jnp.ones(shape, dtype) for shape in shapes], out_shardings=where)
+    return make, jax.jit(jnp.dot, out_shardings=where)

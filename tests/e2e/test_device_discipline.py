@@ -18,15 +18,16 @@ from pdjax.llm import LLM
 from tests.helpers.promise import MONOLITHIC, answers, disaggregated, expected
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
+TRACED = "/jax/core/compile/jaxpr_trace_duration"
 
 
 @pytest.fixture
 def compilations():
-    """Names of the compilations since; a list that grows."""
+    """Names of the compilations and traces since; a list that grows."""
     seen: list[str] = []
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == COMPILED:
+        if event in (COMPILED, TRACED):
             seen.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -47,10 +48,31 @@ BY_A_THREAD = replace(EVERYTHING, prefill=replace(EVERYTHING.prefill, dispatch_t
 @pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING, BY_A_THREAD])
 def test_nothing_compiles_after_the_warm_up(config, compilations):
     with LLM(config) as llm:
-        assert compilations
         compilations.clear()
         answers(llm)
         assert not compilations
+
+
+def test_a_second_llm_of_the_same_shapes_compiles_and_traces_nothing(compilations):
+    config = replace(EVERYTHING, max_logprobs=7)  # which no other test has
+    with LLM(config):
+        assert any(event == COMPILED for event in compilations)
+    compilations.clear()
+    with LLM(replace(config, seed=config.seed)) as llm:
+        assert not compilations
+        assert answers(llm) == expected()
+        assert not compilations
+
+
+def test_other_shapes_share_no_programs():
+    layouts = [disaggregated(1, 1, 1), disaggregated(1, 2, 1)]
+    steps = []
+    for config in layouts:
+        with LLM(config, {"warm_up": False}) as llm:
+            prefill, decode = programs(llm)
+            steps.append((prefill._step, decode._tick))
+    assert steps[0][0] is steps[1][0]
+    assert steps[0][1] is not steps[1][1]
 
 
 def test_a_warm_up_is_not_needed_for_the_right_tokens():

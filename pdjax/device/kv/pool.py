@@ -5,7 +5,6 @@ zero-initialised (a stray NaN times a zero probability would still poison a row)
 page. A pool is donated to every step that writes it and has one owner.
 """
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pallas_kernels.quantised import Pages, QuantisedPages, elements_of
 from pdjax.core.kv_layout import KVLayout, KVPlane, Planes
 from pdjax.device.compat import is_sound
 from pdjax.device.mesh import Rules, partition
+from pdjax.device.sharing import shared
 
 Layers = list[tuple[Pages, ...]]
 """The planes of some layer slots, each [K, P, S, H]."""
@@ -51,7 +51,6 @@ class PoolOwner:
         self.num_pages = num_pages
         self.mesh = mesh
         self.rules = rules
-        self._make = functools.cache(self._maker)
         # The thread that reads a failed ticket is not always the one that dispatches. A program
         # that fails inspects the pool within its own block, hence the reentrancy.
         self._lock = threading.RLock()
@@ -101,23 +100,15 @@ class PoolOwner:
         self.arrays = []
 
     def _zeros(self) -> KVPool:
-        return [
-            tuple(self._make(plane)() for plane in planes) for planes in self.layout.slot_planes
-        ]
+        return [tuple(self._pages(plane) for plane in planes) for planes in self.layout.slot_planes]
 
-    def _maker(self, plane: KVPlane) -> Callable[[], Pages]:
-        """Makes the pages of a plane of one layer slot, zeros."""
+    def _pages(self, plane: KVPlane) -> Pages:
+        """The pages of a plane of one layer slot, zeros."""
         layout = self.layout
         shape = (layout.stages * plane.heads, self.num_pages, layout.page_size, plane.dim)
-
-        def pages() -> Pages:
-            elements = jnp.zeros(shape, layout.dtype)
-            if not layout.quantised:
-                return elements
-            return QuantisedPages(elements, jnp.zeros(shape[:-1], jnp.float32))
-
         [[spec]] = page_specs([(plane,)], self.rules)
-        return jax.jit(pages, out_shardings=NamedSharding(self.mesh, spec))
+        where = NamedSharding(self.mesh, spec)
+        return _zero_pages(shape, layout.dtype, layout.quantised, where)()
 
     def layers(self, slots: range) -> Layers:
         """The planes of some layer slots."""
@@ -128,6 +119,21 @@ class PoolOwner:
         arrays = list(self.arrays)
         arrays[slots.start : slots.stop] = layers
         self.arrays = arrays
+
+
+@shared
+def _zero_pages(
+    shape: tuple[int, ...], dtype: str, quantised: bool, where: NamedSharding
+) -> Callable[[], Pages]:
+    """Makes pages of zeros [K, P, S, H], with scales if they are quantised."""
+
+    def pages() -> Pages:
+        elements = jnp.zeros(shape, dtype)
+        return (
+            QuantisedPages(elements, jnp.zeros(shape[:-1], jnp.float32)) if quantised else elements
+        )
+
+    return jax.jit(pages, out_shardings=where)
 
 
 def gather_pages(sides: Sequence[Pages], heads: slice, page_ids: jax.Array) -> Pages:

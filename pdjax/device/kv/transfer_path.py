@@ -6,62 +6,30 @@ and of one unit of heads: the largest number of heads that divides both sharding
 whole on every shard goes to every shard of the target.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from pallas_kernels.quantised import Pages
-from pdjax.core.kv_layout import NULL_PAGE, KVPlane, Planes
-from pdjax.device.kv.pool import Layers, PoolOwner, gather_pages, page_specs, scatter_pages
+from pdjax.core.kv_layout import NULL_PAGE
+from pdjax.device.kv.pool import PoolOwner, page_specs
+from pdjax.device.kv.transfer_programs import (
+    PIECE,
+    Alike,
+    Ends,
+    Gather,
+    Part,
+    PartSpecs,
+    Pieces,
+    Scatter,
+    make_gather,
+    make_scatter,
+)
 from pdjax.device.kv.transfer_route import Route
 from pdjax.device.kv.wire import Wire
-from pdjax.device.mesh import STAGE, TP, shardings
-
-PIECE = P((STAGE, TP))
-"""Spec of an array that stacks one block of each device of a mesh along its first axis."""
-
-Pieces = list[list[jax.Array]]
-"""Arrays by part of a route, then by unit of heads within a device; the units of one `Alike` come
-before those of the next. An array stacks one piece of each device of a mesh."""
-
-Part = tuple[Planes, ...]
-"""The planes of each layer slot of a part."""
-
-Gather = Callable[[list[Layers], np.ndarray, bool], tuple[Pieces, jax.Array]]
-Scatter = Callable[[list[Layers], Pieces, np.ndarray, bool], tuple[list[Layers], jax.Array]]
-
-
-@dataclass(frozen=True)
-class Alike:
-    """Planes of a part that differ in their names only, and so travel together.
-
-    Attributes:
-      plane: one of them.
-      places: of each, the layer slot within the part, and which plane of the layer it is.
-    """
-
-    plane: KVPlane
-    places: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, part: Part) -> "list[Alike]":
-        """All planes of a part; K and V of equal heads are one."""
-        found: dict[KVPlane, list[tuple[int, int]]] = {}
-        for slot, planes in enumerate(part):
-            for i, plane in enumerate(planes):
-                found.setdefault(replace(plane, name=""), []).append((slot, i))
-        return [cls(plane, tuple(places)) for plane, places in found.items()]
-
-    def taken(self, layers: Layers) -> list[Pages]:
-        """Their pages."""
-        return [layers[slot][i] for slot, i in self.places]
 
 
 @dataclass(frozen=True)
@@ -92,7 +60,7 @@ class Plan:
 
 
 class Path:
-    """The plans of one (source, target) pair, and its compiled gather and scatter."""
+    """The plans of one (source, target) pair, each with its gather and scatter."""
 
     def __init__(self, source: PoolOwner, target: PoolOwner, wire_dtype: str | None) -> None:
         """
@@ -102,10 +70,10 @@ class Path:
         source.layout.check_same_kv(target.layout)
         self.source, self.target = source, target
         self.wire = Wire.between(source.layout, target.layout, wire_dtype)
+        self._ends = Ends(source.layout, target.layout, self.wire)
         self.plan = cache(self._plan)
-        self._span = source.layout.span(target.layout)
         sizes = source.layout.page_size, target.layout.page_size
-        if self._span not in sizes:
+        if self._ends.span not in sizes:
             raise ValueError(
                 f"page_size: the sending pool has {sizes[0]}, the receiving pool {sizes[1]}; one "
                 "must divide the other"
@@ -113,8 +81,6 @@ class Path:
         self._source_devices = list(source.mesh.devices.flat)
         self._target_devices = list(target.mesh.devices.flat)
         self._nothing = cache(self._make_nothing)
-        self._gather = cache(self._make_gather)
-        self._scatter = cache(self._make_scatter)
 
     def gather(
         self, layers: range, page_ids: np.ndarray, checked: bool
@@ -194,17 +160,11 @@ class Path:
             tuple(layout.slot_planes[slots.start : slots.stop] for slots in parts)
             for layout, parts in ((source, route.source_parts), (target, route.target_parts))
         )
-        units = [sum(self._units(alike.plane, target.tp) for alike in Alike.of(p)) for p in taken]
-        hops = tuple(self._hops(route, sent))
-        return Plan(route, units, hops, self._gather(sent), self._scatter(taken))
-
-    def _unit(self, plane: KVPlane) -> int:
-        """Heads a piece."""
-        return plane.unit(self.source.layout.tp, self.target.layout.tp)
-
-    def _units(self, plane: KVPlane, tp: int) -> int:
-        """Pieces of a plane on one of `tp` shards."""
-        return plane.local_heads(tp) // self._unit(plane)
+        units = self._ends.units
+        counts = [sum(units(alike.plane, target.tp) for alike in Alike.of(part)) for part in taken]
+        gather = make_gather(self._ends, self.source.mesh, sent, _specs(sent, self.source))
+        scatter = make_scatter(self._ends, self.target.mesh, taken, _specs(taken, self.target))
+        return Plan(route, counts, tuple(self._hops(route, sent)), gather, scatter)
 
     def _hops(self, route: Route, sent: Sequence[Part]) -> Iterator[Hop]:
         ours, theirs = self.source.layout.tp, self.target.layout.tp
@@ -213,7 +173,7 @@ class Path:
             target_part = route.target_parts.index(run.target_slots)
             here = there = 0  # units of the planes before this one
             for plane in (alike.plane for alike in Alike.of(sent[part])):
-                own, other = self._units(plane, ours), self._units(plane, theirs)
+                own, other = (self._ends.units(plane, tp) for tp in (ours, theirs))
                 for unit in range(own * ours if plane.sharded else theirs):
                     if plane.sharded:
                         (shard, mine), (target_shard, its) = divmod(unit, own), divmod(unit, other)
@@ -230,94 +190,10 @@ class Path:
     ) -> jax.Array:
         return jax.device_put(np.zeros(shape, dtype), device)
 
-    def _make_gather(self, sent: tuple[Part, ...]) -> Gather:
-        """Jitted (source's layers of each part, page ids i32[n], checked STATIC) -> (Pieces, i32[1]
-        of each device). `experiments/handoff/trace.py` finds it in a trace by its name, gather."""
-        layout, wire, span, mesh = self.source.layout, self.wire, self._span, self.source.mesh
-        specs = [page_specs(part, self.source.rules) for part in sent]
-
-        def local(
-            parts: list[Layers], page_ids: jax.Array, *, checked: bool
-        ) -> tuple[Pieces, jax.Array]:
-            spans = len(page_ids) * layout.page_size // span
-
-            def of_part(layers: Layers, part: Part) -> Iterator[jax.Array]:
-                for alike in Alike.of(part):
-                    unit, sides = self._unit(alike.plane), alike.taken(layers)
-                    for j in range(self._units(alike.plane, layout.tp)):
-                        x = gather_pages(sides, slice(j * unit, (j + 1) * unit), page_ids)
-                        yield wire.write(x, spans, checked=checked)
-
-            pieces = [list(of_part(*each)) for each in zip(parts, sent, strict=True)]
-            return pieces, jnp.zeros(1, jnp.int32)
-
-        def gather(
-            parts: list[Layers], page_ids: jax.Array, checked: bool
-        ) -> tuple[Pieces, jax.Array]:
-            return jax.shard_map(
-                partial(local, checked=checked),
-                mesh=mesh,
-                in_specs=(specs, P()),
-                out_specs=PIECE,
-                check_vma=False,
-            )(parts, page_ids)
-
-        return jax.jit(gather, static_argnums=2, in_shardings=shardings(mesh, (specs, P())))
-
-    def _make_scatter(self, taken: tuple[Part, ...]) -> Scatter:
-        """Jitted (target's layers of each part DONATED, Pieces, page ids i32[parts, R, m], checked
-        STATIC) -> (layers of each part, i32[1] of each device: pages whose checksum differs)."""
-        layout, wire, span, mesh = self.target.layout, self.wire, self._span, self.target.mesh
-        specs = [page_specs(part, self.target.rules) for part in taken]
-
-        def local(
-            parts: list[Layers], pieces: Pieces, ids: jax.Array, *, checked: bool
-        ) -> tuple[list[Layers], jax.Array]:
-            pages = ids.shape[-1]
-            tokens = pages * layout.page_size
-            spans = tokens // span
-            after, differs = [], jnp.zeros(pages, bool)
-            for layers, part, units, own in zip(parts, taken, pieces, ids[:, 0], strict=True):
-                written, left = [list(planes) for planes in layers], iter(units)
-                for alike in Alike.of(part):
-                    unit, sides, rows = self._unit(alike.plane), alike.taken(layers), []
-                    for piece in islice(left, self._units(alike.plane, layout.tp)):
-                        shape = len(sides) * unit, tokens, alike.plane.dim
-                        came, intact = wire.read(piece, shape, spans, checked=checked)
-                        rows.append(_paged(came, (len(sides), unit, pages, layout.page_size)))
-                        if intact is not None:
-                            differs |= jnp.repeat(~intact, pages // spans) & (own != NULL_PAGE)
-                    whole = jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *rows)
-                    new = scatter_pages(sides, whole, own)
-                    for (slot, i), page in zip(alike.places, new, strict=True):
-                        written[slot][i] = page
-                after.append([tuple(planes) for planes in written])
-            return after, jnp.sum(differs, dtype=jnp.int32)[None]
-
-        def scatter(
-            parts: list[Layers], pieces: Pieces, ids: jax.Array, checked: bool
-        ) -> tuple[list[Layers], jax.Array]:
-            return jax.shard_map(
-                partial(local, checked=checked),
-                mesh=mesh,
-                in_specs=(specs, PIECE, P(None, STAGE)),
-                out_specs=(specs, PIECE),
-                check_vma=False,
-            )(parts, pieces, ids)
-
-        return jax.jit(
-            scatter,
-            static_argnums=3,
-            donate_argnums=0,
-            in_shardings=shardings(mesh, (specs, PIECE, P(None, STAGE))),
-            out_shardings=shardings(mesh, (specs, PIECE)),
-        )
-
-
-def _paged(tokens: Pages, shape: tuple[int, int, int, int]) -> Pages:
-    """[X, T, H], scales [X, T] -> [*shape, H], [*shape]."""
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), tokens)
-
 
 def _by_device(array: jax.Array) -> dict[jax.Device, jax.Array]:
     return {shard.device: shard.data for shard in array.addressable_shards}
+
+
+def _specs(parts: Sequence[Part], pool: PoolOwner) -> PartSpecs:
+    return tuple(tuple(page_specs(part, pool.rules)) for part in parts)

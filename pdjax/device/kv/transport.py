@@ -23,7 +23,8 @@ from pdjax.core.clock import WallClock
 from pdjax.core.ids import PoolId
 from pdjax.device.compat import all_ready
 from pdjax.device.kv.pool import PoolOwner
-from pdjax.device.kv.transfer_path import Path, Pieces
+from pdjax.device.kv.transfer_path import Path
+from pdjax.device.kv.transfer_programs import Pieces
 from pdjax.device.worker import DispatchFuture, DispatchWorker, Done
 from pdjax.interfaces.tickets import Ticket
 from pdjax.interfaces.transport import TransferCost, TransferJob

@@ -6,7 +6,6 @@ Dimension key: D model dim, R stages.
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
-from tqdm import tqdm
 
 from pdjax.core.model_spec import ModelSpec
+from pdjax.core.progress import Progress
 from pdjax.device.checkpoints.api import Checkpoint, layer_tensor
 from pdjax.device.mesh import Rules
 from pdjax.device.models.decoder import Params
-from pdjax.device.models.family import Noise, Weight
+from pdjax.device.models.family import ModelFamily, Noise, Weight
 from pdjax.device.models.forms import Bounds
+from pdjax.device.models.registry import family_of
 from pdjax.device.models.weight_layout import StageLayers, WeightLayout
+from pdjax.device.sharing import shared
 
 
 def load_params(
@@ -32,6 +33,7 @@ def load_params(
     rules: Rules,
     stage_layers: StageLayers,
     dtype: jax.typing.DTypeLike,
+    progress: Progress | None = None,
 ) -> Params:
     """The weights of `checkpoint` on `mesh`.
 
@@ -41,6 +43,7 @@ def load_params(
       rules: logical axis -> mesh axes, of the phase.
       stage_layers: global layer indices of each stage, in order.
       dtype: element type on the device.
+      progress: is told; None tells nobody.
 
     Returns:
       Params with one layer a slot, each global array `[R * d0, ...]` for a local layer `[d0, ...]`.
@@ -53,11 +56,10 @@ def load_params(
     reader = _Reader(checkpoint, layout)
     dtype = np.dtype(dtype)
     total = sum(len(weights) for weights in layout.layer_weights) + len(layout.outside)
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=total, desc="loading weights", unit="array", delay=2, disable=hidden) as bar:
+    with (progress or Progress(False)).phase("reading weights", total, "arrays") as advance:
 
         def place(weight: Weight, slot: int | None = None) -> jax.Array:
-            bar.update()
+            advance(1)
             stacked = slot is not None
             shape = layout.stacked_shape(weight) if stacked else layout.shape(weight)
             read = functools.partial(reader.read, weight, slot)
@@ -127,6 +129,33 @@ def random_params(
     whole context and greedy text does not freeze into one token.
     """
     layout = WeightLayout(spec, mesh, rules, stage_layers)
+    stages = tuple(map(tuple, stage_layers))
+    family, sorted_rules = family_of(spec), tuple(sorted(rules.items()))
+    slot_maker, outside = _drawing(spec, family, mesh, sorted_rules, stages, np.dtype(dtype), seed)
+    slots = []
+    for slot, weights in enumerate(layout.layer_weights):
+        found = [layout.layer_at(slot, stage) for stage in range(layout.stages)]
+        ids = np.array([spec.num_layers if i is None else i for i in found], np.uint32)
+        slots.append(slot_maker(weights)(ids))
+    return Params(layers=slots, **({"embed": None} | outside()))
+
+
+@shared
+def _drawing(
+    spec: ModelSpec,
+    family: ModelFamily,  # that the spec names now
+    mesh: Mesh,
+    rules: tuple[tuple[str, tuple[str, ...]], ...],
+    stage_layers: StageLayers,
+    dtype: np.dtype,
+    seed: int,
+) -> tuple[
+    Callable[[tuple[Weight, ...]], Callable[[np.ndarray], dict[str, jax.Array]]],
+    Callable[[], dict[str, jax.Array]],
+]:
+    """What makes the program that draws the weights of a slot, and the program that draws those
+    outside the layers."""
+    layout = WeightLayout(spec, mesh, dict(rules), stage_layers)
 
     @functools.cache  # slots whose layers are alike share a program
     def slot_maker(weights: tuple[Weight, ...]) -> Callable[[np.ndarray], dict[str, jax.Array]]:
@@ -153,14 +182,8 @@ def random_params(
             arrays[weight.name] = jnp.pad(values, [(0, size - filled) for size, filled in padding])
         return arrays
 
-    slots = []
-    for slot, weights in enumerate(layout.layer_weights):
-        found = [layout.layer_at(slot, stage) for stage in range(layout.stages)]
-        ids = np.array([spec.num_layers if i is None else i for i in found], np.uint32)
-        slots.append(slot_maker(weights)(ids))
-    outside = {weight.name: layout.sharding(weight, stacked=False) for weight in layout.outside}
-    arrays = jax.jit(draw_outside, out_shardings=outside)()
-    return Params(layers=slots, **({"embed": None} | arrays))
+    where = {weight.name: layout.sharding(weight, stacked=False) for weight in layout.outside}
+    return slot_maker, jax.jit(draw_outside, out_shardings=where)
 
 
 def _draw(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from pdjax.device.models.decoder import Params
 from pdjax.device.models.sampling import VARIANTS, Asked, Wanted
 from pdjax.device.programs.program import AfterGroup
 from pdjax.device.programs.sampled import SampledTicket
+from pdjax.device.sharing import shared
 from pdjax.device.steps import decode
 from pdjax.device.steps.sample import Undecided, make_sample_step
 from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, SamplingBatch
@@ -74,9 +76,6 @@ class DecodeProgram:
         self._fed_back: Any
         self._history: Any
         self._begin()
-        self._write_history = jax.jit(
-            lambda history, row, ids: history.at[row].set(ids), donate_argnums=0
-        )
 
     def _begin(self) -> None:
         """The state that lives from tick to tick, of idle rows."""
@@ -102,7 +101,7 @@ class DecodeProgram:
 
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         with self._donated():
-            self._history = self._write_history(self._history, np.int32(row), token_ids)
+            self._history = _write_history(self._history, np.int32(row), token_ids)
 
     def close(self) -> None:
         self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
@@ -157,6 +156,13 @@ class _Uploads:
         return jax.device_put(Asked.of(sampling, variant), self._everywhere)
 
 
+@partial(jax.jit, donate_argnums=0)
+def _write_history(history: jax.Array, row: np.int32, ids: np.ndarray) -> jax.Array:
+    """history i32[rows, C] DONATED, with the tokens i32[C] of a row."""
+    return history.at[row].set(ids)
+
+
+@shared
 def _zeros(
     mesh: Mesh, *wanted: tuple[PartitionSpec, tuple[int, ...], jnp.dtype]
 ) -> Callable[[], tuple[jax.Array, ...]]:

@@ -34,9 +34,10 @@ from pdjax.device.kv.pool import KVPool, page_specs
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP, shardings
 from pdjax.device.models.attention import AttendPages, attend_at
 from pdjax.device.models.decoder import Params, embed, forward, unembed
-from pdjax.device.models.family import Leaf
-from pdjax.device.models.registry import slot_kinds
+from pdjax.device.models.family import Leaf, ModelFamily
+from pdjax.device.models.registry import family_of, slot_kinds
 from pdjax.device.packing import Packed
+from pdjax.device.sharing import Specs, shared
 from pdjax.device.steps.sample import Undecided
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch
 
@@ -80,7 +81,8 @@ def pack(batch: DecodeBatch) -> Packed:
 def make_decode_tick(
     params: Params, spec: ModelSpec, layout: KVLayout, *, attention: str | None
 ) -> DecodeTick:
-    """(params, pool DONATED, carried DONATED, fed_back, packed input) -> (pool, carried).
+    """(params, pool DONATED, carried DONATED, fed_back, packed input) -> (pool, carried). Equal
+    arguments give the same program.
 
     `fed_back` i32[b] are the tokens of the microbatch that left at the last tick and enters now.
 
@@ -91,6 +93,18 @@ def make_decode_tick(
       attention: `append_attention`'s implementation by name, or None for the platform's.
     """
     mesh = params.unembed.sharding.mesh
+    return _make(mesh, Specs.of(params), family_of(spec), spec, layout, attention)
+
+
+@shared
+def _make(
+    mesh: Mesh,
+    weights: Specs,
+    family: ModelFamily,  # that the spec names now
+    spec: ModelSpec,
+    layout: KVLayout,
+    attention: str | None,
+) -> DecodeTick:
     stages, tp = layout.stages, layout.tp
     kinds = slot_kinds(spec, layout.stage_layers)
     vocab_axes = tuple(axis for axis, size in ((STAGE, stages), (TP, tp)) if size > 1)
@@ -124,11 +138,10 @@ def make_decode_tick(
         )
         return layers, Carried(_to_next_stage(x, stages), undecided)
 
-    return _compile(tick, params, page_specs(layout.slot_planes, DECODE_RULES), mesh)
+    return _compile(tick, weights.tree, page_specs(layout.slot_planes, DECODE_RULES), mesh)
 
 
-def _compile(tick: Callable, params: Params, pages: Any, mesh: Mesh) -> DecodeTick:
-    weights = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+def _compile(tick: Callable, weights: Any, pages: Any, mesh: Mesh) -> DecodeTick:
     carried = Carried(X_SPEC, Undecided(P(), P(), P()))
     ins, outs = (weights, pages, carried, P(), P()), (pages, carried)
     mapped = jax.shard_map(tick, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False)

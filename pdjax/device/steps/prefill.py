@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.add_rms.reference import rms_scale
@@ -20,9 +21,10 @@ from pdjax.device.kv.pool import KVPool, Layers, PoolOwner, page_specs
 from pdjax.device.mesh import PREFILL_RULES, TP, shardings
 from pdjax.device.models.attention import AttendPages, attend_at
 from pdjax.device.models.decoder import Params, embed, forward, through, unembed
-from pdjax.device.models.family import Attend, Layer, LayerKind
+from pdjax.device.models.family import Attend, Layer, LayerKind, ModelFamily
 from pdjax.device.models.registry import family_of
 from pdjax.device.packing import Packed
+from pdjax.device.sharing import Specs, shared
 from pdjax.device.steps.sample import Undecided
 from pdjax.interfaces.batches import PrefillBatch
 
@@ -47,7 +49,7 @@ def make_prefill_step(
     params: Params, spec: ModelSpec, tp: int, groups: int = 1
 ) -> "PrefillStep | GroupedPrefillStep":
     """(params, pool DONATED, packed batch) -> (pool, the tokens that follow those at `sample_at`),
-    as one program; or as several, see GroupedPrefillStep.
+    as one program; or as several, see GroupedPrefillStep. Equal arguments give the same programs.
 
     Args:
       params: as they lie on the prefill mesh; their shardings are the step's.
@@ -55,7 +57,15 @@ def make_prefill_step(
       tp: shards of the mesh.
       groups: of layers, `split_groups`, each of which becomes a program if there are several.
     """
-    make = _Programs(params, spec, tp)
+    mesh = params.unembed.sharding.mesh
+    return _make(mesh, Specs.of(params), family_of(spec), spec, tp, groups)
+
+
+@shared
+def _make(
+    mesh: Mesh, weights: Specs, family: ModelFamily, spec: ModelSpec, tp: int, groups: int
+) -> "PrefillStep | GroupedPrefillStep":
+    make = _Programs(mesh, weights, family, spec, tp)
     return make.whole() if groups == 1 else GroupedPrefillStep(make, groups)
 
 
@@ -102,14 +112,16 @@ class GroupedPrefillStep:
 class _Programs:
     """Makes the programs of a step, each jitted over the mesh of the parameters."""
 
-    def __init__(self, params: Params, spec: ModelSpec, tp: int) -> None:
-        self.spec, self.kinds = spec, tuple(family_of(spec).kinds(spec))
-        self._mesh = params.unembed.sharding.mesh
+    def __init__(
+        self, mesh: Mesh, weights: Specs, family: ModelFamily, spec: ModelSpec, tp: int
+    ) -> None:
+        self.spec, self.kinds = spec, tuple(family.kinds(spec))
+        self._mesh = mesh
         self._vocab_axes = (TP,) if tp > 1 else ()
         self._reduce = partial(lax.psum, axis_name=TP) if tp > 1 else None
-        self._weights: Params = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+        self._weights: Params = weights.tree
         self._outer: Params = replace(self._weights, layers=[])
-        planes = [family_of(spec).planes(spec, kind) for kind in self.kinds]
+        planes = [family.planes(spec, kind) for kind in self.kinds]
         self._pages = page_specs(planes, PREFILL_RULES)
 
     def whole(self) -> Any:

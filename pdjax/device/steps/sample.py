@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from pdjax.device.mesh import HOST, shardings
 from pdjax.device.models.family import Leaf
 from pdjax.device.models.sampling import Asked, Choice, choose
+from pdjax.device.sharing import shared
 
 
 @struct.dataclass
@@ -31,6 +32,7 @@ class Undecided:
 SampleStep = Callable[[Undecided, Any, Any, Asked], tuple[Any, Any, Choice]]
 
 
+@shared
 def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
     """(undecided, fed_back i32[B] DONATED or None, history i32[rows, C] DONATED or None, asked) ->
     (fed_back, history, Choice [B]).
