@@ -41,7 +41,7 @@ class AsyncLLM:
     loop does not run yet, `create` for all others. `close` it, or use `async with`.
 
     Args:
-      config, overrides, backend, policies, clock: as for `LLM`.
+      config, overrides, backend, policies, clock, progress: as for `LLM`.
 
     Attributes:
       llm: the LLM below it, which other threads may use at the same time.
@@ -58,8 +58,10 @@ class AsyncLLM:
         backend: str = "device",
         policies: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
+        progress: bool = True,
     ) -> None:
-        self.llm = LLM(config, overrides, backend=backend, policies=policies, clock=clock)
+        how: dict[str, Any] = {"backend": backend, "policies": policies, "clock": clock}
+        self.llm = LLM(config, overrides, **how, progress=progress)
         self._texts = ThreadPoolExecutor(1, "pdjax prompts")
         self._mailboxes: dict[asyncio.AbstractEventLoop, LoopMailbox] = {}  # replaced, not changed
         self._closed = False
@@ -75,6 +77,7 @@ class AsyncLLM:
         backend: str = "device",
         policies: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
+        progress: bool = True,
     ) -> "AsyncLLM":
         """Make one in a thread: the event loop goes on meanwhile. If the task that waits is
         cancelled, what has been begun is made all the same, and closed.
@@ -82,7 +85,7 @@ class AsyncLLM:
         Args and Raises: as for the constructor.
         """
         how: dict[str, Any] = {"backend": backend, "policies": policies, "clock": clock}
-        make = partial(cls, config, overrides, **how)
+        make = partial(cls, config, overrides, **how, progress=progress)
         made = asyncio.get_running_loop().run_in_executor(None, make)
         try:
             return await asyncio.shield(made)

@@ -5,21 +5,20 @@ This is the only file that joins the columns. `LLM` and `AsyncLLM` stand on a `D
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-
-from tqdm import tqdm
 
 from pdjax.config import Config
 from pdjax.config.load import load_config
 from pdjax.core.clock import Clock, WallClock
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
+from pdjax.core.progress import Progress
 from pdjax.device.builder import build_engines
 from pdjax.device.checkpoints.api import Checkpoint
 from pdjax.device.checkpoints.open import open_checkpoint
-from pdjax.device.devices import deal_devices
+from pdjax.device.devices import deal_devices, settled
 from pdjax.device.models.registry import kv_layout
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.coordinator import Coordinator
@@ -102,6 +101,7 @@ def deploy(
     policies: Mapping[str, Any] | None = None,
     *,
     clock: Clock | None = None,
+    progress: bool = True,
 ) -> Deployment:
     """Make what serves a config.
 
@@ -114,6 +114,7 @@ def deploy(
         "router": a name, a class that is called with a `PolicySetup`, or an object; see
         `host/policies/api.py`.
       clock: tells the time; wall time unless given. A simulation has a clock of its own.
+      progress: tell on stderr what a start of more than a second is doing; see `core/progress.py`.
 
     Raises:
       ValueError: no such backend, or a config, policy, model or layout that cannot work, with the
@@ -121,16 +122,22 @@ def deploy(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={shown(backend)}: allowed are {', '.join(BACKENDS)}")
-    return BACKENDS[backend](load_config(config), policies, clock)
+    told = Progress(progress)
+    made = BACKENDS[backend](load_config(config), policies, clock, told)
+    told.end("ready")
+    return made
 
 
 def _on_devices(
-    config: Config, policies: Mapping[str, Any] | None, clock: Clock | None
+    config: Config, policies: Mapping[str, Any] | None, clock: Clock | None, progress: Progress
 ) -> Deployment:
-    deal_devices(config)  # too few are no reason to fetch and open a model first
+    with progress.phase("starting JAX"):
+        config = settled(config)
+        deal_devices(config)  # too few are no reason to fetch and open a model first
     chosen = make_policies(config, policies)
-    model = _open_model(config)
-    built = build_engines(config, model.spec, model.max_model_len, model.checkpoint)
+    with progress.phase("opening the model"):
+        model = _open_model(config)
+    built = build_engines(config, model.spec, model.max_model_len, model.checkpoint, progress)
     try:
         clock = clock or (WallClock(patience=0) if built.on_host_cores else WallClock())
         recorder = Recorder(clock, config.max_recorded)
@@ -148,9 +155,7 @@ def _on_devices(
             make_text=text_maker(model.tokenizer),
         )
         if config.warm_up:
-            coordinator.warm_up(
-                partial(tqdm, desc="compiling", unit="shape", delay=2, leave=False, disable=None)
-            )
+            coordinator.warm_up(partial(progress.each, what="compiling", unit="shapes"))
             recorder.clear()
     except BaseException:  # also Ctrl-C, while it warms up
         built.close()
@@ -160,8 +165,9 @@ def _on_devices(
 
 
 def _simulated(
-    config: Config, policies: Mapping[str, Any] | None, clock: Clock | None
+    config: Config, policies: Mapping[str, Any] | None, clock: Clock | None, progress: Progress
 ) -> Deployment:
+    config = replace(config, colocated=bool(config.colocated))  # it has all devices it needs
     if clock is not None:
         raise ValueError("clock: a simulation has a clock of its own; must be None")
     rounded = {
@@ -172,7 +178,8 @@ def _simulated(
         if value is not None:
             raise ValueError(f"{field}={shown(value)}: a simulation rounds no KV; must be None")
     chosen = make_policies(config, policies)
-    model = _open_model(config)
+    with progress.phase("opening the model"):
+        model = _open_model(config)
     dtype = config.kv.dtype or config.model.dtype
     layout = kv_layout(model.spec, config.kv.page_size, dtype, tp=config.prefill.tp)
     cluster = Cluster(
@@ -189,7 +196,9 @@ def _simulated(
     return _deployment(config, model, cluster, *parts)
 
 
-BACKENDS: dict[str, Callable[[Config, Mapping[str, Any] | None, Clock | None], Deployment]] = {
+BACKENDS: dict[
+    str, Callable[[Config, Mapping[str, Any] | None, Clock | None, Progress], Deployment]
+] = {
     "device": _on_devices,
     "sim": _simulated,
 }

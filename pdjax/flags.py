@@ -1,7 +1,10 @@
 """Command lines: absl flags, a config with overrides of any field, help, and errors in one line.
 
 Every program of this project takes `--config=FILE` and, for any field of the config, an override
-such as `--config.decode.rows=8`. A program has its own flags (`new_flags`) and adds none to absl's
+such as `--config.decode.rows=8`; a boolean is written as absl's are, `--config.kv.prefix_cache` or
+`--noconfig.kv.prefix_cache`. (`ml_collections.config_flags` would read the same command lines, but
+it assigns field by field to one object: our configs are frozen, and check all of their fields
+together.) A program has its own flags (`new_flags`) and adds none to absl's
 global ones, so that any number of programs can be imported side by side.
 """
 
@@ -12,13 +15,13 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags, logging
 
 from pdjax.config import Config
-from pdjax.config.load import PRESETS, load_config
+from pdjax.config.load import PRESETS, is_switch, load_config
 from pdjax.core.messages import shown
 
 _FIELD = "config.FIELD"
@@ -51,6 +54,9 @@ def new_flags(config: str | None = None) -> flags.FlagValues:
             flag_values=values,
         )
     flags.DEFINE_bool("traceback", False, "show the traceback of an error", flag_values=values)
+    flags.DEFINE_integer(
+        "verbosity", -1, "log errors (-2), warnings (-1), infos (0) or more", flag_values=values
+    )
     return values
 
 
@@ -99,7 +105,7 @@ def status(
     pipe, 2 for bad input, 130 where it is interrupted. Bad input is any ValueError, OSError or
     error of flags; its message goes to stderr as one line.
     """
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.WARNING)  # absl itself logs while it parses
     program = program_name(argv[0])
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal or the locale lacks is written as an escape.
@@ -110,6 +116,7 @@ def status(
             code = 0
         else:
             _parse(values, argv)
+            logging.set_verbosity(int(values["verbosity"].value or 0))
             code = main() or 0
         if sys.stdout is not None:
             sys.stdout.flush()  # raises here if the output cannot be written
@@ -191,20 +198,33 @@ def _rewritten(argv: list[str]) -> list[str]:
     """Rewrite config fields as values of one repeated flag, and dashes in names as underscores.
 
     Raises:
-      ValueError: a field has no value.
+      ValueError: a field has no value, or one that it can't have.
     """
     out = argv[:1]
     args = iter(argv[1:])
     for arg in args:
-        field = re.fullmatch(r"--?config\.([^=]+)(=.*)?", arg, re.DOTALL)
+        field = re.fullmatch(r"--?(no)?config\.([^=]+)(=.*)?", arg, re.DOTALL)
         named = re.fullmatch(r"--?([a-z][a-z-]*)(=.*)?", arg, re.DOTALL)
         if field:
-            value = field[2] or f"={next(args, '')}"
-            if value == "=" or (not field[2] and value.startswith("=--")):
-                raise ValueError(f"{arg}: needs a value, as in --config.{field[1]}=VALUE")
-            out.append(f"--{_FIELD}={field[1]}{value}")
+            value = _value_of(arg, bool(field[1]), field[2], field[3], args)
+            out.append(f"--{_FIELD}={field[2]}={value}")
         elif named:
             out.append(f"--{named[1].replace('-', '_')}{named[2] or ''}")
         else:
             out.append(arg)
     return out
+
+
+def _value_of(arg: str, negated: bool, name: str, written: str | None, args: Iterator[str]) -> str:
+    """The value of a field: what is `written` behind its name, with the "=". Without that, a
+    boolean is true, or false where it is negated, and another field takes the next of `args`."""
+    if negated:
+        if written is not None or not is_switch(name):
+            raise ValueError(f"{arg}: a field that is true or false is negated without a value")
+        return "False"
+    if written is None and is_switch(name):
+        return "True"
+    value = next(args, "") if written is None else written[1:]
+    if not value or (written is None and re.match(r"--?[a-z]", value)):
+        raise ValueError(f"{arg}: needs a value, as in --config.{name}=VALUE")
+    return value

@@ -10,19 +10,17 @@ thread of its own does. All of it may be called from any thread; see `pdjax/sess
 that use asyncio have `AsyncLLM`.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from tqdm import tqdm
-
 from pdjax.config import Config
 from pdjax.config.load import load_config
 from pdjax.core.clock import Clock
 from pdjax.core.outputs import RequestOutput
+from pdjax.core.progress import Progress
 from pdjax.core.request import SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.deploy import deploy
@@ -45,7 +43,7 @@ class LLM:
     Args:
       config: a config file, a preset's name, or a Config.
       overrides: fields to replace, by dotted names, such as `{"decode.rows": 16}`.
-      backend, policies, clock: as for `deploy`.
+      backend, policies, clock, progress: as for `deploy`.
 
     Attributes:
       deployment: what it stands on; `engines`, `coordinator`, ... are those of it.
@@ -63,15 +61,21 @@ class LLM:
         backend: str = "device",
         policies: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
+        progress: bool = True,
     ) -> None:
-        self.deployment = made = deploy(
-            load_config(config, overrides), backend, policies, clock=clock
-        )
+        loaded = load_config(config, overrides)
+        self.deployment = made = deploy(loaded, backend, policies, clock=clock, progress=progress)
+        self._progress = progress
         self.config, self.spec, self.tokenizer = made.config, made.spec, made.tokenizer
         self.max_model_len = made.max_model_len
         self.engines, self.transport = made.engines, made.transport
         self.coordinator, self.clock, self.recorder = made.coordinator, made.clock, made.recorder
         self.session, self.requests = made.session, made.requests
+
+    def __repr__(self) -> str:
+        model, length = self.config.model, self.max_model_len
+        engines = ", ".join(str(engine.id) for engine in self.engines)
+        return f"LLM({model.source!r}, {model.dtype}, {length} tokens: {engines})"
 
     # Whole answers.
 
@@ -89,11 +93,13 @@ class LLM:
           prompts: one prompt or several, each text or token ids; an iterator of token ids is one
             prompt, of anything else several.
           params: for all of them, or one for each; None takes the defaults.
-          progress: show a bar; None shows one after two seconds where a person watches.
+          progress: tell on stderr how far it is, by a bar or by lines; None does so unless the LLM
+            was made with `progress=False`.
           options: `priority`, `deadline` and `labels` of every request; see Request.
 
         Returns:
-          An answer a prompt, in order. One that failed on the way says so in its `error`.
+          An answer a prompt, in order. A choice that failed on the way says why in its `error`, and
+          its `finish_reason` is "error"; an answer's own `error` is that of its first choice.
 
         Raises:
           ValueError: a prompt, params or options that can never be served. None of the prompts has
@@ -126,22 +132,15 @@ class LLM:
     def _answers(self, asked: list[Asked], progress: bool | None) -> list[RequestOutput]:
         for request, _ in asked:
             self.coordinator.check_request(request)
-        bar = tqdm(
-            total=len(asked),
-            desc="generating",
-            unit="request",
-            delay=2,
-            leave=False,
-            disable=not (sys.stderr.isatty() if progress is None else progress),
-        )
+        told = Progress(self._progress if progress is None else progress)
         listener, submit = Listener(), self.session.submit
         try:
-            with bar:
+            with told.phase("generating", len(asked), "requests") as advance:
                 entries = [
                     submit(request, text, listener=listener, patient=True)
                     for request, text in asked
                 ]
-                self.session.wait_for(entries, listener, bar.update)
+                self.session.wait_for(entries, listener, advance)
         except BaseException:
             self.session.abort(*(request.id for request, _ in asked))
             raise

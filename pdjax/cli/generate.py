@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from pdjax.cli.command import Command
+from pdjax.config import Config
 from pdjax.core.outputs import Completion, RequestOutput
+from pdjax.core.progress import Progress
 from pdjax.core.request import SamplingParams
 from pdjax.flags import config_of, new_flags
 from pdjax.formats.strict_json import dumps
@@ -34,6 +36,7 @@ _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "file, a prompt a line
 _CHAT = flags.DEFINE_bool("chat", False, "each prompt is a user's message", **_OF)
 _STREAM = flags.DEFINE_bool("stream", False, "show the text as it comes", **_OF)
 _JSON = flags.DEFINE_bool("json", False, "write a JSON object a prompt", **_OF)
+_PROGRESS = flags.DEFINE_bool("progress", True, "tell on stderr what takes long", **_OF)
 flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", **_OF)
 flags.DEFINE_integer("top_k", 0, "choose among the k likeliest; 0: among all", **_OF)
 flags.DEFINE_float("top_p", 1.0, "choose among the likeliest that add up to p", **_OF)
@@ -63,22 +66,56 @@ def generate() -> int:
     params = SamplingParams(**asked)
     if _STREAM.value and (_JSON.value or len(prompts) > 1 or params.n > 1):
         raise ValueError("stream: shows one choice of one prompt, and not as json")
-    # A command answers once and ends: it compiles what it meets, not every bucket beforehand.
-    config = dataclasses.replace(config_of(_FLAGS), warm_up=False)
+    progress = Progress(bool(_PROGRESS.value))
+    with progress.phase("importing JAX"):
+        from pdjax.llm import LLM
 
-    from pdjax.llm import LLM
-
-    with LLM(config) as llm:
+    config = _for_one_run(config_of(_FLAGS))
+    with LLM(config, progress=progress.shown) as llm:
+        if not config.warm_up:
+            with progress.phase("compiling"):
+                _rehearse(llm, prompts, params)
         if _STREAM.value:
             return _stream(llm, prompts[0], params)
-        if _CHAT.value:
-            outputs = llm.chat([_as_chat(prompt) for prompt in prompts], params)
-        else:
-            outputs = llm.generate([*prompts], params)
+        outputs = _answers(llm, prompts, params)
     show = _show_json if _JSON.value else _show_text
     for prompt, output in zip(prompts, outputs, strict=True):
         show(prompt, output, several=len(prompts) > 1)
     return int(any(choice.error for output in outputs for choice in output.choices))
+
+
+def _for_one_run(config: Config) -> Config:
+    """A command answers once and ends. So it compiles what a rehearsal meets, not every bucket, and
+    one width of decode's page table, so that nothing is left to compile between two tokens.
+
+    A rehearsal would leave its prefixes in a prefix cache: there every bucket is compiled.
+    """
+    decode, longest = config.decode, config.model.max_model_len
+    if config.kv.prefix_cache or not config.warm_up:
+        return config
+    if decode.page_buckets is None and longest is not None:
+        pages = -(-longest // config.decode_page_size)
+        decode = dataclasses.replace(decode, page_buckets=(pages,))
+    return dataclasses.replace(config, warm_up=False, decode=decode)
+
+
+_REHEARSED = 3
+"""Tokens of a rehearsal: one of prefill, and two ticks of decode."""
+
+
+def _rehearse(llm: "LLM", prompts: list[str], params: SamplingParams) -> None:
+    """Answer the first few tokens and forget them, so that compiling counts as nobody's latency."""
+    few = min(params.max_tokens or _REHEARSED, _REHEARSED)
+    _answers(llm, prompts, dataclasses.replace(params, max_tokens=few), progress=False)
+    llm.recorder.clear()
+
+
+def _answers(
+    llm: "LLM", prompts: list[str], params: SamplingParams, progress: bool | None = None
+) -> list[RequestOutput]:
+    if _CHAT.value:
+        return llm.chat([_as_chat(prompt) for prompt in prompts], params, progress=progress)
+    return llm.generate([*prompts], params, progress=progress)
 
 
 def _prompts() -> list[str]:

@@ -17,12 +17,14 @@ from pdjax.config.checks import as_text, check_type, kinds, path
 from pdjax.core.messages import shown
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    "smollm2": lambda: Config(model=ModelConfig(max_model_len=1024)),
+    "smollm2": lambda: Config(model=ModelConfig(max_model_len=1024), colocated=None),
     "smollm2_colocated": lambda: Config(model=ModelConfig(max_model_len=1024), colocated=True),
 }
 """Configs by name. Both serve the embedded model: `smollm2` prefills and decodes on one device
-each, `smollm2_colocated` does both on one device."""
+each, where there are two, `smollm2_colocated` does both on one device."""
 
+_SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+"""How a flag's boolean may be written, as absl reads it; in any case."""
 _MOST_TEXT = 2000
 """Most characters of a value that is read as a literal: long ones can overwhelm Python's parser."""
 _MOST_REASON = 300
@@ -73,6 +75,18 @@ def load_config(
     _reset_for_another_model(config, tree)
     # All overrides apply at once, since fields that constrain each other must change together.
     return _replace(config, tree, "")
+
+
+def is_switch(name: str) -> bool:
+    """Whether the dotted name is that of a field that is true or false, or may be None."""
+    hint: Any = Config
+    for part in name.split("."):
+        parts = [kind for kind in kinds(hint) if dataclasses.is_dataclass(kind)]
+        hints = typing.get_type_hints(parts[0]) if parts else {}
+        if part not in hints:
+            return False
+        hint = hints[part]
+    return bool in kinds(hint)
 
 
 def _place(tree: dict[str, Any], name: Any, whole: Any, value: Any) -> None:
@@ -201,10 +215,10 @@ def _parse(value: Any, hint: Any, name: str) -> Any:
     if isinstance(value, str):
         if value == "None" and type(None) in allowed:
             return None
+        if bool in allowed and value.lower() in _SWITCH:
+            return _SWITCH[value.lower()]
         if str not in allowed:
             value = _literal(value, name)
-    if bool in allowed and isinstance(value, str) and value in ("true", "false"):
-        value = value == "true"
     if tuple in allowed and type(value) is int:
         value = (value,)
     check_type(value, hint, name)

@@ -275,7 +275,7 @@ class Config:
       model, kv, prefill, decode, handoff, policies: the parts; see their classes.
       colocated: prefill and decode on the same mesh and pool (the rival that disaggregation is
         measured against). A hand-off moves ownership, not bytes. Needs one prefill engine, one
-        decode engine of one stage, and equal tp.
+        decode engine of one stage, and equal tp. None does so where there are too few devices.
       shared_devices: give the same devices to the prefill engines and to the decode engines; each
         engine has its own weights and pool. Lets tensor-parallel prefill and pipelined decode both
         use all devices.
@@ -302,7 +302,7 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
     policies: PoliciesConfig = field(default_factory=PoliciesConfig)
-    colocated: bool = False
+    colocated: bool | None = False
     shared_devices: bool = False
     max_waiting: int = 1024
     max_logprobs: int = 20

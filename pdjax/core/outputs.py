@@ -37,6 +37,11 @@ class Completion:
     error: str | None
     metrics: Any
 
+    def __repr__(self) -> str:
+        failed = f", error={self.error!r}" if self.error else ""
+        text = _short(self.text or None, self.token_ids)
+        return f"Completion({text}, finish_reason={self.finish_reason!r}{failed})"
+
 
 @dataclass(frozen=True)
 class RequestOutput:
@@ -47,6 +52,10 @@ class RequestOutput:
     prompt: str | None
     prompt_token_ids: list[int]
     choices: list[Completion]
+
+    def __repr__(self) -> str:
+        whole = f"{self.request_id!r}, prompt={_short(self.prompt, self.prompt_token_ids)}"
+        return f"RequestOutput({whole}, {', '.join(map(repr, self.choices))})"
 
     @property
     def token_ids(self) -> list[int]:
@@ -102,6 +111,19 @@ class RequestEvent:
     stop_reason: str | int | None = None
     error: str | None = None
     request_id: str = ""
+
+
+_MOST_CHARACTERS = 60
+"""Most characters of a text that a repr shows."""
+
+
+def _short(text: str | None, token_ids: list[int]) -> str:
+    """A text, or how many tokens there are, in a few words."""
+    tokens = f"{len(token_ids)} tokens" if len(token_ids) != 1 else "1 token"
+    if text is None:
+        return tokens
+    shown = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    return f"{shown!r} ({tokens})"
 
 
 def merged(events: Seq[RequestEvent]) -> RequestEvent:

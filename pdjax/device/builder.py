@@ -12,6 +12,7 @@ from pdjax.config.checks import MOST_TOKENS
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.model_spec import ModelSpec
+from pdjax.core.progress import Progress
 from pdjax.device.checkpoints.api import Checkpoint
 from pdjax.device.devices import Workers, deal_devices
 from pdjax.device.engine import JaxEngine
@@ -97,7 +98,11 @@ def _recut(
 
 
 def build_engines(
-    config: Config, spec: ModelSpec, context: int, checkpoint: Checkpoint | None
+    config: Config,
+    spec: ModelSpec,
+    context: int,
+    checkpoint: Checkpoint | None,
+    progress: Progress | None = None,
 ) -> Engines:
     """Meshes, weights, pools and steps of `config`.
 
@@ -106,13 +111,14 @@ def build_engines(
       spec: the model's shapes.
       context: longest sequence served, tokens.
       checkpoint: where the weights are; None makes random ones.
+      progress: is told; None tells nobody.
 
     Raises:
       ValueError: a layout that cannot work, or pools for which there is no memory even without
         weights; nothing has been loaded then. Or, after that, too little memory for a pool.
     """
     for_prefill, for_decode = deal_devices(config)
-    builder = _Builder(config, spec, context, checkpoint)
+    builder = _Builder(config, spec, context, checkpoint, progress or Progress(False))
     if config.colocated:
         owned = builder.own([builder.shared(devices) for devices in for_prefill])
         prefilling = decoding = _named("hbm/", owned)
@@ -157,10 +163,15 @@ class _Builder:
     """Makes the parts of a run. Weights come before pools, which take what memory they leave."""
 
     def __init__(
-        self, config: Config, spec: ModelSpec, context: int, checkpoint: Checkpoint | None
+        self,
+        config: Config,
+        spec: ModelSpec,
+        context: int,
+        checkpoint: Checkpoint | None,
+        progress: Progress,
     ) -> None:
         self._config, self._spec, self._context = config, spec, context
-        self._checkpoint = checkpoint
+        self._checkpoint, self._progress = checkpoint, progress
         p, d = config.prefill, config.decode
         dtype = config.kv.dtype or config.model.dtype
         with _fields_of("prefill"):
@@ -265,8 +276,9 @@ class _Builder:
     def _weights(self, mesh: Mesh, rules: Rules, layout: KVLayout) -> Params:
         spec, layers, dtype = self._spec, layout.stage_layers, self._config.model.dtype
         if self._checkpoint is None:
-            return random_params(spec, mesh, rules, layers, dtype, self._config.seed)
-        return load_params(self._checkpoint, mesh, rules, layers, dtype)
+            with self._progress.phase("drawing weights"):
+                return random_params(spec, mesh, rules, layers, dtype, self._config.seed)
+        return load_params(self._checkpoint, mesh, rules, layers, dtype, self._progress)
 
 
 @contextmanager

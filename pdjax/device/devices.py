@@ -1,6 +1,8 @@
 """Which devices each engine of a config has, and which of them have a worker that dispatches."""
 
+import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 import jax
 
@@ -11,8 +13,39 @@ from pdjax.device.compilation_cache import use_compilation_cache
 from pdjax.device.mesh import take_devices
 from pdjax.device.worker import DispatchWorker
 
+_LOG = logging.getLogger("pdjax")
+
 Dealt = list[list[jax.Device]]
 """The devices of each engine of a kind."""
+
+
+def settled(config: Config) -> Config:
+    """A config that says whether it is colocated: where it leaves that open, it is so if this
+    process has too few devices for engines of their own, which a warning says. Starts JAX."""
+    if config.colocated is not None:
+        return config
+    apart = replace(config, colocated=False)
+    start_jax(apart)
+    present = len(jax.devices())
+    if present >= apart.devices:
+        return apart
+    try:
+        instead = replace(config, colocated=True, handoff=config.handoff.where_nothing_moves)
+    except ValueError:
+        return apart  # which asks for more devices than there are, and will be told so
+    _LOG.warning(
+        "colocated: prefill and decode share one mesh, as in the preset smollm2_colocated, since "
+        "meshes of their own need %d devices, and this process has %d",
+        apart.devices,
+        present,
+    )
+    return instead
+
+
+def start_jax(config: Config) -> None:
+    """Start JAX, with as many devices as a config needs where it may make them."""
+    use_compilation_cache(config.compilation_cache)
+    use_virtual_cpu_devices(config.cpu_devices or config.devices)
 
 
 def deal_devices(config: Config) -> tuple[Dealt, Dealt]:
@@ -22,8 +55,7 @@ def deal_devices(config: Config) -> tuple[Dealt, Dealt]:
     Raises:
       ValueError: there are too few, or decode attention that does not run on them.
     """
-    use_compilation_cache(config.compilation_cache)
-    use_virtual_cpu_devices(config.cpu_devices or config.devices)
+    start_jax(config)
     _check_attention(config.decode.attention, jax.default_backend())
     p, d = config.prefill, config.decode
     if config.colocated:

@@ -52,8 +52,9 @@ def take_devices(wanted: Sequence[int], what: Sequence[str]) -> list[list[jax.De
         needs = ", ".join(f"{name} {count}" for name, count in zip(what, wanted, strict=True))
         raise ValueError(
             f"devices: {needs} make {sum(wanted)}, but this process has {len(devices)} "
-            f"({devices[0].platform}); ask for fewer engines, stages or tp, or, on the CPU, for "
-            "more cpu_devices before JAX starts"
+            f"({devices[0].platform}); lower prefill.engines, prefill.tp, decode.engines, "
+            "decode.stages or decode.tp, or take one mesh by colocated=True, as the preset "
+            "smollm2_colocated does; on the CPU, set cpu_devices before JAX starts"
         )
     dealt, first = [], 0
     for count in wanted:

@@ -151,7 +151,7 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
         (DecodeConfig, {"rows": "8"}, "decode.rows='8': must be int"),
         (DecodeConfig, {"page_buckets": 8}, "decode.page_buckets=8: must be tuple or None"),
         (Config, {"decode": None}, "decode=None: must be DecodeConfig"),
-        (Config, {"colocated": 1}, "colocated=1: must be bool"),
+        (Config, {"colocated": 1}, "colocated=1: must be bool or None"),
         (
             Config,
             {"compilation_cache": ""},

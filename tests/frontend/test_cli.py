@@ -29,18 +29,28 @@ class EchoLLM:
     """Answers "x" with "<x>", and prompts that hold "bad" with an error."""
 
     made: "EchoLLM"
+    params: SamplingParams | None = None
+    rehearsed: SamplingParams | None = None
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: bool = True) -> None:
         EchoLLM.made = self
         self.config = config
+        self.recorder = SimpleNamespace(clear=lambda: None)
         self.tokenizer = EchoTokenizer()
         self.closed = False
 
-    def generate(self, prompts: list[str], params: SamplingParams) -> list[RequestOutput]:
-        self.params = params
+    def generate(
+        self, prompts: list[str], params: SamplingParams, progress: bool | None = None
+    ) -> list[RequestOutput]:
+        self.rehearsed, self.params = self.params, params
         return [self._answer(prompt, params.n) for prompt in prompts]
 
-    def chat(self, messages: list[list[dict]], params: SamplingParams) -> list[RequestOutput]:
+    def chat(
+        self,
+        messages: list[list[dict]],
+        params: SamplingParams,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
         return self.generate([f"chat {turns[0]['content']}" for turns in messages], params)
 
     def stream(self, prompt: str | list[int], params: SamplingParams) -> Iterator[StreamChunk]:
@@ -120,6 +130,20 @@ def test_config_and_overrides_reach_the_llm():
     assert pdjax("generate", "--prompt=a", "--config.decode.rows=24") == 0
     assert EchoLLM.made.config.decode.rows == 24
     assert not EchoLLM.made.config.warm_up
+
+
+def test_an_answer_is_rehearsed_before_anybody_waits_for_it():
+    assert pdjax("generate", "--prompt=a", "--max_tokens=9") == 0
+    made = EchoLLM.made
+    assert made.params is not None
+    assert made.rehearsed == replace(made.params, max_tokens=3)
+    assert made.config.decode.page_buckets == (64,)  # nothing to compile between tokens
+
+
+def test_with_a_prefix_cache_every_bucket_is_compiled_instead():
+    assert pdjax("generate", "--prompt=a", "--config.kv.prefix_cache") == 0
+    assert EchoLLM.made.rehearsed is None
+    assert EchoLLM.made.config.warm_up
 
 
 def test_prompts_from_a_file_as_a_chat(capsys, tmp_path):
@@ -272,9 +296,11 @@ def test_an_empty_prompts_file_is_refused(capsys, tmp_path):
     assert "must hold a prompt a line" in capsys.readouterr().err
 
 
-def test_convert(capsys, llm_module):
-    assert pdjax("convert", "--source=a", "--output=b", "--dtype=bfloat16") == 0
-    assert llm_module.converted == [("a", "b", "bfloat16")]
+def test_convert_says_what_it_wrote(capsys, llm_module, tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(2_000_000))
+    assert pdjax("convert", "--source=a", f"--output={tmp_path}", "--dtype=bfloat16") == 0
+    assert llm_module.converted == [("a", str(tmp_path), "bfloat16")]
+    assert capsys.readouterr().out == f"wrote {tmp_path}: bfloat16, 1 files, 2 MB\n"
     assert pdjax("convert", "--source=a") == 2
     assert "needs both --source=MODEL and --output=DIRECTORY" in capsys.readouterr().err
 

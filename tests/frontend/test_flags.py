@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
+from absl import flags, logging
 
 from pdjax.flags import config_of, describe, new_flags, status
 
@@ -32,9 +32,37 @@ def test_overrides_of_any_field(values):
     assert config.prefill.token_buckets == (64, 512)
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--config.kv.prefix_cache", "--max_tokens=3"], True),
+        (["--config.kv.prefix_cache=true", "--max_tokens=3"], True),
+        (["--config.kv.prefix_cache=1", "--max_tokens=3"], True),
+        (["--config.kv.prefix_cache", "--noconfig.kv.prefix_cache", "--max_tokens=3"], False),
+        (["--config.kv.prefix_cache=False", "--max_tokens", "3"], False),
+    ],
+)
+def test_booleans_are_written_as_absl_writes_them(values, args, expected):
+    assert run(values, *args) == 0
+    assert config_of(values).kv.prefix_cache is expected
+    assert values["max_tokens"].value == 3
+
+
+def test_one_size_is_a_tuple_of_one(values):
+    assert run(values, "--config.prefill.token_buckets=512") == 0
+    assert config_of(values).prefill.token_buckets == (512,)
+
+
+def test_verbosity_is_that_of_absl(values):
+    before = logging.get_verbosity()
+    assert run(values, "--verbosity=1", main=lambda: logging.get_verbosity()) == 1
+    assert run(values, main=lambda: -logging.get_verbosity()) == 1
+    logging.set_verbosity(before)
+
+
 def test_a_field_does_not_swallow_the_next_flag(values, capsys):
-    assert run(values, "--config.kv.prefix_cache", "--max_tokens=3") == 2
-    assert "--config.kv.prefix_cache: needs a value" in capsys.readouterr().err
+    assert run(values, "--config.decode.rows", "--max_tokens=3") == 2
+    assert "--config.decode.rows: needs a value" in capsys.readouterr().err
 
 
 def test_the_last_override_of_a_field_holds(values):
@@ -69,6 +97,8 @@ def test_each_command_line_starts_from_the_defaults(values):
         ("--config.decode.rows=many", "program: decode.rows='many': must be int"),
         ("--config.decode.rows=0", "decode.rows=0: must be at least 1"),
         ("--config.seed", "--config.seed: needs a value"),
+        ("--noconfig.seed", "--noconfig.seed: a field that is true or false is negated"),
+        ("--noconfig.kv.prefix_cache=1", "is negated without a value"),
         ("--config=no_such.py", "config='no_such.py': no such Python file"),
         ("--max_token=3", "'max_token'"),
         ("--max_tokens=x", "max_tokens=x"),
