@@ -62,6 +62,7 @@ $(SMOKE_VENV)/.locked: $(LOCKS)
 # compat mode puts the clone on the path: otherwise, beside a clone that is itself called pdjax, that
 # folder would be imported as an empty package.
 %/.installed: %/.locked pyproject.toml
-	$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	requirements/tell "Installing pdjax" \
+		$*/bin/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
 	@touch $@

@@ -14,16 +14,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments.common.origin import write_json
 from experiments.common.tables import megabytes, number, percent, table
-from pdjax import LLM, Config, RequestOutput, SamplingParams
+from pdjax import Config, RequestOutput, SamplingParams
+from pdjax.core.progress import Progress
 from pdjax.flags import config_of, new_flags, run
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.request import in_ms
+
+if TYPE_CHECKING:
+    from pdjax import LLM
 
 FLAGS = new_flags(config="configs/smollm2_cpu.py")
 _OUT = flags.DEFINE_string("out", "results/quickstart", "directory to write", flag_values=FLAGS)
@@ -71,7 +74,7 @@ def params_of(question: Question, number: int, max_tokens: int) -> SamplingParam
 
 
 def serve(
-    llm: LLM,
+    llm: "LLM",
     prompts: Sequence[list[int]],
     params: Sequence[SamplingParams],
     questions: Sequence[Question],
@@ -102,14 +105,14 @@ def monolithic(config: Config) -> Config:
     )
 
 
-def request_table(outputs: Sequence[RequestOutput]) -> str:
-    """Make a table with a row a request: latencies, and the bytes of the hand-off."""
+def request_table(questions: Sequence[Question], outputs: Sequence[RequestOutput]) -> str:
+    """Make a table with a row a question: latencies, and the bytes of the hand-off."""
     rows = []
-    for number_, output in enumerate(outputs, start=1):
+    for question, output in zip(questions, outputs, strict=True):
         metrics = output.metrics
         rows.append(
             [
-                f"request {number_}",
+                question.text if len(question.text) <= 40 else f"{question.text[:37]}...",
                 str(metrics.prompt_tokens),
                 str(metrics.output_tokens),
                 number(in_ms(metrics.ttft), 0),
@@ -119,7 +122,16 @@ def request_table(outputs: Sequence[RequestOutput]) -> str:
                 output.finish_reason or "-",
             ]
         )
-    headers = ["", "prompt", "output", "TTFT ms", "TPOT ms", "pages moved", "MB moved", "end"]
+    headers = [
+        "question",
+        "prompt",
+        "output",
+        "TTFT ms",
+        "TPOT ms",
+        "pages moved",
+        "MB moved",
+        "end",
+    ]
     return table(headers, rows)
 
 
@@ -138,9 +150,11 @@ def engine_table(recorder: Recorder) -> str:
     return table(["engine", "steps", "busy s", "occupancy", "bubble share"], rows)
 
 
-def save(path: Path, llm: LLM, extra: dict[str, Any]) -> None:
+def save(path: Path, llm: "LLM", extra: dict[str, Any]) -> None:
     """Write metrics.json and trace.json of the run."""
     whole = {**llm.report(), **extra, "config": dataclasses.asdict(llm.config)}
+    from experiments.common.origin import write_json  # starts JAX
+
     write_json(whole, path / "metrics.json")
     llm.write_trace(path / "trace.json")
 
@@ -151,7 +165,10 @@ def main() -> int:
     params = [params_of(q, i, _MAX_TOKENS.value or 1) for i, q in enumerate(QUESTIONS)]
 
     print(f"Prefill: tp {config.prefill.tp}. Decode: {config.decode.stages} stages.")
-    print("Loading the model and compiling; this takes about half a minute ...", flush=True)
+    with Progress().phase("importing JAX"):
+        from pdjax import LLM
+
+    print("Loading the model and compiling ...", flush=True)
     with LLM(config) as llm:
         if llm.tokenizer is None:
             raise ValueError(f"model.source={config.model.source!r}: has no tokenizer to chat with")
@@ -187,7 +204,7 @@ def main() -> int:
     ]
     save(Path(_OUT.value or "."), llm, {"token_exact": verdict, "answers": answers})
 
-    print(f"\n{request_table(outputs)}\n\n{engine_table(llm.recorder)}\n")
+    print(f"\n{request_table(QUESTIONS, outputs)}\n\n{engine_table(llm.recorder)}\n")
     print("Virtual devices share the machine's cores: these times show no more than that it works.")
     print(f"layout-changing puts: {puts}")
     print(f"disaggregated = monolithic: {verdict}")
