@@ -17,6 +17,8 @@ _PARTS = {
 }
 MOST_SHIPMENTS = 16
 """Shipments that have a lane; of more, the last ones."""
+_LEAST = 0.004
+"""Least width of what is on the wire, of the whole: else it could not be seen."""
 _BAR = 0.7
 """Height of a bar, of the height of its lane."""
 
@@ -50,6 +52,11 @@ def draw_handoff(timeline: Timeline, sequence: str | None = None, title: str = "
         what += f"; the last {len(flows)} of {len(every)} shipments"
     figure.suptitle(title or what, fontsize=11)
     return figure
+
+
+def _wire_last(part: tuple[str, float, float]) -> bool:
+    """Sorts the parts of a shipment so that what is on the wire is not drawn over."""
+    return part[0] == "wire"
 
 
 def _chosen(timeline: Timeline, sequence: str | None) -> list[KVFlow]:
@@ -109,9 +116,10 @@ class _CloseUp:
         """The way of each shipment, and arrows to it and from it."""
         for lane, flow in enumerate(self.flows, start=1):
             shipment, step = flow.shipment, flow.step
-            for part, begin, end in shipment_parts(shipment):
+            for part, begin, end in sorted(shipment_parts(shipment), key=_wire_last):
                 color, label = _PARTS[part]
-                self._bar(lane, begin, end, color, label)
+                least = _LEAST * (self.window[1] - self.window[0]) if part == "wire" else 0
+                self._bar(lane, begin, max(end, begin + least), color, label, edge=0)
             assert step is not None
             leaves = min(max(shipment.on_wire, step.start), step.end)
             self._arrow((leaves, _BAR / 2), (shipment.on_wire, lane - _BAR / 2), BLACK)
@@ -160,7 +168,14 @@ class _CloseUp:
         return label
 
     def _bar(
-        self, lane: int, begin: float, end: float, color: str, label: str, alpha: float = 1.0
+        self,
+        lane: int,
+        begin: float,
+        end: float,
+        color: str,
+        label: str,
+        alpha: float = 1.0,
+        edge: float = 0.6,
     ) -> None:
         begin, end = max(begin, self.window[0]), min(end, self.window[1])
         if end < begin:
@@ -170,7 +185,7 @@ class _CloseUp:
             (lane - _BAR / 2, _BAR),
             facecolors=color,
             edgecolors="white",
-            linewidth=0.6,
+            linewidth=edge,
             alpha=alpha,
             label=self._once(label),
         )
