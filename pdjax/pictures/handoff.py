@@ -129,10 +129,12 @@ class _CloseUp:
     def draw_request(self) -> None:
         """The phases of the request, and its tokens."""
         for name, begin, end in phases(self.metrics):
-            self._bar(self.of_request, begin, end, PHASE_COLORS[name], "")
-            begin, end = max(begin, self.window[0]), min(end, self.window[1])
-            if end - begin > 0.012 * len(name) * (self.window[1] - self.window[0]):
-                middle = self._ms((begin + end) / 2)
+            shown = min(end, self.window[1]) - max(begin, self.window[0])
+            fits = shown > 0.012 * len(name) * (self.window[1] - self.window[0])
+            label = "" if fits or shown <= 0 else f"request: {name}"
+            self._bar(self.of_request, begin, end, PHASE_COLORS[name], label)
+            if fits:
+                middle = self._ms(max(begin, self.window[0]) + shown / 2)
                 style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white"}
                 self.axes.text(middle, self.of_request, name, **style)
         for moment in self.metrics.token_times:

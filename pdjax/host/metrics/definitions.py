@@ -256,6 +256,14 @@ opens. Time begins at 0; `otherData.clock_at_0_s` says when that was on the run'
 
 An arrow leads from the prefill step that a shipment left with, through its `wire`, to the first
 tick in which its sequence decodes.
+
+`--plot` draws the same. SmolLM2 on two virtual devices of 2 cores that had much else to do: `pdjax
+trace --requests=6 --rate=0.7 --prompt_tokens=80 --max_tokens=10 --config.model.max_model_len=256
+--config.handoff.layer_groups=3 --plot=timeline.png`.
+
+![Engines, requests and counters of six requests on a CPU](pictures/cpu_timeline.png)
+
+![A hand-off in close-up: three layer groups leave during the step](pictures/cpu_handoff.png)
 """.rstrip().split("\n")
 
 
