@@ -5,7 +5,7 @@ Needs:   four GPUs with 24 GB or more; the model's files, or access to them.
 Expect:  the answer. KV leaves sharded by heads and arrives sharded by layers; each piece goes from
          one device to one device, so no put changes a layout.
 
-Two GPUs can do it, too: --config.shared_devices=true gives both phases the same two.
+Two GPUs can do it, too: --config.shared_devices gives both phases the same two.
 Another model: --config.model.source=PATH_OR_ID.
 """
 

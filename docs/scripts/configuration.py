@@ -37,7 +37,8 @@ print(config.decode.rows, config.handoff.layer_groups, config.devices)
 16 2 2
 ```
 
-From a shell the same are `--config.decode.rows=16 --config.handoff.layer_groups=2`. An override of
+From a shell the same are `--config.decode.rows=16 --config.handoff.layer_groups=2`; what is true or
+false is `--config.kv.prefix_cache` or `--noconfig.kv.prefix_cache`. An override of
 `model.source` resets `model.max_model_len` and the page buckets, which suit the config's own model
 only. `configs/` has set-ups to start from.
 """
