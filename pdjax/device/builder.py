@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -24,7 +25,7 @@ from pdjax.device.layer_groups import choose_groups
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.registry import kv_layout
-from pdjax.device.models.weights import load_params, random_params
+from pdjax.device.models.weights import copied_params, load_params, random_params
 from pdjax.device.programs.decode import DecodeProgram
 from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.programs.program import Program
@@ -223,10 +224,7 @@ class _Builder:
         deal_pages(claims, fraction)  # what fits not even without weights is refused at once
         rules = [PREFILL_RULES] * len(sources) + [DECODE_RULES] * len(targets)
         meshes = [make_mesh(each.devices, each.layout.stages, each.layout.tp) for each in claims]
-        weights = [
-            self._weights(mesh, its_rules, claim.layout)
-            for mesh, its_rules, claim in zip(meshes, rules, claims, strict=True)
-        ]
+        weights = self._all_weights(claims, meshes, rules)
         # Whatever else loading took must be free again, or it would be missing for good.
         jax.block_until_ready(weights)
         pages = deal_pages(claims, fraction)
@@ -234,6 +232,26 @@ class _Builder:
             (PoolOwner(claims[i].layout, pages[i], meshes[i], rules[i]), weights[i])
             for i in range(len(claims))
         ]
+
+    def _all_weights(
+        self, claims: Sequence[Claim], meshes: Sequence[Mesh], rules: Sequence[Rules]
+    ) -> list[Params]:
+        """The weights of each engine. They are read, or drawn, once for all meshes that cut them
+        alike, and copied from device to device."""
+        made: list[Params] = []
+        alike: dict[Any, Params] = {}
+        for claim, mesh, its_rules in zip(claims, meshes, rules, strict=True):
+            layout = claim.layout
+            axes = None if mesh.size == 1 else tuple(sorted(its_rules.items()))  # one has it whole
+            key = layout.stages, layout.tp, axes
+            if key not in alike:
+                alike[key] = self._weights(mesh, its_rules, layout)
+                made.append(alike[key])
+                continue
+            with self._progress.phase("copying weights"):
+                stages, first = layout.stage_layers, alike[key]
+                made.append(copied_params(first, self._spec, mesh, its_rules, stages))
+        return made
 
     def _claim(
         self,

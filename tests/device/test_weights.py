@@ -177,3 +177,17 @@ def test_random_weights_do_not_depend_on_the_layout(stages: int, tp: int, tied: 
     first, second = (layer["wqkv"] for layer in one.layers[:2])
     assert not np.array_equal(first, other.layers[0]["wqkv"])
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(("stages", "tp"), [(1, 1), (2, 2)])
+def test_copied_weights_are_those_that_are_read(checkpoint, stages, tp):
+    rules = PREFILL_RULES if stages == 1 else DECODE_RULES
+    read, size = load(checkpoint, stages, tp, rules), stages * tp
+    mesh = make_mesh(jax.devices()[size : 2 * size], stages, tp)
+    layers = split_layers(checkpoint.spec.num_layers, stages)
+    copied = weights.copied_params(read, checkpoint.spec, mesh, rules, layers)
+    expected = load_params(checkpoint, mesh, rules, layers, "float32")
+    assert str(jax.tree.structure(copied)) == str(jax.tree.structure(expected))
+    for one, other in zip(jax.tree.leaves(copied), jax.tree.leaves(expected), strict=True):
+        assert one.sharding == other.sharding
+        np.testing.assert_array_equal(one, other)

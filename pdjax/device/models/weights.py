@@ -75,6 +75,21 @@ def load_params(
     return Params(layers=layers, **outside)
 
 
+def copied_params(
+    params: Params, spec: ModelSpec, mesh: Mesh, rules: Rules, stage_layers: StageLayers
+) -> Params:
+    """The weights of another mesh on `mesh`, from device to device; see `load_params`. The shards
+    of both must be the same."""
+    layout = WeightLayout(spec, mesh, rules, stage_layers)
+    layers = [
+        {weight.name: layout.sharding(weight, stacked=True) for weight in weights}
+        for weights in layout.layer_weights
+    ]
+    outside = {weight.name: layout.sharding(weight, stacked=False) for weight in layout.outside}
+    where = Params(layers=layers, **({"embed": None} | outside))
+    return jax.device_put(params, where)
+
+
 def _place(
     shape: tuple[int, ...], where: NamedSharding, read: Callable[[Bounds], np.ndarray]
 ) -> jax.Array:
