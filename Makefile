@@ -11,7 +11,7 @@ READY := $(VENV)/.installed
 SMOKE_READY := $(SMOKE_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test smoke lint types format docs lock clean
+.PHONY: help install demo serve test smoke lint types format docs lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ install: $(READY)  ## Make .venv from the lock of the newest supported Python (3
 
 demo: $(READY)  ## Fetch the model and run the main job on 8 virtual CPU devices
 	$(VENV)/bin/python -m experiments.quickstart --config=configs/smollm2_cpu.py
+
+serve: $(READY)  ## Serve the model over HTTP at port 8000, on 8 virtual CPU devices
+	$(VENV)/bin/pdjax serve --config=configs/smollm2_cpu.py
 
 test: $(READY)  ## Run every test, in as many processes as there are cores
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal

@@ -122,6 +122,8 @@ class AsyncLLM:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
+        *,
+        whole: bool = False,
         **options: Unpack[RequestOptions],
     ) -> AsyncStream:
         """Complete one prompt, piece by piece: `async for chunk in llm.stream(...)`.
@@ -131,12 +133,13 @@ class AsyncLLM:
 
         Args:
           prompt, params, options: as for `LLM.generate`.
+          whole: whether each choice comes as one chunk, at its end.
 
         Raises:
           ValueError, QueueFull, Closed: as `LLM.stream`, when the request is submitted.
         """
         ask = partial(self.llm.requests.of_prompt, prompt, params, options)
-        return self._stream(lambda: self._in_thread(ask))
+        return self._stream(lambda: self._in_thread(ask), whole=whole)
 
     def stream_chat(
         self,

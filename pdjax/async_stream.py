@@ -11,7 +11,7 @@ from pdjax.core.outputs import RequestEvent
 from pdjax.core.request import Request
 from pdjax.request_maker import Asked
 from pdjax.session import Session
-from pdjax.stream import Backlog, StreamChunk
+from pdjax.stream import Backlog, StreamChunk, Unread
 
 
 class LoopMailbox:
@@ -60,7 +60,7 @@ class Letters:
     """
 
     def __init__(self, mailbox: LoopMailbox, session: Session) -> None:
-        self.events: deque[RequestEvent] = deque()
+        self.events = Unread()
         self.news = asyncio.Event()
         self._mailbox, self._session = mailbox, session
 

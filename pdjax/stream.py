@@ -1,6 +1,7 @@
 """An answer as it comes: what `LLM.stream` hands out."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from pdjax.core.outputs import RequestEvent, merged
@@ -10,6 +11,47 @@ from pdjax.session import Session
 
 StreamChunk = RequestEvent
 """What a stream hands out: what is new of one choice."""
+
+
+_MERGED_AT = 64
+"""Events of a choice that wait before they are merged into one."""
+
+
+class Unread:
+    """Events that nobody has taken yet. Of each choice up to 64 wait as they came; more are merged,
+    so that a token that waits takes a few bytes and not an event. One thread uses it."""
+
+    def __init__(self) -> None:
+        # By choice; the one with the newest event is last, so that the last event stays the last.
+        self._of_choice: dict[int, deque[RequestEvent]] = {}
+        self._single: dict[int, int] = {}  # how many events at the end have not been merged
+
+    def append(self, event: RequestEvent) -> None:
+        """Keep one more event."""
+        choice = event.choice
+        waiting = self._of_choice.pop(choice, None) or deque()
+        self._of_choice[choice] = waiting
+        waiting.append(event)
+        single = self._single[choice] = min(self._single.get(choice, 0) + 1, len(waiting))
+        if single >= _MERGED_AT:
+            parts = [waiting.pop() for _ in range(single)]
+            waiting.append(merged(parts[::-1]))
+            self._single[choice] = 0
+
+    def popleft(self) -> RequestEvent:
+        """Take an event of the choice whose newest event is the oldest.
+
+        Raises:
+          IndexError: there is none.
+        """
+        if not self._of_choice:
+            raise IndexError("no event waits")
+        choice, waiting = next(iter(self._of_choice.items()))
+        event = waiting.popleft()
+        if not waiting:
+            del self._of_choice[choice]
+            self._single.pop(choice, None)
+        return event
 
 
 class Backlog:

@@ -4,13 +4,14 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
-from pdjax.cli import convert, generate, trace
+from pdjax.cli import convert, generate, serve, trace
 from pdjax.flags import run
 
 COMMANDS = {
     "generate": generate.COMMAND,
     "convert": convert.COMMAND,
     "trace": trace.COMMAND,
+    "serve": serve.COMMAND,
 }
 
 

@@ -72,3 +72,8 @@ class VirtualClock:
 def strftime_now(form: str) -> str:
     """Format the local date and time as `datetime.strftime` does; some chat templates print it."""
     return datetime.datetime.now().strftime(form)
+
+
+def unix_time() -> int:
+    """Whole seconds since 1970, for clients that expect a date."""
+    return int(time.time())

@@ -1,8 +1,8 @@
 """The fenced blocks of Markdown files, and how the tests run them.
 
 A block's info string is its language and its tags: `python`, `bash`, `output` (what the block
-before it prints; "..." stands for any text), `text` (nothing to run). Blocks tagged `hardware` or
-`cluster` are checked and not run.
+before it prints; "..." stands for any text), `text` (nothing to run). Blocks tagged `hardware`,
+`cluster` or `server` are checked and not run.
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {"python", "bash", "output", "text", "toml"}
-NOT_RUN = {"hardware", "cluster"}
+NOT_RUN = {"hardware", "cluster", "server"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pdjax import cli
 from pdjax.flags import config_of, status
 from tests.helpers.fences import ROOT
 
-OF_THE_SHELL = {"git", "cd", "source"}
+OF_THE_SHELL = {"git", "cd", "source", "curl"}
 
 
 def run_command(words: list[str], runs: bool) -> None:

@@ -1,0 +1,76 @@
+"""`pdjax serve`: a server that OpenAI's clients can talk to."""
+
+import asyncio
+import sys
+from typing import Any
+
+from absl import flags
+
+from pdjax.cli.command import Command
+from pdjax.flags import config_of, new_flags
+
+USAGE = """
+pdjax serve: an OpenAI-compatible server over HTTP; see docs/serving.md.
+
+  pdjax serve
+  pdjax serve --config=configs/smollm2_cpu.py --port=8000
+  pdjax serve --config=configs/gpu_1p1d.py --host=0.0.0.0 --api_keys_file=keys.txt
+
+It listens once the model is loaded. SIGTERM or Ctrl-C lets answers under way finish; a second one
+ends it at once. Logs are lines of JSON on stderr.
+"""
+
+_FLAGS = new_flags(config="smollm2")
+_OF: dict[str, Any] = {"flag_values": _FLAGS}
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at", **_OF)
+_PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes a free one", **_OF)
+_NAME = flags.DEFINE_string("served_model_name", None, "what clients call the model", **_OF)
+_KEYS = flags.DEFINE_string(
+    "api_keys_file", None, "file, name:key a line; else the variable PDJAX_API_KEYS", **_OF
+)
+_DRAIN = flags.DEFINE_float("drain_s", 30.0, "seconds for answers under way at the end", **_OF)
+_STALL = flags.DEFINE_float("stall_s", 60.0, "seconds until a client that reads nothing", **_OF)
+_BODY = flags.DEFINE_integer("max_body_mb", 16, "largest body of a request, MiB", **_OF)
+_LEVEL = flags.DEFINE_enum("log_level", "info", ["debug", "info", "warning"], "of the log", **_OF)
+
+
+def serve() -> int:
+    """`pdjax serve`."""
+    config = config_of(_FLAGS)
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{error.name}: is not installed; pip install 'pdjax[serve]'") from error
+
+    from pdjax.serving import logs
+    from pdjax.serving.front import Front, Settings
+    from pdjax.serving.keys import read_keys
+    from pdjax.serving.server import Server, listening_socket, url_of
+
+    settings = Settings(
+        api_keys=read_keys(_KEYS.value),
+        max_body=_BODY.value << 20,
+        drain_s=_DRAIN.value,
+        stall_s=_STALL.value,
+    )
+    found = listening_socket(_HOST.value, _PORT.value)
+    logs.set_up(_LEVEL.value)
+    print(f"pdjax serve: loading {config.model.source}", file=sys.stderr)
+
+    from pdjax.async_llm import AsyncLLM
+    from pdjax.serving.async_backend import AsyncBackend
+
+    async def run() -> None:
+        backend = AsyncBackend(AsyncLLM(config), _NAME.value)
+        url = url_of(found)
+        names = [key.name for key in settings.api_keys]
+        logs.event("ready", url=url, model=backend.model.name, api_keys=names or None)
+        print(f"pdjax serve: {backend.model.name} at {url}/v1", flush=True)
+        await Server(Front(backend, settings)).serve([found])
+
+    asyncio.run(run())
+    return 0
+
+
+COMMAND = Command(serve, _FLAGS, USAGE)

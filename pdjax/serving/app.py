@@ -1,0 +1,82 @@
+"""The server as an ASGI application: endpoints behind a gate, and errors in OpenAI's shape."""
+
+from http import HTTPStatus
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from pdjax.core.messages import shown
+from pdjax.serving import chats, completions, state, tokens
+from pdjax.serving.errors import ApiError, internal
+from pdjax.serving.front import Front
+from pdjax.serving.middleware import Gate
+from pdjax.serving.sse import ClientGone
+
+
+def make_app(front: Front) -> Gate:
+    """The application; its schema is at `/openapi.json`."""
+    app = FastAPI(
+        title="pdjax",
+        version=version("pdjax"),
+        summary="Language models, with prefill and decode on different device meshes.",
+        docs_url=None,  # the page would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for part in (completions, chats, tokens, state):
+        app.include_router(part.routes(front))
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _bad_body)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientGone, _gone)
+    app.add_exception_handler(Exception, _internal)  # raised once more, for the log
+    paths = ["/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/detokenize"]
+    return Gate(app, front, [*paths, "/health", "/ready", "/metrics", "/engines", "/openapi.json"])
+
+
+def _response(error: ApiError) -> Response:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    request.scope["state"]["notes"]["error"] = error.code or error.kind
+    return _response(error)
+
+
+async def _bad_body(request: Request, error: Exception) -> Response:
+    """The first field that is of another type, or a body that is no JSON."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:] if part != "body")
+    if first["type"] == "json_invalid":
+        return _response(ApiError(400, "the body is not valid JSON", code="invalid_json"))
+    message = f"{where or 'body'}: {first['msg']}"
+    if first["type"] != "missing":
+        message = f"{where or 'body'}={shown(first.get('input'))}: {first['msg']}"
+    return _response(ApiError(400, message, param=where or None, code=first["type"]))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """No such path or method, or a body that can't be read."""
+    assert isinstance(error, HTTPException)
+    reason = HTTPStatus(error.status_code).phrase.lower()
+    message = f"{request.method} {request.url.path[:200]}: {reason}"
+    if error.status_code == 400:
+        message = "the body is not valid JSON"
+    known = dict(error.headers or {})
+    return _response(ApiError(error.status_code, message, headers=known))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it; the log has it."""
+    request.scope["state"]["notes"]["client"] = "gone"
+    return Response(status_code=499)
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    del error
+    return _response(internal(request.scope["state"]["request_id"]))

@@ -1,0 +1,105 @@
+"""The backend of a server whose engines are in its own process: an AsyncLLM."""
+
+from pathlib import Path
+from typing import Any
+
+from pdjax.async_llm import AsyncLLM
+from pdjax.host.engines import EngineState
+from pdjax.host.kv.pools import PoolState
+from pdjax.serving.backend import Answer, Ask, ServedModel
+
+
+class AsyncBackend:
+    """Serves the model of an AsyncLLM. The coordinator's thread leaves events for the event loop
+    and never waits for it.
+
+    Args:
+      llm: closed with this.
+      name: what clients call the model; None takes the name of the config's `model.source`.
+    """
+
+    def __init__(self, llm: AsyncLLM, name: str | None = None) -> None:
+        self._llm = llm
+        below = llm.llm
+        fleet = below.coordinator.loop.fleet
+        # Nobody reads the KV of the last token.
+        pools = (max(state.pool.tokens for state in kind) for kind in (fleet.prefill, fleet.decode))
+        self.model = ServedModel(
+            name or _name_of(below.config.model.source),
+            below.max_model_len,
+            min(below.max_model_len, *(tokens + 1 for tokens in pools)),
+        )
+        self.tokenizer = below.tokenizer
+
+    async def submit(self, ask: Ask) -> Answer:
+        prompt, params = ask.prompt_token_ids, ask.params
+        return await self._llm.stream(prompt, params, whole=ask.whole, labels=ask.labels)
+
+    async def report(self) -> dict[str, Any]:
+        """Plain values, as they are at this moment: `engines`, `pools`, `links` and `transfers` by
+        name, and `queue`. Counts and seconds are of the whole run, those of requests' hand-offs as
+        in docs/metrics.md.
+
+        They are read while the coordinator's thread works, so that two of them may be of moments
+        some microseconds apart.
+        """
+        llm = self._llm.llm
+        loop, recorder = llm.coordinator.loop, llm.recorder
+        sequences = sum(len(choices) for choices in list(loop.lifecycle.live.values()))
+        waiting = len(loop.lifecycle.waiting)
+        return {
+            "engines": {
+                str(state.id): _engine(state) | _work(recorder.engines.get(str(state.id)))
+                for state in loop.fleet
+            },
+            "pools": {str(pool.id): _pool(pool) for pool in loop.fleet.pools.values()},
+            "queue": {
+                "waiting": waiting,
+                "running": max(0, sequences - waiting),
+                "max_waiting": llm.config.max_waiting,
+            },
+            "links": {name: link.to_json() for name, link in list(recorder.links.items())},
+            "transfers": recorder.transfers.to_json(),
+        }
+
+    async def close(self) -> None:
+        await self._llm.close()
+
+
+def _name_of(source: str) -> str:
+    """The name of a model by its source; of a file or folder only its own name, since a path tells
+    of the host."""
+    return Path(source).name.removesuffix(".gguf") if Path(source).exists() else source
+
+
+def _engine(state: EngineState) -> dict[str, Any]:
+    return {
+        "pool": str(state.pool.id),
+        "accepts": sorted(kind.value for kind in state.engine.accepts),
+        "rows": 0 if state.pipeline is None else state.pipeline.rows,
+        "free_rows": state.free_rows,
+        "prefilling": len(state.running),
+        "decoding": len(state.decoding),
+        "steps_in_flight": len(state.in_flight),
+        "paused": state.paused,
+        "losses": state.losses,
+    }
+
+
+def _work(metrics: Any) -> dict[str, Any]:
+    if metrics is None:
+        return {"steps": 0, "busy_seconds": 0.0, "occupancy": None, "bubble_share": None}
+    work = metrics.to_json()
+    del work["sums"]
+    return work
+
+
+def _pool(pool: PoolState) -> dict[str, Any]:
+    pages = pool.allocator
+    return {
+        "pages": pages.total,
+        "free_pages": pages.free_pages,
+        "cached_pages": pages.cached_pages,
+        "used_pages": pages.used_pages,
+        "page_size": pool.layout.page_size,
+    }

@@ -1,0 +1,101 @@
+"""What the endpoints know of the model: a backend that answers token ids with events.
+
+All that passes through it is plain data that can be pickled: an `Ask` goes in, `RequestEvent`s come
+out, `report` is what JSON can hold. So a front may live in a process of its own:
+
+* The process with the engines has the `AsyncBackend`. It reads asks from a socket of each front,
+  and writes to it the events of all its answers, once a turn. A front that has gone is a socket
+  that was closed: its answers are closed.
+* Each front opens the tokenizer from the model's files, and has a backend that writes an ask, keeps
+  the events that arrive in an `Unread` of that answer, and hands them out. `Answer.close` writes
+  the number of the answer that is to be aborted; `report` asks and waits.
+* The fronts share the listening socket, so that the kernel deals connections to them. Text is made
+  on the coordinator's thread today; a front that makes it of `RequestEvent.token_ids` sends asks
+  whose stop strings it watches itself.
+
+No endpoint changes with that.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pdjax.core.outputs import RequestEvent
+from pdjax.core.request import SamplingParams
+from pdjax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model, as clients see it.
+
+    Attributes:
+      name: what `model` of a request says.
+      max_model_len: tokens of prompt and output together.
+      max_total_tokens: the same, where pools hold less than the longest sequence.
+    """
+
+    name: str
+    max_model_len: int
+    max_total_tokens: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt, to be answered.
+
+    Attributes:
+      prompt_token_ids: at least one.
+      params: how to answer.
+      whole: whether each choice comes as one event, at its end.
+      labels: as in `Request`.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    whole: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Answer(Protocol):
+    """The events of one request, as they come; the last one has the whole answer. What a slow
+    reader has not taken is merged, so that its memory is bounded by the answer itself."""
+
+    def __aiter__(self) -> AsyncIterator[RequestEvent]: ...
+
+    async def __anext__(self) -> RequestEvent: ...
+
+    def close(self) -> None:
+        """Read no further; a request that has not ended is aborted, and frees what it holds. The
+        iteration ends then. A second call does nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """Serves one model. All methods are called from the event loop and never block it.
+
+    Attributes:
+      model: what is served.
+      tokenizer: of the model; None where it has none, and prompts are token ids.
+    """
+
+    model: ServedModel
+    tokenizer: Tokenizer | None
+
+    async def submit(self, ask: Ask) -> Answer:
+        """Queue a request.
+
+        Raises:
+          ValueError: it can never be served; the message names the field.
+          QueueFull: the queue has no room now.
+          Closed: the backend serves nothing any more.
+        """
+        ...
+
+    async def report(self) -> dict[str, Any]:
+        """The state of engines, pools, queue and links; see `AsyncBackend.report`."""
+        ...
+
+    async def close(self) -> None:
+        """Abort what has not ended, and let go of the engines."""
+        ...

@@ -1,0 +1,115 @@
+"""`/v1/chat/completions`: a conversation, answered through the model's own template."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from pdjax.core.clock import unix_time
+from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
+from pdjax.serving.backend import Ask
+from pdjax.serving.conversations import check_template_takes_tools, messages_of
+from pdjax.serving.front import Front, labels_of
+from pdjax.serving.generation import respond
+from pdjax.serving.logprobs import TokenNames, chat_logprobs
+from pdjax.serving.requests import ChatRequest
+
+
+class ChatWriter:
+    """Writes what `/v1/chat/completions` answers. The first chunk of a choice has its role beside
+    its first token: one of its own would be taken for a token by some load generators, and clients
+    need the role.
+
+    Args:
+      front: has the model's name and tokenizer.
+      request_id: of HTTP.
+      body: what was asked.
+      ask: the conversation.
+    """
+
+    def __init__(self, front: Front, request_id: str, body: ChatRequest, ask: Ask) -> None:
+        self._body, self._ask = body, ask
+        by_id = bool(body.return_tokens_as_token_ids)
+        self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
+        self._begun: set[int] = set()
+        self._head = {
+            "id": f"chatcmpl-{request_id}",
+            "object": "chat.completion",
+            "created": unix_time(),
+            "model": front.backend.model.name,
+        }
+
+    def whole(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
+        [output] = outputs
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": each.text},
+                **self._rest(each),
+            }
+            for index, each in enumerate(output.choices)
+        ]
+        return {**self._head, "choices": choices, **self._prompt()}
+
+    def chunk(self, number: int, event: RequestEvent) -> dict[str, Any]:
+        delta, prompt = {"content": event.text}, {}
+        if not self._begun:
+            prompt = self._prompt()
+        if event.choice not in self._begun:
+            self._begun.add(event.choice)
+            delta = {"role": "assistant", "content": event.text}
+        choice = {"index": event.choice, "delta": delta, **self._rest(event)}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **prompt}
+
+    def last(self) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk", "choices": []}
+
+    def _rest(self, new: Completion | RequestEvent) -> dict[str, Any]:
+        logprobs = new.logprobs
+        written = None if logprobs is None else chat_logprobs(self._names, new.token_ids, logprobs)
+        ids = {"token_ids": new.token_ids} if self._body.return_token_ids else {}
+        return {
+            "logprobs": written,
+            "finish_reason": new.finish_reason,
+            "stop_reason": new.stop_reason,
+            **ids,
+        }
+
+    def _prompt(self) -> dict[str, Any]:
+        if not self._body.return_token_ids:
+            return {}
+        return {"prompt_token_ids": list(self._ask.prompt_token_ids)}
+
+
+def routes(front: Front) -> APIRouter:
+    """The endpoint."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answer a conversation."""
+        front.check_model(body.model)
+        front.check_open()
+        body.check_stream()
+        body.unknown_fields()
+        params, tools = body.params(), body.offered_tools()
+        messages = messages_of(body.messages)
+        if tools is not None:
+            check_template_takes_tools(front.tokenizer)
+        ids = await front.in_thread(
+            front.tokenizer.apply_chat_template,
+            messages,
+            body.add_generation_prompt is not False,
+            tools=tools,
+            documents=body.documents,
+            chat_template_kwargs=body.chat_template_kwargs,
+        )
+        params = replace(params, max_tokens=front.bounded(params, len(ids)))
+        state = request.scope["state"]
+        ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
+        writer = ChatWriter(front, state["request_id"], body, ask)
+        return await respond(front, request, body, [ask], writer)
+
+    return router

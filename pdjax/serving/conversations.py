@@ -1,0 +1,85 @@
+"""Conversations in the form that chat templates read, from the form that OpenAI's clients send."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pdjax.core.messages import shown
+from pdjax.serving.errors import bad_value, not_supported
+from pdjax.text.tokenizer import Tokenizer
+
+
+def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with their content as one text, `developer` as `system`, and the arguments of
+    earlier tool calls as objects.
+
+    Raises:
+      ApiError: a 400: a message without a role, or with a part that is no text.
+    """
+    found = []
+    for number, message in enumerate(messages):
+        where, role = f"messages[{number}]", message.get("role")
+        if not isinstance(role, str) or not role:
+            raise bad_value(f"{where}.role", role, "must be a non-empty string")
+        turn = {**message, "role": "system" if role == "developer" else role}
+        if "content" in turn:
+            turn["content"] = _text(f"{where}.content", turn["content"])
+        if turn.get("tool_calls") is not None:
+            turn["tool_calls"] = _calls(f"{where}.tool_calls", turn["tool_calls"])
+        found.append(turn)
+    if not found:
+        raise bad_value("messages", [], "must have at least one message")
+    return found
+
+
+def check_template_takes_tools(tokenizer: Tokenizer) -> None:
+    """Refuse tools where the model's template would leave them out.
+
+    Raises:
+      ApiError: a 400.
+    """
+    source = tokenizer.chat_template
+    texts = source.values() if isinstance(source, dict) else [source or ""]
+    if not any("tools" in text for text in texts):
+        raise not_supported("tools", "tools: the chat template of this model takes none")
+
+
+def _text(where: str, content: Any) -> str | None:
+    """A message's content; of a list of parts their texts, a line each, as vLLM joins them."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise bad_value(where, content, "must be text or a list of parts")
+    texts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
+            raise not_supported(f"{where}[{number}].type", f"{where}: the model reads text only")
+        text = part.get("text") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(text, str):
+            raise bad_value(f"{where}[{number}]", part, 'must be {"type": "text", "text": ...}')
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _calls(where: str, calls: Any) -> list[dict[str, Any]]:
+    """Earlier tool calls: clients send the arguments as a string of JSON, templates write them as
+    JSON again."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise bad_value(where, calls, "must be a list of tool calls")
+    found = []
+    for number, call in enumerate(calls):
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            text = function["arguments"]
+            try:
+                arguments = json.loads(text) if text else {}
+            except (ValueError, RecursionError):
+                arguments = None
+            if not isinstance(arguments, dict):
+                raise bad_value(
+                    f"{where}[{number}].function.arguments", shown(text), "must be a JSON object"
+                )
+            call = {**call, "function": {**function, "arguments": arguments}}
+        found.append(call)
+    return found

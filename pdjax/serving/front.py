@@ -1,0 +1,205 @@
+"""What the endpoints of one server share: the backend, its settings, and the answers under way."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from pdjax.core.outputs import RequestEvent
+from pdjax.core.request import QueueFull, SamplingParams
+from pdjax.serving.backend import Answer, Ask, Backend
+from pdjax.serving.errors import ApiError, draining, of_submit
+from pdjax.serving.keys import ApiKey
+from pdjax.serving.metrics import ServerMetrics
+from pdjax.session import Closed
+from pdjax.text.tokenizer import Tokenizer
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server behaves.
+
+    Attributes:
+      api_keys: who may ask; where there are none, everyone may.
+      max_body: bytes of a request's body.
+      body_s: seconds in which a body must have come.
+      drain_s: seconds that answers under way have, once the server is to end.
+      stall_s: seconds after which a client that takes nothing is cut off.
+    """
+
+    api_keys: tuple[ApiKey, ...] = ()
+    max_body: int = 16 << 20
+    body_s: float = 60.0
+    drain_s: float = 30.0
+    stall_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.max_body < 1:
+            raise ValueError(f"max_body={self.max_body}: must be at least 1 byte")
+        for name in ("body_s", "drain_s", "stall_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more seconds")
+
+
+class OpenAnswer:
+    """An answer that is counted: its tokens, its end, or that it was closed before that.
+
+    Attributes:
+      ask: what it answers.
+      generated: tokens so far, of all choices.
+    """
+
+    def __init__(self, answer: Answer, ask: Ask, front: "Front") -> None:
+        self.ask, self.generated = ask, 0
+        self._answer, self._front, self._open = answer, front, True
+
+    def __aiter__(self) -> AsyncIterator[RequestEvent]:
+        return self
+
+    async def __anext__(self) -> RequestEvent:
+        try:
+            event = await self._answer.__anext__()
+        except StopAsyncIteration:
+            self.close()
+            raise
+        count = len(event.token_ids)
+        self.generated += count
+        self._front.metrics.tokens(count)
+        if event.output is not None and self._open:
+            self._open = False
+            self._front.answers.discard(self)
+            self._front.metrics.ended(event.output)
+        return event
+
+    def close(self) -> None:
+        """Read no further; a request that has not ended is aborted."""
+        if self._open:
+            self._open = False
+            self._front.answers.discard(self)
+            self._front.metrics.aborted(self.ask.params.n)
+            self._answer.close()
+
+
+class Front:
+    """One server's state. All of it belongs to the event loop.
+
+    Args:
+      backend: serves the model.
+      settings: how to behave.
+
+    Attributes:
+      metrics: what has been served.
+      answers: those under way.
+      requests: HTTP requests under way.
+      is_draining: whether no further request is let in.
+    """
+
+    def __init__(self, backend: Backend, settings: Settings) -> None:
+        self.backend, self.settings = backend, settings
+        self.metrics = ServerMetrics(backend.model.name, backend.model.max_model_len)
+        self.answers: set[OpenAnswer] = set()
+        self.requests = 0
+        self.is_draining = False
+        self._texts = ThreadPoolExecutor(1, "pdjax texts")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+          ApiError: a 400: it has none.
+        """
+        if self.backend.tokenizer is None:
+            raise ApiError(400, "the model has no tokenizer; give token ids", param="prompt")
+        return self.backend.tokenizer
+
+    async def in_thread(self, call: Callable[..., ResultT], *args: Any, **how: Any) -> ResultT:
+        """Call it outside the event loop: a text may be long, and a template slow.
+
+        Raises:
+          ApiError: a 400 for a ValueError.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._texts, partial(call, *args, **how))
+        except ValueError as error:
+            self.metrics.refused("invalid")
+            raise of_submit(error) from error
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse another model's name; no name is this one's.
+
+        Raises:
+          ApiError: a 404.
+        """
+        if name is not None and name != self.backend.model.name:
+            raise ApiError(
+                404,
+                f"the model {name[:100]!r} does not exist; this server has "
+                f"{self.backend.model.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def check_open(self) -> None:
+        """Refuse what comes while the server drains.
+
+        Raises:
+          ApiError: a 503.
+        """
+        if self.is_draining:
+            self.metrics.refused("draining")
+            raise draining()
+
+    def bounded(self, params: SamplingParams, prompt_tokens: int) -> int:
+        """`max_tokens` of a request without one: to the end of the context, or of what pools
+        hold."""
+        if params.max_tokens is not None:
+            return params.max_tokens
+        return max(1, self.backend.model.max_total_tokens - prompt_tokens)
+
+    async def submit(self, asks: Seq[Ask]) -> list[OpenAnswer]:
+        """Submit all of them, or none.
+
+        Raises:
+          ApiError: a 400, 429 or 503.
+        """
+        self.check_open()
+        answers: list[OpenAnswer] = []
+        try:
+            for ask in asks:
+                answer = OpenAnswer(await self.backend.submit(ask), ask, self)
+                answers.append(answer)
+                self.answers.add(answer)
+                self.metrics.submitted(ask.params)
+        except BaseException as error:
+            for answer in answers:
+                answer.close()
+            if isinstance(error, ValueError | QueueFull | Closed):
+                full = "queue_full" if isinstance(error, QueueFull) else "invalid"
+                self.metrics.refused("draining" if isinstance(error, Closed) else full)
+                raise of_submit(error) from error
+            raise
+        return answers
+
+    def abort_all(self) -> None:
+        """Close every answer under way."""
+        for answer in list(self.answers):
+            answer.close()
+
+    async def close(self) -> None:
+        """Let go of the backend."""
+        self.abort_all()
+        self._texts.shutdown(wait=False)
+        await self.backend.close()
+
+
+def labels_of(state: Mapping[str, Any], user: str | None) -> dict[str, str]:
+    """The labels of a request, for policies and observers: its id of HTTP, its key, its user."""
+    known = {"http_request": state.get("request_id"), "api_key": state.get("key"), "user": user}
+    return {name: str(value)[:512] for name, value in known.items() if value}

@@ -1,0 +1,182 @@
+"""From asks to the body of a response, whole or as a stream: what completions and chats share."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import Sequence as Seq
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pdjax.core.outputs import RequestEvent, RequestOutput
+from pdjax.host.metrics.request import RequestMetrics
+from pdjax.serving import sse
+from pdjax.serving.backend import Ask
+from pdjax.serving.errors import draining, failed
+from pdjax.serving.front import Front, OpenAnswer
+from pdjax.serving.logs import event as log_event
+from pdjax.serving.requests import SampledRequest
+
+
+class Writer(Protocol):
+    """Writes the body of one kind of response. `number` is that of the prompt."""
+
+    def whole(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
+        """A whole response, without usage."""
+        ...
+
+    def chunk(self, number: int, event: RequestEvent) -> dict[str, Any]:
+        """A chunk of a stream, without usage."""
+        ...
+
+    def last(self) -> dict[str, Any]:
+        """The chunk that has no choices."""
+        ...
+
+
+async def respond(
+    front: Front, request: Request, body: SampledRequest, asks: Seq[Ask], writer: Writer
+) -> Response:
+    """Submit the asks, and answer with all of their choices.
+
+    Raises:
+      ApiError: as `Front.submit`; or a request failed on the way.
+      sse.ClientGone: nobody waits any more; what was submitted is aborted.
+    """
+    notes: dict[str, Any] = request.scope["state"]["notes"]
+    unknown = body.unknown_fields()
+    if unknown:
+        notes["ignored_fields"] = [name[:64] for name in unknown[:16]]
+    notes |= {"prompt_tokens": sum(len(ask.prompt_token_ids) for ask in asks)}
+    answers = await front.submit(asks)
+    run = _Run(front, request.scope["state"]["request_id"], notes, answers)
+    if body.stream:
+        return sse.EventStream(_events(run, body, writer), run.close)
+    try:
+        outputs = await sse.unless_gone(request, _outputs(run))
+    finally:
+        run.close()
+    return JSONResponse(writer.whole(outputs) | {"usage": run.usage()})
+
+
+class _Run:
+    """The answers of one HTTP request, and what is told of them."""
+
+    def __init__(
+        self,
+        front: Front,
+        request_id: str,
+        notes: dict[str, Any],
+        answers: Seq[OpenAnswer],
+    ) -> None:
+        self._front, self._request_id, self.notes = front, request_id, notes
+        self.answers = answers
+        self._cached = 0
+
+    def check(self, event: RequestEvent) -> None:
+        """Refuse to take a choice that failed, or that the server has ended, for an answer.
+
+        Raises:
+          ApiError: a 500 or 503.
+        """
+        if event.finish_reason in ("error", "abort"):
+            if event.error is None:
+                raise draining()
+            log_event(
+                "engine_failed", logging.ERROR, request_id=self._request_id, reason=event.error
+            )
+            raise failed(self._request_id)
+
+    def ended(self, output: RequestOutput) -> None:
+        """An answer is whole."""
+        self.notes["finish_reason"] = ",".join(str(each.finish_reason) for each in output.choices)
+        for choice in output.choices[:1]:
+            if isinstance(choice.metrics, RequestMetrics):
+                self._cached += choice.metrics.cached_tokens
+                if choice.metrics.ttft is not None:
+                    self.notes["ttft_ms"] = round(choice.metrics.ttft * 1e3, 1)
+
+    def usage(self) -> dict[str, Any]:
+        """What has been used so far."""
+        prompt = sum(len(answer.ask.prompt_token_ids) for answer in self.answers)
+        generated = sum(answer.generated for answer in self.answers)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": generated,
+            "total_tokens": prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": self._cached},
+        }
+
+    def close(self) -> None:
+        """Abort what has not ended."""
+        self.notes["completion_tokens"] = sum(answer.generated for answer in self.answers)
+        for answer in self.answers:
+            answer.close()
+
+
+async def _outputs(run: _Run) -> list[RequestOutput]:
+    """The answer of each ask, in order."""
+    outputs = []
+    for answer in run.answers:
+        output = None
+        async for event in answer:
+            run.check(event)
+            output = event.output
+        if output is None:  # closed: the server ends
+            raise draining()
+        run.ended(output)
+        outputs.append(output)
+    return outputs
+
+
+async def _events(run: _Run, body: SampledRequest, writer: Writer) -> AsyncGenerator[bytes, None]:
+    """The events of a stream.
+
+    Raises:
+      ApiError: a request failed on the way.
+    """
+    nothing: dict[str, Any] = {"usage": None} if body.has_usage else {}
+    missing = len(run.answers)
+    try:
+        async for number, event in _merged(run.answers):
+            run.check(event)
+            if event.output is not None:
+                run.ended(event.output)
+                missing -= 1
+            usage = {"usage": run.usage()} if body.has_continuous_usage else nothing
+            yield sse.data(writer.chunk(number, event) | usage)
+        if missing:
+            raise draining()
+        if body.has_usage:
+            yield sse.data(writer.last() | {"usage": run.usage()})
+        yield sse.DONE
+    finally:
+        run.close()
+
+
+async def _merged(answers: Seq[OpenAnswer]) -> AsyncIterator[tuple[int, RequestEvent]]:
+    """The events of several answers as they come, each with the number of its answer."""
+    if len(answers) == 1:
+        async for event in answers[0]:
+            yield 0, event
+        return
+    reading = {asyncio.ensure_future(_next(answer)): i for i, answer in enumerate(answers)}
+    try:
+        while reading:
+            done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                number = reading.pop(task)
+                new = task.result()
+                if new is not None:
+                    yield number, new
+                    reading[asyncio.ensure_future(_next(answers[number]))] = number
+    finally:
+        for task in reading:
+            task.cancel()
+
+
+async def _next(answer: OpenAnswer) -> RequestEvent | None:
+    async for event in answer:
+        return event
+    return None

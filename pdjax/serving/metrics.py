@@ -1,0 +1,219 @@
+"""Metrics in Prometheus's text format: vLLM's families and buckets, under the prefix `pdjax:`."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from pdjax.core.outputs import RequestOutput
+from pdjax.core.request import SamplingParams
+from pdjax.host.metrics.request import RequestMetrics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The only format that is written: names with a colon are changed in OpenMetrics' one."""
+
+_FIRST = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_GAP = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0),
+)
+_WHOLE = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0),
+    *(240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+_REQUEST = ["model_name"]
+
+
+def _up_to(most: int) -> list[int]:
+    """1, 2, 5, 10, ... up to `most`."""
+    steps = (digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5))
+    return [step for step in steps if step <= most] or [1]
+
+
+class ServerMetrics:
+    """What a front has served. Latencies are the coordinator's own, without HTTP.
+
+    Args:
+      model: name of the model.
+      max_model_len: bounds the buckets of lengths.
+    """
+
+    def __init__(self, model: str, max_model_len: int) -> None:
+        self._registry = CollectorRegistry()
+        self._model = model
+        lengths = _up_to(max_model_len)
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens of requests that ended.")
+        self._cached = self._counter("prompt_tokens_cached", "Prompt tokens whose KV was reused.")
+        self._generated = self._counter("generation_tokens", "Tokens generated.")
+        self._queries = self._counter("prefix_cache_queries", "Tokens looked up in prefix caches.")
+        self._hits = self._counter("prefix_cache_hits", "Tokens found in prefix caches.")
+        self._preempted = self._counter("num_preemptions", "Sequences that started over.")
+        self._success = self._counter("request_success", "Choices that ended.", "finished_reason")
+        self._refused = self._counter("admission_rejections", "Requests refused.", "reason")
+        self._responses = self._counter("http_responses", "Responses.", "path", "status")
+        seconds, tokens = self._seconds, self._histogram
+        self._ttft = seconds("time_to_first_token", "Arrival to first token.", _FIRST)
+        self._itl = seconds("inter_token_latency", "Each gap between tokens.", _GAP)
+        self._tpot = seconds(
+            "request_time_per_output_token", "Mean gap between tokens of a choice.", _GAP
+        )
+        self._e2e = seconds("e2e_request_latency", "Arrival to last token.", _WHOLE)
+        self._queue = seconds("request_queue_time", "Arrival to first prefill step.", _WHOLE)
+        self._inference = seconds(
+            "request_inference_time", "First prefill step to last token.", _WHOLE
+        )
+        self._prefill = seconds(
+            "request_prefill_time", "First prefill step to first token.", _WHOLE
+        )
+        self._decode = seconds("request_decode_time", "First token to last token.", _WHOLE)
+        self._prompts = tokens("request_prompt_tokens", "Tokens of a prompt.", lengths)
+        self._outputs = tokens("request_generation_tokens", "Tokens of a choice.", lengths)
+        self._most = tokens("request_params_max_tokens", "max_tokens of a request.", lengths)
+        self._n = tokens("request_params_n", "n of a request.", [1, 2, 5, 10, 20])
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"pdjax:{name}", text, [*_REQUEST, *labels], registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        family = Histogram(
+            f"pdjax:{name}", text, _REQUEST, registry=self._registry, buckets=tuple(buckets)
+        )
+        return family.labels(self._model)
+
+    def _seconds(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        return self._histogram(f"{name}_seconds", text, buckets)
+
+    # What happens.
+
+    def refused(self, reason: str) -> None:
+        """A request was not let in: "queue_full", "draining" or "invalid"."""
+        self._refused.labels(self._model, reason).inc()
+
+    def responded(self, path: str, status: int) -> None:
+        """A response has begun; paths that are not served are one."""
+        self._responses.labels(self._model, path, str(status)).inc()
+
+    def submitted(self, params: SamplingParams) -> None:
+        """A request was let in."""
+        self._n.observe(params.n)
+        if params.max_tokens is not None:
+            self._most.observe(params.max_tokens)
+
+    def tokens(self, count: int) -> None:
+        """So many tokens have come."""
+        self._generated.labels(self._model).inc(count)
+
+    def aborted(self, choices: int) -> None:
+        """A request was closed before it had ended."""
+        self._success.labels(self._model, "abort").inc(choices)
+
+    def ended(self, output: RequestOutput) -> None:
+        """A request has ended."""
+        prompt = len(output.prompt_token_ids)
+        for counter in (self._prompt, self._queries):
+            counter.labels(self._model).inc(prompt)
+        self._prompts.observe(prompt)
+        for choice in output.choices:
+            self._success.labels(self._model, choice.finish_reason or "error").inc()
+            self._outputs.observe(len(choice.token_ids))
+            if isinstance(choice.metrics, RequestMetrics):
+                self._times(choice.metrics)
+
+    def _times(self, metrics: RequestMetrics) -> None:
+        for counter in (self._cached, self._hits):
+            counter.labels(self._model).inc(metrics.cached_tokens)
+        self._preempted.labels(self._model).inc(metrics.preemptions)
+        queue, ttft, e2e = metrics.queue, metrics.ttft, metrics.e2e
+        inference = decode = None
+        if queue is not None and ttft is not None and e2e is not None:
+            inference, decode = e2e - queue, e2e - ttft
+        for family, value in (
+            (self._ttft, ttft),
+            (self._tpot, metrics.tpot),
+            (self._e2e, e2e),
+            (self._queue, queue),
+            (self._prefill, metrics.prefill),
+            (self._inference, inference),
+            (self._decode, decode),
+        ):
+            if value is not None:
+                family.observe(value)
+        for gap in metrics.itl:
+            self._itl.observe(gap)
+
+    # What is read.
+
+    def text(self, report: Mapping[str, Any]) -> bytes:
+        """The exposition; `report` is a backend's."""
+        own = _Families(self._without_created())
+        now = _Families(_state_families(self._model, report))
+        return generate_latest(own) + generate_latest(now)
+
+    def _without_created(self) -> Iterator[Metric]:
+        """The families without a moment of creation for each, which doubles their number."""
+        for family in self._registry.collect():
+            family.samples = [
+                sample for sample in family.samples if not sample.name.endswith("_created")
+            ]
+            yield family
+
+
+class _Families:
+    """What `generate_latest` reads: families, once."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def _state_families(model: str, report: Mapping[str, Any]) -> Iterator[Metric]:
+    """Families of what is so at this moment, and of totals that the coordinator keeps."""
+    queue, engines, pools = report["queue"], report["engines"], report["pools"]
+    one = {"": queue}
+    yield _family(GaugeMetricFamily, model, "num_requests_running", one, "running", ())
+    yield _family(GaugeMetricFamily, model, "num_requests_waiting", one, "waiting", ())
+    used = {name: {"share": _used(pool)} for name, pool in pools.items()}
+    yield _family(GaugeMetricFamily, model, "kv_cache_usage_perc", used, "share", ("pool",))
+    for key in ("pages", "free_pages", "cached_pages"):
+        yield _family(GaugeMetricFamily, model, f"pool_{key}", pools, key, ("pool",))
+    for key in ("rows", "free_rows", "prefilling", "decoding", "steps_in_flight"):
+        yield _family(GaugeMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
+    for key in ("steps", "busy_seconds", "losses"):
+        yield _family(CounterMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
+    for key in ("bytes", "shipments", "wire_s"):
+        name = f"link_{_spelt(key)}"
+        yield _family(CounterMetricFamily, model, name, report["links"], key, ("link",))
+    for key, value in report["transfers"].items():
+        name = f"handoff_{_spelt(key)}"
+        yield _family(CounterMetricFamily, model, name, {"": {key: value}}, key, ())
+
+
+def _spelt(key: str) -> str:
+    """A key of a report as part of a metric's name, with its unit in full."""
+    return re.sub(r"_s$", "_seconds", key)
+
+
+def _used(pool: Mapping[str, Any]) -> float:
+    return pool["used_pages"] / pool["pages"] if pool["pages"] else 0.0
+
+
+def _family(
+    kind: Any,
+    model: str,
+    name: str,
+    of_each: Mapping[str, Mapping[str, Any]],
+    key: str,
+    labels: tuple[str, ...],
+) -> Metric:
+    text = f"{name.replace('_', ' ')}; see docs/serving.md"
+    family = kind(f"pdjax:{name}", text, labels=[*_REQUEST, *labels])
+    for each, values in of_each.items():
+        family.add_metric([model, *([each] if labels else [])], values[key])
+    return family

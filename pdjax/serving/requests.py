@@ -1,0 +1,296 @@
+"""The bodies of requests: their fields, which of them this server refuses, and what they ask of the
+sampler.
+
+Types are strict: `seed: false` is no number. A field that is known and not supported is a 400,
+unless its value asks for nothing. A field that nobody knows is ignored, as vLLM ignores it, and is
+named in the log line of the request.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SkipValidation
+
+from pdjax.core.messages import shown
+from pdjax.core.request import SamplingParams
+from pdjax.serving.errors import bad_value, not_supported, of_submit
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": ({},),
+    **dict.fromkeys(["guided_json", "guided_regex", "guided_choice", "guided_grammar"], ()),
+    "guided_decoding_backend": (),
+    "prompt_logprobs": (False,),
+    "priority": (0,),
+    **dict.fromkeys(["deadline", "cache_salt", "kv_transfer_params"], ()),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "min_tokens": (0,),
+    "length_penalty": (1.0,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "truncate_prompt_tokens": (),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "logits_processors": ([],),
+    "vllm_xargs": ({},),
+    "audio": (),
+    "modalities": (["text"],),
+    "web_search_options": (),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "prompt_embeds": (),
+    "mm_processor_kwargs": ({},),
+    "reasoning_effort": (),
+}
+"""Fields that are known and not supported, each with the values that ask for nothing."""
+
+HARMLESS = frozenset(
+    (
+        *("store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"),
+        *("verbosity", "prediction", "parallel_tool_calls", "prompt_cache_retention"),
+        "include_reasoning",
+    )
+)
+"""Fields of OpenAI's API that do not change what a model answers here; they are ignored."""
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`: usage in a last chunk, or in every chunk."""
+
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SampledRequest(BaseModel):
+    """What completions and chats have in common; None everywhere is "not given"."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    def unknown_fields(self) -> list[str]:
+        """The fields that are ignored since nobody knows them.
+
+        Raises:
+          ApiError: a field that is known and not supported asks for something.
+        """
+        unknown = []
+        for name, value in (self.model_extra or {}).items():
+            if name in REFUSED:
+                if value is not None and not _is_among(value, REFUSED[name]):
+                    raise not_supported(name)
+            elif name not in HARMLESS:
+                unknown.append(name)
+        return unknown
+
+    def check_stream(self) -> None:
+        """Refuse options of a stream where there is none.
+
+        Raises:
+          ApiError: a 400.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise bad_value(
+                "stream_options", self.stream_options.model_dump(), "only allowed with stream=true"
+            )
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether a stream ends with a chunk that has the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def has_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return self.has_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    def sampling_params(self, **given: Any) -> SamplingParams:
+        """How the tokens are chosen; `given` are params that the two kinds read differently.
+
+        Raises:
+          ApiError: a 400 with the field that is out of range.
+        """
+        asked = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "n": self.n,
+            "stop": self.stop,
+            "seed": None if self.seed is None else self.seed % 2**64,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "top_k": 0 if self.top_k == -1 else self.top_k,  # vLLM's word for all
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "ignore_eos": self.ignore_eos,
+            "stop_token_ids": self.stop_token_ids,
+            **given,
+        }
+        plain = {name: value for name, value in asked.items() if value is not None}
+        plain.setdefault("max_tokens", None)
+        try:
+            return SamplingParams(**plain)
+        except ValueError as error:
+            raise of_submit(error) from error
+
+
+class CompletionRequest(SampledRequest):
+    """The body of `/v1/completions`."""
+
+    prompt: SkipValidation[str | list[str] | list[int] | list[list[int]]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+
+    def params(self) -> SamplingParams:
+        """How to answer; without `max_tokens` 16 tokens, as OpenAI's API.
+
+        Raises:
+          ApiError: a 400.
+        """
+        if self.echo and self.logprobs is not None:
+            raise not_supported(
+                "echo",
+                "echo: with logprobs needs log-probabilities of prompts, which this server "
+                "does not have; ask for one of them",
+            )
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise not_supported("best_of", f"best_of={self.best_of}: must be n; leave it out")
+        most = 16 if self.max_tokens is None else self.max_tokens
+        return self.sampling_params(max_tokens=most, logprobs=self.logprobs)
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each text or token ids.
+
+        Raises:
+          ApiError: a 400: it is none of the four forms.
+        """
+        prompt: Any = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if isinstance(prompt, list) and prompt:
+            if _are(int, prompt):
+                return [prompt]
+            if _are(str, prompt) or all(
+                isinstance(each, list) and _are(int, each) for each in prompt
+            ):
+                return list(prompt)
+        raise bad_value(
+            "prompt", prompt, "must be text, a list of texts, token ids, or a list of token ids"
+        )
+
+
+class ChatRequest(SampledRequest):
+    """The body of `/v1/chat/completions`."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+
+    def params(self) -> SamplingParams:
+        """How to answer; without a bound, to the end of the context.
+
+        Raises:
+          ApiError: a 400.
+        """
+        if self.top_logprobs is not None and not self.logprobs:
+            raise bad_value("top_logprobs", self.top_logprobs, "only allowed with logprobs=true")
+        most = self.max_completion_tokens
+        most = self.max_tokens if most is None else most
+        top = (self.top_logprobs or 0) if self.logprobs else None
+        return self.sampling_params(max_tokens=most, logprobs=top)
+
+    def offered_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the template is given.
+
+        Raises:
+          ApiError: a 400: a call is to be forced.
+        """
+        if self.tool_choice not in (None, "auto", "none"):
+            raise not_supported(
+                "tool_choice",
+                f"tool_choice={shown(self.tool_choice)}: to force a call is not supported; "
+                "allowed are auto and none",
+            )
+        return None if self.tool_choice == "none" else self.tools or None
+
+
+class TokenizeRequest(BaseModel):
+    """The body of `/tokenize`: a text, or a conversation."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(BaseModel):
+    """The body of `/detokenize`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    tokens: SkipValidation[list[int]]
+
+
+def checked_ids(name: str, ids: Any, vocab_size: int) -> list[int]:
+    """Token ids that a tokenizer knows.
+
+    Raises:
+      ApiError: a 400.
+    """
+    if not isinstance(ids, list) or not _are(int, ids):
+        raise bad_value(name, ids, "must be a list of token ids")
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise bad_value(name, token, f"token ids are 0 to {vocab_size - 1}")
+    return ids
+
+
+def _are(kind: type, values: Iterable[Any]) -> bool:
+    """Whether all are of a type, and no bool passes as a number."""
+    return set(map(type, values)) <= {kind}
+
+
+def _is_among(value: Any, allowed: tuple[Any, ...]) -> bool:
+    return any(
+        value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed
+    )

@@ -1,0 +1,126 @@
+"""Runs the application on uvicorn: a socket, signals, an end that lets answers finish."""
+
+import asyncio
+import socket
+from types import FrameType
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pdjax.serving.app import make_app
+from pdjax.serving.front import Front
+from pdjax.serving.logs import event
+
+KEEP_ALIVE_S = 75
+"""Seconds for which an idle connection stays: above the 5 to 60 s after which clients drop theirs,
+so that a server never closes one on which a request is on its way."""
+LEAVE_S = 5
+"""Seconds that connections have to close, once no answer is under way."""
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket at the address; it refuses connections until a server runs on it.
+
+    Raises:
+      ValueError: no such address, or it is in use.
+    """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port={port}: must be in [0, 65536); 0 takes a free one")
+    try:
+        [(family, kind, proto, _, address), *_] = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        found = socket.socket(family, kind, proto)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"host={host!r}: {error}") from error
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        raise ValueError(f"host={host!r}, port={port}: {error}") from error
+    return found
+
+
+def url_of(found: socket.socket) -> str:
+    """The address of a socket, as a client writes it."""
+    host, port = found.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """Serves a front until a signal. The first one lets answers under way finish, within
+    `Settings.drain_s`, while new requests get a 503; a second one ends it at once.
+
+    Args:
+      front: closed at the end.
+    """
+
+    def __init__(self, front: Front) -> None:
+        super().__init__(
+            uvicorn.Config(
+                make_app(front),
+                http=_protocol(front.settings.stall_s),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LEAVE_S,
+            )
+        )
+        self._front = front
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self._front.is_draining
+        self._front.is_draining = True
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        draining = asyncio.ensure_future(self._drain())
+        try:
+            await super().serve(sockets)
+        finally:
+            draining.cancel()
+            await self._front.close()
+
+    async def _drain(self) -> None:
+        """Once the server is to end, wait for what is under way; then end it."""
+        front, loop = self._front, asyncio.get_running_loop()
+        while not front.is_draining:
+            await asyncio.sleep(0.05)
+        event("draining", open_answers=len(front.answers), drain_s=front.settings.drain_s)
+        end = loop.time() + front.settings.drain_s
+        while front.requests and loop.time() < end and not self.force_exit:
+            await asyncio.sleep(0.02)
+        if front.answers:
+            event("drain_ended", open_answers=len(front.answers))
+            front.abort_all()
+            await asyncio.sleep(0.1)  # their clients are told
+        self.should_exit = True
+
+
+def _protocol(stall_s: float) -> type[H11Protocol]:
+    """A protocol that cuts a client off which takes nothing for so many seconds."""
+
+    class Impatient(H11Protocol):
+        _stalled: asyncio.TimerHandle | None = None
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stalled = self.loop.call_later(stall_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._go_on()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._go_on()
+            super().connection_lost(exc)
+
+        def _go_on(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
+
+    return Impatient

@@ -1,0 +1,65 @@
+"""What is served, and how it goes: models, health, metrics, engines."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from pdjax.core.clock import unix_time
+from pdjax.serving.errors import ApiError
+from pdjax.serving.front import Front
+from pdjax.serving.metrics import CONTENT_TYPE
+
+
+def routes(front: Front) -> APIRouter:
+    """The endpoints."""
+    router = APIRouter()
+    model = front.backend.model
+    card = {
+        "id": model.name,
+        "object": "model",
+        "created": unix_time(),
+        "owned_by": "pdjax",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.max_model_len,
+    }
+
+    @router.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The model that is served."""
+        return {"object": "list", "data": [card]}
+
+    @router.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        """One model."""
+        front.check_model(name)
+        return card
+
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health")
+    async def health() -> Response:
+        """Whether the server lives."""
+        return Response(status_code=200)
+
+    @router.head("/ready", include_in_schema=False)
+    @router.get("/ready")
+    async def ready() -> Response:
+        """Whether the server takes requests: not while it drains."""
+        if front.is_draining:
+            raise ApiError(503, "draining", kind="server_error", code="shutting_down")
+        return Response(status_code=200)
+
+    @router.head("/metrics", include_in_schema=False)
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus's text format."""
+        text = front.metrics.text(await front.backend.report())
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    @router.get("/engines")
+    async def engines() -> dict[str, Any]:
+        """The state of each engine, pool and link, and of the queue."""
+        return {**await front.backend.report(), "open_answers": len(front.answers)}
+
+    return router

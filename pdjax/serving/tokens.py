@@ -1,0 +1,51 @@
+"""`/tokenize` and `/detokenize`, in the form of vLLM's server."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from pdjax.serving.conversations import messages_of
+from pdjax.serving.errors import bad_value
+from pdjax.serving.front import Front
+from pdjax.serving.requests import DetokenizeRequest, TokenizeRequest, checked_ids
+
+
+def routes(front: Front) -> APIRouter:
+    """The endpoints."""
+    router = APIRouter()
+
+    @router.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        """The token ids of a text, or of a conversation."""
+        front.check_model(body.model)
+        tokenizer = front.tokenizer
+        if (body.prompt is None) == (body.messages is None):
+            raise bad_value("prompt", body.prompt, "give either prompt or messages")
+        if body.messages is not None:
+            ids = await front.in_thread(
+                tokenizer.apply_chat_template,
+                messages_of(body.messages),
+                body.add_generation_prompt,
+                tools=body.tools or None,
+                chat_template_kwargs=body.chat_template_kwargs,
+            )
+        else:
+            ids = await front.in_thread(tokenizer.encode, body.prompt, body.add_special_tokens)
+        answer = {
+            "count": len(ids),
+            "max_model_len": front.backend.model.max_model_len,
+            "tokens": ids,
+        }
+        if body.return_token_strs:
+            answer["token_strs"] = [tokenizer.decode([each], False) for each in ids]
+        return answer
+
+    @router.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        """The text of token ids."""
+        front.check_model(body.model)
+        tokenizer = front.tokenizer
+        ids = checked_ids("tokens", body.tokens, tokenizer.vocab_size)
+        return {"prompt": await front.in_thread(tokenizer.decode, ids, False)}
+
+    return router

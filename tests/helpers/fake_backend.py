@@ -1,0 +1,222 @@
+"""A backend without engines: it answers every prompt with a text that a test chooses, a byte a
+token; and a server over it in a thread, at a port of its own."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pdjax.core.outputs import Completion, RequestEvent, RequestOutput, TokenLogprobs
+from pdjax.core.request import QueueFull
+from pdjax.host.handoff.accounting import TransferTotals
+from pdjax.host.metrics.request import RequestMetrics
+from pdjax.serving.backend import Ask, Backend, ServedModel
+from pdjax.serving.front import Front, Settings
+from pdjax.serving.server import Server, listening_socket, url_of
+from pdjax.stream import Backlog, Unread
+from pdjax.text.text_stream import TextStream
+from pdjax.text.tokenizer import Tokenizer
+from tests.helpers.tiny_tokenizer import write_directory
+
+PATIENCE = 20.0
+TEMPLATE = (
+    "{% if tools %}[{% for tool in tools %}{{ tool.function.name }} {% endfor %}]{% endif %}"
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+class FakeAnswer:
+    """The events of one ask, made by a task of the event loop."""
+
+    def __init__(self, backend: "FakeBackend", ask: Ask) -> None:
+        self._backend, self.ask = backend, ask
+        self.unread, self._news = Unread(), asyncio.Event()
+        self._backlog = Backlog(self.unread.popleft)
+        self.closed = self._ended = False
+        self._task = asyncio.ensure_future(self._make())
+
+    def __aiter__(self) -> "FakeAnswer":
+        return self
+
+    async def __anext__(self) -> RequestEvent:
+        while not (self.closed or self._ended):
+            event = self._backlog.pop()
+            if event is not None:
+                self._ended = event.output is not None
+                return event
+            self._news.clear()
+            await self._news.wait()
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        self.closed = True
+        self._task.cancel()
+        self._news.set()
+
+    async def _make(self) -> None:
+        loop, backend, ask = asyncio.get_running_loop(), self._backend, self.ask
+        arrival, choices = loop.time(), []
+        for choice in range(ask.params.n):
+            texts = TextStream(backend.bytes.incremental_decoder(), ask.params.stop)
+            ids, times = list[int](), list[float]()
+            logprobs: list[TokenLogprobs] | None = None if ask.params.logprobs is None else []
+            reason, stop, error = None, None, None
+            reply = backend.reply(choice)
+            for token in reply:
+                await asyncio.sleep(backend.token_s)
+                stop = texts.push(token)
+                ids.append(token)
+                times.append(loop.time())
+                new = _logprobs(token, ask.params.logprobs)
+                if logprobs is not None:
+                    logprobs.extend(new)
+                if len(ids) == backend.fails_after:
+                    reason, error = "error", "OSError: /root/secret: no such file"
+                elif stop is not None:
+                    reason = "stop"
+                elif len(ids) == ask.params.max_tokens:
+                    reason = "length"
+                elif len(ids) == len(reply):
+                    reason = "stop"
+                if reason:
+                    texts.finish()
+                    break
+                if not ask.whole:
+                    self._tell(RequestEvent(texts.take(), [token], choice=choice, logprobs=new))
+            marks = (("arrived", arrival), ("prefill_started", arrival), ("finished", loop.time()))
+            lengths = len(ask.prompt_token_ids), 2
+            metrics = RequestMetrics("s", arrival, marks, times, *lengths, TransferTotals(), reason)
+            made = Completion(ids, texts.text, reason, stop, logprobs, error, metrics)
+            choices.append(made)
+            prompt = list(ask.prompt_token_ids)
+            output = RequestOutput("r", None, prompt, [*choices])
+            last = RequestEvent(
+                texts.text if ask.whole else texts.take(),
+                ids if ask.whole else ids[-1:],
+                reason,
+                output if choice == ask.params.n - 1 else None,
+                choice=choice,
+                logprobs=logprobs if ask.whole else new,
+                stop_reason=stop,
+                error=error,
+            )
+            self._tell(last)
+
+    def _tell(self, event: RequestEvent) -> None:
+        self.unread.append(event)
+        self._news.set()
+
+
+def _logprobs(token: int, top: int | None) -> list[TokenLogprobs]:
+    likeliest = tuple((token + i, -0.5 - i) for i in range(top or 0))
+    return [TokenLogprobs(-0.5, likeliest)]
+
+
+class FakeBackend:
+    """Answers with `text`; choice c with `text` and c exclamation marks.
+
+    Attributes:
+      token_s: seconds a token takes.
+      fails_after: tokens after which each choice fails; 0 never.
+      full: whether the queue has no room.
+      answers: all that were submitted.
+    """
+
+    def __init__(self, folder: Path, text: str = "Grüße, 世界! How are you?") -> None:
+        self.bytes = Tokenizer.open(write_directory(folder, {}, TEMPLATE))
+        self.tokenizer: Tokenizer | None = self.bytes
+        self.model = ServedModel("fake", 4096, 4096)
+        self.text = text
+        self.reset()
+
+    def reset(self) -> None:
+        self.token_s, self.fails_after, self.full = 0.0, 0, False
+        self.answers: list[FakeAnswer] = []
+
+    def reply(self, choice: int) -> list[int]:
+        return self.bytes.encode(self.text + "!" * choice)
+
+    async def submit(self, ask: Ask) -> FakeAnswer:
+        if self.full:
+            raise QueueFull("9 sequences wait already")
+        if not ask.prompt_token_ids:
+            raise ValueError("prompt_token_ids=(): must have at least one token")
+        if len(ask.prompt_token_ids) >= self.model.max_model_len:
+            raise ValueError("prompt_token_ids: 9999 tokens, but the context is 4096")
+        self.answers.append(FakeAnswer(self, ask))
+        return self.answers[-1]
+
+    async def report(self) -> dict[str, Any]:
+        engine = {"rows": 4, "free_rows": 3, "prefilling": 0, "decoding": 1, "steps_in_flight": 1}
+        work = {"steps": 7, "busy_seconds": 0.5, "losses": 0}
+        pool = {"pages": 8, "free_pages": 6, "cached_pages": 1, "used_pages": 2, "page_size": 4}
+        return {
+            "engines": {"decode/0": engine | work},
+            "pools": {"hbm/decode/0": pool},
+            "queue": {"waiting": 2, "running": 1, "max_waiting": 9},
+            "links": {"hbm/0->hbm/1": {"bytes": 64, "shipments": 1, "wire_s": 0.25}},
+            "transfers": TransferTotals().to_json(),
+        }
+
+    async def close(self) -> None:
+        for answer in self.answers:
+            answer.close()
+
+
+class Served:
+    """A server in a thread.
+
+    Attributes:
+      url: of its root.
+      front, server: belong to the thread's event loop, `loop`.
+    """
+
+    url: str
+    front: Front
+    server: Server
+    loop: asyncio.AbstractEventLoop
+
+    def until(self, condition: Any) -> None:
+        """Wait until a condition of the event loop's state holds."""
+
+        async def wait() -> None:
+            while not condition():
+                await asyncio.sleep(0.005)
+
+        asyncio.run_coroutine_threadsafe(wait(), self.loop).result(PATIENCE)
+
+    def tell_to_end(self) -> None:
+        """What a signal does."""
+        self.loop.call_soon_threadsafe(self.server.handle_exit, 15, None)
+
+
+@contextmanager
+def served(make: Any, settings: Settings | None = None) -> Iterator[Served]:
+    """Serve the backend that `make` makes, within the server's event loop."""
+    found, running, at = listening_socket("127.0.0.1", 0), threading.Event(), Served()
+    at.url = url_of(found)
+
+    async def run() -> None:
+        backend: Backend = make()
+        at.loop, at.front = asyncio.get_running_loop(), Front(backend, settings or Settings())
+        at.server = Server(at.front)
+        serving = asyncio.ensure_future(at.server.serve([found]))
+        while not (at.server.started or serving.done()):
+            await asyncio.sleep(0.005)
+        running.set()
+        await serving
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    assert running.wait(PATIENCE)
+    try:
+        yield at
+    finally:
+        if thread.is_alive():
+            at.tell_to_end()
+            at.tell_to_end()
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the server does not end"

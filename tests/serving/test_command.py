@@ -1,0 +1,95 @@
+"""`pdjax serve`: what it refuses, and its life from the first line to a signal."""
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from pdjax import async_llm
+from pdjax.cli import serve
+from pdjax.flags import status
+from pdjax.serving import async_backend
+from pdjax.serving.server import listening_socket, url_of
+from tests.helpers.fake_backend import PATIENCE, FakeBackend
+
+
+@pytest.fixture
+def restored_logs() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("pdjax", "uvicorn", "uvicorn.error")]
+    kept = [(each.handlers, each.propagate, each.level, each.filters[:]) for each in loggers]
+    yield
+    for logger, (handlers, propagate, level, filters) in zip(loggers, kept, strict=True):
+        logger.handlers, logger.propagate, logger.level = handlers, propagate, level
+        logger.filters = filters
+
+
+def run(*words: str) -> int:
+    return status(serve.serve, serve.COMMAND.values, serve.USAGE, ["pdjax serve", *words])
+
+
+@pytest.mark.usefixtures("restored_logs")
+def test_it_serves_until_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    made: dict[str, Any] = {}
+
+    def backend(llm: Any, name: str | None) -> FakeBackend:
+        made["name"] = name
+        return FakeBackend(tmp_path)
+
+    monkeypatch.setattr(async_llm, "AsyncLLM", lambda config: None)
+    monkeypatch.setattr(async_backend, "AsyncBackend", backend)
+    with listening_socket("127.0.0.1", 0) as free:
+        url = url_of(free)
+    answers: list[int] = []
+
+    def ask() -> None:
+        transport = httpx2.HTTPTransport(retries=5)
+        with httpx2.Client(base_url=url, timeout=PATIENCE, transport=transport) as client:
+            try:
+                answers.append(client.get("/v1/models").status_code)
+                body = {"prompt": "x", "max_tokens": 2}
+                answers.append(client.post("/v1/completions", json=body).status_code)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    code = run(f"--port={url.rpartition(':')[2]}", "--served_model_name=mine", "--drain_s=5")
+    asking.join(PATIENCE)
+    assert (code, answers, made["name"]) == (0, [200, 200], "mine")
+    said = capsys.readouterr()
+    assert re.search(rf"pdjax serve: fake at {url}/v1\n", said.out)
+    assert '"event": "ready"' in said.err and '"event": "draining"' in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port=70000"], "port=70000: must be in"),
+        (["--host=no.such.host.invalid"], "host='no.such.host.invalid'"),
+        (["--drain_s=-1"], "drain_s=-1.0: must be"),
+        (["--max_body_mb=0"], "max_body=0: must be"),
+        (["--api_keys_file=/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_wrong_flag_is_told_before_anything_is_loaded(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_told(capsys: pytest.CaptureFixture[str]):
+    with listening_socket("127.0.0.1", 0) as found:
+        found.listen()
+        port = found.getsockname()[1]
+        assert run(f"--port={port}") == 2
+    assert f"port={port}" in capsys.readouterr().err

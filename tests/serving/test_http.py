@@ -1,0 +1,306 @@
+"""The server without a client of its own kind: bad bodies, refused fields, keys, ids, probes,
+metrics, the drain. All over a fake backend."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from pdjax.serving.app import make_app
+from pdjax.serving.front import Front, Settings
+from pdjax.serving.keys import ENVIRONMENT, ApiKey, digest_of, name_of, read_keys
+from pdjax.serving.logs import LOG, JsonLines
+from pdjax.serving.requests import REFUSED
+from tests.helpers.fake_backend import FakeBackend
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
+    return FakeBackend(tmp_path_factory.mktemp("fake"))
+
+
+class Http:
+    """Requests to an application, without a socket."""
+
+    def __init__(self, backend: FakeBackend, **settings: Any) -> None:
+        backend.reset()
+        self.front = Front(backend, replace(Settings(), **settings))
+        self.app = make_app(self.front)
+
+    def request(self, method: str, path: str, **how: Any) -> httpx2.Response:
+        async def ask() -> httpx2.Response:
+            transport = httpx2.ASGITransport(self.app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://here") as client:
+                return await client.request(method, path, **how)
+
+        return asyncio.run(ask())
+
+    def get(self, path: str, **how: Any) -> httpx2.Response:
+        return self.request("GET", path, **how)
+
+    def post(self, path: str, **how: Any) -> httpx2.Response:
+        return self.request("POST", path, **how)
+
+
+@pytest.fixture
+def http(backend: FakeBackend) -> Http:
+    return Http(backend)
+
+
+def error_of(response: httpx2.Response, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_supported_is_refused_by_its_name(http: Http, name: str):
+    for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", CHAT)):
+        error = error_of(http.post(path, json={**body, name: "something"}))
+        assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+        for nothing in (None, *REFUSED[name]):
+            assert http.post(path, json={**body, name: nothing}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", False),
+        ("echo", 0),
+        ("max_tokens", 0),
+        ("max_tokens", 2.5),
+        ("temperature", "hot"),
+        ("temperature", float("nan")),
+        ("top_p", 0),
+        ("n", 0),
+        ("stop", [1]),
+        ("stop", ""),
+        ("stop_token_ids", [True]),
+        ("prompt", []),
+        ("prompt", ""),
+        ("prompt", [[]]),
+        ("prompt", [1, "x"]),
+        ("prompt", ["x", [1]]),
+        ("prompt", [True]),
+        ("prompt", {"text": "x"}),
+        ("prompt", "\ud800"),
+        ("logprobs", -1),
+        ("stream_options", {"include_usage": True}),
+        ("stream_options", {"include_usage": 1}),
+        ("best_of", 3),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_field(http: Http, field: str, value: Any):
+    body = json.dumps({"prompt": "x", field: value})
+    headers = {"content-type": "application/json"}
+    error = error_of(http.post("/v1/completions", content=body, headers=headers))
+    assert error["param"].split(".")[0] == field, error
+    assert not http.front.answers
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("messages[0].role", {"content": "x"}),
+        ("messages[0].content", {"role": "user", "content": 5}),
+        ("messages[0].content[0]", {"role": "user", "content": [{"type": "text"}]}),
+        ("messages[0].content[0].type", {"role": "user", "content": [{"type": "image_url"}]}),
+        ("messages[0].tool_calls", {"role": "assistant", "tool_calls": "x"}),
+        (
+            "messages[0].tool_calls[0].function.arguments",
+            {"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]},
+        ),
+        ("messages", None),
+    ],
+)
+def test_a_wrong_message_is_refused_by_its_place(http: Http, where: str, message: Any):
+    messages = [] if message is None else [message]
+    assert (
+        error_of(http.post("/v1/chat/completions", json={"messages": messages}))["param"] == where
+    )
+
+
+def test_options_that_need_others_are_refused(http: Http):
+    echo = http.post("/v1/completions", json={"prompt": "x", "echo": True, "logprobs": 1})
+    assert error_of(echo)["param"] == "echo"
+    top = http.post("/v1/chat/completions", json={**CHAT, "top_logprobs": 2})
+    assert error_of(top)["param"] == "top_logprobs"
+
+
+def test_a_field_that_nobody_knows_is_ignored_and_logged(http: Http, caplog: Any):
+    with caplog.at_level(logging.INFO, LOG.name):
+        http.post("/v1/completions", json={"prompt": "x", "no_such_field": 1, "store": True})
+    [line] = [record.fields for record in caplog.records if record.message == "request"]
+    assert line["ignored_fields"] == ["no_such_field"]
+    assert (line["status"], line["prompt_tokens"], line["completion_tokens"]) == (200, 1, 16)
+    assert line["finish_reason"] == "length" and line["ttft_ms"] >= 0
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"\xff\xfe\x00", b'{"prompt": "\xff"}', b"[" * 100_000, b"", b"5", b'"x"']
+)
+def test_a_body_that_is_no_request_is_a_400(http: Http, body: bytes):
+    headers = {"content-type": "application/json"}
+    error_of(http.post("/v1/completions", content=body, headers=headers))
+
+
+def test_a_body_has_a_bound(backend: FakeBackend):
+    http = Http(backend, max_body=100)
+
+    async def endless() -> Any:
+        for _ in range(50):
+            yield b" " * 10
+
+    for content in (b" " * 101, endless()):
+        error = error_of(http.post("/v1/completions", content=content), 413)
+        assert error["code"] == "request_too_large"
+
+
+def test_a_body_that_never_ends_is_given_up(backend: FakeBackend):
+    async def stuck() -> Any:
+        yield b"{"
+        await asyncio.sleep(20)
+
+    error_of(Http(backend, body_s=0.05).post("/v1/completions", content=stuck()), 408)
+
+
+def test_paths_and_methods_that_are_not_there(http: Http):
+    error_of(http.get("/v1/nothing"), 404)
+    error_of(http.get("/v1/completions"), 405)
+    error_of(http.get("/v1/models/other"), 404)
+
+
+def test_an_error_within_the_server_says_nothing_of_it(
+    http: Http, monkeypatch: pytest.MonkeyPatch, caplog: Any
+):
+    async def report() -> Any:
+        raise OSError("/root/secret")
+
+    monkeypatch.setattr(http.front.backend, "report", report)
+    error = error_of(http.get("/metrics", headers={"x-request-id": "abc"}), 500)
+    assert "secret" not in error["message"] and "abc" in error["message"]
+    assert "/root/secret" in caplog.text
+
+
+def test_ids_of_requests_are_honoured_where_a_header_can_hold_them(http: Http):
+    assert http.get("/health", headers={"x-request-id": "a-1"}).headers["x-request-id"] == "a-1"
+    for odd in ("a b", "x" * 129, ""):
+        made = http.get("/health", headers={"x-request-id": odd}).headers["x-request-id"]
+        assert len(made) == 32
+    answer = http.post("/v1/completions", json={"prompt": "x"}, headers={"x-request-id": "a-2"})
+    assert answer.json()["id"] == "cmpl-a-2"
+
+
+def test_keys_open_all_but_the_probes(backend: FakeBackend, caplog: Any):
+    http = Http(backend, api_keys=(ApiKey("ann", digest_of("k1")), ApiKey("bob", digest_of("k2"))))
+    for path in ("/v1/models", "/metrics", "/engines", "/openapi.json"):
+        for headers in ({}, {"authorization": "Bearer k3"}, {"authorization": "Basic k1"}):
+            assert error_of(http.get(path, headers=headers), 401)["code"] == "invalid_api_key"
+    assert http.get("/health").status_code == http.get("/ready").status_code == 200
+    with caplog.at_level(logging.INFO, LOG.name):
+        assert http.get("/v1/models", headers={"authorization": "Bearer k2"}).status_code == 200
+    assert caplog.records[-1].fields["key"] == "bob"
+    assert "k2" not in caplog.text
+
+
+def test_keys_are_read_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert read_keys(None) == ()
+    file = tmp_path / "keys"
+    file.write_text("# team\nann: a:b\n\nbob:k2\n")
+    assert name_of(read_keys(str(file)), "Bearer a:b") == "ann"
+    monkeypatch.setenv(ENVIRONMENT, "eve:k")
+    assert [key.name for key in read_keys(None)] == ["eve"]
+    for text, message in (("ann", "name:key"), ("a:1\na:2", "comes twice"), ("#", "must hold")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_keys(str(file))
+
+
+def test_texts_and_conversations_are_tokenized_and_back(http: Http, backend: FakeBackend):
+    made = http.post("/tokenize", json={"prompt": "hé", "return_token_strs": True}).json()
+    assert made["tokens"] == backend.bytes.encode("hé")
+    assert (made["count"], made["max_model_len"], made["token_strs"][0]) == (3, 4096, "h")
+    back = http.post("/detokenize", json={"tokens": made["tokens"]})
+    assert back.json() == {"prompt": "hé"}
+    chat = http.post("/tokenize", json=CHAT).json()
+    assert chat["tokens"] == backend.bytes.encode("<user>hello<assistant>")
+    for path, body in (
+        ("/tokenize", {}),
+        ("/tokenize", {**CHAT, "prompt": "x"}),
+        ("/detokenize", {"tokens": [300]}),
+        ("/detokenize", {"tokens": [-1]}),
+        ("/detokenize", {"tokens": "x"}),
+    ):
+        error_of(http.post(path, json=body))
+
+
+def test_metrics_have_the_families_of_vllm(http: Http):
+    http.post("/v1/completions", json={"prompt": "xyz", "max_tokens": 4})
+    response = http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = response.text.splitlines()
+    for line in (
+        'pdjax:prompt_tokens_total{model_name="fake"} 3.0',
+        'pdjax:generation_tokens_total{model_name="fake"} 4.0',
+        'pdjax:request_success_total{finished_reason="length",model_name="fake"} 1.0',
+        'pdjax:prefix_cache_hits_total{model_name="fake"} 2.0',
+        'pdjax:num_requests_waiting{model_name="fake"} 2.0',
+        'pdjax:kv_cache_usage_perc{model_name="fake",pool="hbm/decode/0"} 0.25',
+        'pdjax:time_to_first_token_seconds_count{model_name="fake"} 1.0',
+        'pdjax:inter_token_latency_seconds_count{model_name="fake"} 3.0',
+        'pdjax:e2e_request_latency_seconds_bucket{le="7680.0",model_name="fake"} 1.0',
+        'pdjax:link_wire_seconds_total{link="hbm/0->hbm/1",model_name="fake"} 0.25',
+        'pdjax:http_responses_total{model_name="fake",path="/v1/completions",status="200"} 1.0',
+    ):
+        assert line in lines, line
+    assert "_created" not in response.text
+    assert http.request("HEAD", "/metrics").status_code == 200
+
+
+def test_engines_tell_their_state(http: Http):
+    state = http.get("/engines").json()
+    assert state["queue"] == {"waiting": 2, "running": 1, "max_waiting": 9}
+    assert state["engines"]["decode/0"]["free_rows"] == 3 and state["open_answers"] == 0
+
+
+def test_a_server_that_drains_refuses_and_says_so(http: Http):
+    http.front.is_draining = True
+    assert error_of(http.get("/ready"), 503)["code"] == "shutting_down"
+    assert http.get("/health").status_code == 200
+    refused = http.post("/v1/completions", json={"prompt": "x"})
+    assert error_of(refused, 503)["code"] == "shutting_down"
+    assert refused.headers["retry-after"] == "1"
+
+
+def test_the_schema_names_every_endpoint(http: Http):
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/metrics"} <= set(paths)
+    assert http.get("/docs").status_code == 404
+
+
+def test_log_lines_are_json():
+    record = LOG.makeRecord(
+        LOG.name, logging.INFO, "", 0, "x", (), None, extra={"fields": {"a": 1}}
+    )
+    line = json.loads(JsonLines().format(record))
+    assert (line["event"], line["level"], line["a"]) == ("x", "info", 1)
+
+
+@pytest.fixture(autouse=True)
+def restored_loggers() -> Iterator[None]:
+    """The command line's tests may have replaced the handlers."""
+    logger = logging.getLogger("pdjax")
+    before, logger.propagate = logger.propagate, True
+    yield
+    logger.propagate = before
