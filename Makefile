@@ -27,8 +27,10 @@ serve: $(READY)  ## Serve the model over HTTP at port 8000, on 8 virtual CPU dev
 test: $(READY)  ## Run every test, in as many processes as there are cores
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
+# Files without such a test are not collected: to import them takes longer than the tests.
 smoke: $(SMOKE_READY)  ## Run the smoke subset on Python 3.11 and the oldest JAX supported
-	$(SMOKE_VENV)/bin/python -m pytest -m smoke --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	$(SMOKE_VENV)/bin/python -m pytest -m smoke --numprocesses=auto --maxprocesses=4 --dist=worksteal \
+		$$(grep -rlE 'smoke' tests --include='test_*.py')
 
 lint: $(READY)  ## Check style and format
 	$(VENV)/bin/python -m ruff check

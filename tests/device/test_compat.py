@@ -9,6 +9,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from pdjax.config import NO_CACHE
 from pdjax.device.compilation_cache import use_compilation_cache
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys, jax

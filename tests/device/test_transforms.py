@@ -33,16 +33,15 @@ from tests.helpers.coded_pools import (
 )
 
 
-@pytest.mark.parametrize("checked", [False, True])
 @pytest.mark.parametrize(
-    ("source_cut", "target_cut", "ours", "theirs"),
+    ("source_cut", "target_cut", "ours", "theirs", "checked"),
     [
-        ((1, 1), (1, 1), 2, 4),
-        ((1, 1), (1, 1), 4, 2),
-        ((1, 1), (1, 1), 4, 6),
-        ((1, 2), (3, 1), 2, 6),
-        ((1, 2), (3, 1), 4, 1),
-        ((2, 1), (1, 3), 4, 2),
+        ((1, 1), (1, 1), 2, 4, True),
+        ((1, 1), (1, 1), 4, 2, False),
+        ((1, 1), (1, 1), 4, 6, True),
+        ((1, 2), (3, 1), 2, 6, False),
+        ((1, 2), (3, 1), 4, 1, True),
+        ((2, 1), (1, 3), 4, 2, True),
     ],
 )
 def test_pages_of_another_size(source_cut, target_cut, ours, theirs, checked):
@@ -106,11 +105,14 @@ QUANTISED = [
 ]
 
 
-@pytest.mark.parametrize("checked", [False, True])
 @pytest.mark.parametrize(("ours", "theirs"), QUANTISED)
 @pytest.mark.parametrize(
-    ("source_cut", "target_cut", "size", "their_size"),
-    [((1, 1), (1, 1), 2, 2), ((1, 2), (3, 1), 2, 4), ((2, 2), (3, 2), 4, 2)],
+    ("source_cut", "target_cut", "size", "their_size", "checked"),
+    [
+        ((1, 1), (1, 1), 2, 2, False),
+        ((1, 2), (3, 1), 2, 4, True),
+        ((2, 2), (3, 2), 4, 2, False),
+    ],
 )
 def test_quantised_pools(source_cut, target_cut, size, their_size, ours, theirs, checked):
     """What comes is what the two pools' types make of it, rounded once and to the bit; scales
@@ -246,11 +248,16 @@ def test_words_hold_any_number_of_elements(dtype, shape):
 
 
 @pytest.mark.parametrize(
-    ("source_cut", "target_cut"),
-    [((1, 1), (1, 1)), ((1, 2), (3, 1)), ((3, 1), (1, 4)), ((2, 2), (4, 1)), ((1, 1), (1, 3))],
-)
-@pytest.mark.parametrize(
-    ("wire_dtype", "dtype"), [(None, "float32"), ("int8", "float32"), (None, "int8")]
+    ("source_cut", "target_cut", "wire_dtype", "dtype"),
+    [
+        ((1, 1), (1, 1), None, "float32"),
+        ((1, 2), (3, 1), None, "float32"),
+        ((1, 2), (3, 1), "int8", "float32"),
+        ((1, 2), (3, 1), None, "int8"),
+        ((3, 1), (1, 4), "int8", "float32"),
+        ((2, 2), (4, 1), None, "int8"),
+        ((1, 1), (1, 3), None, "float32"),
+    ],
 )
 def test_a_flipped_bit_is_caught(source_cut, target_cut, wire_dtype, dtype):
     """On the device where it happened, in whatever word of a piece, and nowhere else."""

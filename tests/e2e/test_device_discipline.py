@@ -15,7 +15,7 @@ from pdjax.core.request import SamplingParams
 from pdjax.device.mesh import HOST
 from pdjax.interfaces.steps import StepKind
 from pdjax.llm import LLM
-from tests.helpers.promise import MONOLITHIC, answers, disaggregated, expected
+from tests.helpers.promise import COLD, MONOLITHIC, answers, disaggregated, expected
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 TRACED = "/jax/core/compile/jaxpr_trace_duration"
@@ -68,17 +68,11 @@ def test_other_shapes_share_no_programs():
     layouts = [disaggregated(1, 1, 1), disaggregated(1, 2, 1)]
     steps = []
     for config in layouts:
-        with LLM(config, {"warm_up": False}) as llm:
+        with LLM(config, COLD) as llm:
             prefill, decode = programs(llm)
             steps.append((prefill._step, decode._tick))
     assert steps[0][0] is steps[1][0]
     assert steps[0][1] is not steps[1][1]
-
-
-def test_a_warm_up_is_not_needed_for_the_right_tokens():
-    config = disaggregated(1, 2, 1)
-    with LLM(config, {"warm_up": False}) as llm:
-        assert answers(llm) == expected()
 
 
 class Compiled:
@@ -118,7 +112,7 @@ def test_pools_are_updated_in_place():
 
 def test_what_a_tick_makes_stays_where_it_is():
     # On a GPU every address that changes makes the launch of the next tick dearer.
-    with LLM(disaggregated(1, 2, 1), {"warm_up": False}) as llm:
+    with LLM(disaggregated(1, 2, 1), COLD) as llm:
         _, decode = programs(llm)
         seen: list[Any] = []
         dispatch = decode.dispatch
@@ -135,11 +129,10 @@ def test_what_a_tick_makes_stays_where_it_is():
     assert all(each == seen[1] for each in seen[2:])
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("logprobs", [None, 2])
+@pytest.mark.parametrize("logprobs", [None, pytest.param(2, marks=pytest.mark.smoke)])
 def test_tokens_land_in_the_memory_of_the_host(logprobs):
     # Where a copy that the host asks for would be late.
-    with LLM(disaggregated(2, 2, 1), {"warm_up": False}) as llm:
+    with LLM(disaggregated(2, 2, 1), COLD) as llm:
         seen: list[Any] = []
         for program in programs(llm):
             program.dispatch = partial(watched, program.dispatch, seen)

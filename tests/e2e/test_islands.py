@@ -16,7 +16,7 @@ from pdjax.core.request import SamplingParams
 from pdjax.device import builder as build
 from pdjax.device.models.weights import random_params
 from pdjax.llm import LLM
-from tests.helpers.promise import MONOLITHIC, SPEC, conserved, disaggregated
+from tests.helpers.promise import COLD, MONOLITHIC, SPEC, conserved, disaggregated
 
 POISON = {84: np.nan, 85: np.inf, 86: -np.inf, 87: 3e38}
 """Token -> what its embedding is full of."""
@@ -70,7 +70,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "random_params", poisoned_params)
-        with LLM(config) as llm:
+        with LLM(config, COLD) as llm:
             alone = [output for asked in HEALTHY for output in answers(llm, [asked])]
             assert all(output.choices[0].error is None for output in alone), "choose other tokens"
             yield Served(llm, [output.token_ids for output in alone])

@@ -17,14 +17,14 @@ from pdjax.core.request import SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.llm import LLM
 from pdjax.stream import StreamChunk
-from tests.helpers.promise import MONOLITHIC, conserved, disaggregated, workload
+from tests.helpers.promise import COLD, MONOLITHIC, conserved, disaggregated, workload
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(disaggregated(1, 2, 1)) as llm:
+    with LLM(disaggregated(1, 2, 1), COLD) as llm:
         yield llm
 
 

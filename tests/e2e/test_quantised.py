@@ -13,7 +13,15 @@ from pdjax.device.mesh import PREFILL_RULES, make_mesh
 from pdjax.device.models.weights import random_params
 from pdjax.llm import LLM
 from tests.helpers.dense import dense_logits
-from tests.helpers.promise import SPEC, answers, crowded, disaggregated, preemptions, workload
+from tests.helpers.promise import (
+    COLD,
+    SPEC,
+    answers,
+    crowded,
+    disaggregated,
+    preemptions,
+    workload,
+)
 
 DTYPES = ("int8", "float8_e4m3fn")
 
@@ -21,7 +29,7 @@ DTYPES = ("int8", "float8_e4m3fn")
 @cache
 def baseline(dtype: str) -> list[list[list[int]]]:
     """The answers of one device for each phase."""
-    with LLM(disaggregated(1, 1, 1, kv_dtype=dtype), {"warm_up": False}) as llm:
+    with LLM(disaggregated(1, 1, 1, kv_dtype=dtype), COLD) as llm:
         return answers(llm)
 
 
@@ -31,7 +39,7 @@ def test_decode_sees_what_was_rounded_once(dtype):
     K and V rounded, its own too; tokens of the prompt see them exactly."""
     greedy = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, logprobs=0)
     prompts = [prompt for prompt, _ in workload() if 3 <= len(prompt) <= 33]
-    with LLM(disaggregated(2, 2, 1, 3, kv_dtype=dtype), {"warm_up": False}) as llm:
+    with LLM(disaggregated(2, 2, 1, 3, kv_dtype=dtype), COLD) as llm:
         outputs = llm.generate(prompts, greedy)
         seed = llm.config.seed
     layers = (tuple(range(SPEC.num_layers)),)
@@ -54,24 +62,27 @@ def test_decode_sees_what_was_rounded_once(dtype):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "in bulk, checked": {"handoff.streaming": False, "handoff.checksums": True},
+    "in bulk, checked, with its own wire": {
+        "handoff.streaming": False,
+        "handoff.checksums": True,
+        "handoff.wire_dtype": "int8",
+    },
     "larger pages": {"decode.page_size": 8},
     "smaller pages": {"decode.page_size": 1, "decode.page_buckets": (64,)},
     "sideways": {"decode.engines": 2, "handoff.rebalance": True},
-    "with its own wire": {"handoff.wire_dtype": "int8"},
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_way_of_moving_changes_a_token(name):
-    with LLM(disaggregated(2, 2, 2, 3, kv_dtype="int8"), VARIANTS[name]) as llm:
+    with LLM(disaggregated(2, 2, 2, 3, kv_dtype="int8"), COLD | VARIANTS[name]) as llm:
         assert answers(llm) == baseline("int8")
 
 
 def test_preemption_goes_on_over_exact_kv():
     """A preempted sequence is prefilled anew over exact KV, so tokens may differ; everyone is
     answered, nothing leaks, and whoever was not preempted has the same tokens."""
-    with LLM(disaggregated(1, 1, 1, kv_dtype="int8", pages=15), {"warm_up": False}) as llm:
+    with LLM(disaggregated(1, 1, 1, kv_dtype="int8", pages=15), COLD) as llm:
         got = answers(llm)
         preempted = preemptions(llm)
         assert [len(tokens) for tokens in crowded(llm)] == [40] * 4

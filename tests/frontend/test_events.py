@@ -14,8 +14,6 @@ from pdjax.stream import Backlog
 from tests.frontend.test_session import House, exact
 from tests.frontend.test_session_faults import Crosses, raising, text_house
 
-pytestmark = pytest.mark.smoke
-
 
 def check(events: list[RequestEvent], request_id: str) -> RequestOutput:
     """The events are those of the whole answer, which the last one has."""

@@ -18,8 +18,6 @@ from pdjax.stream import Stream
 from tests.helpers.deployment import LAYOUT, Deployment, deploy
 from tests.helpers.fakes import expected_output
 
-pytestmark = pytest.mark.smoke
-
 PATIENCE = 20.0
 """Seconds after which a thread that should have ended hangs."""
 

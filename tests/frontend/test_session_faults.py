@@ -15,8 +15,6 @@ from tests.frontend.test_session import PATIENCE, House, exact, in_threads
 from tests.helpers.deployment import LAYOUT
 from tests.helpers.fakes import expected_output
 
-pytestmark = pytest.mark.smoke
-
 
 class Crosses:
     """Text that is what its callback is given."""

@@ -20,8 +20,6 @@ from pdjax.session import Closed
 from tests.frontend.test_session import PATIENCE, House, exact, in_threads
 from tests.frontend.test_session_faults import raising, text_house
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture
 def house() -> Iterator[House]:

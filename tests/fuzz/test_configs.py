@@ -18,8 +18,6 @@ from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.decode_pipeline import DecodePipeline
 from tests.helpers.mutate import BadRepr, answer, cases, check_message, integer, ring, text, value
 
-pytestmark = pytest.mark.smoke
-
 
 def names(config: Any = None, above: str = "") -> list[str]:
     """List the dotted names of all fields."""

@@ -19,6 +19,10 @@ from pdjax.core.model_spec import ModelSpec
 from pdjax.core.request import SamplingParams
 from pdjax.llm import LLM
 
+COLD = {"warm_up": False}
+"""A change of a config: only what a workload needs is compiled, at its first use. A warm-up has a
+test of its own in `test_device_discipline`."""
+
 SPEC = ModelSpec(
     vocab_size=101,  # prime: no number of shards divides it
     num_layers=5,  # prime: no number of stages divides it; more would only compile longer
@@ -118,12 +122,12 @@ def conserved(llm: LLM) -> None:
 @cache
 def expected() -> list[list[list[int]]]:
     """Return the answers of the one-device configuration."""
-    with LLM(MONOLITHIC) as llm:
+    with LLM(MONOLITHIC, COLD) as llm:
         return answers(llm)
 
 
 @cache
 def expected_of_a_crowd() -> list[list[int]]:
     """Return the answers of the one-device configuration to `crowded`."""
-    with LLM(MONOLITHIC) as llm:
+    with LLM(MONOLITHIC, COLD) as llm:
         return crowded(llm)

@@ -34,8 +34,6 @@ from pdjax.host.sequences.sequence import Sequence, State
 from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
 from tests.host.test_policies import decode_view, prefill_view, sequence
 
-pytestmark = pytest.mark.smoke
-
 PREFILL, DECODE = EngineId("prefill/0"), EngineId("decode/0")
 
 

@@ -11,8 +11,6 @@ from pdjax.host.batching.sampling_rows import SamplingRows
 from pdjax.host.handoff.spans import Spans
 from pdjax.host.sequences.sequence import Sequence
 
-pytestmark = pytest.mark.smoke
-
 PREFILL = PrefillConfig(token_budget=8, max_sequences=3)
 BUCKETS = Buckets.of(PREFILL, DecodeConfig(page_buckets=(2, 8)), page_size=4, max_model_len=32)
 

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from pdjax.config import DecodeConfig, PrefillConfig
 from pdjax.core.request import Request, SamplingParams
@@ -7,8 +6,6 @@ from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.decode_pipeline import DecodePipeline, Tick
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK
-
-pytestmark = pytest.mark.smoke
 
 BUCKETS = Buckets.of(
     PrefillConfig(), DecodeConfig(page_buckets=(2, 8)), page_size=4, max_model_len=32

@@ -10,8 +10,6 @@ from pdjax.core.ids import EngineId
 from pdjax.host.events import PolledEvents, is_ready
 from pdjax.interfaces.events import EngineLost, Event, JobArrived, JobRead, StepDone, TimerDue
 
-pytestmark = pytest.mark.smoke
-
 A, B = StepDone(EngineId("a")), StepDone(EngineId("b"))
 
 

@@ -36,8 +36,6 @@ from tests.helpers.deployment import CONFIG, deploy, expected
 from tests.host.test_bad_plans import DECODE, PREFILL, A, B, C, refused
 from tests.host.test_policies import decode_view, prefill_view, sequence
 
-pytestmark = pytest.mark.smoke
-
 WAITING = sequence(0, 8)
 CHUNK = Chunk(WAITING, 0, 8)
 STEP = StepPlan(PREFILL, (CHUNK,))

@@ -11,8 +11,6 @@ from tests.helpers.deployment import Deployment, expected
 from tests.helpers.fakes import UndecidedWrite
 from tests.host.test_handoffs import deployed, route, sent
 
-pytestmark = pytest.mark.smoke
-
 
 def test_what_arrives_damaged_is_sent_again():
     deployment = deployed(checksums=True, retries=2)

@@ -16,8 +16,6 @@ from pdjax.interfaces.transport import TransferJob
 from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
 from tests.host.test_policies import NOW, decode_view
 
-pytestmark = pytest.mark.smoke
-
 PAGE_BYTES = 4 * 4 * 2 * 4
 """Layers, tokens, K and V, bytes of an element."""
 

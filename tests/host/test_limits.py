@@ -3,8 +3,6 @@ import pytest
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.sequences.limits import Limits, choices, seed_of
 
-pytestmark = pytest.mark.smoke
-
 LIMITS = Limits(
     vocab_size=100,
     max_model_len=32,

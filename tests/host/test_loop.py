@@ -14,8 +14,6 @@ from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.interfaces.events import EngineLost
 from tests.helpers.deployment import CONFIG, deploy, expected
 
-pytestmark = pytest.mark.smoke
-
 IN_BULK = replace(CONFIG, handoff=HandoffConfig(streaming=False))
 WITHOUT_DEADLINE = replace(CONFIG, handoff=HandoffConfig(streaming=False, deadline=None))
 

@@ -12,8 +12,6 @@ from pdjax.interfaces.steps import StepKind
 from tests.helpers.deployment import deploy
 from tests.helpers.fakes import expected_output
 
-pytestmark = pytest.mark.smoke
-
 PREFILL, DECODE = EngineId("prefill/0"), EngineId("decode/0")
 
 

@@ -7,8 +7,6 @@ import pytest
 from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.host.kv.pages import OutOfPages, PageAllocator
 
-pytestmark = pytest.mark.smoke
-
 
 def test_every_page_but_the_null_page_is_handed_out_once():
     allocator = PageAllocator(9)

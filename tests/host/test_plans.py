@@ -14,8 +14,6 @@ from pdjax.interfaces.events import JobWritten
 from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
 from tests.helpers.fakes import UndecidedWrite
 
-pytestmark = pytest.mark.smoke
-
 
 def deployed(pages: int = 40, *, prefix_cache: bool = True, **handoff: Any) -> Deployment:
     """Two prefill engines, whose steps have two layer groups."""

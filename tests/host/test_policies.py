@@ -16,8 +16,6 @@ from pdjax.host.policies.router import LeastLoaded
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.steps import StepKind
 
-pytestmark = pytest.mark.smoke
-
 MODEL_LEN = 64
 PREFILL, DECODE = frozenset({StepKind.PREFILL}), frozenset({StepKind.DECODE})
 PREFILL_POOL = PoolId("hbm/prefill-0")

@@ -14,8 +14,6 @@ from tests.helpers.deployment import CONFIG, LAYOUT, Deployment, assemble, expec
 from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
 from tests.helpers.fakes import Chance
 
-pytestmark = pytest.mark.smoke
-
 
 def engines(
     chance: Chance, *, shared_rows: int = 2, own_rows: int = 2, page_size: int = 4, pages: int = 40

@@ -9,8 +9,6 @@ import pytest
 from pdjax.host.kv.pages import OutOfPages, PageAllocator
 from pdjax.host.kv.prefix_index import PrefixIndex
 
-pytestmark = pytest.mark.smoke
-
 PAGE_SIZE = 4
 
 

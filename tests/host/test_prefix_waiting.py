@@ -1,12 +1,8 @@
 """What it costs to ask, at every step, how much of a waiting prompt is cached."""
 
-import pytest
-
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.sequences.sequence import Sequence
 from tests.host.test_prefix_index import PAGE_SIZE, cache, make
-
-pytestmark = pytest.mark.smoke
 
 
 class CountedLookups(dict):

@@ -18,8 +18,11 @@ from pallas_kernels.paged_attention.api import paged_attention
 from pallas_kernels.prefill_attention import api, mosaic_tpu
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pallas_kernels.prefill_attention.cases import CASES, LARGE_CASES, Case, Inputs, make_inputs
+from tests.helpers.kernel_cases import without
 
 SMALL = Case("small", ((5, 20), (1, 1)), padding=2)
+REPEATED = ("one prompt", "chunks", "many short", "soft cap", "window", "bf16 soft cap")
+"""Cases whose edges others have, which are neither interpreted nor lowered."""
 TPUS = {
     "v5e": AbstractDevice("TPU v5 lite", 1, platform="tpu"),
     "v6e": AbstractDevice("TPU v6 lite", 1, platform="tpu"),
@@ -66,9 +69,11 @@ def test_reference_on_a_small_case():
     check(SMALL, prefill_attention)
 
 
-@pytest.mark.parametrize("case", taken_by(mosaic_tpu, *CASES), ids=name_of)
+@pytest.mark.parametrize("case", taken_by(mosaic_tpu, *without(CASES, *REPEATED)), ids=name_of)
 def test_tpu_kernel(case: Case):
-    check(case, interpreted_tpu())
+    """Of at most two query heads a KV head, but for one case."""
+    small = case if case.name == "smollm2" else replace(case, group=min(case.group, 2))
+    check(small, interpreted_tpu())
 
 
 @pytest.mark.smoke
@@ -90,7 +95,7 @@ def test_tpu_kernel_reuses_its_buffer_without_races(monkeypatch: pytest.MonkeyPa
     [
         pytest.param(hardware, case, id=f"{hardware}-{name_of(case)}")
         for hardware, every in (("v6e", 1), ("v5e", 4))  # v5e and v6e hardly differ
-        for case in (taken_by(mosaic_tpu, *CASES, LARGE_CASES[-1]))[::every]
+        for case in taken_by(mosaic_tpu, *without(CASES, *REPEATED), LARGE_CASES[-1])[::every]
     ],
 )
 def test_tpu_kernel_lowers(hardware: str, case: Case):
@@ -139,12 +144,12 @@ def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "operation", [prefill_attention, interpreted_tpu()], ids=["reference", "mosaic_tpu"]
 )
-@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("window", [None, 60])
 def test_chunks_and_neighbours_change_nothing(
     operation: Callable[..., jax.Array], window: int | None
 ):
     """A prompt has the same bits whole, behind another prompt, and in two chunks."""
-    case = Case("two", ((37, 37), (200, 200)), kv_heads=1, group=2, sliding_window=window)
+    case = Case("two", ((37, 37), (120, 120)), kv_heads=1, group=2, sliding_window=window)
     both = make_inputs(case, seed=3)
     together = run(both, operation)[37:]
 
@@ -165,9 +170,9 @@ def test_chunks_and_neighbours_change_nothing(
     # An interpreted kernel uses the CPU's products; some group their sums by the number of rows.
     exact = operation is prefill_attention
     same = partial(np.testing.assert_allclose, rtol=0, atol=0 if exact else 1e-6)
-    same(alone(0, 200), together)
-    same(alone(0, 90), together[:90])
-    same(alone(90, 200), together[90:])
+    same(alone(0, 120), together)
+    same(alone(0, 70), together[:70])
+    same(alone(70, 120), together[70:])
 
 
 def test_one_token_chunks_are_decode():
