@@ -154,7 +154,7 @@ def test_gpu_kernel(case: Case):
 @needs_gpu_interpreter
 @pytest.mark.parametrize(
     "case",
-    [case for case in APPENDED if case.name in ("edges", "window", "int8 window")],
+    [case for case in APPENDED if case.name in ("edges", "window")],
     ids=lambda case: case.name,
 )
 def test_gpu_kernel_cuts_long_rows(case: Case):
