@@ -8,8 +8,6 @@ edges another one has, too.
 from collections.abc import Iterable
 from typing import Any
 
-import pytest
-
 
 def without(cases: Iterable[Any], *names: str) -> list[Any]:
     """List the cases but those of these names.
@@ -24,15 +22,3 @@ def without(cases: Iterable[Any], *names: str) -> list[Any]:
             raise ValueError(f"names: {name!r} must be the name of one case, not {len(named)}")
         left.remove(named[0])
     return left
-
-
-def smoked(cases: Iterable[Any], name: str) -> list[Any]:
-    """Make parameters of the cases; that of this name is in the smoke subset, too."""
-    return [
-        pytest.param(
-            case,
-            id=case.name.replace(" ", "_"),
-            marks=[pytest.mark.smoke] if case.name == name else [],
-        )
-        for case in cases
-    ]

@@ -17,7 +17,7 @@ from pallas_kernels.check import LIMITS, write_error
 from pallas_kernels.kv_write import api, mosaic_gpu, mosaic_tpu
 from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.kv_write.cases import CASES, LARGE_CASES, Case, make_inputs
-from tests.helpers.kernel_cases import smoked, without
+from tests.helpers.kernel_cases import without
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -135,8 +135,7 @@ def test_gpu_kernel_has_no_races(shuffled: bool, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "case",
-    smoked(taken_by(mosaic_gpu, *without(CASES, *REPEATED), LARGE_CASES[-1]), "bf16"),
+    "case", taken_by(mosaic_gpu, *without(CASES, *REPEATED), LARGE_CASES[-1]), ids=name_of
 )
 def test_gpu_kernel_lowers(case: Case):
     run = partial(rope_and_write, implementation="mosaic_gpu")

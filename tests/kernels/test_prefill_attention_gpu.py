@@ -21,7 +21,6 @@ from pallas_kernels.check import LIMITS, relative_error
 from pallas_kernels.prefill_attention import mosaic_gpu
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pallas_kernels.prefill_attention.cases import CASES, LARGE_CASES, Case, make_inputs
-from tests.helpers.kernel_cases import smoked
 
 # Products with unwritten memory warn.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -104,8 +103,17 @@ def test_kernel_reuses_its_rings_without_races(head_dim: int, capsys: pytest.Cap
     assert "RACE" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", smoked([*taken(), *LARGE_CASES], "bf16"))
+@pytest.mark.smoke
+def test_kernel_lowers_for_a_small_case():
+    check_lowers(SMALL)
+
+
+@pytest.mark.parametrize("case", [*taken(), *LARGE_CASES], ids=name_of)
 def test_kernel_lowers(case: Case):
+    check_lowers(case)
+
+
+def check_lowers(case: Case) -> None:
     operation = partial(prefill_attention, implementation="mosaic_gpu", **case.options)
     shapes = [
         jax.ShapeDtypeStruct(x.shape, x.dtype)
