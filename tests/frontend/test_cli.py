@@ -314,7 +314,8 @@ def test_overview_and_unknown_commands(capsys, argv: list[str], expected: int):
     assert end.value.code == expected
     out, err = capsys.readouterr()
     if expected:
-        assert err == "pdjax: 'generat': no such command; allowed are generate, convert, trace\n"
+        allowed = "generate, convert, trace, serve"
+        assert err == f"pdjax: 'generat': no such command; allowed are {allowed}\n"
     else:
         assert "pdjax generate: complete prompts" in out
 
