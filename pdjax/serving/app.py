@@ -34,7 +34,11 @@ def make_app(front: Front) -> Gate:
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _internal)  # raised once more, for the log
     paths = ["/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/detokenize"]
-    return Gate(app, front, [*paths, "/health", "/ready", "/metrics", "/engines", "/openapi.json"])
+    return Gate(
+        app,
+        front,
+        [*paths, "/tokenizer_info", "/health", "/ready", "/metrics", "/engines", "/openapi.json"],
+    )
 
 
 def _response(error: ApiError) -> Response:

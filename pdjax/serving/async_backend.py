@@ -28,6 +28,7 @@ class AsyncBackend:
             name or _name_of(below.config.model.source),
             below.max_model_len,
             min(below.max_model_len, *(tokens + 1 for tokens in pools)),
+            below.config.max_waiting,
         )
         self.tokenizer = below.tokenizer
 

@@ -33,11 +33,14 @@ class ServedModel:
       name: what `model` of a request says.
       max_model_len: tokens of prompt and output together.
       max_total_tokens: the same, where pools hold less than the longest sequence.
+      max_choices: most choices, of all prompts of an HTTP request together: so many sequences may
+        wait.
     """
 
     name: str
     max_model_len: int
     max_total_tokens: int
+    max_choices: int
 
 
 @dataclass(frozen=True)

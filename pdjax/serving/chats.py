@@ -12,7 +12,7 @@ from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
 from pdjax.serving.conversations import check_template_takes_tools, messages_of
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import respond
+from pdjax.serving.generation import admit, respond
 from pdjax.serving.logprobs import TokenNames, chat_logprobs
 from pdjax.serving.requests import ChatRequest
 
@@ -90,10 +90,7 @@ def routes(front: Front) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
-        front.check_model(body.model)
-        front.check_open()
-        body.check_stream()
-        body.unknown_fields()
+        admit(front, request, body)
         params, tools = body.params(), body.offered_tools()
         messages = messages_of(body.messages)
         if tools is not None:

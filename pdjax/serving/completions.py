@@ -11,7 +11,7 @@ from pdjax.core.clock import unix_time
 from pdjax.core.outputs import RequestEvent, RequestOutput, TokenLogprobs
 from pdjax.serving.backend import Ask
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import respond
+from pdjax.serving.generation import admit, respond
 from pdjax.serving.logprobs import CompletionLogprobs, TokenNames
 from pdjax.serving.requests import CompletionRequest
 
@@ -96,25 +96,13 @@ def routes(front: Front) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a prompt, or several."""
-        front.check_model(body.model)
-        front.check_open()
-        body.check_stream()
-        body.unknown_fields()
+        admit(front, request, body)
         params = body.params()
-        prompts, ids = body.prompts(), list[list[int]]()
-        for prompt in prompts:
-            if isinstance(prompt, str):
-                ids.append(await front.in_thread(_encoded, front, prompt))
-            else:
-                ids.append(prompt)
+        prompts = body.prompts(front.backend.model.max_choices // params.n)
+        ids = await front.in_thread(_encoded, front, prompts)
         echoes = [""] * len(prompts)
         if body.echo:
-            echoes = [
-                prompt
-                if isinstance(prompt, str)
-                else await front.in_thread(_decoded, front, prompt)
-                for prompt in prompts
-            ]
+            echoes = await front.in_thread(_decoded, front, prompts)
         state = request.scope["state"]
         labels = labels_of(state, body.user)
         asks = [Ask(tuple(each), params, not body.stream, labels) for each in ids]
@@ -124,11 +112,25 @@ def routes(front: Front) -> APIRouter:
     return router
 
 
-def _encoded(front: Front, prompt: str) -> list[int]:
-    if not prompt:
+def _encoded(front: Front, prompts: list[str | list[int]]) -> list[list[int]]:
+    """The token ids of each prompt.
+
+    Raises:
+      ValueError: an empty text, or one that can't be cut.
+    """
+    if "" in prompts:
         raise ValueError("prompt='': must not be empty")
-    return front.tokenizer.encode(prompt)
+    encode = front.tokenizer.encode if any(isinstance(each, str) for each in prompts) else None
+    return [
+        encode(each) if encode is not None and isinstance(each, str) else list(map(int, each))
+        for each in prompts
+    ]
 
 
-def _decoded(front: Front, ids: list[int]) -> str:
-    return "" if front.backend.tokenizer is None else front.tokenizer.decode(ids)
+def _decoded(front: Front, prompts: list[str | list[int]]) -> list[str]:
+    """The text of each prompt; "" of token ids of a model without a tokenizer."""
+    tokenizer = front.backend.tokenizer
+    return [
+        each if isinstance(each, str) else "" if tokenizer is None else tokenizer.decode(each)
+        for each in prompts
+    ]

@@ -35,6 +35,20 @@ class Writer(Protocol):
         ...
 
 
+def admit(front: Front, request: Request, body: SampledRequest) -> None:
+    """Refuse what can be refused before any text is read; fields that nobody knows are noted.
+
+    Raises:
+      ApiError: a 400, 404 or 503.
+    """
+    front.check_model(body.model)
+    front.check_open()
+    body.check_stream()
+    unknown = body.unknown_fields()
+    if unknown:
+        request.scope["state"]["notes"]["ignored_fields"] = [name[:64] for name in unknown[:16]]
+
+
 async def respond(
     front: Front, request: Request, body: SampledRequest, asks: Seq[Ask], writer: Writer
 ) -> Response:
@@ -45,10 +59,7 @@ async def respond(
       sse.ClientGone: nobody waits any more; what was submitted is aborted.
     """
     notes: dict[str, Any] = request.scope["state"]["notes"]
-    unknown = body.unknown_fields()
-    if unknown:
-        notes["ignored_fields"] = [name[:64] for name in unknown[:16]]
-    notes |= {"prompt_tokens": sum(len(ask.prompt_token_ids) for ask in asks)}
+    notes["prompt_tokens"] = sum(len(ask.prompt_token_ids) for ask in asks)
     answers = await front.submit(asks)
     run = _Run(front, request.scope["state"]["request_id"], notes, answers)
     if body.stream:

@@ -185,11 +185,11 @@ class CompletionRequest(SampledRequest):
         most = 16 if self.max_tokens is None else self.max_tokens
         return self.sampling_params(max_tokens=most, logprobs=self.logprobs)
 
-    def prompts(self) -> list[str | list[int]]:
+    def prompts(self, most: int) -> list[str | list[int]]:
         """The prompts, each text or token ids.
 
         Raises:
-          ApiError: a 400: it is none of the four forms.
+          ApiError: a 400: it is none of the four forms, or there are more than `most`.
         """
         prompt: Any = self.prompt
         if isinstance(prompt, str):
@@ -198,8 +198,10 @@ class CompletionRequest(SampledRequest):
             if _are(int, prompt):
                 return [prompt]
             if _are(str, prompt) or all(
-                isinstance(each, list) and _are(int, each) for each in prompt
+                isinstance(each, list) and each and _are(int, each) for each in prompt
             ):
+                if len(prompt) > most:
+                    raise bad_value("prompt", f"{len(prompt)} prompts", f"must be at most {most}")
                 return list(prompt)
         raise bad_value(
             "prompt", prompt, "must be text, a list of texts, token ids, or a list of token ids"

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -14,6 +15,8 @@ from pdjax.serving.logs import event
 KEEP_ALIVE_S = 75
 """Seconds for which an idle connection stays: above the 5 to 60 s after which clients drop theirs,
 so that a server never closes one on which a request is on its way."""
+HEAD_S = 30.0
+"""Seconds for the head of a request."""
 LEAVE_S = 5
 """Seconds that connections have to close, once no answer is under way."""
 
@@ -101,26 +104,44 @@ class Server(uvicorn.Server):
 
 
 def _protocol(stall_s: float) -> type[H11Protocol]:
-    """A protocol that cuts a client off which takes nothing for so many seconds."""
+    """A protocol that cuts a client off which takes nothing for so many seconds, or does not finish
+    the head of a request within `HEAD_S`."""
 
     class Impatient(H11Protocol):
-        _stalled: asyncio.TimerHandle | None = None
+        def __init__(self, *args: Any, **how: Any) -> None:
+            super().__init__(*args, **how)
+            self._timers: dict[str, asyncio.TimerHandle] = {}
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._expect("head", HEAD_S)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._done("head")
+            elif "head" not in self._timers:
+                self._expect("head", HEAD_S)
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._stalled = self.loop.call_later(stall_s, self.transport.abort)
+            self._expect("write", stall_s)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._go_on()
+            self._done("write")
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._go_on()
+            for what in list(self._timers):
+                self._done(what)
             super().connection_lost(exc)
 
-        def _go_on(self) -> None:
-            if self._stalled is not None:
-                self._stalled.cancel()
-                self._stalled = None
+        def _expect(self, what: str, within: float) -> None:
+            self._timers[what] = self.loop.call_later(within, self.transport.abort)
+
+        def _done(self, what: str) -> None:
+            timer = self._timers.pop(what, None)
+            if timer is not None:
+                timer.cancel()
 
     return Impatient

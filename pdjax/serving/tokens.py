@@ -48,4 +48,17 @@ def routes(front: Front) -> APIRouter:
         ids = checked_ids("tokens", body.tokens, tokenizer.vocab_size)
         return {"prompt": await front.in_thread(tokenizer.decode, ids, False)}
 
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, Any]:
+        """The tokenizer's special tokens, and the chat template."""
+        tokenizer = front.tokenizer
+        named = {"bos_token": None, "eos_token": None, "pad_token": None}
+        return {
+            **named,
+            **tokenizer.special_tokens,
+            "chat_template": tokenizer.chat_template,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": front.backend.model.max_model_len,
+        }
+
     return router

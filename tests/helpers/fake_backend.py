@@ -2,6 +2,7 @@
 token; and a server over it in a thread, at a port of its own."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,7 +129,7 @@ class FakeBackend:
     def __init__(self, folder: Path, text: str = "Grüße, 世界! How are you?") -> None:
         self.bytes = Tokenizer.open(write_directory(folder, {}, TEMPLATE))
         self.tokenizer: Tokenizer | None = self.bytes
-        self.model = ServedModel("fake", 4096, 4096)
+        self.model = ServedModel("fake", 4096, 4096, 64)
         self.text = text
         self.reset()
 
@@ -194,9 +195,12 @@ class Served:
 
 
 @contextmanager
-def served(make: Any, settings: Settings | None = None) -> Iterator[Served]:
-    """Serve the backend that `make` makes, within the server's event loop."""
+def served(make: Any, settings: Settings | None = None, sends: int = 0) -> Iterator[Served]:
+    """Serve the backend that `make` makes, within the server's event loop; the system keeps `sends`
+    bytes for a client, 0 as many as it likes."""
     found, running, at = listening_socket("127.0.0.1", 0), threading.Event(), Served()
+    if sends:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sends)
     at.url = url_of(found)
 
     async def run() -> None:

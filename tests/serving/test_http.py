@@ -88,6 +88,7 @@ def test_what_is_not_supported_is_refused_by_its_name(http: Http, name: str):
         ("prompt", []),
         ("prompt", ""),
         ("prompt", [[]]),
+        ("prompt", ["x"] * 65),
         ("prompt", [1, "x"]),
         ("prompt", ["x", [1]]),
         ("prompt", [True]),
@@ -231,6 +232,7 @@ def test_texts_and_conversations_are_tokenized_and_back(http: Http, backend: Fak
     made = http.post("/tokenize", json={"prompt": "hé", "return_token_strs": True}).json()
     assert made["tokens"] == backend.bytes.encode("hé")
     assert (made["count"], made["max_model_len"], made["token_strs"][0]) == (3, 4096, "h")
+    assert http.get("/tokenizer_info").json()["vocab_size"] == backend.bytes.vocab_size
     back = http.post("/detokenize", json={"tokens": made["tokens"]})
     assert back.json() == {"prompt": "hé"}
     chat = http.post("/tokenize", json=CHAT).json()

@@ -11,6 +11,8 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.helpers.fake_backend import FakeBackend, Served, served
 
+pytestmark = pytest.mark.smoke
+
 HELLO: Any = [{"role": "user", "content": "hello"}]
 TEXT = "Grüße, 世界! How are you?"
 LENGTH = len(TEXT.encode())

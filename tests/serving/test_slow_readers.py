@@ -3,10 +3,14 @@
 import json
 import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from pdjax.core.outputs import RequestEvent, RequestOutput
+from pdjax.serving import server
 from pdjax.serving.front import Settings
 from pdjax.stream import Backlog, Unread
 from tests.helpers.fake_backend import PATIENCE, FakeBackend, served
@@ -53,10 +57,11 @@ def test_what_waits_is_a_few_events_however_many_tokens_came():
 
 def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path):
     backend = FakeBackend(tmp_path, "x" * 6000)
+    backend.token_s = 0.001
     body = json.dumps(
         {"prompt": "x", "max_tokens": 6000, "stream": True, "logprobs": 20, "n": 2}
     ).encode()
-    with served(lambda: backend, Settings(stall_s=0.2)) as at:
+    with served(lambda: backend, Settings(stall_s=0.2), sends=4096) as at:
         target = urlsplit(at.url)
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -83,3 +88,15 @@ def test_a_half_closed_socket_and_a_broken_request_hurt_nobody(tmp_path: Path):
         with socket.create_connection((target.hostname, target.port), PATIENCE) as client:
             client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
             assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_that_asks_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "HEAD_S", 0.1)
+    backend = FakeBackend(tmp_path)
+    with served(lambda: backend) as at:
+        target = urlsplit(at.url)
+        for begun in (b"", b"GET /health HTTP/1.1\r\n"):
+            with socket.create_connection((target.hostname, target.port), PATIENCE) as client:
+                client.sendall(begun)
+                with suppress(ConnectionResetError):
+                    assert client.recv(100) == b""
