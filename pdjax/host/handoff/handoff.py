@@ -139,19 +139,26 @@ class Handoff:
     def sendable(self, group: int, computed: int) -> np.ndarray:
         """Spans of a layer group that may leave and have not, if KV of `computed` tokens has been
         dispatched; i64[n]."""
+        return np.flatnonzero(self._unsent(computed)[:, group])
+
+    def _unsent(self, computed: int) -> np.ndarray:
+        """bool[spans, groups]: parts that have not left, of spans whose KV has been dispatched."""
         ready = self.spans if computed >= self.tokens else computed // self.span
-        return np.flatnonzero(self._ledger[:ready, group] == Part.UNSENT)
+        return self._ledger[:ready] == Part.UNSENT
 
     def unsent(self) -> list[tuple[np.ndarray, slice]]:
         """What may leave now: spans in all layer groups, and in each those that may leave only
         there."""
-        each = [self.sendable(group, self.computed) for group in range(len(self.groups))]
-        whole = each[0]
-        for spans in each[1:]:
-            whole = np.intersect1d(whole, spans, assume_unique=True)
-        rest = [np.setdiff1d(spans, whole, assume_unique=True) for spans in each]
-        parts = [(whole, slice(0, len(self.groups)))]
-        parts += [(spans, slice(group, group + 1)) for group, spans in enumerate(rest)]
+        unsent = self._unsent(self.computed)
+        if not unsent.any():
+            return []  # nearly always: it has left with the steps that computed it
+        whole = unsent.all(axis=1)
+        rest = unsent & ~whole[:, None]
+        parts = [(np.flatnonzero(whole), slice(0, len(self.groups)))]
+        parts += [
+            (np.flatnonzero(rest[:, group]), slice(group, group + 1))
+            for group in range(len(self.groups))
+        ]
         return [(spans, groups) for spans, groups in parts if spans.size]
 
     def pages_in(self, spans: np.ndarray) -> int:

@@ -102,8 +102,7 @@ class Recorder:
 
     def token(self, seq: Sequence, moment: float) -> None:
         """Note that an output token of `seq`, the first or a later one, reached the host then."""
-        timeline = self._live.get(seq) or self._timeline(seq)
-        timeline.token_times.append(moment)
+        self._timeline(seq).token_times.append(moment)
 
     def transfer(self, seq: Sequence, costs: TransferTotals) -> None:
         """Note a hand-off of `seq` that has landed, or more of the costs of one."""
@@ -195,5 +194,7 @@ class Recorder:
         self.links = {name: Link(peak=link.peak) for name, link in self.links.items()}
 
     def _timeline(self, seq: Sequence) -> _Timeline:
-        ended = self._ended.get(seq)
-        return ended if ended is not None else self._live.setdefault(seq, _Timeline())
+        timeline = self._live.get(seq) or self._ended.get(seq)
+        if timeline is None:
+            timeline = self._live[seq] = _Timeline()
+        return timeline

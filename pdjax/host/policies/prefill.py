@@ -70,6 +70,8 @@ class _Engine:
     """An engine while a plan is made: the room left for sequences of the queue, and the step so
     far. The step is begun when it is first read, since most plans concern one engine of many."""
 
+    __slots__ = ("_backlog", "_free_pages", "_step", "view", "waits")
+
     def __init__(self, view: EngineView) -> None:
         self.view = view
         # A page in hand for every row of the pool that decodes, see `FcfsDecode`.
