@@ -21,7 +21,7 @@ async def ask(llm: AsyncLLM, number: int, question: str) -> None:
 
 async def main() -> None:
     """Ask all at once; take the second question back."""
-    async with AsyncLLM("smollm2") as llm:
+    async with await AsyncLLM.create("smollm2") as llm:
         tasks = [asyncio.create_task(ask(llm, *each)) for each in enumerate(QUESTIONS)]
         await tasks[0]
         tasks[1].cancel()

@@ -31,7 +31,10 @@ def overview() -> str:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """The entry point of the command; ends the process."""
+    """The entry point of the command; ends the process.
+
+    A config may name classes of modules in the current folder, so that folder ends Python's path,
+    unless Python was told not to look there (`-P`)."""
     argv = sys.argv if argv is None else argv
     name = argv[1] if len(argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
@@ -45,5 +48,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             f"pdjax: {name!r}: no such command; allowed are {', '.join(COMMANDS)}", file=sys.stderr
         )
         sys.exit(2)
+    if not sys.flags.safe_path and "" not in sys.path:
+        sys.path.append("")
     command = COMMANDS[name]
     run(command.main, command.values, command.usage, [f"pdjax {name}", *argv[2:]])

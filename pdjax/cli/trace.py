@@ -29,10 +29,11 @@ pdjax trace: serve a few requests and write a trace for ui.perfetto.dev, with pi
 
   pdjax trace --config=smollm2 --out=trace.json
   pdjax trace --prompt="Hello" --prompt="The capital of France is" --plot=timeline.png
-  pdjax trace --backend=sim --requests=30 --rate=20 --prompt_tokens=1500 --plot=timeline.png
+  pdjax trace --backend=sim --requests=30 --rate=30 --prompt_tokens=600 --plot=timeline.png
 
 Without --prompt, --requests arrive by chance at --rate a second, with prompts of between half and
-one and a half times --prompt_tokens. --plot=timeline.png draws the run, and one hand-off in
+one and a half times --prompt_tokens; longer ones than the config's need
+--config.model.max_model_len=4096, say. --plot=timeline.png draws the run, and one hand-off in
 close-up into timeline_handoff.png. --backend=sim needs no model and no device: engines, links and
 pools of the config are simulated with constant costs, and KV has the shapes of Llama 3 8B unless
 the config has a model.spec.
@@ -94,7 +95,7 @@ def _requests(vocab_size: int, longest: int) -> list[Request]:
     if mean + mean // 2 + answer > longest:
         raise ValueError(
             f"prompt_tokens={mean}, max_tokens={answer}: one and a half prompts and an answer must "
-            f"fit into max_model_len={longest}"
+            f"fit into model.max_model_len={longest}"
         )
     lengths = (max(1, mean // 2), mean + mean // 2), (answer, answer)
     count, rate, seed = _REQUESTS.value or 0, _RATE.value or 0.0, _SEED.value or 0

@@ -320,6 +320,17 @@ def test_overview_and_unknown_commands(capsys, argv: list[str], expected: int):
         assert "pdjax generate: complete prompts" in out
 
 
+def test_a_config_may_import_modules_of_the_current_folder(capsys, monkeypatch, tmp_path):
+    (tmp_path / "only_here.py").write_text("raise ValueError('it was found')")
+    (tmp_path / "config.py").write_text("import only_here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    with pytest.raises(SystemExit) as end:
+        cli.main(["pdjax", "trace", "--backend=sim", "--config=config.py"])
+    assert end.value.code == 2 and sys.path[-1] == ""
+    assert "config='config.py': it was found" in capsys.readouterr().err
+
+
 def test_the_version_is_that_of_the_package(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["pdjax", "--version"])

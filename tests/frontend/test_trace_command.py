@@ -1,6 +1,7 @@
 """`pdjax trace`: simulated, on a tiny model, and what it refuses."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -46,6 +47,11 @@ def test_a_simulation_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().out
     assert f"5 hand-offs in {shipments} shipments" in told and flows >= 2 * shipments >= 40
     assert "5 requests in" in told and str(out) in told
+
+
+def test_the_simulation_of_the_help_page_runs(tmp_path: Path):
+    [line] = re.findall("pdjax trace (--backend=sim.*) --plot=", cli.COMMANDS["trace"].usage)
+    assert run(*line.split(), f"--out={tmp_path / 'sim.json'}") == 0
 
 
 def test_a_model_on_devices_is_traced(tmp_path: Path):
@@ -98,7 +104,7 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_is_served(
         ("--requests=0", "requests=0: must be at least 1"),
         ("--rate=0", "rate=0.0: must be more than 0"),
         ("--prompt=hello", "prompt: a simulation reads no text"),
-        ("--prompt_tokens=9000", "must fit into max_model_len=1024"),
+        ("--prompt_tokens=9000", "must fit into model.max_model_len=1024"),
         ("--plot=run.bmp", "plot='run.bmp': must end in one of .png, .pdf, .svg"),
     ],
 )

@@ -118,7 +118,8 @@ def test_a_policy_of_ones_own_changes_the_order_and_no_token(prefill, order):
         ({"handoff": "fcfs"}, r"^policies.handoff='fcfs': allowed are rules, or"),
         (
             {"decode": "no_such_module:Policy"},
-            r"^policies.decode='no_such_module:Policy': ModuleNotFoundError: No module named 'no_",
+            r"^policies.decode='no_such_module:Policy': ModuleNotFoundError: No module named 'no_"
+            ".* on Python's path, which for commands includes the current folder$",
         ),
         (
             {"decode": "pdjax.host.policies.decode:Fcsf"},
@@ -150,6 +151,8 @@ def test_a_module_that_cannot_be_imported_is_refused_in_one_line(source, tmp_pat
 def test_what_a_policy_lacks_is_named():
     with pytest.raises(ValueError, match=r"^policies.decode=.*: a decode policy must have the m"):
         make_policies(Config(), {"decode": object()})
+    with pytest.raises(ValueError, match=r"^policies='fcfs': must map roles to policies"):
+        make_policies(Config(), "fcfs")  # type: ignore[arg-type]
     wanted = "a prefill policy must have the methods plan$"
     with pytest.raises(ValueError, match=wanted):
         make_policies(Config(), {"prefill": LeastLoaded()})

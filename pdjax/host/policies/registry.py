@@ -36,6 +36,11 @@ def make_policies(config: Config, given: Mapping[str, Any] | None = None) -> Pol
     Raises:
       ValueError: no such policy, or one that lacks a method.
     """
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(
+            f"policies={shown(given)}: must map roles to policies, as in {{'prefill': ...}}; roles "
+            f"are {', '.join(POLICIES)}"
+        )
     given = dict(given or {})
     for role in given:
         if role not in POLICIES:
@@ -79,4 +84,7 @@ def _find(role: str, text: str, name: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except Exception as error:  # whatever a module does when it is imported
-        raise ValueError(f"{name}: {type(error).__name__}: {one_line(error)}") from error
+        why = f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            why += " on Python's path, which for commands includes the current folder"
+        raise ValueError(f"{name}: {why}") from error
