@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -16,6 +17,21 @@ from pdjax.serving.middleware import Gate
 from pdjax.serving.sse import ClientGone
 
 
+class ErrorFields(BaseModel):
+    """What is told of an error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error, for the schema."""
+
+    error: ErrorFields
+
+
 def make_app(front: Front) -> Gate:
     """The application; its schema is at `/openapi.json`."""
     app = FastAPI(
@@ -25,6 +41,10 @@ def make_app(front: Front) -> Gate:
         docs_url=None,  # the page would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        responses={
+            "4XX": {"model": ErrorBody, "description": "What is wrong with the request."},
+            "5XX": {"model": ErrorBody, "description": "What the server could not do."},
+        },
     )
     for part in (completions, chats, tokens, state):
         app.include_router(part.routes(front))

@@ -12,7 +12,7 @@ from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
 from pdjax.serving.conversations import check_template_takes_tools, messages_of
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import admit, respond
+from pdjax.serving.generation import STREAMS, admit, respond
 from pdjax.serving.logprobs import TokenNames, chat_logprobs
 from pdjax.serving.requests import ChatRequest
 
@@ -87,7 +87,7 @@ def routes(front: Front) -> APIRouter:
     """The endpoint."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=STREAMS)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
         admit(front, request, body)

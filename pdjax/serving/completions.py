@@ -11,7 +11,7 @@ from pdjax.core.clock import unix_time
 from pdjax.core.outputs import RequestEvent, RequestOutput, TokenLogprobs
 from pdjax.serving.backend import Ask
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import admit, respond
+from pdjax.serving.generation import STREAMS, admit, respond
 from pdjax.serving.logprobs import CompletionLogprobs, TokenNames
 from pdjax.serving.requests import CompletionRequest
 
@@ -93,7 +93,7 @@ def routes(front: Front) -> APIRouter:
     """The endpoint."""
     router = APIRouter()
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=STREAMS)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a prompt, or several."""
         admit(front, request, body)

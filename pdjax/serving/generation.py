@@ -18,6 +18,9 @@ from pdjax.serving.front import Front, OpenAnswer
 from pdjax.serving.logs import event as log_event
 from pdjax.serving.requests import SampledRequest
 
+STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""What the schema says of an endpoint that may answer with a stream."""
+
 
 class Writer(Protocol):
     """Writes the body of one kind of response. `number` is that of the prompt."""

@@ -49,7 +49,7 @@ class ServerMetrics:
         lengths = _up_to(max_model_len)
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of requests that ended.")
         self._cached = self._counter("prompt_tokens_cached", "Prompt tokens whose KV was reused.")
-        self._generated = self._counter("generation_tokens", "Tokens generated.")
+        self._generated = self._counter("generation_tokens", "Tokens generated.").labels(model)
         self._queries = self._counter("prefix_cache_queries", "Tokens looked up in prefix caches.")
         self._hits = self._counter("prefix_cache_hits", "Tokens found in prefix caches.")
         self._preempted = self._counter("num_preemptions", "Sequences that started over.")
@@ -106,7 +106,7 @@ class ServerMetrics:
 
     def tokens(self, count: int) -> None:
         """So many tokens have come."""
-        self._generated.labels(self._model).inc(count)
+        self._generated.inc(count)  # with every token: its labels are looked up once
 
     def aborted(self, choices: int) -> None:
         """A request was closed before it had ended."""

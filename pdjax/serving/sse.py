@@ -20,6 +20,8 @@ ResultT = TypeVar("ResultT")
 
 DONE = b"data: [DONE]\n\n"
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # one for all: `dumps` would make one each
+
 
 class ClientGone(Exception):
     """The client has closed its connection: nobody waits for the answer."""
@@ -27,7 +29,7 @@ class ClientGone(Exception):
 
 def data(value: Any) -> bytes:
     """An event. Only ASCII: some clients break lines at separators of Unicode."""
-    return b"data: %b\n\n" % json.dumps(value, separators=(",", ":")).encode()
+    return b"data: %b\n\n" % _encode(value).encode()
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from pdjax.core.clock import unix_time
 from pdjax.serving.errors import ApiError
@@ -37,21 +37,21 @@ def routes(front: Front) -> APIRouter:
         return card
 
     @router.head("/health", include_in_schema=False)
-    @router.get("/health")
+    @router.get("/health", response_class=PlainTextResponse)
     async def health() -> Response:
         """Whether the server lives."""
-        return Response(status_code=200)
+        return PlainTextResponse("ok\n")
 
     @router.head("/ready", include_in_schema=False)
-    @router.get("/ready")
+    @router.get("/ready", response_class=PlainTextResponse)
     async def ready() -> Response:
         """Whether the server takes requests: not while it drains."""
         if front.is_draining:
             raise ApiError(503, "draining", kind="server_error", code="shutting_down")
-        return Response(status_code=200)
+        return PlainTextResponse("ok\n")
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus's text format."""
         text = front.metrics.text(await front.backend.report())

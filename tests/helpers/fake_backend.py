@@ -73,7 +73,7 @@ class FakeAnswer:
                 times.append(loop.time())
                 new = _logprobs(token, ask.params.logprobs)
                 if logprobs is not None:
-                    logprobs.extend(new)
+                    logprobs.extend(new or ())
                 if len(ids) == backend.fails_after:
                     reason, error = "error", "OSError: /root/secret: no such file"
                 elif stop is not None:
@@ -111,8 +111,10 @@ class FakeAnswer:
         self._news.set()
 
 
-def _logprobs(token: int, top: int | None) -> list[TokenLogprobs]:
-    likeliest = tuple((token + i, -0.5 - i) for i in range(top or 0))
+def _logprobs(token: int, top: int | None) -> list[TokenLogprobs] | None:
+    if top is None:
+        return None
+    likeliest = tuple((token + i, -0.5 - i) for i in range(top))
     return [TokenLogprobs(-0.5, likeliest)]
 
 
