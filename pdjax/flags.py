@@ -22,6 +22,7 @@ from absl import app, flags, logging
 
 from pdjax.config import Config
 from pdjax.config.load import PRESETS, is_switch, load_config
+from pdjax.config.names import fields_called
 from pdjax.core.messages import shown
 
 _FIELD = "config.FIELD"
@@ -190,8 +191,16 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
     except RecursionError as error:  # absl's search for a similar name recurses once a letter
         longest = max(argv[1:], key=lambda arg: len(arg) if arg.startswith("-") else 0)
         raise ValueError(f"{shown(longest)}: not a flag; --help lists them") from error
+    except flags.UnrecognizedFlagError as error:
+        fields = fields_called(error.flagname) if _FIELD in values else []
+        if not fields:
+            raise
+        named = " or ".join(f"--config.{field}" for field in fields)
+        raise ValueError(f"--{error.flagname}: no such flag; did you mean {named}?") from error
     if len(rest) > 1:
-        raise ValueError(f"{rest[1]!r}: not a flag; --help lists them")
+        raise ValueError(
+            f"{shown(rest[1])}: not a flag; each is written --NAME=VALUE, and --help lists them"
+        )
 
 
 def _rewritten(argv: list[str]) -> list[str]:

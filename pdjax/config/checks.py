@@ -32,6 +32,10 @@ MOST_LOGPROBS = 2**16
 MOST_BYTES = 2**63 - 1
 
 
+_WORDS = {type(None): "None", bool: "true or false"}
+"""What a message calls a class, if not by its name."""
+
+
 def path(owner: str, name: str) -> str:
     """Join `owner`, a dotted path or "", and a field's name to the field's dotted path."""
     return f"{owner}.{name}" if owner else name
@@ -68,7 +72,7 @@ def check_type(value: object, hint: Any, name: str) -> None:
     extends = any(isinstance(value, kind) for kind in allowed if dataclasses.is_dataclass(kind))
     wider = float in allowed and type(value) is int
     if type(value) not in allowed and not (extends or wider):
-        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+        names = " or ".join(_WORDS.get(kind, kind.__name__) for kind in allowed)
         raise ValueError(f"{name}={shown(value)}: must be {names}")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pdjax.config import Config, ModelConfig
 from pdjax.config.checks import as_text, check_type, kinds, path
+from pdjax.config.names import did_you_mean
 from pdjax.core.messages import shown
 
 PRESETS: dict[str, Callable[[], Config]] = {
@@ -144,7 +145,8 @@ def _config_of_file(file: Path) -> Config:
         found = False
     if not found:
         raise ValueError(
-            f"{name}: no such Python file, nor a preset's name; presets are {', '.join(PRESETS)}"
+            f"{name}: no such Python file, nor a preset's name; presets are {', '.join(PRESETS)}; "
+            "a model's name, file or folder is the field model.source of a config"
         )
     module_spec = importlib.util.spec_from_file_location(f"pdjax_config_{file.stem}", file)
     assert module_spec is not None and module_spec.loader is not None
@@ -189,6 +191,7 @@ def _replace(config: Any, tree: Mapping[str, Any], name: str) -> Any:
         if leaf not in hints:
             raise ValueError(
                 f"{_named(full)}: no such field; {type(config).__name__} has {', '.join(hints)}"
+                f"{did_you_mean(full)}"
             )
         current = getattr(config, leaf)
         if not isinstance(value, dict):

@@ -54,8 +54,12 @@ def test_text_is_read_as_the_type_of_the_field(field, text, value):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"decod.rows": 1}, r"decod: no such field; Config has model, kv, prefill"),
-        ({"decode.row": 1}, r"decode.row: no such field; DecodeConfig has engines"),
+        ({"decod.rows": 1}, r"decod: no such field; Config has .*; did you mean decode\?$"),
+        ({"decode.row": 1}, r"decode.row: no such field; DecodeConfig has .* mean decode.rows"),
+        ({"rows": 1}, r"rows: no such field; .*; did you mean decode.rows\?$"),
+        ({"decode.source": "x"}, r"decode.source: no such field; .*; did you mean model.source\?$"),
+        ({"tp": 1}, r"tp: no such field; .*; did you mean prefill.tp or decode.tp\?$"),
+        ({"nothing_like_it": 1}, r"nothing_like_it: no such field; Config has [\w, ]+$"),
         ({"seed.x": 1}, r"seed.x: seed has no fields of its own"),
         ({"kv.memory_fraction": 0.0}, r"kv.memory_fraction=0.0: must be in \(0, 1\]"),
         ({"kv.memory_fraction": 1.5}, r"kv.memory_fraction=1.5: must be in \(0, 1\]"),
@@ -103,7 +107,7 @@ def test_the_largest_token_bucket_holds_the_budget():
 
 def test_a_file_gives_a_config(tmp_path):
     file = tmp_path / "some.py"
-    with pytest.raises(ValueError, match=r"no such Python file, nor a preset's name"):
+    with pytest.raises(ValueError, match=r"no such Python file, nor a preset's name.*model.source"):
         load_config(file)
     file.write_text("x = 1\n")
     with pytest.raises(ValueError, match=r"the file has no get_config\(\)"):
@@ -151,7 +155,7 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
         (DecodeConfig, {"rows": "8"}, "decode.rows='8': must be int"),
         (DecodeConfig, {"page_buckets": 8}, "decode.page_buckets=8: must be tuple or None"),
         (Config, {"decode": None}, "decode=None: must be DecodeConfig"),
-        (Config, {"colocated": 1}, "colocated=1: must be bool or None"),
+        (Config, {"colocated": 1}, "colocated=1: must be true or false or None"),
         (
             Config,
             {"compilation_cache": ""},

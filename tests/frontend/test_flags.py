@@ -103,7 +103,10 @@ def test_each_command_line_starts_from_the_defaults(values):
         ("--max_token=3", "'max_token'"),
         ("--max_tokens=x", "max_tokens=x"),
         ("--dtype=int8", "<float32>"),
-        ("loose", "'loose': not a flag"),
+        ("--model=a", "--model: no such flag; did you mean --config.model.source or"),
+        ("--tp=2", "--tp: no such flag; did you mean --config.prefill.tp or --config.decode.tp?"),
+        ("--nothing=2", "Unknown command line flag 'nothing'"),
+        ("loose", "'loose': not a flag; each is written --NAME=VALUE"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(values, capsys, arg: str, message: str):
