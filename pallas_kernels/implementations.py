@@ -18,11 +18,22 @@ from jax import lax
 
 _LOG = logging.getLogger("pallas_kernels")
 
+_HOPPER_JAX = (0, 11)
+"""JAX 0.10 cannot lower loads without an index, nor references that are updated in place."""
+
 
 @cache
 def _warn(operation: str, reason: str) -> None:
     """Warn that the reference runs on a GPU; the cache lets each reason through once."""
     _LOG.warning("%s: no kernel runs on this GPU, only the slow reference: %s", operation, reason)
+
+
+def _too_old(name: str) -> str | None:
+    """Say which JAX a kernel needs, if this one is older."""
+    if name == "mosaic_gpu" and jax.__version_info__ < _HOPPER_JAX:
+        needed = ".".join(map(str, _HOPPER_JAX))
+        return f"kernels for Hopper GPUs need JAX {needed} or newer, and this is {jax.__version__}"
+    return None
 
 
 def _foreign(name: str) -> bool:
@@ -98,11 +109,12 @@ class Operation:
 
         Raises:
           ValueError: there is no such implementation.
-          NotImplementedError: the named implementation does not take these arguments.
+          NotImplementedError: the named implementation does not take these arguments, or needs a
+            newer JAX.
         """
 
         def why_not(name: str) -> str | None:
-            return None if name == "reference" else refusal(name)
+            return None if name == "reference" else _too_old(name) or refusal(name)
 
         if implementation is not None:
             if implementation not in self.implementations:

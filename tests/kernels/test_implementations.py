@@ -1,6 +1,7 @@
 """`implementation=None` leaves out kernels that the GPUs at hand cannot run."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,24 @@ def test_hopper_kernels_are_for_hopper(
     monkeypatch.setattr(implementations, "_other_gpus", implementations._other_gpus.__wrapped__)
     assert implementations._foreign("mosaic_gpu") == foreign
     assert not implementations._foreign("mosaic_tpu")
+
+
+def test_an_older_jax_runs_no_hopper_kernel(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(implementations, "_HOPPER_JAX", (99, 1))
+    operation = Operation("odd", "nowhere", ("reference", "mosaic_gpu"), {"cuda": "mosaic_gpu"})
+
+    def choose(implementation: str | None) -> Any:
+        return operation.choose(
+            implementation,
+            (jnp.ones(2),),
+            bound=lambda name: {"reference": lambda x: x + 1}[name],
+            refusal=lambda name: None,
+        )
+
+    assert choose(None).tolist() == [2, 2]
+    message = f"odd by mosaic_gpu: kernels for Hopper GPUs need JAX 99.1 .* is {jax.__version__}"
+    with pytest.raises(NotImplementedError, match=message):
+        choose("mosaic_gpu")
 
 
 @pytest.mark.parametrize(("backend", "warns", "told"), [("gpu", True, 1), ("gpu", False, 0)])

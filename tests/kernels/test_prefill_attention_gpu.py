@@ -103,11 +103,6 @@ def test_kernel_reuses_its_rings_without_races(head_dim: int, capsys: pytest.Cap
     assert "RACE" not in capsys.readouterr().out
 
 
-@pytest.mark.smoke
-def test_kernel_lowers_for_a_small_case():
-    check_lowers(SMALL)
-
-
 @pytest.mark.parametrize("case", [*taken(), *LARGE_CASES], ids=name_of)
 def test_kernel_lowers(case: Case):
     check_lowers(case)
