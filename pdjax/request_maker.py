@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import fields
 from typing import Any, NamedTuple, TypedDict, cast
 
 from pdjax.core.clock import Clock
@@ -28,6 +29,23 @@ class ChatOptions(RequestOptions, total=False):
     documents: Iterable[Any] | None
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any] | None
+
+
+_OF_PARAMS = frozenset(field.name for field in fields(SamplingParams))
+
+
+def _check_options(options: Mapping[str, Any], known: type) -> None:
+    """Refuse an option that is none, as Python refuses an argument.
+
+    Raises:
+      TypeError: says where it belongs, or what the options are.
+    """
+    for name in options:
+        if name in _OF_PARAMS:
+            raise TypeError(f"{name}: is given as SamplingParams({name}=...)")
+        if name not in known.__annotations__:
+            allowed = ", ".join(known.__annotations__)
+            raise TypeError(f"{name}: no such option; allowed are {allowed}")
 
 
 _OF_TEMPLATE = ("tools", "documents", "chat_template", "chat_template_kwargs")
@@ -62,6 +80,7 @@ class RequestMaker:
         Raises:
           ValueError: a prompt, params or options that no model could be asked with.
         """
+        _check_options(options, RequestOptions)
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params={params!r}: must be a SamplingParams")
@@ -131,6 +150,7 @@ class RequestMaker:
         self, messages: Any, options: ChatOptions
     ) -> tuple[list[list[int]], RequestOptions]:
         """The token ids of each conversation, and the options that are not about them."""
+        _check_options(options, ChatOptions)
         tokenizer = self._need_tokenizer("chat")
         given: dict[str, Any] = {**options}
         template = {name: given.pop(name, None) for name in _OF_TEMPLATE}

@@ -57,14 +57,16 @@ def save(whole: Mapping[str, Any], path: str | None) -> None:
 
 
 def commit() -> str | None:
-    """Return the commit of these files, with a plus where files of a checkout differ from it; None
-    where it is unknown, as in a copy within another checkout."""
+    """Return the commit of these files, with a plus where files of a checkout differ from it or a
+    Python file is not in it; None where it is unknown, as in a copy within another checkout."""
     if not EXPORTED.startswith("$"):
         return EXPORTED
     try:
         if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return None
-        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+        differ = _git("status", "--porcelain", "-uno")
+        new = _git("ls-files", "--others", "--exclude-standard", "*.py")
+        return _git("rev-parse", "HEAD") + ("+" if differ or new else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

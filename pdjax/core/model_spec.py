@@ -32,7 +32,8 @@ class RopeSpec:
 
     Attributes:
       theta: base of the frequencies.
-      kind: "plain", "linear", "llama3" or "yarn".
+      kind: "plain", "linear", "llama3", "yarn", or "none", which rotates nothing (layers without
+        a position embedding).
       factor: how many times the context is stretched.
       original_context: context length the model was trained with (llama3, yarn).
       low_freq_factor, high_freq_factor: llama3's band between stretched and untouched wavelengths.
@@ -56,7 +57,7 @@ class RopeSpec:
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        kinds = ("plain", "linear", "llama3", "yarn")
+        kinds = ("plain", "linear", "llama3", "yarn", "none")
         if self.kind not in kinds:
             raise ValueError(f"rope.kind={shown(self.kind)}: allowed are {', '.join(kinds)}")
         for name in _POSITIVE_NUMBERS:
@@ -79,6 +80,8 @@ class RopeSpec:
         Sources: RoPE (Su et al. 2021); "linear" position interpolation (Chen et al. 2023); "llama3"
         as published with Llama 3.1; YaRN (Peng et al. 2023).
         """
+        if self.kind == "none":
+            return np.zeros(head_dim // 2), 1.0
         base = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         if self.kind == "plain":
             return base, 1.0

@@ -24,7 +24,7 @@ from pdjax.device.kv.transports import Transports
 from pdjax.device.layer_groups import choose_groups
 from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh
 from pdjax.device.models.decoder import Params
-from pdjax.device.models.registry import kv_layout
+from pdjax.device.models.registry import family_of, kv_layout
 from pdjax.device.models.weights import copied_params, load_params, random_params
 from pdjax.device.programs.decode import DecodeProgram
 from pdjax.device.programs.prefill import PrefillProgram
@@ -175,6 +175,8 @@ class _Builder:
         self._checkpoint, self._progress = checkpoint, progress
         p, d = config.prefill, config.decode
         dtype = config.kv.dtype or config.model.dtype
+        with _fields_of("model.spec"):
+            family_of(spec).kinds(spec)
         with _fields_of("prefill"):
             self._prefill_layout = kv_layout(spec, config.kv.page_size, dtype, tp=p.tp)
             _check_mlp(spec, p.tp)

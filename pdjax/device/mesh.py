@@ -50,11 +50,15 @@ def take_devices(wanted: Sequence[int], what: Sequence[str]) -> list[list[jax.De
     devices = jax.devices()
     if sum(wanted) > len(devices):
         needs = ", ".join(f"{name} {count}" for name, count in zip(what, wanted, strict=True))
+        virtual = (
+            "; virtual devices are made once, when JAX starts: give the first LLM of the process "
+            f"cpu_devices={sum(wanted)}"
+        )
         raise ValueError(
             f"devices: {needs} make {sum(wanted)}, but this process has {len(devices)} "
             f"({devices[0].platform}); lower prefill.engines, prefill.tp, decode.engines, "
             "decode.stages or decode.tp, or take one mesh by colocated=True, as the preset "
-            "smollm2_colocated does; on the CPU, set cpu_devices before JAX starts"
+            f"smollm2_colocated does{virtual if devices[0].platform == 'cpu' else ''}"
         )
     dealt, first = [], 0
     for count in wanted:

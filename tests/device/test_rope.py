@@ -2,16 +2,24 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pdjax.core.model_spec import RopeSpec
+from pdjax.device.models.attention import rope_table
 
 
 def test_plain():
     frequencies, scale = RopeSpec(theta=100.0).frequencies(8)
     np.testing.assert_allclose(frequencies, [1, 100**-0.25, 0.1, 100**-0.75])
     assert scale == 1.0
+
+
+def test_none_rotates_nothing():
+    cos, sin = rope_table(RopeSpec(kind="none"), 8, jnp.arange(5000, 5003))
+    assert cos.shape == sin.shape == (3, 4)
+    assert (cos == 1).all() and (sin == 0).all()
 
 
 def test_linear_is_positions_divided():

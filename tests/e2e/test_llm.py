@@ -293,7 +293,14 @@ def test_what_cannot_work_is_refused_before_weights_are_read(monkeypatch, overri
         LLM(replace(MONOLITHIC, colocated=False), overrides)
 
 
+def test_a_family_that_is_unknown_is_named_as_a_field_of_the_config():
+    spec = replace(MONOLITHIC.model.spec, family="lama")
+    with pytest.raises(ValueError, match=r"^model.spec.family='lama': allowed are llama, mistral"):
+        LLM(replace(MONOLITHIC, model=replace(MONOLITHIC.model, spec=spec)))
+
+
 def test_too_few_devices_are_told_before_a_model_is_opened():
     config = Config(model=ModelConfig("/no/such/model"), decode=DecodeConfig(stages=99, rows=99))
-    with pytest.raises(ValueError, match="decode engine 0 99 make 100, but this process has"):
+    message = "decode engine 0 99 make 100, but this process has .* give .* cpu_devices=100"
+    with pytest.raises(ValueError, match=message):
         LLM(config)

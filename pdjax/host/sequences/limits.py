@@ -61,8 +61,8 @@ class Limits:
             raise ValueError(f"n={shown(params.n)}: must be at most max_waiting={self.max_waiting}")
         if len(prompt) >= self.max_model_len:
             raise ValueError(
-                f"prompt_token_ids: {len(prompt)} tokens, but the context is "
-                f"{self.max_model_len} and one must be left to generate; allowed are at most "
+                f"prompt_token_ids: {len(prompt)} tokens, but the context is {self.max_model_len} "
+                "(model.max_model_len) and one must be left to generate; allowed are at most "
                 f"{self.max_model_len - 1}"
             )
         self._check_tokens("prompt_token_ids", prompt)
