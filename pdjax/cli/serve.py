@@ -61,8 +61,10 @@ def serve() -> int:
     from pdjax.async_llm import AsyncLLM
     from pdjax.serving.async_backend import AsyncBackend
 
+    llm = AsyncLLM(config)  # before the event loop runs, which would hold Ctrl-C up
+
     async def run() -> None:
-        backend = AsyncBackend(AsyncLLM(config), _NAME.value)
+        backend = AsyncBackend(llm, _NAME.value)
         url = url_of(found)
         names = [key.name for key in settings.api_keys]
         logs.event("ready", url=url, model=backend.model.name, api_keys=names or None)

@@ -120,11 +120,7 @@ def _encoded(front: Front, prompts: list[str | list[int]]) -> list[list[int]]:
     """
     if "" in prompts:
         raise ValueError("prompt='': must not be empty")
-    encode = front.tokenizer.encode if any(isinstance(each, str) for each in prompts) else None
-    return [
-        encode(each) if encode is not None and isinstance(each, str) else list(map(int, each))
-        for each in prompts
-    ]
+    return [front.tokenizer.encode(each) if isinstance(each, str) else each for each in prompts]
 
 
 def _decoded(front: Front, prompts: list[str | list[int]]) -> list[str]:
