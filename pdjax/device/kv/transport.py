@@ -29,6 +29,10 @@ from pdjax.device.worker import DispatchFuture, DispatchWorker, Done
 from pdjax.interfaces.tickets import Ticket
 from pdjax.interfaces.transport import TransferCost, TransferJob
 
+_PUTS = 15
+"""Puts that a link is measured by, of which the fastest counts: from the rate follow the layer
+groups, and from these the programs to compile. So a start should find the rate of the one before."""
+
 
 @dataclass(eq=False)
 class ReadTicket:
@@ -203,7 +207,7 @@ class DeviceTransport:
 
     def _measure(self, source: PoolId, target: PoolId, nbytes: int) -> Done[float]:
         put, clock, took = self.plain_put(source, target, nbytes), WallClock(), []
-        for _ in range(4):  # the first finds the way
+        for _ in range(1 + _PUTS):  # the first finds the way
             started = clock.now()
             put()
             took.append(clock.now() - started)
