@@ -2,7 +2,7 @@
 
 You see pieces of three answers, interleaved, and how the second one ends early: to cancel a task
 ends its request, and its pages and its row are free at once. No request has a thread of its own,
-and the event loop never waits for a device.
+and the event loop never waits for a device, nor for the model to load.
 """
 
 import asyncio
