@@ -19,6 +19,7 @@ from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
 from pdjax.host.handoff.spans import Spans
 from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.request import FirstGap
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.transport import TransferJob, TransferTicket, Transport
 
@@ -98,6 +99,8 @@ class Served:
       arrived_ms: first token to the arrival of the last KV; 0 if it arrived before.
       floor_ms: bytes over the link's bandwidth.
       nbytes, shipments: bytes and shipments of one prompt.
+      first_gap_ms: parts of the gap between the first token and the second, see `FirstGap`.
+      usual_gap_ms: of later tokens.
     """
 
     prefill_ms: float
@@ -109,6 +112,8 @@ class Served:
     floor_ms: float
     nbytes: float
     shipments: int
+    first_gap_ms: dict[str, float]
+    usual_gap_ms: float
 
     @property
     def hidden(self) -> float:
@@ -252,28 +257,33 @@ class EnginePair:
         """Serve prompts of n random tokens, one at a time; `rate` is the link's bytes a second."""
         rng = np.random.default_rng(n)
         seen: list[list[float]] = []
+        first_gaps: list[FirstGap] = []
         shipments = 0
         for turn in range(1 + rounds):
             recorder.clear()
             metrics = recorder.request(self._serve(coordinator, f"{n}/{turn}", n, rng))
             marks, moved, gaps = dict(metrics.marks), metrics.transfer, metrics.itl
             on_wire = watch.take(marks["first_token"], rate)
+            usual = statistics.median(gaps[1:])
+            assert metrics.first_gap is not None, "a hand-off has ended"
+            first_gaps.append(metrics.first_gap)
             ticks = [s.start for s in recorder.spans() if s.track == "decode/0"]
             seen.append(
                 [
                     marks["first_token"] - marks["prefill_started"],
                     min(ticks) - marks["first_token"],
-                    gaps[0] - statistics.median(gaps[1:]),
+                    gaps[0] - usual,
                     *on_wire,
                     moved.bytes / rate,
                     moved.bytes,
+                    usual,
                 ]
             )
             shipments = moved.shipments
         # The first prompt warms up.
         columns = zip(*seen[1:], strict=True)
         medians = map(statistics.median, columns)
-        prefill, added, delay, wire, exposed, arrived, floor, nbytes = medians
+        prefill, added, delay, wire, exposed, arrived, floor, nbytes, usual = medians
         return Served(
             prefill_ms=prefill * 1e3,
             added_ms=added * 1e3,
@@ -284,6 +294,11 @@ class EnginePair:
             floor_ms=floor * 1e3,
             nbytes=nbytes,
             shipments=shipments,
+            first_gap_ms={
+                name: statistics.median(getattr(gap, name) or 0.0 for gap in first_gaps[1:]) * 1e3
+                for name in FirstGap._fields
+            },
+            usual_gap_ms=usual * 1e3,
         )
 
     def traced(

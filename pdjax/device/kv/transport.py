@@ -31,7 +31,7 @@ from pdjax.interfaces.transport import TransferCost, TransferJob
 
 _PUTS = 15
 """Puts that a link is measured by, of which the fastest counts: from the rate follow the layer
-groups, and from these the programs to compile. So a start should find the rate of the one before."""
+groups, and from these the programs to compile. So starts should find the same rate."""
 
 
 @dataclass(eq=False)
