@@ -41,13 +41,23 @@ def _foreign(name: str) -> bool:
 
     Only the choice for None asks this: a named implementation runs or raises.
     """
-    return name == "mosaic_gpu" and _other_gpus()
+    return _for_cpus() or (name == "mosaic_gpu" and _other_gpus())
+
+
+def _for_cpus() -> bool:
+    """Whether a program is traced for CPUs alone: the process has nothing else, and the mesh in
+    scope names no other platform, as one does that a program is only lowered for. To import the
+    kernels takes two seconds, and to trace them a third of all tracing.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is None or device.device_kind == "cpu"
 
 
 @cache
 def _other_gpus() -> bool:
-    """Whether this process has GPUs, but no Hopper. A process without GPUs may still lower for
-    one."""
+    """Whether this process has GPUs, but no Hopper."""
     if jax.default_backend() != "gpu":
         return False
     capabilities = [str(getattr(gpu, "compute_capability", "")) for gpu in jax.devices()]

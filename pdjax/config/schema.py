@@ -119,7 +119,7 @@ class PrefillConfig:
       token_buckets: padded sizes of a step in tokens; None takes `token_budget`, a fourth of it,
         and so on.
       page_buckets: padded sizes of a step in pages read; None takes the pages of the longest
-        context or of a full budget, a fourth of them, and so on.
+        context or of a full budget, a sixteenth of them, and so on down to 256.
       dispatch_thread: dispatch each engine's steps on a thread of its own, so that decode does not
         wait for a prefill dispatch. None does so where an engine shares no device with decode and
         its devices are not the host's own cores.
@@ -165,7 +165,7 @@ class DecodeConfig:
         or for what the device's memory holds, if that is less: see kv.memory_fraction.
       lookahead: ticks dispatched beyond the tick that the host reads tokens of.
       page_buckets: padded widths of the page table; None takes the pages of the longest context, a
-        fourth of them, and so on.
+        fourth of them, and so on down to 256 tokens.
       attention: name of an `append_attention` implementation; None lets pallas_kernels choose for
         the platform.
       page_size: tokens a page of the decode pools; None takes kv.page_size. Any other size must

@@ -25,10 +25,20 @@ def sequence(prompt, pages, output=(), **params) -> Sequence:
 def test_default_buckets_are_few_and_hold_everything():
     buckets = Buckets.of(PrefillConfig(), DecodeConfig(), page_size=16, max_model_len=1024)
     assert buckets.tokens == (32, 128, 512)
-    assert buckets.step_pages == (4, 16, 64)
-    assert buckets.table_pages == (4, 16, 64)
+    assert buckets.step_pages == (64,)
+    assert buckets.table_pages == (16, 64)
     assert (buckets.token_budget, buckets.sequences, buckets.context) == (512, 8, 1024)
-    assert spans((16, 16), 1024).buckets == (4, 8, 16, 32, 64)
+    assert spans((16, 16), 1024).buckets == (4, 16, 64)
+    long = Buckets.of(PrefillConfig(), DecodeConfig(), page_size=64, max_model_len=2**19)
+    assert long.step_pages == (512, 8192)
+    assert long.table_pages == (8, 32, 128, 512, 2048, 8192)
+
+
+def test_spans_of_many_bytes_are_padded_to_less_than_twice():
+    llama_8b = KVLayout.of_heads(32, 8, 128, 64, "bfloat16", 2)
+    assert Spans.between(llama_8b, llama_8b, 8192).buckets == (4, 8, 16, 32, 64, 128)
+    small = KVLayout.of_heads(30, 3, 64, 16, "float32", 4)
+    assert Spans.between(small, small, 1024).buckets == (4, 16, 64)
 
 
 def spans(sizes: tuple[int, int], max_model_len: int = 32) -> Spans:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from pallas_kernels import implementations
 from pallas_kernels.implementations import Operation
@@ -14,7 +15,6 @@ from pallas_kernels.implementations import Operation
 @pytest.mark.parametrize(
     ("backend", "capabilities", "foreign"),
     [
-        ("cpu", [None], False),
         ("gpu", ["9.0", "9.0"], False),
         ("gpu", ["8.0"], True),
         ("gpu", ["10.0"], True),
@@ -48,6 +48,17 @@ def test_an_older_jax_runs_no_hopper_kernel(monkeypatch: pytest.MonkeyPatch):
     message = f"odd by mosaic_gpu: kernels for Hopper GPUs need JAX 99.1 .* is {jax.__version__}"
     with pytest.raises(NotImplementedError, match=message):
         choose("mosaic_gpu")
+
+
+def test_on_cpus_alone_no_kernel_is_traced_unless_a_program_is_lowered_for_another_platform(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    names = ("mosaic_gpu", "mosaic_tpu")
+    assert all(map(implementations._foreign, names))
+    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=gpu)):
+        assert not any(map(implementations._foreign, names))
 
 
 @pytest.mark.parametrize(("backend", "warns", "told"), [("gpu", True, 1), ("gpu", False, 0)])

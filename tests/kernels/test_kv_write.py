@@ -186,9 +186,9 @@ def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(api._PROVEN, "tpu", "mosaic_tpu")
 
     def kernels_on(platform: str, case: Case) -> int:
-        traced = jax.jit(partial(rope_and_write)).trace(*make_inputs(case, seed=0).operands)
         mesh = AbstractMesh((1,), ("x",), abstract_device=TPUS["v5e"])
         with use_abstract_mesh(mesh):
+            traced = jax.jit(partial(rope_and_write)).trace(*make_inputs(case, seed=0).operands)
             return traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
 
     assert kernels_on("tpu", SMALL) == 1

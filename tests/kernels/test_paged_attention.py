@@ -276,9 +276,9 @@ def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
 
     def kernels_on(platform: str, case: Case) -> int:
         run = jax.jit(partial(paged_attention, **case.options))
-        traced = run.trace(*make_inputs(case, seed=0).operands)
         mesh = AbstractMesh((1,), ("x",), abstract_device=HARDWARE["v5e"][2])
         with use_abstract_mesh(mesh):
+            traced = run.trace(*make_inputs(case, seed=0).operands)
             return traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
 
     assert kernels_on("tpu", SMALL) == 1

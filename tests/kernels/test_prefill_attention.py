@@ -130,9 +130,9 @@ def test_the_platform_chooses_among_the_proven(monkeypatch: pytest.MonkeyPatch):
 
     def kernels_on(platform: str, case: Case) -> int:
         operation = jax.jit(partial(prefill_attention, **case.options))
-        traced = operation.trace(*make_inputs(case, seed=0).operands)
         mesh = AbstractMesh((1,), ("x",), abstract_device=TPUS["v5e"])
         with use_abstract_mesh(mesh):
+            traced = operation.trace(*make_inputs(case, seed=0).operands)
             return traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
 
     assert kernels_on("tpu", SMALL) == 1

@@ -169,20 +169,20 @@ def test_golden_run():
     report = outcome.report
     assert report["completed"] == 30
     golden = {
-        "duration": 7.752192,
+        "duration": 8.152192,
         "median_ttft_ms": 121.5,
         "p99_ttft_ms": 274.667904,
-        "median_tpot_ms": 186.643635,
-        "p99_tpot_ms": 1354.191042,
-        "mean_e2el_ms": 2792.095674,
-        "max_concurrent_requests": 23,
+        "median_tpot_ms": 201.964294,
+        "p99_tpot_ms": 1467.622779,
+        "mean_e2el_ms": 2935.281526,
+        "max_concurrent_requests": 24,
         "total_output_tokens": 439,
     }
     assert {key: report[key] for key in golden} == pytest.approx(golden, abs=1e-6)
     steps = {name: track["steps"] for name, track in report["engines"].items()}
     assert [steps[f"{kind}/{i}"] for kind in ("prefill", "decode") for i in (0, 1)] == [
-        *(16, 14),
-        *(77, 68),
+        *(17, 13),
+        *(81, 69),
     ]
     assert report["transfers"]["shipments"] == 54 and outcome.events == 337
 

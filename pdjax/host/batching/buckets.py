@@ -15,6 +15,12 @@ import numpy as np
 from pdjax.config import DecodeConfig, PrefillConfig
 from pdjax.config.checks import MOST_TOKENS
 
+_FEW_TOKENS = 256
+"""Contexts this short share one width of decode's page table."""
+
+_FEW_LISTED = 256
+"""Pages of the shortest list of a prefill step."""
+
 _MOST_ENTRIES = 2**28
 """Numbers of a table with a row a sequence: 1 GB."""
 
@@ -53,7 +59,9 @@ class Buckets:
         """The configured buckets, or where none are configured, few that waste little.
 
         Each bucket of a step is a compilation of the whole model, so those are a factor of four
-        apart.
+        apart. An entry of the list of pages that a prefill step reads costs its upload alone, since
+        attention visits what is listed: a factor of 16. A wide page table lets decode attention cut
+        rows into more parts, which short rows leave empty.
 
         Args:
           prefill, decode: of the steps that the engine accepts; None where it accepts none.
@@ -78,11 +86,12 @@ class Buckets:
                 token_budget=prefill.token_budget,
                 sequences=prefill.max_sequences,
                 tokens=prefill.token_buckets or spread(prefill.token_budget, 16, 4),
-                step_pages=prefill.page_buckets or spread(max(context, packed), 4, 4),
+                step_pages=prefill.page_buckets or spread(max(context, packed), _FEW_LISTED, 16),
             )
         if decode is not None:
             _check_hold("decode.page_buckets", decode.page_buckets, context, max_model_len)
-            tables = decode.page_buckets or spread(context, 4, 4)
+            few = max(4, _FEW_TOKENS // page_size)
+            tables = decode.page_buckets or spread(context, few, 4)
             for width in (max_model_len, tables[-1]):
                 _check_table("decode.rows", decode.rows, width, max_model_len)
             buckets = replace(buckets, table_pages=tables)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pdjax.core.kv_layout import NULL_PAGE, KVLayout
-from pdjax.host.batching.buckets import fit, padded, spread
+from pdjax.host.batching.buckets import fit, padded
+
+_CHEAP = 64 << 20
+"""Bytes of padding that are cheaper than a compilation: a link of 100 GB/s takes under a
+millisecond for them, and programs of a new size half a second to several seconds."""
+
+_LEAST = 4
+"""Spans of the smallest bucket, where the longest context has as many."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +23,8 @@ class Spans:
 
     Attributes:
       tokens: of a span: a page of the pool with the larger pages.
-      buckets: padded sizes of a transfer job in spans, ascending. A job compiles in no time and
-        pays for padding by the byte, so they are a factor of two apart.
+      buckets: padded sizes of a transfer job in spans, ascending. A job pays for padding by the
+        byte: they are a factor of two apart, and a factor of four where that is few bytes.
     """
 
     tokens: int
@@ -27,7 +34,12 @@ class Spans:
     def between(cls, source: KVLayout, target: KVLayout, max_model_len: int) -> "Spans":
         """Those of two pools, of which one page size divides the other."""
         tokens = source.span(target)
-        return cls(tokens, spread(-(-max_model_len // tokens), 4, 2))
+        span_bytes = tokens * max(each.page_bytes // each.page_size for each in (source, target))
+        sizes = [-(-max_model_len // tokens)]
+        while sizes[-1] >= 2 * _LEAST:
+            factor = 4 if sizes[-1] * span_bytes <= _CHEAP else 2
+            sizes.append(max(-(-sizes[-1] // factor), _LEAST))
+        return cls(tokens, tuple(reversed(sizes)))
 
     def pages(self, holdings: Iterable[tuple[Seq[int], Seq[int]]], page_size: int) -> np.ndarray:
         """The pages of some spans of several sequences, one after another, padded with the null
