@@ -148,6 +148,11 @@ class Operation:
             return bound("reference")(*operands)
         return lax.platform_dependent(*operands, default=bound("reference"), **kernels)
 
+    def may_run(self, name: str) -> bool:
+        """Whether None may lower to a kernel on some platform that the program is traced for. What
+        else the kernel demands, its module says."""
+        return name in self.proven.values() and not _foreign(name)
+
     def module(self, name: str) -> ModuleType:
         """Import an implementation's module at first use: a kernel's imports may take seconds even
         where it never runs."""

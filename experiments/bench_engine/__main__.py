@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -34,6 +33,7 @@ from experiments.baselines.bare import Bare
 from experiments.common.config_fields import config_fields, define_config_fields
 from experiments.common.llm_engines import DECODE, PREFILL, decode_held_back, engines_of
 from experiments.common.origin import origin, save
+from experiments.common.programs import clear_programs
 from experiments.common.shapes import MODELS, SHAPES, chosen_model, random_model
 from experiments.common.step_times import LABELS, StepTimes
 from experiments.common.tables import number, table
@@ -141,7 +141,7 @@ def make_config(
 def start(config: Config) -> tuple[LLM, dict[str, float]]:
     """Make an LLM and compile everything; return it and the seconds of each half."""
     gc.collect()  # frees device memory of the last LLM
-    jax.clear_caches()  # programs are traced, and looked up on disk, as in a new process
+    clear_programs()  # programs are traced, and looked up on disk, as in a new process
     began = time.perf_counter()
     llm = LLM(config)
     built = time.perf_counter()

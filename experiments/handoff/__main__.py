@@ -31,10 +31,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from experiments.common.origin import origin, save
+from experiments.common.programs import clear_programs
 from experiments.common.shapes import MODELS, SHAPES, chosen_model
 from experiments.common.tables import megabytes, number, percent, table
 from experiments.handoff.pair import OUTPUT, EnginePair, Watch, Way, in_groups
@@ -218,7 +218,7 @@ def main() -> None:
             points += measure(pair, way, prompts, peaks[layout])
         del pair
         gc.collect()
-        jax.clear_caches()
+        clear_programs()
     print(show(points))
     print("\n".join(f"{layout}: link {rate / 1e9:.1f} GB/s" for layout, rate in peaks.items()))
     whole = {"model": model, "peak_bytes_per_s": peaks, "points": points} | origin()

@@ -23,13 +23,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from experiments.baselines.vllm import BESIDE_PREFILL
 from experiments.common.config_fields import config_fields, define_config_fields
 from experiments.common.llm_engines import PREFILL, engines_of
 from experiments.common.origin import origin, save
+from experiments.common.programs import clear_programs
 from experiments.common.shapes import MODELS, SHAPES, chosen_model
 from experiments.common.tables import megabytes, number, percent, table
 from experiments.interference.load import MODES, Load, make_config
@@ -68,7 +68,7 @@ define_config_fields(FLAGS)
 def measure(config: Config, load: Load) -> dict[str, Any]:
     """Measure both phases of a mode."""
     gc.collect()  # frees device memory of the last mode
-    jax.clear_caches()
+    clear_programs()
     with LLM(config) as llm:
         llm.coordinator.warm_up()
         gc.collect()

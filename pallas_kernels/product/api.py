@@ -39,7 +39,9 @@ def product(x: jax.Array, w: jax.Array, *, implementation: str | None = None) ->
     """
     bind_dims(x=(x, "TA"), w=(w, "AB"))
     _check_types(x=x, w=w)
-    if implementation is None and not _OPERATION.module("mosaic_gpu").pays(x, w):
+    if implementation is None and not (
+        _OPERATION.may_run("mosaic_gpu") and _OPERATION.module("mosaic_gpu").pays(x, w)
+    ):
         implementation = "reference"
     return _OPERATION.run(implementation, (x, w), {}, shown=(x, w))
 
@@ -83,9 +85,9 @@ def add_product(
 
 
 def adds_in_place(y: jax.Array, w: jax.Array) -> bool:
-    """Whether `add_product` is one kernel on GPUs that have it; the scale, if used, is another."""
-    pays: bool = _ADDING.module("mosaic_gpu").add_pays(y, w)
-    return pays
+    """Whether `add_product` is one kernel on GPUs that have it; the scale, if used, is another.
+    False where the program is traced for CPUs alone."""
+    return _ADDING.may_run("mosaic_gpu") and bool(_ADDING.module("mosaic_gpu").add_pays(y, w))
 
 
 def _check_types(**operands: jax.Array) -> None:

@@ -63,8 +63,10 @@ def swiglu(
         raise ValueError(f"w_gate_up is {w_gate_up.dtype}, but x is {x.dtype}")
     if eps is not None:
         check_eps(eps)
-    kernel = _OPERATION.module("mosaic_gpu")
-    if implementation is None and not kernel.pays(x, w_gate_up, normed=eps is not None):
+    if implementation is None and not (
+        _OPERATION.may_run("mosaic_gpu")
+        and _OPERATION.module("mosaic_gpu").pays(x, w_gate_up, normed=eps is not None)
+    ):
         implementation = "reference"
     operands = (x, scale, w_gate_up)
     return _OPERATION.run(implementation, operands, {"eps": eps}, shown=(x, w_gate_up))

@@ -11,10 +11,10 @@ from pdjax.core.ids import EngineId, PoolId
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transports import TransferFuture, Transports
 from pdjax.device.programs.program import Program
-from pdjax.device.programs.sampled import SampledTicket
 from pdjax.device.worker import DispatchFuture, DispatchWorker, Done, ask
 from pdjax.interfaces.batches import Sampled
 from pdjax.interfaces.steps import PrefillStep, Step, StepKind
+from pdjax.interfaces.tickets import Ticket
 from pdjax.interfaces.transport import TransferJob
 
 
@@ -27,7 +27,7 @@ class StepFuture(DispatchFuture[Sampled]):
     """
 
     def __init__(
-        self, call: Callable[[], SampledTicket], exports: Mapping[int, TransferFuture]
+        self, call: Callable[[], Ticket[Sampled]], exports: Mapping[int, TransferFuture]
     ) -> None:
         super().__init__(call)
         self.exports = exports
@@ -88,7 +88,7 @@ class JaxEngine:
                 self._transports.cancel(job_id)
             raise
 
-    def _dispatch(self, program: Program, step: Step, groups: Groups) -> SampledTicket:
+    def _dispatch(self, program: Program, step: Step, groups: Groups) -> Ticket[Sampled]:
         def after_group(group: int) -> None:
             for export in groups[group] if groups else ():
                 export.make()

@@ -4,6 +4,9 @@ What builds a jitted function is itself a function of hashable facts: shapes, sh
 names of implementations; never of weights or pools. `shared` remembers its results, so that a
 second LLM of the same shapes gets the functions of the first, and with them what JAX has compiled.
 They hold no arrays: an LLM that is closed frees its memory.
+
+What such programs have rehearsed in this process is compiled, so a rehearsal of the same shapes is
+left out.
 """
 
 from collections.abc import Callable
@@ -26,6 +29,21 @@ def shared(build: Callable[P, T]) -> Callable[P, T]:
     """Decorate a pure function whose arguments are hashable: equal arguments give the same result
     again."""
     return lru_cache(_MOST_KEPT)(build)  # type: ignore[return-value]
+
+
+@shared
+def rehearsals(*programs: Any) -> set[Any]:
+    """The `shapes_of` the arguments of all rehearsals that these programs together have run. They
+    come from builders that are `shared`; a program that is built again has run none. Whoever clears
+    JAX's caches must clear this one, too, by `rehearsals.cache_clear()`."""
+    return set()
+
+
+def shapes_of(*arguments: Any) -> Any:
+    """What a program is compiled for, hashable: the tree of its arguments, and the shape and type
+    of each leaf."""
+    leaves, tree = jax.tree.flatten(arguments)
+    return tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 @dataclass(frozen=True)

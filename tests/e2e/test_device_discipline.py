@@ -64,6 +64,18 @@ def test_a_second_llm_of_the_same_shapes_compiles_and_traces_nothing(compilation
         assert not compilations
 
 
+def test_a_rehearsal_of_the_same_shapes_runs_once_in_a_process():
+    config = replace(disaggregated(1, 2, 1), max_logprobs=6)  # which no other test has
+    for pages, runs in ((40, True), (40, False), (41, True)):
+        with LLM(config, {"warm_up": False, "prefill.pages": pages, "decode.pages": pages}) as llm:
+            seen: list[Any] = []
+            for program in programs(llm):
+                program._dispatch = partial(watched, program._dispatch, seen)
+            llm.coordinator.warm_up()
+            assert bool(seen) == runs
+            assert llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2))[0].error is None
+
+
 def test_other_shapes_share_no_programs():
     layouts = [disaggregated(1, 1, 1), disaggregated(1, 2, 1)]
     steps = []

@@ -184,7 +184,7 @@ def test_golden_run():
         *(17, 13),
         *(81, 69),
     ]
-    assert report["transfers"]["shipments"] == 54 and outcome.events == 337
+    assert report["transfers"]["shipments"] == 54 and outcome.events == 342
 
 
 @pytest.mark.parametrize(

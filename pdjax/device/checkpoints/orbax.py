@@ -23,7 +23,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
 from tqdm import tqdm
 
@@ -140,6 +139,8 @@ def convert(checkpoint: Checkpoint, directory: Path, dtype: str) -> None:
 
 
 def _write(checkpoint: Checkpoint, weights: Path, dtype: np.dtype) -> None:
+    import orbax.checkpoint as ocp  # takes most of a second, and only this function needs it
+
     groups: dict[str, list[str]] = {}
     for name in tensor_shapes(checkpoint.spec):
         groups.setdefault(_group(name), []).append(name)

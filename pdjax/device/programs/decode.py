@@ -18,12 +18,13 @@ from pdjax.device.mesh import shardings
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.sampling import VARIANTS, Asked, Wanted
 from pdjax.device.programs.program import AfterGroup
-from pdjax.device.programs.sampled import SampledTicket
-from pdjax.device.sharing import shared
+from pdjax.device.programs.sampled import SampledTicket, nothing_sampled
+from pdjax.device.sharing import rehearsals, shapes_of, shared
 from pdjax.device.steps import decode
 from pdjax.device.steps.sample import Undecided, make_sample_step
-from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, SamplingBatch
+from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, Sampled, SamplingBatch
 from pdjax.interfaces.steps import DecodeStep, StepKind
+from pdjax.interfaces.tickets import Ticket
 
 
 class DecodeProgram:
@@ -82,8 +83,21 @@ class DecodeProgram:
         x, logits, positions, row, self._fed_back, self._history = self._make_state()
         self._carried = decode.Carried(x, Undecided(logits, positions, row))
 
-    def dispatch(self, step: DecodeStep, after_group: AfterGroup) -> SampledTicket:
-        batch = step.batch
+    def dispatch(self, step: DecodeStep, after_group: AfterGroup) -> Ticket[Sampled]:
+        if (step.batch.positions != IDLE_ROW).any():
+            return self._dispatch(step.batch, after_group)
+        batch, known = step.batch, rehearsals(self._tick, self._sample)
+        state = self._carried, self._fed_back, self._history
+        table = batch.page_table.shape
+        shapes = table, shapes_of(self._params, self._pool.arrays, state)
+        if shapes in known:
+            after_group(0)
+            return nothing_sampled(batch.sampling, self._max_logprobs)
+        ticket = self._dispatch(batch, after_group)
+        known.add(shapes)
+        return ticket
+
+    def _dispatch(self, batch: DecodeBatch, after_group: AfterGroup) -> SampledTicket:
         with self._donated():
             self._pool.arrays, self._carried = self._tick(
                 self._params,

@@ -11,11 +11,13 @@ from pdjax.device.models.decoder import Params
 from pdjax.device.models.sampling import VARIANTS, Asked
 from pdjax.device.packing import Packed
 from pdjax.device.programs.program import AfterGroup
-from pdjax.device.programs.sampled import SampledTicket
+from pdjax.device.programs.sampled import SampledTicket, nothing_sampled
+from pdjax.device.sharing import rehearsals, shapes_of
 from pdjax.device.steps import prefill
 from pdjax.device.steps.sample import Undecided, make_sample_step
-from pdjax.interfaces.batches import PrefillBatch
+from pdjax.interfaces.batches import PrefillBatch, Sampled
 from pdjax.interfaces.steps import PrefillStep, StepKind
+from pdjax.interfaces.tickets import Ticket
 
 
 class PrefillProgram:
@@ -61,8 +63,20 @@ class PrefillProgram:
             layer_groups=layer_groups,
         )
 
-    def dispatch(self, step: PrefillStep, after_group: AfterGroup) -> SampledTicket:
-        batch = step.batch
+    def dispatch(self, step: PrefillStep, after_group: AfterGroup) -> Ticket[Sampled]:
+        if step.batch.kv_lens.any():
+            return self._dispatch(step.batch, after_group)
+        batch, known = step.batch, rehearsals(self._step, self._sample)
+        shapes = shapes_of(self._params, self._pool.arrays, vars(batch) | {"sampling": None})
+        if shapes in known:
+            for group in range(len(self.layer_groups)):
+                after_group(group)
+            return nothing_sampled(batch.sampling, self._max_logprobs)
+        ticket = self._dispatch(batch, after_group)
+        known.add(shapes)
+        return ticket
+
+    def _dispatch(self, batch: PrefillBatch, after_group: AfterGroup) -> SampledTicket:
         with self._pool.donated():
             undecided = self._compute(prefill.pack(batch), after_group)
         for asked in _asked(batch):

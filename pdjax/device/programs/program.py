@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pdjax.device.programs.sampled import SampledTicket
+from pdjax.interfaces.batches import Sampled
 from pdjax.interfaces.steps import StepKind
+from pdjax.interfaces.tickets import Ticket
 
 AfterGroup = Callable[[int], None]
 """Called with g when layer group g has been dispatched, and nothing that comes after it."""
@@ -17,7 +18,8 @@ class Program(Protocol):
     lives on the devices from one of these steps to the next.
 
     A batch of nothing but padding is a rehearsal: every variant of choosing tokens runs on it, so
-    that a warm-up need not know that there are any.
+    that a warm-up need not know that there are any. Where this process has run it before, with the
+    same programs and shapes, nothing runs, since all of it is compiled.
 
     Attributes:
       kind: of its steps.
@@ -34,7 +36,7 @@ class Program(Protocol):
         """How often the state was lost and has been made again, beside losses of the pool."""
         ...
 
-    def dispatch(self, step: Any, after_group: AfterGroup) -> SampledTicket:
+    def dispatch(self, step: Any, after_group: AfterGroup) -> Ticket[Sampled]:
         """Dispatch a step of the kind. An error leaves a sound pool and sound state, which may be
         empty."""
         ...

@@ -7,7 +7,8 @@ import numpy as np
 
 from pdjax.device.compat import all_ready
 from pdjax.device.models.sampling import Choice
-from pdjax.interfaces.batches import Sampled, SamplingBatch
+from pdjax.device.worker import Done
+from pdjax.interfaces.batches import NOT_FINITE, Sampled, SamplingBatch
 
 
 class SampledTicket:
@@ -41,9 +42,17 @@ class SampledTicket:
             except Exception:
                 self._inspect()
                 raise
-            self._sampled = Sampled(tokens, *(logprobs or self._blank(len(tokens))))
+            self._sampled = Sampled(tokens, *(logprobs or _blank(len(tokens), self._max_logprobs)))
         return self._sampled
 
-    def _blank(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        shape = rows, self._max_logprobs
-        return np.zeros(rows, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+
+def nothing_sampled(sampling: SamplingBatch, max_logprobs: int) -> Done[Sampled]:
+    """The ticket of a rehearsal that is left out."""
+    rows = len(sampling.temperature)
+    return Done(Sampled(np.full(rows, NOT_FINITE, np.int32), *_blank(rows, max_logprobs)))
+
+
+def _blank(rows: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log-probabilities that nobody has asked for."""
+    shape = rows, most
+    return np.zeros(rows, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
