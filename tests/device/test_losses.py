@@ -14,6 +14,7 @@ from pdjax.device.kv.transports import Transports
 from pdjax.device.mesh import PREFILL_RULES, make_mesh, take_devices
 from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
+from pdjax.device.programs import decode
 from pdjax.device.programs.decode import DecodeProgram
 from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.worker import DispatchWorker
@@ -135,7 +136,7 @@ def test_an_engine_goes_on_after_a_failure(threaded):
         (pair.prefill, "_step", PREFILL, [1, 1]),
         (pair.decode, "_tick", tick(1), [2, 3]),  # the pool, and with it what ticks carry on
         (pair.decode, "_sample", tick(2), [2, 4]),  # that alone
-        (pair.decode, "_write_history", None, [2, 5]),
+        (decode, "_write_history", None, [2, 5]),
     ):
         fail_once(owner, name)
         if step is not None:
