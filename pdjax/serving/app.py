@@ -10,11 +10,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from pdjax.core.messages import shown
-from pdjax.serving import chats, completions, state, tokens
+from pdjax.serving import chats, completions, responses, state, tokens
 from pdjax.serving.errors import ApiError, internal
 from pdjax.serving.front import Front
 from pdjax.serving.middleware import Gate
 from pdjax.serving.sse import ClientGone
+
+PATHS = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models"),
+    *("/tokenize", "/detokenize", "/tokenizer_info"),
+    *("/health", "/ready", "/metrics", "/engines", "/openapi.json"),
+)
+"""Paths that the metrics name."""
 
 
 class ErrorFields(BaseModel):
@@ -46,19 +53,14 @@ def make_app(front: Front) -> Gate:
             "5XX": {"model": ErrorBody, "description": "What the server could not do."},
         },
     )
-    for part in (completions, chats, tokens, state):
+    for part in (completions, chats, responses, tokens, state):
         app.include_router(part.routes(front))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _bad_body)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _internal)  # raised once more, for the log
-    paths = ["/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/detokenize"]
-    return Gate(
-        app,
-        front,
-        [*paths, "/tokenizer_info", "/health", "/ready", "/metrics", "/engines", "/openapi.json"],
-    )
+    return Gate(app, front, PATHS)
 
 
 def _response(error: ApiError) -> Response:

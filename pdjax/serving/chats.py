@@ -12,12 +12,12 @@ from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
 from pdjax.serving.conversations import check_template_takes_tools, messages_of
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import STREAMS, admit, respond
+from pdjax.serving.generation import STREAMS, ChunkWriter, admit, respond
 from pdjax.serving.logprobs import TokenNames, chat_logprobs
 from pdjax.serving.requests import ChatRequest
 
 
-class ChatWriter:
+class ChatWriter(ChunkWriter):
     """Writes what `/v1/chat/completions` answers. The first chunk of a choice has its role beside
     its first token: one of its own would be taken for a token by some load generators, and clients
     need the role.
@@ -30,6 +30,7 @@ class ChatWriter:
     """
 
     def __init__(self, front: Front, request_id: str, body: ChatRequest, ask: Ask) -> None:
+        super().__init__(body)
         self._body, self._ask = body, ask
         by_id = bool(body.return_tokens_as_token_ids)
         self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
@@ -41,7 +42,7 @@ class ChatWriter:
             "model": front.backend.model.name,
         }
 
-    def whole(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
+    def answer(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
         [output] = outputs
         choices = [
             {

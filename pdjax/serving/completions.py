@@ -11,12 +11,12 @@ from pdjax.core.clock import unix_time
 from pdjax.core.outputs import RequestEvent, RequestOutput, TokenLogprobs
 from pdjax.serving.backend import Ask
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import STREAMS, admit, respond
+from pdjax.serving.generation import STREAMS, ChunkWriter, admit, respond
 from pdjax.serving.logprobs import CompletionLogprobs, TokenNames
 from pdjax.serving.requests import CompletionRequest
 
 
-class CompletionWriter:
+class CompletionWriter(ChunkWriter):
     """Writes what `/v1/completions` answers: choice c of prompt p has index p * n + c.
 
     Args:
@@ -35,6 +35,7 @@ class CompletionWriter:
         asks: Seq[Ask],
         echoes: Seq[str],
     ) -> None:
+        super().__init__(body)
         self._body, self._asks, self._echoes = body, asks, echoes
         by_id = bool(body.return_tokens_as_token_ids)
         self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
@@ -46,7 +47,7 @@ class CompletionWriter:
             "model": front.backend.model.name,
         }
 
-    def whole(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
+    def answer(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
         choices = [
             self._choice(number, index, each.text, each.token_ids, each.logprobs)
             | {"finish_reason": each.finish_reason, "stop_reason": each.stop_reason}

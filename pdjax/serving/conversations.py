@@ -23,7 +23,7 @@ def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             raise bad_value(f"{where}.role", role, "must be a non-empty string")
         turn = {**message, "role": "system" if role == "developer" else role}
         if "content" in turn:
-            turn["content"] = _text(f"{where}.content", turn["content"])
+            turn["content"] = text_of(f"{where}.content", turn["content"])
         if turn.get("tool_calls") is not None:
             turn["tool_calls"] = _calls(f"{where}.tool_calls", turn["tool_calls"])
         found.append(turn)
@@ -44,8 +44,24 @@ def check_template_takes_tools(tokenizer: Tokenizer) -> None:
         raise not_supported("tools", "tools: the chat template of this model takes none")
 
 
-def _text(where: str, content: Any) -> str | None:
-    """A message's content; of a list of parts their texts, a line each, as vLLM joins them."""
+NO_TEXT = (
+    *("image_url", "input_audio", "file", "video_url", "audio_url"),
+    *("input_image", "input_file", "input_video", "computer_screenshot"),
+)
+"""Types of a message's parts that only other models read."""
+
+
+def text_of(where: str, content: Any, kinds: tuple[str, ...] = ("text",)) -> str | None:
+    """A message's content; of a list of parts their texts, a line each, as vLLM joins them.
+
+    Args:
+      where: the place of the content, for messages.
+      content: text, parts or None.
+      kinds: types of parts that have text.
+
+    Raises:
+      ApiError: a 400: it is neither, or a part is no text.
+    """
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -53,11 +69,12 @@ def _text(where: str, content: Any) -> str | None:
     texts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
+        if kind in NO_TEXT:
             raise not_supported(f"{where}[{number}].type", f"{where}: the model reads text only")
         text = part.get("text") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(text, str):
-            raise bad_value(f"{where}[{number}]", part, 'must be {"type": "text", "text": ...}')
+        if kind not in kinds or not isinstance(text, str):
+            allowed = " or ".join(f'{{"type": "{each}", "text": ...}}' for each in kinds)
+            raise bad_value(f"{where}[{number}]", part, f"must be {allowed}")
         texts.append(text)
     return "\n".join(texts)
 

@@ -1,8 +1,8 @@
-"""From asks to the body of a response, whole or as a stream: what completions and chats share."""
+"""From asks to the body of a response, whole or as a stream: what all kinds of answers share."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from collections.abc import Sequence as Seq
 from typing import Any, Protocol
 
@@ -13,29 +13,76 @@ from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.host.metrics.request import RequestMetrics
 from pdjax.serving import sse
 from pdjax.serving.backend import Ask
-from pdjax.serving.errors import draining, failed
+from pdjax.serving.errors import ApiError, draining, failed
 from pdjax.serving.front import Front, OpenAnswer
 from pdjax.serving.logs import event as log_event
-from pdjax.serving.requests import SampledRequest
+from pdjax.serving.requests import ChunkedRequest, SampledRequest
 
 STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 """What the schema says of an endpoint that may answer with a stream."""
 
 
+Usage = Callable[[], dict[str, Any]]
+"""What has been used so far, in the form of completions and chats."""
+
+
 class Writer(Protocol):
     """Writes the body of one kind of response. `number` is that of the prompt."""
 
-    def whole(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
-        """A whole response, without usage."""
+    def whole(self, outputs: Seq[RequestOutput], usage: Usage) -> dict[str, Any]:
+        """A whole response."""
         ...
+
+    def events(self, number: int, event: RequestEvent, usage: Usage) -> bytes:
+        """What a stream says of an event; may be nothing."""
+        ...
+
+    def end(self, usage: Usage) -> bytes:
+        """What a stream says at its end."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """What a stream says where it breaks off."""
+        ...
+
+
+class ChunkWriter:
+    """The form of completions and chats: chunks of one kind, and usage where it is asked for.
+
+    Args:
+      body: what was asked.
+    """
+
+    def __init__(self, body: ChunkedRequest) -> None:
+        self._nothing: dict[str, Any] = {"usage": None} if body.has_usage else {}
+        self._has_usage, self._continuous = body.has_usage, body.has_continuous_usage
+
+    def answer(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
+        """A whole response, without usage."""
+        raise NotImplementedError
 
     def chunk(self, number: int, event: RequestEvent) -> dict[str, Any]:
         """A chunk of a stream, without usage."""
-        ...
+        raise NotImplementedError
 
     def last(self) -> dict[str, Any]:
         """The chunk that has no choices."""
-        ...
+        raise NotImplementedError
+
+    def whole(self, outputs: Seq[RequestOutput], usage: Usage) -> dict[str, Any]:
+        return self.answer(outputs) | {"usage": usage()}
+
+    def events(self, number: int, event: RequestEvent, usage: Usage) -> bytes:
+        so_far = {"usage": usage()} if self._continuous else self._nothing
+        return sse.data(self.chunk(number, event) | so_far)
+
+    def end(self, usage: Usage) -> bytes:
+        if not self._has_usage:
+            return sse.DONE
+        return sse.data(self.last() | {"usage": usage()}) + sse.DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return sse.data(error.body())
 
 
 def admit(front: Front, request: Request, body: SampledRequest) -> None:
@@ -46,7 +93,6 @@ def admit(front: Front, request: Request, body: SampledRequest) -> None:
     """
     front.check_model(body.model)
     front.check_open()
-    body.check_stream()
     unknown = body.unknown_fields()
     if unknown:
         request.scope["state"]["notes"]["ignored_fields"] = [name[:64] for name in unknown[:16]]
@@ -66,12 +112,12 @@ async def respond(
     answers = await front.submit(asks)
     run = _Run(front, request.scope["state"]["request_id"], notes, answers)
     if body.stream:
-        return sse.EventStream(_events(run, body, writer), run.close)
+        return sse.EventStream(_events(run, writer), writer.failure, run.close)
     try:
         outputs = await sse.unless_gone(request, _outputs(run))
     finally:
         run.close()
-    return JSONResponse(writer.whole(outputs) | {"usage": run.usage()})
+    return JSONResponse(writer.whole(outputs, run.usage))
 
 
 class _Run:
@@ -144,13 +190,12 @@ async def _outputs(run: _Run) -> list[RequestOutput]:
     return outputs
 
 
-async def _events(run: _Run, body: SampledRequest, writer: Writer) -> AsyncGenerator[bytes, None]:
+async def _events(run: _Run, writer: Writer) -> AsyncGenerator[bytes, None]:
     """The events of a stream.
 
     Raises:
       ApiError: a request failed on the way.
     """
-    nothing: dict[str, Any] = {"usage": None} if body.has_usage else {}
     missing = len(run.answers)
     try:
         async for number, event in _merged(run.answers):
@@ -158,13 +203,12 @@ async def _events(run: _Run, body: SampledRequest, writer: Writer) -> AsyncGener
             if event.output is not None:
                 run.ended(event.output)
                 missing -= 1
-            usage = {"usage": run.usage()} if body.has_continuous_usage else nothing
-            yield sse.data(writer.chunk(number, event) | usage)
+            told = writer.events(number, event, run.usage)
+            if told:
+                yield told
         if missing:
             raise draining()
-        if body.has_usage:
-            yield sse.data(writer.last() | {"usage": run.usage()})
-        yield sse.DONE
+        yield writer.end(run.usage)
     finally:
         run.close()
 

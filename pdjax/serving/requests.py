@@ -6,8 +6,8 @@ unless its value asks for nothing. A field that nobody knows is ignored, as vLLM
 named in the log line of the request.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
@@ -69,29 +69,31 @@ class StreamOptions(BaseModel):
 
 
 class SampledRequest(BaseModel):
-    """What completions and chats have in common; None everywhere is "not given"."""
+    """What all that ask for tokens have in common; None everywhere is "not given".
+
+    Attributes:
+      refused, harmless: of this kind of request, as `REFUSED` and `HARMLESS`.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True)
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
+    harmless: ClassVar[frozenset[str]] = HARMLESS
 
     model: str | None = None
     temperature: float | None = None
     top_p: float | None = None
-    n: int | None = None
     stop: str | list[str] | None = None
-    max_tokens: int | None = None
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     user: str | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
-    return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
 
     def unknown_fields(self) -> list[str]:
         """The fields that are ignored since nobody knows them.
@@ -101,38 +103,15 @@ class SampledRequest(BaseModel):
         """
         unknown = []
         for name, value in (self.model_extra or {}).items():
-            if name in REFUSED:
-                if value is not None and not _is_among(value, REFUSED[name]):
+            if name in self.refused:
+                if value is not None and not _is_among(value, self.refused[name]):
                     raise not_supported(name)
-            elif name not in HARMLESS:
+            elif name not in self.harmless:
                 unknown.append(name)
         return unknown
 
-    def check_stream(self) -> None:
-        """Refuse options of a stream where there is none.
-
-        Raises:
-          ApiError: a 400.
-        """
-        if self.stream_options is not None and not self.stream:
-            raise bad_value(
-                "stream_options", self.stream_options.model_dump(), "only allowed with stream=true"
-            )
-
-    @property
-    def has_usage(self) -> bool:
-        """Whether a stream ends with a chunk that has the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def has_continuous_usage(self) -> bool:
-        """Whether every chunk of a stream has the usage so far."""
-        return self.has_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
-
     def sampling_params(self, **given: Any) -> SamplingParams:
-        """How the tokens are chosen; `given` are params that the two kinds read differently.
+        """How the tokens are chosen; `given` are params that the kinds read differently.
 
         Raises:
           ApiError: a 400 with the field that is out of range.
@@ -140,7 +119,6 @@ class SampledRequest(BaseModel):
         asked = {
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "n": self.n,
             "stop": self.stop,
             "seed": None if self.seed is None else self.seed % 2**64,
             "presence_penalty": self.presence_penalty,
@@ -160,7 +138,41 @@ class SampledRequest(BaseModel):
             raise of_submit(error) from error
 
 
-class CompletionRequest(SampledRequest):
+class ChunkedRequest(SampledRequest):
+    """What completions and chats have in common."""
+
+    n: int | None = None
+    max_tokens: int | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether a stream ends with a chunk that has the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def has_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return self.has_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    def sampling_params(self, **given: Any) -> SamplingParams:
+        """How the tokens are chosen.
+
+        Raises:
+          ApiError: a 400, also for options of a stream where there is none.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise bad_value(
+                "stream_options", self.stream_options.model_dump(), "only allowed with stream=true"
+            )
+        return super().sampling_params(n=self.n, **given)
+
+
+class CompletionRequest(ChunkedRequest):
     """The body of `/v1/completions`."""
 
     prompt: SkipValidation[str | list[str] | list[int] | list[list[int]]]
@@ -208,7 +220,7 @@ class CompletionRequest(SampledRequest):
         )
 
 
-class ChatRequest(SampledRequest):
+class ChatRequest(ChunkedRequest):
     """The body of `/v1/chat/completions`."""
 
     messages: list[dict[str, Any]]

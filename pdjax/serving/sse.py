@@ -32,6 +32,11 @@ def data(value: Any) -> bytes:
     return b"data: %b\n\n" % _encode(value).encode()
 
 
+def typed(value: dict[str, Any]) -> bytes:
+    """An event that is named by its `type`."""
+    return b"event: %b\n%b" % (value["type"].encode(), data(value))
+
+
 async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """The result of `work`, which is cancelled as soon as the client goes.
 
@@ -54,17 +59,23 @@ class EventStream(Response):
     what fails until then has a status of its own.
 
     Args:
-      events: made by `data`, the last one by `DONE`. An ApiError that it raises ends the response:
-        before the first event as a response of its own, later as an event after which the
-        connection is broken off.
+      events: made by `data` or `typed`. An ApiError that it raises ends the response: before the
+        first event as a response of its own, later as an event after which the connection is
+        broken off.
+      failure: writes that event.
       close: called at the end, also where the client goes or no event was ever asked for.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        failure: Callable[[ApiError], bytes],
+        close: Callable[[], None],
+    ) -> None:
         super().__init__()
-        self._events, self._close = events, close
+        self._events, self._failure, self._close = events, failure, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.ensure_future(self._write(send))
@@ -90,8 +101,8 @@ class EventStream(Response):
         except ApiError as error:
             if not begun:
                 raise
-            event = data(error.body())
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+            told = self._failure(error)
+            await send({"type": "http.response.body", "body": told, "more_body": True})
             return  # uvicorn breaks a response off that has no end
         finally:
             await self._events.aclose()

@@ -1,0 +1,124 @@
+"""The body of `/v1/responses`: plain text, and nothing that is kept between requests."""
+
+from typing import Any, ClassVar
+
+from pdjax.core.messages import shown
+from pdjax.core.request import SamplingParams
+from pdjax.serving.conversations import text_of
+from pdjax.serving.errors import ApiError, bad_value, not_supported
+from pdjax.serving.requests import HARMLESS, REFUSED, SampledRequest
+
+ROLES = ("user", "assistant", "system", "developer")
+TEXTS = ("input_text", "output_text", "text")
+"""Types of the parts of a message that hold its text."""
+
+RESPONSES_REFUSED: dict[str, tuple[Any, ...]] = {
+    **REFUSED,
+    "store": (False,),
+    **dict.fromkeys(["previous_response_id", "conversation"], ()),
+    "background": (False,),
+    "tools": ([],),
+    "tool_choice": ("auto", "none"),
+    "max_tool_calls": (),
+    "include": ([],),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "reasoning": ({}, {"effort": None}, {"effort": "none"}),
+    "truncation": ("disabled",),
+    **dict.fromkeys(["prompt", "moderation", "image"], ()),
+    "context_management": ([],),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "n": (1,),
+    **dict.fromkeys(["max_tokens", "max_completion_tokens", "messages"], ()),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+}
+"""Fields that are known and not supported here, each with the values that ask for nothing."""
+
+_KEPT = "this server keeps no responses; send the whole conversation as `input`"
+_INSTEAD = {
+    "store": f"store: {_KEPT}, and leave store out or false",
+    "previous_response_id": f"previous_response_id: {_KEPT}",
+    "conversation": f"conversation: {_KEPT}",
+    "background": "background: this server keeps no responses; stream the answer instead",
+    "prompt": "prompt: this server keeps no prompts; the text belongs into `input`",
+    "messages": "messages: a conversation belongs into `input`",
+    **dict.fromkeys(
+        ["max_tokens", "max_completion_tokens"], "the bound of a response is `max_output_tokens`"
+    ),
+    "tools": "tools: calls are not parsed from answers; leave it out, or use chat completions",
+}
+"""What to do instead, where there is something."""
+
+
+class ResponsesRequest(SampledRequest):
+    """The body of `/v1/responses`."""
+
+    refused: ClassVar = RESPONSES_REFUSED
+    harmless: ClassVar = (HARMLESS - {"store"}) | {
+        *("access_programs", "background_options", "prompt_cache_options"),
+    }
+
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    metadata: dict[str, str] | None = None
+    text: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def unknown_fields(self) -> list[str]:
+        try:
+            return super().unknown_fields()
+        except ApiError as error:
+            if error.param not in _INSTEAD:
+                raise
+            raise not_supported(error.param, _INSTEAD[error.param]) from None
+
+    def params(self) -> SamplingParams:
+        """How to answer; without a bound, to the end of the context.
+
+        Raises:
+          ApiError: a 400.
+        """
+        text = self.text or {}
+        if text.get("format") not in (None, {"type": "text"}):
+            raise not_supported(
+                "text.format", f"text.format={shown(text['format'])}: only plain text is supported"
+            )
+        most = self.max_output_tokens
+        if most is not None and most < 1:
+            raise bad_value("max_output_tokens", most, "must be at least 1")
+        return self.sampling_params(max_tokens=most)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation in the form that chat templates read; `instructions` go before it.
+
+        Raises:
+          ApiError: a 400: an item that is no message, or has a part that is no text.
+        """
+        first = [] if self.instructions is None else [_turn("system", self.instructions)]
+        if isinstance(self.input, str):
+            return [*first, _turn("user", self.input)]
+        if not self.input:
+            raise bad_value("input", [], "must have at least one message")
+        return [*first, *(_message(f"input[{i}]", item) for i, item in enumerate(self.input))]
+
+
+def _turn(role: str, text: str | None) -> dict[str, Any]:
+    return {"role": role, "content": text}
+
+
+def _message(where: str, item: dict[str, Any]) -> dict[str, Any]:
+    """An item of the input; an answer of this server may be one."""
+    kind = item.get("type", "message")
+    if kind != "message":
+        raise not_supported(
+            f"{where}.type", f"{where}.type={shown(kind)}: only messages are supported"
+        )
+    role = item.get("role")
+    if role not in ROLES:
+        raise bad_value(f"{where}.role", role, f"must be one of {', '.join(ROLES)}")
+    if item.get("content") is None:
+        raise bad_value(f"{where}.content", None, "must be text or a list of parts")
+    text = text_of(f"{where}.content", item["content"], TEXTS)
+    return _turn("system" if role == "developer" else role, text)
