@@ -31,6 +31,9 @@ _KEYS = flags.DEFINE_string(
 _DRAIN = flags.DEFINE_float("drain_s", 30.0, "seconds for answers under way at the end", **_OF)
 _STALL = flags.DEFINE_float("stall_s", 60.0, "seconds until a client that reads nothing", **_OF)
 _BODY = flags.DEFINE_integer("max_body_mb", 16, "largest body of a request, MiB", **_OF)
+_VLLM = flags.DEFINE_bool(
+    "vllm_metric_names", False, "write metrics that vLLM has, too, under its names", **_OF
+)
 _LEVEL = flags.DEFINE_enum("log_level", "info", ["debug", "info", "warning"], "of the log", **_OF)
 
 
@@ -53,6 +56,7 @@ def serve() -> int:
         max_body=_BODY.value << 20,
         drain_s=_DRAIN.value,
         stall_s=_STALL.value,
+        vllm_metric_names=_VLLM.value,
     )
     found = listening_socket(_HOST.value, _PORT.value)
     logs.set_up(_LEVEL.value)

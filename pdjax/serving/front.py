@@ -30,6 +30,7 @@ class Settings:
       body_s: seconds in which a body must have come.
       drain_s: seconds that answers under way have, once the server is to end.
       stall_s: seconds after which a client that takes nothing is cut off.
+      vllm_metric_names: whether metrics that vLLM has, too, bear its names.
     """
 
     api_keys: tuple[ApiKey, ...] = ()
@@ -37,6 +38,7 @@ class Settings:
     body_s: float = 60.0
     drain_s: float = 30.0
     stall_s: float = 60.0
+    vllm_metric_names: bool = False
 
     def __post_init__(self) -> None:
         if self.max_body < 1:
@@ -101,7 +103,8 @@ class Front:
 
     def __init__(self, backend: Backend, settings: Settings) -> None:
         self.backend, self.settings = backend, settings
-        self.metrics = ServerMetrics(backend.model.name, backend.model.max_model_len)
+        model = backend.model
+        self.metrics = ServerMetrics(model.name, model.max_model_len, settings.vllm_metric_names)
         self.answers: set[OpenAnswer] = set()
         self.requests = 0
         self.is_draining = False

@@ -1,4 +1,5 @@
-"""Metrics in Prometheus's text format: vLLM's families and buckets, under the prefix `pdjax:`."""
+"""Metrics in Prometheus's text format: vLLM's families and buckets, under the prefix `pdjax:`, or
+under vLLM's own."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,11 @@ _WHOLE = (
 )
 _REQUEST = ["model_name"]
 
+OWN = "pdjax:"
+"""Prefix of families that only this server has."""
+VLLM = "vllm:"
+"""Prefix of vLLM's families, where dashboards made for vLLM are to work."""
+
 
 def _up_to(most: int) -> list[int]:
     """1, 2, 5, 10, ... up to `most`."""
@@ -41,11 +47,12 @@ class ServerMetrics:
     Args:
       model: name of the model.
       max_model_len: bounds the buckets of lengths.
+      vllm_names: whether the families that vLLM has, too, are written under its prefix.
     """
 
-    def __init__(self, model: str, max_model_len: int) -> None:
+    def __init__(self, model: str, max_model_len: int, vllm_names: bool = False) -> None:
         self._registry = CollectorRegistry()
-        self._model = model
+        self._model, self._prefix = model, VLLM if vllm_names else OWN
         lengths = _up_to(max_model_len)
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of requests that ended.")
         self._cached = self._counter("prompt_tokens_cached", "Prompt tokens whose KV was reused.")
@@ -55,7 +62,12 @@ class ServerMetrics:
         self._preempted = self._counter("num_preemptions", "Sequences that started over.")
         self._success = self._counter("request_success", "Choices that ended.", "finished_reason")
         self._refused = self._counter("admission_rejections", "Requests refused.", "reason")
-        self._responses = self._counter("http_responses", "Responses.", "path", "status")
+        self._responses = Counter(
+            f"{OWN}http_responses",
+            "Responses.",
+            [*_REQUEST, "path", "status"],
+            registry=self._registry,
+        )
         seconds, tokens = self._seconds, self._histogram
         self._ttft = seconds("time_to_first_token", "Arrival to first token.", _FIRST)
         self._itl = seconds("inter_token_latency", "Each gap between tokens.", _GAP)
@@ -73,15 +85,22 @@ class ServerMetrics:
         self._decode = seconds("request_decode_time", "First token to last token.", _WHOLE)
         self._prompts = tokens("request_prompt_tokens", "Tokens of a prompt.", lengths)
         self._outputs = tokens("request_generation_tokens", "Tokens of a choice.", lengths)
+        self._longest = tokens(
+            "request_max_num_generation_tokens", "Tokens of a request's longest choice.", lengths
+        )
         self._most = tokens("request_params_max_tokens", "max_tokens of a request.", lengths)
         self._n = tokens("request_params_n", "n of a request.", [1, 2, 5, 10, 20])
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"pdjax:{name}", text, [*_REQUEST, *labels], registry=self._registry)
+        return Counter(f"{self._prefix}{name}", text, [*_REQUEST, *labels], registry=self._registry)
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
         family = Histogram(
-            f"pdjax:{name}", text, _REQUEST, registry=self._registry, buckets=tuple(buckets)
+            f"{self._prefix}{name}",
+            text,
+            _REQUEST,
+            registry=self._registry,
+            buckets=tuple(buckets),
         )
         return family.labels(self._model)
 
@@ -118,6 +137,7 @@ class ServerMetrics:
         for counter in (self._prompt, self._queries):
             counter.labels(self._model).inc(prompt)
         self._prompts.observe(prompt)
+        self._longest.observe(max(len(choice.token_ids) for choice in output.choices))
         for choice in output.choices:
             self._success.labels(self._model, choice.finish_reason or "error").inc()
             self._outputs.observe(len(choice.token_ids))
@@ -151,7 +171,7 @@ class ServerMetrics:
     def text(self, report: Mapping[str, Any]) -> bytes:
         """The exposition; `report` is a backend's."""
         own = _Families(self._without_created())
-        now = _Families(_state_families(self._model, report))
+        now = _Families(_state_families(self._model, report, self._prefix))
         return generate_latest(own) + generate_latest(now)
 
     def _without_created(self) -> Iterator[Metric]:
@@ -173,14 +193,15 @@ class _Families:
         yield from self._families
 
 
-def _state_families(model: str, report: Mapping[str, Any]) -> Iterator[Metric]:
-    """Families of what is so at this moment, and of totals that the coordinator keeps."""
+def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Iterator[Metric]:
+    """Families of what is so at this moment, and of totals that the coordinator keeps; `prefix` is
+    that of vLLM's families."""
     queue, engines, pools = report["queue"], report["engines"], report["pools"]
-    one = {"": queue}
-    yield _family(GaugeMetricFamily, model, "num_requests_running", one, "running", ())
-    yield _family(GaugeMetricFamily, model, "num_requests_waiting", one, "waiting", ())
+    one, gauge = {"": queue}, GaugeMetricFamily
+    yield _family(gauge, model, "num_requests_running", one, "running", (), prefix)
+    yield _family(gauge, model, "num_requests_waiting", one, "waiting", (), prefix)
     used = {name: {"share": _used(pool)} for name, pool in pools.items()}
-    yield _family(GaugeMetricFamily, model, "kv_cache_usage_perc", used, "share", ("pool",))
+    yield _family(gauge, model, "kv_cache_usage_perc", used, "share", ("pool",), prefix)
     for key in ("pages", "free_pages", "cached_pages"):
         yield _family(GaugeMetricFamily, model, f"pool_{key}", pools, key, ("pool",))
     for key in ("rows", "free_rows", "prefilling", "decoding", "steps_in_flight"):
@@ -211,9 +232,10 @@ def _family(
     of_each: Mapping[str, Mapping[str, Any]],
     key: str,
     labels: tuple[str, ...],
+    prefix: str = OWN,
 ) -> Metric:
     text = f"{name.replace('_', ' ')}; see docs/serving.md"
-    family = kind(f"pdjax:{name}", text, labels=[*_REQUEST, *labels])
+    family = kind(f"{prefix}{name}", text, labels=[*_REQUEST, *labels])
     for each, values in of_each.items():
         family.add_metric([model, *([each] if labels else [])], values[key])
     return family
