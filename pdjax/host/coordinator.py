@@ -10,6 +10,7 @@ The coordinator knows neither jax nor wall time, so the same loop drives real me
 tests, and simulated engines.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from itertools import count
@@ -33,6 +34,8 @@ from pdjax.interfaces.events import (
     EventSource,
 )
 from pdjax.interfaces.transport import Pool, Transport
+
+_LOG = logging.getLogger("pdjax")
 
 
 class Coordinator:
@@ -83,6 +86,7 @@ class Coordinator:
         self._numbers = count(1)  # of transfer jobs
         self._submitted = 0
         self._paused: set[EngineId] = set()
+        self._has_stalled = False
         self._broken: SequenceLifecycle | None = None  # not taken over: interrupted
         self.loop = self._new_loop()
         self._limits = Limits(
@@ -269,6 +273,7 @@ class Coordinator:
             self._recover()
             events = self._runtime.events.poll()
             if not events and self.loop.idle:
+                self._tell_of_a_stall()
                 observer.part_began(TurnPart.WAIT)
                 self._runtime.events.wait()
                 events = self._runtime.events.poll()
@@ -279,6 +284,18 @@ class Coordinator:
         finally:
             observer.turn_ended(busy)
         return self.take_news()
+
+    def _tell_of_a_stall(self) -> None:
+        """Log, once, that a prefill policy lets sequences wait for ever."""
+        if self._has_stalled or not self.loop.stalled:
+            return
+        self._has_stalled = True
+        _LOG.warning(
+            "%d sequences wait and nothing is under way, but policy %s plans no step; it is asked "
+            "again when another request comes",
+            len(self.loop.lifecycle.waiting),
+            type(self._policies.prefill).__name__,
+        )
 
     def take_news(self) -> list[Progress]:
         """What is new since the last time, as `step` returns it."""

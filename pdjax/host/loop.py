@@ -110,6 +110,16 @@ class Loop:
         changed = lifecycle.waiting_changed or lifecycle.prefilled_changed or self._done
         return not (lifecycle.has_news or self.fleet.touched or changed or self.handoffs.sendable)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether sequences wait to be prefilled while nothing is under way, though no engine is
+        paused: the prefill policy has planned nothing, and is not asked before another request
+        comes."""
+        waits = self.idle and bool(self.lifecycle.waiting)
+        if not waits or self.fleet.busy or self.handoffs.busy:
+            return False
+        return not any(state.paused for state in self.fleet)
+
     def turn(self, events: Iterable[Event]) -> bool:
         """Take in events, and dispatch what follows from them. Decode goes first, both to be read
         and to be dispatched, since it is the side whose latency is felt with every token. Returns

@@ -73,7 +73,7 @@ class Cluster:
         None are `prefill.max_sequences` and `decode.rows` whole contexts; a shared pool has
         `decode.pages`. `handoff.layer_groups` None is one group.
       layout: of the pages of prefill pools, with `kv.page_size` tokens each; decode pools are of
-        `decode.page_size`, `decode.stages` and `decode.tp`.
+        `decode.page_size`, `decode.stages` and `decode.tp`. None is that of Llama 3 8B.
       shared: how many engines of each kind share a mesh and a pool.
       max_model_len: tokens of prompt and output together.
       vocab_size: token ids are below it; simulated engines never choose 0.
@@ -95,7 +95,7 @@ class Cluster:
     def __init__(
         self,
         config: Config,
-        layout: KVLayout = LLAMA3_8B,
+        layout: KVLayout | None = None,
         *,
         shared: int = 0,
         max_model_len: int = 4096,
@@ -109,6 +109,7 @@ class Cluster:
         self.clock = VirtualClock()
         self.events = ScheduledEvents(self.clock)
         self.recorder = Recorder(self.clock, keep=config.max_recorded)
+        layout = layout or replace(LLAMA3_8B, page_size=config.kv.page_size)
         meshes = _meshes(self.clock, config, layout, shared, max_model_len)
         self.transport = SimTransport(
             self.clock,
