@@ -13,7 +13,7 @@ from pdjax.core.clock import VirtualClock
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.metrics import definitions
-from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.metrics.recorder import SPANS_EACH, Recorder
 from pdjax.host.metrics.timeline import Timeline
 from pdjax.host.metrics.trace import write_trace
 from pdjax.host.metrics.work import Passenger, Shipment
@@ -361,3 +361,21 @@ def test_steps_that_are_numbered_alike_after_a_broken_turn_are_told_apart():
     first, second = Timeline.of(script.recorder).flows
     assert first.step is not None and second.step is not None
     assert (first.step.start, second.step.start) == (1.0, 5.0)
+
+
+def test_an_engine_of_which_no_step_is_kept_is_left_out(tmp_path: Path):
+    recorder = Recorder(VirtualClock(), keep=1)
+    recorder.span("decode/0", "tick", 0.0, 1.0, rows_active=1)
+    for n in range(SPANS_EACH):
+        recorder.span("decode/1", "tick", 1.0 + n, 2.0 + n, rows_active=1)
+    assert list(Timeline.of(recorder).steps) == ["decode/1"]
+    tables = traced(recorder, tmp_path)
+    assert one(tables, "select count(*) from slice where name = 'tick'") == SPANS_EACH
+
+
+def test_kv_that_has_come_to_an_engine_without_a_tick_is_shown():
+    script = Script()
+    script.recorder.span("decode/0", "step", 1.0, 3.0, who="b#0", number=1)  # it prefills, too
+    script.recorder.shipment(a_shipment(1.5))
+    [flow] = Timeline.of(script.recorder).flows
+    assert flow.tick is None

@@ -99,7 +99,9 @@ class Timeline:
         last += [track[-1].end for track in steps.values()]
         last += [each.end for each in shipments]
         last += [each.token_times[-1] for each in requests if each.token_times]
-        whole = {name for name, work in recorder.engines.items() if work.steps == len(steps[name])}
+        # An engine that has done little beside others may have no step left that is kept.
+        totals = list(recorder.engines.items())
+        whole = {name for name, work in totals if work.steps == len(steps.get(name, ()))}
         flows = list(_flows(steps, whole, shipments, requests))
         start, end = min(moments, default=0.0), max(last, default=0.0)
         return cls(start, end, steps, shipments, requests, flows, counters)
@@ -140,7 +142,7 @@ def _flows(
                 step = _step(numbered, seq, shipment)
                 its_turns, its_ticks = turns.get(seq.id, []), ticks.get(seq.target, [])
                 tick = _first_tick(its_ticks, its_turns, seq.id, shipment)
-                if tick is ticks.get(seq.target, [None])[0] and seq.target not in whole:
+                if its_ticks and tick is its_ticks[0] and seq.target not in whole:
                     tick = None  # it may have been one of those that are not kept any more
                 yield KVFlow(seq.id, step, shipment, tick)
 
