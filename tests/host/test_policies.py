@@ -10,6 +10,7 @@ from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.policies.api import EngineView, PolicySetup, StepPlan
+from pdjax.host.policies.check import check_steps
 from pdjax.host.policies.decode import FcfsDecode
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.policies.router import LeastLoaded
@@ -67,7 +68,7 @@ def view(name: str, pool: PoolId, **values: Any) -> EngineView:
 
 
 def prefill_view(engine: int = 0, *running: Sequence, **changes: Any) -> EngineView:
-    pool = PoolId(f"hbm/prefill-{engine}")
+    pool = changes.pop("pool", PoolId(f"hbm/prefill-{engine}"))
     values: dict[str, Any] = {
         "accepts": PREFILL,
         "buckets": prefill_buckets(),
@@ -362,3 +363,11 @@ def test_more_short_prompts_than_places_all_get_on():
     for _ in range(20):
         engine.step()
     assert engine.longest["decoding"] == 1
+
+
+def test_engines_that_share_a_pool_share_its_free_pages():
+    views = [prefill_view(i, pool=PREFILL_POOL, free_pages=5) for i in range(2)]
+    waiting = [sequence(i, 8) for i in range(4)]
+    plans = prefill_policy().plan(waiting, views, NOW)
+    check_steps(FcfsPrefill, plans, views)
+    assert sorted(seq for plan in plans for seq, _, _ in chunks(plan)) == [0, 1]  # 2 pages each

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
-from pdjax.core.ids import EngineId
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.policies.api import EngineView, PolicySetup, StepPlan
 from pdjax.host.policies.check import choose
@@ -66,16 +66,25 @@ class _Step:
         return True
 
 
+class _Room:
+    """Pages of a pool for sequences of the queue, while a plan is made; engines that share the pool
+    share this."""
+
+    __slots__ = ("pages",)
+
+    def __init__(self, view: EngineView) -> None:
+        # A page in hand for every row of the pool that decodes, see `FcfsDecode`.
+        self.pages = view.free_pages - view.rows_of_pool
+
+
 class _Engine:
     """An engine while a plan is made: the room left for sequences of the queue, and the step so
     far. The step is begun when it is first read, since most plans concern one engine of many."""
 
-    __slots__ = ("_backlog", "_free_pages", "_step", "view", "waits")
+    __slots__ = ("_backlog", "_room", "_step", "view", "waits")
 
-    def __init__(self, view: EngineView) -> None:
-        self.view = view
-        # A page in hand for every row of the pool that decodes, see `FcfsDecode`.
-        self._free_pages = view.free_pages - view.rows_of_pool
+    def __init__(self, view: EngineView, room: _Room) -> None:
+        self.view, self._room = view, room
         self._backlog = view.backlog
         self._step: _Step | None = None
         self.waits = False
@@ -85,7 +94,7 @@ class _Engine:
         hand-offs are about to let go."""
         view = self.view
         needs = view.buckets.pages_for(sequence.length)
-        lacks_pages = self._free_pages < needs <= self._free_pages + view.leaving_pages
+        lacks_pages = self._room.pages < needs <= self._room.pages + view.leaving_pages
         busy = view.in_flight > 0 and not view.running
         self.waits = busy and lacks_pages and self.begun and self.step.has_room
 
@@ -102,15 +111,15 @@ class _Engine:
     def seen(self) -> EngineView:
         """As a router sees it."""
         view = self.view
-        if (self._backlog, self._free_pages) == (view.backlog, view.free_pages):
+        if (self._backlog, self._room.pages) == (view.backlog, view.free_pages):
             return view
-        return replace(view, backlog=self._backlog, free_pages=self._free_pages)
+        return replace(view, backlog=self._backlog, free_pages=self._room.pages)
 
     def can_admit(self, sequence: Sequence) -> bool:
         """Whether a sequence of the queue finds room."""
         buckets = self.view.buckets
         if (
-            buckets.pages_for(sequence.length) > self._free_pages
+            buckets.pages_for(sequence.length) > self._room.pages
             or buckets.pages_for(sequence.lifetime_tokens) > self.view.total_pages
         ):
             return False
@@ -125,7 +134,7 @@ class _Engine:
         """Begin a sequence of the queue."""
         start = self.view.cached(sequence)
         self.step.add(sequence, start)
-        self._free_pages -= self.view.buckets.pages_for(sequence.length)
+        self._room.pages -= self.view.buckets.pages_for(sequence.length)
         self._backlog += sequence.length - start
 
 
@@ -148,7 +157,12 @@ class FcfsPrefill:
 
     def plan(self, waiting: Seq[Sequence], engines: Seq[EngineView], now: float) -> list[StepPlan]:
         """See `PrefillPolicy`."""
-        among = {view.engine: _Engine(view) for view in engines if view.open}
+        rooms: dict[PoolId, _Room] = {}
+        among = {
+            view.engine: _Engine(view, rooms.setdefault(view.pool, _Room(view)))
+            for view in engines
+            if view.open
+        }
         for sequence in waiting:
             able = [engine for engine in among.values() if engine.can_admit(sequence)]
             if not able:
