@@ -30,7 +30,8 @@ def read_keys(path: str | None) -> tuple[ApiKey, ...]:
       path: a file with `name:key` a line; empty lines and those that begin with # are left out.
 
     Raises:
-      ValueError: a line of another form, a name that comes twice, or a file without a key.
+      ValueError: a line of another form, a key that is not ASCII, a name that comes twice, or a
+        file without a key.
       OSError: the file can't be read.
     """
     if path is not None:
@@ -49,6 +50,11 @@ def read_keys(path: str | None) -> tuple[ApiKey, ...]:
         name, _, key = (part.strip() for part in line.partition(":"))
         if not name or not key:
             raise ValueError(f"{source}: entry {number} must be name:key")
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(
+                f"{source}: entry {number}: the key of {name!r} must be of printable ASCII "
+                "characters: a header holds no others safely"
+            )
         if name in keys:
             raise ValueError(f"{source}: entry {number}: {name!r} comes twice; names must differ")
         keys[name] = ApiKey(name, digest_of(key))

@@ -8,6 +8,7 @@ from pdjax.serving.conversations import messages_of
 from pdjax.serving.errors import bad_value
 from pdjax.serving.front import Front
 from pdjax.serving.requests import DetokenizeRequest, TokenizeRequest, checked_ids
+from pdjax.text.tokenizer import Tokenizer
 
 
 def routes(front: Front) -> APIRouter:
@@ -37,7 +38,7 @@ def routes(front: Front) -> APIRouter:
             "tokens": ids,
         }
         if body.return_token_strs:
-            answer["token_strs"] = [tokenizer.decode([each], False) for each in ids]
+            answer["token_strs"] = await front.in_thread(_each_decoded, tokenizer, ids)
         return answer
 
     @router.post("/detokenize")
@@ -62,3 +63,7 @@ def routes(front: Front) -> APIRouter:
         }
 
     return router
+
+
+def _each_decoded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [tokenizer.decode([each], False) for each in ids]

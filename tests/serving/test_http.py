@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pdjax.serving.front import Front, Settings
 from pdjax.serving.keys import ENVIRONMENT, ApiKey, digest_of, name_of, read_keys
 from pdjax.serving.logs import LOG, JsonLines
 from pdjax.serving.requests import REFUSED
+from pdjax.text.tokenizer import Tokenizer
 from tests.helpers.fake_backend import FakeBackend
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -222,8 +224,13 @@ def test_keys_are_read_from_a_file_or_the_environment(
     assert name_of(read_keys(str(file)), "Bearer a:b") == "ann"
     monkeypatch.setenv(ENVIRONMENT, "eve:k")
     assert [key.name for key in read_keys(None)] == ["eve"]
-    for text, message in (("ann", "name:key"), ("a:1\na:2", "comes twice"), ("#", "must hold")):
-        file.write_text(text)
+    for text, message in (
+        ("ann", "name:key"),
+        ("a:1\na:2", "comes twice"),
+        ("#", "must hold"),
+        ("a:k\nb:schlüssel", "entry 2: the key of 'b' must be of printable ASCII"),
+    ):
+        file.write_text(text, "utf-8")
         with pytest.raises(ValueError, match=message):
             read_keys(str(file))
 
@@ -245,6 +252,22 @@ def test_texts_and_conversations_are_tokenized_and_back(http: Http, backend: Fak
         ("/detokenize", {"tokens": "x"}),
     ):
         error_of(http.post(path, json=body))
+
+
+def test_texts_of_single_tokens_are_not_made_on_the_event_loop(
+    http: Http, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+):
+    loops, decode = [], Tokenizer.decode
+
+    def seen(self: Tokenizer, *args: Any, **how: Any) -> str:
+        with suppress(RuntimeError):
+            loops.append(asyncio.get_running_loop())
+        return decode(self, *args, **how)
+
+    monkeypatch.setattr(Tokenizer, "decode", seen)
+    body = {"prompt": "long", "return_token_strs": True}
+    assert http.post("/tokenize", json=body).json()["token_strs"] == [*"long"]
+    assert not loops
 
 
 def test_metrics_have_the_families_of_vllm(http: Http):
