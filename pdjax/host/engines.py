@@ -47,7 +47,7 @@ class EngineState:
       buckets: sizes of its steps.
       pipeline: its decode rows; None where it accepts no decode step.
       sources: the pools from which KV can come to its pool, its own included.
-      prefill_lookahead, decode_lookahead: steps that may be in flight when another one of that kind
+      prefill_lookahead, decode_lookahead: steps of that kind that may be in flight when another one
         is dispatched.
       losses: those of the engine that the host has taken account of.
       running: its PREFILLING sequences, oldest first. `decoding`: its DECODING ones.
@@ -98,13 +98,20 @@ class EngineState:
 
     @property
     def takes_prefill(self) -> bool:
-        """Whether it accepts a prefill step, and has few enough steps in flight."""
-        return self.prefills and len(self.in_flight) <= self.prefill_lookahead
+        """Whether it accepts a prefill step, and has few enough of them in flight."""
+        return self.prefills and self._under_way(StepKind.PREFILL) <= self.prefill_lookahead
 
     @property
     def takes_tick(self) -> bool:
-        """Whether it accepts a tick, and has few enough steps in flight."""
-        return self.decodes and len(self.in_flight) <= self.decode_lookahead
+        """Whether it accepts a tick, and has few enough of them in flight."""
+        return self.decodes and self._under_way(StepKind.DECODE) <= self.decode_lookahead
+
+    def _under_way(self, kind: StepKind) -> int:
+        """Steps of a kind in flight. Where an engine accepts both kinds they are counted apart:
+        ticks, which go first, would keep prompts waiting for as long as anything decodes."""
+        if not (self.prefills and self.decodes):
+            return len(self.in_flight)
+        return sum(step.kind is kind for step in self.in_flight)
 
     @property
     def can_tick(self) -> bool:

@@ -251,3 +251,21 @@ class FakeDecodeEngine(FakeEngine):
             history += [0] * (length + 1 - len(history))
             history[length] = max(tokens[-1], 0)
         return tokens
+
+
+class FakeBothEngine(FakeDecodeEngine):
+    """Prefills and decodes, in one pool."""
+
+    accepts = frozenset(StepKind)
+
+    def __init__(
+        self, layout: KVLayout, num_pages: int, rows: int, chance: Chance, *, name: str = "both/0"
+    ) -> None:
+        super().__init__(layout, num_pages, rows, chance, name=name)
+        self._prefills = FakePrefillEngine(layout, num_pages, chance, name=name, pages=self.pages)
+
+    def submit(self, step: Step) -> FakeStepTicket:
+        self._prefills.transport = self.transport
+        return (
+            self._prefills.submit(step) if isinstance(step, PrefillStep) else super().submit(step)
+        )

@@ -12,7 +12,9 @@ from pdjax.host.engines import view_of
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.interfaces.events import EngineLost
-from tests.helpers.deployment import CONFIG, deploy, expected
+from tests.helpers.deployment import CONFIG, LAYOUT, assemble, deploy, expected
+from tests.helpers.fake_engines import FakeBothEngine, FakeDecodeEngine, FakePrefillEngine
+from tests.helpers.fakes import Chance
 
 IN_BULK = replace(CONFIG, handoff=HandoffConfig(streaming=False))
 WITHOUT_DEADLINE = replace(CONFIG, handoff=HandoffConfig(streaming=False, deadline=None))
@@ -211,6 +213,56 @@ def test_wake_ends_the_wait_of_a_step():
     assert deployment.clock.now() == 1
     deployment.coordinator.step()
     assert deployment.clock.now() == 2
+
+
+# Engines that accept both kinds, and pools that engines share.
+
+
+def test_what_decodes_does_not_keep_a_prompt_from_an_engine_that_accepts_both():
+    chance = Chance(0)
+    deployment = assemble([FakeBothEngine(LAYOUT, 40, 2, chance)], chance)
+    first = deployment.submit("first", max_tokens=30)
+    deployment.run_until(lambda: len(first.output) == 3)
+    late = deployment.submit("late", prompt_len=8)
+    deployment.run_until(lambda: bool(late.output))
+    assert len(first.output) < 8
+    deployment.run()
+    assert right(first, late)
+
+
+def test_pages_that_leave_a_pool_are_seen_by_every_engine_of_it():
+    chance = Chance(0, max_delay=3)
+    first = FakePrefillEngine(LAYOUT, 40, chance, name="prefill/0")
+    second = FakePrefillEngine(LAYOUT, 40, chance, name="prefill/1", pages=first.pages)
+    decode = FakeDecodeEngine(LAYOUT, 40, 2, chance)
+    deployment = assemble([first, second, decode], chance, IN_BULK)
+    fleet = deployment.coordinator.loop.fleet
+    sequence = deployment.submit("a")
+    for _ in range(100):
+        for state in fleet:
+            assert fleet.view(state).leaving_pages == state.pool.leaving
+        if sequence.state is State.DECODING:
+            break
+        deployment.coordinator.step()
+    deployment.run()
+    assert right(sequence)
+
+
+def test_another_thread_may_ask_whether_there_is_work():
+    handoffs = deploy().coordinator.loop.handoffs
+
+    class Closed:
+        """A hand-off; while it is looked at, the thread that drives opens another."""
+
+        @property
+        def closed(self) -> bool:
+            handoffs._open[2] = self  # type: ignore[assignment]
+            return True
+
+    opened = handoffs._open
+    opened[1] = Closed()  # type: ignore[assignment]
+    assert not handoffs.busy
+    assert handoffs._open is opened and set(opened) == {1, 2}, "the new one would be lost"
 
 
 # A sequence's tokens.

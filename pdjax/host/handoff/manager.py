@@ -91,8 +91,9 @@ class HandoffManager:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is on its way, or still has to be."""
-        return self.queue.busy or bool(self.open)
+        """Whether anything is on its way, or still has to be. Changes nothing, since another thread
+        than the one that drives may ask."""
+        return self.queue.busy or not all(each.closed for each in list(self._open.values()))
 
     @property
     def migrating(self) -> int:

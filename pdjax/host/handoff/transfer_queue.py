@@ -74,7 +74,7 @@ class TransferQueue:
     @property
     def busy(self) -> bool:
         """Whether anything that is wanted is on its way, or anything is being written."""
-        return bool(self._writing) or any(each.wanted for each in self._sent.values())
+        return bool(self._writing) or any(each.wanted for each in list(self._sent.values()))
 
     def ends_of(self, job_id: int) -> tuple[PoolId, ...]:
         """The pools of a job that is under way; none of any other."""

@@ -144,7 +144,8 @@ class SequenceLifecycle:
 
     def _hand_over(self, sequence: Sequence) -> list[int]:
         pages = sequence.pages
-        self._fleet.touch(self.engine_of(sequence))
+        for state in self._fleet.sharing(self.pool_of(sequence)):  # the pages are leaving it
+            self._fleet.touch(state)
         self._move(sequence, State.TRANSFERRING)
         sequence.leave()
         self._recorder.mark(sequence, "transfer_started")
