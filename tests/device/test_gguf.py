@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf.constants import Keys
+from gguf.constants import GGML_QUANT_SIZES, Keys
 from gguf.quants import dequantize
 
 from pdjax.core.model_spec import RopeSpec
@@ -332,10 +332,11 @@ def test_a_matrix_is_dequantised_in_pieces(tmp_path: Path, monkeypatch: pytest.M
     sizes = []
 
     def measured(stored: np.ndarray, kind: Any) -> np.ndarray:
-        sizes.append(stored.shape[0])
+        sizes.append(stored.size // GGML_QUANT_SIZES[kind][1])
         return dequantize(stored, kind)
 
     monkeypatch.setattr(gguf, "_CHUNK", 300)
+    monkeypatch.setattr(gguf, "_AT_ONCE", 96)
     monkeypatch.setattr(gguf, "dequantize", measured)
     checkpoint = GGUFCheckpoint(path)
     for name, values in zip(names, whole, strict=True):
@@ -343,4 +344,4 @@ def test_a_matrix_is_dequantised_in_pieces(tmp_path: Path, monkeypatch: pytest.M
         np.testing.assert_array_equal(
             checkpoint.read(name, slice(3, 50), slice(7, 40)), values[3:50, 7:40]
         )
-    assert max(sizes) == 4
+    assert max(sizes) == 96 // GGML_QUANT_SIZES[Q8_0][0]

@@ -37,7 +37,11 @@ _NO_VOCABULARY = ("none", "no_vocab")
 """Values of `tokenizer.ggml.model`, the first of which stands for none."""
 
 _CHUNK = 1 << 22
-"""Elements dequantised at a time: the gguf package needs several times their memory meanwhile."""
+"""Elements read at a time."""
+
+_AT_ONCE = 1 << 17
+"""Elements dequantised at a time: the gguf package goes over them several times, and they stay in a
+core's cache meanwhile."""
 
 
 class GGUFCheckpoint:
@@ -237,8 +241,15 @@ def _dequantised(stored: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """Values f32[..., n] of bytes u8[..., m]."""
     if kind.name in ("F32", "F16"):
         return stored.view(np.float32 if kind.name == "F32" else np.float16).astype(np.float32)
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    blocks, step = stored.reshape(-1, block_bytes), max(_AT_ONCE // block, 1)
+    values = np.empty((len(blocks), block), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite stay so
-        return dequantize(stored, kind)
+        for start in range(0, len(blocks), step):
+            part = blocks[start : start + step]
+            # As one row: the package would take rows apart, a few at a time.
+            values[start : start + step] = dequantize(part.reshape(1, -1), kind).reshape(-1, block)
+    return values.reshape(*stored.shape[:-1], -1)
 
 
 def _check_types(path: Path, kinds: set[GGMLQuantizationType]) -> None:
