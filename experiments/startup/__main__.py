@@ -33,7 +33,7 @@ _FIELDS = flags.DEFINE_multi_string(
     "field", [], "override of the config, as in --field=decode.rows=8", flag_values=FLAGS
 )
 _BASE = flags.DEFINE_string("base", None, "checkout of another build", flag_values=FLAGS)
-_OUT = flags.DEFINE_string("out", None, "JSON file to write", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "results/startup.json", "JSON file to write", flag_values=FLAGS)
 _GENERATE = flags.DEFINE_bool("generate", True, "also run `pdjax generate`", flag_values=FLAGS)
 
 COLUMNS = ("wall", "cpu", "weights", "tracing", "lowering", "compiling")
