@@ -63,7 +63,7 @@ class AsyncLLM:
         how: dict[str, Any] = {"backend": backend, "policies": policies, "clock": clock}
         self.llm = LLM(config, overrides, **how, progress=progress)
         self._texts = ThreadPoolExecutor(1, "pdjax prompts")
-        self._mailboxes: dict[asyncio.AbstractEventLoop, LoopMailbox] = {}  # replaced, not changed
+        self._mailboxes: dict[asyncio.AbstractEventLoop, LoopMailbox] = {}
         self._closed = False
         self.llm.session.after_turns.append(self._flush)
         self.llm.session.start()
@@ -200,13 +200,17 @@ class AsyncLLM:
 
     def _stream(self, ask: Callable[[], Any], **how: bool) -> AsyncStream:
         loop = asyncio.get_running_loop()
-        if loop not in self._mailboxes:
-            left = {each: box for each, box in self._mailboxes.items() if not each.is_closed()}
-            self._mailboxes = {**left, loop: LoopMailbox(loop)}
-        return AsyncStream(self.llm.session, self._mailboxes[loop], ask, **how)
+        mailbox = self._mailboxes.get(loop)
+        if mailbox is None:
+            for each in list(self._mailboxes):
+                if each.is_closed():
+                    self._mailboxes.pop(each, None)
+            # Loops of other threads may come and go meanwhile: only single calls change the dict.
+            mailbox = self._mailboxes.setdefault(loop, LoopMailbox(loop))
+        return AsyncStream(self.llm.session, mailbox, ask, **how)
 
     def _flush(self) -> None:
-        for mailbox in self._mailboxes.values():
+        for mailbox in list(self._mailboxes.values()):
             mailbox.flush()
 
     async def _in_thread(self, call: Callable[[], ResultT]) -> ResultT:

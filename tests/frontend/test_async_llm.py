@@ -12,7 +12,7 @@ import pytest
 
 from pdjax import async_llm
 from pdjax.async_llm import AsyncLLM
-from pdjax.async_stream import AsyncStream
+from pdjax.async_stream import AsyncStream, LoopMailbox
 from pdjax.core.outputs import RequestEvent
 from pdjax.core.request import QueueFull, SamplingParams
 from pdjax.request_maker import RequestMaker
@@ -235,6 +235,35 @@ def test_the_loop_is_woken_once_for_all_streams_of_a_turn(house: House):
     run(house, program)
     assert 0 < calls[0] <= house.session._turns
     assert calls[0] < 2 * 30, "fewer than tokens"
+
+
+def test_loops_of_two_threads_may_begin_at_once(house: House, monkeypatch: pytest.MonkeyPatch):
+    made: list[LoopMailbox] = []
+
+    async def program(llm: AsyncLLM) -> None:
+        def in_the_other_thread() -> None:
+            asyncio.run(first_stream())
+
+        async def first_stream() -> None:
+            llm.stream([1, 2, 3])
+
+        class Mailbox(LoopMailbox):
+            """While the first one is made, another loop's is."""
+
+            def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+                super().__init__(loop)
+                made.append(self)
+                if len(made) == 1:
+                    thread = threading.Thread(target=in_the_other_thread)
+                    thread.start()
+                    thread.join(PATIENCE)
+
+        monkeypatch.setattr(async_llm, "LoopMailbox", Mailbox)
+        llm.stream([1, 2, 3])
+        assert len(made) == 2
+        assert set(llm._mailboxes.values()) == set(made), "events for the other would never come"
+
+    run(house, program)
 
 
 def test_a_loop_that_is_closed_hurts_nobody(house: House):
