@@ -14,10 +14,11 @@ pdjax serve: an OpenAI-compatible server over HTTP; see docs/serving.md.
 
   pdjax serve
   pdjax serve --config=configs/smollm2_cpu.py --port=8000
-  pdjax serve --config=configs/gpu_1p1d.py --host=0.0.0.0 --api_keys_file=keys.txt
+  pdjax serve --config=configs/gpu_1p1d.py --host=0.0.0.0 --api_keys_file=keys.txt \\
+      --tls_cert_file=cert.pem --tls_key_file=key.pem
 
-It listens once the model is loaded. SIGTERM or Ctrl-C lets answers under way finish; a second one
-ends it at once. Logs are lines of JSON on stderr.
+While the model loads, every path but /health answers 503. SIGTERM or Ctrl-C lets answers under way
+finish; a second one ends it at once. Logs are lines of JSON on stderr.
 """
 
 _FLAGS = new_flags(config="smollm2")
@@ -27,6 +28,11 @@ _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes a free on
 _NAME = flags.DEFINE_string("served_model_name", None, "what clients call the model", **_OF)
 _KEYS = flags.DEFINE_string(
     "api_keys_file", None, "file, name:key a line; else the variable PDJAX_API_KEYS", **_OF
+)
+_CERT = flags.DEFINE_string("tls_cert_file", None, "PEM file: certificate, and its chain", **_OF)
+_KEY = flags.DEFINE_string("tls_key_file", None, "PEM file: its key; else in tls_cert_file", **_OF)
+_CORS = flags.DEFINE_list(
+    "cors_origins", [], "origins whose pages may read answers, as https://host; * is all", **_OF
 )
 _DRAIN = flags.DEFINE_float("drain_s", 30.0, "seconds for answers under way at the end", **_OF)
 _STALL = flags.DEFINE_float("stall_s", 60.0, "seconds until a client that reads nothing", **_OF)
@@ -49,15 +55,19 @@ def serve() -> int:
     from pdjax.serving import logs
     from pdjax.serving.front import Front, Settings
     from pdjax.serving.keys import read_keys
+    from pdjax.serving.loading import answering
     from pdjax.serving.server import Server, listening_socket, url_of
+    from pdjax.serving.tls import tls_context
 
     settings = Settings(
         api_keys=read_keys(_KEYS.value),
         max_body=_BODY.value << 20,
         drain_s=_DRAIN.value,
         stall_s=_STALL.value,
+        cors_origins=tuple(_CORS.value),
         vllm_metric_names=_VLLM.value,
     )
+    tls = tls_context(_CERT.value, _KEY.value)
     found = listening_socket(_HOST.value, _PORT.value)
     logs.set_up(_LEVEL.value)
     print(f"pdjax serve: loading {config.model.source}", file=sys.stderr)
@@ -65,15 +75,16 @@ def serve() -> int:
     from pdjax.async_llm import AsyncLLM
     from pdjax.serving.async_backend import AsyncBackend
 
-    llm = AsyncLLM(config)  # before the event loop runs, which would hold Ctrl-C up
+    with answering(found, tls):
+        llm = AsyncLLM(config)  # before the event loop runs, which would hold Ctrl-C up
 
     async def run() -> None:
         backend = AsyncBackend(llm, _NAME.value)
-        url = url_of(found)
+        url = url_of(found, tls is not None)
         names = [key.name for key in settings.api_keys]
         logs.event("ready", url=url, model=backend.model.name, api_keys=names or None)
         print(f"pdjax serve: {backend.model.name} at {url}/v1", flush=True)
-        await Server(Front(backend, settings)).serve([found])
+        await Server(Front(backend, settings), tls).serve([found])
 
     asyncio.run(run())
     return 0

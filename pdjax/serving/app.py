@@ -2,18 +2,20 @@
 
 from http import HTTPStatus
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from pdjax.core.messages import shown
 from pdjax.serving import chats, completions, responses, state, tokens
 from pdjax.serving.errors import ApiError, internal
 from pdjax.serving.front import Front
-from pdjax.serving.middleware import Gate
+from pdjax.serving.middleware import App, Gate
 from pdjax.serving.sse import ClientGone
 
 PATHS = (
@@ -39,7 +41,7 @@ class ErrorBody(BaseModel):
     error: ErrorFields
 
 
-def make_app(front: Front) -> Gate:
+def make_app(front: Front) -> App:
     """The application; its schema is at `/openapi.json`."""
     app = FastAPI(
         title="pdjax",
@@ -60,7 +62,23 @@ def make_app(front: Front) -> Gate:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _internal)  # raised once more, for the log
-    return Gate(app, front, PATHS)
+    return _with_cors(Gate(app, front, PATHS), front.settings.cors_origins)
+
+
+def _with_cors(app: App, origins: tuple[str, ...]) -> App:
+    """Let pages of these origins read the answers. A browser asks first, without a key, so that
+    this stands before the gate."""
+    if not origins:
+        return app
+    allowed: Any = CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after", "traceparent"],
+        max_age=600,
+    )
+    return allowed
 
 
 def _response(error: ApiError) -> Response:

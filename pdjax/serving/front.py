@@ -1,6 +1,7 @@
 """What the endpoints of one server share: the backend, its settings, and the answers under way."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ class Settings:
       body_s: seconds in which a body must have come.
       drain_s: seconds that answers under way have, once the server is to end.
       stall_s: seconds after which a client that takes nothing is cut off.
+      cors_origins: origins whose pages a browser lets read answers, as `https://host`; "*" is all.
       vllm_metric_names: whether metrics that vLLM has, too, bear its names.
     """
 
@@ -38,6 +40,7 @@ class Settings:
     body_s: float = 60.0
     drain_s: float = 30.0
     stall_s: float = 60.0
+    cors_origins: tuple[str, ...] = ()
     vllm_metric_names: bool = False
 
     def __post_init__(self) -> None:
@@ -46,6 +49,12 @@ class Settings:
         for name in ("body_s", "drain_s", "stall_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more seconds")
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
+                raise ValueError(
+                    f"cors_origins: {origin!r} must be a scheme and a host, as https://host:8080, "
+                    "without a path; or * for all"
+                )
 
 
 class OpenAnswer:
@@ -203,6 +212,12 @@ class Front:
 
 
 def labels_of(state: Mapping[str, Any], user: str | None) -> dict[str, str]:
-    """The labels of a request, for policies and observers: its id of HTTP, its key, its user."""
-    known = {"http_request": state.get("request_id"), "api_key": state.get("key"), "user": user}
+    """The labels of a request, for policies and observers: its id of HTTP, its trace, its key,
+    its user."""
+    known = {
+        "http_request": state.get("request_id"),
+        "trace_id": state.get("trace_id"),
+        "api_key": state.get("key"),
+        "user": user,
+    }
     return {name: str(value)[:512] for name, value in known.items() if value}

@@ -16,6 +16,7 @@ from pdjax.serving.errors import ApiError, internal
 from pdjax.serving.front import Front
 from pdjax.serving.keys import name_of
 from pdjax.serving.logs import LOG, event
+from pdjax.serving.trace_context import trace_context
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -81,6 +82,7 @@ class Gate:
         scope["state"] = {
             **scope.get("state", {}),
             "request_id": passing.id,
+            "trace_id": None if passing.trace is None else passing.trace.trace_id,
             "key": passing.key,
             "notes": passing.notes,
         }
@@ -123,6 +125,7 @@ class Gate:
             "request",
             logging.DEBUG if path in QUIET_PATHS else logging.INFO,
             request_id=passing.id,
+            **passing.traced(),
             method=scope["method"],
             path=path[:200],
             status=passing.status,
@@ -137,6 +140,7 @@ class _Passing:
 
     Attributes:
       id: what the client calls it, where that can stand in a header; else a new one.
+      trace: where it stands in its client's trace.
       key: name of its API key.
       status: of the response, once that has begun.
       notes: what an endpoint adds to the log line.
@@ -148,6 +152,7 @@ class _Passing:
         self._began = self._loop.time()
         given = self.header("x-request-id") or ""
         self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        self.trace = trace_context(self.header("traceparent"))
         self.key: str | None = None
         self.status: int | None = None
         self.notes: dict[str, Any] = {}
@@ -159,16 +164,25 @@ class _Passing:
             (value.decode("latin-1") for key, value in self._headers if key == wanted), None
         )
 
+    def traced(self) -> dict[str, str]:
+        """What the log line says of the trace."""
+        if self.trace is None:
+            return {}
+        known = self.trace._asdict()
+        return {name: known[name] for name in ("trace_id", "parent_id", "span_id")}
+
     @property
     def elapsed(self) -> float:
         """Seconds since it came."""
         return self._loop.time() - self._began
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Pass a part of the response on, with the request's id."""
+        """Pass a part of the response on, with the request's id and its place in the trace."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+            if self.trace is not None:
+                headers.append((b"traceparent", self.trace.header.encode()))
             message = {**message, "headers": headers}
         await self._send(message)
 

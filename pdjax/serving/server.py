@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from types import FrameType
 from typing import Any
 
@@ -45,10 +46,35 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return found
 
 
-def url_of(found: socket.socket) -> str:
+def url_of(found: socket.socket, tls: bool = False) -> str:
     """The address of a socket, as a client writes it."""
     host, port = found.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def uvicorn_config(app: Any, stall_s: float, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    """How uvicorn runs an application: quietly, and with bounds for slow clients.
+
+    Args:
+      app: an ASGI application.
+      stall_s: seconds after which a client that takes nothing is cut off.
+      tls: the certificate; None is plain HTTP.
+    """
+    config = uvicorn.Config(
+        app,
+        http=_protocol(stall_s),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=LEAVE_S,
+    )
+    config.load()
+    config.ssl = tls  # its own flags would read the files once more
+    return config
 
 
 class Server(uvicorn.Server):
@@ -57,22 +83,11 @@ class Server(uvicorn.Server):
 
     Args:
       front: closed at the end.
+      tls: the certificate; None is plain HTTP.
     """
 
-    def __init__(self, front: Front) -> None:
-        super().__init__(
-            uvicorn.Config(
-                make_app(front),
-                http=_protocol(front.settings.stall_s),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=LEAVE_S,
-            )
-        )
+    def __init__(self, front: Front, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(uvicorn_config(make_app(front), front.settings.stall_s, tls))
         self._front = front
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

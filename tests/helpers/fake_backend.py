@@ -3,6 +3,7 @@ token; and a server over it in a thread, at a port of its own."""
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,18 +198,23 @@ class Served:
 
 
 @contextmanager
-def served(make: Any, settings: Settings | None = None, sends: int = 0) -> Iterator[Served]:
+def served(
+    make: Any,
+    settings: Settings | None = None,
+    sends: int = 0,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Served]:
     """Serve the backend that `make` makes, within the server's event loop; the system keeps `sends`
     bytes for a client, 0 as many as it likes."""
     found, running, at = listening_socket("127.0.0.1", 0), threading.Event(), Served()
     if sends:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sends)
-    at.url = url_of(found)
+    at.url = url_of(found, tls is not None)
 
     async def run() -> None:
         backend: Backend = make()
         at.loop, at.front = asyncio.get_running_loop(), Front(backend, settings or Settings())
-        at.server = Server(at.front)
+        at.server = Server(at.front, tls)
         serving = asyncio.ensure_future(at.server.serve([found]))
         while not (at.server.started or serving.done()):
             await asyncio.sleep(0.005)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ def test_it_serves_until_a_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     made: dict[str, Any] = {}
+    loaded = threading.Event()
 
     def backend(llm: Any, name: str | None) -> FakeBackend:
         made["name"] = name
         return FakeBackend(tmp_path)
 
-    monkeypatch.setattr(async_llm, "AsyncLLM", lambda config: None)
+    monkeypatch.setattr(async_llm, "AsyncLLM", lambda config: loaded.wait(PATIENCE))
     monkeypatch.setattr(async_backend, "AsyncBackend", backend)
     with listening_socket("127.0.0.1", 0) as free:
         url = url_of(free)
@@ -54,17 +56,22 @@ def test_it_serves_until_a_signal(
         transport = httpx2.HTTPTransport(retries=5)
         with httpx2.Client(base_url=url, timeout=PATIENCE, transport=transport) as client:
             try:
-                answers.append(client.get("/v1/models").status_code)
+                answers.append(client.get("/ready").status_code)
+                answers.append(client.get("/health").status_code)
+                loaded.set()
+                while client.get("/ready").status_code != 200:
+                    time.sleep(0.01)
                 body = {"prompt": "x", "max_tokens": 2}
                 answers.append(client.post("/v1/completions", json=body).status_code)
             finally:
+                loaded.set()
                 os.kill(os.getpid(), signal.SIGTERM)
 
     asking = threading.Thread(target=ask)
     asking.start()
     code = run(f"--port={url.rpartition(':')[2]}", "--served_model_name=mine", "--drain_s=5")
     asking.join(PATIENCE)
-    assert (code, answers, made["name"]) == (0, [200, 200], "mine")
+    assert (code, answers, made["name"]) == (0, [503, 200, 200], "mine")
     said = capsys.readouterr()
     assert re.search(rf"pdjax serve: fake at {url}/v1\n", said.out)
     assert '"event": "ready"' in said.err and '"event": "draining"' in said.err
@@ -78,6 +85,8 @@ def test_it_serves_until_a_signal(
         (["--drain_s=-1"], "drain_s=-1.0: must be"),
         (["--max_body_mb=0"], "max_body=0: must be"),
         (["--api_keys_file=/nowhere"], "/nowhere"),
+        (["--tls_cert_file=/nowhere"], "tls_cert_file='/nowhere'"),
+        (["--cors_origins=example.org"], "cors_origins: 'example.org' must be"),
     ],
 )
 def test_a_wrong_flag_is_told_before_anything_is_loaded(
