@@ -1,5 +1,6 @@
 """The server as an ASGI application: endpoints behind a gate, and errors in OpenAI's shape."""
 
+import re
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
@@ -91,11 +92,18 @@ async def _api_error(request: Request, error: Exception) -> Response:
     return _response(error)
 
 
+_TYPE = re.compile(r"body|str|(list|dict)\[.*\]")
+"""Parts of a place in a body that name no field."""
+
+
 async def _bad_body(request: Request, error: Exception) -> Response:
     """The first field that is of another type, or a body that is no JSON."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:] if part != "body")
+    errors = error.errors()
+    # Where a field has several types, each says what is wrong: the one that has come furthest.
+    same = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
+    first = max(same, key=lambda each: len(each["loc"]))
+    where = ".".join(str(part) for part in first["loc"][1:] if not _TYPE.fullmatch(str(part)))
     if first["type"] == "json_invalid":
         return _response(ApiError(400, "the body is not valid JSON", code="invalid_json"))
     message = f"{where or 'body'}: {first['msg']}"

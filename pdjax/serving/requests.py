@@ -7,9 +7,9 @@ named in the log line of the request.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SkipValidation
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SkipValidation
 
 from pdjax.core.messages import shown
 from pdjax.core.request import SamplingParams
@@ -59,6 +59,18 @@ HARMLESS = frozenset(
 """Fields of OpenAI's API that do not change what a model answers here; they are ignored."""
 
 
+class _FirstAlone:
+    """Pydantic's `FailFast`, which can't be part of a union since it has no hash."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return {**handler(source), "fail_fast": True}
+
+
+ItemT = TypeVar("ItemT")
+Many = Annotated[list[ItemT], _FirstAlone()]
+"""A list of which the first wrong item is told, and no more: a body has room for millions."""
+
+
 class StreamOptions(BaseModel):
     """`stream_options`: usage in a last chunk, or in every chunk."""
 
@@ -83,7 +95,7 @@ class SampledRequest(BaseModel):
     model: str | None = None
     temperature: float | None = None
     top_p: float | None = None
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -93,7 +105,7 @@ class SampledRequest(BaseModel):
     min_p: float | None = None
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Many[int] | None = None
 
     def unknown_fields(self) -> list[str]:
         """The fields that are ignored since nobody knows them.
@@ -223,13 +235,13 @@ class CompletionRequest(ChunkedRequest):
 class ChatRequest(ChunkedRequest):
     """The body of `/v1/chat/completions`."""
 
-    messages: list[dict[str, Any]]
+    messages: Many[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Many[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Many[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
 
@@ -268,8 +280,8 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Many[dict[str, Any]] | None = None
+    tools: Many[dict[str, Any]] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None

@@ -6,7 +6,7 @@ from pdjax.core.messages import shown
 from pdjax.core.request import SamplingParams
 from pdjax.serving.conversations import text_of
 from pdjax.serving.errors import ApiError, bad_value, not_supported
-from pdjax.serving.requests import HARMLESS, REFUSED, SampledRequest
+from pdjax.serving.requests import HARMLESS, REFUSED, Many, SampledRequest
 
 ROLES = ("user", "assistant", "system", "developer")
 TEXTS = ("input_text", "output_text", "text")
@@ -59,7 +59,7 @@ class ResponsesRequest(SampledRequest):
         *("access_programs", "background_options", "prompt_cache_options"),
     }
 
-    input: str | list[dict[str, Any]]
+    input: str | Many[dict[str, Any]]
     instructions: str | None = None
     max_output_tokens: int | None = None
     metadata: dict[str, str] | None = None
