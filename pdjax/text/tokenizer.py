@@ -33,6 +33,10 @@ from pdjax.text.tokenizer_files import (
 __all__ = ["TOKENIZER_FILE", "IncrementalDecoder", "Message", "NoTokenizer", "Tokenizer"]
 
 
+_LONG = 1 << 16
+"""Characters of a text that takes some hundredths of a second to cut."""
+
+
 class Tokenizer:
     """A vocabulary, its rules, and chat templates.
 
@@ -180,7 +184,11 @@ class Tokenizer:
                 "that has a UTF-8"
             ) from error
         with failures_named("prompt: the tokenizer can't cut it"):
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) < _LONG:
+                return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # Batches alone let go of the interpreter's lock: other threads drive the engines.
+            [cut] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return cut.ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD, at most one a byte.

@@ -1,5 +1,7 @@
 """The tokenizer whose tokens are bytes."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,24 @@ def test_a_saved_one_is_equal(tmp_path: Path):
     for text in TEXTS:
         assert copy.encode(text) == list(text.encode())
     assert (copy.vocab_size, copy.eos_token_ids) == (VOCAB_SIZE, (END,))
+
+
+def test_a_long_text_is_cut_while_other_threads_go_on():
+    """Engines are driven by threads of the same interpreter."""
+    tokenizer, text = byte_tokenizer(), f"a b{END_TEXT}" * 200_000
+    cut: list[list[int]] = []
+    began = threading.Event()
+
+    def encode() -> None:
+        began.set()
+        cut.append(tokenizer.encode(text))
+
+    thread, turns = threading.Thread(target=encode), 0
+    thread.start()
+    began.wait()
+    while not cut:
+        turns += 1
+        time.sleep(0.001)
+    thread.join()
+    assert turns > 10
+    assert cut == [[*b"a b", END] * 200_000]
