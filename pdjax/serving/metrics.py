@@ -53,6 +53,7 @@ class ServerMetrics:
     def __init__(self, model: str, max_model_len: int, vllm_names: bool = False) -> None:
         self._registry = CollectorRegistry()
         self._model, self._prefix = model, VLLM if vllm_names else OWN
+        self._max_model_len = max_model_len
         lengths = _up_to(max_model_len)
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of requests that ended.")
         self._cached = self._counter("prompt_tokens_cached", "Prompt tokens whose KV was reused.")
@@ -121,7 +122,7 @@ class ServerMetrics:
         """A request was let in."""
         self._n.observe(params.n)
         if params.max_tokens is not None:
-            self._most.observe(params.max_tokens)
+            self._most.observe(min(params.max_tokens, self._max_model_len))  # as it is cut
 
     def tokens(self, count: int) -> None:
         """So many tokens have come."""

@@ -1,5 +1,6 @@
 """The body of `/v1/responses`: plain text, and nothing that is kept between requests."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pdjax.core.messages import shown
@@ -85,10 +86,25 @@ class ResponsesRequest(SampledRequest):
             raise not_supported(
                 "text.format", f"text.format={shown(text['format'])}: only plain text is supported"
             )
+        for name, told in self._told_again():
+            try:
+                told.encode()
+            except UnicodeEncodeError as error:  # half of a surrogate pair
+                raise bad_value(name, told, "must be text that UTF-8 can hold") from error
         most = self.max_output_tokens
         if most is not None and most < 1:
             raise bad_value("max_output_tokens", most, "must be at least 1")
         return self.sampling_params(max_tokens=most)
+
+    def _told_again(self) -> Iterator[tuple[str, str]]:
+        """The texts that the response repeats, each with its field."""
+        for key, value in (self.metadata or {}).items():
+            yield "metadata", key
+            yield "metadata", value
+        if self.user is not None:
+            yield "user", self.user
+        if self.instructions is not None:
+            yield "instructions", self.instructions
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation in the form that chat templates read; `instructions` go before it.

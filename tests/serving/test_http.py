@@ -171,6 +171,14 @@ def test_a_wrong_message_is_refused_by_its_place(http: Http, where: str, message
     )
 
 
+def test_a_bound_beyond_the_context_is_the_contexts(http: Http):
+    body = json.dumps({"prompt": "x", "max_tokens": 10**400})
+    headers = {"content-type": "application/json"}
+    assert http.post("/v1/completions", content=body, headers=headers).status_code == 200
+    line = 'pdjax:request_params_max_tokens_sum{model_name="fake"} 4096.0'
+    assert line in http.get("/metrics").text
+
+
 def test_options_that_need_others_are_refused(http: Http):
     echo = http.post("/v1/completions", json={"prompt": "x", "echo": True, "logprobs": 1})
     assert error_of(echo)["param"] == "echo"

@@ -1,6 +1,7 @@
 """`/v1/responses` with the official client against a server over a fake backend, and what it
 refuses."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,7 +152,11 @@ def test_a_failure_in_a_stream_is_an_error_event(client: OpenAI, backend: FakeBa
 
 def error_of(server: Served, **body: Any) -> dict[str, Any]:
     with httpx2.Client(base_url=server.url) as http:
-        response = http.post("/v1/responses", json={"input": "x", **body})
+        response = http.post(
+            "/v1/responses",
+            content=json.dumps({"input": "x", **body}),
+            headers={"content-type": "application/json"},
+        )
     assert response.status_code == 400, response.text
     return response.json()["error"]
 
@@ -183,6 +188,10 @@ def test_nothing_is_kept_and_the_error_says_so(server: Served):
         ("input[0].type", {"input": [{"type": "item_reference", "id": "x"}]}),
         ("input[0].role", {"input": [{"role": "tool", "content": "x"}]}),
         ("input[0].content", {"input": [{"role": "user"}]}),
+        ("metadata", {"metadata": {"a": "\ud800"}}),
+        ("metadata", {"metadata": {"\ud800": "a"}}),
+        ("user", {"user": "\ud800"}),
+        ("instructions", {"instructions": "\ud800"}),
         (
             "input[0].content[0].type",
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
