@@ -1,5 +1,7 @@
-"""Bodies that are wrong in many ways at once, or in a field of several types."""
+"""Bodies that are wrong in many ways at once, in a field of several types, or long."""
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pdjax.serving.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from pdjax.serving.responses_body import ResponsesRequest
+from pdjax.text.tokenizer import Tokenizer
 from tests.helpers.fake_backend import FakeBackend
 from tests.serving.test_http import Http, error_of
 
@@ -47,3 +50,21 @@ def test_of_a_million_wrong_items_one_is_told(body: type[BaseModel], field: str)
     with pytest.raises(ValidationError) as caught:
         body.model_validate({"prompt": "x", "messages": [], "input": "x", field: [1.5] * 1000})
     assert caught.value.error_count() <= 2  # one of each type that the field may have
+
+
+def test_texts_of_single_tokens_are_not_made_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loops, decode = [], Tokenizer.decode
+
+    def seen(self: Tokenizer, *args: Any, **how: Any) -> str:
+        with suppress(RuntimeError):
+            loops.append(asyncio.get_running_loop())
+        return decode(self, *args, **how)
+
+    monkeypatch.setattr(Tokenizer, "decode", seen)
+    body = {"prompt": "long", "return_token_strs": True}
+    assert Http(FakeBackend(tmp_path)).post("/tokenize", json=body).json()["token_strs"] == [
+        *"long"
+    ]
+    assert not loops

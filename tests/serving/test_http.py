@@ -5,7 +5,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from pdjax.serving.front import Front, Settings
 from pdjax.serving.keys import ENVIRONMENT, ApiKey, digest_of, name_of, read_keys
 from pdjax.serving.logs import LOG, JsonLines
 from pdjax.serving.requests import REFUSED
-from pdjax.text.tokenizer import Tokenizer
 from tests.helpers.fake_backend import FakeBackend
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -324,22 +322,6 @@ def test_texts_and_conversations_are_tokenized_and_back(http: Http, backend: Fak
         ("/detokenize", {"tokens": "x"}),
     ):
         error_of(http.post(path, json=body))
-
-
-def test_texts_of_single_tokens_are_not_made_on_the_event_loop(
-    http: Http, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-):
-    loops, decode = [], Tokenizer.decode
-
-    def seen(self: Tokenizer, *args: Any, **how: Any) -> str:
-        with suppress(RuntimeError):
-            loops.append(asyncio.get_running_loop())
-        return decode(self, *args, **how)
-
-    monkeypatch.setattr(Tokenizer, "decode", seen)
-    body = {"prompt": "long", "return_token_strs": True}
-    assert http.post("/tokenize", json=body).json()["token_strs"] == [*"long"]
-    assert not loops
 
 
 def test_metrics_have_the_families_of_vllm(http: Http):
