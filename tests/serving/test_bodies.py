@@ -12,7 +12,7 @@ from pdjax.serving.requests import ChatRequest, CompletionRequest, TokenizeReque
 from pdjax.serving.responses_body import ResponsesRequest
 from pdjax.text.tokenizer import Tokenizer
 from tests.helpers.fake_backend import FakeBackend
-from tests.serving.test_http import Http, error_of
+from tests.helpers.http_client import Http, error_of
 
 
 @pytest.mark.parametrize(
