@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -275,6 +276,13 @@ def test_numpy_token_ids_are_token_ids(llm: LLM):
     assert llm.generate(np.array([1, 2]), GREEDY)[0].token_ids == plain[0].token_ids
 
 
+@pytest.fixture
+def started() -> None:
+    """JAX has started: a config cannot make the devices that it lacks."""
+    jax.devices()
+
+
+@pytest.mark.usefixtures("started")
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -299,6 +307,7 @@ def test_a_family_that_is_unknown_is_named_as_a_field_of_the_config():
         LLM(replace(MONOLITHIC, model=replace(MONOLITHIC.model, spec=spec)))
 
 
+@pytest.mark.usefixtures("started")
 def test_too_few_devices_are_told_before_a_model_is_opened():
     config = Config(model=ModelConfig("/no/such/model"), decode=DecodeConfig(stages=99, rows=99))
     message = "decode engine 0 99 make 100, but this process has .* give .* cpu_devices=100"
