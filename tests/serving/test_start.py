@@ -1,10 +1,4 @@
-"""What a client finds while the model loads, and TLS. The files in tls/ were made by
-
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 \\
-    -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1,DNS:localhost \\
-    -keyout key.pem -out certificate.pem
-openssl ec -in key.pem -aes128 -passout pass:secret -out encrypted_key.pem
-"""
+"""What a client finds while the model loads, and TLS."""
 
 import ssl
 import threading
@@ -17,24 +11,28 @@ import pytest
 from pdjax.serving.loading import answering
 from pdjax.serving.server import listening_socket, url_of
 from pdjax.serving.tls import tls_context
+from tests.helpers import certificates
 from tests.helpers.fake_backend import PATIENCE, FakeBackend, served
 
-TLS = Path(__file__).parent / "tls"
-CERTIFICATE, KEY = str(TLS / "certificate.pem"), str(TLS / "key.pem")
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> certificates.Files:
+    return certificates.made_in(tmp_path_factory.mktemp("tls"))
 
 
-def client_of(url: str) -> httpx2.Client:
-    trusting = ssl.create_default_context(cafile=CERTIFICATE)
+def client_of(url: str, certificate: str | None = None) -> httpx2.Client:
+    trusting = ssl.create_default_context(cafile=certificate)
     transport = httpx2.HTTPTransport(retries=5, verify=trusting)
     return httpx2.Client(base_url=url, timeout=PATIENCE, transport=transport)
 
 
-@pytest.mark.parametrize("tls", [None, tls_context(CERTIFICATE, KEY)], ids=["http", "https"])
-def test_while_the_model_loads_all_but_health_has_to_wait(tls: ssl.SSLContext | None):
+@pytest.mark.parametrize("safe", [False, True], ids=["http", "https"])
+def test_while_the_model_loads_all_but_health_has_to_wait(safe: bool, files: certificates.Files):
+    tls = tls_context(files.certificate, files.key) if safe else None
     with (
         listening_socket("127.0.0.1", 0) as found,
         answering(found, tls),
-        client_of(url_of(found, tls is not None)) as client,
+        client_of(url_of(found, safe), files.certificate) as client,
     ):
         assert client.get("/health").text == "ok\n"
         for response in (
@@ -77,10 +75,11 @@ def test_the_socket_goes_on_after_the_loading():
         assert set(seen) == {503} and not asking.is_alive()
 
 
-def test_a_server_with_a_certificate_speaks_tls(tmp_path: Path):
-    with served(lambda: FakeBackend(tmp_path), tls=tls_context(CERTIFICATE, KEY)) as at:
+def test_a_server_with_a_certificate_speaks_tls(tmp_path: Path, files: certificates.Files):
+    tls = tls_context(files.certificate, files.key)
+    with served(lambda: FakeBackend(tmp_path), tls=tls) as at:
         assert at.url.startswith("https://")
-        with client_of(at.url) as client:
+        with client_of(at.url, files.certificate) as client:
             body = {"prompt": "x", "max_tokens": 3, "stream": True}
             with client.stream("POST", "/v1/completions", json=body) as response:
                 assert [*response.iter_lines()][-2] == "data: [DONE]"
@@ -94,18 +93,19 @@ def test_a_server_with_a_certificate_speaks_tls(tmp_path: Path):
 @pytest.mark.parametrize(
     ("certificate", "key", "message"),
     [
-        (None, KEY, "a key needs its certificate"),
-        ("/nowhere", KEY, "No such file"),
-        (CERTIFICATE, "/nowhere", "No such file"),
-        (CERTIFICATE, None, "PEM"),
-        (CERTIFICATE, str(TLS / "encrypted_key.pem"), "the key is encrypted"),
+        (None, "key", "a key needs its certificate"),
+        ("/nowhere", "key", "No such file"),
+        ("certificate", "/nowhere", "No such file"),
+        ("certificate", None, "PEM"),
+        ("certificate", "encrypted_key", "the key is encrypted"),
     ],
 )
 def test_files_that_can_not_serve_are_refused(
-    certificate: str | None, key: str | None, message: str
+    certificate: str | None, key: str | None, message: str, files: certificates.Files
 ):
+    paths = {None: None, "/nowhere": "/nowhere", **files._asdict()}
     with pytest.raises(ValueError, match="tls_cert_file=") as refused:
-        tls_context(certificate, key)
+        tls_context(paths[certificate], paths[key])
     assert message in str(refused.value) and "tls_key_file=" in str(refused.value)
 
 
