@@ -302,6 +302,7 @@ def test_what_cannot_work_is_refused_before_weights_are_read(monkeypatch, overri
 
 
 def test_a_family_that_is_unknown_is_named_as_a_field_of_the_config():
+    assert MONOLITHIC.model.spec is not None
     spec = replace(MONOLITHIC.model.spec, family="lama")
     with pytest.raises(ValueError, match=r"^model.spec.family='lama': allowed are llama, mistral"):
         LLM(replace(MONOLITHIC, model=replace(MONOLITHIC.model, spec=spec)))
