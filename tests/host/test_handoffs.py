@@ -100,14 +100,14 @@ def test_a_lease_ends_and_room_is_free_again():
 
 
 def test_no_more_is_on_the_way_than_allowed():
-    deployment = deployed(max_bytes_in_flight=2 * PAGE_BYTES)  # the smallest job has five
+    deployment = deployed(max_bytes_in_flight=2 * PAGE_BYTES)  # the smallest job has four
     deployment.transport._chance.max_delay = 3
     queue, most = deployment.coordinator.loop.handoffs.queue, 0
     sequences = [deployment.submit(name, prompt_len=6) for name in "abcd"]
     while deployment.coordinator.has_work:
         deployment.coordinator.step()
         most = max(most, queue.bytes_in_flight)
-    assert most == 5 * PAGE_BYTES
+    assert most == 4 * PAGE_BYTES
     assert [sequence.output for sequence in sequences] == [expected(each) for each in sequences]
 
 
@@ -126,7 +126,7 @@ def test_jobs_keep_within_the_bound_and_none_overtakes():
     while deployment.coordinator.has_work:
         deployment.coordinator.step()
         most = max(most, queue.bytes_in_flight)
-    assert most == 5 * PAGE_BYTES
+    assert most == 8 * PAGE_BYTES  # two jobs of four
     landed = [
         (moment, metrics.id)
         for metrics in deployment.recorder.requests()
