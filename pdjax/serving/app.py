@@ -22,7 +22,7 @@ from pdjax.serving.sse import ClientGone
 PATHS = (
     *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models"),
     *("/tokenize", "/detokenize", "/tokenizer_info"),
-    *("/health", "/ready", "/metrics", "/engines", "/openapi.json"),
+    *("/health", "/ready", "/metrics", "/engines", "/requests", "/openapi.json"),
 )
 """Paths that the metrics name."""
 

@@ -6,6 +6,7 @@ from typing import Any
 from pdjax.async_llm import AsyncLLM
 from pdjax.host.engines import EngineState
 from pdjax.host.kv.pools import PoolState
+from pdjax.host.metrics.recent import recent
 from pdjax.serving.backend import Answer, Ask, ServedModel
 
 
@@ -39,7 +40,8 @@ class AsyncBackend:
     async def report(self) -> dict[str, Any]:
         """Plain values, as they are at this moment: `engines`, `pools`, `links` and `transfers` by
         name, and `queue`. Counts and seconds are of the whole run, those of requests' hand-offs as
-        in docs/metrics.md.
+        in docs/metrics.md; `tokens` of an engine are those of prompts that it prefilled and those
+        that it decoded.
 
         They are read while the coordinator's thread works, so that two of them may be of moments
         some microseconds apart.
@@ -62,6 +64,9 @@ class AsyncBackend:
             "links": {name: link.to_json() for name, link in list(recorder.links.items())},
             "transfers": recorder.transfers.to_json(),
         }
+
+    async def recent(self) -> list[dict[str, Any]]:
+        return recent(self._llm.llm.recorder)
 
     async def close(self) -> None:
         await self._llm.close()
@@ -89,10 +94,16 @@ def _engine(state: EngineState) -> dict[str, Any]:
 
 def _work(metrics: Any) -> dict[str, Any]:
     if metrics is None:
-        return {"steps": 0, "busy_seconds": 0.0, "occupancy": None, "bubble_share": None}
+        return {
+            "steps": 0,
+            "busy_seconds": 0.0,
+            "occupancy": None,
+            "bubble_share": None,
+            "tokens": 0,
+        }
     work = metrics.to_json()
-    del work["sums"]
-    return work
+    sums = work.pop("sums")
+    return work | {"tokens": sums.get("tokens", 0) + sums.get("rows_active", 0)}
 
 
 def _pool(pool: PoolState) -> dict[str, Any]:

@@ -25,7 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset(["/health", "/ready"])
 """Paths that need no key: they say only whether the server lives, and takes requests."""
-QUIET_PATHS = frozenset([*OPEN_PATHS, "/metrics"])
+QUIET_PATHS = frozenset([*OPEN_PATHS, "/metrics", "/engines", "/requests"])
 """Paths that are asked all the time; their log lines are for debugging."""
 
 _ID = re.compile(r"[\x21-\x7e]{1,128}")

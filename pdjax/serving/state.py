@@ -62,4 +62,9 @@ def routes(front: Front) -> APIRouter:
         """The state of each engine, pool and link, and of the queue."""
         return {**await front.backend.report(), "open_answers": len(front.answers)}
 
+    @router.get("/requests")
+    async def requests() -> dict[str, Any]:
+        """What the newest requests did when, in milliseconds after the arrival of each."""
+        return {"requests": await front.backend.recent()}
+
     return router

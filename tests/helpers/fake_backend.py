@@ -10,10 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pdjax.core.clock import WallClock
 from pdjax.core.outputs import Completion, RequestEvent, RequestOutput, TokenLogprobs
-from pdjax.core.request import QueueFull
+from pdjax.core.request import QueueFull, Request
 from pdjax.host.handoff.accounting import TransferTotals
+from pdjax.host.metrics.recent import recent
+from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.request import RequestMetrics
+from pdjax.host.sequences.sequence import Sequence
 from pdjax.serving.backend import Ask, Backend, ServedModel
 from pdjax.serving.front import Front, Settings
 from pdjax.serving.server import Server, listening_socket, url_of
@@ -66,12 +70,13 @@ class FakeAnswer:
             ids, times = list[int](), list[float]()
             logprobs: list[TokenLogprobs] | None = None if ask.params.logprobs is None else []
             reason, stop, error = None, None, None
-            reply = backend.reply(choice)
+            reply, life = backend.reply(choice), backend.life(ask, choice)
             for token in reply:
                 await asyncio.sleep(backend.token_s)
                 stop = texts.push(token)
                 ids.append(token)
                 times.append(loop.time())
+                backend.recorder.token(life, backend.recorder.now())
                 new = _logprobs(token, ask.params.logprobs)
                 if logprobs is not None:
                     logprobs.extend(new or ())
@@ -88,6 +93,8 @@ class FakeAnswer:
                     break
                 if not ask.whole:
                     self._tell(RequestEvent(texts.take(), [token], choice=choice, logprobs=new))
+            life.finish_reason = reason
+            backend.recorder.mark(life, "finished")
             marks = (("arrived", arrival), ("prefill_started", arrival), ("finished", loop.time()))
             lengths = len(ask.prompt_token_ids), 2
             metrics = RequestMetrics("s", arrival, marks, times, *lengths, TransferTotals(), reason)
@@ -127,6 +134,7 @@ class FakeBackend:
       fails_after: tokens after which each choice fails; 0 never.
       full: whether the queue has no room.
       answers: all that were submitted.
+      recorder: has their sequences.
     """
 
     def __init__(self, folder: Path, text: str = "Grüße, 世界! How are you?") -> None:
@@ -139,9 +147,18 @@ class FakeBackend:
     def reset(self) -> None:
         self.token_s, self.fails_after, self.full = 0.0, 0, False
         self.answers: list[FakeAnswer] = []
+        self.recorder = Recorder(WallClock())
 
     def reply(self, choice: int) -> list[int]:
         return self.bytes.encode(self.text + "!" * choice)
+
+    def life(self, ask: Ask, choice: int) -> Sequence:
+        """A sequence that is recorded as prefilled at once."""
+        now, name = self.recorder.now(), f"r{len(self.answers)}"
+        life = Sequence(Request(name, ask.prompt_token_ids, ask.params, now), choice, seed=0)
+        for mark in ("arrived", "prefill_started", "first_token", "prefilled", "first_tick"):
+            self.recorder.mark(life, mark)
+        return life
 
     async def submit(self, ask: Ask) -> FakeAnswer:
         if self.full:
@@ -155,7 +172,7 @@ class FakeBackend:
 
     async def report(self) -> dict[str, Any]:
         engine = {"rows": 4, "free_rows": 3, "prefilling": 0, "decoding": 1, "steps_in_flight": 1}
-        work = {"steps": 7, "busy_seconds": 0.5, "losses": 0}
+        work = {"steps": 7, "busy_seconds": 0.5, "losses": 0, "tokens": 40}
         pool = {"pages": 8, "free_pages": 6, "cached_pages": 1, "used_pages": 2, "page_size": 4}
         return {
             "engines": {"decode/0": engine | work},
@@ -164,6 +181,9 @@ class FakeBackend:
             "links": {"hbm/0->hbm/1": {"bytes": 64, "shipments": 1, "wire_s": 0.25}},
             "transfers": TransferTotals().to_json(),
         }
+
+    async def recent(self) -> list[dict[str, Any]]:
+        return recent(self.recorder)
 
     async def close(self) -> None:
         for answer in self.answers:

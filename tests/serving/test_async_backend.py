@@ -90,10 +90,14 @@ def test_the_state_of_fakes_is_told(house: House):
             assert answer.status_code == 200, answer.text
             assert "pdjax:num_requests_running" in (await client.get("/metrics")).text
             state = (await client.get("/engines")).json()
+            state |= (await client.get("/requests")).json()
         await front.close()
         return state
 
     state = asyncio.run(ask())
+    [told] = state["requests"]
+    assert (told["finish_reason"], told["input_len"], told["output_len"]) == ("length", 3, 20)
+    assert [each["target"] for each in told["shipments"]] == ["decode/0"]
     assert set(state["engines"]) == {"prefill/0", "decode/0"}
     assert state["queue"] == {"waiting": 0, "running": 0, "max_waiting": 4}
     assert state["engines"]["decode/0"]["steps"] > 0

@@ -165,9 +165,15 @@ class Recorder:
         """The metrics of the finished sequences, in the order of arrival."""
         return sorted(self._finished, key=lambda metrics: metrics.arrival)
 
-    def unfinished(self) -> list[RequestMetrics]:
-        """The metrics so far of the sequences that have not ended, in the order of arrival."""
-        return sorted(map(self.request, list(self._live)), key=lambda metrics: metrics.arrival)
+    def newest(self, most: int) -> list[RequestMetrics]:
+        """The metrics of the sequences that finished last, at most so many, in that order."""
+        return list(self._finished)[-most:]
+
+    def unfinished(self, most: int | None = None) -> list[RequestMetrics]:
+        """The metrics so far of the sequences that have not ended, in the order of arrival; at most
+        so many, of those that have been here longest."""
+        live = list(self._live)[:most]
+        return sorted(map(self.request, live), key=lambda metrics: metrics.arrival)
 
     def spans(self) -> list[Span]:
         """The steps recorded, in the order of their ends."""
