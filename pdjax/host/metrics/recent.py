@@ -31,11 +31,11 @@ def recent(recorder: Recorder, most: int = MOST) -> list[dict[str, Any]]:
     """The sequences that ended last and those that have run longest, in the order of arrival.
 
     Each has `id`, `finish_reason` (null while it runs), `age_ms` (since its arrival), `input_len`,
-    `cached_len`, `output_len`, `ttft_ms`, `tpot_ms` and `preemptions`. Its `phases` have a `name` of
-    `PHASES`, `start_ms` and `end_ms`; the last one of a sequence that runs ends now. Its `shipments`
-    have the `engine` that prefilled it and the `target` on which it decodes, the first and the last
-    of their `layers`, the `bytes` of all their passengers, `sent_ms`, `on_wire_ms`, `arrived_ms` and
-    `written_ms`. Moments are milliseconds after the arrival.
+    `cached_len`, `output_len`, `ttft_ms`, `tpot_ms` and `preemptions`. Its `phases` have a `name`
+    of `PHASES`, `start_ms` and `end_ms`; the last one of a sequence that runs ends now. Its
+    `shipments` have the `engine` that prefilled it and the `target` on which it decodes, the first
+    and the last of their `layers`, the `bytes` of all their passengers, `sent_ms`, `on_wire_ms`,
+    `arrived_ms` and `written_ms`. Moments are milliseconds after the arrival.
     """
     now = recorder.now()
     listed = [*recorder.newest(most), *recorder.unfinished(most)]
