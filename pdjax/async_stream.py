@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from pdjax.core.outputs import RequestEvent
+from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import Request
 from pdjax.request_maker import Asked
 from pdjax.session import Session
@@ -46,8 +46,7 @@ class LoopMailbox:
         self._called = False  # first: for an event that comes from here on `flush` asks again
         while self._arrived:
             letters, event = self._arrived.popleft()
-            letters.events.append(event)
-            letters.news.set()
+            letters.take(event)
 
 
 class Letters:
@@ -62,7 +61,15 @@ class Letters:
     def __init__(self, mailbox: LoopMailbox, session: Session) -> None:
         self.events = Unread()
         self.news = asyncio.Event()
+        self.outcome: asyncio.Future[RequestOutput] = mailbox.loop.create_future()
         self._mailbox, self._session = mailbox, session
+
+    def take(self, event: RequestEvent) -> None:
+        """Keep an event that the mailbox has brought, within the loop."""
+        self.events.append(event)
+        self.news.set()
+        if event.output is not None and not self.outcome.done():
+            self.outcome.set_result(event.output)
 
     def hear(self, event: RequestEvent) -> None:
         """What the session tells of the request, within a turn. Where the loop has been closed, no
@@ -90,6 +97,7 @@ class AsyncStream:
 
     Attributes:
       request: what was submitted; None before.
+      outcome: the whole answer once the request has ended, also where the stream was closed.
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class AsyncStream:
         self._whole, self._patient = whole, patient
         self._letters = Letters(mailbox, session)
         self._backlog = Backlog(self._letters.events.popleft)
+        self.outcome = self._letters.outcome
         self._starting = asyncio.Lock()
         self._open = True
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from pdjax.core.messages import reason_of
 from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
-from pdjax.entry import Entry
+from pdjax.entry import Entry, Inbox
+from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import Progress
 from pdjax.host.sequences.sequence import Sequence
@@ -54,6 +55,28 @@ class Book:
     def clear_answers(self) -> None:
         """Forget the answers that have not been taken."""
         self._answers.clear()
+
+    def carry_out(self, inbox: Inbox, coordinator: Coordinator) -> None:
+        """Queue what has arrived, as far as there is room, and end what is to be stopped or
+        aborted."""
+        arrivals, stops, aborts = inbox.arrivals, inbox.stops, inbox.aborts
+        # An entry leaves the inbox only when it is queued: an interrupt may come between the two.
+        while arrivals and coordinator.has_room(len(arrivals[0].sequences)):
+            _enqueue(arrivals[0], coordinator)
+            arrivals.popleft()
+        while stops:
+            coordinator.stop(*stops[0])
+            stops.popleft()
+        while aborts:
+            entry = self._entries.get(aborts[0])
+            if entry is not None:
+                if entry in arrivals:
+                    _enqueue(entry, coordinator)
+                    arrivals.remove(entry)
+                coordinator.abort(entry.request.id)
+                self.publish(coordinator.take_news())
+                self.finish(entry)
+            aborts.popleft()
 
     def publish(self, news: Iterable[Progress]) -> None:
         """Tell each request's callback what is new."""
@@ -137,3 +160,8 @@ class Book:
             error=sequence.error,
             metrics=self._recorder.request(sequence),
         )
+
+
+def _enqueue(entry: Entry, coordinator: Coordinator) -> None:
+    if not entry.ended and not coordinator.is_live(entry.request.id):
+        coordinator.enqueue(entry.sequences)

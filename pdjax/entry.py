@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import Request
@@ -94,16 +95,27 @@ class Entry:
         return here == self.thread or (isinstance(error, KeyboardInterrupt) and here == main)
 
 
+class Stop(NamedTuple):
+    """A choice whose first `tokens` tokens have completed a stop string, as whoever makes its text
+    has found."""
+
+    request_id: str
+    choice: int
+    tokens: int
+    stop: str
+
+
 @dataclass
 class Inbox:
     """What has been asked for and not been carried out. `append` and `popleft` of a deque need no
     lock, and may come in the middle of one another, as from a finaliser."""
 
     arrivals: deque[Entry] = field(default_factory=deque)
+    stops: deque[Stop] = field(default_factory=deque)
     aborts: deque[str] = field(default_factory=deque)
 
     def __bool__(self) -> bool:
-        return bool(self.arrivals or self.aborts)
+        return bool(self.arrivals or self.stops or self.aborts)
 
 
 def text_of_first_choice(on_text: Callable[[str], None]) -> Callable[[RequestEvent], None]:

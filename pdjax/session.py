@@ -22,7 +22,7 @@ from pdjax.core.interrupts import held_interrupts
 from pdjax.core.messages import reason_of
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import Request
-from pdjax.entry import Entry, Inbox, Listener, text_of_first_choice
+from pdjax.entry import Entry, Inbox, Listener, Stop, text_of_first_choice
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
 
@@ -74,6 +74,7 @@ class Session:
         whole: bool = False,
         streams: bool = False,
         patient: bool = False,
+        makes_text: bool = True,
     ) -> Entry:
         """Put a request into the inbox.
 
@@ -87,6 +88,8 @@ class Session:
           whole: whether `on_event` is called once for each choice, at its end.
           streams: whether events are kept in the entry, instead of `on_event`.
           patient: whether it waits in the inbox for room in the queue, instead of being refused.
+          makes_text: whether its tokens become text here. Where they do not, the caller finds its
+            stop strings; see `stop_soon`.
 
         Raises:
           ValueError: it can never be served.
@@ -100,7 +103,7 @@ class Session:
             if not patient:
                 arriving = sum(len(entry.sequences) for entry in list(self._inbox.arrivals))
                 self._coordinator.check_room(request.params.n, arriving)
-            sequences = self._coordinator.sequences_of(request)
+            sequences = self._coordinator.sequences_of(request, makes_text=makes_text)
             events: deque[RequestEvent] | None = deque() if streams else None
             entry = Entry(
                 request, prompt, sequences, listener, on_event, whole=whole, events=events
@@ -133,6 +136,12 @@ class Session:
         """Note that a request is to be ended. Takes no lock, so that a finaliser may call it
         wherever the collector runs it."""
         self._inbox.aborts.append(request_id)
+        self._wake()
+
+    def stop_soon(self, stop: Stop) -> None:
+        """Note that a choice has come to a stop string. Its answer has the tokens up to there, and
+        frees what it holds with the next turn."""
+        self._inbox.stops.append(stop)
         self._wake()
 
     @property
@@ -371,26 +380,7 @@ class Session:
             pass
 
     def _take_inbox(self) -> None:
-        """Queue what has arrived, as far as there is room, and end what is to be aborted."""
-        arrivals, aborts = self._inbox.arrivals, self._inbox.aborts
-        # An entry leaves the inbox only when it is queued: an interrupt may come between the two.
-        while arrivals and self._coordinator.has_room(len(arrivals[0].sequences)):
-            self._enqueue(arrivals[0])
-            arrivals.popleft()
-        while aborts:
-            entry = self._book.get(aborts[0])
-            if entry is not None:
-                if entry in arrivals:
-                    self._enqueue(entry)
-                    arrivals.remove(entry)
-                self._coordinator.abort(entry.request.id)
-                self._book.publish(self._coordinator.take_news())
-                self._book.finish(entry)
-            aborts.popleft()
-
-    def _enqueue(self, entry: Entry) -> None:
-        if not entry.ended and not self._coordinator.is_live(entry.request.id):
-            self._coordinator.enqueue(entry.sequences)
+        self._book.carry_out(self._inbox, self._coordinator)
 
     def _callback_failed(self, error: BaseException, meant_for_driver: bool) -> None:
         if meant_for_driver:

@@ -12,6 +12,14 @@ def reason_of(error: BaseException) -> str:
         return name
 
 
+def prompt_too_long(tokens: int, context: int) -> str:
+    """What is said of a prompt that leaves no room for an answer."""
+    return (
+        f"prompt_token_ids: {tokens} tokens, but the context is {context} (model.max_model_len) "
+        f"and one must be left to generate; allowed are at most {context - 1}"
+    )
+
+
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxlist, _SHOWN.maxtuple = 3, 6, 8, 8
 _SHOWN.maxstring, _SHOWN.maxlong, _SHOWN.maxother = 100, 60, 60

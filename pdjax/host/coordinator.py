@@ -178,11 +178,11 @@ class Coordinator:
         self.enqueue(sequences)
         return sequences
 
-    def sequences_of(self, request: Request) -> list[Sequence]:
+    def sequences_of(self, request: Request, *, makes_text: bool = True) -> list[Sequence]:
         """The choices of a request that has been checked, younger than all before; not queued
-        yet."""
+        yet. Without text the stop strings of the request are the caller's to find: see `stop`."""
         sequences = choices(request, self._limits, self._submitted, self._config.seed)
-        if self._make_text is not None:
+        if self._make_text is not None and makes_text:
             for sequence in sequences:
                 sequence.text = self._make_text(request)
         self._submitted += len(sequences)
@@ -213,6 +213,19 @@ class Coordinator:
             self.start_over(error)
             raise
         return bool(sequences)
+
+    def stop(self, request_id: str, choice: int, tokens: int, stop: str) -> None:
+        """End a choice whose first `tokens` tokens of output have completed the stop string `stop`,
+        wherever it is; those that came after them are dropped. One that has ended is left as it
+        is."""
+        self._recover()
+        for sequence in list(self.loop.lifecycle.live.get(request_id, ())):
+            if sequence.choice == choice:
+                try:
+                    self.loop.lifecycle.stop(sequence, tokens, stop)
+                except BaseException as error:
+                    self.start_over(error)
+                    raise
 
     def wake(self) -> None:
         """End the wait of a `step` that has nothing to do. Any thread may call this, and so may a

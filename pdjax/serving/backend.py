@@ -16,11 +16,12 @@ out, `report` and `recent` are what JSON can hold. So a front may live in a proc
 No endpoint changes with that.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pdjax.core.outputs import RequestEvent
+from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import SamplingParams
 from pdjax.text.tokenizer import Tokenizer
 
@@ -62,7 +63,13 @@ class Ask:
 
 class Answer(Protocol):
     """The events of one request, as they come; the last one has the whole answer. What a slow
-    reader has not taken is merged, so that its memory is bounded by the answer itself."""
+    reader has not taken is merged, so that its memory is bounded by the answer itself.
+
+    Attributes:
+      outcome: the whole answer once the request has ended, also after `close`.
+    """
+
+    outcome: "asyncio.Future[RequestOutput]"
 
     def __aiter__(self) -> AsyncIterator[RequestEvent]: ...
 

@@ -1,20 +1,19 @@
 """What the endpoints of one server share: the backend, its settings, and the answers under way."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
-from pdjax.core.outputs import RequestEvent
+from pdjax.core.messages import prompt_too_long
 from pdjax.core.request import QueueFull, SamplingParams
-from pdjax.serving.backend import Answer, Ask, Backend
+from pdjax.serving.backend import Ask, Backend
 from pdjax.serving.errors import ApiError, draining, of_submit
 from pdjax.serving.keys import ApiKey
 from pdjax.serving.metrics import ServerMetrics
+from pdjax.serving.open_answer import OpenAnswer
+from pdjax.serving.text_threads import TextThreads
 from pdjax.session import Closed
 from pdjax.text.tokenizer import Tokenizer
 
@@ -57,45 +56,6 @@ class Settings:
                 )
 
 
-class OpenAnswer:
-    """An answer that is counted: its tokens, its end, or that it was closed before that.
-
-    Attributes:
-      ask: what it answers.
-      generated: tokens so far, of all choices.
-    """
-
-    def __init__(self, answer: Answer, ask: Ask, front: "Front") -> None:
-        self.ask, self.generated = ask, 0
-        self._answer, self._front, self._open = answer, front, True
-
-    def __aiter__(self) -> AsyncIterator[RequestEvent]:
-        return self
-
-    async def __anext__(self) -> RequestEvent:
-        try:
-            event = await self._answer.__anext__()
-        except StopAsyncIteration:
-            self.close()
-            raise
-        count = len(event.token_ids)
-        self.generated += count
-        self._front.metrics.tokens(count)
-        if event.output is not None and self._open:
-            self._open = False
-            self._front.answers.discard(self)
-            self._front.metrics.ended(event.output)
-        return event
-
-    def close(self) -> None:
-        """Read no further; a request that has not ended is aborted."""
-        if self._open:
-            self._open = False
-            self._front.answers.discard(self)
-            self._front.metrics.aborted(self.ask.params.n)
-            self._answer.close()
-
-
 class Front:
     """One server's state. All of it belongs to the event loop.
 
@@ -117,7 +77,7 @@ class Front:
         self.answers: set[OpenAnswer] = set()
         self.requests = 0
         self.is_draining = False
-        self._texts = ThreadPoolExecutor(1, "pdjax texts")
+        self._texts = TextThreads()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -136,9 +96,8 @@ class Front:
         Raises:
           ApiError: a 400 for a ValueError.
         """
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._texts, partial(call, *args, **how))
+            return await self._texts.call(call, *args, **how)
         except ValueError as error:
             self.metrics.refused("invalid")
             raise of_submit(error) from error
@@ -182,22 +141,33 @@ class Front:
           ApiError: a 400, 429 or 503.
         """
         self.check_open()
+        for ask in asks:
+            self._check_length(len(ask.prompt_token_ids))
         answers: list[OpenAnswer] = []
         try:
             for ask in asks:
-                answer = OpenAnswer(await self.backend.submit(ask), ask, self)
-                answers.append(answer)
-                self.answers.add(answer)
-                self.metrics.submitted(ask.params)
+                answer = await self.backend.submit(ask)
+                answers.append(OpenAnswer(answer, ask, self.metrics, self.answers))
         except BaseException as error:
-            for answer in answers:
-                answer.close()
+            for each in answers:
+                each.close()
             if isinstance(error, ValueError | QueueFull | Closed):
                 full = "queue_full" if isinstance(error, QueueFull) else "invalid"
                 self.metrics.refused("draining" if isinstance(error, Closed) else full)
                 raise of_submit(error) from error
             raise
         return answers
+
+    def _check_length(self, prompt_tokens: int) -> None:
+        """Refuse a prompt that is too long before it is passed on.
+
+        Raises:
+          ApiError: a 400.
+        """
+        context = self.backend.model.max_model_len
+        if prompt_tokens >= context:
+            self.metrics.refused("invalid")
+            raise of_submit(ValueError(prompt_too_long(prompt_tokens, context)))
 
     def abort_all(self) -> None:
         """Close every answer under way."""
@@ -207,7 +177,7 @@ class Front:
     async def close(self) -> None:
         """Let go of the backend."""
         self.abort_all()
-        self._texts.shutdown(wait=False)
+        self._texts.close()
         await self.backend.close()
 
 

@@ -14,8 +14,9 @@ from pdjax.host.metrics.request import RequestMetrics
 from pdjax.serving import sse
 from pdjax.serving.backend import Ask
 from pdjax.serving.errors import ApiError, draining, failed
-from pdjax.serving.front import Front, OpenAnswer
+from pdjax.serving.front import Front
 from pdjax.serving.logs import event as log_event
+from pdjax.serving.open_answer import OpenAnswer
 from pdjax.serving.requests import ChunkedRequest, SampledRequest
 
 STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}

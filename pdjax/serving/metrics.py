@@ -128,12 +128,8 @@ class ServerMetrics:
         """So many tokens have come."""
         self._generated.inc(count)  # with every token: its labels are looked up once
 
-    def aborted(self, choices: int) -> None:
-        """A request was closed before it had ended."""
-        self._success.labels(self._model, "abort").inc(choices)
-
     def ended(self, output: RequestOutput) -> None:
-        """A request has ended."""
+        """A request has ended, or was aborted: then latencies up to a last token are left out."""
         prompt = len(output.prompt_token_ids)
         for counter in (self._prompt, self._queries):
             counter.labels(self._model).inc(prompt)
@@ -151,11 +147,13 @@ class ServerMetrics:
         self._preempted.labels(self._model).inc(metrics.preemptions)
         queue, ttft, e2e = metrics.queue, metrics.ttft, metrics.e2e
         inference = decode = None
+        if not metrics.completed:
+            e2e = None
         if queue is not None and ttft is not None and e2e is not None:
             inference, decode = e2e - queue, e2e - ttft
         for family, value in (
             (self._ttft, ttft),
-            (self._tpot, metrics.tpot),
+            (self._tpot, metrics.tpot if metrics.completed else None),
             (self._e2e, e2e),
             (self._queue, queue),
             (self._prefill, metrics.prefill),

@@ -28,6 +28,10 @@ OPEN_PATHS = frozenset(["/health", "/ready"])
 QUIET_PATHS = frozenset([*OPEN_PATHS, "/metrics", "/engines", "/requests"])
 """Paths that are asked all the time; their log lines are for debugging."""
 
+MAX_BRACKETS = 1 << 18
+"""Brackets of a body that open an array or an object: to read one takes a microsecond, in which the
+event loop does nothing else. The tokens of a prompt are one array."""
+
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -99,12 +103,14 @@ class Gate:
         settings = self._front.settings
         length = passing.header("content-length") or ""
         if length.isdecimal() and int(length[:20]) > settings.max_body:
-            raise _too_large(settings.max_body)
+            raise _too_large(f"{settings.max_body} bytes")
         try:
             async with asyncio.timeout(settings.body_s):
                 body = await _read(receive, settings.max_body)
         except TimeoutError as error:
             raise ApiError(408, f"the body did not come within {settings.body_s} s") from error
+        if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+            raise _too_large(f"{MAX_BRACKETS} arrays and objects, counting brackets in texts")
         told = False
 
         async def again() -> MutableMapping[str, Any]:
@@ -205,11 +211,11 @@ async def _read(receive: Receive, most: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > most:
-            raise _too_large(most)
+            raise _too_large(f"{most} bytes")
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the body is larger than {most} bytes", code="request_too_large")
+def _too_large(most: str) -> ApiError:
+    return ApiError(413, f"the body has more than {most}", code="request_too_large")

@@ -221,11 +221,11 @@ class CompletionRequest(ChunkedRequest):
         if isinstance(prompt, list) and prompt:
             if _are(int, prompt):
                 return [prompt]
+            if isinstance(prompt[0], str | list) and len(prompt) > most:  # before each is looked at
+                raise bad_value("prompt", f"{len(prompt)} prompts", f"must be at most {most}")
             if _are(str, prompt) or all(
                 isinstance(each, list) and each and _are(int, each) for each in prompt
             ):
-                if len(prompt) > most:
-                    raise bad_value("prompt", f"{len(prompt)} prompts", f"must be at most {most}")
                 return list(prompt)
         raise bad_value(
             "prompt", prompt, "must be text, a list of texts, token ids, or a list of token ids"

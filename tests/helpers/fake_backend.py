@@ -5,8 +5,9 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ class FakeAnswer:
         self.unread, self._news = Unread(), asyncio.Event()
         self._backlog = Backlog(self.unread.popleft)
         self.closed = self._ended = False
+        self.outcome: asyncio.Future[RequestOutput] = asyncio.get_running_loop().create_future()
+        self._choices: list[Completion] = []
+        self._completed: Callable[..., Completion] | None = None
         self._task = asyncio.ensure_future(self._make())
 
     def __aiter__(self) -> "FakeAnswer":
@@ -61,16 +65,20 @@ class FakeAnswer:
         self.closed = True
         self._task.cancel()
         self._news.set()
+        if not self.outcome.done():
+            begun = [] if self._completed is None else [self._completed("abort")]
+            self.outcome.set_result(self._output([*self._choices, *begun]))
 
     async def _make(self) -> None:
         loop, backend, ask = asyncio.get_running_loop(), self._backend, self.ask
-        arrival, choices = loop.time(), []
+        arrival = loop.time()
         for choice in range(ask.params.n):
             texts = TextStream(backend.bytes.incremental_decoder(), ask.params.stop)
             ids, times = list[int](), list[float]()
             logprobs: list[TokenLogprobs] | None = None if ask.params.logprobs is None else []
             reason, stop, error = None, None, None
             reply, life = backend.reply(choice), backend.life(ask, choice)
+            self._completed = partial(self._completion, arrival, ids, texts, times, logprobs)
             for token in reply:
                 await asyncio.sleep(backend.token_s)
                 stop = texts.push(token)
@@ -95,18 +103,13 @@ class FakeAnswer:
                     self._tell(RequestEvent(texts.take(), [token], choice=choice, logprobs=new))
             life.finish_reason = reason
             backend.recorder.mark(life, "finished")
-            marks = (("arrived", arrival), ("prefill_started", arrival), ("finished", loop.time()))
-            lengths = len(ask.prompt_token_ids), 2
-            metrics = RequestMetrics("s", arrival, marks, times, *lengths, TransferTotals(), reason)
-            made = Completion(ids, texts.text, reason, stop, logprobs, error, metrics)
-            choices.append(made)
-            prompt = list(ask.prompt_token_ids)
-            output = RequestOutput("r", None, prompt, [*choices])
+            self._choices.append(self._completed(reason, stop, error))
+            is_last = choice == ask.params.n - 1
             last = RequestEvent(
                 texts.text if ask.whole else texts.take(),
                 ids if ask.whole else ids[-1:],
                 reason,
-                output if choice == ask.params.n - 1 else None,
+                self._output(self._choices) if is_last else None,
                 choice=choice,
                 logprobs=logprobs if ask.whole else new,
                 stop_reason=stop,
@@ -114,9 +117,31 @@ class FakeAnswer:
             )
             self._tell(last)
 
+    def _completion(
+        self,
+        arrival: float,
+        ids: list[int],
+        texts: TextStream,
+        times: list[float],
+        logprobs: list[TokenLogprobs] | None,
+        reason: str | None,
+        stop: str | None = None,
+        error: str | None = None,
+    ) -> Completion:
+        now = asyncio.get_running_loop().time()
+        marks = (("arrived", arrival), ("prefill_started", arrival), ("finished", now))
+        lengths = len(self.ask.prompt_token_ids), 2
+        metrics = RequestMetrics("s", arrival, marks, times, *lengths, TransferTotals(), reason)
+        return Completion(ids, texts.text, reason, stop, logprobs, error, metrics)
+
+    def _output(self, choices: list[Completion]) -> RequestOutput:
+        return RequestOutput("r", None, list(self.ask.prompt_token_ids), [*choices])
+
     def _tell(self, event: RequestEvent) -> None:
         self.unread.append(event)
         self._news.set()
+        if event.output is not None:
+            self.outcome.set_result(event.output)
 
 
 def _logprobs(token: int, top: int | None) -> list[TokenLogprobs] | None:

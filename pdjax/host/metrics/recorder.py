@@ -104,6 +104,10 @@ class Recorder:
         """Note that an output token of `seq`, the first or a later one, reached the host then."""
         self._timeline(seq).token_times.append(moment)
 
+    def cut(self, seq: Sequence, tokens: int) -> None:
+        """Forget the output tokens of `seq` behind the first `tokens`."""
+        del self._timeline(seq).token_times[tokens:]
+
     def transfer(self, seq: Sequence, costs: TransferTotals) -> None:
         """Note a hand-off of `seq` that has landed, or more of the costs of one."""
         self._timeline(seq).transfer.add(costs)

@@ -233,10 +233,23 @@ class SequenceLifecycle:
         sequence.error = reason_of(error)
         self.end(sequence, State.FAILED, "error")
 
-    def end(self, sequence: Sequence, state: State, finish_reason: str) -> None:
-        """End a sequence: it holds nothing any more, and is forgotten once it has been told of."""
+    def stop(self, sequence: Sequence, tokens: int, stop: str) -> None:
+        """End a sequence whose first `tokens` tokens of output have completed a stop string; those
+        behind them never were."""
+        sequence.stop_reason = stop
+        self.end(sequence, State.FINISHED, "stop", tokens)
+
+    def end(
+        self, sequence: Sequence, state: State, finish_reason: str, tokens: int | None = None
+    ) -> None:
+        """End a sequence: it holds nothing any more, and is forgotten once it has been told of. Of
+        its output `tokens` tokens stay; None is all of them."""
         self.note(sequence)
         self._release(sequence, sound=state is not State.FAILED)
+        if tokens is not None:
+            del sequence.output[tokens:], sequence.logprobs[tokens:]
+            sequence.settled = len(sequence.output)
+            self._recorder.cut(sequence, tokens)
         sequence.finish_reason = finish_reason
         self._move(sequence, state)
         if state is not State.FINISHED and sequence.text is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pdjax.core.messages import shown
+from pdjax.core.messages import prompt_too_long, shown
 from pdjax.core.request import Request
 from pdjax.host.sequences.sequence import Sequence
 
@@ -60,11 +60,7 @@ class Limits:
         if params.n > self.max_waiting:
             raise ValueError(f"n={shown(params.n)}: must be at most max_waiting={self.max_waiting}")
         if len(prompt) >= self.max_model_len:
-            raise ValueError(
-                f"prompt_token_ids: {len(prompt)} tokens, but the context is {self.max_model_len} "
-                "(model.max_model_len) and one must be left to generate; allowed are at most "
-                f"{self.max_model_len - 1}"
-            )
+            raise ValueError(prompt_too_long(len(prompt), self.max_model_len))
         self._check_tokens("prompt_token_ids", prompt)
         self._check_tokens("stop_token_ids", params.stop_token_ids)
         self._check_pools(len(prompt), self.max_new_tokens(request), params.max_tokens)

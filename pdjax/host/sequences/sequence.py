@@ -22,20 +22,21 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
-_ENDS = {State.ABORTED, State.FAILED}
+_ENDS = {State.FINISHED, State.ABORTED, State.FAILED}
 
 LEGAL_MOVES: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.PREFILLING} | _ENDS),
-    State.PREFILLING: frozenset({State.PREFILLED, State.FINISHED, State.WAITING} | _ENDS),
+    State.PREFILLING: frozenset({State.PREFILLED, State.WAITING} | _ENDS),
     State.PREFILLED: frozenset({State.TRANSFERRING, State.DECODING, State.WAITING} | _ENDS),
     State.TRANSFERRING: frozenset({State.DECODING, State.WAITING} | _ENDS),
-    State.DECODING: frozenset({State.FINISHED, State.TRANSFERRING, State.WAITING} | _ENDS),
+    State.DECODING: frozenset({State.TRANSFERRING, State.WAITING} | _ENDS),
     State.FINISHED: frozenset(),
     State.ABORTED: frozenset(),
     State.FAILED: frozenset(),
 }
 """The life of a sequence. `WAITING` again is recompute: the KV was given up, and its tokens will be
-prefilled once more."""
+prefilled once more. A sequence may finish anywhere: whoever makes its text may find a stop string
+late."""
 
 
 class SequenceText(Protocol):

@@ -1,0 +1,46 @@
+"""Threads beside the event loop that turn texts into token ids and back."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+ResultT = TypeVar("ResultT")
+
+LONG = 1 << 16
+"""Characters, tokens or messages from which on a text is long: it takes some hundredths of a second
+or more to cut."""
+
+
+class TextThreads:
+    """One thread for short texts and one for long ones, so that a short text waits for short ones
+    alone."""
+
+    def __init__(self) -> None:
+        self._short = ThreadPoolExecutor(1, "pdjax texts")
+        self._long = ThreadPoolExecutor(1, "pdjax long texts")
+
+    async def call(self, call: Callable[..., ResultT], *args: Any, **how: Any) -> ResultT:
+        """Call it in one of the threads, by the size of its arguments."""
+        thread = self._long if _size((*args, how)) >= LONG else self._short
+        return await asyncio.get_running_loop().run_in_executor(thread, partial(call, *args, **how))
+
+    def close(self) -> None:
+        """Take no further calls."""
+        self._short.shutdown(wait=False)
+        self._long.shutdown(wait=False)
+
+
+def _size(value: Any) -> int:
+    """Characters and items in it, as far as they make it long."""
+    size, waiting = 0, [value]
+    while waiting and size < LONG:
+        each = waiting.pop()
+        if isinstance(each, str):
+            size += len(each)
+        elif isinstance(each, list | tuple | Mapping):
+            size += len(each)
+            if size < LONG:
+                waiting += each.values() if isinstance(each, Mapping) else each
+    return size
