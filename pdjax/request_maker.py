@@ -175,7 +175,10 @@ def text_maker(tokenizer: Tokenizer | None) -> Callable[[Request], TextStream] |
         return None
 
     def make(request: Request) -> TextStream:
-        decoder = tokenizer.incremental_decoder(after=request.prompt_token_ids)
-        return TextStream(decoder, request.params.stop_strings)
+        params = request.params
+        decoder = tokenizer.incremental_decoder(
+            after=request.prompt_token_ids, shown=params.shown_tokens
+        )
+        return TextStream(decoder, params.stop_strings)
 
     return make

@@ -61,7 +61,9 @@ def generate() -> int:
     if sys.stdout is None:
         raise ValueError("stdout: is closed, so no answer could be shown")
     asked: dict[str, Any] = {
-        field.name: _FLAGS[field.name].value for field in dataclasses.fields(SamplingParams)
+        field.name: _FLAGS[field.name].value
+        for field in dataclasses.fields(SamplingParams)
+        if field.name in _FLAGS
     }
     params = SamplingParams(**asked)
     if _STREAM.value and (_JSON.value or len(prompts) > 1 or params.n > 1):

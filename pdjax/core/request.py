@@ -77,6 +77,8 @@ _NUMBERS = (
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "n"),
 )
 """Fields of SamplingParams that may be given as scalars of numpy."""
+_TOKEN_IDS = ("stop_token_ids", "shown_tokens")
+"""Fields of SamplingParams that are lists of token ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,8 @@ class SamplingParams:
         most 1,024 strings, of at most 16,384 characters together.
       stop_token_ids: tokens that end it besides the model's own end tokens, at most 4,096. None is
         taken as ().
+      shown_tokens: control tokens whose texts are part of the text, for those who read calls of
+        tools from it; other control tokens have no text. At most 4,096. None is taken as ().
       ignore_eos: go on past the model's end tokens.
       logprobs: report the chosen token's log-probability and the n likeliest; None reports none.
         They are of the model's own distribution, before penalties and temperature.
@@ -116,6 +120,7 @@ class SamplingParams:
     max_tokens: int | None = 16
     stop: str | Seq[str] = ()
     stop_token_ids: Seq[int] = ()
+    shown_tokens: Seq[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     presence_penalty: float = 0.0
@@ -128,8 +133,9 @@ class SamplingParams:
             object.__setattr__(self, name, plain(getattr(self, name)))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         object.__setattr__(self, "stop", _as_tuple(stop, "stop", "strings", MAX_STOP_STRINGS))
-        tokens = _as_tuple(self.stop_token_ids, "stop_token_ids", "token ids", MAX_STOP_TOKENS)
-        object.__setattr__(self, "stop_token_ids", tuple(map(plain, tokens)))
+        for name in _TOKEN_IDS:
+            tokens = _as_tuple(getattr(self, name), name, "token ids", MAX_STOP_TOKENS)
+            object.__setattr__(self, name, tuple(map(plain, tokens)))
         self._check_ranges()
         self._check_stops()
         if self.n > 1 and self.temperature == 0:
@@ -182,13 +188,9 @@ class SamplingParams:
                 f"stop: {characters} characters in {len(self.stop)} strings; must be at most "
                 f"{MAX_STOP_CHARACTERS} together"
             )
-        for token in self.stop_token_ids:
-            _check(
-                _is_int(token) and token >= 0,
-                "stop_token_ids",
-                token,
-                "must be token ids, 0 or more",
-            )
+        for name in _TOKEN_IDS:
+            for token in getattr(self, name):
+                _check(_is_int(token) and token >= 0, name, token, "must be token ids, 0 or more")
 
     @cached_property
     def stop_strings(self) -> StopStrings:

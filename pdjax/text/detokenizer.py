@@ -94,19 +94,25 @@ class IncrementalDecoder:
       detokenizer: decodes tokens.
       skip_special_tokens: whether control tokens have no text.
       after: tokens before the stream, such as a prompt.
+      shown: control tokens that have a text all the same.
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, skip_special_tokens: bool = True, after: Sequence[int] = ()
+        self,
+        detokenizer: Detokenizer,
+        skip_special_tokens: bool = True,
+        after: Sequence[int] = (),
+        shown: Iterable[int] = (),
     ) -> None:
-        self._token_of = detokenizer.token
+        self._token = detokenizer.token
         self._skip = skip_special_tokens
+        self._shown = frozenset(shown)
         self._stream = detokenizer.stream()
         self._stream.start(self._tokens(after), self._tokens(reversed(after)))
 
     def push(self, token_id: int) -> str:
         """Take a new token; return the text that is now certain, possibly empty."""
-        token = self._token_of(token_id, self._skip)
+        token = self._token(token_id, self._skip and token_id not in self._shown)
         return "" if token is None else self._stream.push(token)
 
     def flush(self) -> str:
@@ -115,7 +121,7 @@ class IncrementalDecoder:
         return self._stream.flush()
 
     def _tokens(self, ids: Iterable[int]) -> Iterator[str]:
-        tokens = (self._token_of(index, self._skip) for index in ids)
+        tokens = (self._token(index, self._skip and index not in self._shown) for index in ids)
         return (token for token in tokens if token is not None)
 
 

@@ -166,6 +166,10 @@ class Tokenizer:
         """Ids of the control tokens, which `decode` skips by default."""
         return self._detokenizer.special_ids
 
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is written as `text`; None if there is none."""
+        return self._backend.token_to_id(text)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Cut `text` into token ids.
 
@@ -240,11 +244,14 @@ class Tokenizer:
         )
 
     def incremental_decoder(
-        self, skip_special_tokens: bool = True, after: Sequence[int] = ()
+        self,
+        skip_special_tokens: bool = True,
+        after: Sequence[int] = (),
+        shown: Iterable[int] = (),
     ) -> IncrementalDecoder:
         """Make a decoder for a stream of tokens that follows the tokens `after`, such as a
-        prompt."""
-        return IncrementalDecoder(self._detokenizer, skip_special_tokens, after)
+        prompt. Control tokens of `shown` are not skipped."""
+        return IncrementalDecoder(self._detokenizer, skip_special_tokens, after, shown)
 
     def save(self, directory: Path) -> None:
         """Write the files from which `open(directory)` makes an equal tokenizer.

@@ -65,6 +65,7 @@ def test_lengths(sequence):
         ("stop_token_ids", "5"),
         ("ignore_eos", "no"),
         ("stop_token_ids", (-1,)),
+        ("shown_tokens", (-1,)),
         ("logprobs", -1),
         ("presence_penalty", 2.1),
         ("frequency_penalty", -2.1),

@@ -98,6 +98,18 @@ def test_pieces_add_up_to_the_whole(name: str):
 
 
 @pytest.mark.parametrize("name", DETOKENIZERS)
+def test_control_tokens_that_are_shown_are_not_skipped(name: str):
+    detokenizer, rng = DETOKENIZERS[name](), random.Random(6)
+    [special] = detokenizer.special_ids
+    for _ in range(50):
+        ids = [*some_ids(rng, 4), special, *some_ids(rng, 4)]
+        for shown, skip in (((special,), False), ((special + 1,), True)):
+            decoder = IncrementalDecoder(detokenizer, shown=shown)
+            text = "".join([*map(decoder.push, ids), decoder.flush()])
+            assert text == detokenizer.decode(ids, skip)
+
+
+@pytest.mark.parametrize("name", DETOKENIZERS)
 def test_after_a_prompt_they_are_what_the_whole_has_more(name: str):
     """The prompt may end inside a character, and may have no text at all."""
     detokenizer, rng = DETOKENIZERS[name](), random.Random(4)
