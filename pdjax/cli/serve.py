@@ -8,6 +8,7 @@ from absl import flags
 
 from pdjax.cli.command import Command
 from pdjax.flags import config_of, new_flags
+from pdjax.serving.parsers.registry import AUTO, NONE, REASONING_PARSERS, TOOL_PARSERS
 
 USAGE = """
 pdjax serve: an OpenAI-compatible server over HTTP; see docs/serving.md.
@@ -40,6 +41,12 @@ _BODY = flags.DEFINE_integer("max_body_mb", 16, "largest body of a request, MiB"
 _VLLM = flags.DEFINE_bool(
     "vllm_metric_names", False, "write metrics that vLLM has, too, under its names", **_OF
 )
+_TOOLS = flags.DEFINE_enum(
+    "tool_call_parser", AUTO, [AUTO, NONE, *TOOL_PARSERS], "how the model writes calls", **_OF
+)
+_REASONING = flags.DEFINE_enum(
+    "reasoning_parser", AUTO, [AUTO, NONE, *REASONING_PARSERS], "and its reasoning", **_OF
+)
 _LEVEL = flags.DEFINE_enum("log_level", "info", ["debug", "info", "warning"], "of the log", **_OF)
 
 
@@ -66,6 +73,8 @@ def serve() -> int:
         stall_s=_STALL.value,
         cors_origins=tuple(_CORS.value),
         vllm_metric_names=_VLLM.value,
+        tool_call_parser=_TOOLS.value,
+        reasoning_parser=_REASONING.value,
     )
     tls = tls_context(_CERT.value, _KEY.value)
     found = listening_socket(_HOST.value, _PORT.value)
@@ -81,10 +90,17 @@ def serve() -> int:
     async def run() -> None:
         backend = AsyncBackend(llm, _NAME.value)
         url = url_of(found, tls is not None)
-        names = [key.name for key in settings.api_keys]
-        logs.event("ready", url=url, model=backend.model.name, api_keys=names or None)
+        front = Front(backend, settings)
+        logs.event(
+            "ready",
+            url=url,
+            model=backend.model.name,
+            api_keys=[key.name for key in settings.api_keys] or None,
+            tool_call_parser=front.syntax.tool_parser,
+            reasoning_parser=front.syntax.reasoning_parser,
+        )
         print(f"pdjax serve: {backend.model.name} at {url}/v1", flush=True)
-        await Server(Front(backend, settings), tls).serve([found])
+        await Server(front, tls).serve([found])
 
     asyncio.run(run())
     return 0

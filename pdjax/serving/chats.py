@@ -10,6 +10,7 @@ from starlette.responses import Response
 from pdjax.core.clock import unix_time
 from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
+from pdjax.serving.chat_message import ChatMessage
 from pdjax.serving.conversations import check_template_takes_tools, messages_of
 from pdjax.serving.front import Front, labels_of
 from pdjax.serving.generation import STREAMS, ChunkWriter, admit, respond
@@ -34,7 +35,10 @@ class ChatWriter(ChunkWriter):
         self._body, self._ask = body, ask
         by_id = bool(body.return_tokens_as_token_ids)
         self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
-        self._begun: set[int] = set()
+        self._names_of_tools = body.offered_names()
+        self._reads = front.syntax.reads(bool(self._names_of_tools))
+        self._syntax = front.syntax
+        self._messages: dict[int, ChatMessage] = {}
         self._head = {
             "id": f"chatcmpl-{request_id}",
             "object": "chat.completion",
@@ -44,36 +48,40 @@ class ChatWriter(ChunkWriter):
 
     def answer(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
         [output] = outputs
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": each.text},
-                **self._rest(each),
-            }
-            for index, each in enumerate(output.choices)
-        ]
+        choices = []
+        for index, each in enumerate(output.choices):
+            message = self._message()
+            told = {"role": "assistant", **message.whole(each.text)}
+            choices.append({"index": index, "message": told, **self._rest(each, message)})
         return {**self._head, "choices": choices, **self._prompt()}
 
     def chunk(self, number: int, event: RequestEvent) -> dict[str, Any]:
-        delta, prompt = {"content": event.text}, {}
-        if not self._begun:
-            prompt = self._prompt()
-        if event.choice not in self._begun:
-            self._begun.add(event.choice)
-            delta = {"role": "assistant", "content": event.text}
-        choice = {"index": event.choice, "delta": delta, **self._rest(event)}
+        prompt = {} if self._messages else self._prompt()
+        delta: dict[str, Any] = {} if self._reads else {"content": ""}
+        message = self._messages.get(event.choice)
+        if message is None:
+            message = self._messages[event.choice] = self._message()
+            delta = {"role": "assistant", **delta}
+        delta |= message.delta(event.text, ended=event.finish_reason is not None)
+        choice = {"index": event.choice, "delta": delta, **self._rest(event, message)}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **prompt}
 
     def last(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": []}
 
-    def _rest(self, new: Completion | RequestEvent) -> dict[str, Any]:
+    def _message(self) -> ChatMessage:
+        alone = self._body.parallel_tool_calls is False
+        prompt = self._ask.prompt_token_ids
+        reader = self._syntax.reader(prompt, self._names_of_tools, alone)
+        return ChatMessage(reader, self._body.include_reasoning is not False)
+
+    def _rest(self, new: Completion | RequestEvent, message: ChatMessage) -> dict[str, Any]:
         logprobs = new.logprobs
         written = None if logprobs is None else chat_logprobs(self._names, new.token_ids, logprobs)
         ids = {"token_ids": new.token_ids} if self._body.return_token_ids else {}
         return {
             "logprobs": written,
-            "finish_reason": new.finish_reason,
+            "finish_reason": message.finish_reason(new.finish_reason),
             "stop_reason": new.stop_reason,
             **ids,
         }
@@ -104,7 +112,11 @@ def routes(front: Front) -> APIRouter:
             documents=body.documents,
             chat_template_kwargs=body.chat_template_kwargs,
         )
-        params = replace(params, max_tokens=front.bounded(params, len(ids)))
+        params = replace(
+            params,
+            max_tokens=front.bounded(params, len(ids)),
+            shown_tokens=front.syntax.shown_tokens(tools is not None),
+        )
         state = request.scope["state"]
         ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
         writer = ChatWriter(front, state["request_id"], body, ask)

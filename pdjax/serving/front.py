@@ -13,6 +13,8 @@ from pdjax.serving.errors import ApiError, draining, of_submit
 from pdjax.serving.keys import ApiKey
 from pdjax.serving.metrics import ServerMetrics
 from pdjax.serving.open_answer import OpenAnswer
+from pdjax.serving.parsers.answer import AnswerSyntax
+from pdjax.serving.parsers.registry import AUTO
 from pdjax.serving.text_threads import TextThreads
 from pdjax.session import Closed
 from pdjax.text.tokenizer import Tokenizer
@@ -32,6 +34,8 @@ class Settings:
       stall_s: seconds after which a client that takes nothing is cut off.
       cors_origins: origins whose pages a browser lets read answers, as `https://host`; "*" is all.
       vllm_metric_names: whether metrics that vLLM has, too, bear its names.
+      tool_call_parser, reasoning_parser: names of `parsers/registry.py`; "auto" goes by the model's
+        chat template, and "none" leaves all as text.
     """
 
     api_keys: tuple[ApiKey, ...] = ()
@@ -41,6 +45,8 @@ class Settings:
     stall_s: float = 60.0
     cors_origins: tuple[str, ...] = ()
     vllm_metric_names: bool = False
+    tool_call_parser: str = AUTO
+    reasoning_parser: str = AUTO
 
     def __post_init__(self) -> None:
         if self.max_body < 1:
@@ -63,7 +69,11 @@ class Front:
       backend: serves the model.
       settings: how to behave.
 
+    Raises:
+      ValueError: settings name a parser that there is not.
+
     Attributes:
+      syntax: how the model writes calls of tools and its reasoning.
       metrics: what has been served.
       answers: those under way.
       requests: HTTP requests under way.
@@ -73,6 +83,9 @@ class Front:
     def __init__(self, backend: Backend, settings: Settings) -> None:
         self.backend, self.settings = backend, settings
         model = backend.model
+        self.syntax = AnswerSyntax(
+            backend.tokenizer, settings.tool_call_parser, settings.reasoning_parser
+        )
         self.metrics = ServerMetrics(model.name, model.max_model_len, settings.vllm_metric_names)
         self.answers: set[OpenAnswer] = set()
         self.requests = 0

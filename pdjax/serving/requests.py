@@ -241,6 +241,8 @@ class ChatRequest(ChunkedRequest):
     top_logprobs: int | None = None
     tools: Many[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
     documents: Many[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -271,6 +273,16 @@ class ChatRequest(ChunkedRequest):
                 "allowed are auto and none",
             )
         return None if self.tool_choice == "none" else self.tools or None
+
+    def offered_names(self) -> frozenset[str]:
+        """The names of the tools that the template is given.
+
+        Raises:
+          ApiError: a 400: a call is to be forced.
+        """
+        functions = [tool.get("function", tool) for tool in self.offered_tools() or ()]
+        names = [each.get("name") for each in functions if isinstance(each, dict)]
+        return frozenset(name for name in names if isinstance(name, str))
 
 
 class TokenizeRequest(BaseModel):

@@ -28,6 +28,8 @@ from pdjax.text.tokenizer import Tokenizer
 from tests.helpers.tiny_tokenizer import write_directory
 
 PATIENCE = 20.0
+TEXT = "Grüße, 世界! How are you?"
+LENGTH = len(TEXT.encode())
 TEMPLATE = (
     "{% if tools %}[{% for tool in tools %}{{ tool.function.name }} {% endfor %}]{% endif %}"
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -73,7 +75,8 @@ class FakeAnswer:
         loop, backend, ask = asyncio.get_running_loop(), self._backend, self.ask
         arrival = loop.time()
         for choice in range(ask.params.n):
-            texts = TextStream(backend.bytes.incremental_decoder(), ask.params.stop)
+            decoder = backend.bytes.incremental_decoder(shown=ask.params.shown_tokens)
+            texts = TextStream(decoder, ask.params.stop)
             ids, times = list[int](), list[float]()
             logprobs: list[TokenLogprobs] | None = None if ask.params.logprobs is None else []
             reason, stop, error = None, None, None
@@ -154,6 +157,12 @@ def _logprobs(token: int, top: int | None) -> list[TokenLogprobs] | None:
 class FakeBackend:
     """Answers with `text`; choice c with `text` and c exclamation marks.
 
+    Args:
+      folder: for the tokenizer's files.
+      text: what is answered until a test sets another.
+      template: of chats.
+      special: texts of control tokens.
+
     Attributes:
       token_s: seconds a token takes.
       fails_after: tokens after which each choice fails; 0 never.
@@ -162,17 +171,35 @@ class FakeBackend:
       recorder: has their sequences.
     """
 
-    def __init__(self, folder: Path, text: str = "Grüße, 世界! How are you?") -> None:
-        self.bytes = Tokenizer.open(write_directory(folder, {}, TEMPLATE))
+    def __init__(
+        self,
+        folder: Path,
+        text: str = TEXT,
+        template: str = TEMPLATE,
+        special: tuple[str, ...] = (),
+    ) -> None:
+        config = {"extra_special_tokens": [*special]} if special else {}
+        self.bytes = Tokenizer.open(write_directory(folder, config, template))
         self.tokenizer: Tokenizer | None = self.bytes
         self.model = ServedModel("fake", 4096, 4096, 64)
-        self.text = text
+        self._first_text = text
         self.reset()
 
     def reset(self) -> None:
+        self.text = self._first_text
         self.token_s, self.fails_after, self.full = 0.0, 0, False
         self.answers: list[FakeAnswer] = []
         self.recorder = Recorder(WallClock())
+
+    @property
+    def asked(self) -> Ask:
+        """What was asked last."""
+        return self.answers[-1].ask
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last prompt."""
+        return self.bytes.decode(self.asked.prompt_token_ids, skip_special_tokens=False)
 
     def reply(self, choice: int) -> list[int]:
         return self.bytes.encode(self.text + "!" * choice)

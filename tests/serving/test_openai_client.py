@@ -2,47 +2,17 @@
 it gets it understands."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.helpers.fake_backend import FakeBackend, Served, served
+from tests.helpers.fake_backend import LENGTH, TEXT, FakeBackend, Served
 
 pytestmark = pytest.mark.smoke
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
-TEXT = "Grüße, 世界! How are you?"
-LENGTH = len(TEXT.encode())
-
-
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
-    return FakeBackend(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module")
-def server(backend: FakeBackend) -> Iterator[Served]:
-    with served(lambda: backend) as at:
-        yield at
-
-
-@pytest.fixture
-def client(server: Served, backend: FakeBackend) -> Iterator[OpenAI]:
-    backend.reset()
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-    server.until(lambda: not server.front.answers)
-
-
-def asked(backend: FakeBackend) -> Any:
-    return backend.answers[-1].ask
-
-
-def prompt_of(backend: FakeBackend) -> str:
-    return backend.bytes.decode(asked(backend).prompt_token_ids)
 
 
 def test_a_chat_is_answered_through_the_template(client: OpenAI, backend: FakeBackend):
@@ -53,12 +23,12 @@ def test_a_chat_is_answered_through_the_template(client: OpenAI, backend: FakeBa
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
     ]
     answer = client.chat.completions.create(model="fake", messages=turns)
-    assert prompt_of(backend) == "<system>be kind<user>hello<assistant>yes?<user>a\nb<assistant>"
+    assert backend.prompt == "<system>be kind<user>hello<assistant>yes?<user>a\nb<assistant>"
     [choice] = answer.choices
     assert (choice.message.role, choice.message.content) == ("assistant", TEXT)
     assert (choice.finish_reason, answer.object) == ("stop", "chat.completion")
     assert answer.usage is not None and answer.usage.completion_tokens == LENGTH
-    assert asked(backend).params.max_tokens == 4096 - len(asked(backend).prompt_token_ids)
+    assert backend.asked.params.max_tokens == 4096 - len(backend.asked.prompt_token_ids)
 
 
 def test_parameters_reach_the_sampler(client: OpenAI, backend: FakeBackend):
@@ -82,12 +52,12 @@ def test_parameters_reach_the_sampler(client: OpenAI, backend: FakeBackend):
             "stop_token_ids": [3],
         },
     )
-    params = asked(backend).params
+    params = backend.asked.params
     assert (params.temperature, params.top_p, params.seed) == (0.5, 0.9, 2**64 - 1)
     assert (params.max_tokens, params.presence_penalty, params.frequency_penalty) == (7, 0.25, -0.5)
     assert (params.stop, params.stop_token_ids, params.ignore_eos) == (("x", "y"), (3,), True)
     assert (params.top_k, params.min_p, params.repetition_penalty) == (5, 0.1, 1.5)
-    assert asked(backend).labels["user"] == "u1"
+    assert backend.asked.labels["user"] == "u1"
 
 
 def test_a_streamed_chat_has_a_token_a_chunk_and_usage_last(client: OpenAI):
@@ -199,9 +169,9 @@ def test_token_ids_come_where_they_are_asked_for(client: OpenAI, backend: FakeBa
 def test_tools_reach_the_template(client: OpenAI, backend: FakeBackend):
     tools: Any = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
     client.chat.completions.create(model="fake", messages=HELLO, tools=tools)
-    assert prompt_of(backend) == "[look ]<user>hello<assistant>"
+    assert backend.prompt == "[look ]<user>hello<assistant>"
     client.chat.completions.create(model="fake", messages=HELLO, tools=tools, tool_choice="none")
-    assert prompt_of(backend) == "<user>hello<assistant>"
+    assert backend.prompt == "<user>hello<assistant>"
     with pytest.raises(openai.BadRequestError, match="force a call"):
         client.chat.completions.create(
             model="fake", messages=HELLO, tools=tools, tool_choice="required"

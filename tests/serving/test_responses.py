@@ -2,7 +2,6 @@
 refuses."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -12,39 +11,9 @@ from openai import OpenAI
 from openai.types import responses as types
 
 from pdjax.serving.responses_body import RESPONSES_REFUSED
-from tests.helpers.fake_backend import FakeBackend, Served, served
+from tests.helpers.fake_backend import LENGTH, TEXT, FakeBackend, Served
 
 pytestmark = pytest.mark.smoke
-
-TEXT = "Grüße, 世界! How are you?"
-LENGTH = len(TEXT.encode())
-
-
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
-    return FakeBackend(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module")
-def server(backend: FakeBackend) -> Iterator[Served]:
-    with served(lambda: backend) as at:
-        yield at
-
-
-@pytest.fixture(autouse=True)
-def _reset(backend: FakeBackend) -> None:
-    backend.reset()
-
-
-@pytest.fixture
-def client(server: Served) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-    server.until(lambda: not server.front.answers)
-
-
-def prompt_of(backend: FakeBackend) -> str:
-    return backend.bytes.decode(backend.answers[-1].ask.prompt_token_ids)
 
 
 def as_told(model: Any) -> Any:
@@ -66,19 +35,19 @@ def test_a_text_is_answered(client: OpenAI, backend: FakeBackend):
             extra_headers={"x-request-id": "r1"},
         )
     )
-    assert prompt_of(backend) == "<system>be kind<user>hello<assistant>"
+    assert backend.prompt == "<system>be kind<user>hello<assistant>"
     assert (made.id, made.status, made.output_text) == ("resp_r1", "completed", TEXT)
     [item] = made.output
     assert (item.type, item.role, item.status) == ("message", "assistant", "completed")
     assert (made.temperature, made.top_p, made.metadata) == (0.5, 0.9, {"a": "b"})
     assert (made.instructions, made.error, made.incomplete_details) == ("be kind", None, None)
-    prompt = len(backend.answers[-1].ask.prompt_token_ids)
+    prompt = len(backend.asked.prompt_token_ids)
     usage = made.usage
     assert (usage.input_tokens, usage.output_tokens) == (prompt, LENGTH)
     assert (usage.total_tokens, usage.input_tokens_details.cached_tokens) == (prompt + LENGTH, 2)
-    params = backend.answers[-1].ask.params
+    params = backend.asked.params
     assert (params.temperature, params.top_p, params.max_tokens) == (0.5, 0.9, 4096 - prompt)
-    assert backend.answers[-1].ask.labels["user"] == "u1"
+    assert backend.asked.labels["user"] == "u1"
 
 
 def test_a_conversation_may_hold_earlier_answers(client: OpenAI, backend: FakeBackend):
@@ -90,7 +59,7 @@ def test_a_conversation_may_hold_earlier_answers(client: OpenAI, backend: FakeBa
         {"role": "user", "content": "b"},
     ]
     assert client.responses.create(model="fake", input=turns).output_text == TEXT
-    assert prompt_of(backend) == f"<system>be kind<user>a<assistant>{TEXT}<user>b<assistant>"
+    assert backend.prompt == f"<system>be kind<user>a<assistant>{TEXT}<user>b<assistant>"
 
 
 def test_an_answer_that_was_cut_is_incomplete(client: OpenAI):

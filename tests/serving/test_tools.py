@@ -1,0 +1,188 @@
+"""Calls of tools and reasoning, as the official client sends and gets them."""
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.helpers.fake_backend import FakeBackend
+from tests.helpers.http_client import Http, error_of
+
+pytestmark = pytest.mark.smoke
+
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}"
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}"
+    "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
+    "{% for call in message.tool_calls or () %}{{ call.function.arguments | tojson }}"
+    "{{ call.id }}{% endfor %}{% endfor %}<assistant>{% if thinks %}<think>\n{% endif %}"
+)
+HELLO: Any = [{"role": "user", "content": "hello"}]
+TOOLS: Any = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+    for name in ("look", "find")
+]
+CALL = '<tool_call>\n{"name": "%s", "arguments": {"at": "über"}}\n</tool_call>'
+LOOK, FIND = CALL % "look", CALL % "find"
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
+    return FakeBackend(tmp_path_factory.mktemp("tools"), template=TEMPLATE)
+
+
+def ask(client: OpenAI, **how: Any) -> Any:
+    how = {"messages": HELLO, "tools": TOOLS} | how
+    return client.chat.completions.create(model="fake", **how)
+
+
+def pairs(message: Any) -> list[tuple[str, str]]:
+    return [(each.function.name, each.function.arguments) for each in message.tool_calls or ()]
+
+
+CALLED = [("look", '{"at": "über"}'), ("find", '{"at": "über"}')]
+
+
+def test_calls_are_parsed_from_an_answer(client: OpenAI, backend: FakeBackend):
+    backend.text = f"I look.\n{LOOK}\n{FIND}\n"
+    [choice] = ask(client).choices
+    assert (choice.message.content, choice.finish_reason) == ("I look.", "tool_calls")
+    assert pairs(choice.message) == CALLED
+    ids = {each.id for each in choice.message.tool_calls}
+    assert len(ids) == 2 and {each.type for each in choice.message.tool_calls} == {"function"}
+    [choice] = ask(client, parallel_tool_calls=False).choices
+    assert pairs(choice.message) == CALLED[:1]
+    backend.text = LOOK
+    assert ask(client).choices[0].message.content is None
+
+
+def test_calls_are_streamed_as_they_come(client: OpenAI, backend: FakeBackend):
+    backend.text = f"I look.\n{LOOK}\n{FIND}"
+    with client.chat.completions.stream(model="fake", messages=HELLO, tools=TOOLS) as stream:
+        events = list(stream)
+        choice = stream.get_final_completion().choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("I look.", "tool_calls")
+    assert pairs(choice.message) == CALLED
+    deltas = [e for e in events if e.type == "tool_calls.function.arguments.delta"]
+    assert len(deltas) > 10 and deltas[-1].arguments == CALLED[1][1]
+
+
+def test_a_conversation_goes_on_with_the_result(client: OpenAI, backend: FakeBackend):
+    backend.text = f"<think>\nHm.\n</think>\n\n{LOOK}"
+    message = ask(client).choices[0].message
+    assert message.reasoning == "Hm."
+    [call] = message.tool_calls
+    result = {"role": "tool", "tool_call_id": call.id, "content": "done"}
+    turns = [*HELLO, message.to_dict(), result]
+    backend.text = "Found."
+    assert ask(client, messages=turns).choices[0].message.content == "Found."
+    assert backend.prompt.endswith(
+        f'<user>hello<assistant><think>Hm.</think>{{"at": "über"}}{call.id}<tool>done<assistant>'
+    )
+
+
+def test_without_tools_nothing_is_a_call(client: OpenAI, backend: FakeBackend):
+    backend.text = LOOK
+    for how in ({"tools": openai.omit}, {"tool_choice": "none"}):
+        [choice] = ask(client, **how).choices
+        assert (choice.message.content, choice.finish_reason) == (LOOK, "stop")
+        assert choice.message.tool_calls is None
+    with pytest.raises(openai.BadRequestError, match="force a call"):
+        ask(client, tool_choice="required")
+
+
+def test_an_answer_that_is_cut_has_no_call(client: OpenAI, backend: FakeBackend):
+    backend.text = LOOK
+    [choice] = ask(client, max_tokens=40).choices
+    assert (choice.message.content, choice.finish_reason) == (LOOK[:40], "length")
+    chunks = list(ask(client, max_tokens=50, stream=True))
+    [choice] = chunks[-1].choices
+    assert choice.finish_reason == "length"
+
+
+def test_several_choices_have_their_own_calls(client: OpenAI, backend: FakeBackend):
+    backend.text = LOOK
+    made = ask(client, n=3, temperature=1.0)
+    assert [each.message.content for each in made.choices] == [None, "!", "!!"]
+    assert [pairs(each.message) for each in made.choices] == [CALLED[:1]] * 3
+    arguments = dict.fromkeys(range(3), "")
+    for chunk in ask(client, n=3, temperature=1.0, stream=True):
+        [choice] = chunk.choices
+        for call in choice.delta.tool_calls or ():
+            arguments[choice.index] += call.function.arguments
+    assert [*arguments.values()] == [CALLED[0][1]] * 3
+
+
+THINKING: dict[str, Any] = {
+    "tools": openai.omit,
+    "extra_body": {"chat_template_kwargs": {"thinks": True}},
+}
+
+
+def test_reasoning_is_a_field_of_its_own(client: OpenAI, backend: FakeBackend):
+    backend.text = "Hm, 世界.\n</think>\n\nYes."
+    [choice] = ask(client, logprobs=True, **THINKING).choices
+    assert (choice.message.content, choice.message.reasoning) == ("Yes.", "Hm, 世界.")
+    assert len(choice.logprobs.content) == len(backend.text.encode())
+    texts = {"content": "", "reasoning": ""}
+    for chunk in ask(client, stream=True, **THINKING):
+        for key, value in chunk.choices[0].delta.to_dict().items():
+            if key in texts:
+                texts[key] += value
+    assert texts == {"content": "Yes.", "reasoning": "Hm, 世界."}
+    [choice] = ask(client, max_tokens=3, **THINKING).choices
+    assert (choice.message.content, choice.message.reasoning) == (None, "Hm,")
+    backend.text, body = "Hm.</think>Yes.", {**THINKING["extra_body"], "include_reasoning": False}
+    [choice] = ask(client, **{**THINKING, "extra_body": body}).choices
+    assert choice.message.to_dict() == {"role": "assistant", "content": "Yes."}
+
+
+def post(http: Http, **more: Any) -> dict[str, Any]:
+    body = {"messages": HELLO, "tools": TOOLS, **more}
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]
+
+
+def test_markers_that_are_control_tokens_are_seen(tmp_path: Path):
+    special = ("[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<|other|>")
+    backend = FakeBackend(tmp_path, special=special, template="{{ tools }}[TOOL_CALLS]")
+    http = Http(backend)
+    backend.text = 'A<|other|>B[TOOL_CALLS]look[ARGS]{"at": 1}'
+    choice = post(http)
+    [call] = choice["message"]["tool_calls"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("AB", "tool_calls")
+    assert call["function"] == {"name": "look", "arguments": '{"at": 1}'}
+    assert post(http, tool_choice="none")["message"]["content"] == 'ABlook{"at": 1}'
+    backend.text = "A[TOOL_CALLS]oops"
+    assert post(http)["message"]["content"] == "A[TOOL_CALLS]oops"
+    http = Http(backend, tool_call_parser="llama3")
+    backend.text = 'A[ARGS]<|python_tag|>{"name": "look", "parameters": {}}'
+    assert post(http)["message"]["content"] == "A"
+    http = Http(backend, tool_call_parser="none")
+    backend.text = 'A[TOOL_CALLS]look[ARGS]{"at": 1}'
+    assert post(http)["message"] == {"role": "assistant", "content": 'Alook{"at": 1}'}
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{", '"x"', "1"])
+def test_arguments_of_earlier_calls_must_be_objects(tmp_path: Path, arguments: str):
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    turns = [*HELLO, {"role": "assistant", "tool_calls": [call]}]
+    http = Http(FakeBackend(tmp_path, template=TEMPLATE))
+    error = error_of(http.post("/v1/chat/completions", json={"messages": turns}))
+    assert error["param"] == "messages[1].tool_calls[0].function.arguments"
+
+
+def test_ids_fit_mistrals_templates(tmp_path: Path):
+    template = (
+        "{{ tools }}[TOOL_CALLS]{% for message in messages %}{% for call in message.tool_calls or "
+        "() %}{% if call.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}"
+        "{{ call.function | tojson }}{% endfor %}{% endfor %}"
+    )
+    backend = FakeBackend(tmp_path, '[TOOL_CALLS][{"name": "look"}]', template)
+    http = Http(backend)
+    message = post(http)["message"]
+    post(http, messages=[*HELLO, message])
+    assert backend.prompt.endswith('{"name": "look", "arguments": {}}')
