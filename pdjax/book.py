@@ -146,6 +146,7 @@ class Book:
             prompt=entry.prompt,
             prompt_token_ids=list(entry.request.prompt_token_ids),
             choices=[self._completion(sequence) for sequence in entry.sequences],
+            prompt_logprobs=entry.prompt_logprobs,
         )
 
     def _completion(self, sequence: Sequence) -> Completion:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pdjax.core.logprobs import PromptLogprobs
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import Request
 from pdjax.host.sequences.sequence import Sequence
@@ -62,16 +63,31 @@ class Entry:
         """Whether every choice has come to its end."""
         return all(sequence.done for sequence in self.sequences)
 
+    @property
+    def prompt_logprobs(self) -> PromptLogprobs | None:
+        """Those of the prompt; None where they were not asked for or a part is missing."""
+        scores = self.sequences[0].prompt_scores
+        return None if scores is None else scores.report(self.request.prompt_token_ids)
+
+    @property
+    def _waits_for_prompt(self) -> bool:
+        """Whether nothing is told yet, since the first event brings log-probabilities of the prompt
+        and they are not complete."""
+        first = self.sequences[0]
+        scores = first.prompt_scores
+        return scores is not None and not scores.complete and not first.done
+
     def event_of(self, sequence: Sequence) -> RequestEvent | None:
         """What is new of a choice since the last time; None where nothing is."""
         choice, done = sequence.choice, sequence.done
         told = self._told.get(choice, 0)
-        if told < 0 or (self.whole and not done):
+        if told < 0 or (self.whole and not done) or self._waits_for_prompt:
             return None
         tokens = sequence.output[told:]
         text = sequence.text.take() if sequence.text is not None else ""
         if not (tokens or text or done):
             return None
+        prompt_logprobs = None if self._told else self.prompt_logprobs
         self._told[choice] = -1 if done else told + len(tokens)
         wants_logprobs = sequence.request.params.logprobs is not None
         return RequestEvent(
@@ -82,6 +98,7 @@ class Entry:
             logprobs=sequence.logprobs[told : told + len(tokens)] if wants_logprobs else None,
             stop_reason=sequence.stop_reason if done else None,
             error=sequence.error if done else None,
+            prompt_logprobs=prompt_logprobs,
             request_id=sequence.request.id,
         )
 

@@ -132,7 +132,9 @@ class Steps:
         logits = []
         for batch in batches.steps:
             between = jax.tree.map(jnp.copy, self._between)  # a step donates the first one
-            owner.arrays, left = self._compiled(self._params, owner.arrays, *between, _pack(batch))
+            owner.arrays, left, *_ = self._compiled(
+                self._params, owner.arrays, *between, _pack(batch)
+            )
             undecided = left.undecided if isinstance(batch, DecodeBatch) else left
             found = np.asarray(undecided.logits)
             seated = isinstance(batch, PrefillBatch) or batch.positions[-1] != IDLE_ROW

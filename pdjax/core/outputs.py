@@ -6,13 +6,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from itertools import chain
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log-probability of a chosen token, and of the likeliest ones, best first."""
-
-    chosen: float
-    top: tuple[tuple[int, float], ...]  # (token id, log-probability)
+from pdjax.core.logprobs import PromptLogprobs, TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -46,12 +40,18 @@ class Completion:
 @dataclass(frozen=True)
 class RequestOutput:
     """The answer to a request. Its own `token_ids`, `text`, ... are those of the first of its
-    `choices`."""
+    `choices`.
+
+    Attributes:
+      prompt_logprobs: an entry a token of the prompt, where they were asked for and the whole
+        prompt was computed.
+    """
 
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
     choices: list[Completion]
+    prompt_logprobs: PromptLogprobs | None = None
 
     def __repr__(self) -> str:
         whole = f"{self.request_id!r}, prompt={_short(self.prompt, self.prompt_token_ids)}"
@@ -98,6 +98,7 @@ class RequestEvent:
       choice: which of the request's n choices.
       logprobs: an entry for each of `token_ids`, where they were asked for.
       stop_reason, error: in the last event of a choice; as in Completion.
+      prompt_logprobs: in the first event of the request; as in RequestOutput.
       request_id: of the request.
     """
 
@@ -110,6 +111,7 @@ class RequestEvent:
     logprobs: list[TokenLogprobs] | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     request_id: str = ""
 
 
@@ -139,4 +141,5 @@ def merged(events: Seq[RequestEvent]) -> RequestEvent:
         text="".join(event.text for event in events),
         token_ids=list(chain.from_iterable(event.token_ids for event in events)),
         logprobs=logprobs,
+        prompt_logprobs=events[0].prompt_logprobs,
     )

@@ -74,7 +74,7 @@ def _as_tuple(values: object, name: str, what: str, most: int) -> tuple:
 
 _NUMBERS = (
     *("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "logprobs"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty", "n"),
+    *("prompt_logprobs", "presence_penalty", "frequency_penalty", "repetition_penalty", "n"),
 )
 """Fields of SamplingParams that may be given as scalars of numpy."""
 _TOKEN_IDS = ("stop_token_ids", "shown_tokens")
@@ -102,6 +102,8 @@ class SamplingParams:
       ignore_eos: go on past the model's end tokens.
       logprobs: report the chosen token's log-probability and the n likeliest; None reports none.
         They are of the model's own distribution, before penalties and temperature.
+      prompt_logprobs: report the same of each token of the prompt but the first, once for all
+        choices. The prompt is computed whole then, also where the prefix cache has a part of it.
       presence_penalty: subtracted once from the logit of a token generated before.
       frequency_penalty: subtracted for each time that a token was generated before.
       repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt
@@ -123,6 +125,7 @@ class SamplingParams:
     shown_tokens: Seq[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -164,13 +167,14 @@ class SamplingParams:
             "must be None or at least 1",
         )
         _check(_is_int(n) and n >= 1, "n", n, "must be an integer, at least 1")
-        top = self.logprobs
-        _check(
-            top is None or (_is_int(top) and top >= 0),
-            "logprobs",
-            top,
-            "must be None or an integer, 0 or more",
-        )
+        for name in ("logprobs", "prompt_logprobs"):
+            top = getattr(self, name)
+            _check(
+                top is None or (_is_int(top) and top >= 0),
+                name,
+                top,
+                "must be None or an integer, 0 or more",
+            )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _check(is_number(value) and -2 <= value <= 2, name, value, "must be in [-2, 2]")

@@ -26,7 +26,8 @@ WorkT = TypeVar("WorkT", bound=tuple[Chunk, ...] | Tick)
 
 class InFlight(NamedTuple, Generic[WorkT]):
     """A step that was dispatched and has not been read: what it is, its ticket, and the sequences
-    that an error of it concerns; `number` of a prefill step among those of its engine."""
+    that an error of it concerns. Of a prefill step, `number` among those of its engine, and the
+    places of prompts, by its chunks, whose log-probabilities it brings (`Chunk.scored`)."""
 
     kind: StepKind
     work: WorkT
@@ -34,6 +35,7 @@ class InFlight(NamedTuple, Generic[WorkT]):
     started: float
     refs: tuple[SequenceRef, ...]
     number: int = 0
+    scored: tuple[range, ...] = ()
 
 
 @dataclass(eq=False)
@@ -145,8 +147,7 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
     def cached(sequence: Sequence) -> int:
         if pool.prefixes is None:
             return 0
-        # The last token is computed again: its logits are wanted.
-        return pool.prefixes.known_tokens(sequence, sequence.length - 1)
+        return pool.prefixes.known_tokens(sequence, sequence.reusable)
 
     return EngineView(
         engine=state.id,

@@ -40,6 +40,24 @@ class SamplingBatch:
 
 
 @dataclass(frozen=True)
+class ScoreBatch:
+    """Tokens of prompts whose log-probabilities are wanted; S counts them."""
+
+    at: Array  # i32[S]: index of the packed token before each; its logits tell
+    targets: Array  # i32[S]: the tokens
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of the tokens of a ScoreBatch, in its order; padding may follow them."""
+
+    chosen: Array  # f32[S]; NaN where the logits are not finite
+    ranks: Array  # i32[S]: place among all tokens, the likeliest first, from 1
+    top_ids: Array  # i32[S, n], best first
+    top_logprobs: Array  # f32[S, n]
+
+
+@dataclass(frozen=True)
 class Sampled:
     """Chosen tokens and log-probabilities (undefined where they were not asked for)."""
 
@@ -47,6 +65,7 @@ class Sampled:
     chosen_logprobs: Array  # f32[B]
     top_ids: Array  # i32[B, n], best first
     top_logprobs: Array  # f32[B, n]
+    scores: Scores | None = None  # of a prefill step that was asked for them
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,7 @@ class PrefillBatch:
     sample_at: Array  # i32[B]: index of a chunk's last token; its logits choose the next
     sampling: SamplingBatch  # [B]
     history: Array | None  # i32[B, C]: all tokens so far, where any row is penalized; else None
+    scored: ScoreBatch | None = None  # None: no sequence asks for log-probabilities of its prompt
 
 
 @dataclass(frozen=True)

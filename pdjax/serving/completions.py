@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pdjax.core.clock import unix_time
-from pdjax.core.outputs import RequestEvent, RequestOutput, TokenLogprobs
+from pdjax.core.logprobs import TokenLogprobs
+from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
 from pdjax.serving.front import Front, labels_of
 from pdjax.serving.generation import STREAMS, ChunkWriter, admit, respond

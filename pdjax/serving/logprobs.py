@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence as Seq
 from typing import Any
 
-from pdjax.core.outputs import TokenLogprobs
+from pdjax.core.logprobs import TokenLogprobs
 from pdjax.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0

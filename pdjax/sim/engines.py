@@ -1,13 +1,14 @@
 """Simulated engines: every step takes the time that a cost model gives it, and no device."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from pdjax.core.clock import VirtualClock
 from pdjax.core.ids import EngineId
-from pdjax.interfaces.batches import Array, DecodeBatch, Sampled
+from pdjax.interfaces.batches import Array, DecodeBatch, Sampled, Scores
 from pdjax.interfaces.steps import PrefillStep, Step, StepKind
 from pdjax.interfaces.transport import TransferJob, TransferTicket
 from pdjax.sim.costs import StepCosts
@@ -137,7 +138,12 @@ class SimEngine:
                 self._check_export(job, group)
                 exports[job.id] = self._transport.send(job)
         tokens = token_at(batch.sampling.seed, batch.kv_lens, self._vocab_size)
-        return SimStepTicket(self._mesh.clock, self._mesh.free, self._sampled(tokens), exports)
+        sampled = self._sampled(tokens)
+        if batch.scored is not None:
+            chosen, top_ids, top = _logprobs(len(batch.scored.targets), self._vocab_size)
+            ranks = np.ones(len(chosen), np.int32)
+            sampled = replace(sampled, scores=Scores(chosen, ranks, top_ids, top))
+        return SimStepTicket(self._mesh.clock, self._mesh.free, sampled, exports)
 
     def _check_export(self, job: TransferJob, group: range) -> None:
         if job.source != self.pool:

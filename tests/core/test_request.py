@@ -101,6 +101,7 @@ def test_scalars_of_numpy_are_the_numbers_that_they_are():
         "max_tokens": np.int32(5),
         "stop_token_ids": np.array([1, 2], np.int32),
         "logprobs": np.int8(2),
+        "prompt_logprobs": np.int64(1),
         "n": np.int16(2),
     }
     params = SamplingParams(**asked)
@@ -112,6 +113,7 @@ def test_scalars_of_numpy_are_the_numbers_that_they_are():
         max_tokens=5,
         stop_token_ids=(1, 2),
         logprobs=2,
+        prompt_logprobs=1,
         n=2,
     )
     assert params == plain

@@ -115,8 +115,9 @@ def test_groups_give_the_bits_of_the_whole(tp, groups, dtype):
     assert isinstance(grouped, GroupedPrefillStep)
     for each in ROUNDS:
         packed = pack(batch(*each))
-        whole.arrays, expected = step(params, whole.arrays, packed)
-        got = grouped(params, cut, packed)
+        whole.arrays, expected, x = step(params, whole.arrays, packed)
+        got, its_x = grouped(params, cut, packed)
+        np.testing.assert_array_equal(bits(its_x), bits(x))
         np.testing.assert_array_equal(bits(got.logits), bits(expected.logits))
         np.testing.assert_array_equal(got.positions, expected.positions)
         assert np.abs(np.asarray(got.logits)).max() > 0.1

@@ -50,6 +50,7 @@ def test_nothing_compiles_after_the_warm_up(config, compilations):
     with LLM(config) as llm:
         compilations.clear()
         answers(llm)
+        llm.generate([[1, 2, 3] * 9], SamplingParams(max_tokens=1, prompt_logprobs=2))
         assert not compilations
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from pdjax import cli
 from pdjax.config import Config
-from pdjax.core.outputs import Completion, RequestOutput, TokenLogprobs
+from pdjax.core.logprobs import TokenLogprobs
+from pdjax.core.outputs import Completion, RequestOutput
 from pdjax.core.request import SamplingParams
 from pdjax.flags import status
 from pdjax.stream import StreamChunk

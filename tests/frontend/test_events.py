@@ -6,10 +6,13 @@ import random
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pdjax.core.outputs import RequestEvent, RequestOutput, TokenLogprobs, merged
+from pdjax.core.logprobs import TokenLogprobs
+from pdjax.core.outputs import RequestEvent, RequestOutput, merged
 from pdjax.host.loop import Loop
+from pdjax.interfaces.batches import Scores
 from pdjax.stream import Backlog
 from tests.frontend.test_session import House, exact
 from tests.frontend.test_session_faults import Crosses, raising, text_house
@@ -19,6 +22,8 @@ def check(events: list[RequestEvent], request_id: str) -> RequestOutput:
     """The events are those of the whole answer, which the last one has."""
     *before, last = events
     assert last.output is not None and all(event.output is None for event in before)
+    assert events[0].prompt_logprobs == last.output.prompt_logprobs
+    assert all(event.prompt_logprobs is None for event in events[1:])
     of_choice: defaultdict[int, list[RequestEvent]] = defaultdict(list)
     for event in events:
         assert event.request_id == request_id
@@ -172,6 +177,35 @@ def test_events_of_a_choice_as_one():
     assert merged(events[:1]) is events[0]
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_first_event_of_a_request_has_the_log_probabilities_of_its_prompt(whole: bool):
+    house, events = text_house(), list[RequestEvent]()
+    asked = house.request(n=3, temperature=1.0, max_tokens=6, logprobs=1, prompt_logprobs=2)
+    house.session.submit(asked, on_event=events.append, whole=whole)
+    house.rest()
+    output = check(events, asked.id)
+    assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
+    tokens = [each.token for each in output.prompt_logprobs if each is not None]
+    assert tokens == [*asked.prompt_token_ids[1:]]
+    assert merged(events).prompt_logprobs == output.prompt_logprobs
+
+
+def test_no_choice_is_told_before_the_log_probabilities_of_the_prompt_are_known():
+    house, events = text_house(), list[RequestEvent]()
+    asked = house.request(n=2, temperature=1.0, prompt_logprobs=0)
+    entry = house.session.submit(asked, on_event=events.append)
+    first, second = entry.sequences
+    second.output += [1]
+    assert entry.event_of(second) is None
+    assert first.prompt_scores is not None
+    first.prompt_scores.add(Scores(*np.zeros((2, 2)), *np.zeros((2, 2, 0))))
+    event = entry.event_of(second)
+    assert event is not None and event.prompt_logprobs is not None
+    house.session.abort(asked.id)
+    house.rest()
+    assert [event.prompt_logprobs for event in events] == [None, None]
+
+
 @pytest.mark.parametrize("own_thread", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_events_are_whole_whatever_happens(seed: int, own_thread: bool):
@@ -195,7 +229,9 @@ def test_events_are_whole_whatever_happens(seed: int, own_thread: bool):
     heard: list[tuple[str, list[RequestEvent]]] = []
     for _ in range(25):
         params = {"n": draw.randint(1, 3), "temperature": 1.0, "max_tokens": draw.randint(1, 20)}
-        asked = house.request(**params, logprobs=draw.choice([None, 1]))
+        asked = house.request(
+            **params, logprobs=draw.choice([None, 1]), prompt_logprobs=draw.choice([None, 1])
+        )
         events: list[RequestEvent] = []
         heard.append((asked.id, events))
         house.session.submit(asked, on_event=events.append, patient=True, whole=draw.random() < 0.2)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.core.clock import WallClock
-from pdjax.core.outputs import Completion, RequestEvent, RequestOutput, TokenLogprobs
+from pdjax.core.logprobs import TokenLogprobs
+from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.core.request import QueueFull, Request
 from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.metrics.recent import recent

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +12,15 @@ from pdjax.core.kv_layout import NULL_PAGE, KVLayout
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch, PrefillBatch, Sampled
 from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step, StepKind
 from pdjax.interfaces.transport import TransferJob, TransferTicket
-from tests.helpers.fakes import DELETED, Chance, FakePool, FakeStepTicket, sample, sampled
+from tests.helpers.fakes import (
+    DELETED,
+    Chance,
+    FakePool,
+    FakeStepTicket,
+    sample,
+    sampled,
+    scores,
+)
 
 
 class Sender(Protocol):
@@ -112,7 +120,8 @@ class FakePrefillEngine(FakeEngine):
         layers, size = tuple(range(self.layout.num_layers)), self.layout.page_size
         padding = batch.slot_mapping[batch.cu_q_lens[-1] :]
         assert (padding // size == NULL_PAGE).all(), "padding writes to a page of a sequence"
-        tokens = []
+        tokens, contexts = [], list[int]()
+        scored = [] if batch.scored is None else batch.scored.at.tolist()
         for b in range(len(batch.kv_lens)):
             first, last = batch.cu_q_lens[b], batch.cu_q_lens[b + 1]
             if first == last:
@@ -127,7 +136,12 @@ class FakePrefillEngine(FakeEngine):
             history = [] if batch.history is None else batch.history[b, :length].tolist()
             context = self.pages.read(layers, pages, length)
             tokens.append(sample(batch.sampling, b, context, length, history))
-        return sampled(tokens)
+            for at in scored:
+                if first <= at < last:
+                    seen = int(batch.positions[at]) + 1
+                    contexts.append(self.pages.read(layers, pages, seen))
+        found = None if batch.scored is None else scores(contexts, batch.scored.targets)
+        return replace(sampled(tokens), scores=found)
 
 
 class FailedTransfer:

@@ -25,6 +25,7 @@ from pdjax.interfaces.batches import (
     NOT_FINITE,
     Sampled,
     SamplingBatch,
+    Scores,
 )
 from pdjax.interfaces.transport import TransferTicket
 
@@ -200,8 +201,24 @@ def expected_output(sequence: Sequence, layers: int) -> list[int]:
 def sampled(tokens: list[int]) -> Sampled:
     """Tokens with log-probabilities that tell whose they are."""
     ids = np.array(tokens, np.int32)
-    top_ids = (ids[:, None] + np.arange(TOP_LOGPROBS, dtype=np.int32)) % VOCAB
+    top_ids = _top_of(ids)
     return Sampled(ids, logprob_of(ids), top_ids, logprob_of(top_ids))
+
+
+def _top_of(ids: np.ndarray) -> np.ndarray:
+    return (ids[:, None] + np.arange(TOP_LOGPROBS, dtype=np.int32)) % VOCAB
+
+
+def scores(contexts: list[int], targets: np.ndarray) -> Scores:
+    """Log-probabilities of tokens of prompts that tell what was read before each."""
+    chosen = np.array([scored(*each) for each in zip(contexts, targets.tolist(), strict=True)])
+    ids = _top_of(targets)
+    return Scores(chosen.astype(np.float32), targets + 1, ids, logprob_of(ids))
+
+
+def scored(context: int, target: int) -> float:
+    """The log-probability of a token of a prompt, given the digest of those before it."""
+    return float("nan") if context >= _POISONED else -float((context + 7 * target) % 1009)
 
 
 def logprob_of(token: Any) -> Any:

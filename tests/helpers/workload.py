@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock
@@ -28,6 +28,7 @@ from tests.helpers.fakes import (
     expected_output,
     logprob_of,
 )
+from tests.helpers.scored_prompts import prompt_is_scored
 
 MOST_STEPS = 20_000
 """Steps after which a workload that is not done hangs; it takes a few hundred."""
@@ -214,6 +215,9 @@ class Workload:
             repetition_penalty=draw.choice((1.0, 1.0, 1.5)),
             n=n,
         )
+        scored = random.Random(f"log-probabilities of the prompt of {name} in {self._seed}")
+        most = scored.choice((None, None, None, 0, TOP_LOGPROBS))
+        params = replace(params, prompt_logprobs=most)
         visit = Visit(Request(name, tuple(prompt), params, 0.0), at_step=draw.randint(0, 40))
         if draw.random() < 0.3:
             break_after = draw.randint(1, 5) if self._faults else None
@@ -330,6 +334,7 @@ class Workload:
         if params.logprobs is not None:
             assert [entry.chosen for entry in sequence.logprobs] == list(logprob_of(output))
             assert all(len(entry.top) == params.logprobs for entry in sequence.logprobs)
+        self.happened["prompt scored"] += prompt_is_scored(sequence, self.layers)
         self.happened[sequence.state.name] += 1
         self.happened["preempted"] += sequence.epoch
         assert text is None or text.finished, f"{name}: its text is left open"

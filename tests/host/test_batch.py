@@ -9,7 +9,9 @@ from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.prefill_batch import empty_prefill_batch, history, prefill_batch
 from pdjax.host.batching.sampling_rows import SamplingRows
 from pdjax.host.handoff.spans import Spans
+from pdjax.host.sequences.prompt_scores import PromptScores
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.batches import Scores
 
 PREFILL = PrefillConfig(token_budget=8, max_sequences=3)
 BUCKETS = Buckets.of(PREFILL, DecodeConfig(page_buckets=(2, 8)), page_size=4, max_model_len=32)
@@ -114,6 +116,25 @@ def test_only_the_last_chunk_is_sampled():
     assert sampling.seed.tolist() == [0, 7, 0]
     assert sampling.prompt_lens.tolist() == [0, 2, 0]
     assert not sampling.logprobs.any()
+
+
+def test_log_probabilities_of_prompts_are_asked_by_the_tokens_before():
+    asks = sequence([11, 12, 13, 14, 15, 16], pages=[1, 2], output=[17])
+    asks.prompt_scores = PromptScores(6, 0)
+    other = sequence([1, 2], pages=[4])
+    chunks = Chunk(other, 0, 2), Chunk(asks, 0, 4)
+    scored = prefill_batch(chunks, BUCKETS).scored
+    assert scored is not None
+    assert scored.at.tolist() == [2, 3, 4, 5]
+    assert scored.targets.tolist() == [12, 13, 14, 15]
+    asks.prompt_scores.add(Scores(*np.zeros((2, 4)), *np.zeros((2, 4, 0))))
+    assert asks.reusable == 4, "the fifth token's logits tell of the sixth"
+    scored = prefill_batch([Chunk(asks, 2, 7)], BUCKETS).scored
+    assert scored is not None
+    assert (scored.at.tolist(), scored.targets.tolist()) == ([2], [16])
+    asks.prompt_scores.add(Scores(*np.zeros((2, 1)), *np.zeros((2, 1, 0))))
+    assert prefill_batch([Chunk(asks, 0, 7)], BUCKETS).scored is None
+    assert asks.prompt_scores.complete and asks.reusable == 6
 
 
 def test_legal_values_that_no_array_can_hold_are_cut():

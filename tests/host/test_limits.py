@@ -28,6 +28,7 @@ def request(prompt=(1, 2), **params) -> Request:
         (request(stop_token_ids=[100]), "stop_token_ids: 100 is not"),
         (request([1] * 32), "32 tokens.*context is 32.*at most 31"),
         (request(logprobs=6), "logprobs=6: must be at most 5"),
+        (request(prompt_logprobs=6), "prompt_logprobs=6: must be at most 5"),
         (request(n=10**9), "n=1000000000: must be at most max_waiting=4"),
         (request(n=10**5000), "n=<integer of 16610 bits>: must be at most max_waiting=4"),
         (request(logprobs=10**5000), "logprobs=<integer of 16610 bits>: must be at most 5"),

@@ -13,7 +13,14 @@ import numpy as np
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout
 from pdjax.interfaces import batches, events, steps, transport
-from pdjax.interfaces.batches import DecodeBatch, PrefillBatch, Sampled, SamplingBatch
+from pdjax.interfaces.batches import (
+    DecodeBatch,
+    PrefillBatch,
+    Sampled,
+    SamplingBatch,
+    ScoreBatch,
+    Scores,
+)
 from pdjax.interfaces.steps import DecodeStep, PrefillStep
 from pdjax.interfaces.transport import Pool, TransferCost, TransferJob
 
@@ -37,7 +44,8 @@ def arrays(kind: type) -> dict[str, Any]:
 
 def everything() -> list[Any]:
     sampling = SamplingBatch(**arrays(SamplingBatch))
-    prefill = PrefillBatch(**arrays(PrefillBatch) | {"sampling": sampling})
+    scored = ScoreBatch(**arrays(ScoreBatch))
+    prefill = PrefillBatch(**arrays(PrefillBatch) | {"sampling": sampling, "scored": scored})
     decode = DecodeBatch(**arrays(DecodeBatch) | {"tick": 7, "sampling": sampling})
     job = TransferJob(
         3, PoolId("hbm/prefill-0"), PoolId("disk/0"), range(2, 5), np.array([4, 0], np.int32), 1
@@ -45,11 +53,11 @@ def everything() -> list[Any]:
     engine = EngineId("decode/1")
     return [
         PrefillStep(prefill, exports=((job,), ())),
-        PrefillStep(dataclasses.replace(prefill, history=None)),
+        PrefillStep(dataclasses.replace(prefill, history=None, scored=None)),
         DecodeStep(decode),
         Pool(PoolId("host/0"), KVLayout.of_heads(2, 1, 8, 16, "float32", 4), 9),
         TransferCost(bytes=1, pages=2, pieces=3, puts=4, layout_changing_puts=0),
-        Sampled(**arrays(Sampled)),
+        Sampled(**arrays(Sampled) | {"scores": Scores(**arrays(Scores))}),
         *(events.StepDone(engine), events.EngineLost(engine, 2), events.TimerDue(("deadline", 3))),
         *(events.JobRead(3), events.JobArrived(3), events.JobWritten(3)),
     ]

@@ -49,7 +49,7 @@ def test_the_workloads_cover_what_may_happen():
     wanted = {"refused", "queue full", "preempted", "faults", "interrupted"}
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
-    wanted |= {"FINISHED", "ABORTED", "FAILED", "poisoned"}
+    wanted |= {"FINISHED", "ABORTED", "FAILED", "poisoned", "prompt scored"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
     assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
 
@@ -153,6 +153,11 @@ def poison_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefill, "NOT_FINITE", None)
 
 
+def prompt_scored_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the prefix cache is not computed, though its log-probabilities are wanted."""
+    monkeypatch.setattr(Sequence, "reusable", property(lambda self: self.length - 1))
+
+
 def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had KV in a pool that was lost goes on with the empty one."""
     monkeypatch.setattr(Loop, "_notice_losses", lambda self, states: None)
@@ -173,6 +178,7 @@ def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         evicted_pages_still_found,
         histories_not_set,
         losses_not_noticed,
+        prompt_scored_in_part,
         poison_kept,
     ],
 )

@@ -147,7 +147,7 @@ def choose(
         drawn = _draw(choosable, positions, params, filtered=variant.filter)
         tokens = jnp.where(params.temperature > 0, drawn, best)
     logprobs = (
-        _report(logits, tokens, min(max_logprobs, logits.shape[1])) if variant.logprobs else None
+        report(logits, tokens, min(max_logprobs, logits.shape[1])) if variant.logprobs else None
     )
     return Choice(jnp.where(finite, tokens, NOT_FINITE), logprobs)
 
@@ -232,8 +232,8 @@ def _threshold(enough: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax
     return lax.fori_loop(0, 32, decide, jnp.zeros((keys.shape[0], 1), jnp.uint32))
 
 
-def _report(logits: jax.Array, tokens: jax.Array, n: int) -> Logprobs:
-    """Log-probabilities of the chosen tokens, and of the n likeliest."""
+def report(logits: jax.Array, tokens: jax.Array, n: int) -> Logprobs:
+    """Log-probabilities of tokens i32[B] under logits f32[B, V], and of the n likeliest."""
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     values, ids = lax.top_k(logprobs, n)
     chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]

@@ -1,7 +1,9 @@
 """Prefill steps on a tensor-parallel mesh."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import jax
 import numpy as np
 
 from pdjax.core.kv_layout import split_groups
@@ -13,7 +15,7 @@ from pdjax.device.packing import Packed
 from pdjax.device.programs.program import AfterGroup
 from pdjax.device.programs.sampled import SampledTicket, nothing_sampled
 from pdjax.device.sharing import rehearsals, shapes_of
-from pdjax.device.steps import prefill
+from pdjax.device.steps import prefill, score
 from pdjax.device.steps.sample import Undecided, make_sample_step
 from pdjax.interfaces.batches import PrefillBatch, Sampled
 from pdjax.interfaces.steps import PrefillStep, StepKind
@@ -52,6 +54,7 @@ class PrefillProgram:
         self._max_logprobs = min(max_logprobs, spec.vocab_size)
         self._step = prefill.make_prefill_step(params, spec, pool.layout.tp, layer_groups)
         self._sample = make_sample_step(pool.mesh, self._max_logprobs)
+        self._score = score.make_score_step(params, spec, pool.layout.tp, self._max_logprobs)
 
     def cut(self, layer_groups: int) -> "PrefillProgram":
         """The same steps over the same weights and pool, in so many layer groups."""
@@ -66,7 +69,7 @@ class PrefillProgram:
     def dispatch(self, step: PrefillStep, after_group: AfterGroup) -> Ticket[Sampled]:
         if step.batch.kv_lens.any():
             return self._dispatch(step.batch, after_group)
-        batch, known = step.batch, rehearsals(self._step, self._sample)
+        batch, known = step.batch, rehearsals(self._step, self._sample, self._score)
         shapes = shapes_of(self._params, self._pool.arrays, vars(batch) | {"sampling": None})
         if shapes in known:
             for group in range(len(self.layer_groups)):
@@ -78,18 +81,26 @@ class PrefillProgram:
 
     def _dispatch(self, batch: PrefillBatch, after_group: AfterGroup) -> SampledTicket:
         with self._pool.donated():
-            undecided = self._compute(prefill.pack(batch), after_group)
+            undecided, x = self._compute(prefill.pack(batch), after_group)
         for asked in _asked(batch):
             history = batch.history if asked.variant.penalize else None
             *_, choice = self._sample(undecided, None, history, asked)
-        return SampledTicket(choice, batch.sampling, self._max_logprobs, self._pool.inspect)
+        scored = [*self._scores(x, batch)]
+        return SampledTicket(choice, batch.sampling, self._max_logprobs, self._pool.inspect, scored)
 
-    def _compute(self, packed: Packed, after_group: AfterGroup) -> Undecided:
+    def _scores(self, x: jax.Array, batch: PrefillBatch) -> Iterator[score.Scored]:
+        """The log-probabilities of prompts that are asked for; a rehearsal's are of nothing."""
+        if batch.scored is not None or not batch.kv_lens.any():
+            outer = replace(self._params, layers=[])
+            for packed in score.pack(batch.scored, len(batch.tokens)):
+                yield self._score(outer, x, packed)
+
+    def _compute(self, packed: Packed, after_group: AfterGroup) -> tuple[Undecided, jax.Array]:
         if isinstance(self._step, prefill.GroupedPrefillStep):
             return self._step(self._params, self._pool, packed, after_group)
-        self._pool.arrays, undecided = self._step(self._params, self._pool.arrays, packed)
+        self._pool.arrays, undecided, x = self._step(self._params, self._pool.arrays, packed)
         after_group(0)
-        return undecided
+        return undecided, x
 
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         raise ValueError(f"row={row}: a prefill step has no rows; its batch brings the history")

@@ -1,14 +1,16 @@
 """Tokens on their way from the devices to the host."""
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 import jax
 import numpy as np
 
 from pdjax.device.compat import all_ready
 from pdjax.device.models.sampling import Choice
+from pdjax.device.steps.score import Scored
 from pdjax.device.worker import Done
-from pdjax.interfaces.batches import NOT_FINITE, Sampled, SamplingBatch
+from pdjax.interfaces.batches import NOT_FINITE, Sampled, SamplingBatch, Scores
 
 
 class SampledTicket:
@@ -19,6 +21,7 @@ class SampledTicket:
       sampling: the numpy batch that asked for it.
       max_logprobs: how many log-probabilities a row gets.
       inspect: called if the step has failed, since whatever it wrote has failed with it.
+      scored: log-probabilities of prompts, in pieces; none where nobody asks.
     """
 
     def __init__(
@@ -27,23 +30,33 @@ class SampledTicket:
         sampling: SamplingBatch,
         max_logprobs: int,
         inspect: Callable[[], None],
+        scored: Seq[Scored] = (),
     ) -> None:
         self._leaves = jax.tree.leaves(choice) if sampling.logprobs.any() else [choice.tokens]
-        self._max_logprobs, self._inspect = max_logprobs, inspect
+        self._max_logprobs, self._inspect, self._scored = max_logprobs, inspect, scored
         self._sampled: Sampled | None = None
 
     def ready(self) -> bool:
-        return all_ready(self._leaves)
+        return all_ready([self._leaves, self._scored])
 
     def result(self) -> Sampled:
         if self._sampled is None:
             try:
-                tokens, *logprobs = [np.asarray(leaf) for leaf in self._leaves]
+                tokens, *found = [np.asarray(leaf) for leaf in self._leaves]
+                scores = self._scores()
             except Exception:
                 self._inspect()
                 raise
-            self._sampled = Sampled(tokens, *(logprobs or _blank(len(tokens), self._max_logprobs)))
+            chosen, ids, top = found or _blank(len(tokens), self._max_logprobs)
+            self._sampled = Sampled(tokens, chosen, ids, top, scores)
         return self._sampled
+
+    def _scores(self) -> Scores | None:
+        if not self._scored:
+            return None
+        pieces = zip(*map(jax.tree.leaves, self._scored), strict=True)
+        chosen, top_ids, top, ranks = (np.concatenate(list(map(np.asarray, x))) for x in pieces)
+        return Scores(chosen, ranks, top_ids, top)
 
 
 def nothing_sampled(sampling: SamplingBatch, max_logprobs: int) -> Done[Sampled]:

@@ -28,28 +28,32 @@ from pdjax.device.sharing import Specs, shared
 from pdjax.device.steps.sample import Undecided
 from pdjax.interfaces.batches import PrefillBatch
 
-_CHOOSING = ("sampling", "history")
-"""Fields of a PrefillBatch that only choosing reads."""
+_LATER = ("sampling", "history", "scored")
+"""Fields of a PrefillBatch that only the steps after it read."""
 
 
 def pack(batch: PrefillBatch) -> Packed:
     """The fields of a batch that the step reads."""
-    return Packed.of({name: x for name, x in vars(batch).items() if name not in _CHOOSING})
+    return Packed.of({name: x for name, x in vars(batch).items() if name not in _LATER})
 
 
 def _unpack(packed: Packed) -> PrefillBatch:
-    fields: dict[str, Any] = dict.fromkeys(_CHOOSING)
+    fields: dict[str, Any] = dict.fromkeys(_LATER)
     return PrefillBatch(**fields | packed.unpack())
 
 
-PrefillStep = Callable[[Params, KVPool, Packed], tuple[KVPool, Undecided]]
+PrefillStep = Callable[[Params, KVPool, Packed], tuple[KVPool, Undecided, jax.Array]]
 
 
 def make_prefill_step(
     params: Params, spec: ModelSpec, tp: int, groups: int = 1
 ) -> "PrefillStep | GroupedPrefillStep":
-    """(params, pool DONATED, packed batch) -> (pool, the tokens that follow those at `sample_at`),
-    as one program; or as several, see GroupedPrefillStep. Equal arguments give the same programs.
+    """(params, pool DONATED, packed batch) -> (pool, the tokens that follow those at `sample_at`,
+    [T, D] residual stream behind the layers), as one program; or as several, see
+    GroupedPrefillStep. Equal arguments give the same programs.
+
+    The residual stream is there anyway, since the logits of `sample_at` are made from it; `score`
+    makes others.
 
     Args:
       params: as they lie on the prefill mesh; their shardings are the step's.
@@ -95,9 +99,10 @@ class GroupedPrefillStep:
         pool: PoolOwner,
         packed: Packed,
         after_group: Callable[[int], None] = lambda group: None,
-    ) -> Undecided:
-        """Dispatch the step. When `after_group(g)` is called, the program of group g has been
-        dispatched, `pool` holds its result, and nothing that follows has been dispatched."""
+    ) -> tuple[Undecided, jax.Array]:
+        """Dispatch the step; returns the tokens that follow, and the residual stream. When
+        `after_group(g)` is called, the program of group g has been dispatched, `pool` holds its
+        result, and nothing that follows has been dispatched."""
         outer = replace(params, layers=[])
         x, scale, packed = self._embed(outer, packed)
         for index, group in enumerate(self.groups):
@@ -106,7 +111,7 @@ class GroupedPrefillStep:
             pages, x, scale = program(layers, pool.layers(group), x, scale, packed)
             pool.replace(group, pages)
             after_group(index)
-        return self._logits(outer, x, packed)
+        return self._logits(outer, x, packed), x
 
 
 class _Programs:
@@ -127,7 +132,9 @@ class _Programs:
     def whole(self) -> Any:
         """The step, as one program."""
 
-        def step(params: Params, pool: KVPool, packed: Packed) -> tuple[KVPool, Undecided]:
+        def step(
+            params: Params, pool: KVPool, packed: Packed
+        ) -> tuple[KVPool, Undecided, jax.Array]:
             batch = _unpack(packed)
             x, layers = forward(
                 params,
@@ -138,10 +145,10 @@ class _Programs:
                 spec=self.spec,
                 reduce=self._reduce,
             )
-            return layers, self._undecided(params, x, batch)
+            return layers, self._undecided(params, x, batch), x
 
         ins = self._weights, self._pages, P()
-        return self._compile(step, ins, (self._pages, P()), donate=(1,))
+        return self._compile(step, ins, (self._pages, P(), P()), donate=(1,))
 
     def embed(self) -> Any:
         """(params without layers, packed) -> (x [T, D], its scale f32[T], packed on the devices:

@@ -19,6 +19,12 @@ class Chunk:
         return self.stop - self.start
 
     @property
+    def scored(self) -> range:
+        """The tokens of the prompt, by their places, whose log-probabilities it brings."""
+        scores = self.sequence.prompt_scores
+        return range(0) if scores is None else scores.told_by(self.start, self.stop)
+
+    @property
     def last(self) -> bool:
         """Whether the sequence is prefilled after it, so that its next token can be chosen."""
         return self.stop == self.sequence.length

@@ -12,7 +12,7 @@ from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.host.batching.buckets import Buckets, fit, padded
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.sampling_rows import SamplingRows
-from pdjax.interfaces.batches import PrefillBatch
+from pdjax.interfaces.batches import PrefillBatch, ScoreBatch
 
 
 def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
@@ -47,7 +47,20 @@ def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
             sampling.fill(b, sequence)
             if batch.history is not None:
                 batch.history[b, : sequence.length] = sequence.token_ids
-    return replace(batch, sampling=sampling.take())
+    return replace(batch, sampling=sampling.take(), scored=_scored(chunks))
+
+
+def _scored(chunks: Seq[Chunk]) -> ScoreBatch | None:
+    """The tokens of prompts whose log-probabilities the chunks bring, one chunk after another."""
+    at, targets, first = list[int](), list[int](), 0
+    for chunk in chunks:
+        places = chunk.scored
+        at += [first + place - 1 - chunk.start for place in places]
+        targets += chunk.sequence.request.prompt_token_ids[places.start : places.stop]
+        first += chunk.tokens
+    if not targets:
+        return None
+    return ScoreBatch(np.array(at, np.int32), np.array(targets, np.int32))
 
 
 def empty_prefill_batch(

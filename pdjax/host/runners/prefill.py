@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 
+import numpy as np
+
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.prefill_batch import prefill_batch
 from pdjax.host.engines import EngineState, InFlight
@@ -14,6 +16,7 @@ from pdjax.host.runners.harvest import read
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
+from pdjax.host.sequences.prompt_scores import of_each
 from pdjax.host.sequences.reference import SequenceRef, ids_of
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.interfaces.batches import NOT_FINITE
@@ -81,8 +84,9 @@ class PrefillRunner:
             if not isinstance(error, Exception):
                 raise
         else:
+            scored = tuple(chunk.scored for chunk in chunks)
             state.in_flight.append(
-                InFlight(StepKind.PREFILL, chunks, ticket, started, refs, state.steps)
+                InFlight(StepKind.PREFILL, chunks, ticket, started, refs, state.steps, scored)
             )
             self._events.watch(ticket, state.step_done, state.id)
             self._fleet.stepped(state)
@@ -160,13 +164,17 @@ class PrefillRunner:
         sampled = read(done, self._lifecycle)
         if sampled is None:
             return
-        for row, (chunk, ref) in enumerate(zip(done.work, done.refs, strict=True)):
+        told = of_each(sampled.scores, done.scored)
+        for row, (chunk, ref, scores) in enumerate(zip(done.work, done.refs, told, strict=True)):
             if not ref.is_current:
                 continue
             sequence = chunk.sequence
-            if sampled.tokens[row] == NOT_FINITE:  # nor is what the chunk has written
+            finite = scores is None or bool(np.isfinite(scores.chosen).all())
+            if sampled.tokens[row] == NOT_FINITE or not finite:  # nor is what the chunk has written
                 self._lifecycle.fail_not_finite(sequence)
                 continue
+            if scores is not None and sequence.prompt_scores is not None:
+                sequence.prompt_scores.add(scores)
             self._lifecycle.computed(sequence, chunk.stop)
             if not chunk.last:
                 continue

@@ -10,6 +10,7 @@ import numpy as np
 
 from pdjax.core.messages import prompt_too_long, shown
 from pdjax.core.request import Request
+from pdjax.host.sequences.prompt_scores import PromptScores
 from pdjax.host.sequences.sequence import Sequence
 
 
@@ -53,10 +54,10 @@ class Limits:
         if not prompt:
             raise ValueError(f"prompt_token_ids={prompt}: must have at least one token")
         # What can be said at a glance comes first: everybody who decodes waits meanwhile.
-        if params.logprobs is not None and params.logprobs > self.max_logprobs:
-            raise ValueError(
-                f"logprobs={shown(params.logprobs)}: must be at most {self.max_logprobs}"
-            )
+        for name in ("logprobs", "prompt_logprobs"):
+            top = getattr(params, name)
+            if top is not None and top > self.max_logprobs:
+                raise ValueError(f"{name}={shown(top)}: must be at most {self.max_logprobs}")
         if params.n > self.max_waiting:
             raise ValueError(f"n={shown(params.n)}: must be at most max_waiting={self.max_waiting}")
         if len(prompt) >= self.max_model_len:
@@ -122,6 +123,7 @@ def choices(request: Request, limits: Limits, order: int, drawn_from: int) -> li
             seed_of(*root, choice),
             order=order + choice,
             max_new_tokens=limits.max_new_tokens(request),
+            prompt_scores=PromptScores.asked_by(request, choice),
         )
         for choice in range(request.params.n)
     ]

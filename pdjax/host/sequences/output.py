@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pdjax.core.outputs import TokenLogprobs
+from pdjax.core.logprobs import TokenLogprobs
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.reference import SequenceRef

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pdjax.core.ids import EngineId, PoolId
-from pdjax.core.outputs import TokenLogprobs
+from pdjax.core.logprobs import TokenLogprobs
 from pdjax.core.request import Request
+from pdjax.host.sequences.prompt_scores import PromptScores
 
 
 class State(enum.Enum):
@@ -90,6 +91,7 @@ class Sequence:
       cached_tokens: prompt tokens whose KV was reused instead of computed.
       finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
         id; `error`: why it failed.
+      prompt_scores: the log-probabilities of its prompt, where it is to bring them.
       text: its text, where text was asked for.
       settled: tokens of `output` that are complete: with their log-probabilities and text, and
         known not to be the last. Fewer than `output` has only while a token is being added, or for
@@ -122,6 +124,7 @@ class Sequence:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    prompt_scores: PromptScores | None = None
     text: SequenceText | None = None
     settled: int = 0
     # Kept, not worked out: it is asked for with every token of every sequence.
@@ -157,6 +160,14 @@ class Sequence:
         prompt, first = self.request.prompt_token_ids, self.prompt_len
         cut = self.output[max(0, start - first) : max(0, stop - first)]
         return [*prompt[start:stop], *cut]
+
+    @property
+    def reusable(self) -> int:
+        """First tokens that need not be computed where their KV is found: all but the last one,
+        whose logits are wanted; where log-probabilities of the prompt are missing, as many as can
+        tell nothing of them."""
+        scores = self.prompt_scores
+        return self.length - 1 if scores is None or scores.complete else scores.known - 1
 
     @property
     def lifetime_tokens(self) -> int:
