@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from pdjax.core.messages import shown
-from pdjax.serving import chats, completions, responses, state, tokens
+from pdjax.serving import chats, completions, live_page, responses, state, tokens
 from pdjax.serving.errors import ApiError, internal
 from pdjax.serving.front import Front
 from pdjax.serving.middleware import App, Gate
@@ -23,6 +23,7 @@ PATHS = (
     *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models"),
     *("/tokenize", "/detokenize", "/tokenizer_info"),
     *("/health", "/ready", "/metrics", "/engines", "/requests", "/openapi.json"),
+    *live_page.FILES,
 )
 """Paths that the metrics name."""
 
@@ -58,6 +59,7 @@ def make_app(front: Front) -> App:
     )
     for part in (completions, chats, responses, tokens, state):
         app.include_router(part.routes(front))
+    app.include_router(live_page.routes())
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _bad_body)
     app.add_exception_handler(HTTPException, _http_error)

@@ -39,9 +39,8 @@ class AsyncBackend:
 
     async def report(self) -> dict[str, Any]:
         """Plain values, as they are at this moment: `engines`, `pools`, `links` and `transfers` by
-        name, and `queue`. Counts and seconds are of the whole run, those of requests' hand-offs as
-        in docs/metrics.md; `tokens` of an engine are those of prompts that it prefilled and those
-        that it decoded.
+        name, `queue`, and `tokens`: of prompts that were computed, and of outputs. Counts and
+        seconds are of the whole run, those of requests' hand-offs as in docs/metrics.md.
 
         They are read while the coordinator's thread works, so that two of them may be of moments
         some microseconds apart.
@@ -49,10 +48,10 @@ class AsyncBackend:
         llm = self._llm.llm
         loop, recorder = llm.coordinator.loop, llm.recorder
         sequences = sum(len(choices) for choices in list(loop.lifecycle.live.values()))
-        waiting = len(loop.lifecycle.waiting)
+        waiting, work = len(loop.lifecycle.waiting), dict(recorder.engines)
         return {
             "engines": {
-                str(state.id): _engine(state) | _work(recorder.engines.get(str(state.id)))
+                str(state.id): _engine(state) | _work(work.get(str(state.id)))
                 for state in loop.fleet
             },
             "pools": {str(pool.id): _pool(pool) for pool in loop.fleet.pools.values()},
@@ -60,6 +59,10 @@ class AsyncBackend:
                 "waiting": waiting,
                 "running": max(0, sequences - waiting),
                 "max_waiting": llm.config.max_waiting,
+            },
+            "tokens": {
+                "prompt": sum(each.sums.get("tokens", 0) for each in work.values()),
+                "output": recorder.output_tokens,
             },
             "links": {name: link.to_json() for name, link in list(recorder.links.items())},
             "transfers": recorder.transfers.to_json(),
@@ -102,8 +105,8 @@ def _work(metrics: Any) -> dict[str, Any]:
             "tokens": 0,
         }
     work = metrics.to_json()
-    sums = work.pop("sums")
-    return work | {"tokens": sums.get("tokens", 0) + sums.get("rows_active", 0)}
+    del work["sums"]
+    return work
 
 
 def _pool(pool: PoolState) -> dict[str, Any]:

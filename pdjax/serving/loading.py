@@ -1,4 +1,5 @@
-"""What the server's address answers while the model loads: `/health` lives, all else has to wait.
+"""What the server's address answers while the model loads: `/health` lives, the page is there and
+says so, all else has to wait.
 
 It runs in a thread of its own: the main thread loads, so that Ctrl-C ends the loading.
 """
@@ -8,12 +9,13 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import uvicorn
 
 from pdjax.serving.errors import ApiError
+from pdjax.serving.live_page import FILES
 from pdjax.serving.middleware import Receive, Scope, Send
 from pdjax.serving.server import uvicorn_config
 
@@ -28,14 +30,17 @@ LAST_S = 1.0
 async def loading(scope: Scope, receive: Receive, send: Send) -> None:
     """The application: each connection has one answer, so that none is left for the server."""
     del receive
+    more: Mapping[str, str]
     if scope["path"] == "/health":
-        status, kind, body, more = 200, b"text/plain; charset=utf-8", b"ok\n", []
+        status, body, more = 200, b"ok\n", {"content-type": "text/plain; charset=utf-8"}
+    elif scope["path"] in FILES:
+        status, (body, more) = 200, FILES[scope["path"]]
     else:
         error = ApiError(503, "the model is loading", kind="server_error", code="loading")
-        status, kind, body = error.status, b"application/json", json.dumps(error.body()).encode()
-        more = [(b"retry-after", str(RETRY_AFTER_S).encode())]
-    length = (b"content-length", str(len(body)).encode())
-    headers = [(b"content-type", kind), length, (b"connection", b"close"), *more]
+        status, body = error.status, json.dumps(error.body()).encode()
+        more = {"content-type": "application/json", "retry-after": str(RETRY_AFTER_S)}
+    told = {**more, "content-length": str(len(body)), "connection": "close"}
+    headers = [(name.encode(), value.encode()) for name, value in told.items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

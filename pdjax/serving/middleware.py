@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from pdjax.serving import live_page
 from pdjax.serving.errors import ApiError, internal
 from pdjax.serving.front import Front
 from pdjax.serving.keys import name_of
@@ -23,8 +24,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset(["/health", "/ready"])
-"""Paths that need no key: they say only whether the server lives, and takes requests."""
+OPEN_PATHS = frozenset(["/health", "/ready", *live_page.FILES])
+"""Paths that need no key: they say only whether the server lives, and takes requests; and the files
+of the page."""
 QUIET_PATHS = frozenset([*OPEN_PATHS, "/metrics", "/engines", "/requests"])
 """Paths that are asked all the time; their log lines are for debugging."""
 

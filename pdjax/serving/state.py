@@ -60,7 +60,8 @@ def routes(front: Front) -> APIRouter:
     @router.get("/engines")
     async def engines() -> dict[str, Any]:
         """The state of each engine, pool and link, and of the queue."""
-        return {**await front.backend.report(), "open_answers": len(front.answers)}
+        own = {"open_answers": len(front.answers), "draining": front.is_draining}
+        return {**await front.backend.report(), **own}
 
     @router.get("/requests")
     async def requests() -> dict[str, Any]:

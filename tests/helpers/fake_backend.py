@@ -225,12 +225,13 @@ class FakeBackend:
 
     async def report(self) -> dict[str, Any]:
         engine = {"rows": 4, "free_rows": 3, "prefilling": 0, "decoding": 1, "steps_in_flight": 1}
-        work = {"steps": 7, "busy_seconds": 0.5, "losses": 0, "tokens": 40}
+        work = {"steps": 7, "busy_seconds": 0.5, "losses": 0}
         pool = {"pages": 8, "free_pages": 6, "cached_pages": 1, "used_pages": 2, "page_size": 4}
         return {
             "engines": {"decode/0": engine | work},
             "pools": {"hbm/decode/0": pool},
             "queue": {"waiting": 2, "running": 1, "max_waiting": 9},
+            "tokens": {"prompt": 12, "output": self.recorder.output_tokens},
             "links": {"hbm/0->hbm/1": {"bytes": 64, "shipments": 1, "wire_s": 0.25}},
             "transfers": TransferTotals().to_json(),
         }

@@ -47,6 +47,8 @@ def test_while_the_model_loads_all_but_health_has_to_wait(safe: bool, files: cer
                 "close",
             )
         assert client.head("/ready").status_code == 503
+        page = client.get("/")
+        assert page.status_code == 200 and "<title>pdjax</title>" in page.text
 
 
 def test_the_socket_goes_on_after_the_loading():

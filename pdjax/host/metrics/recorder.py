@@ -48,6 +48,7 @@ class Recorder:
 
     Attributes:
       observer: watches the coordinator's work as it happens.
+      output_tokens: of all sequences of the run.
     """
 
     def __init__(self, clock: Clock, keep: int = 10_000) -> None:
@@ -65,6 +66,7 @@ class Recorder:
         self.engines: dict[str, EngineMetrics] = {}
         self.transfers = TransferTotals()
         self.links: dict[str, Link] = {}
+        self.output_tokens = 0
 
     def mark(self, seq: Sequence, name: str) -> None:
         """Note that `seq` has come to `name`, now; "arrived" is dated by the request itself.
@@ -103,6 +105,7 @@ class Recorder:
     def token(self, seq: Sequence, moment: float) -> None:
         """Note that an output token of `seq`, the first or a later one, reached the host then."""
         self._timeline(seq).token_times.append(moment)
+        self.output_tokens += 1
 
     def cut(self, seq: Sequence, tokens: int) -> None:
         """Forget the output tokens of `seq` behind the first `tokens`."""
@@ -200,6 +203,7 @@ class Recorder:
         self._free_pages.clear()
         self._free.clear()
         self.engines.clear()
+        self.output_tokens = 0
         self.transfers = TransferTotals()
         self.links = {name: Link(peak=link.peak) for name, link in self.links.items()}
 
