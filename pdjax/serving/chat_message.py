@@ -2,6 +2,7 @@
 
 import secrets
 import string
+from collections.abc import Sequence as Seq
 from typing import Any
 
 from pdjax.serving.parsers.answer import AnswerReader
@@ -14,6 +15,7 @@ from pdjax.serving.parsers.parts import (
     Reasoning,
     Text,
 )
+from pdjax.serving.parsers.reasoning import ReasoningCount
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
 _ID_LENGTH = 9
@@ -32,11 +34,18 @@ class ChatMessage:
 
     Args:
       reader: of the choice's text.
+      count: of its reasoning's tokens; None where they can't be counted.
       has_reasoning: whether it tells the reasoning.
     """
 
-    def __init__(self, reader: AnswerReader, has_reasoning: bool = True) -> None:
-        self._reader, self._has_reasoning = reader, has_reasoning
+    def __init__(
+        self,
+        reader: AnswerReader,
+        count: ReasoningCount | None = None,
+        has_reasoning: bool = True,
+    ) -> None:
+        self._reader, self._count, self._has_reasoning = reader, count, has_reasoning
+        self._reasons = self._answers = False  # whether there was reasoning, or anything else
         self._calls = 0  # that have begun
         self._has_call = False
 
@@ -45,10 +54,19 @@ class ChatMessage:
         that."""
         return "tool_calls" if reason == "stop" and self._has_call else reason
 
-    def whole(self, text: str) -> dict[str, Any]:
-        """The message of a whole text."""
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """Tokens of the reasoning so far; None where that can't be known, as of markers that were
+        spelt with other tokens than their own."""
+        count = self._count
+        if count is None or (self._answers and count.is_open):
+            return None
+        return None if self._reasons and not count.tokens else count.tokens
+
+    def whole(self, text: str, token_ids: Seq[int] = ()) -> dict[str, Any]:
+        """The message of a whole text, and its tokens."""
         texts, reasoning, calls = list[str](), list[str](), list[dict[str, Any]]()
-        parts = self._parts(text, ended=True)
+        parts = self._parts(text, token_ids, ended=True)
         for part in parts:
             if isinstance(part, Text):
                 texts.append(part.text)
@@ -70,16 +88,16 @@ class ChatMessage:
             message["tool_calls"] = calls
         return message
 
-    def delta(self, text: str, ended: bool) -> dict[str, Any]:
+    def delta(self, text: str, token_ids: Seq[int] = (), *, ended: bool) -> dict[str, Any]:
         """What further text adds to the message; may be nothing.
 
         Args:
-          text: of the choice.
+          text, token_ids: of the choice.
           ended: whether no more follows.
         """
         fields: dict[str, Any] = {}
         calls: dict[int, dict[str, Any]] = {}
-        for part in self._parts(text, ended):
+        for part in self._parts(text, token_ids, ended):
             if isinstance(part, Text | NoCall):
                 told = part.untold if isinstance(part, NoCall) else part.text
                 fields["content"] = fields.get("content", "") + told
@@ -97,11 +115,17 @@ class ChatMessage:
             fields["tool_calls"] = list(calls.values())
         return fields
 
-    def _parts(self, text: str, ended: bool) -> list[Part]:
+    def _parts(self, text: str, token_ids: Seq[int], ended: bool) -> list[Part]:
+        if self._count is not None:
+            self._count.push(token_ids)
         parts = self._reader.push(text)
         if ended:
             parts += self._reader.finish()
         self._has_call |= any(isinstance(part, CallEnds) for part in parts)
+        for part in parts:
+            is_reasoning = isinstance(part, Reasoning)
+            self._reasons |= is_reasoning
+            self._answers |= not is_reasoning
         return parts
 
 

@@ -13,7 +13,7 @@ from pdjax.serving.backend import Ask
 from pdjax.serving.chat_message import ChatMessage
 from pdjax.serving.conversations import check_template_takes_tools, messages_of
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import STREAMS, ChunkWriter, admit, respond
+from pdjax.serving.generation import STREAMS, ChunkWriter, Usage, admit, respond
 from pdjax.serving.logprobs import TokenNames, chat_logprobs
 from pdjax.serving.requests import ChatRequest
 
@@ -50,8 +50,8 @@ class ChatWriter(ChunkWriter):
         [output] = outputs
         choices = []
         for index, each in enumerate(output.choices):
-            message = self._message()
-            told = {"role": "assistant", **message.whole(each.text)}
+            message = self._messages[index] = self._message()
+            told = {"role": "assistant", **message.whole(each.text, each.token_ids)}
             choices.append({"index": index, "message": told, **self._rest(each, message)})
         return {**self._head, "choices": choices, **self._prompt()}
 
@@ -62,9 +62,16 @@ class ChatWriter(ChunkWriter):
         if message is None:
             message = self._messages[event.choice] = self._message()
             delta = {"role": "assistant", **delta}
-        delta |= message.delta(event.text, ended=event.finish_reason is not None)
+        delta |= message.delta(event.text, event.token_ids, ended=event.finish_reason is not None)
         choice = {"index": event.choice, "delta": delta, **self._rest(event, message)}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **prompt}
+
+    def used(self, usage: Usage) -> dict[str, Any]:
+        counts = [message.reasoning_tokens for message in self._messages.values()]
+        tokens = [count for count in counts if count is not None]
+        if not counts or len(tokens) < len(counts):
+            return usage()
+        return usage() | {"completion_tokens_details": {"reasoning_tokens": sum(tokens)}}
 
     def last(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": []}
@@ -73,7 +80,8 @@ class ChatWriter(ChunkWriter):
         alone = self._body.parallel_tool_calls is False
         prompt = self._ask.prompt_token_ids
         reader = self._syntax.reader(prompt, self._names_of_tools, alone)
-        return ChatMessage(reader, self._body.include_reasoning is not False)
+        count = self._syntax.reasoning_count(prompt)
+        return ChatMessage(reader, count, self._body.include_reasoning is not False)
 
     def _rest(self, new: Completion | RequestEvent, message: ChatMessage) -> dict[str, Any]:
         logprobs = new.logprobs

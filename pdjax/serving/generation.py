@@ -70,17 +70,22 @@ class ChunkWriter:
         """The chunk that has no choices."""
         raise NotImplementedError
 
+    def used(self, usage: Usage) -> dict[str, Any]:
+        """The usage so far."""
+        return usage()
+
     def whole(self, outputs: Seq[RequestOutput], usage: Usage) -> dict[str, Any]:
-        return self.answer(outputs) | {"usage": usage()}
+        return self.answer(outputs) | {"usage": self.used(usage)}
 
     def events(self, number: int, event: RequestEvent, usage: Usage) -> bytes:
-        so_far = {"usage": usage()} if self._continuous else self._nothing
-        return sse.data(self.chunk(number, event) | so_far)
+        chunk = self.chunk(number, event)
+        so_far = {"usage": self.used(usage)} if self._continuous else self._nothing
+        return sse.data(chunk | so_far)
 
     def end(self, usage: Usage) -> bytes:
         if not self._has_usage:
             return sse.DONE
-        return sse.data(self.last() | {"usage": usage()}) + sse.DONE
+        return sse.data(self.last() | {"usage": self.used(usage)}) + sse.DONE
 
     def failure(self, error: ApiError) -> bytes:
         return sse.data(error.body())

@@ -1,5 +1,6 @@
 """Calls of tools and reasoning, as the official client sends and gets them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def test_reasoning_is_a_field_of_its_own(client: OpenAI, backend: FakeBackend):
     assert texts == {"content": "Yes.", "reasoning": "Hm, 世界."}
     [choice] = ask(client, max_tokens=3, **THINKING).choices
     assert (choice.message.content, choice.message.reasoning) == (None, "Hm,")
+    assert "completion_tokens_details" not in ask(client, **THINKING).usage.to_dict()
     backend.text, body = "Hm.</think>Yes.", {**THINKING["extra_body"], "include_reasoning": False}
     [choice] = ask(client, **{**THINKING, "extra_body": body}).choices
     assert choice.message.to_dict() == {"role": "assistant", "content": "Yes."}
@@ -164,6 +166,29 @@ def test_markers_that_are_control_tokens_are_seen(tmp_path: Path):
     http = Http(backend, tool_call_parser="none")
     backend.text = 'A[TOOL_CALLS]look[ARGS]{"at": 1}'
     assert post(http)["message"] == {"role": "assistant", "content": 'Alook{"at": 1}'}
+
+
+def test_tokens_of_reasoning_are_counted(tmp_path: Path):
+    backend = FakeBackend(tmp_path, special=("<think>", "</think>"), template="{{ x }}</think>.")
+    http = Http(backend)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for text, tokens in (
+        ("\n <think>abc</think>d", 3),
+        ("<think>abc", 3),
+        ("<think></think>d", 0),
+        ("d", 0),
+        ("d <think>abc</think>", 0),
+    ):
+        backend.text, body = text, {"messages": HELLO}
+        made = http.post("/v1/chat/completions", json=body).json()
+        assert made["usage"]["completion_tokens_details"] == {"reasoning_tokens": tokens}, text
+        body |= {"stream": True, "stream_options": options}
+        lines = http.post("/v1/chat/completions", json=body).text.split("\n\n")[:-2]
+        counts = [
+            json.loads(line[6:])["usage"]["completion_tokens_details"]["reasoning_tokens"]
+            for line in lines
+        ]
+        assert counts == sorted(counts) and counts[-1] == tokens
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "{", '"x"', "1"])

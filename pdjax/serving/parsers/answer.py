@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Set
 from collections.abc import Sequence as Seq
 
-from pdjax.serving.parsers.cursor import Parser
+from pdjax.serving.parsers.cursor import SPACE, Parser
 from pdjax.serving.parsers.parts import Arguments, CallBegins, CallEnds, NoCall, Part, Text
+from pdjax.serving.parsers.reasoning import ReasoningCount
 from pdjax.serving.parsers.registry import AUTO, REASONING_PARSERS, TOOL_PARSERS, parser_of
 from pdjax.text.tokenizer import Tokenizer
 
@@ -114,10 +115,34 @@ class AnswerSyntax:
         """
         parsers = []
         reasoning, tools = self._reasoning, self._tools
-        if reasoning is not None and self._tokenizer is not None:
-            end = self._tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
-            is_open = reasoning.is_open(end)
+        if reasoning is not None:
+            is_open = self._is_open(prompt)
             parsers.append(Parser(lambda cursor: reasoning.read(cursor, is_open)))
         if tools is not None and names:
             parsers.append(Parser(lambda cursor: tools.read(cursor, names)))
         return AnswerReader(parsers, first_alone)
+
+    def reasoning_count(self, prompt: Seq[int]) -> ReasoningCount | None:
+        """What counts the reasoning of one choice; None where the markers are no tokens.
+
+        Args:
+          prompt: token ids, which may end with the start of the reasoning.
+        """
+        reasoning, tokenizer = self._reasoning, self._tokenizer
+        if reasoning is None or tokenizer is None:
+            return None
+        opens, closes = map(tokenizer.token_id, (reasoning.opens, reasoning.closes))
+        if opens is None or closes is None:
+            return None
+
+        def is_space(token: int) -> bool:
+            return not tokenizer.decode([token], skip_special_tokens=False).strip(SPACE)
+
+        return ReasoningCount(opens, closes, self._is_open(prompt), is_space)
+
+    def _is_open(self, prompt: Seq[int]) -> bool:
+        """Whether the prompt has begun the reasoning."""
+        if self._reasoning is None or self._tokenizer is None:
+            return False
+        end = self._tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
+        return self._reasoning.is_open(end)
