@@ -11,7 +11,7 @@ from pdjax.text.tokenizer import Tokenizer
 
 def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The messages, with their content as one text, `developer` as `system`, and the arguments of
-    earlier tool calls as objects.
+    earlier tool calls as objects. An empty list of calls is left out: templates would write it.
 
     Raises:
       ApiError: a 400: a message without a role, or with a part that is no text.
@@ -24,8 +24,9 @@ def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         turn = {**message, "role": "system" if role == "developer" else role}
         if "content" in turn:
             turn["content"] = text_of(f"{where}.content", turn["content"])
-        if turn.get("tool_calls") is not None:
-            turn["tool_calls"] = _calls(f"{where}.tool_calls", turn["tool_calls"])
+        calls = turn.pop("tool_calls", None)
+        if calls is not None and calls != []:
+            turn["tool_calls"] = _calls(f"{where}.tool_calls", calls)
         found.append(turn)
     if not found:
         raise bad_value("messages", [], "must have at least one message")

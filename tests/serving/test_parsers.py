@@ -5,12 +5,17 @@ import random
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from pdjax.serving.chat_message import ChatMessage
-from pdjax.serving.parsers.answer import AnswerReader
+from pdjax.serving.conversations import messages_of
+from pdjax.serving.parsers.answer import AnswerReader, AnswerSyntax
 from pdjax.serving.parsers.cursor import Parser
 from pdjax.serving.parsers.json_scanner import JsonScanner
 from pdjax.serving.parsers.registry import REASONING_PARSERS, TOOL_PARSERS, parser_of
+from pdjax.text.tokenizer import Tokenizer
+from tests.parity.chat_cases import TEMPLATES
 
 pytestmark = pytest.mark.smoke
 
@@ -254,6 +259,47 @@ def test_the_scanner_agrees_with_pythons_own():
         assert ended == is_json(text), text
         wrong += not ended
     assert 300 < wrong < 1700
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "reasoning"),
+    [
+        ("qwen_tools", "hermes", "think"),
+        ("llama3_tools", "llama3", "none"),
+        ("deepseek_thinking", "none", "think"),
+        ("chatml", "none", "none"),
+        ({"default": "x", "tool_use": "[TOOL_CALLS]"}, "mistral", "none"),
+        ("<tool_call>\n<function={{ name }}>", "none", "none"),
+        (None, "none", "none"),
+    ],
+)
+def test_parsers_are_found_by_the_template(template: Any, tools: str, reasoning: str):
+    source = TEMPLATES.get(template, template) if isinstance(template, str) else template
+    tokenizer = Tokenizer(Backend(models.BPE()), chat_template=source)
+    syntax = AnswerSyntax(tokenizer)
+    assert (syntax.tool_parser, syntax.reasoning_parser) == (tools, reasoning)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qwen_tools", '{"name": "look", "arguments": {"at": "über"}}'),
+        ("llama3_tools", '{"name": "look", "parameters": {"at": "über"}}'),
+    ],
+)
+def test_templates_write_calls_as_they_are_read(name: str, expected: str):
+    function = {"name": "look", "arguments": '{"at":"\\u00fcber"}'}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "function": function}]},
+        {"role": "tool", "tool_call_id": "a", "content": "done"},
+        {"role": "assistant", "content": "Done.", "tool_calls": []},
+    ]
+    tokenizer = Tokenizer(Backend(models.BPE()), chat_template=TEMPLATES[name], bos_token="")
+    assert expected in tokenizer.render_chat(messages_of(turns))
+    family = AnswerSyntax(tokenizer).tool_parser
+    text = f"<tool_call>{expected}" if family == "hermes" else expected
+    assert whole(reader(family), text)["calls"] == [("look", '{"at": "über"}')]
 
 
 def test_parsers_are_found_by_name():

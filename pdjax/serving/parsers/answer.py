@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Set
 from collections.abc import Sequence as Seq
 
-from pdjax.serving.parsers.cursor import SPACE, Parser
+from pdjax.serving.parsers.cursor import Parser
+from pdjax.serving.parsers.json_scanner import SPACE
 from pdjax.serving.parsers.parts import Arguments, CallBegins, CallEnds, NoCall, Part, Text
 from pdjax.serving.parsers.reasoning import ReasoningCount
 from pdjax.serving.parsers.registry import AUTO, REASONING_PARSERS, TOOL_PARSERS, parser_of

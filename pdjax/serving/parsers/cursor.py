@@ -7,13 +7,11 @@ the text is certain, so that what it tells does not depend on where the text is 
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from pdjax.serving.parsers.json_scanner import JsonScanner
+from pdjax.serving.parsers.json_scanner import SPACE, JsonScanner, end_of_space
 from pdjax.serving.parsers.parts import Arguments, NoCall, Part, Reasoning, Text
 
 ResultT = TypeVar("ResultT")
 Reading = Generator[Part | None, None, ResultT]
-
-SPACE = " \t\n\r"
 
 
 class Malformed(Exception):
@@ -52,12 +50,12 @@ class Cursor:
     def space(self) -> Reading[None]:
         """Read white space, which is not told."""
         while (character := (yield from self.peek())) and character in SPACE:
-            self._take(1)
+            self._take_space()
 
     def hold_space(self) -> Reading[None]:
         """Read white space, which is told later, unless a call follows."""
         while (character := (yield from self.peek())) and character in SPACE:
-            self._held.append(self._take(1))
+            self._held.append(self._take_space())
 
     def literal(self, text: str) -> Reading[bool]:
         """Read `text` if it comes next; whether it did."""
@@ -157,6 +155,9 @@ class Cursor:
         if self._kept is not None and piece:
             self._kept.append(piece)
         return piece
+
+    def _take_space(self) -> str:
+        return self._take(end_of_space(self._text, self._at) - self._at)
 
     def _certain(self, marker: str) -> int:
         """The place before which no marker begins whose end has not come."""

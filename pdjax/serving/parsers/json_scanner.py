@@ -5,8 +5,17 @@ import re
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _NUMBER_CHARACTERS = frozenset("+-.0123456789eE")
+_SPACES = re.compile(r"[ \t\n\r]*")
 _WORDS = {"t": "rue", "f": "alse", "n": "ull"}
-_SPACE = " \t\n\r"
+
+SPACE = " \t\n\r"
+"""White space of JSON."""
+
+
+def end_of_space(text: str, at: int) -> int:
+    """The place behind the white space at a place."""
+    found = _SPACES.match(text, at)
+    return at if found is None else found.end()
 
 
 class JsonScanner:
@@ -35,8 +44,8 @@ class JsonScanner:
     def _between(self, text: str, at: int) -> int:
         """Read a character that is part of no string, number or word."""
         character, expects = text[at], self._expects
-        if character in _SPACE:
-            return at + 1
+        if character in SPACE:
+            return end_of_space(text, at)
         if character in "]}" and self._open and character == self._open[-1]:
             if expects not in ("next", "first value", "first key"):
                 return self._fail(at)

@@ -1,7 +1,8 @@
 """Reasoning as Qwen 3 and DeepSeek-R1 write it: before the answer, between tags, the first of which
 may be the end of the prompt."""
 
-from pdjax.serving.parsers.cursor import SPACE, Cursor, Reading
+from pdjax.serving.parsers.cursor import Cursor, Reading
+from pdjax.serving.parsers.json_scanner import SPACE
 from pdjax.serving.parsers.parts import Reasoning
 from pdjax.serving.parsers.reasoning import ReasoningSyntax
 
