@@ -14,7 +14,7 @@ from pdjax.serving.chat_message import ChatMessage
 from pdjax.serving.conversations import check_template_takes_tools, messages_of
 from pdjax.serving.front import Front, labels_of
 from pdjax.serving.generation import STREAMS, ChunkWriter, Usage, admit, respond
-from pdjax.serving.logprobs import TokenNames, chat_logprobs
+from pdjax.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from pdjax.serving.requests import ChatRequest
 
 
@@ -53,7 +53,12 @@ class ChatWriter(ChunkWriter):
             message = self._messages[index] = self._message()
             told = {"role": "assistant", **message.whole(each.text, each.token_ids)}
             choices.append({"index": index, "message": told, **self._rest(each, message)})
-        return {**self._head, "choices": choices, **self._prompt()}
+        more = self._prompt()
+        if self._body.prompt_logprobs is not None:
+            more["prompt_logprobs"] = prompt_logprobs(
+                self._names, output.prompt_logprobs, self._body.prompt_logprobs
+            )
+        return {**self._head, "choices": choices, **more}
 
     def chunk(self, number: int, event: RequestEvent) -> dict[str, Any]:
         prompt = {} if self._messages else self._prompt()

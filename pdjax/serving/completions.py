@@ -1,19 +1,20 @@
 """`/v1/completions`: prompts of text or token ids, continued."""
 
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pdjax.core.clock import unix_time
-from pdjax.core.logprobs import TokenLogprobs
-from pdjax.core.outputs import RequestEvent, RequestOutput
+from pdjax.core.logprobs import PromptLogprobs
+from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
+from pdjax.serving.echo import NO_ECHO, Echo
 from pdjax.serving.front import Front, labels_of
 from pdjax.serving.generation import STREAMS, ChunkWriter, admit, respond
-from pdjax.serving.logprobs import CompletionLogprobs, TokenNames
+from pdjax.serving.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
 from pdjax.serving.requests import CompletionRequest
 
 
@@ -25,7 +26,7 @@ class CompletionWriter(ChunkWriter):
       request_id: of HTTP.
       body: what was asked.
       asks: one a prompt.
-      echoes: the text of each prompt where it is to be repeated; else "".
+      echoes: what is repeated of each prompt.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class CompletionWriter(ChunkWriter):
         request_id: str,
         body: CompletionRequest,
         asks: Seq[Ask],
-        echoes: Seq[str],
+        echoes: Seq[Echo],
     ) -> None:
         super().__init__(body)
         self._body, self._asks, self._echoes = body, asks, echoes
         by_id = bool(body.return_tokens_as_token_ids)
         self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
         self._logprobs: dict[tuple[int, int], CompletionLogprobs] = {}
+        self._of_prompt: dict[int, PromptLogprobs | None] = {}  # by the number of the prompt
         self._head = {
             "id": f"cmpl-{request_id}",
             "object": "text_completion",
@@ -49,46 +51,61 @@ class CompletionWriter(ChunkWriter):
         }
 
     def answer(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
-        choices = [
-            self._choice(number, index, each.text, each.token_ids, each.logprobs)
-            | {"finish_reason": each.finish_reason, "stop_reason": each.stop_reason}
-            for number, output in enumerate(outputs)
-            for index, each in enumerate(output.choices)
-        ]
+        choices = []
+        for number, output in enumerate(outputs):
+            self._of_prompt[number] = output.prompt_logprobs
+            choices += [
+                self._choice(number, index, choice) for index, choice in enumerate(output.choices)
+            ]
         return {**self._head, "choices": choices}
 
     def chunk(self, number: int, event: RequestEvent) -> dict[str, Any]:
-        choice = self._choice(number, event.choice, event.text, event.token_ids, event.logprobs)
-        choice |= {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
-        return {**self._head, "choices": [choice]}
+        self._of_prompt.setdefault(number, event.prompt_logprobs)
+        return {**self._head, "choices": [self._choice(number, event.choice, event)]}
 
     def last(self) -> dict[str, Any]:
         return {**self._head, "choices": []}
 
-    def _choice(
-        self,
-        number: int,
-        index: int,
-        text: str,
-        token_ids: list[int],
-        logprobs: list[TokenLogprobs] | None,
-    ) -> dict[str, Any]:
+    def _choice(self, number: int, index: int, new: Completion | RequestEvent) -> dict[str, Any]:
         """What is new of a choice; the first time, with what goes before."""
-        key = (number, index)
-        first = key not in self._logprobs
-        if first:
-            self._logprobs[key] = CompletionLogprobs(self._names, len(self._echoes[number]))
-        written = None if logprobs is None else self._logprobs[key].of(token_ids, logprobs)
-        ids: Mapping[str, Any] = {}
-        if self._body.return_token_ids:
-            prompt = list(self._asks[number].prompt_token_ids) if first else None
-            ids = {"token_ids": token_ids, "prompt_token_ids": prompt}
+        body, is_first = self._body, (number, index) not in self._logprobs
+        if body.is_prompt_alone:
+            new = replace(new, text="", token_ids=[], logprobs=[], stop_reason=None)
+            new = replace(new, finish_reason=new.finish_reason and "length")
+        written = self._written(number, index, new)
+        more: dict[str, Any] = {}
+        if body.return_token_ids:
+            prompt = list(self._asks[number].prompt_token_ids) if is_first else None
+            more = {"token_ids": new.token_ids, "prompt_token_ids": prompt}
+        if body.prompt_logprobs is not None:
+            of_prompt = self._of_prompt[number]
+            more["prompt_logprobs"] = prompt_logprobs(self._names, of_prompt, body.prompt_logprobs)
         return {
-            "index": number * (self._body.n or 1) + index,
-            "text": (self._echoes[number] if first else "") + text,
+            "index": number * (body.n or 1) + index,
+            "text": (self._echoes[number].text if is_first else "") + new.text,
             "logprobs": written,
-            **ids,
+            "finish_reason": new.finish_reason,
+            "stop_reason": new.stop_reason,
+            **more,
         }
+
+    def _written(
+        self, number: int, index: int, new: Completion | RequestEvent
+    ) -> dict[str, Any] | None:
+        """The `logprobs` of what is new; the first time, with those of a repeated prompt."""
+        key, echo, most = (number, index), self._echoes[number], self._body.logprobs
+        is_first = key not in self._logprobs
+        if is_first:
+            self._logprobs[key] = CompletionLogprobs(self._names, most or 0, len(echo.text))
+        if most is None:
+            return None
+        written = self._logprobs[key].of(new.token_ids, new.logprobs or [])
+        of_prompt = self._of_prompt[number]
+        if not (is_first and self._body.echo and of_prompt is not None):
+            return written
+        prompt = self._asks[number].prompt_token_ids
+        before = self._logprobs[key].of_prompt(prompt, of_prompt, echo.offsets)
+        return {name: values + written[name] for name, values in before.items()}
 
 
 def routes(front: Front) -> APIRouter:
@@ -102,9 +119,9 @@ def routes(front: Front) -> APIRouter:
         params = body.params()
         prompts = body.prompts(front.backend.model.max_choices // params.n)
         ids = await front.in_thread(_encoded, front, prompts)
-        echoes = [""] * len(prompts)
+        echoes = [NO_ECHO] * len(prompts)
         if body.echo:
-            echoes = await front.in_thread(_decoded, front, prompts)
+            echoes = await front.in_thread(_echoed, front, prompts, ids)
         state = request.scope["state"]
         labels = labels_of(state, body.user)
         asks = [Ask(tuple(each), params, not body.stream, labels) for each in ids]
@@ -125,10 +142,6 @@ def _encoded(front: Front, prompts: list[str | list[int]]) -> list[list[int]]:
     return [front.tokenizer.encode(each) if isinstance(each, str) else each for each in prompts]
 
 
-def _decoded(front: Front, prompts: list[str | list[int]]) -> list[str]:
-    """The text of each prompt; "" of token ids of a model without a tokenizer."""
+def _echoed(front: Front, prompts: list[str | list[int]], ids: list[list[int]]) -> list[Echo]:
     tokenizer = front.backend.tokenizer
-    return [
-        each if isinstance(each, str) else "" if tokenizer is None else tokenizer.decode(each)
-        for each in prompts
-    ]
+    return [Echo.of(tokenizer, *each) for each in zip(prompts, ids, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pdjax.core.messages import prompt_too_long
 from pdjax.core.request import QueueFull, SamplingParams
 from pdjax.serving.backend import Ask, Backend
-from pdjax.serving.errors import ApiError, draining, of_submit
+from pdjax.serving.errors import ApiError, bad_value, draining, of_submit
 from pdjax.serving.keys import ApiKey
 from pdjax.serving.metrics import ServerMetrics
 from pdjax.serving.open_answer import OpenAnswer
@@ -20,6 +20,9 @@ from pdjax.session import Closed
 from pdjax.text.tokenizer import Tokenizer
 
 ResultT = TypeVar("ResultT")
+
+MOST_SCORES = 1 << 21
+"""Log-probabilities of prompts in one response: some 100 MB of JSON."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,10 @@ class Front:
             self.metrics.refused("invalid")
             raise of_submit(error) from error
 
+    async def in_long_thread(self, call: Callable[..., ResultT], *args: Any, **how: Any) -> ResultT:
+        """Call what may take long outside the event loop, apart from short texts."""
+        return await self._texts.call_long(call, *args, **how)
+
     def check_model(self, name: str | None) -> None:
         """Refuse another model's name; no name is this one's.
 
@@ -156,6 +163,7 @@ class Front:
         self.check_open()
         for ask in asks:
             self._check_length(len(ask.prompt_token_ids))
+        self._check_scores(asks)
         answers: list[OpenAnswer] = []
         try:
             for ask in asks:
@@ -181,6 +189,24 @@ class Front:
         if prompt_tokens >= context:
             self.metrics.refused("invalid")
             raise of_submit(ValueError(prompt_too_long(prompt_tokens, context)))
+
+    def _check_scores(self, asks: Seq[Ask]) -> None:
+        """Refuse prompts of which one response would have too many log-probabilities.
+
+        Raises:
+          ApiError: a 400.
+        """
+        top = max((ask.params.prompt_logprobs or 0 for ask in asks), default=0)
+        scored = [ask for ask in asks if ask.params.prompt_logprobs is not None]
+        count = sum(len(ask.prompt_token_ids) for ask in scored) * (1 + top)
+        if count > MOST_SCORES:
+            self.metrics.refused("invalid")
+            raise bad_value(
+                "prompt",
+                f"{len(scored)} prompts",
+                f"have {count} log-probabilities, with the {top} likeliest of each token; must be "
+                f"at most {MOST_SCORES}, so send fewer prompts at once, or ask for fewer",
+            )
 
     def abort_all(self) -> None:
         """Close every answer under way."""

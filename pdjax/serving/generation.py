@@ -123,6 +123,8 @@ async def respond(
         outputs = await sse.unless_gone(request, _outputs(run))
     finally:
         run.close()
+    if any(output.prompt_logprobs is not None for output in outputs):
+        return await front.in_long_thread(lambda: JSONResponse(writer.whole(outputs, run.usage)))
     return JSONResponse(writer.whole(outputs, run.usage))
 
 
@@ -136,7 +138,7 @@ class _Run:
         notes: dict[str, Any],
         answers: Seq[OpenAnswer],
     ) -> None:
-        self._front, self._request_id, self.notes = front, request_id, notes
+        self.front, self._request_id, self.notes = front, request_id, notes
         self.answers = answers
         self._cached = 0
 
@@ -209,7 +211,10 @@ async def _events(run: _Run, writer: Writer) -> AsyncGenerator[bytes, None]:
             if event.output is not None:
                 run.ended(event.output)
                 missing -= 1
-            told = writer.events(number, event, run.usage)
+            if event.prompt_logprobs is None:
+                told = writer.events(number, event, run.usage)
+            else:
+                told = await run.front.in_long_thread(writer.events, number, event, run.usage)
             if told:
                 yield told
         if missing:

@@ -1,10 +1,11 @@
 """Log-probabilities in the two forms of OpenAI's API."""
 
 import math
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
 
-from pdjax.core.logprobs import TokenLogprobs
+from pdjax.core.logprobs import PromptLogprobs, TokenLogprobs
 from pdjax.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0
@@ -39,32 +40,51 @@ class CompletionLogprobs:
 
     Args:
       names: of the tokens.
-      offset: characters before the first token.
+      most: how many of the likeliest tokens are written.
+      offset: characters before the first token that was generated.
     """
 
-    def __init__(self, names: TokenNames, offset: int = 0) -> None:
-        self._names, self._offset = names, offset
+    def __init__(self, names: TokenNames, most: int, offset: int = 0) -> None:
+        self._names, self._most, self._offset = names, most, offset
 
     def of(self, token_ids: Seq[int], entries: Seq[TokenLogprobs]) -> dict[str, Any]:
-        """The next tokens. Of tokens with the same text the likeliest one stays."""
-        tokens = [self._names(token) for token in token_ids]
+        """The next tokens that were generated."""
         offsets = []
-        for token in tokens:
+        for token in token_ids:
             offsets.append(self._offset)
-            self._offset += len(token)
-        tops = []
+            self._offset += len(self._names(token))
+        return self._written(token_ids, entries, offsets)
+
+    def of_prompt(
+        self, token_ids: Seq[int], entries: PromptLogprobs, offsets: list[int]
+    ) -> dict[str, Any]:
+        """The tokens of the prompt, the first of which has no log-probability."""
+        return self._written(token_ids, entries, offsets)
+
+    def _written(
+        self, token_ids: Seq[int], entries: Iterable[TokenLogprobs | None], offsets: list[int]
+    ) -> dict[str, Any]:
+        tokens = [self._names(token) for token in token_ids]
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
         for token, entry in zip(tokens, entries, strict=True):
-            top: dict[str, float] = {}
-            for other, value in entry.top:
-                top.setdefault(self._names(other), _finite(value))
-            top.setdefault(token, _finite(entry.chosen))
-            tops.append(top)
+            values.append(None if entry is None else _finite(entry.chosen))
+            tops.append(None if entry is None else self._top(token, entry))
         return {
             "tokens": tokens,
-            "token_logprobs": [_finite(entry.chosen) for entry in entries],
+            "token_logprobs": values,
             "top_logprobs": tops,
             "text_offset": offsets,
         }
+
+    def _top(self, token: str, entry: TokenLogprobs) -> dict[str, float]:
+        """The likeliest tokens and the one that is there. Of tokens with the same text the
+        likeliest one stays."""
+        top: dict[str, float] = {}
+        for other, value in entry.top[: self._most]:
+            top.setdefault(self._names(other), _finite(value))
+        top.setdefault(token, _finite(entry.chosen))
+        return top
 
 
 def chat_logprobs(
@@ -78,6 +98,28 @@ def chat_logprobs(
             for token, entry in zip(token_ids, entries, strict=True)
         ]
     }
+
+
+def prompt_logprobs(
+    names: TokenNames, entries: PromptLogprobs | None, most: int
+) -> list[dict[str, Any] | None] | None:
+    """`prompt_logprobs` in the form of vLLM's server: of each token of the prompt but the first,
+    that token and the `most` likeliest ones, by id."""
+    if entries is None:
+        return None
+    written: list[dict[str, Any] | None] = []
+    for entry in entries:
+        if entry is None:
+            written.append(None)
+            continue
+        places = [(entry.token, entry.chosen, entry.rank)]
+        places += [(*each, rank) for rank, each in enumerate(entry.top[:most], start=1)]
+        found: dict[str, Any] = {}
+        for token, value, rank in places:
+            told = {"logprob": _finite(value), "rank": rank, "decoded_token": names(token)}
+            found.setdefault(str(token), told)
+        written.append(found)
+    return written
 
 
 def _named(names: TokenNames, token: int, value: float) -> dict[str, Any]:

@@ -21,7 +21,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "structured_outputs": ({},),
     **dict.fromkeys(["guided_json", "guided_regex", "guided_choice", "guided_grammar"], ()),
     "guided_decoding_backend": (),
-    "prompt_logprobs": (False,),
     "priority": (0,),
     **dict.fromkeys(["deadline", "cache_salt", "kv_transfer_params"], ()),
     "suffix": ("",),
@@ -158,6 +157,7 @@ class ChunkedRequest(SampledRequest):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def has_usage(self) -> bool:
@@ -181,7 +181,12 @@ class ChunkedRequest(SampledRequest):
             raise bad_value(
                 "stream_options", self.stream_options.model_dump(), "only allowed with stream=true"
             )
-        return super().sampling_params(n=self.n, **given)
+        top = self.prompt_logprobs
+        if top is not None and (top < 0 or self.stream):
+            allowed = "must be 0 or more" if top < 0 else "not allowed with stream=true"
+            raise bad_value("prompt_logprobs", top, allowed)
+        asked = {"n": self.n, "prompt_logprobs": top, **given}
+        return super().sampling_params(**asked)
 
 
 class CompletionRequest(ChunkedRequest):
@@ -198,16 +203,21 @@ class CompletionRequest(ChunkedRequest):
         Raises:
           ApiError: a 400.
         """
-        if self.echo and self.logprobs is not None:
-            raise not_supported(
-                "echo",
-                "echo: with logprobs needs log-probabilities of prompts, which this server "
-                "does not have; ask for one of them",
-            )
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise not_supported("best_of", f"best_of={self.best_of}: must be n; leave it out")
         most = 16 if self.max_tokens is None else self.max_tokens
-        return self.sampling_params(max_tokens=most, logprobs=self.logprobs)
+        of_prompt = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return self.sampling_params(
+            max_tokens=1 if self.is_prompt_alone else most,
+            logprobs=self.logprobs,
+            prompt_logprobs=max((top for top in of_prompt if top is not None), default=None),
+        )
+
+    @property
+    def is_prompt_alone(self) -> bool:
+        """Whether the prompt is repeated and nothing after it; a model generates a token all the
+        same."""
+        return bool(self.echo) and self.max_tokens == 0
 
     def prompts(self, most: int) -> list[str | list[int]]:
         """The prompts, each text or token ids.

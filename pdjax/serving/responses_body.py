@@ -23,6 +23,7 @@ RESPONSES_REFUSED: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
     "include": ([],),
     "logprobs": (False,),
+    "prompt_logprobs": (),
     "top_logprobs": (0,),
     "reasoning": ({}, {"effort": None}, {"effort": "none"}),
     "truncation": ("disabled",),

@@ -24,12 +24,22 @@ class TextThreads:
     async def call(self, call: Callable[..., ResultT], *args: Any, **how: Any) -> ResultT:
         """Call it in one of the threads, by the size of its arguments."""
         thread = self._long if _size((*args, how)) >= LONG else self._short
-        return await asyncio.get_running_loop().run_in_executor(thread, partial(call, *args, **how))
+        return await _run(thread, call, *args, **how)
+
+    async def call_long(self, call: Callable[..., ResultT], *args: Any, **how: Any) -> ResultT:
+        """Call it where long texts are made, whatever its arguments are."""
+        return await _run(self._long, call, *args, **how)
 
     def close(self) -> None:
         """Take no further calls."""
         self._short.shutdown(wait=False)
         self._long.shutdown(wait=False)
+
+
+async def _run(
+    thread: ThreadPoolExecutor, call: Callable[..., ResultT], *args: Any, **how: Any
+) -> ResultT:
+    return await asyncio.get_running_loop().run_in_executor(thread, partial(call, *args, **how))
 
 
 def _size(value: Any) -> int:

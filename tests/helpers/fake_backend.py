@@ -7,12 +7,15 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pdjax.core.clock import WallClock
-from pdjax.core.logprobs import TokenLogprobs
+from pdjax.core.logprobs import PromptLogprobs, TokenLogprobs
 from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.core.request import QueueFull, Request
 from pdjax.host.handoff.accounting import TransferTotals
@@ -45,7 +48,7 @@ class FakeAnswer:
         self._backend, self.ask = backend, ask
         self.unread, self._news = Unread(), asyncio.Event()
         self._backlog = Backlog(self.unread.popleft)
-        self.closed = self._ended = False
+        self.closed = self._ended = self._told = False
         self.outcome: asyncio.Future[RequestOutput] = asyncio.get_running_loop().create_future()
         self._choices: list[Completion] = []
         self._completed: Callable[..., Completion] | None = None
@@ -139,9 +142,15 @@ class FakeAnswer:
         return Completion(ids, texts.text, reason, stop, logprobs, error, metrics)
 
     def _output(self, choices: list[Completion]) -> RequestOutput:
-        return RequestOutput("r", None, list(self.ask.prompt_token_ids), [*choices])
+        prompt = list(self.ask.prompt_token_ids)
+        scores = _prompt_logprobs(prompt, self.ask.params.prompt_logprobs)
+        return RequestOutput("r", None, prompt, [*choices], scores)
 
     def _tell(self, event: RequestEvent) -> None:
+        if not self._told:
+            scores = self._output([]).prompt_logprobs
+            event = replace(event, prompt_logprobs=scores)
+        self._told = True
         self.unread.append(event)
         self._news.set()
         if event.output is not None:
@@ -153,6 +162,16 @@ def _logprobs(token: int, top: int | None) -> list[TokenLogprobs] | None:
         return None
     likeliest = tuple((token + i, -0.5 - i) for i in range(top))
     return [TokenLogprobs(-0.5, likeliest)]
+
+
+def _prompt_logprobs(prompt: list[int], top: int | None) -> PromptLogprobs | None:
+    """A token is as likely as its id is small, and the likeliest ones are those after it."""
+    if top is None:
+        return None
+    ids = np.array(prompt, np.int32)
+    others = ids[1:, None] + 1 + np.arange(top, dtype=np.int32)
+    values = np.full(others.shape, -0.5, np.float32) - np.arange(top, dtype=np.float32)
+    return PromptLogprobs(ids, -ids[1:].astype(np.float32), ids[1:], others, values)
 
 
 class FakeBackend:

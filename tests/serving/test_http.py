@@ -60,6 +60,8 @@ def test_what_is_not_supported_is_refused_by_its_name(http: Http, name: str):
         ("prompt", {"text": "x"}),
         ("prompt", "\ud800"),
         ("logprobs", -1),
+        ("prompt_logprobs", -1),
+        ("prompt_logprobs", True),
         ("stream_options", {"include_usage": True}),
         ("stream_options", {"include_usage": 1}),
         ("best_of", 3),
@@ -104,8 +106,6 @@ def test_a_bound_beyond_the_context_is_the_contexts(http: Http):
 
 
 def test_options_that_need_others_are_refused(http: Http):
-    echo = http.post("/v1/completions", json={"prompt": "x", "echo": True, "logprobs": 1})
-    assert error_of(echo)["param"] == "echo"
     top = http.post("/v1/chat/completions", json={**CHAT, "top_logprobs": 2})
     assert error_of(top)["param"] == "top_logprobs"
 
