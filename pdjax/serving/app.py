@@ -105,22 +105,33 @@ async def _bad_body(request: Request, error: Exception) -> Response:
     # Where a field has several types, each says what is wrong: the one that has come furthest.
     same = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
     first = max(same, key=lambda each: len(each["loc"]))
+    if isinstance(error.body, bytes):  # it was not read as JSON, for what its header says
+        kind = request.headers.get("content-type", "")
+        message = f"content-type={shown(kind)}: must be application/json"
+        return _response(ApiError(415, message, code="unsupported_media_type"))
+    if first["loc"] == ("body",) and first["type"] == "model_attributes_type":
+        message = f"body={shown(error.body)}: must be a JSON object"
+        return _response(ApiError(400, message, code="invalid_type"))
     where = ".".join(str(part) for part in first["loc"][1:] if not _TYPE.fullmatch(str(part)))
     if first["type"] == "json_invalid":
-        return _response(ApiError(400, "the body is not valid JSON", code="invalid_json"))
+        return _response(_no_json())
     message = f"{where or 'body'}: {first['msg']}"
     if first["type"] != "missing":
         message = f"{where or 'body'}={shown(first.get('input'))}: {first['msg']}"
     return _response(ApiError(400, message, param=where or None, code=first["type"]))
 
 
+def _no_json() -> ApiError:
+    return ApiError(400, "the body is not valid JSON", code="invalid_json")
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
     """No such path or method, or a body that can't be read."""
     assert isinstance(error, HTTPException)
     reason = HTTPStatus(error.status_code).phrase.lower()
-    message = f"{request.method} {request.url.path[:200]}: {reason}"
     if error.status_code == 400:
-        message = "the body is not valid JSON"
+        return _response(_no_json())
+    message = f"{request.method} {request.url.path[:200]}: {reason}"
     known = dict(error.headers or {})
     return _response(ApiError(error.status_code, message, headers=known))
 

@@ -22,6 +22,7 @@ from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.metrics.recent import recent
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.request import RequestMetrics
+from pdjax.host.sequences.limits import Limits
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.serving.backend import Ask, Backend, ServedModel
 from pdjax.serving.front import Front, Settings
@@ -34,6 +35,7 @@ from tests.helpers.tiny_tokenizer import write_directory
 PATIENCE = 20.0
 TEXT = "Grüße, 世界! How are you?"
 LENGTH = len(TEXT.encode())
+CONTEXT = 4096
 TEMPLATE = (
     "{% if tools %}[{% for tool in tools %}{{ tool.function.name }} {% endfor %}]{% endif %}"
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -201,7 +203,9 @@ class FakeBackend:
         config = {"extra_special_tokens": [*special]} if special else {}
         self.bytes = Tokenizer.open(write_directory(folder, config, template))
         self.tokenizer: Tokenizer | None = self.bytes
-        self.model = ServedModel("fake", 4096, 4096, 64)
+        self.model = ServedModel("fake", CONTEXT, CONTEXT, 64)
+        vocab_size = self.bytes.vocab_size
+        self._limits = Limits(vocab_size, CONTEXT, 20, self.model.max_choices, CONTEXT, CONTEXT)
         self._first_text = text
         self.reset()
 
@@ -235,10 +239,7 @@ class FakeBackend:
     async def submit(self, ask: Ask) -> FakeAnswer:
         if self.full:
             raise QueueFull("9 sequences wait already")
-        if not ask.prompt_token_ids:
-            raise ValueError("prompt_token_ids=(): must have at least one token")
-        if len(ask.prompt_token_ids) >= self.model.max_model_len:
-            raise ValueError("prompt_token_ids: 9999 tokens, but the context is 4096")
+        self._limits.check(Request("r", ask.prompt_token_ids, ask.params, 0.0))
         self.answers.append(FakeAnswer(self, ask))
         return self.answers[-1]
 
