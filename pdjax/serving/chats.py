@@ -15,7 +15,7 @@ from pdjax.serving.conversations import check_template_takes_tools, messages_of
 from pdjax.serving.front import Front, labels_of
 from pdjax.serving.generation import STREAMS, ChunkWriter, Usage, admit, respond
 from pdjax.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
-from pdjax.serving.requests import ChatRequest
+from pdjax.serving.requests import ChatRequest, names_of
 
 
 class ChatWriter(ChunkWriter):
@@ -35,7 +35,7 @@ class ChatWriter(ChunkWriter):
         self._body, self._ask = body, ask
         by_id = bool(body.return_tokens_as_token_ids)
         self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
-        self._names_of_tools = body.offered_names()
+        self._names_of_tools = names_of(body.offered_tools())
         self._reads = front.syntax.reads(bool(self._names_of_tools))
         self._syntax = front.syntax
         self._messages: dict[int, ChatMessage] = {}
@@ -72,7 +72,7 @@ class ChatWriter(ChunkWriter):
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **prompt}
 
     def used(self, usage: Usage) -> dict[str, Any]:
-        counts = [message.reasoning_tokens for message in self._messages.values()]
+        counts = [message.reader.reasoning_tokens for message in self._messages.values()]
         tokens = [count for count in counts if count is not None]
         if not counts or len(tokens) < len(counts):
             return usage()
@@ -85,8 +85,7 @@ class ChatWriter(ChunkWriter):
         alone = self._body.parallel_tool_calls is False
         prompt = self._ask.prompt_token_ids
         reader = self._syntax.reader(prompt, self._names_of_tools, alone)
-        count = self._syntax.reasoning_count(prompt)
-        return ChatMessage(reader, count, self._body.include_reasoning is not False)
+        return ChatMessage(reader, self._body.include_reasoning is not False)
 
     def _rest(self, new: Completion | RequestEvent, message: ChatMessage) -> dict[str, Any]:
         logprobs = new.logprobs

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pdjax.core.messages import shown
 from pdjax.serving.errors import bad_value, not_supported
 from pdjax.text.tokenizer import Tokenizer
 
@@ -89,15 +88,22 @@ def _calls(where: str, calls: Any) -> list[dict[str, Any]]:
     for number, call in enumerate(calls):
         function = call.get("function")
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            text = function["arguments"]
-            try:
-                arguments = json.loads(text) if text else {}
-            except (ValueError, RecursionError):
-                arguments = None
-            if not isinstance(arguments, dict):
-                raise bad_value(
-                    f"{where}[{number}].function.arguments", shown(text), "must be a JSON object"
-                )
+            arguments = arguments_of(f"{where}[{number}].function", function["arguments"])
             call = {**call, "function": {**function, "arguments": arguments}}
         found.append(call)
     return found
+
+
+def arguments_of(where: str, text: str) -> dict[str, Any]:
+    """The arguments of an earlier call, from JSON; an empty text is none.
+
+    Raises:
+      ApiError: a 400: it is no object.
+    """
+    try:
+        arguments = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise bad_value(f"{where}.arguments", text, "must be a JSON object")
+    return arguments

@@ -276,23 +276,7 @@ class ChatRequest(ChunkedRequest):
         Raises:
           ApiError: a 400: a call is to be forced.
         """
-        if self.tool_choice not in (None, "auto", "none"):
-            raise not_supported(
-                "tool_choice",
-                f"tool_choice={shown(self.tool_choice)}: to force a call is not supported; "
-                "allowed are auto and none",
-            )
-        return None if self.tool_choice == "none" else self.tools or None
-
-    def offered_names(self) -> frozenset[str]:
-        """The names of the tools that the template is given.
-
-        Raises:
-          ApiError: a 400: a call is to be forced.
-        """
-        functions = [tool.get("function", tool) for tool in self.offered_tools() or ()]
-        names = [each.get("name") for each in functions if isinstance(each, dict)]
-        return frozenset(name for name in names if isinstance(name, str))
+        return self.tools or None if may_call(self.tool_choice) else None
 
 
 class TokenizeRequest(BaseModel):
@@ -317,6 +301,28 @@ class DetokenizeRequest(BaseModel):
 
     model: str | None = None
     tokens: SkipValidation[list[int]]
+
+
+def may_call(tool_choice: object) -> bool:
+    """Whether the model may call tools.
+
+    Raises:
+      ApiError: a 400: a call is to be forced.
+    """
+    if tool_choice not in (None, "auto", "none"):
+        raise not_supported(
+            "tool_choice",
+            f"tool_choice={shown(tool_choice)}: to force a call is not supported; allowed are auto "
+            "and none",
+        )
+    return tool_choice != "none"
+
+
+def names_of(tools: Iterable[Mapping[str, Any]] | None) -> frozenset[str]:
+    """The names of tools."""
+    functions = [tool.get("function", tool) for tool in tools or ()]
+    names = [each.get("name") for each in functions if isinstance(each, dict)]
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def checked_ids(name: str, ids: Any, vocab_size: int) -> list[int]:

@@ -1,5 +1,5 @@
-"""`/v1/responses`: a text or a conversation, answered in plain text. Nothing is kept: each request
-brings its whole conversation."""
+"""`/v1/responses`: a text or a conversation, answered in text and calls of tools. Nothing is kept:
+each request brings its whole conversation."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
@@ -15,32 +15,41 @@ from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import SamplingParams
 from pdjax.serving import sse
 from pdjax.serving.backend import Ask
+from pdjax.serving.conversations import check_template_takes_tools
 from pdjax.serving.errors import ApiError
 from pdjax.serving.front import Front, labels_of
 from pdjax.serving.generation import STREAMS, Usage, admit, respond
+from pdjax.serving.parsers.answer import AnswerReader
+from pdjax.serving.requests import names_of
+from pdjax.serving.response_items import OutputItems
 from pdjax.serving.responses_body import ResponsesRequest
 
 
 class ResponseWriter:
-    """Writes what `/v1/responses` answers: a response with one message of one text.
+    """Writes what `/v1/responses` answers: a response with items, most often one message.
 
-    A stream tells of the response, the message and its part before the first text, then each text
-    as it comes, and at last all of them whole. What goes before the first text comes with it, so
-    that a request that fails until then has a status of its own.
+    A stream tells of the response before the first item, then of each item as it comes, and at last
+    of all of them whole. What goes before the first item comes with the first text, so that a
+    request that fails until then has a status of its own.
 
     Args:
       model: its name.
       request_id: of HTTP.
       body: what was asked.
       params: how it is answered.
+      reader: of the answer.
     """
 
     def __init__(
-        self, model: str, request_id: str, body: ResponsesRequest, params: SamplingParams
+        self,
+        model: str,
+        request_id: str,
+        body: ResponsesRequest,
+        params: SamplingParams,
+        reader: AnswerReader,
     ) -> None:
-        self._item_id = f"msg_{request_id}"
         self._number = 0
-        self._text = ""
+        self._reader, self._items = reader, OutputItems(request_id, self._event)
         self._finish_reason: str | None = None
         self._head = {
             "id": f"resp_{request_id}",
@@ -58,66 +67,52 @@ class ResponseWriter:
             "store": False,
             "previous_response_id": None,
             "truncation": "disabled",
-            "parallel_tool_calls": False,
-            "tool_choice": "none",
-            "tools": [],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
         }
 
     def whole(self, outputs: Seq[RequestOutput], usage: Usage) -> dict[str, Any]:
         [output] = outputs
         [choice] = output.choices
-        self._text, self._finish_reason = choice.text, choice.finish_reason
+        self._finish_reason = choice.finish_reason
+        self._items.take(self._reader.whole(choice.text, choice.token_ids))
+        self._items.end(self._is_cut)
         return self._ended(usage)
 
     def events(self, number: int, event: RequestEvent, usage: Usage) -> bytes:
         told = b"" if self._number else self._begin()
-        self._text += event.text
         self._finish_reason = event.finish_reason
-        if event.text:
-            told += self._of_part("output_text.delta", delta=event.text, logprobs=[])
-        return told
+        ended = event.finish_reason is not None
+        return told + self._items.take(self._reader.push(event.text, event.token_ids, ended=ended))
 
     def end(self, usage: Usage) -> bytes:
+        told = self._items.end(self._is_cut)
         response = self._ended(usage)
-        [item] = response["output"]
-        [part] = item["content"]
-        return (
-            self._of_part("output_text.done", text=self._text, logprobs=[])
-            + self._of_part("content_part.done", part=part)
-            + self._event("output_item.done", output_index=0, item=item)
-            + self._event(response["status"], response=response)
-        )
+        return told + self._event(response["status"], response=response)
 
     def failure(self, error: ApiError) -> bytes:
         body = error.body()
         told = {key: body["error"][key] for key in ("code", "message", "param")}
         return sse.typed({"type": "error", "sequence_number": self._next(), **told, **body})
 
+    @property
+    def _is_cut(self) -> bool:
+        """Whether `max_output_tokens` or the context has cut the answer."""
+        return self._finish_reason == "length"
+
     def _begin(self) -> bytes:
         response = self._response("in_progress", [])
-        item = self._item("in_progress", [])
-        return (
-            self._event("created", response=response)
-            + self._event("in_progress", response=response)
-            + self._event("output_item.added", output_index=0, item=item)
-            + self._of_part("content_part.added", part=_part(""))
-        )
+        created = self._event("created", response=response)
+        return created + self._event("in_progress", response=response)
 
     def _event(self, name: str, **fields: Any) -> bytes:
         kind = {"type": f"response.{name}", "sequence_number": self._next()}
         return sse.typed(kind | fields)
 
-    def _of_part(self, name: str, **fields: Any) -> bytes:
-        where = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        return self._event(name, **where, **fields)
-
     def _next(self) -> int:
         self._number += 1
         return self._number - 1
-
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = {"id": self._item_id, "type": "message", "role": "assistant"}
-        return {**kind, "status": status, "content": content}
 
     def _response(
         self,
@@ -136,19 +131,14 @@ class ResponseWriter:
         }
 
     def _ended(self, usage: Usage) -> dict[str, Any]:
-        """The response with its whole text; one that `max_output_tokens` or the context has cut
-        is incomplete."""
-        reason = "max_output_tokens" if self._finish_reason == "length" else None
-        status = "completed" if reason is None else "incomplete"
-        item = self._item(status, [_part(self._text)])
-        return self._response(status, [item], reason, _usage(usage()))
+        """The response with all items; one that was cut is incomplete."""
+        reason = "max_output_tokens" if self._is_cut else None
+        status = "incomplete" if self._is_cut else "completed"
+        used = _usage(usage(), self._reader.reasoning_tokens or 0)
+        return self._response(status, self._items.items, reason, used)
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _usage(used: dict[str, Any]) -> dict[str, Any]:
+def _usage(used: dict[str, Any], reasoning_tokens: int) -> dict[str, Any]:
     """Usage in the form of responses. Pools keep what was prefilled by themselves: nothing is
     written at a client's wish."""
     cached = used["prompt_tokens_details"]["cached_tokens"]
@@ -156,7 +146,7 @@ def _usage(used: dict[str, Any]) -> dict[str, Any]:
         "input_tokens": used["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": used["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": used["total_tokens"],
     }
 
@@ -181,18 +171,28 @@ def routes(front: Front) -> APIRouter:
         """Answer a text or a conversation."""
         admit(front, request, body)
         params, messages = body.params(), body.messages()
+        tools = body.offered_tools()
+        if tools is not None:
+            check_template_takes_tools(front.tokenizer)
         with _input_named():
             ids = await front.in_thread(
                 front.tokenizer.apply_chat_template,
                 messages,
                 True,
+                tools=tools,
                 chat_template_kwargs=body.chat_template_kwargs,
             )
-            params = replace(params, max_tokens=front.bounded(params, len(ids)))
+            params = replace(
+                params,
+                max_tokens=front.bounded(params, len(ids)),
+                shown_tokens=front.syntax.shown_tokens(tools is not None),
+            )
             state = request.scope["state"]
             ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
             model, request_id = front.backend.model.name, state["request_id"]
-            writer = ResponseWriter(model, request_id, body, params)
+            alone = body.parallel_tool_calls is False
+            reader = front.syntax.reader(ids, names_of(tools), alone)
+            writer = ResponseWriter(model, request_id, body, params, reader)
             return await respond(front, request, body, [ask], writer)
 
     return router

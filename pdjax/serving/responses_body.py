@@ -1,25 +1,20 @@
-"""The body of `/v1/responses`: plain text, and nothing that is kept between requests."""
+"""The body of `/v1/responses`: text and tools, and nothing that is kept between requests."""
 
+import json
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pdjax.core.messages import shown
 from pdjax.core.request import SamplingParams
-from pdjax.serving.conversations import text_of
 from pdjax.serving.errors import ApiError, bad_value, not_supported
-from pdjax.serving.requests import HARMLESS, REFUSED, Many, SampledRequest
-
-ROLES = ("user", "assistant", "system", "developer")
-TEXTS = ("input_text", "output_text", "text")
-"""Types of the parts of a message that hold its text."""
+from pdjax.serving.requests import HARMLESS, REFUSED, Many, SampledRequest, may_call
+from pdjax.serving.responses_input import turns_of
 
 RESPONSES_REFUSED: dict[str, tuple[Any, ...]] = {
     **REFUSED,
     "store": (False,),
     **dict.fromkeys(["previous_response_id", "conversation"], ()),
     "background": (False,),
-    "tools": ([],),
-    "tool_choice": ("auto", "none"),
     "max_tool_calls": (),
     "include": ([],),
     "logprobs": (False,),
@@ -48,7 +43,6 @@ _INSTEAD = {
     **dict.fromkeys(
         ["max_tokens", "max_completion_tokens"], "the bound of a response is `max_output_tokens`"
     ),
-    "tools": "tools: calls are not parsed from answers; leave it out, or use chat completions",
 }
 """What to do instead, where there is something."""
 
@@ -66,6 +60,9 @@ class ResponsesRequest(SampledRequest):
     max_output_tokens: int | None = None
     metadata: dict[str, str] | None = None
     text: dict[str, Any] | None = None
+    tools: Many[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def unknown_fields(self) -> list[str]:
@@ -106,36 +103,40 @@ class ResponsesRequest(SampledRequest):
             yield "user", self.user
         if self.instructions is not None:
             yield "instructions", self.instructions
+        if self.tools:
+            yield "tools", json.dumps(self.tools, ensure_ascii=False)
+
+    def offered_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the template is given, in the form of chats.
+
+        Raises:
+          ApiError: a 400: a tool that is no function, or a call is to be forced.
+        """
+        tools = [_function(f"tools[{i}]", tool) for i, tool in enumerate(self.tools or ())]
+        return tools or None if may_call(self.tool_choice) else None
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation in the form that chat templates read; `instructions` go before it.
 
         Raises:
-          ApiError: a 400: an item that is no message, or has a part that is no text.
+          ApiError: a 400: an item of another kind, or with a part that is no text.
         """
-        first = [] if self.instructions is None else [_turn("system", self.instructions)]
+        told = self.instructions
+        first = [] if told is None else [{"role": "system", "content": told}]
         if isinstance(self.input, str):
-            return [*first, _turn("user", self.input)]
+            return [*first, {"role": "user", "content": self.input}]
         if not self.input:
             raise bad_value("input", [], "must have at least one message")
-        return [*first, *(_message(f"input[{i}]", item) for i, item in enumerate(self.input))]
+        return [*first, *turns_of(self.input)]
 
 
-def _turn(role: str, text: str | None) -> dict[str, Any]:
-    return {"role": role, "content": text}
-
-
-def _message(where: str, item: dict[str, Any]) -> dict[str, Any]:
-    """An item of the input; an answer of this server may be one."""
-    kind = item.get("type", "message")
-    if kind != "message":
-        raise not_supported(
-            f"{where}.type", f"{where}.type={shown(kind)}: only messages are supported"
-        )
-    role = item.get("role")
-    if role not in ROLES:
-        raise bad_value(f"{where}.role", role, f"must be one of {', '.join(ROLES)}")
-    if item.get("content") is None:
-        raise bad_value(f"{where}.content", None, "must be text or a list of parts")
-    text = text_of(f"{where}.content", item["content"], TEXTS)
-    return _turn("system" if role == "developer" else role, text)
+def _function(where: str, tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool in the form of chats."""
+    kind, name = tool.get("type"), tool.get("name")
+    if kind != "function":
+        raise not_supported(f"{where}.type", f"{where}.type={shown(kind)}: must be function")
+    if not isinstance(name, str) or not name:
+        raise bad_value(f"{where}.name", name, "must be text that is not empty")
+    keys = ("name", "description", "parameters")
+    function = {key: tool[key] for key in keys if tool.get(key) is not None}
+    return {"type": "function", "function": function}

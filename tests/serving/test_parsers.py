@@ -77,7 +77,7 @@ BROKEN = [
 
 def reader(family: str, first_alone: bool = False) -> AnswerReader:
     read = TOOL_PARSERS[family].read
-    return AnswerReader([Parser(lambda cursor: read(cursor, NAMES))], first_alone)
+    return AnswerReader([Parser(lambda cursor: read(cursor, NAMES))], first_alone=first_alone)
 
 
 def whole(read: AnswerReader, text: str) -> dict[str, Any]:

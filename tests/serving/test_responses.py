@@ -161,6 +161,13 @@ def test_nothing_is_kept_and_the_error_says_so(server: Served):
         ("metadata", {"metadata": {"\ud800": "a"}}),
         ("user", {"user": "\ud800"}),
         ("instructions", {"instructions": "\ud800"}),
+        ("tools", {"tools": [{"type": "function", "name": "\ud800"}]}),
+        ("tools[0].type", {"tools": [{"type": "web_search"}]}),
+        ("tools[0].name", {"tools": [{"type": "function"}]}),
+        ("tool_choice", {"tool_choice": "required"}),
+        ("input[0].type", {"input": [{"type": ["message"]}]}),
+        ("input[0].call_id", {"input": [{"type": "function_call", "name": "f"}]}),
+        ("input[0].output", {"input": [{"type": "function_call_output", "call_id": "a"}]}),
         (
             "input[0].content[0].type",
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},

@@ -5,7 +5,15 @@ from collections.abc import Sequence as Seq
 
 from pdjax.serving.parsers.cursor import Parser
 from pdjax.serving.parsers.json_scanner import SPACE
-from pdjax.serving.parsers.parts import Arguments, CallBegins, CallEnds, NoCall, Part, Text
+from pdjax.serving.parsers.parts import (
+    Arguments,
+    CallBegins,
+    CallEnds,
+    NoCall,
+    Part,
+    Reasoning,
+    Text,
+)
 from pdjax.serving.parsers.reasoning import ReasoningCount
 from pdjax.serving.parsers.registry import AUTO, REASONING_PARSERS, TOOL_PARSERS, parser_of
 from pdjax.text.tokenizer import Tokenizer
@@ -15,39 +23,83 @@ _PROMPT_END = 16
 
 
 class AnswerReader:
-    """Reads the text of one choice.
+    """Reads the text of one choice, whole or as it comes.
+
+    A call that turns out to be none is text again where the text is whole. Else it stays as far as
+    it was told, without an end, and the rest is text: what was told can't be taken back.
 
     Args:
       parsers: each reads the text that the one before it leaves.
+      count: of the reasoning's tokens; None where they can't be counted.
       first_alone: whether calls after the first whole one are left out.
+
+    Attributes:
+      has_call: whether a call has come, whole.
     """
 
-    def __init__(self, parsers: Seq[Parser], first_alone: bool = False) -> None:
-        self._parsers, self._first_alone = parsers, first_alone
-        self._has_call = False
+    def __init__(
+        self, parsers: Seq[Parser], count: ReasoningCount | None = None, first_alone: bool = False
+    ) -> None:
+        self._parsers, self._count, self._first_alone = parsers, count, first_alone
+        self.has_call = False
+        self._reasons = self._answers = False  # whether there was reasoning, or anything else
 
-    def push(self, text: str) -> list[Part]:
-        """Take further text; return what is certain now."""
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """Tokens of the reasoning so far; None where that can't be known, as of markers that were
+        spelt with other tokens than their own."""
+        count = self._count
+        if count is None or (self._answers and count.is_open):
+            return None
+        return None if self._reasons and not count.tokens else count.tokens
+
+    def push(self, text: str, token_ids: Iterable[int] = (), *, ended: bool = False) -> list[Part]:
+        """Take further text and tokens; return what is certain now, of which no part is a `NoCall`.
+
+        Args:
+          text, token_ids: of the choice.
+          ended: whether no more follows.
+        """
+        parts = self._read(text, token_ids, ended)
+        told = [Text(part.untold) if isinstance(part, NoCall) else part for part in parts]
+        return [part for part in told if part != Text("")]
+
+    def whole(self, text: str, token_ids: Iterable[int] = ()) -> list[Part]:
+        """Take all text and tokens of a choice; return its parts, of which none is a `NoCall`."""
+        parts: list[Part] = []
+        for part in self._read(text, token_ids, ended=True):
+            if isinstance(part, NoCall):
+                if part.untold != part.text:
+                    while not isinstance(parts.pop(), CallBegins):
+                        pass
+                parts.append(Text(part.text))
+            else:
+                parts.append(part)
+        return parts
+
+    def _read(self, text: str, token_ids: Iterable[int], ended: bool) -> list[Part]:
+        if self._count is not None:
+            self._count.push(token_ids)
         parts: list[Part] = [Text(text)] if text else []
         for parser in self._parsers:
             parts = list(_through(parser, parts))
-        return [*self._wanted(parts)]
-
-    def finish(self) -> list[Part]:
-        """End the text; return what was held back."""
-        parts: list[Part] = []
-        for parser in self._parsers:
-            parts = [*_through(parser, parts), *parser.finish()]
-        return [*self._wanted(parts)]
+            if ended:
+                parts += parser.finish()
+        found = list(self._wanted(parts))
+        for part in found:
+            is_reasoning = isinstance(part, Reasoning)
+            self._reasons |= is_reasoning
+            self._answers |= not is_reasoning
+        return found
 
     def _wanted(self, parts: Iterable[Part]) -> Iterator[Part]:
         for part in parts:
-            if self._first_alone and self._has_call:
+            if self._first_alone and self.has_call:
                 if isinstance(part, CallBegins | Arguments | CallEnds):
                     continue
                 if isinstance(part, NoCall):  # nothing of it was told
                     part = NoCall(part.text, part.text)
-            self._has_call |= isinstance(part, CallEnds)
+            self.has_call |= isinstance(part, CallEnds)
             yield part
 
 
@@ -114,36 +166,19 @@ class AnswerSyntax:
           names: of the tools that are offered.
           first_alone: whether calls after the first whole one are left out.
         """
-        parsers = []
+        parsers, count = [], None
         reasoning, tools = self._reasoning, self._tools
-        if reasoning is not None:
-            is_open = self._is_open(prompt)
+        if reasoning is not None and self._tokenizer is not None:
+            end = self._tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
+            is_open = reasoning.is_open(end)
             parsers.append(Parser(lambda cursor: reasoning.read(cursor, is_open)))
+            opens, closes = map(self._tokenizer.token_id, (reasoning.opens, reasoning.closes))
+            if opens is not None and closes is not None:
+                count = ReasoningCount(opens, closes, is_open, self._is_space)
         if tools is not None and names:
             parsers.append(Parser(lambda cursor: tools.read(cursor, names)))
-        return AnswerReader(parsers, first_alone)
+        return AnswerReader(parsers, count, first_alone)
 
-    def reasoning_count(self, prompt: Seq[int]) -> ReasoningCount | None:
-        """What counts the reasoning of one choice; None where the markers are no tokens.
-
-        Args:
-          prompt: token ids, which may end with the start of the reasoning.
-        """
-        reasoning, tokenizer = self._reasoning, self._tokenizer
-        if reasoning is None or tokenizer is None:
-            return None
-        opens, closes = map(tokenizer.token_id, (reasoning.opens, reasoning.closes))
-        if opens is None or closes is None:
-            return None
-
-        def is_space(token: int) -> bool:
-            return not tokenizer.decode([token], skip_special_tokens=False).strip(SPACE)
-
-        return ReasoningCount(opens, closes, self._is_open(prompt), is_space)
-
-    def _is_open(self, prompt: Seq[int]) -> bool:
-        """Whether the prompt has begun the reasoning."""
-        if self._reasoning is None or self._tokenizer is None:
-            return False
-        end = self._tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
-        return self._reasoning.is_open(end)
+    def _is_space(self, token: int) -> bool:
+        assert self._tokenizer is not None, "there is text"
+        return not self._tokenizer.decode([token], skip_special_tokens=False).strip(SPACE)
