@@ -47,6 +47,12 @@ _TOOLS = flags.DEFINE_enum(
 _REASONING = flags.DEFINE_enum(
     "reasoning_parser", AUTO, [AUTO, NONE, *REASONING_PARSERS], "and its reasoning", **_OF
 )
+_OTLP = flags.DEFINE_string(
+    "otlp_endpoint",
+    None,
+    "OpenTelemetry's collector, for traces, as http://host:4318; else OTEL_EXPORTER_OTLP_ENDPOINT",
+    **_OF,
+)
 _LEVEL = flags.DEFINE_enum("log_level", "info", ["debug", "info", "warning"], "of the log", **_OF)
 
 
@@ -65,6 +71,7 @@ def serve() -> int:
     from pdjax.serving.loading import answering
     from pdjax.serving.server import Server, listening_socket, url_of
     from pdjax.serving.tls import tls_context
+    from pdjax.serving.traces import traces_url
 
     settings = Settings(
         api_keys=read_keys(_KEYS.value),
@@ -75,6 +82,7 @@ def serve() -> int:
         vllm_metric_names=_VLLM.value,
         tool_call_parser=_TOOLS.value,
         reasoning_parser=_REASONING.value,
+        traces_url=traces_url(_OTLP.value),
     )
     tls = tls_context(_CERT.value, _KEY.value)
     found = listening_socket(_HOST.value, _PORT.value)

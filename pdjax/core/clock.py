@@ -77,3 +77,8 @@ def strftime_now(form: str) -> str:
 def unix_time() -> int:
     """Whole seconds since 1970, for clients that expect a date."""
     return int(time.time())
+
+
+def unix_ns() -> int:
+    """Nanoseconds since 1970, for traces that other hosts are part of."""
+    return time.time_ns()

@@ -16,6 +16,7 @@ from pdjax.serving.open_answer import OpenAnswer
 from pdjax.serving.parsers.answer import AnswerSyntax
 from pdjax.serving.parsers.registry import AUTO
 from pdjax.serving.text_threads import TextThreads
+from pdjax.serving.traces import Traces
 from pdjax.session import Closed
 from pdjax.text.tokenizer import Tokenizer
 
@@ -39,6 +40,7 @@ class Settings:
       vllm_metric_names: whether metrics that vLLM has, too, bear its names.
       tool_call_parser, reasoning_parser: names of `parsers/registry.py`; "auto" goes by the model's
         chat template, and "none" leaves all as text.
+      traces_url: where spans of requests are posted to, as OTLP; None makes none.
     """
 
     api_keys: tuple[ApiKey, ...] = ()
@@ -50,6 +52,7 @@ class Settings:
     vllm_metric_names: bool = False
     tool_call_parser: str = AUTO
     reasoning_parser: str = AUTO
+    traces_url: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_body < 1:
@@ -73,7 +76,8 @@ class Front:
       settings: how to behave.
 
     Raises:
-      ValueError: settings name a parser that there is not.
+      ValueError: settings name a parser that there is not, or ask for traces, and what sends them
+        is not installed.
 
     Attributes:
       syntax: how the model writes calls of tools and its reasoning.
@@ -81,6 +85,7 @@ class Front:
       answers: those under way.
       requests: HTTP requests under way.
       is_draining: whether no further request is let in.
+      traces: take the requests that have ended; None where nobody asks for them.
     """
 
     def __init__(self, backend: Backend, settings: Settings) -> None:
@@ -93,6 +98,7 @@ class Front:
         self.answers: set[OpenAnswer] = set()
         self.requests = 0
         self.is_draining = False
+        self.traces = settings.traces_url and Traces(settings.traces_url, model.name)
         self._texts = TextThreads()
 
     @property
@@ -218,6 +224,8 @@ class Front:
         self.abort_all()
         self._texts.close()
         await self.backend.close()
+        if self.traces:
+            self.traces.close()
 
 
 def labels_of(state: Mapping[str, Any], user: str | None) -> dict[str, str]:

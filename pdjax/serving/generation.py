@@ -116,6 +116,7 @@ async def respond(
     notes: dict[str, Any] = request.scope["state"]["notes"]
     notes["prompt_tokens"] = sum(len(ask.prompt_token_ids) for ask in asks)
     answers = await front.submit(asks)
+    request.scope["state"]["answers"].extend(answers)
     run = _Run(front, request.scope["state"]["request_id"], notes, answers)
     if body.stream:
         return sse.EventStream(_events(run, writer), writer.failure, run.close)

@@ -44,10 +44,10 @@ class _NotBroken(logging.Filter):
 
 
 def set_up(level: str = "info") -> None:
-    """Let this server's and uvicorn's logs go to stderr as lines of JSON."""
+    """Let this server's logs, uvicorn's and OpenTelemetry's go to stderr as lines of JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for name in ("pdjax", "uvicorn"):
+    for name in ("pdjax", "uvicorn", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level.upper() if name == "pdjax" else logging.WARNING)

@@ -12,12 +12,15 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from pdjax.core.clock import unix_ns
 from pdjax.serving import live_page
 from pdjax.serving.errors import ApiError, internal
 from pdjax.serving.front import Front
 from pdjax.serving.keys import name_of
 from pdjax.serving.logs import LOG, event
+from pdjax.serving.open_answer import OpenAnswer
 from pdjax.serving.trace_context import trace_context
+from pdjax.serving.traces import Exchange
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -73,6 +76,8 @@ class Gate:
         finally:
             self._front.requests -= 1
             self._log(passing, scope)
+            if self._front.traces and scope["path"] not in QUIET_PATHS:
+                self._front.traces.tell(passing.exchange(scope))
 
     async def _serve(self, passing: "_Passing", scope: Scope, receive: Receive) -> None:
         keys = self._front.settings.api_keys
@@ -91,6 +96,7 @@ class Gate:
             "trace_id": None if passing.trace is None else passing.trace.trace_id,
             "key": passing.key,
             "notes": passing.notes,
+            "answers": passing.answers,
         }
         if scope["method"] in ("POST", "PUT", "PATCH"):
             receive = await self._with_body(passing, receive)
@@ -152,18 +158,20 @@ class _Passing:
       key: name of its API key.
       status: of the response, once that has begun.
       notes: what an endpoint adds to the log line.
+      answers: those that an endpoint has asked for.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._headers, self._send = scope["headers"], send
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._began, self._began_ns = self._loop.time(), unix_ns()
         given = self.header("x-request-id") or ""
         self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         self.trace = trace_context(self.header("traceparent"))
         self.key: str | None = None
         self.status: int | None = None
         self.notes: dict[str, Any] = {}
+        self.answers: list[OpenAnswer] = []
 
     def header(self, name: str) -> str | None:
         """A header of the request; None where it has none."""
@@ -178,6 +186,16 @@ class _Passing:
             return {}
         known = self.trace._asdict()
         return {name: known[name] for name in ("trace_id", "parent_id", "span_id")}
+
+    def exchange(self, scope: Scope) -> Exchange:
+        """What traces tell of it."""
+        gone, status = "client" in self.notes, self.status
+        error = "client_gone" if gone else self.notes.get("error")
+        if error is None and status is not None and status >= 400:
+            error = str(status)
+        moments = self._began_ns, unix_ns()
+        kind, path = scope["method"], scope["path"]
+        return Exchange(self.trace, kind, path, status, *moments, error, self.answers)
 
     @property
     def elapsed(self) -> float:

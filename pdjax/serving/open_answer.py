@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+from pdjax.core.clock import unix_ns
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.serving.backend import Answer, Ask
 from pdjax.serving.metrics import ServerMetrics
@@ -20,12 +21,15 @@ class OpenAnswer:
 
     Attributes:
       generated: tokens read so far, of all choices.
+      outcome: the whole answer once the request has ended; of the backend.
+      submitted_ns: when it was submitted, nanoseconds since 1970.
     """
 
     def __init__(
         self, answer: Answer, ask: Ask, metrics: ServerMetrics, answers: set["OpenAnswer"]
     ) -> None:
-        self.ask, self.generated = ask, 0
+        self.ask, self.generated, self.submitted_ns = ask, 0, unix_ns()
+        self.outcome = answer.outcome
         self._answer, self._metrics, self._answers = answer, metrics, answers
         self._open = True
         self._output: RequestOutput | None = None

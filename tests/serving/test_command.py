@@ -20,10 +20,12 @@ from pdjax.serving import async_backend
 from pdjax.serving.server import listening_socket, url_of
 from tests.helpers.fake_backend import PATIENCE, FakeBackend
 
+LOGGERS = ("pdjax", "uvicorn", "uvicorn.error", "opentelemetry")
+
 
 @pytest.fixture
 def restored_logs() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("pdjax", "uvicorn", "uvicorn.error")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     kept = [(each.handlers, each.propagate, each.level, each.filters[:]) for each in loggers]
     yield
     for logger, (handlers, propagate, level, filters) in zip(loggers, kept, strict=True):

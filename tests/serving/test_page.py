@@ -64,7 +64,7 @@ def test_the_state_is_shown_and_nothing_comes_from_elsewhere(page: Page, tmp_pat
         told = page.value("document.getElementById('board').innerText")
         for part in (
             "2 of 9",
-            "2 used, 1 cached, 5 free of 8",
+            "2 used, 1 cached, 5 free",
             "hbm/0 → hbm/1",
             "64 B in 1 shipment",
         ):

@@ -53,24 +53,25 @@ class PoolRow {
     const counts = [pool.used_pages, pool.cached_pages, pool.free_pages - pool.cached_pages];
     this.bar.show(...counts);
     const [used, cached, free] = counts.map(number);
-    write(this.text, `${used} used, ${cached} cached, ${free} free of ${number(pool.pages)}`);
-    this.node.title = `pages of ${pool.page_size} tokens`;
+    write(this.text, `${used} used, ${cached} cached, ${free} free`);
+    this.node.title = `${number(pool.pages)} pages of ${pool.page_size} tokens`;
   }
 }
 
 class LinkRow {
   constructor(name) {
     this.spark = new Sparkline();
-    this.text = element("span", "told");
-    this.node = element("li", "", element("span", "name", name), this.spark.node, this.text);
+    this.now = element("span", "told");
+    this.text = element("span", "told whole");
+    this.node = element("li", "", element("span", "name", name), this.spark.node, this.now, this.text);
   }
 
   show({ now, grown }) {
     this.spark.push(grown.last);
     const peak = now.of_peak ? `, ${percent(now.of_peak)} of its peak` : "";
-    const wire = `${rate(now.bytes_per_s ?? null)} while on the wire${peak}`;
-    const moved = `${bytes(now.bytes)} in ${many(now.shipments, "shipment")}`;
-    write(this.text, `${rate(grown.long)} now; ${moved}, ${wire}`);
+    const wire = `${rate(now.bytes_per_s ?? null)} on the wire${peak}`;
+    write(this.now, rate(grown.long));
+    write(this.text, `${bytes(now.bytes)} in ${many(now.shipments, "shipment")}, ${wire}`);
   }
 }
 
