@@ -175,10 +175,14 @@ def text_maker(tokenizer: Tokenizer | None) -> Callable[[Request], TextStream] |
         return None
 
     def make(request: Request) -> TextStream:
-        params = request.params
-        decoder = tokenizer.incremental_decoder(
-            after=request.prompt_token_ids, shown=params.shown_tokens
-        )
-        return TextStream(decoder, params.stop_strings)
+        return new_text(tokenizer, request.prompt_token_ids, request.params)
 
     return make
+
+
+def new_text(
+    tokenizer: Tokenizer, prompt_token_ids: Seq[int], params: SamplingParams
+) -> TextStream:
+    """The text of a choice, still empty."""
+    decoder = tokenizer.incremental_decoder(after=prompt_token_ids, shown=params.shown_tokens)
+    return TextStream(decoder, params.stop_strings)

@@ -53,6 +53,13 @@ class Unread:
             self._single.pop(choice, None)
         return event
 
+    def take_all(self) -> list[RequestEvent]:
+        """Take all events; the newest one of all is the last."""
+        taken = [event for waiting in self._of_choice.values() for event in waiting]
+        self._of_choice.clear()
+        self._single.clear()
+        return taken
+
 
 class Backlog:
     """Events that a reader has not taken yet. A slow reader gets what has come meanwhile of a

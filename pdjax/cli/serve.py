@@ -1,7 +1,9 @@
 """`pdjax serve`: a server that OpenAI's clients can talk to."""
 
 import asyncio
+import os
 import sys
+from contextlib import ExitStack, closing
 from typing import Any
 
 from absl import flags
@@ -22,6 +24,9 @@ While the model loads, every path but /health answers 503. SIGTERM or Ctrl-C let
 finish; a second one ends it at once. Logs are lines of JSON on stderr.
 """
 
+CORES_EACH, MOST_FRONTS = 4, 4
+"""Without `--front_processes`: cores for each front, and the most fronts."""
+
 _FLAGS = new_flags(config="smollm2")
 _OF: dict[str, Any] = {"flag_values": _FLAGS}
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at", **_OF)
@@ -38,6 +43,14 @@ _CORS = flags.DEFINE_list(
 _DRAIN = flags.DEFINE_float("drain_s", 30.0, "seconds for answers under way at the end", **_OF)
 _STALL = flags.DEFINE_float("stall_s", 60.0, "seconds until a client that reads nothing", **_OF)
 _BODY = flags.DEFINE_integer("max_body_mb", 16, "largest body of a request, MiB", **_OF)
+_FRONTS = flags.DEFINE_integer(
+    "front_processes",
+    None,
+    "processes for HTTP and text; 0 has both in the process of the engines; by default one for "
+    f"each {CORES_EACH} cores, at most {MOST_FRONTS}",
+    lower_bound=0,
+    **_OF,
+)
 _VLLM = flags.DEFINE_bool(
     "vllm_metric_names", False, "write metrics that vLLM has, too, under its names", **_OF
 )
@@ -69,6 +82,7 @@ def serve() -> int:
     from pdjax.serving.front import Front, Settings
     from pdjax.serving.keys import read_keys
     from pdjax.serving.loading import answering
+    from pdjax.serving.processes.fronts import Fronts
     from pdjax.serving.server import Server, listening_socket, url_of
     from pdjax.serving.tls import tls_context
     from pdjax.serving.traces import traces_url
@@ -86,32 +100,53 @@ def serve() -> int:
     )
     tls = tls_context(_CERT.value, _KEY.value)
     found = listening_socket(_HOST.value, _PORT.value)
-    logs.set_up(_LEVEL.value)
-    print(f"pdjax serve: loading {config.model.source}", file=sys.stderr)
+    count = _front_processes()
+    with ExitStack() as held:
+        held.callback(found.close)
+        fronts = held.enter_context(closing(Fronts(count))) if count else None
+        logs.set_up(_LEVEL.value, None if fronts is None else fronts.log_lock)
+        print(f"pdjax serve: loading {config.model.source}", file=sys.stderr)
 
-    from pdjax.async_llm import AsyncLLM
-    from pdjax.serving.async_backend import AsyncBackend
+        from pdjax.async_llm import AsyncLLM
+        from pdjax.serving.async_backend import AsyncBackend
 
-    with answering(found, tls):
+        loading = held.enter_context(ExitStack())
+        loading.enter_context(answering(found, tls))
         llm = AsyncLLM(config)  # before the event loop runs, which would hold Ctrl-C up
 
-    async def run() -> None:
-        backend = AsyncBackend(llm, _NAME.value)
-        url = url_of(found, tls is not None)
-        front = Front(backend, settings)
-        logs.event(
-            "ready",
-            url=url,
-            model=backend.model.name,
-            api_keys=[key.name for key in settings.api_keys] or None,
-            tool_call_parser=front.syntax.tool_parser,
-            reasoning_parser=front.syntax.reasoning_parser,
-        )
-        print(f"pdjax serve: {backend.model.name} at {url}/v1", flush=True)
-        await Server(front, tls).serve([found])
+        async def run() -> None:
+            backend = AsyncBackend(llm, _NAME.value)
+            front = Front(backend, settings)
+            if fronts is not None:
+                files = _CERT.value, _KEY.value
+                await fronts.start(llm.llm, backend, settings, *files, log_level=_LEVEL.value)
+            await asyncio.to_thread(loading.close)
+            url = url_of(found, tls is not None)
+            logs.event(
+                "ready",
+                url=url,
+                model=backend.model.name,
+                api_keys=[key.name for key in settings.api_keys] or None,
+                tool_call_parser=front.syntax.tool_parser,
+                reasoning_parser=front.syntax.reasoning_parser,
+                front_processes=count,
+            )
+            print(f"pdjax serve: {backend.model.name} at {url}/v1", flush=True)
+            if fronts is None:
+                await Server(front, tls).serve([found])
+            else:
+                await fronts.serve(found)
+                await front.close()
 
-    asyncio.run(run())
+        asyncio.run(run())
     return 0
+
+
+def _front_processes() -> int:
+    """How many processes HTTP has; 0 where it has none of its own."""
+    if _FRONTS.value is not None:
+        return _FRONTS.value
+    return min((os.cpu_count() or 1) // CORES_EACH, MOST_FRONTS)
 
 
 COMMAND = Command(serve, _FLAGS, USAGE)

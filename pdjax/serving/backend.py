@@ -1,19 +1,8 @@
 """What the endpoints know of the model: a backend that answers token ids with events.
 
 All that passes through it is plain data that can be pickled: an `Ask` goes in, `RequestEvent`s come
-out, `report` and `recent` are what JSON can hold. So a front may live in a process of its own:
-
-* The process with the engines has the `AsyncBackend`. It reads asks from a socket of each front,
-  and writes to it the events of all its answers, once a turn. A front that has gone is a socket
-  that was closed: its answers are closed.
-* Each front opens the tokenizer from the model's files, and has a backend that writes an ask, keeps
-  the events that arrive in an `Unread` of that answer, and hands them out. `Answer.close` writes
-  the number of the answer that is to be aborted; `report` and `recent` ask and wait.
-* The fronts share the listening socket, so that the kernel deals connections to them. Text is made
-  on the coordinator's thread today; a front that makes it of `RequestEvent.token_ids` sends asks
-  whose stop strings it watches itself.
-
-No endpoint changes with that.
+out, `report` and `recent` are what JSON can hold. So endpoints may live in processes of their own,
+whose backend is a `RemoteBackend`; see `pdjax/serving/processes/`.
 """
 
 import asyncio

@@ -1,12 +1,14 @@
 """Metrics in Prometheus's text format: vLLM's families and buckets, under the prefix `pdjax:`, or
 under vLLM's own."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from pdjax.core.outputs import RequestOutput
 from pdjax.core.request import SamplingParams
@@ -28,6 +30,9 @@ _WHOLE = (
     *(240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 _REQUEST = ["model_name"]
+
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable by which the package keeps what is counted in files, one of each process."""
 
 OWN = "pdjax:"
 """Prefix of families that only this server has."""
@@ -169,17 +174,28 @@ class ServerMetrics:
 
     def text(self, report: Mapping[str, Any]) -> bytes:
         """The exposition; `report` is a backend's."""
-        own = _Families(self._without_created())
+        own = _Families(_without_created(self._counted()))
         now = _Families(_state_families(self._model, report, self._prefix))
         return generate_latest(own) + generate_latest(now)
 
-    def _without_created(self) -> Iterator[Metric]:
-        """The families without a moment of creation for each, which doubles their number."""
-        for family in self._registry.collect():
-            family.samples = [
-                sample for sample in family.samples if not sample.name.endswith("_created")
-            ]
-            yield family
+    def _counted(self) -> CollectorRegistry:
+        """What has been counted; with several fronts, what all of them have, those that have ended
+        included."""
+        folder = os.environ.get(SHARED_FOLDER)
+        if folder is None:
+            return self._registry
+        shared = CollectorRegistry()
+        MultiProcessCollector(shared, folder)
+        return shared
+
+
+def _without_created(registry: CollectorRegistry) -> Iterator[Metric]:
+    """Its families without a moment of creation for each, which doubles their number."""
+    for family in registry.collect():
+        family.samples = [
+            sample for sample in family.samples if not sample.name.endswith("_created")
+        ]
+        yield family
 
 
 class _Families:

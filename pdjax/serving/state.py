@@ -59,9 +59,9 @@ def routes(front: Front) -> APIRouter:
 
     @router.get("/engines")
     async def engines() -> dict[str, Any]:
-        """The state of each engine, pool and link, and of the queue."""
+        """The state of each engine, pool and link, of the queue, and of each front."""
         own = {"open_answers": len(front.answers), "draining": front.is_draining}
-        return {**await front.backend.report(), **own}
+        return {**own, **await front.backend.report()}
 
     @router.get("/requests")
     async def requests() -> dict[str, Any]:

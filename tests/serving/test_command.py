@@ -1,5 +1,6 @@
 """`pdjax serve`: what it refuses, and its life from the first line to a signal."""
 
+import json
 import logging
 import os
 import re
@@ -7,18 +8,18 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from pdjax import async_llm
+from pdjax.async_llm import AsyncLLM
 from pdjax.cli import serve
 from pdjax.flags import status
-from pdjax.serving import async_backend
 from pdjax.serving.server import listening_socket, url_of
-from tests.helpers.fake_backend import PATIENCE, FakeBackend
+from tests.helpers.front_processes import PATIENCE
+from tests.helpers.text_llm import TextLLM
 
 LOGGERS = ("pdjax", "uvicorn", "uvicorn.error", "opentelemetry")
 
@@ -29,6 +30,8 @@ def restored_logs() -> Iterator[None]:
     kept = [(each.handlers, each.propagate, each.level, each.filters[:]) for each in loggers]
     yield
     for logger, (handlers, propagate, level, filters) in zip(loggers, kept, strict=True):
+        for handler in set(logger.handlers) - set(handlers):
+            handler.close()
         logger.handlers, logger.propagate, logger.level = handlers, propagate, level
         logger.filters = filters
 
@@ -38,18 +41,20 @@ def run(*words: str) -> int:
 
 
 @pytest.mark.usefixtures("restored_logs")
+@pytest.mark.parametrize("processes", [0, 1])
 def test_it_serves_until_a_signal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    processes: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    made: dict[str, Any] = {}
     loaded = threading.Event()
+    llm = TextLLM()
 
-    def backend(llm: Any, name: str | None) -> FakeBackend:
-        made["name"] = name
-        return FakeBackend(tmp_path)
+    class Slow(AsyncLLM):
+        def __init__(self, config: Any) -> None:
+            loaded.wait(PATIENCE)
+            super().__init__(config)
 
-    monkeypatch.setattr(async_llm, "AsyncLLM", lambda config: loaded.wait(PATIENCE))
-    monkeypatch.setattr(async_backend, "AsyncBackend", backend)
+    monkeypatch.setattr(async_llm, "LLM", lambda *_, **__: llm)
+    monkeypatch.setattr(async_llm, "AsyncLLM", Slow)
     with listening_socket("127.0.0.1", 0) as free:
         url = url_of(free)
     answers: list[int] = []
@@ -63,7 +68,7 @@ def test_it_serves_until_a_signal(
                 loaded.set()
                 while client.get("/ready").status_code != 200:
                     time.sleep(0.01)
-                body = {"prompt": "x", "max_tokens": 2}
+                body = {"prompt": "X", "max_tokens": 2}
                 answers.append(client.post("/v1/completions", json=body).status_code)
             finally:
                 loaded.set()
@@ -71,12 +76,16 @@ def test_it_serves_until_a_signal(
 
     asking = threading.Thread(target=ask)
     asking.start()
-    code = run(f"--port={url.rpartition(':')[2]}", "--served_model_name=mine", "--drain_s=5")
+    words = ("--served_model_name=mine", "--drain_s=5", f"--front_processes={processes}")
+    code = run(f"--port={url.rpartition(':')[2]}", *words)
     asking.join(PATIENCE)
-    assert (code, answers, made["name"]) == (0, [503, 200, 200], "mine")
-    said = capsys.readouterr()
-    assert re.search(rf"pdjax serve: fake at {url}/v1\n", said.out)
-    assert '"event": "ready"' in said.err and '"event": "draining"' in said.err
+    assert (code, answers) == (0, [503, 200, 200])
+    said = capfd.readouterr()
+    assert re.search(rf"pdjax serve: mine at {url}/v1\n", said.out)
+    lines = [json.loads(line) for line in said.err.splitlines() if line.startswith("{")]
+    events = [line["event"] for line in lines]
+    assert "ready" in events and events[-1] == "draining"
+    llm.house.check()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +97,7 @@ def test_it_serves_until_a_signal(
         (["--max_body_mb=0"], "max_body=0: must be"),
         (["--api_keys_file=/nowhere"], "/nowhere"),
         (["--tls_cert_file=/nowhere"], "tls_cert_file='/nowhere'"),
+        (["--front_processes=-1"], "front_processes"),
         (["--cors_origins=example.org"], "cors_origins: 'example.org' must be"),
     ],
 )

@@ -1,0 +1,148 @@
+"""The engines' end of one front: takes its requests to the session, and events back."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from pdjax.core.outputs import RequestEvent
+from pdjax.core.request import QueueFull
+from pdjax.entry import Stop
+from pdjax.llm import LLM
+from pdjax.serving.backend import Ask
+from pdjax.serving.processes.frames import Frames
+from pdjax.serving.processes.messages import (
+    Accepted,
+    Asked,
+    Close,
+    End,
+    Question,
+    Ready,
+    Refused,
+    Setup,
+    StopFound,
+    Told,
+)
+from pdjax.serving.processes.outbox import Outbox
+from pdjax.session import Closed
+
+_LOG = logging.getLogger("pdjax.serving")
+
+Methods = Mapping[str, Callable[[], Awaitable[Any]]]
+"""What a front may ask of the backend, by name."""
+
+
+class FrontLink:
+    """Belongs to the event loop in which it is made, but for what the session calls.
+
+    Args:
+      connection: to the front; closed with this.
+      llm: serves the requests; a thread of its session's own drives.
+      methods: that the front may ask.
+      setup: told to the front.
+      ready: called when the front takes connections.
+      lost: called once when the front has gone; its requests are aborted.
+
+    Attributes:
+      open: ids of the requests that have not ended, by the front's numbers.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        llm: LLM,
+        methods: Methods,
+        setup: Setup,
+        ready: Callable[[], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self.open: dict[int, str] = {}
+        self._llm, self._methods, self._ready, self._lost = llm, methods, ready, lost
+        self._asking: set[asyncio.Future[None]] = set()
+        self._frames = Frames(connection, self._received, self._gone, self._drained)
+        self._outbox: Outbox | None = Outbox(self._frames)
+        self._frames.send(setup)
+
+    def flush(self) -> None:
+        """Send what has come of the answers; called after each turn."""
+        outbox = self._outbox
+        if outbox is not None:
+            outbox.flush()
+
+    def end(self) -> None:
+        """Let the front drain and end; a second call ends it at once."""
+        self._frames.send(End())
+
+    def close(self) -> None:
+        """Abort the front's requests, and let go of it."""
+        self._outbox = None
+        self._frames.close()
+        for request_id in list(self.open.values()):
+            self._llm.session.abort_soon(request_id)
+
+    def _gone(self) -> None:
+        self.close()
+        self._lost()
+
+    def _drained(self) -> None:
+        self.flush()
+
+    def _received(self, message: Any) -> None:
+        match message:
+            case Asked():
+                self._submit(message.number, message.ask)
+            case StopFound():
+                request_id = self.open.get(message.number)
+                if request_id is not None:
+                    self._llm.session.stop_soon(Stop(request_id, *message[1:]))
+            case Close():
+                request_id = self.open.get(message.number)
+                if request_id is not None:
+                    self._llm.session.abort_soon(request_id)
+            case Question():
+                asking = asyncio.ensure_future(self._answer(message))
+                self._asking.add(asking)
+                asking.add_done_callback(self._asking.discard)
+            case Ready():
+                self._ready()
+            case _:
+                raise TypeError(f"{type(message).__name__}: is no message of a front")
+
+    def _submit(self, number: int, ask: Ask) -> None:
+        params, told = ask.params, partial(self._hear, number)
+        try:
+            request = self._llm.requests.of_prompt(
+                ask.prompt_token_ids, params, {"labels": ask.labels}
+            ).request
+            self.open[number] = request.id  # first: events may come at once
+            # A front that looks for stop strings needs each token at once.
+            whole = ask.whole and not params.stop
+            self._llm.session.submit(request, on_event=told, whole=whole, makes_text=False)
+        except (ValueError, QueueFull, Closed) as error:
+            self.open.pop(number, None)
+            self._frames.send(Refused(number, error))
+        except Exception as error:
+            self.open.pop(number, None)
+            _LOG.exception("a request could not be submitted")
+            self._frames.send(Refused(number, RuntimeError(type(error).__name__)))
+        else:
+            self._frames.send(Accepted(number))
+
+    def _hear(self, number: int, event: RequestEvent) -> None:
+        """What the session tells of a request, within a turn."""
+        outbox = self._outbox
+        if outbox is not None:
+            outbox.add(number, event)
+        if event.output is not None:
+            self.open.pop(number, None)
+
+    async def _answer(self, question: Question) -> None:
+        value, error = None, None
+        try:
+            value = await self._methods[question.method]()
+        except Exception as failure:
+            _LOG.exception("a front's question could not be answered")
+            error = type(failure).__name__
+        self._frames.send(Told(question.ticket, value, error))

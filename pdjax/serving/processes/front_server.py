@@ -1,0 +1,62 @@
+"""Serves the connections that a front is dealt."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+
+from pdjax.serving.front import Front
+from pdjax.serving.processes.dealer import connections_from
+from pdjax.serving.server import Server
+
+
+class FrontServer(Server):
+    """A `Server` without a socket of its own. Signals are for the engines' process, which tells.
+
+    Args:
+      front, tls: as for `Server`.
+      channel: brings the connections.
+    """
+
+    def __init__(self, front: Front, tls: ssl.SSLContext | None, channel: socket.socket) -> None:
+        super().__init__(front, tls)
+        channel.setblocking(False)
+        self._channel = channel
+        self._beginning: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        asyncio.get_running_loop().add_reader(self._channel, self._arrive)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().remove_reader(self._channel)
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    def _arrive(self) -> None:
+        try:
+            connections = connections_from(self._channel)
+        except EOFError:
+            asyncio.get_running_loop().remove_reader(self._channel)
+            return
+        for connection in connections:
+            beginning = asyncio.ensure_future(self._begin(connection))
+            self._beginning.add(beginning)
+            beginning.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        with suppress(OSError):  # also of TLS: the client has gone, or speaks something else
+            await asyncio.get_running_loop().connect_accepted_socket(
+                protocol, connection, ssl=self.config.ssl
+            )

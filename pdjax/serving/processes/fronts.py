@@ -1,0 +1,249 @@
+"""The fronts of a server: they are started, dealt connections, restarted where one dies, ended."""
+
+import asyncio
+import logging
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pdjax.llm import LLM
+from pdjax.serving.backend import Backend
+from pdjax.serving.front import Settings
+from pdjax.serving.logs import event
+from pdjax.serving.processes.dealer import Dealer
+from pdjax.serving.processes.front_link import FrontLink
+from pdjax.serving.processes.front_process import FrontProcess
+from pdjax.serving.processes.messages import Setup
+from pdjax.serving.server import LEAVE_S
+
+RESTART_S = 1.0
+"""Seconds until a front that has died is started anew."""
+MOST_FAILURES = 3
+"""Times in a row that a front may end before it is ready; then the server ends."""
+KILL_S = 5.0
+"""Seconds that a front has beyond its drain before it is killed."""
+HURRY_S = 1.0
+"""Seconds that it has when it is to end at once."""
+
+
+class _Slot:
+    """The place of one front.
+
+    Attributes:
+      process, link: of the front that is there now; no link before `Fronts.start`, and no process
+        until the next one is started.
+      failures: ends since a front was ready here.
+    """
+
+    def __init__(self, number: int, process: FrontProcess) -> None:
+        self.number, self.failures = number, 0
+        self.process: FrontProcess | None = process
+        self.link: FrontLink | None = None
+        self.is_ready = False
+
+
+class Fronts:
+    """Made before the model is loaded, so that the processes start meanwhile. All but the
+    constructor and `close` belong to one event loop.
+
+    Args:
+      count: how many, at least one.
+
+    Attributes:
+      folder: of this server alone, for what its processes share; removed by `close`.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="pdjax-serve-")
+        self.folder = Path(self._folder.name)
+        (self.folder / "metrics").mkdir()
+        self._slots = [_Slot(number, self._process()) for number in range(count)]
+        self._dealer: Dealer | None = None
+        self._signals = 0
+        self._failed = False
+
+    @property
+    def log_lock(self) -> str:
+        """The file that is locked while a line is written to the log."""
+        return str(self.folder / "log.lock")
+
+    async def start(
+        self,
+        llm: LLM,
+        backend: Backend,
+        settings: Settings,
+        certificate: str | None = None,
+        key: str | None = None,
+        log_level: str = "info",
+    ) -> None:
+        """Tell the fronts what they serve, and wait until they do.
+
+        Args:
+          llm: serves the requests; a thread of its session's own drives.
+          backend: the same, for questions.
+          settings, certificate, key, log_level: as in `Setup`.
+
+        Raises:
+          ChildProcessError: a front ends time after time.
+        """
+        self._loop, self._llm, self._settings = asyncio.get_running_loop(), llm, settings
+        self._changed, self._backend = asyncio.Event(), backend
+        tokenizer = None
+        if backend.tokenizer is not None:
+            tokenizer = str(self.folder / "tokenizer")
+            Path(tokenizer).mkdir()
+            backend.tokenizer.save(Path(tokenizer))
+        parts = (backend.model, settings, certificate, key, tokenizer, log_level, self.log_lock)
+        self._setup = Setup(0, *parts)
+        llm.session.after_turns.append(self._flush)
+        for slot in self._slots:
+            self._link(slot)
+        await self._until(lambda: self._failed or all(slot.is_ready for slot in self._slots))
+        self._check()
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Deal the connections of a bound socket until a signal. The first one lets answers finish
+        within `Settings.drain_s`, the second one ends all at once.
+
+        Raises:
+          ChildProcessError: a front ends time after time.
+        """
+        self._dealer = Dealer(listening)
+        for slot in self._slots:
+            if slot.process is not None and slot.is_ready:
+                self._dealer.add(slot.process.channel)
+        with self._on_signals():
+            await self._until(lambda: self._signals > 0)
+            gone = self._until(lambda: not any(slot.process for slot in self._slots))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(gone, self._settings.drain_s + LEAVE_S + KILL_S)
+        self._dealer.close()
+        self._check()
+
+    def end(self) -> None:
+        """What a signal does."""
+        self._signals += 1
+        for slot in self._slots:
+            if slot.link is not None:
+                slot.link.end()
+        if self._signals == 2:
+            self._loop.call_later(HURRY_S, self._kill)
+        self._changed.set()
+
+    def kill(self, number: int) -> None:
+        """End a front at once, as a fault would."""
+        process = self._slots[number].process
+        if process is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """End what has not ended, and remove the folder."""
+        for slot in self._slots:
+            if slot.link is not None:
+                slot.link.close()
+            if slot.process is not None:
+                slot.process.end()
+        with suppress(AttributeError, ValueError):  # it was never started
+            self._llm.session.after_turns.remove(self._flush)
+        self._folder.cleanup()
+
+    # What happens to a front.
+
+    def _process(self) -> FrontProcess:
+        return FrontProcess(self.folder / "metrics")
+
+    def _link(self, slot: _Slot) -> None:
+        assert slot.process is not None, "a process to be linked"
+        slot.link = FrontLink(
+            slot.process.messages,
+            self._llm,
+            {"report": self._report, "recent": self._backend.recent},
+            self._setup._replace(number=slot.number),
+            lambda: self._front_ready(slot),
+            lambda: self._front_lost(slot),
+        )
+
+    def _front_ready(self, slot: _Slot) -> None:
+        slot.is_ready, slot.failures = True, 0
+        if self._dealer is not None and slot.process is not None:
+            self._dealer.add(slot.process.channel)
+            event("front_restarted", front=slot.number, pid=slot.process.pid)
+        self._changed.set()
+
+    def _front_lost(self, slot: _Slot) -> None:
+        process, slot.process, slot.is_ready = slot.process, None, False
+        assert process is not None and slot.link is not None, "a front that was there"
+        if self._dealer is not None:
+            self._dealer.remove(process.channel)
+        status = process.end()
+        if not self._signals:
+            lost, slot.failures = len(slot.link.open), slot.failures + 1
+            told = {"front": slot.number, "pid": process.pid, "status": status}
+            event("front_died", logging.ERROR, **told, aborted_answers=lost)
+            self._failed = slot.failures >= MOST_FAILURES
+            if self._failed:
+                self.end()
+            else:
+                self._loop.call_later(RESTART_S, self._restart, slot)
+        self._changed.set()
+
+    def _restart(self, slot: _Slot) -> None:
+        if not self._signals:
+            slot.process = self._process()
+            self._link(slot)
+
+    def _kill(self) -> None:
+        for slot in self._slots:
+            self.kill(slot.number)
+
+    # What the event loop does.
+
+    def _flush(self) -> None:
+        """After each turn, in the thread that drives it."""
+        for slot in self._slots:
+            if slot.link is not None:
+                slot.link.flush()
+
+    async def _report(self) -> dict[str, Any]:
+        """The backend's report, with the state of each front."""
+        fronts = {
+            str(slot.number): {
+                "pid": None if slot.process is None else slot.process.pid,
+                "is_ready": slot.is_ready,
+                "open_answers": 0 if slot.link is None else len(slot.link.open),
+            }
+            for slot in self._slots
+        }
+        answers = sum(front["open_answers"] or 0 for front in fronts.values())
+        return {**await self._backend.report(), "fronts": fronts, "open_answers": answers}
+
+    async def _until(self, condition: Any) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _check(self) -> None:
+        if self._failed:
+            raise ChildProcessError(
+                f"a front ended {MOST_FAILURES} times before it was ready; the log says why"
+            )
+
+    @contextmanager
+    def _on_signals(self) -> Iterator[None]:
+        """Let signals end the server; they come to the main thread alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        known = (signal.SIGINT, signal.SIGTERM)
+        for each in known:
+            self._loop.add_signal_handler(each, self.end)
+        try:
+            yield
+        finally:
+            for each in known:
+                self._loop.remove_signal_handler(each)

@@ -1,0 +1,197 @@
+"""HTTP in processes of its own: what clients find, and what becomes of it when a front dies."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from pdjax import async_llm
+from pdjax.core.request import SamplingParams
+from pdjax.serving.front import Settings
+from pdjax.serving.keys import ApiKey, digest_of
+from pdjax.serving.processes import front_process, fronts
+from tests.helpers.deployment import LAYOUT
+from tests.helpers.fakes import expected_output
+from tests.helpers.front_processes import PATIENCE, FrontedServer, fronted
+from tests.helpers.text_llm import TOKENIZER, TextLLM
+
+KEYS = {"authorization": "Bearer secret"}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
+LONG = {"prompt": [1], **GREEDY, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FrontedServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        llm = TextLLM()
+        patch.setattr(async_llm, "LLM", lambda *_, **__: llm)
+        settings = Settings(api_keys=(ApiKey("me", digest_of("secret")),), drain_s=20.0)
+        with fronted(llm, settings=settings) as at:
+            yield at
+        llm.house.check()
+
+
+@pytest.fixture
+def clients(server: FrontedServer) -> Iterator[list[httpx2.Client]]:
+    """Two clients, each with one connection: of the two fronts, each has one."""
+    with ExitStack() as held:
+        limits = httpx2.Limits(max_connections=1)
+        how: dict[str, Any] = {"headers": KEYS, "timeout": PATIENCE, "limits": limits}
+        made = [held.enter_context(httpx2.Client(base_url=server.url, **how)) for _ in range(2)]
+        for client in made:
+            assert client.get("/ready").text == "ok\n"
+        yield made
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)
+
+
+def metrics_of(client: httpx2.Client) -> dict[str, float]:
+    lines = re.findall(r"^(\w+:\w+(?:\{.*\})?) (\S+)$", client.get("/metrics").text, re.M)
+    return {name: float(value) for name, value in lines}
+
+
+def pids_of(server: FrontedServer) -> list[int]:
+    fronts = server.report()["fronts"].values()
+    return [front["pid"] for front in fronts if front["pid"] is not None]
+
+
+def is_live(server: FrontedServer) -> bool:
+    return bool(server.llm.coordinator.loop.lifecycle.live)
+
+
+def test_both_fronts_answer_as_the_model_does(server: FrontedServer, clients: list[httpx2.Client]):
+    params = SamplingParams(**GREEDY)
+    request = server.llm.requests.of_prompt([1, 2, 3], params, {}).request
+    [sequence] = server.llm.coordinator.sequences_of(request)
+    text = TOKENIZER.decode(expected_output(sequence, LAYOUT.num_layers))
+    body = {"prompt": [1, 2, 3], **GREEDY}
+    before = metrics_of(clients[0])
+    for client in clients:
+        whole = client.post("/v1/completions", json=body).json()
+        assert whole["choices"][0]["text"] == text
+        assert whole["usage"]["completion_tokens"] == 20
+        streamed = client.post("/v1/completions", json={**body, "stream": True}).text
+        chunks = [json.loads(line[6:]) for line in streamed.split("\n\n")[:-2]]
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
+        stop = text[5]
+        cut = client.post("/v1/completions", json={**body, "stop": stop}).json()
+        assert cut["choices"][0]["text"] == text[: text.index(stop)]
+        assert cut["choices"][0]["stop_reason"] == stop
+        assert cut["usage"]["completion_tokens"] == text.index(stop) + 1
+    until(lambda: not is_live(server))
+    for client in clients:
+        after = metrics_of(client)
+        name = 'pdjax:request_success_total{finished_reason="%s",model_name="bytes"}'
+        assert after[name % "length"] - before.get(name % "length", 0) == 4
+        assert after[name % "stop"] - before.get(name % "stop", 0) == 2
+        tokens = 'pdjax:generation_tokens_total{model_name="bytes"}'
+        assert after[tokens] - before[tokens] == 4 * 20 + 2 * (text.index(stop) + 1)
+
+
+def test_bad_requests_are_refused_as_ever(server: FrontedServer, clients: list[httpx2.Client]):
+    for client in clients:
+        wrong = client.post("/v1/completions", json={"prompt": [500]})
+        assert wrong.status_code == 400 and "500" in wrong.json()["error"]["message"]
+        assert client.get("/v1/models", headers={"authorization": ""}).status_code == 401
+    assert set(server.report()["fronts"]) == {"0", "1"}
+
+
+def test_a_client_that_leaves_frees_what_it_held(
+    server: FrontedServer, clients: list[httpx2.Client]
+):
+    engine = server.llm.house.deployment.decode[0].id
+    server.llm.coordinator.pause(engine)
+    with clients[0].stream("POST", "/v1/completions", json=LONG) as one:
+        stream = one.iter_raw()  # dropped, it would close the response
+        next(stream)
+        state = clients[1].get("/engines").json()
+        assert (
+            state["open_answers"]
+            == 1
+            == sum(front["open_answers"] for front in state["fronts"].values())
+        )
+    until(lambda: not server.llm.session.entries)
+    server.llm.coordinator.resume(engine)
+    name = 'pdjax:request_success_total{finished_reason="abort",model_name="bytes"}'
+    until(lambda: metrics_of(clients[1]).get(name) == 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux has it")
+def test_fronts_have_no_jax(server: FrontedServer):
+    for front in server.report()["fronts"].values():
+        loaded = Path(f"/proc/{front['pid']}/maps").read_text()
+        assert "pydantic_core" in loaded and "jaxlib" not in loaded
+
+
+def test_a_front_that_dies_takes_its_own_answers_and_comes_again(
+    server: FrontedServer, clients: list[httpx2.Client]
+):
+    engine = server.llm.house.deployment.decode[0].id
+    before = metrics_of(clients[0])
+    pids = pids_of(server)
+    server.llm.coordinator.pause(engine)
+    with ExitStack() as held:
+        streams = []
+        for client in clients:
+            response = held.enter_context(client.stream("POST", "/v1/completions", json=LONG))
+            streams.append(response.iter_raw())
+            next(streams[-1])
+        server.call(server.fronts.kill, 0)
+        until(lambda: server.report()["open_answers"] == 1)
+        server.llm.coordinator.resume(engine)
+        server.llm.coordinator.wake()
+        ends = []
+        for stream in streams:
+            try:
+                ends.append(b"".join(stream).endswith(b"data: [DONE]\n\n"))
+            except httpx2.TransportError:
+                ends.append(False)
+        assert sorted(ends) == [False, True]
+    until(lambda: all(front["is_ready"] for front in server.report()["fronts"].values()))
+    now = pids_of(server)
+    assert now[0] != pids[0] and now[1] == pids[1]
+    with httpx2.Client(base_url=server.url, headers=KEYS, timeout=PATIENCE) as client:
+        after = metrics_of(client)
+    tokens = 'pdjax:generation_tokens_total{model_name="bytes"}'
+    assert after[tokens] >= before[tokens] + 20  # those of the front that died are not forgotten
+
+
+def test_a_drain_lets_answers_finish(server: FrontedServer, clients: list[httpx2.Client]):
+    """The last test of this server."""
+    engine = server.llm.house.deployment.decode[0].id
+    server.llm.coordinator.pause(engine)
+    with clients[0].stream("POST", "/v1/completions", json=LONG) as response:
+        stream = response.iter_raw()
+        next(stream)
+        server.call(server.fronts.end)
+        until(lambda: len(pids_of(server)) == 1)
+        with httpx2.Client(base_url=server.url, headers=KEYS, timeout=PATIENCE) as client:
+            assert client.get("/ready").status_code == 503
+            assert client.get("/health").status_code == 200
+        server.llm.coordinator.resume(engine)
+        server.llm.coordinator.wake()
+        assert b"".join(stream).endswith(b"data: [DONE]\n\n")
+
+
+def test_fronts_that_never_start_end_the_server(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    llm = TextLLM()
+    monkeypatch.setattr(async_llm, "LLM", lambda *_, **__: llm)
+    monkeypatch.setattr(front_process, "MAIN", "no_such_module")
+    monkeypatch.setattr(fronts, "RESTART_S", 0.01)
+    with fronted(llm, count=1) as at:
+        until(lambda: isinstance(at.error, ChildProcessError))
+    assert "3 times" in str(at.error)
+    assert capfd.readouterr().err.count("no_such_module") == 3
