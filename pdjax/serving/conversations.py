@@ -10,7 +10,8 @@ from pdjax.text.tokenizer import Tokenizer
 
 def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The messages, with their content as one text, `developer` as `system`, and the arguments of
-    earlier tool calls as objects. An empty list of calls is left out: templates would write it.
+    earlier tool calls as objects. An empty list of calls is left out, and calls without a text get
+    an empty one, as templates expect and vLLM does.
 
     Raises:
       ApiError: a 400: a message without a role, or with a part that is no text.
@@ -26,6 +27,7 @@ def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         calls = turn.pop("tool_calls", None)
         if calls is not None and calls != []:
             turn["tool_calls"] = _calls(f"{where}.tool_calls", calls)
+            turn["content"] = turn.get("content") or ""
         found.append(turn)
     if not found:
         raise bad_value("messages", [], "must have at least one message")

@@ -60,7 +60,7 @@ def _call(where: str, item: Mapping[str, Any]) -> Turn:
     arguments = arguments_of(where, _text(where, item, "arguments"))
     function = {"name": name, "arguments": arguments}
     call = {"id": call_id, "type": "function", "function": function}
-    return {"role": "assistant", "tool_calls": [call]}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def _output(where: str, item: Mapping[str, Any]) -> Turn:

@@ -295,6 +295,7 @@ def test_templates_write_calls_as_they_are_read(name: str, expected: str):
         {"role": "tool", "tool_call_id": "a", "content": "done"},
         {"role": "assistant", "content": "Done.", "tool_calls": []},
     ]
+    assert [each["content"] for each in messages_of(turns)] == ["hello", "", "done", "Done."]
     tokenizer = Tokenizer(Backend(models.BPE()), chat_template=TEMPLATES[name], bos_token="")
     assert expected in tokenizer.render_chat(messages_of(turns))
     family = AnswerSyntax(tokenizer).tool_parser

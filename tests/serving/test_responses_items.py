@@ -105,10 +105,10 @@ def test_turns_of_items_that_lack_some():
     reasoning: dict[str, Any] = {"type": "reasoning", "summary": []}
     assert turns_of([{"role": "user", "content": "x"}, reasoning, call, call]) == [
         {"role": "user", "content": "x"},
-        {"role": "assistant", "tool_calls": tool_calls * 2},
+        {"role": "assistant", "content": "", "tool_calls": tool_calls * 2},
     ]
     reasoning["content"] = [{"type": "reasoning_text", "text": "Hm."}]
     assert turns_of([call, reasoning, call, reasoning]) == [
-        {"role": "assistant", "tool_calls": tool_calls},
-        {"role": "assistant", "tool_calls": tool_calls, "reasoning": "Hm."},
+        {"role": "assistant", "content": "", "tool_calls": tool_calls},
+        {"role": "assistant", "content": "", "tool_calls": tool_calls, "reasoning": "Hm."},
     ]
