@@ -11,11 +11,11 @@ from pdjax.core.kv_layout import split_layers
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.weights import random_params
-from pdjax.device.steps.score import MOST_POSITIONS, make_score_step, pack
+from pdjax.device.steps.score import MOST_SLICES, SLICE, make_score_step, pack
 from pdjax.interfaces.batches import ScoreBatch
 from tests.helpers.promise import SPEC
 
-TOKENS, TOP = 300, 4
+TOKENS, TOP = 1200, 4
 
 
 def softmax_of(params: Params, x: jax.Array) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_slices_of_a_long_prompt_are_what_the_whole_would_be(tp: int):
     outer = replace(params, layers=[])
     step = make_score_step(params, SPEC, tp, TOP)
     calls = [step(outer, x, packed) for packed in pack(ScoreBatch(at, targets), TOKENS)]
-    assert [call.ranks.shape for call in calls] == [(MOST_POSITIONS,)] * 3
+    assert [len(call.ranks) for call in calls] == [MOST_SLICES * SLICE, SLICE, SLICE]
     ranks, chosen, ids, top = (
         np.concatenate([np.asarray(part) for part in parts])[: len(at)]
         for parts in zip(
@@ -62,3 +62,15 @@ def test_a_short_step_takes_one_call_of_its_own_size():
     assert packed.fields == (("at", "int32", (16,)), ("targets", "int32", (16,)))
     [rehearsal] = pack(None, 16)
     assert rehearsal.fields == packed.fields and not rehearsal.words.any()
+
+
+def test_a_rehearsal_has_every_size_that_may_come():
+    def sizes(scored: ScoreBatch | None, tokens: int) -> list[int]:
+        return [packed.fields[0][2][0] for packed in pack(scored, tokens)]
+
+    for tokens in (16, 128, 300, 1023, 1024, 8192):
+        known = set(sizes(None, tokens))
+        for count in {1, min(tokens, 129), tokens - 1, tokens}:
+            many = np.zeros(count, np.int32)
+            asked = sizes(ScoreBatch(many, many), tokens)
+            assert set(asked) <= known and sum(asked) - min(known) < count <= sum(asked)

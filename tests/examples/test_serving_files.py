@@ -53,8 +53,8 @@ def test_the_container_has_what_it_copies_and_starts_a_server():
     assert probed == (flags["port"], "/ready") and probed[1] in PATHS
 
 
-@pytest.mark.parametrize("name", ["aiperf", "guidellm"])
-def test_the_commands_of_load_generators_are_whole(name: str, tmp_path: Path):
+@pytest.mark.parametrize("name", ["aiperf", "guidellm", "lm_eval"])
+def test_the_commands_of_other_programs_are_whole(name: str, tmp_path: Path):
     """A program of that name is started with all its arguments; what it does with them is its
     own matter."""
     script = FOLDER / f"{name}.sh"

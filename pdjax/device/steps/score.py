@@ -1,7 +1,8 @@
 """score_step: log-probabilities of tokens of prompts, from the residual stream of a prefill step.
 
-It is a step of its own, dispatched only where they are asked for. It takes a few positions at a
-time, so that the logits of a long prompt never lie in memory at once.
+It is a step of its own, dispatched only where they are asked for. It takes a slice of positions at
+a time, so that the logits of a long prompt never lie in memory at once; and several slices a call
+where there are as many, since a call costs the host about what a slice costs a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -23,8 +25,11 @@ from pdjax.device.packing import Packed
 from pdjax.device.sharing import Specs, shared
 from pdjax.interfaces.batches import ScoreBatch
 
-MOST_POSITIONS = 128
-"""Positions that one call takes: 80 MB of logits for a vocabulary of 150,000."""
+SLICE = 128
+"""Positions whose logits are made at once: 80 MB for a vocabulary of 150,000."""
+
+MOST_SLICES = 8
+"""Slices of a call."""
 
 
 @struct.dataclass
@@ -39,14 +44,18 @@ ScoreStep = Callable[[Params, jax.Array, Packed], Scored]
 
 
 def pack(scored: ScoreBatch | None, tokens: int) -> Iterator[Packed]:
-    """The calls that a ScoreBatch takes over a step of T = `tokens`, each of as many positions;
-    None is a rehearsal of one call. Padding scores token 0 after the step's first."""
-    size = min(tokens, MOST_POSITIONS)
-    nothing = np.zeros(1, np.int32)
+    """The calls that a ScoreBatch takes over a step of T = `tokens`: of MOST_SLICES as long as they
+    are filled, then of one slice, padded. None is a rehearsal of each size that may come. Padding
+    scores token 0 after the step's first."""
+    short, long = min(tokens, SLICE), MOST_SLICES * SLICE
+    sizes = [short] if tokens < long else [long, short]
+    nothing = np.zeros(sum(sizes), np.int32)
     at, targets = (nothing, nothing) if scored is None else (scored.at, scored.targets)
-    for start in range(0, len(at), size):
+    start = 0
+    while start < len(at):
+        size = sizes[0] if len(at) - start >= sizes[0] else short
         part = slice(start, start + size)
-        missing = (0, size - len(at[part]))
+        start, missing = part.stop, (0, size - len(at[part]))
         yield Packed.of(
             {"at": np.pad(at[part], missing), "targets": np.pad(targets[part], missing)}
         )
@@ -72,11 +81,20 @@ def _make(mesh: Mesh, weights: Specs, spec: ModelSpec, tp: int, n: int) -> Score
     axes = (TP,) if tp > 1 else ()
 
     def step(outer: Params, x: jax.Array, packed: Packed) -> Scored:
+        def score(positions: tuple[jax.Array, jax.Array]) -> Scored:
+            at, targets = positions
+            logits = unembed(outer, x[at], spec=spec, vocab_axes=axes)  # [SLICE, V]
+            theirs = jnp.take_along_axis(logits, targets[:, None], axis=1)
+            ranks = 1 + jnp.sum(logits > theirs, axis=1, dtype=jnp.int32)
+            return Scored(report(logits, targets, n), ranks)
+
         batch = ScoreBatch(**packed.unpack())
-        logits = unembed(outer, x[batch.at], spec=spec, vocab_axes=axes)  # [S, V]
-        theirs = jnp.take_along_axis(logits, batch.targets[:, None], axis=1)
-        ranks = 1 + jnp.sum(logits > theirs, axis=1, dtype=jnp.int32)
-        return Scored(report(logits, batch.targets, n), ranks)
+        positions = batch.at, batch.targets
+        if len(batch.at) <= SLICE:
+            return score(positions)
+        slices = jax.tree.map(lambda array: array.reshape(-1, SLICE), positions)
+        found = lax.map(score, slices)
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), found)
 
     ins: Any = weights.tree, P(), P()
     mapped = jax.shard_map(step, mesh=mesh, in_specs=ins, out_specs=P(), check_vma=False)
