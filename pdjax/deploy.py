@@ -27,21 +27,23 @@ from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.policies.registry import make_policies
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.transport import Transport
-from pdjax.request_maker import RequestMaker, text_maker
+from pdjax.request_maker import RequestMaker, guide_maker, text_maker
 from pdjax.session import Session
 from pdjax.sim.cluster import Cluster
+from pdjax.text.guides import GuideCompiler
 from pdjax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What is served: its shapes, its tokenizer where it has one, the longest sequence in tokens,
-    and where its weights are; random ones are nowhere."""
+    """What is served: its shapes, its tokenizer and what compiles guides where it has one, the
+    longest sequence in tokens, and where its weights are; random ones are nowhere."""
 
     spec: ModelSpec
     tokenizer: Tokenizer | None
     max_model_len: int
     checkpoint: Checkpoint | None
+    guides: GuideCompiler | None = None
 
 
 @dataclass(eq=False)
@@ -153,6 +155,7 @@ def _on_devices(
             recorder=recorder,
             policies=chosen,
             make_text=text_maker(model.tokenizer),
+            make_guide=guide_maker(model.guides),
         )
         if config.warm_up:
             coordinator.warm_up(partial(progress.each, what="compiling", unit="shapes"))
@@ -190,6 +193,7 @@ def _simulated(
         vocab_size=model.spec.vocab_size,
         policies=chosen,
         make_text=text_maker(model.tokenizer),
+        make_guide=guide_maker(model.guides),
     )
     engines = list(cluster.engines.values())
     parts = engines, cluster.transport, cluster.coordinator, cluster.clock, cluster.recorder
@@ -227,7 +231,7 @@ def _deployment(
         clock=clock,
         recorder=recorder,
         session=Session(coordinator, recorder),
-        requests=RequestMaker(config.model.source, model.tokenizer, clock),
+        requests=RequestMaker(config.model.source, model.tokenizer, clock, model.guides),
     )
 
 
@@ -238,7 +242,9 @@ def _open_model(config: Config) -> _Model:
         return _Model(spec, None, _context(config, spec), None)
     checkpoint = open_checkpoint(config.model.source)
     spec = checkpoint.spec
-    return _Model(spec, checkpoint.tokenizer(), _context(config, spec), checkpoint)
+    tokenizer = checkpoint.tokenizer()
+    guides = None if tokenizer is None else GuideCompiler(tokenizer, spec.vocab_size)
+    return _Model(spec, tokenizer, _context(config, spec), checkpoint, guides)
 
 
 def _context(config: Config, spec: ModelSpec) -> int:

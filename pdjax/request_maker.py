@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 
 from pdjax.core.clock import Clock
 from pdjax.core.request import Request, SamplingParams
+from pdjax.text.guides import GuideCompiler, TokenGuide
 from pdjax.text.prompts import Prompt, each_conversation, each_prompt, params_of_each, token_ids_of
 from pdjax.text.text_stream import TextStream
 from pdjax.text.tokenizer import Message, Tokenizer
@@ -65,10 +66,17 @@ class RequestMaker:
       source: name of the model, for messages.
       tokenizer: turns text into token ids; None where the model has none.
       clock: dates a request's arrival.
+      guides: compiles guides, in the thread that asks; None where the model has no tokenizer.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer | None, clock: Clock) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        source: str,
+        tokenizer: Tokenizer | None,
+        clock: Clock,
+        guides: GuideCompiler | None = None,
+    ) -> None:
+        self.tokenizer, self._guides = tokenizer, guides
         self._source, self._clock = source, clock
         self._ids = itertools.count(1)
 
@@ -86,6 +94,12 @@ class RequestMaker:
             raise ValueError(f"params={params!r}: must be a SamplingParams")
         if params.stop and self.tokenizer is None:
             raise ValueError(f"stop={params.stop}: the model has no tokenizer, so there is no text")
+        if params.guide is not None:
+            if self._guides is None:
+                raise ValueError(
+                    f"{params.guide.name}: the model has no tokenizer, so there is no text"
+                )
+            self._guides.check(params.guide)
         text = prompt if isinstance(prompt, str) else None
         if text == "":
             raise ValueError("prompt='': must not be empty")
@@ -186,3 +200,16 @@ def new_text(
     """The text of a choice, still empty."""
     decoder = tokenizer.incremental_decoder(after=prompt_token_ids, shown=params.shown_tokens)
     return TextStream(decoder, params.stop_strings)
+
+
+def guide_maker(guides: GuideCompiler | None) -> Callable[[Request], TokenGuide | None] | None:
+    """What follows the form of a choice of a request, from its beginning; None without a
+    tokenizer."""
+    if guides is None:
+        return None
+
+    def make(request: Request) -> TokenGuide | None:
+        guide = request.params.guide
+        return None if guide is None else guides.start(guide)
+
+    return make

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pdjax.core.guide import Guide
 from pdjax.core.messages import shown
 from pdjax.core.stop_strings import StopStrings
 
@@ -22,6 +23,10 @@ MAX_STOP_CHARACTERS = 16_384
 """Of all stop strings of a request together: the host needs some 30 ms to prepare so many, and
 every running request waits meanwhile."""
 MAX_STOP_TOKENS = 4096
+MAX_LOGIT_BIAS = 1024
+"""Tokens of which a request may change the logit."""
+MAX_ALLOWED_TOKENS = 1 << 20
+"""Tokens that a request may name as the only ones allowed."""
 MAX_LABELS = 16
 MAX_LABEL_NAME = 64
 MAX_LABEL_VALUE = 512
@@ -75,6 +80,7 @@ def _as_tuple(values: object, name: str, what: str, most: int) -> tuple:
 _NUMBERS = (
     *("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "logprobs"),
     *("prompt_logprobs", "presence_penalty", "frequency_penalty", "repetition_penalty", "n"),
+    "min_tokens",
 )
 """Fields of SamplingParams that may be given as scalars of numpy."""
 _TOKEN_IDS = ("stop_token_ids", "shown_tokens")
@@ -109,6 +115,11 @@ class SamplingParams:
       repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt
         or output (Keskar et al. 2019); 1 changes nothing.
       n: choices to generate from the prompt.
+      guide: the form that the text must have; generation ends when it is complete. None is any.
+      logit_bias: added to logits by token id, in [-100, 100], after penalties and before
+        temperature; at most 1,024 tokens. None is taken as {}. Not to be changed.
+      allowed_token_ids: the only tokens that are chosen, end tokens included; None allows all.
+      min_tokens: tokens before which neither the model's end tokens nor `stop_token_ids` come.
 
     Raises:
       ValueError: a value of another type or out of range, or two that contradict each other.
@@ -130,6 +141,10 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     n: int = 1
+    guide: Guide | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    allowed_token_ids: Seq[int] | None = None
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in _NUMBERS:
@@ -139,8 +154,15 @@ class SamplingParams:
         for name in _TOKEN_IDS:
             tokens = _as_tuple(getattr(self, name), name, "token ids", MAX_STOP_TOKENS)
             object.__setattr__(self, name, tuple(map(plain, tokens)))
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            allowed = _as_tuple(
+                self.allowed_token_ids, "allowed_token_ids", "token ids", MAX_ALLOWED_TOKENS
+            )
+            object.__setattr__(self, "allowed_token_ids", tuple(map(plain, allowed)))
         self._check_ranges()
         self._check_stops()
+        self._check_masks()
         if self.n > 1 and self.temperature == 0:
             raise ValueError(
                 f"n={shown(self.n)} with temperature=0: greedy choices would all be the same; "
@@ -196,6 +218,24 @@ class SamplingParams:
             for token in getattr(self, name):
                 _check(_is_int(token) and token >= 0, name, token, "must be token ids, 0 or more")
 
+    def _check_masks(self) -> None:
+        guide, allowed, least = self.guide, self.allowed_token_ids, self.min_tokens
+        _check(guide is None or isinstance(guide, Guide), "guide", guide, "must be None or a Guide")
+        if allowed is not None:
+            _check(bool(allowed), "allowed_token_ids", allowed, "must be None or not empty")
+            for token in allowed:
+                _check(
+                    _is_int(token) and token >= 0,
+                    "allowed_token_ids",
+                    token,
+                    "must be token ids, 0 or more",
+                )
+        _check(_is_int(least) and least >= 0, "min_tokens", least, "must be an integer, 0 or more")
+        if self.max_tokens is not None and least > self.max_tokens:
+            raise ValueError(
+                f"min_tokens={shown(least)}: must be at most max_tokens={shown(self.max_tokens)}"
+            )
+
     @cached_property
     def stop_strings(self) -> StopStrings:
         """`stop`, ready to be searched for; made once for all choices."""
@@ -207,6 +247,11 @@ class SamplingParams:
         return frozenset(self.stop_token_ids)
 
     @property
+    def constrained(self) -> bool:
+        """Whether some tokens may not be chosen, at least in the beginning."""
+        return self.guide is not None or self.allowed_token_ids is not None or self.min_tokens > 0
+
+    @property
     def penalized(self) -> bool:
         """Whether the choice of a token depends on the tokens before it, beyond the logits."""
         return (
@@ -214,6 +259,28 @@ class SamplingParams:
             or self.frequency_penalty != 0
             or self.repetition_penalty != 1
         )
+
+
+def _bias(biases: object) -> dict[int, float]:
+    """A copy of what may be the biases of a request; None has none."""
+    if biases is None:
+        return {}
+    _check(isinstance(biases, Mapping), "logit_bias", biases, "must be a dict of numbers by id")
+    given = typing.cast(Mapping[Any, Any], biases)
+    if len(given) > MAX_LOGIT_BIAS:
+        raise ValueError(f"logit_bias: {len(given)} tokens; must be at most {MAX_LOGIT_BIAS}")
+    found = {plain(token): plain(bias) for token, bias in given.items()}
+    for token, bias in found.items():
+        _check(
+            _is_int(token) and token >= 0, "logit_bias", token, "keys must be token ids, 0 or more"
+        )
+        _check(
+            is_number(bias) and -100 <= bias <= 100,
+            f"logit_bias[{token}]",
+            bias,
+            "must be a number in [-100, 100]",
+        )
+    return found
 
 
 @dataclass(frozen=True)

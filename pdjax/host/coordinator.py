@@ -25,6 +25,7 @@ from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.policies.api import Policies
 from pdjax.host.policies.registry import make_policies
 from pdjax.host.runtime import Runtime
+from pdjax.host.sequences.constraint import Constraint, SequenceGuide
 from pdjax.host.sequences.lifecycle import Progress, SequenceLifecycle
 from pdjax.host.sequences.limits import Limits, choices
 from pdjax.host.sequences.sequence import Sequence, SequenceText, State
@@ -52,6 +53,8 @@ class Coordinator:
       clock, recorder: tell the time, and take down what happened when.
       policies: decide; None takes those that the config names.
       make_text: makes the text of each sequence of a request; None makes no text.
+      make_guide: follows the form that each sequence of a request must have; None where it has
+        none.
       pools: that no engine has; the transport connects them to others.
 
     Attributes:
@@ -75,10 +78,12 @@ class Coordinator:
         recorder: Recorder,
         policies: Policies | None = None,
         make_text: Callable[[Request], SequenceText | None] | None = None,
+        make_guide: Callable[[Request], SequenceGuide | None] | None = None,
         pools: Seq[Pool] = (),
     ) -> None:
         self._config, self._max_model_len = config, max_model_len
-        self._engines, self._transport, self._make_text = engines, transport, make_text
+        self._engines, self._transport = engines, transport
+        self._make_text, self._make_guide = make_text, make_guide
         self._pools = pools
         self._runtime = Runtime(events, clock, recorder)
         self._policies = policies or make_policies(config)
@@ -180,13 +185,24 @@ class Coordinator:
 
     def sequences_of(self, request: Request, *, makes_text: bool = True) -> list[Sequence]:
         """The choices of a request that has been checked, younger than all before; not queued
-        yet. Without text the stop strings of the request are the caller's to find: see `stop`."""
+        yet. Without text the stop strings of the request are the caller's to find: see `stop`.
+
+        Raises:
+          ValueError: no token may be chosen.
+        """
         sequences = choices(request, self._limits, self._submitted, self._config.seed)
         if self._make_text is not None and makes_text:
             for sequence in sequences:
                 sequence.text = self._make_text(request)
+        if request.params.constrained:
+            for sequence in sequences:
+                sequence.constraint = self._constraint(request)
         self._submitted += len(sequences)
         return sequences
+
+    def _constraint(self, request: Request) -> Constraint:
+        guide = None if self._make_guide is None else self._make_guide(request)
+        return Constraint(request.params, guide, self._limits.vocab_size, self._end_token_ids)
 
     def enqueue(self, sequences: list[Sequence]) -> None:
         """Queue all choices of a request, whether the queue has room or not."""

@@ -16,6 +16,10 @@ NOT_FINITE = -1
 """In `Sampled.tokens`: the row's logits are not all finite, so no token was chosen."""
 
 
+NO_TOKEN = 2**31 - 1
+"""In `SamplingBatch.bias_tokens`: no token's logit is changed."""
+
+
 Array = Any
 """A numpy array as it goes through the door; a traced one inside a step on the other side."""
 
@@ -37,6 +41,20 @@ class SamplingBatch:
     seed: Array  # u32[B]
     prompt_lens: Array  # i32[B]: how much of the history is prompt, not output
     logprobs: Array  # bool[B]: whether log-probabilities are wanted
+    # Added to logits, E = MAX_LOGIT_BIAS of a row; None where no row has any.
+    bias_tokens: Array | None = None  # i32[B, E]; NO_TOKEN past a row's last
+    bias: Array | None = None  # f32[B, E]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The tokens that some rows of a batch may choose; other rows may choose any.
+
+    A row's mask depends on its last token, so that it is new at each step.
+    """
+
+    rows: Array  # i32[G], ascending
+    bits: Array  # u32[G, ceil(V / 32)]: bit t % 32 of word t // 32 allows token t; at least one
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,9 @@ class PrefillBatch:
     kv_lens: Array  # i32[B]: tokens in KV, this chunk's included
     sample_at: Array  # i32[B]: index of a chunk's last token; its logits choose the next
     sampling: SamplingBatch  # [B]
-    history: Array | None  # i32[B, C]: all tokens so far, where any row is penalized; else None
+    # i32[B, C]: all tokens so far; None where no row is penalized, biased or masked.
+    history: Array | None
+    masks: Masks | None = None  # of the rows that have one
     scored: ScoreBatch | None = None  # None: no sequence asks for log-probabilities of its prompt
 
 
@@ -111,3 +131,4 @@ class DecodeBatch:
     positions: Array  # i32[R, b]: position of the input token under each stage, or IDLE_ROW
     page_table: Array  # i32[R, b, W]: pages under each stage, null where there are none
     sampling: SamplingBatch  # [b]: of the microbatch that leaves
+    masks: Masks | None = None  # of its rows that have one

@@ -76,7 +76,7 @@ class Engine(Protocol):
         """Set the history of a decode row (0 <= row < rows) to token_ids i32[C], for its penalties.
 
         Called before a penalized sequence's first tick in a row; from then on the device appends
-        what it samples.
+        what it samples. A tick in which the row is idle leaves its history as it is.
         """
         ...
 

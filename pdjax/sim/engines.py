@@ -8,14 +8,14 @@ import numpy as np
 
 from pdjax.core.clock import VirtualClock
 from pdjax.core.ids import EngineId
-from pdjax.interfaces.batches import Array, DecodeBatch, Sampled, Scores
+from pdjax.interfaces.batches import Array, DecodeBatch, PrefillBatch, Sampled, Scores
 from pdjax.interfaces.steps import PrefillStep, Step, StepKind
 from pdjax.interfaces.transport import TransferJob, TransferTicket
 from pdjax.sim.costs import StepCosts
 from pdjax.sim.links import SimTransport
 from pdjax.sim.meshes import SimMesh
 from pdjax.sim.tickets import SimTicket
-from pdjax.sim.tokens import token_at
+from pdjax.sim.tokens import allowed_tokens, token_at
 
 
 class SimStepTicket(SimTicket[Sampled]):
@@ -48,7 +48,7 @@ class SimEngine:
     groups of a prefill step share its time by their numbers of layers, and what a group exports
     leaves when it has been computed. The token that is chosen at a position of a sequence is a
     function of the sequence's seed and of the position, so that it does not depend on batching,
-    placement or preemption: see `token_at`. Histories have no effect on it.
+    placement or preemption: see `token_at`. Of what a request asks, masks alone change it.
 
     Args:
       id: its name.
@@ -137,8 +137,7 @@ class SimEngine:
             for job in jobs:
                 self._check_export(job, group)
                 exports[job.id] = self._transport.send(job)
-        tokens = token_at(batch.sampling.seed, batch.kv_lens, self._vocab_size)
-        sampled = self._sampled(tokens)
+        sampled = self._sampled(self._choose(batch.kv_lens, batch))
         if batch.scored is not None:
             chosen, top_ids, top = _logprobs(len(batch.scored.targets), self._vocab_size)
             ranks = np.ones(len(chosen), np.int32)
@@ -156,8 +155,13 @@ class SimEngine:
     def _tick(self, batch: DecodeBatch) -> SimStepTicket:
         moment = self._mesh.take(self._costs.tick_seconds(batch))
         # The input of the last stage stands at a position; what is chosen will stand at the next.
-        tokens = token_at(batch.sampling.seed, batch.positions[-1] + 1, self._vocab_size)
+        tokens = self._choose(batch.positions[-1] + 1, batch)
         return SimStepTicket(self._mesh.clock, moment, self._sampled(tokens), _NO_EXPORTS)
+
+    def _choose(self, positions: np.ndarray, batch: PrefillBatch | DecodeBatch) -> np.ndarray:
+        tokens = token_at(batch.sampling.seed, positions, self._vocab_size)
+        masks = batch.masks
+        return tokens if masks is None else allowed_tokens(tokens, masks.rows, masks.bits)
 
     def _sampled(self, tokens: np.ndarray) -> Sampled:
         """Every token is as likely as any other; no alternatives are reported."""

@@ -15,3 +15,18 @@ def token_at(seed: np.ndarray, position: np.ndarray, vocab_size: int) -> np.ndar
     mixed *= np.uint32(0x2C1B3C6D)
     mixed ^= mixed >> np.uint32(12)
     return (mixed % np.uint32(vocab_size - 1)).astype(np.int32) + np.int32(1)
+
+
+def allowed_tokens(tokens: np.ndarray, rows: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """The tokens i32[B], and in place of those that masks do not allow, the next higher ones that
+    they do; after the last comes the first.
+
+    Args:
+      rows, bits: as in `interfaces.Masks`.
+    """
+    tokens = tokens.copy()
+    allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
+    for row, mask in zip(rows, allowed, strict=True):
+        able = np.flatnonzero(mask)
+        tokens[row] = able[np.searchsorted(able, tokens[row]) % len(able)]
+    return tokens

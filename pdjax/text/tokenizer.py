@@ -243,6 +243,10 @@ class Tokenizer:
             messages, add_generation_prompt, tools, documents, chat_template, variables
         )
 
+    def to_json(self) -> str:
+        """The vocabulary and its rules, as the tokenizers package writes them."""
+        return self._backend.to_str()
+
     def incremental_decoder(
         self,
         skip_special_tokens: bool = True,

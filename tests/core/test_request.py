@@ -56,6 +56,14 @@ def test_lengths(sequence):
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_p", 1.0),
+        ("guide", "a+"),
+        ("logit_bias", [3]),
+        ("logit_bias", {-1: 0}),
+        ("logit_bias", {"3": 0}),
+        ("allowed_token_ids", ()),
+        ("allowed_token_ids", (-1,)),
+        ("min_tokens", -1),
+        ("min_tokens", 17),  # more than max_tokens
         ("seed", -1),
         ("seed", 2**64),
         ("max_tokens", 0),
@@ -92,6 +100,19 @@ def test_values_out_of_range_are_refused_by_name(field, value):
     check_message(str(raised.value))
 
 
+@pytest.mark.parametrize(
+    ("biases", "message"),
+    [
+        ({3: 101}, r"logit_bias\[3\]=101: must be a number in \[-100, 100\]"),
+        ({3: float("nan")}, r"logit_bias\[3\]=nan: must be a number"),
+        (dict.fromkeys(range(1025), 0), "logit_bias: 1025 tokens; must be at most 1024"),
+    ],
+)
+def test_biases_have_bounds(biases, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        SamplingParams(logit_bias=biases)
+
+
 def test_scalars_of_numpy_are_the_numbers_that_they_are():
     asked: dict[str, Any] = {
         "temperature": np.float32(0.5),
@@ -103,6 +124,9 @@ def test_scalars_of_numpy_are_the_numbers_that_they_are():
         "logprobs": np.int8(2),
         "prompt_logprobs": np.int64(1),
         "n": np.int16(2),
+        "min_tokens": np.int8(1),
+        "allowed_token_ids": np.array([3, 4], np.int32),
+        "logit_bias": {np.int32(3): np.float32(0.5)},
     }
     params = SamplingParams(**asked)
     plain = SamplingParams(
@@ -115,9 +139,14 @@ def test_scalars_of_numpy_are_the_numbers_that_they_are():
         logprobs=2,
         prompt_logprobs=1,
         n=2,
+        min_tokens=1,
+        allowed_token_ids=(3, 4),
+        logit_bias={3: 0.5},
     )
     assert params == plain
-    assert {type(value) for value in vars(params).values()} <= {int, float, bool, tuple}
+    assert [type(each) for pair in params.logit_bias.items() for each in pair] == [int, float]
+    kinds = {type(value) for name, value in vars(params).items() if name != "guide"}
+    assert kinds <= {int, float, bool, tuple, dict}
 
 
 def test_greedy_choices_would_all_be_the_same():

@@ -1,19 +1,24 @@
 """Sampling against plain numpy, and the promise that a token depends on (seed, position) alone."""
 
+from dataclasses import fields, replace
+
 import jax
 import numpy as np
 import pytest
 
-from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted, choose
+from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted, all_asked, choose
 from pdjax.device.steps.sample import Undecided, make_sample_step
-from pdjax.interfaces.batches import NOT_FINITE, SamplingBatch
+from pdjax.interfaces.batches import NO_TOKEN, NOT_FINITE, Masks, SamplingBatch
 
 V = 97
 choose_asked = jax.jit(choose, static_argnames="max_logprobs")
 
 
-def choose_jit(logits, positions, params: SamplingBatch, history, *, max_logprobs: int) -> Choice:
-    return choose_asked(logits, positions, Asked.of(params), history, max_logprobs=max_logprobs)
+def choose_jit(
+    logits, positions, params: SamplingBatch, history, *, max_logprobs: int, masks=None
+) -> Choice:
+    asked = Asked.of(params, np.shape(logits)[1], masks)
+    return choose_asked(logits, positions, asked, history, max_logprobs=max_logprobs)
 
 
 def sampling(rows: int, **fields) -> SamplingBatch:
@@ -163,7 +168,7 @@ def test_a_row_whose_logits_are_not_finite_gets_no_token(variant):
     history = np.random.default_rng(11).integers(0, V, size=(12, 8)).astype(np.int32)
 
     def chosen(logits: np.ndarray) -> np.ndarray:
-        positions, asked = np.full(12, 7), Asked.of(params, variant)
+        positions, asked = np.full(12, 7), Asked.of(params, V, variant=variant)
         return np.asarray(choose_asked(logits, positions, asked, history, max_logprobs=1).tokens)
 
     spoiled = logits.copy()
@@ -188,7 +193,7 @@ def test_a_row_without_a_token_feeds_an_id_back():
     history = np.full((2, 8), 9, np.int32)
     step = make_sample_step(mesh, 1)
     fed_back, history, choice = step(
-        undecided, np.zeros(2, np.int32), history, Asked.of(sampling(2))
+        undecided, np.zeros(2, np.int32), history, Asked.of(sampling(2), V)
     )
     assert choice.tokens.tolist() == [NOT_FINITE, V - 1]
     assert fed_back.tolist() == [0, V - 1]
@@ -257,11 +262,11 @@ def test_logprobs_are_of_the_models_own_distribution():
     ],
 )
 def test_the_cheapest_variant_that_can_serves_a_batch(fields, variant):
-    assert Asked.of(sampling(2, **fields)).variant == VARIANTS[variant]
+    assert Asked.of(sampling(2, **fields), V).variant == VARIANTS[variant]
 
 
 def test_the_last_variant_can_do_everything():
-    assert VARIANTS[-1] == Wanted(draw=True, filter=True, penalize=True, logprobs=True)
+    assert VARIANTS[-1] == Wanted(**{each.name: True for each in fields(Wanted)})
 
 
 @pytest.mark.parametrize("vocab", [V, 4099])
@@ -283,8 +288,8 @@ def test_every_variant_chooses_the_same(vocab):
     )
     for least, params in enumerate((greedy, warm, filtered)):
         outs = [
-            choose_asked(logits, positions, Asked.of(params, variant), history, max_logprobs=5)
-            for variant in VARIANTS[least:]
+            choose_asked(logits, positions, asked, history, max_logprobs=5)
+            for asked in all_asked(params, vocab)[least:]
         ]
         for out in outs:
             np.testing.assert_array_equal(out.tokens, outs[0].tokens)
@@ -295,8 +300,80 @@ def test_every_variant_chooses_the_same(vocab):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_no_variant_branches_on_the_device(variant):
     """The host would have to wait for the predicate of a branch."""
-    asked = Asked.of(sampling(2), variant)
+    asked = Asked.of(sampling(2), V, variant=variant)
     history = np.zeros((2, 8), np.int32)
     logits = np.zeros((2, V), np.float32)
     lowered = choose_asked.lower(logits, np.arange(2), asked, history, max_logprobs=1)
     assert not {"stablehlo.case", "stablehlo.if"} & set(lowered.as_text().replace('"', " ").split())
+
+
+def masks(allowed: dict[int, list[int]], vocab: int = V) -> Masks:
+    """Masks of rows that may choose these tokens."""
+    bits = np.zeros((len(allowed), -(-vocab // 32) * 32), bool)
+    for place, tokens in enumerate(allowed.values()):
+        bits[place, tokens] = True
+    packed = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+    return Masks(np.array(list(allowed), np.int32), packed)
+
+
+def biased(rows: int, biases: dict[int, dict[int, float]], **fields) -> SamplingBatch:
+    """Rows of which some have a bias on tokens."""
+    tokens, values = np.full((rows, 1024), NO_TOKEN, np.int32), np.zeros((rows, 1024), np.float32)
+    for row, theirs in biases.items():
+        tokens[row, : len(theirs)], values[row, : len(theirs)] = [*theirs], [*theirs.values()]
+    return replace(sampling(rows, **fields), bias_tokens=tokens, bias=values)
+
+
+@pytest.mark.parametrize("rows", [4, 20])  # a mask a row, and fewer
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_masked_row_chooses_among_its_tokens_and_others_keep_theirs(rows, temperature):
+    logits = 3 * np.random.default_rng(12).normal(size=(rows, V)).astype(np.float32)
+    positions, history = np.full(rows, 7), np.zeros((rows, 8), np.int32)
+    params = sampling(rows, temperature=temperature, seed=range(rows), logprobs=True)
+    allowed = {1: [V - 1], 3: [0, 31, 32, 64, V - 1]}
+    plain = choose_jit(logits, positions, params, history, max_logprobs=3)
+    out = choose_jit(logits, positions, params, history, max_logprobs=3, masks=masks(allowed))
+    others = [row for row in range(rows) if row not in allowed]
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(out), strict=True):
+        np.testing.assert_array_equal(np.asarray(one)[others], np.asarray(other)[others])
+    assert out.tokens[1] == V - 1 and int(out.tokens[3]) in allowed[3]
+    if temperature == 0:
+        assert out.tokens[3] == max(allowed[3], key=lambda token: logits[3, token])
+    # The report is of the model's own distribution.
+    assert out.logprobs is not None and plain.logprobs is not None
+    np.testing.assert_array_equal(out.logprobs.top, plain.logprobs.top)
+    own = logits[1] - np.log(np.exp(logits[1]).sum())
+    np.testing.assert_allclose(out.logprobs.chosen[1], own[V - 1], rtol=1e-5)
+
+
+def test_what_is_drawn_under_a_mask_follows_the_softmax_of_what_is_allowed():
+    logits, draws = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32)), 4000
+    everywhere = masks({row: [1, 3] for row in range(draws)}, 4)
+    out = choose_jit(
+        np.repeat(logits[None], draws, axis=0),
+        np.arange(draws),
+        sampling(draws, temperature=1.0, top_p=0.95),
+        np.zeros((draws, 1), np.int32),
+        max_logprobs=1,
+        masks=everywhere,
+    )
+    counts = np.bincount(out.tokens, minlength=4) / draws
+    np.testing.assert_allclose(counts, [0, 0.3 / 0.35, 0, 0.05 / 0.35], atol=0.03)
+
+
+def test_biases_are_added_after_penalties():
+    logits = np.random.default_rng(13).normal(size=(4, V)).astype(np.float32)
+    history = np.full((4, 8), 5, np.int32)
+    biases = {0: {9: 100.0}, 2: {V - 1: 5.0, 5: -100.0}, 3: {5: 100.0}}
+    params = biased(4, biases, repetition_penalty=[1.0, 1.0, 1.0, 100.0])
+    out = choose_jit(logits, np.full(4, 7), params, history, max_logprobs=1)
+    assert out.tokens.tolist() == [9, logits[1].argmax(), V - 1, 5]
+
+
+def test_a_mask_does_not_hide_that_logits_are_not_finite():
+    logits = np.zeros((2, V), np.float32)
+    logits[0, 3] = np.nan
+    history = np.zeros((2, 8), np.int32)
+    both = masks({0: [5], 1: [5]})
+    out = choose_jit(logits, np.full(2, 7), sampling(2), history, max_logprobs=1, masks=both)
+    assert out.tokens.tolist() == [NOT_FINITE, 5]

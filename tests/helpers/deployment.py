@@ -16,10 +16,9 @@ from pdjax.host.policies.api import Policies
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.steps import StepKind
 from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
+from tests.helpers.fake_guides import END_TOKEN, VOCAB
 from tests.helpers.fake_transport import FakeTransport
 from tests.helpers.fakes import (
-    END_TOKEN,
-    VOCAB,
     Chance,
     expected_output,
 )

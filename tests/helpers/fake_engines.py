@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,7 +136,7 @@ class FakePrefillEngine(FakeEngine):
             pages = batch.kv_pages[batch.cu_pages[b] : batch.cu_pages[b + 1]]
             history = [] if batch.history is None else batch.history[b, :length].tolist()
             context = self.pages.read(layers, pages, length)
-            tokens.append(sample(batch.sampling, b, context, length, history))
+            tokens.append(sample(batch.sampling, batch.masks, b, context, length, history))
             for at in scored:
                 if first <= at < last:
                     seen = int(batch.positions[at]) + 1
@@ -253,15 +254,14 @@ class FakeDecodeEngine(FakeEngine):
 
     def _leave(self, microbatch: int, batch: DecodeBatch) -> list[int]:
         """The next tokens of the microbatch that leaves."""
-        tokens = []
+        tokens, choice = [], partial(sample, batch.sampling, batch.masks)
         for i, activation in enumerate(self._carried[microbatch]):
             length = int(batch.positions[-1, i]) + 1
             history = self._history.setdefault(microbatch * self._rows + i, [])
             if length == IDLE_ROW + 1:
                 tokens.append(self._chance.garbage())
-            else:
-                seen = history[:length]
-                tokens.append(sample(batch.sampling, i, activation.context, length, seen))
+                continue
+            tokens.append(choice(i, activation.context, length, history[:length]))
             history += [0] * (length + 1 - len(history))
             history[length] = max(tokens[-1], 0)
         return tokens

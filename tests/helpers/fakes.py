@@ -7,12 +7,13 @@ a page that is shared by mistake, freed too early or never filled, a stale row, 
 all come out as wrong tokens.
 
 The fakes are as unkind as the contract in `interfaces` allows: tickets become ready when they like,
-and idle rows scribble on the null page and on the history.
+and idle rows scribble on the null page.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -22,21 +23,23 @@ from pdjax.core.kv_layout import KVLayout
 from pdjax.core.request import SamplingParams
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import (
+    NO_TOKEN,
     NOT_FINITE,
+    Masks,
     Sampled,
     SamplingBatch,
     Scores,
 )
 from pdjax.interfaces.transport import TransferTicket
+from tests.helpers.fake_guides import END_TOKEN, VOCAB, constraint_of
 
-VOCAB = 97
-END_TOKEN = 0
 POISON = VOCAB
 """A token of whose KV no finite logit can be computed."""
 _POISONED = 10**12
 DELETED = -(10**9)
 """What is read of a pool that was given away: it makes every token wrong."""
 TOP_LOGPROBS = 3
+STOP = "enough"
 
 ResultT = TypeVar("ResultT")
 
@@ -107,6 +110,30 @@ class FakeStepTicket(FakeTicket[Sampled]):
         self.exports = dict(exports or {})
 
 
+@dataclass
+class FakeText:
+    """Text that is stopped after so many tokens, or breaks."""
+
+    stop_after: int | None
+    break_after: int | None
+    pushed: int = 0
+    finished: bool = False
+    text: str = ""
+
+    def take(self) -> str:
+        return ""
+
+    def push(self, token_id: int) -> str | None:
+        assert not self.finished
+        self.pushed += 1
+        if self.pushed == self.break_after:
+            raise InjectedError("text")
+        return STOP if self.pushed == self.stop_after else None
+
+    def finish(self) -> None:
+        self.finished = True
+
+
 class FakePool:
     """What was written, by layer and address; `contents[l, page * page_size + offset]`.
 
@@ -174,6 +201,19 @@ def choose(context: int, length: int, seed: int, temperature: float, history: in
     return (mixed >> 7) % VOCAB
 
 
+def allowed_near(token: int, mask: np.ndarray | None) -> int:
+    """The first token from `token` on that a mask allows."""
+    if mask is None:
+        return token
+    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[:VOCAB].astype(bool)
+    return (token + int(np.argmax(np.roll(allowed, -token)))) % VOCAB
+
+
+def bias_of(pairs: Iterable[tuple[int, float]]) -> int:
+    """What biases make of the choice of a token, whatever their order."""
+    return sum(int(token + 1) * int(value * 8) for token, value in pairs)
+
+
 def is_penalized(params: SamplingParams | SamplingBatch, row: Any = ...) -> bool:
     values = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty - 1)
     return any(np.asarray(value)[row] != 0 for value in values)
@@ -181,16 +221,22 @@ def is_penalized(params: SamplingParams | SamplingBatch, row: Any = ...) -> bool
 
 def expected_output(sequence: Sequence, layers: int) -> list[int]:
     """The output of a sequence that has the machine for itself."""
-    params = sequence.request.params
+    params, constraint = sequence.request.params, constraint_of(sequence.request)
     tokens = list(sequence.request.prompt_token_ids)
     prompt_len, output = len(tokens), list[int]()
-    context = digest(tokens, layers)
+    context, bias = digest(tokens, layers), bias_of(params.logit_bias.items())
     while len(output) < sequence.max_new_tokens and POISON not in tokens:
         history = said(tokens, prompt_len) if is_penalized(params) else 0
-        token = choose(context, len(tokens), sequence.seed, params.temperature, history)
+        token = choose(context + bias, len(tokens), sequence.seed, params.temperature, history)
+        token = allowed_near(token, None if constraint is None else constraint.mask)
         output.append(token)
         if (token == END_TOKEN and not params.ignore_eos) or token in params.stop_token_ids:
             break
+        if constraint is not None:
+            constraint.push(token)
+            if constraint.complete:
+                break
+            constraint.renew()
         context += sum(
             (layer + 1) * (len(tokens) + 1) * salted(layer, token) for layer in range(layers)
         )
@@ -226,12 +272,26 @@ def logprob_of(token: Any) -> Any:
     return -np.asarray(token, np.float32) / 8
 
 
-def sample(sampling: SamplingBatch, row: int, context: int, length: int, tokens: list[int]) -> int:
+def sample(
+    sampling: SamplingBatch,
+    masks: Masks | None,
+    row: int,
+    context: int,
+    length: int,
+    tokens: list[int],
+) -> int:
     if context >= _POISONED:
         return NOT_FINITE
     history = said(tokens, int(sampling.prompt_lens[row])) if is_penalized(sampling, row) else 0
     seed, temperature = int(sampling.seed[row]), float(sampling.temperature[row])
-    return choose(context, length, seed, temperature, history)
+    bias = 0
+    if sampling.bias is not None and sampling.bias_tokens is not None:
+        pairs = zip(sampling.bias_tokens[row].tolist(), sampling.bias[row].tolist(), strict=True)
+        bias = bias_of(pair for pair in pairs if pair[0] != NO_TOKEN)
+    mask = None
+    if masks is not None and row in masks.rows:
+        mask = masks.bits[masks.rows.tolist().index(row)]
+    return allowed_near(choose(context + bias, length, seed, temperature, history), mask)
 
 
 class UndecidedWrite:

@@ -68,7 +68,8 @@ def disaggregated(tp_p: int, stages: int, tp_d: int, groups: int = 2, **decode: 
 
 
 def workload() -> list[tuple[list[int], SamplingParams]]:
-    """Make prompts with their params: greedy, sampled, filtered, penalized, with several ends."""
+    """Make prompts with their params: greedy, sampled, filtered, penalized, constrained, with
+    several ends."""
     rng = np.random.default_rng(11)
     kinds = (
         SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True),
@@ -79,6 +80,10 @@ def workload() -> list[tuple[list[int], SamplingParams]]:
         SamplingParams(temperature=1.2, min_p=0.01, seed=3, frequency_penalty=0.9, max_tokens=10),
         SamplingParams(temperature=0.0, max_tokens=1),
         SamplingParams(temperature=0.9, seed=8, max_tokens=6, n=2),
+        SamplingParams(temperature=0.0, max_tokens=12, allowed_token_ids=range(3, 101, 4)),
+        SamplingParams(temperature=1.0, seed=5, max_tokens=9, logit_bias={3: 5, 7: -100, 100: 6}),
+        SamplingParams(temperature=0.0, max_tokens=12, min_tokens=5, stop_token_ids=range(50)),
+        SamplingParams(temperature=0.9, seed=6, max_tokens=9, allowed_token_ids=[3, 8, 9]),
     )
     prompts = [rng.integers(0, SPEC.vocab_size, length).tolist() for length in PROMPT_LENS]
     return [(prompt, kinds[i % len(kinds)]) for i, prompt in enumerate(prompts)]

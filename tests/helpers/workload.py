@@ -15,15 +15,15 @@ from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
 from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
+from tests.helpers.fake_guides import END_TOKEN, VOCAB, completes, constrained, make_guide
 from tests.helpers.fake_transport import FakeTransport
 from tests.helpers.fakes import (
-    END_TOKEN,
     POISON,
+    STOP,
     TOP_LOGPROBS,
-    VOCAB,
     Chance,
     FakePool,
-    InjectedError,
+    FakeText,
     InjectedInterrupt,
     expected_output,
     logprob_of,
@@ -37,38 +37,12 @@ MOST_STEPS_TO_GIVE_UP = 200
 """Steps, of a second each, after which a job is under way for ever; it is given up after a
 minute."""
 
-STOP = "enough"
-
 FAULTS = ("Injected", "HandoffTimeout", "CorruptPages")
 """What may be the reason of a failure."""
 
 LIVE = {state for state, moves in LEGAL_MOVES.items() if moves}
 REACHED = LIVE | {State.FINISHED}
 """States in which a request may be found when it is aborted."""
-
-
-@dataclass
-class FakeText:
-    """Text that is stopped after so many tokens, or breaks."""
-
-    stop_after: int | None
-    break_after: int | None
-    pushed: int = 0
-    finished: bool = False
-    text: str = ""
-
-    def take(self) -> str:
-        return ""
-
-    def push(self, token_id: int) -> str | None:
-        assert not self.finished
-        self.pushed += 1
-        if self.pushed == self.break_after:
-            raise InjectedError("text")
-        return STOP if self.pushed == self.stop_after else None
-
-    def finish(self) -> None:
-        self.finished = True
 
 
 @dataclass
@@ -173,6 +147,7 @@ class Workload:
             clock=clock,
             recorder=Recorder(clock),
             make_text=self._make_text,
+            make_guide=make_guide,
         )
 
     def _handoff_config(self) -> HandoffConfig:
@@ -218,6 +193,7 @@ class Workload:
         scored = random.Random(f"log-probabilities of the prompt of {name} in {self._seed}")
         most = scored.choice((None, None, None, 0, TOP_LOGPROBS))
         params = replace(params, prompt_logprobs=most)
+        params = constrained(params, random.Random(f"form of {name} in {self._seed}"))
         visit = Visit(Request(name, tuple(prompt), params, 0.0), at_step=draw.randint(0, 40))
         if draw.random() < 0.3:
             break_after = draw.randint(1, 5) if self._faults else None
@@ -321,10 +297,12 @@ class Workload:
         reason: tuple[str, int | str | None] = ("length", None)
         if (last == END_TOKEN and not params.ignore_eos) or last in params.stop_token_ids:
             reason = ("stop", last)
+        elif completes(sequence.request, expected):
+            reason = ("stop", None)
         text = sequence.text
         assert text is None or isinstance(text, FakeText)
         if text is not None and text.stop_after is not None:
-            readable = len(expected) - (reason[0] == "stop")
+            readable = len(expected) - isinstance(reason[1], int)
             if text.stop_after <= readable:
                 expected, reason = expected[: text.stop_after], ("stop", STOP)
         output = sequence.output
@@ -337,6 +315,8 @@ class Workload:
         self.happened["prompt scored"] += prompt_is_scored(sequence, self.layers)
         self.happened[sequence.state.name] += 1
         self.happened["preempted"] += sequence.epoch
+        self.happened["masked"] += params.constrained and len(output) > 1
+        self.happened["masked and preempted"] += params.constrained and sequence.epoch > 0
         assert text is None or text.finished, f"{name}: its text is left open"
         match sequence.state:
             case State.FINISHED:

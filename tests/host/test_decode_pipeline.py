@@ -4,6 +4,7 @@ from pdjax.config import DecodeConfig, PrefillConfig
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.decode_pipeline import DecodePipeline, Tick
+from pdjax.host.sequences.constraint import Constraint
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK
 
@@ -149,3 +150,65 @@ def test_what_has_not_changed_is_the_same_object():
     assert later[1].batch.sampling is ticks[1].batch.sampling
     assert later[2].batch.sampling.temperature.tolist() == [0.5, 0]
     assert leaving(later[2]) == [(0, "heir")]
+
+
+def masked(pipeline: DecodePipeline, name: str) -> Sequence:
+    """A sequence whose row has a mask."""
+    sequence = assigned(pipeline, "unmasked")
+    pipeline.release(sequence.row)
+    sequence.request = Request(name, (1, 2, 3), SamplingParams(allowed_token_ids=[0]), 0.0)
+    sequence.constraint = Constraint(sequence.request.params, None, 32, [])
+    sequence.row = pipeline.reserve()
+    pipeline.assign(sequence.row, sequence)
+    return sequence
+
+
+def told(pipeline: DecodePipeline, sequence: Sequence, token: int) -> None:
+    """The host has learned the newest token of a sequence."""
+    sequence.output.append(token)
+    pipeline.resume(sequence.row)
+
+
+def test_a_row_with_a_mask_sits_out_until_its_token_is_known():
+    pipeline = DecodePipeline(1, 2, BUCKETS)
+    slow = masked(pipeline, "slow")
+    assigned(pipeline, "fast")
+    first, second, third = (pipeline.tick() for _ in range(3))
+    assert [tick.batch.positions.tolist() for tick in (first, second, third)] == [
+        [[3, 3]],
+        [[IDLE_ROW, 4]],
+        [[IDLE_ROW, 5]],
+    ]
+    assert first.batch.masks is not None and second.batch.masks is None
+    assert (first.batch.masks.rows.tolist(), first.batch.masks.bits.tolist()) == ([0], [[1]])
+    told(pipeline, slow, 60)
+    tick = pipeline.tick()
+    assert tick.batch.positions.tolist() == [[4, 6]]
+    assert tick.batch.tokens.tolist() == [60, USE_FED_BACK]  # what the device kept is of no row
+    pipeline.release(1 - slow.row)
+    assert not pipeline.active  # nothing to do until the host knows more
+    told(pipeline, slow, 61)
+    assert pipeline.active
+
+
+def test_a_mask_is_wanted_where_its_row_leaves():
+    pipeline = DecodePipeline(3, 6, BUCKETS)
+    slow = masked(pipeline, "slow")
+    ticks = [pipeline.tick() for _ in range(3)]
+    assert [tick.batch.masks is not None for tick in ticks] == [False, False, True]
+    assert [len(tick.leaving) for tick in ticks] == [0, 0, 1]
+    told(pipeline, slow, 60)
+    pipeline.tick()
+    pipeline.release(slow.row)  # in flight
+    assert [pipeline.tick().batch.masks for _ in range(3)] == [None] * 3
+
+
+def test_a_row_whose_mask_has_gone_runs_on():
+    pipeline = DecodePipeline(1, 1, BUCKETS)
+    sequence = masked(pipeline, "a")
+    pipeline.tick()
+    sequence.constraint = None
+    told(pipeline, sequence, 60)
+    ticks = [pipeline.tick().batch for _ in range(2)]
+    assert [batch.tokens.tolist() for batch in ticks] == [[60], [USE_FED_BACK]]
+    assert [batch.masks for batch in ticks] == [None, None]

@@ -15,6 +15,7 @@ from pdjax.core.kv_layout import KVLayout
 from pdjax.interfaces import batches, events, steps, transport
 from pdjax.interfaces.batches import (
     DecodeBatch,
+    Masks,
     PrefillBatch,
     Sampled,
     SamplingBatch,
@@ -46,7 +47,9 @@ def everything() -> list[Any]:
     sampling = SamplingBatch(**arrays(SamplingBatch))
     scored = ScoreBatch(**arrays(ScoreBatch))
     prefill = PrefillBatch(**arrays(PrefillBatch) | {"sampling": sampling, "scored": scored})
-    decode = DecodeBatch(**arrays(DecodeBatch) | {"tick": 7, "sampling": sampling})
+    decode = DecodeBatch(
+        **arrays(DecodeBatch) | {"tick": 7, "sampling": sampling, "masks": Masks(**arrays(Masks))}
+    )
     job = TransferJob(
         3, PoolId("hbm/prefill-0"), PoolId("disk/0"), range(2, 5), np.array([4, 0], np.int32), 1
     )

@@ -50,6 +50,7 @@ def test_the_workloads_cover_what_may_happen():
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
     wanted |= {"FINISHED", "ABORTED", "FAILED", "poisoned", "prompt scored"}
+    wanted |= {"masked", "masked and preempted"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
     assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
 
@@ -109,6 +110,17 @@ def newest_token_found_in_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def stale_epoch_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token that was on its way when the sequence was preempted is taken all the same."""
     monkeypatch.setattr(SequenceRef, "is_current", property(lambda self: not self.sequence.done))
+
+
+def masked_rows_run_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row with a mask is launched though its last token is not known yet."""
+    bound = DecodePipeline._bound
+
+    def not_bound(self, place, sequence) -> None:
+        bound(self, place, sequence)
+        self._last[place] = sequence.lifetime_tokens - 1
+
+    monkeypatch.setattr(DecodePipeline, "_bound", not_bound)
 
 
 def page_grown_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +185,7 @@ def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         damage_ignored,
         newest_token_found_in_cache,
         stale_epoch_believed,
+        masked_rows_run_ahead,
         page_grown_late,
         dropped_row_left_in_flight,
         evicted_pages_still_found,

@@ -11,7 +11,7 @@ which is exact and costs 32 sums over the vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ import numpy as np
 from flax import struct
 from jax import lax
 
+from pdjax.core.request import MAX_LOGIT_BIAS
 from pdjax.device.packing import Packed
-from pdjax.interfaces.batches import NOT_FINITE, SamplingBatch
+from pdjax.interfaces.batches import NO_TOKEN, NOT_FINITE, Masks, SamplingBatch
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,10 @@ class Wanted:
     filter: bool = False
     penalize: bool = False
     logprobs: bool = False
+    constrain: bool = False  # by masks and biases
 
     @classmethod
-    def by(cls, sampling: SamplingBatch) -> "Wanted":
+    def by(cls, sampling: SamplingBatch, masks: Masks | None = None) -> "Wanted":
         """What the rows of a batch of numpy arrays ask for, all taken together."""
         warm = sampling.temperature > 0
         filtered = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
@@ -47,6 +49,7 @@ class Wanted:
             filter=bool((warm & filtered).any()),
             penalize=bool(penalized.any()),
             logprobs=bool(sampling.logprobs.any()),
+            constrain=masks is not None or sampling.bias is not None,
         )
 
     def covers(self, other: "Wanted") -> bool:
@@ -62,37 +65,96 @@ VARIANTS = (
     Wanted(draw=True),
     Wanted(draw=True, filter=True, logprobs=True),
     Wanted(draw=True, filter=True, logprobs=True, penalize=True),
+    Wanted(draw=True, filter=True, logprobs=True, penalize=True, constrain=True),
 )
 """The programs that there are, cheapest first; the last covers everything."""
+
+
+_FEW_MASKED = 8
+"""Masks for which there is a smaller upload than one of a mask a row."""
 
 
 @dataclass(frozen=True)
 class Asked:
     """What a batch of rows asks for: the program that serves it, and the fields of the
-    SamplingBatch that this program reads."""
+    SamplingBatch and the masks that this program reads."""
 
     variant: Wanted  # static
     packed: Packed | None  # None: the variant reads nothing
+    masks: Packed | None = None  # None: the variant takes none
 
     @classmethod
-    def of(cls, sampling: SamplingBatch, variant: Wanted | None = None) -> "Asked":
+    def of(
+        cls,
+        sampling: SamplingBatch,
+        vocab_size: int,
+        masks: Masks | None = None,
+        variant: Wanted | None = None,
+    ) -> "Asked":
         """Pack numpy arrays for `variant`; None takes the cheapest that covers them."""
         if variant is None:
-            wanted = Wanted.by(sampling)
+            wanted = Wanted.by(sampling, masks)
             variant = next(each for each in VARIANTS if each.covers(wanted))
         if variant == Wanted():
             return cls(variant, None)
-        arrays = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        arrays = {name: array for name, array in vars(sampling).items() if array is not None}
         arrays["logprobs"] = arrays["logprobs"].astype(np.int32)
-        return cls(variant, Packed.of(arrays))
+        if not variant.constrain:
+            return cls(variant, Packed.of(arrays))
+        if sampling.bias is None:
+            shape = len(sampling.seed), MAX_LOGIT_BIAS
+            arrays["bias_tokens"] = np.full(shape, NO_TOKEN, np.int32)
+            arrays["bias"] = np.zeros(shape, np.float32)
+        return cls(variant, Packed.of(arrays)).masked(masks, len(sampling.seed), vocab_size)
+
+    def masked(self, masks: Masks | None, rows: int, vocab_size: int) -> "Asked":
+        """The same with other masks, for a variant that takes them; they are padded to one of few
+        numbers of masks."""
+        count = 0 if masks is None else len(masks.rows)
+        size = next(size for size in _mask_sizes(rows) if count <= size)
+        which = np.full(size, _NO_ROW, np.int32)
+        bits = np.zeros((size, -(-vocab_size // 32)), np.uint32)
+        if masks is not None:
+            which[:count], bits[:count] = masks.rows, masks.bits
+        return replace(self, masks=Packed.of({"rows": which, "bits": bits}))
 
     def sampling(self) -> SamplingBatch:
         """The arrays, within a program of a variant that reads them."""
         assert self.packed is not None
         return SamplingBatch(**self.packed.unpack())
 
+    def allowed(self, rows: int, vocab_size: int) -> jax.Array:
+        """bool[B, V], the tokens that may be chosen, within a program that takes masks."""
+        assert self.masks is not None
+        masks = Masks(**self.masks.unpack())
+        bits = masks.bits[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+        theirs = bits.reshape(len(masks.rows), -1)[:, :vocab_size] == 1
+        return jnp.ones((rows, vocab_size), bool).at[masks.rows].set(theirs, mode="drop")
 
-jax.tree_util.register_dataclass(Asked, data_fields=["packed"], meta_fields=["variant"])
+
+jax.tree_util.register_dataclass(Asked, data_fields=["packed", "masks"], meta_fields=["variant"])
+
+_NO_ROW = np.iinfo(np.int32).max
+
+
+def _mask_sizes(rows: int) -> tuple[int, ...]:
+    return (rows,) if rows <= _FEW_MASKED else (_FEW_MASKED, rows)
+
+
+def all_asked(sampling: SamplingBatch, vocab_size: int, *, penalize: bool = True) -> list[Asked]:
+    """A batch in every way that it may come, for a rehearsal: each is a program of its own.
+
+    Args:
+      penalize: whether ways that read the history are among them.
+    """
+    rows, asked = len(sampling.seed), list[Asked]()
+    for variant in VARIANTS:
+        if variant.penalize <= penalize:
+            asked.append(Asked.of(sampling, vocab_size, variant=variant))
+    if asked[-1].variant.constrain:
+        full = Masks(np.arange(rows), ~np.zeros((rows, -(-vocab_size // 32)), np.uint32))
+        asked += [asked[-1].masked(full, rows, vocab_size)] * (rows > _FEW_MASKED)
+    return asked
 
 
 @struct.dataclass
@@ -120,7 +182,8 @@ def choose(
     *,
     max_logprobs: int,
 ) -> Choice:
-    """The next token of each row; NOT_FINITE where a logit of the row is NaN or infinite.
+    """The next token of each row; NOT_FINITE where a logit of the row is NaN or infinite. Masks and
+    biases change neither that nor the log-probabilities.
 
     Args:
       logits: f32[B, V].
@@ -133,6 +196,8 @@ def choose(
     if variant.penalize:
         assert history is not None, "penalties need a history"
         choosable = _penalize(logits, positions, asked.sampling(), history)
+    if variant.constrain:
+        choosable = _add_biases(choosable, asked.sampling())
     # Behind a barrier XLA sees the same program in every variant that goes on, so a row's sums are
     # taken in the same order whatever its neighbours ask for.
     choosable = lax.optimization_barrier(choosable)
@@ -141,6 +206,11 @@ def choose(
     judged = jnp.where(jnp.isfinite(choosable), choosable, jnp.nan)
     best = jnp.argmax(judged, axis=-1).astype(jnp.int32)
     finite = jnp.isfinite(jnp.take_along_axis(choosable, best[:, None], axis=1)[:, 0])
+    if variant.constrain:
+        # Behind a barrier as well: what is drawn from rows without a mask has the same bits.
+        allowed = asked.allowed(*logits.shape)
+        choosable = lax.optimization_barrier(jnp.where(allowed, choosable, -jnp.inf))
+        best = jnp.argmax(choosable, axis=-1).astype(jnp.int32)
     tokens = best
     if variant.draw:
         params = asked.sampling()
@@ -172,8 +242,20 @@ def _penalize(
     scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
     out = jnp.where(seen, scaled, logits)
     out = out - frequency * count - presence * (count > 0)
+    return _still_finite(out, logits)
+
+
+def _add_biases(logits: jax.Array, params: SamplingBatch) -> jax.Array:
+    """logits f32[B, V] with what is added to some tokens'; rows without biases keep their bits."""
+    row = jnp.arange(logits.shape[0])[:, None]
+    out = logits.at[row, params.bias_tokens].add(params.bias, mode="drop")
+    return _still_finite(out, logits)
+
+
+def _still_finite(changed: jax.Array, logits: jax.Array) -> jax.Array:
+    """Changed logits: finite where the logit was, else NaN."""
     most = jnp.finfo(jnp.float32).max
-    return jnp.where(jnp.isfinite(logits), jnp.clip(out, -most, most), jnp.nan)
+    return jnp.where(jnp.isfinite(logits), jnp.clip(changed, -most, most), jnp.nan)
 
 
 def _draw(

@@ -16,13 +16,13 @@ from pdjax.device.compat import is_sound
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import shardings
 from pdjax.device.models.decoder import Params
-from pdjax.device.models.sampling import VARIANTS, Asked, Wanted
+from pdjax.device.models.sampling import Asked, all_asked
 from pdjax.device.programs.program import AfterGroup
 from pdjax.device.programs.sampled import SampledTicket, nothing_sampled
 from pdjax.device.sharing import rehearsals, shapes_of, shared
 from pdjax.device.steps import decode
 from pdjax.device.steps.sample import Undecided, make_sample_step
-from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, Sampled, SamplingBatch
+from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, Masks, Sampled, SamplingBatch
 from pdjax.interfaces.steps import DecodeStep, StepKind
 from pdjax.interfaces.tickets import Ticket
 
@@ -57,10 +57,11 @@ class DecodeProgram:
         self.rows = rows
         self.losses = 0
         self._params, self._pool = params, pool
+        self._vocab_size = spec.vocab_size
         self._max_logprobs = min(max_logprobs, spec.vocab_size)
         self._tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
         self._sample = make_sample_step(pool.mesh, self._max_logprobs)
-        self._uploads = _Uploads(pool.mesh)
+        self._uploads = _Uploads(pool.mesh, spec.vocab_size)
         # What lives on the device from tick to tick: see `make_decode_tick`; and i32[R * b, C], the
         # tokens of every row, for penalties.
         b = rows // pool.layout.stages
@@ -142,32 +143,39 @@ class DecodeProgram:
     def _asked(self, batch: DecodeBatch) -> list[Asked]:
         """How tokens are chosen; of a rehearsal, in all ways."""
         if (batch.positions != IDLE_ROW).any():
-            return [self._uploads.of(decode.leaving_microbatch(batch), batch.sampling)]
-        return [self._uploads.new(batch.sampling, variant) for variant in VARIANTS]
+            leaving = decode.leaving_microbatch(batch)
+            return [self._uploads.of(leaving, batch.sampling, batch.masks)]
+        return [self._uploads.put(each) for each in all_asked(batch.sampling, self._vocab_size)]
 
 
 class _Uploads:
     """What microbatches ask for, kept on the devices for as long as the host hands over the same
-    object."""
+    object. Masks are not kept: they are new at each tick."""
 
-    def __init__(self, mesh: Mesh) -> None:
-        self._everywhere = shardings(mesh, PartitionSpec())
-        self._kept: dict[int, tuple[SamplingBatch, Asked]] = {}
+    def __init__(self, mesh: Mesh, vocab_size: int) -> None:
+        self._everywhere, self._vocab_size = shardings(mesh, PartitionSpec()), vocab_size
+        self._kept: dict[tuple[int, bool], tuple[SamplingBatch, Asked]] = {}
 
-    def of(self, microbatch: int, sampling: SamplingBatch) -> Asked:
-        """What the numpy `sampling` asks for."""
-        kept = self._kept.get(microbatch)
+    def of(self, microbatch: int, sampling: SamplingBatch, masks: Masks | None) -> Asked:
+        """What numpy `sampling` and `masks` ask for."""
+        key = microbatch, masks is not None
+        kept = self._kept.get(key)
         if kept is None or kept[0] is not sampling:
-            kept = self._kept[microbatch] = sampling, self.new(sampling)
-        return kept[1]
+            asked = self.put(Asked.of(sampling, self._vocab_size, masks))
+            self._kept[key] = sampling, asked
+            return asked
+        if masks is None:
+            return kept[1]
+        return kept[1].masked(masks, len(sampling.seed), self._vocab_size)
+
+    def put(self, asked: Asked) -> Asked:
+        """The same on the devices; masks go there with the step."""
+        kept = jax.device_put(replace(asked, masks=None), self._everywhere)
+        return replace(kept, masks=asked.masks)
 
     def clear(self) -> None:
         """Keep nothing."""
         self._kept.clear()
-
-    def new(self, sampling: SamplingBatch, variant: Wanted | None = None) -> Asked:
-        """The same as `variant`, or as the cheapest one, takes it."""
-        return jax.device_put(Asked.of(sampling, variant), self._everywhere)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -10,7 +10,7 @@ from pdjax.core.kv_layout import split_groups
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.models.decoder import Params
-from pdjax.device.models.sampling import VARIANTS, Asked
+from pdjax.device.models.sampling import Asked, all_asked
 from pdjax.device.packing import Packed
 from pdjax.device.programs.program import AfterGroup
 from pdjax.device.programs.sampled import SampledTicket, nothing_sampled
@@ -82,7 +82,7 @@ class PrefillProgram:
     def _dispatch(self, batch: PrefillBatch, after_group: AfterGroup) -> SampledTicket:
         with self._pool.donated():
             undecided, x = self._compute(prefill.pack(batch), after_group)
-        for asked in _asked(batch):
+        for asked in self._asked(batch):
             history = batch.history if asked.variant.penalize else None
             *_, choice = self._sample(undecided, None, history, asked)
         scored = [*self._scores(x, batch)]
@@ -102,17 +102,15 @@ class PrefillProgram:
         after_group(0)
         return undecided, x
 
+    def _asked(self, batch: PrefillBatch) -> list[Asked]:
+        """How tokens are chosen; of a rehearsal, in all ways that its history allows."""
+        vocab = self._spec.vocab_size
+        if batch.kv_lens.any():
+            return [Asked.of(batch.sampling, vocab, batch.masks)]
+        return all_asked(batch.sampling, vocab, penalize=batch.history is not None)
+
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         raise ValueError(f"row={row}: a prefill step has no rows; its batch brings the history")
 
     def close(self) -> None:
         self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
-
-
-def _asked(batch: PrefillBatch) -> list[Asked]:
-    """How tokens are chosen; of a rehearsal, in all ways that its history allows."""
-    if batch.kv_lens.any():
-        return [Asked.of(batch.sampling)]
-    penalize = batch.history is not None
-    variants = [variant for variant in VARIANTS if variant.penalize <= penalize]
-    return [Asked.of(batch.sampling, variant) for variant in variants]

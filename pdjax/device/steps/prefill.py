@@ -28,7 +28,7 @@ from pdjax.device.sharing import Specs, shared
 from pdjax.device.steps.sample import Undecided
 from pdjax.interfaces.batches import PrefillBatch
 
-_LATER = ("sampling", "history", "scored")
+_LATER = ("sampling", "history", "masks", "scored")
 """Fields of a PrefillBatch that only the steps after it read."""
 
 

@@ -5,6 +5,9 @@ that is assigned to a row joins when that microbatch next enters stage 0. From t
 launched each time that its microbatch enters, until it has been launched for all the tokens that it
 may have; its row can be released at any tick.
 
+A row with a mask is launched only when the host knows its last token, which decides the mask of the
+next. So it sits out the entries in between, while its neighbours go on.
+
 Since each tick names the rows under all R stages, and there are R microbatches, every row is under
 exactly one stage. So the host keeps one array over all rows, and a tick is a permutation of it.
 """
@@ -19,6 +22,7 @@ import numpy as np
 
 from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.host.batching.buckets import Buckets, fit
+from pdjax.host.batching.masked_rows import MaskedRows
 from pdjax.host.batching.sampling_rows import SamplingRows
 from pdjax.host.sequences.reference import SequenceRef, ids_of
 from pdjax.host.sequences.sequence import Sequence
@@ -100,15 +104,15 @@ class DecodePipeline:
         self._idle = np.full(self._size, IDLE_ROW, np.int32)
         self._positions = [self._idle] * stages  # i32[b] each: in flight; never written in place
         self._next = np.zeros(shape, np.int32)  # [R, b]: position of the token that goes in next
-        self._last = np.full(
-            shape, -1, np.int32
-        )  # [R, b]: the last such; before `next`: no sequence
+        # [R, b]: the last such; before `next`: no sequence, or its newest token is not known yet.
+        self._last = np.full(shape, -1, np.int32)
         self._tables = np.full((*shape, buckets.table_pages[-1]), NULL_PAGE, np.int32)
         self._widths = np.zeros(shape, np.int32)  # [R, b]: pages of a row's table in use
         self._fed_back = np.full(self._size, USE_FED_BACK, np.int32)  # tokens, where no row joins
         self._sampling = [SamplingRows(self._size) for _ in range(stages)]
         self._refs: list[SequenceRef | None] = [None] * rows
         self._new: list[set[int]] = [set() for _ in range(stages)]  # places not yet launched
+        self._masked = MaskedRows(stages)
         self._occupants: list[_Occupants | None] = [None] * stages  # None: to be made
         self._flights: list[_Flight | None] = [None] * stages  # None: no row is in flight
         self._courses: list[_Course | None] = [None] * stages  # None: the next launch may differ
@@ -149,12 +153,26 @@ class DecodePipeline:
         self._refs[row] = SequenceRef.of(sequence)
         # The newest token goes in next; the KV of the last one that it may have is never read.
         self._next[place] = sequence.length - 1
-        self._last[place] = sequence.lifetime_tokens - 1
-        assert self._next[place] <= self._last[place], f"{sequence.id} has no token left to get"
+        assert sequence.length <= sequence.lifetime_tokens, f"{sequence.id} has no token left"
+        self._bound(place, sequence)
         self._new[microbatch].add(i)
         self._courses[microbatch] = None
         self._copy_pages(place, sequence)
         self._on_change()
+
+    def resume(self, row: int) -> None:
+        """Launch a row with a mask again: the host knows its newest token."""
+        microbatch, i = place = self._place(row)
+        self._courses[microbatch] = None
+        self._bound(place, self._sequence(microbatch, i))
+
+    def _bound(self, place: tuple[int, int], sequence: Sequence) -> None:
+        """Set how far a row may be launched: of one with a mask, for one token."""
+        if sequence.mask is None:
+            self._last[place] = sequence.lifetime_tokens - 1
+        else:
+            self._last[place] = self._next[place]
+            self._masked.add(*place)
 
     def release(self, row: int) -> None:
         """Give up a row; what is in flight in it is idle from the next tick on."""
@@ -163,6 +181,7 @@ class DecodePipeline:
         microbatch, i = place = self._place(row)
         heappush(self._free[microbatch], i)
         self._new[microbatch].discard(i)
+        self._masked.release(microbatch, i)
         self._occupants[microbatch] = self._courses[microbatch] = None
         self._next[place], self._last[place] = 0, -1
         self._tables[place] = NULL_PAGE
@@ -204,14 +223,19 @@ class DecodePipeline:
     def tick(self) -> Tick:
         """Launch every row that can be launched, and move each microbatch on by one stage."""
         microbatch = self.entering
-        tokens = self._fed_back
-        if self._new[microbatch]:
+        tokens, new, masked = self._fed_back, self._new[microbatch], self._masked.of(microbatch)
+        if new or masked:
             tokens = tokens.copy()
-            for i in sorted(self._new[microbatch]):
+            for i in sorted(new):
                 sequence = self._sequence(microbatch, i)
                 tokens[i] = sequence.output[-1]
                 self._sampling[microbatch].fill(i, sequence)
-            self._new[microbatch].clear()
+            new.clear()
+            for i in masked:
+                if self._next[microbatch, i] <= self._last[microbatch, i]:
+                    sequence = self._sequence(microbatch, i)
+                    tokens[i] = sequence.output[-1]
+                    self._masked.launch(microbatch, i, sequence)
         self._launch(microbatch)
         flights = [flight.pages for flight in self._flights if flight is not None]
         return self._advance(tokens, max(flights, default=self._buckets.table_pages[0]))
@@ -271,7 +295,9 @@ class DecodePipeline:
             for stage, flight in enumerate(flights):
                 if flight is not None:
                     page_table[stage, :, : flight.pages] = flight.table
+        masks = None
         if left is not None:
+            masks = self._masked.leave(leaving)
             self._flights[leaving] = None
             self._positions[leaving] = self._idle
         if len(aboard) == 1:
@@ -281,7 +307,7 @@ class DecodePipeline:
             ids = ids_of(refs)
         return Tick(
             batch=DecodeBatch(
-                number, tokens, positions, page_table, self._sampling[leaving].take()
+                number, tokens, positions, page_table, self._sampling[leaving].take(), masks
             ),
             leaving=left.occupants.rows if left is not None else (),
             refs=refs,

@@ -11,7 +11,8 @@ import numpy as np
 from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.host.batching.buckets import Buckets, fit, padded
 from pdjax.host.batching.chunks import Chunk
-from pdjax.host.batching.sampling_rows import SamplingRows
+from pdjax.host.batching.sampling_rows import SamplingRows, masks_of
+from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import PrefillBatch, ScoreBatch
 
 
@@ -23,9 +24,9 @@ def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
         buckets,
         fit(buckets.tokens, sum(chunk.tokens for chunk in chunks)),
         fit(buckets.step_pages, sum(map(len, pages_of))),
-        history=any(chunk.last and chunk.sequence.request.params.penalized for chunk in chunks),
+        history=any(chunk.last and _needs_history(chunk.sequence) for chunk in chunks),
     )
-    sampling = SamplingRows(rows)
+    sampling, masks = SamplingRows(rows), dict[int, np.ndarray]()
     token, page = 0, 0
     for b, (chunk, pages) in enumerate(zip(chunks, pages_of, strict=True)):
         sequence = chunk.sequence
@@ -47,7 +48,14 @@ def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
             sampling.fill(b, sequence)
             if batch.history is not None:
                 batch.history[b, : sequence.length] = sequence.token_ids
-    return replace(batch, sampling=sampling.take(), scored=_scored(chunks))
+            if (mask := sequence.mask) is not None:
+                masks[b] = mask
+    return replace(batch, sampling=sampling.take(), scored=_scored(chunks), masks=masks_of(masks))
+
+
+def _needs_history(sequence: Sequence) -> bool:
+    params = sequence.request.params
+    return params.penalized or bool(params.logit_bias) or sequence.mask is not None
 
 
 def _scored(chunks: Seq[Chunk]) -> ScoreBatch | None:

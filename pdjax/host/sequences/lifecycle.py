@@ -166,6 +166,20 @@ class SequenceLifecycle:
         state.rows.assign(row, sequence)
         self._recorder.mark(sequence, "decoding")
 
+    def constrain(self, sequence: Sequence) -> None:
+        """A constrained sequence has a further token: work out which tokens may follow it, and let
+        it go on if it decodes.
+
+        Raises:
+          ValueError: none may.
+        """
+        assert sequence.constraint is not None, f"{sequence.id} may choose any token"
+        sequence.constraint.renew()
+        if sequence.mask is None:
+            sequence.constraint = None  # nor will it have another
+        if sequence.state is State.DECODING:
+            self.engine_of(sequence).rows.resume(sequence.row)
+
     def preempt(self, sequence: Sequence, *, sound: bool = True) -> None:
         """Send it back to the front of the queue, behind older ones; what it has written so far
         will be prefilled with its prompt.

@@ -64,6 +64,8 @@ class Limits:
             raise ValueError(prompt_too_long(len(prompt), self.max_model_len))
         self._check_tokens("prompt_token_ids", prompt)
         self._check_tokens("stop_token_ids", params.stop_token_ids)
+        self._check_tokens("logit_bias", tuple(params.logit_bias))
+        self._check_tokens("allowed_token_ids", params.allowed_token_ids or ())
         self._check_pools(len(prompt), self.max_new_tokens(request), params.max_tokens)
 
     def _check_tokens(self, name: str, token_ids: Seq[Any]) -> None:

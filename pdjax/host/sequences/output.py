@@ -34,15 +34,19 @@ def ending(sequence: Sequence, token: int, end_token_ids: frozenset[int]) -> End
     Args:
       end_token_ids: tokens with which the model itself ends an answer.
     """
-    params, text = sequence.request.params, sequence.text
+    params, text, constraint = sequence.request.params, sequence.text, sequence.constraint
     ends = token in end_token_ids and not params.ignore_eos
     found: Ending | None = None
     if ends or token in params.stop_tokens:
         found = Ending("stop", token)
     else:
         stop = text.push(token) if text is not None else None
+        if constraint is not None:
+            constraint.push(token)
         if stop is not None:
             found = Ending("stop", stop)
+        elif constraint is not None and constraint.complete:
+            found = Ending("stop")
         elif len(sequence.output) >= sequence.max_new_tokens:
             found = Ending("length")
     if found and text is not None:
@@ -89,6 +93,8 @@ class OutputProcessor:
                     sequence.logprobs.append(logprobs_of(sampled, row, wanted))
                 self._recorder.token(sequence, moment)
                 end = ending(sequence, token, self._end_token_ids)
+                if end is None and sequence.constraint is not None:
+                    self._lifecycle.constrain(sequence)
             except Exception as error:
                 self._lifecycle.fail(sequence, error)
             else:

@@ -4,9 +4,12 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.logprobs import TokenLogprobs
 from pdjax.core.request import Request
+from pdjax.host.sequences.constraint import Constraint
 from pdjax.host.sequences.prompt_scores import PromptScores
 
 
@@ -93,6 +96,7 @@ class Sequence:
         id; `error`: why it failed.
       prompt_scores: the log-probabilities of its prompt, where it is to bring them.
       text: its text, where text was asked for.
+      constraint: the tokens that it may choose next; None where it may choose any.
       settled: tokens of `output` that are complete: with their log-probabilities and text, and
         known not to be the last. Fewer than `output` has only while a token is being added, or for
         good if the turn was broken off then.
@@ -126,6 +130,7 @@ class Sequence:
     error: str | None = None
     prompt_scores: PromptScores | None = None
     text: SequenceText | None = None
+    constraint: Constraint | None = None
     settled: int = 0
     # Kept, not worked out: it is asked for with every token of every sequence.
     done: bool = field(default=False, init=False)
@@ -173,6 +178,12 @@ class Sequence:
     def lifetime_tokens(self) -> int:
         """Tokens whose KV it may come to need: all but the last one, whose KV is never read."""
         return self.prompt_len + self.max_new_tokens - 1
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """u32[ceil(V / 32)], the tokens that may come next, as in `interfaces.Masks`; None allows
+        all. Whoever asks for the next token must know all before it."""
+        return None if self.constraint is None else self.constraint.mask
 
     def move(self, state: State) -> None:
         """Go on to `state`.

@@ -1,0 +1,118 @@
+"""The tokens that a sequence may choose next: its guide, the tokens that are allowed, and how many
+must come before an end."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from pdjax.core.request import SamplingParams
+
+
+class SequenceGuide(Protocol):
+    """How far a text has come in its form, as `text/guides.py` follows it.
+
+    Attributes:
+      accepts: whether the text may end here.
+      complete: whether it must: nothing can follow.
+    """
+
+    @property
+    def accepts(self) -> bool: ...
+
+    @property
+    def complete(self) -> bool: ...
+
+    def mask(self) -> np.ndarray:
+        """u32[ceil(V / 32)], the tokens that may follow, a fresh array. Tokens that end a text are
+        not among them.
+
+        Raises:
+          ValueError: the form has become too complex to follow.
+        """
+        ...
+
+    def push(self, token_id: int) -> None:
+        """Add a token that the mask allowed.
+
+        Raises:
+          ValueError: likewise.
+        """
+        ...
+
+
+class Constraint:
+    """The tokens that a sequence may choose next.
+
+    Args:
+      params: what the request asks for.
+      guide: the form of the text, at its beginning; None has no form.
+      vocab_size: V.
+      end_token_ids: tokens with which the model ends an answer.
+
+    Attributes:
+      mask: u32[ceil(V / 32)] as in `interfaces.Masks`, never written again; None allows all.
+
+    Raises:
+      ValueError: no token may be chosen.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        guide: SequenceGuide | None,
+        vocab_size: int,
+        end_token_ids: Iterable[int],
+    ) -> None:
+        ends = _bits(end_token_ids, vocab_size)
+        self._guide, self._ends = guide, ends
+        self._closing = np.zeros_like(ends) if params.ignore_eos else ends
+        self._allowed = ~np.zeros_like(ends)
+        if params.allowed_token_ids is not None:
+            self._allowed = _bits(params.allowed_token_ids, vocab_size)
+        self._is_free = guide is None and params.allowed_token_ids is None
+        self._stops = ends | _bits(params.stop_token_ids, vocab_size)
+        self._early = params.min_tokens  # tokens before which nothing ends
+        self.mask: np.ndarray | None = None
+        self.renew()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text has its form, and nothing can follow."""
+        return self._guide is not None and self._guide.complete
+
+    def push(self, token_id: int) -> None:
+        """Add a token that was chosen. `mask` is that of the token before until it is renewed.
+
+        Raises:
+          ValueError: the form has become too complex to follow.
+        """
+        self._early = max(0, self._early - 1)
+        if self._guide is not None:
+            self._guide.push(token_id)
+
+    def renew(self) -> None:
+        """Work out the mask of the next token.
+
+        Raises:
+          ValueError: no token may be chosen, or the form has become too complex to follow.
+        """
+        if self._is_free and not self._early:
+            self.mask = None
+            return
+        mask = self._allowed
+        if self._guide is not None:
+            closing = self._closing if self._guide.accepts else np.uint32(0)
+            mask = mask & ((self._guide.mask() & ~self._ends) | closing)
+        if self._early:
+            mask = mask & ~self._stops
+        if not mask.any():
+            raise ValueError("guide, allowed_token_ids, min_tokens: together they allow no token")
+        self.mask = mask
+
+
+def _bits(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
+    """u32[ceil(V / 32)] with the bits of these tokens."""
+    allowed = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
+    allowed[list(token_ids)] = True
+    return np.packbits(allowed, bitorder="little").view(np.uint32)

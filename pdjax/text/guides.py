@@ -1,0 +1,193 @@
+"""Guides over a vocabulary: which tokens may follow, by the library llguidance.
+
+Its grammars run over bytes, and a token may follow where its bytes do, wherever they begin and end
+in the grammar (as in Koo et al. 2024). It is an optional package, imported when a guide is first
+asked for.
+"""
+
+import importlib
+import json
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from pdjax.core.guide import Guide, GuideKind
+from pdjax.core.messages import one_line
+from pdjax.text.tokenizer import Tokenizer
+
+_MOST_KEPT = 64
+"""Compiled guides that are kept: clients ask for the same ones again and again."""
+
+_LIMITS = {"max_lexer_states": 50_000, "verbose_errors": False}
+"""Besides those that the library has itself: a state takes one or two kilobytes."""
+
+_JSON = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
+"""Of JSON: room for an indentation, and a bound for models that would write blanks for ever."""
+
+_END = "<|end of a guided text|>"
+"""Stands for the end of a text in llguidance's vocabulary; no model has it. Which tokens end an
+answer is the caller's to know."""
+
+
+class TokenGuide:
+    """How far a text has come in its form.
+
+    Args:
+      matcher: llguidance's, at the beginning of the text; changed by this alone.
+      vocab_size: V.
+      end: token of the matcher that stands for the end.
+
+    Attributes:
+      accepts: whether the text may end here.
+      complete: whether it must: nothing can follow.
+    """
+
+    def __init__(self, matcher: Any, vocab_size: int, end: int) -> None:
+        self._matcher, self._vocab_size, self._end = matcher, vocab_size, end
+
+    @property
+    def accepts(self) -> bool:
+        return self._matcher.is_accepting()
+
+    @property
+    def complete(self) -> bool:
+        return self._matcher.is_stopped()
+
+    def mask(self) -> np.ndarray:
+        """u32[ceil(V / 32)], the tokens that may follow, a fresh array.
+
+        Raises:
+          ValueError: there is none, or the form has become too complex to follow.
+        """
+        found = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        self._check()
+        words = -(-self._vocab_size // 32)
+        bits = np.zeros(max(words, len(found)), np.uint32)
+        bits[: len(found)] = found
+        bits[self._end // 32] &= ~np.uint32(1 << self._end % 32)
+        return bits[:words]
+
+    def push(self, token_id: int) -> None:
+        """Add a token that the mask allowed.
+
+        Raises:
+          ValueError: likewise.
+        """
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self) -> None:
+        if not self._matcher.is_error():
+            return
+        reason = self._matcher.get_error()
+        if reason.startswith("NoExtension"):
+            raise ValueError("guide: no token of the vocabulary goes on with the text")
+        raise ValueError(f"guide: the form can't be followed any further: {_reason(reason)}")
+
+
+class GuideCompiler:
+    """Makes guides over one vocabulary; safe from any thread.
+
+    llguidance's tokenizer is made with the first guide: for a large vocabulary that takes half a
+    second, and some hundred MiB.
+
+    Args:
+      tokenizer: of the model.
+      vocab_size: V, of the model; its tokenizer may know fewer tokens, or more.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._lock = threading.Lock()
+        self._library: Any = None
+        self._vocabulary: Any = None
+        self._end = -1
+        self._kept: OrderedDict[Guide, Any] = OrderedDict()
+
+    def check(self, guide: Guide) -> None:
+        """Compile a guide, which `start` then finds.
+
+        Raises:
+          ValueError: llguidance is not installed, or refuses the tokenizer or the guide; with its
+            reason.
+        """
+        self._compiled(guide)
+
+    def start(self, guide: Guide) -> TokenGuide:
+        """A guide at the beginning of a text.
+
+        Raises:
+          ValueError: as `check`.
+        """
+        return TokenGuide(self._compiled(guide).deep_copy(), self._vocab_size, self._end)
+
+    def _compiled(self, guide: Guide) -> Any:
+        with self._lock:
+            if self._library is None:
+                self._open(guide.name)
+            if (kept := self._kept.get(guide)) is not None:
+                self._kept.move_to_end(guide)
+                return kept
+        compiled = self._compile(guide)
+        with self._lock:
+            self._kept[guide] = compiled
+            while len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        return compiled
+
+    def _open(self, name: str) -> None:
+        try:
+            library = importlib.import_module("llguidance")
+        except ImportError as error:
+            raise ValueError(
+                f"{name}: needs the package llguidance; install it, as with pdjax[guided]"
+            ) from error
+        vocabulary = tokenizers.Tokenizer.from_str(self._tokenizer.to_json())
+        vocabulary.add_special_tokens([tokenizers.AddedToken(_END, special=True)])
+        self._end = vocabulary.get_vocab()[_END]
+        try:
+            self._vocabulary = library.LLTokenizer(vocabulary.to_str(), eos_token=[self._end])
+        except ValueError as error:
+            raise ValueError(
+                f"{name}: llguidance does not take the model's tokenizer: {_reason(str(error))}"
+            ) from error
+        self._library = library
+
+    def _compile(self, guide: Guide) -> Any:
+        library = self._library
+        try:
+            grammar = _grammar(library, guide)
+            limits = library.LLParserLimits(**_LIMITS)
+            matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+        except ValueError as error:
+            raise _refused(guide, str(error)) from error
+        if matcher.is_error():
+            raise _refused(guide, matcher.get_error())
+        return matcher
+
+
+def _grammar(library: Any, guide: Guide) -> str:
+    """A guide as llguidance takes it."""
+    match guide.kind:
+        case GuideKind.JSON_SCHEMA:
+            return library.LLMatcher.grammar_from_json_schema(guide.value, defaults=_JSON)
+        case GuideKind.REGEX:
+            return library.grammar_from("regex", guide.value)
+        case GuideKind.CHOICES:
+            return library.grammar_from("choice", json.dumps(guide.value))
+        case GuideKind.GRAMMAR:
+            return library.grammar_from("grammar", guide.value)
+
+
+def _refused(guide: Guide, reason: str) -> ValueError:
+    return ValueError(
+        f"{guide.name}: not a {guide.kind.value} that can be followed: {_reason(reason)}"
+    )
+
+
+def _reason(text: str) -> str:
+    """What llguidance says, in one line."""
+    return one_line(ValueError(text))

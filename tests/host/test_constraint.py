@@ -1,0 +1,82 @@
+"""Which tokens may come next, with a guide whose states are known."""
+
+import numpy as np
+import pytest
+
+from pdjax.core.request import SamplingParams
+from pdjax.host.sequences.constraint import Constraint
+
+V, END = 40, 35
+
+
+class Letters:
+    """A form of the tokens 1, 2, 3 in turn, which may end after 2 and must after 3."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    @property
+    def accepts(self) -> bool:
+        return self.last >= 2
+
+    @property
+    def complete(self) -> bool:
+        return self.last == 3
+
+    def mask(self) -> np.ndarray:
+        return np.array([1 << self.last + 1, 1 << END - 32], np.uint32)  # END is text here
+
+    def push(self, token_id: int) -> None:
+        self.last = token_id
+
+
+def constraint(guide: Letters | None = None, **params) -> Constraint:
+    return Constraint(SamplingParams(**params), guide, V, [END])
+
+
+def allowed(made: Constraint) -> list[int] | None:
+    if made.mask is None:
+        return None
+    assert made.mask.dtype == np.uint32
+    return np.flatnonzero(np.unpackbits(made.mask.view(np.uint8), bitorder="little")[:V]).tolist()
+
+
+def walk(made: Constraint, tokens: list[int]) -> list[list[int] | None]:
+    """What is allowed at first, and after each token."""
+    found = [allowed(made)]
+    for token in tokens:
+        made.push(token)
+        made.renew()
+        found.append(allowed(made))
+    return found
+
+
+def test_an_end_token_may_come_where_the_form_accepts():
+    assert walk(constraint(Letters()), [1, 2]) == [[1], [2], [3, END]]
+    assert walk(constraint(Letters(), ignore_eos=True), [1, 2]) == [[1], [2], [3]]
+    assert walk(constraint(Letters(), min_tokens=3), [1, 2]) == [[1], [2], [3]]
+    made = constraint(Letters())
+    walk(made, [1, 2])
+    assert not made.complete
+    made.push(3)
+    assert made.complete
+
+
+def test_tokens_that_are_allowed_stay_the_same():
+    assert walk(constraint(allowed_token_ids=[0, 32, 39]), [0]) == [[0, 32, 39]] * 2
+    assert walk(constraint(Letters(), allowed_token_ids=[1, 2, END]), [1, 2])[-1] == [END]
+
+
+def test_before_the_least_number_of_tokens_nothing_ends():
+    most = [token for token in range(V) if token not in (END, 4)]
+    assert walk(constraint(min_tokens=2, stop_token_ids=[4]), [1, 1]) == [most, most, None]
+    both = constraint(min_tokens=1, allowed_token_ids=[5, END])
+    assert walk(both, [5]) == [[5], [5, END]]
+
+
+@pytest.mark.parametrize(
+    "params", [{"allowed_token_ids": [7]}, {"min_tokens": 1, "stop_token_ids": [1]}]
+)
+def test_no_token_at_all_is_an_error(params):
+    with pytest.raises(ValueError, match="guide, allowed_token_ids, min_tokens: together"):
+        constraint(Letters(), **params)
