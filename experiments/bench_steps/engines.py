@@ -138,21 +138,21 @@ class _Compiled:
 
     Args:
       program: one that has run nothing yet.
-      name: of its attribute that is the jitted function.
+      name: of its attribute that is the step.
     """
 
     def __init__(self, program: Any, name: str) -> None:
         self.compile_s = 0.0
         self.temporary_bytes: int | None = None
-        jitted = getattr(program, name)
+        step = getattr(program, name)
 
         def first(*args: Any) -> Any:
             began = time.perf_counter()
-            memory = jitted.lower(*args).compile().memory_analysis()  # the call below finds it
+            memory = step.program.form(args).memory_analysis()  # the call below finds it
             self.compile_s = time.perf_counter() - began
             self.temporary_bytes = getattr(memory, "temp_size_in_bytes", None)
-            replace_method(program, name, jitted)
-            return jitted(*args)
+            replace_method(program, name, step)
+            return step(*args)
 
         replace_method(program, name, first)
 

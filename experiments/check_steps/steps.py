@@ -116,7 +116,7 @@ class Steps:
         shape = spec.kv_heads, batches.pages, page_size, spec.head_dim
         pool: Any = [(jax.ShapeDtypeStruct(shape, dtype),) * 2] * spec.num_layers
         with implementations(implementation):
-            self._lowered = step.lower(params, pool, *self._between, _pack(first))
+            self._lowered = step.jitted.lower(params, pool, *self._between, _pack(first))
         self.kernels = _kernels_in(self._lowered.as_text())
 
     def compile(self) -> None:

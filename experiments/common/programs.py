@@ -2,10 +2,10 @@
 
 import jax
 
-from pdjax.device.sharing import rehearsals
+from pdjax.device.sharing import forget
 
 
 def clear_programs() -> None:
-    """Let JAX forget what it has traced and compiled, and pdjax what it has rehearsed."""
+    """Let JAX and pdjax forget what they have traced, compiled and rehearsed."""
     jax.clear_caches()
-    rehearsals.cache_clear()  # type: ignore[attr-defined]
+    forget()

@@ -1,9 +1,15 @@
 """JAX calls that differ between versions, are private, or are untyped: no other file makes them."""
 
 import contextlib
+import pickle
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jaxlib.version
+from jax._src.lib import xla_client  # type: ignore[attr-defined]
+from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 
@@ -52,6 +58,75 @@ def keep_no_compilations() -> None:
     """Neither cache programs compiled from now on, nor load cached ones."""
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
+
+
+def compilation_cache_dir() -> str | None:
+    """Where JAX keeps compiled programs, if it does."""
+    return jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
+
+
+_OF_CACHES_AND_LOGS = ("jax_compilation_cache", "jax_persistent_cache", "jax_log", "jax_explain")
+
+
+def jax_settings() -> list[tuple[str, str]]:
+    """JAX's settings but those of caches and logs, as they are in this thread."""
+    return [
+        (name, repr(getattr(jax.config, name, None)))
+        for name in sorted(jax.config.values)
+        if not name.startswith(_OF_CACHES_AND_LOGS)
+    ]
+
+
+def topology_of(devices: tuple[jax.Device, ...]) -> tuple[str, ...]:
+    """What devices are, with their instruction sets, and the versions of what compiles for them."""
+    versions = jax.__version__, jaxlib.version.__version__, devices[0].client.platform_version
+    topology = xla_client.get_topology_for_devices(list(devices))
+    return (*versions, *(device.device_kind for device in devices), str(topology.fingerprint()))
+
+
+_ASKED, _FOUND = (
+    f"/jax/compilation_cache/{event}" for event in ("compile_requests_use_cache", "cache_hits")
+)
+_heard = threading.local()
+
+
+def _listen(event: str, **_: str | int) -> None:
+    events: set[str] | None = getattr(_heard, "events", None)
+    if events is not None:
+        events.add(event)
+
+
+jax.monitoring.register_event_listener(_listen)
+
+
+def compiled(program: jax.stages.Lowered) -> tuple[jax.stages.Compiled, bool]:
+    """Compile a program; also whether `serialized` may be asked for it. On the CPU it may not if
+    JAX has read it from its cache: serialised once more, it has lost its functions (JAX 0.11.2)."""
+    _heard.events = set()
+    made = program.compile()
+    cached = compilation_cache_dir() is not None and (
+        _ASKED not in _heard.events or _FOUND in _heard.events
+    )
+    return made, not cached or jax.default_backend() != "cpu"
+
+
+def serialized(program: jax.stages.Compiled) -> bytes | None:
+    """A compiled program as bytes, for `loaded`; None where it can't be one."""
+    try:
+        return pickle.dumps(serialize_executable.serialize(program))
+    except (NotImplementedError, ValueError):
+        return None
+
+
+def loaded(program: bytes, devices: tuple[jax.Device, ...]) -> Callable[..., Any]:
+    """A compiled program of `serialized`, on the devices that it was compiled for. Bytes that come
+    from elsewhere must not be loaded: they may do anything."""
+    if devices[0].platform == "gpu":
+        import jax.experimental.mosaic.gpu  # noqa: F401  # what its kernels call
+    executable, args, results = pickle.loads(program)
+    return serialize_executable.deserialize_and_load(
+        executable, args, results, backend=devices[0].client, execution_devices=devices
+    )
 
 
 def all_ready(arrays: Any) -> bool:

@@ -1,6 +1,7 @@
-"""Where compiled programs are kept from one start to the next: JAX's persistent compilation cache.
+"""Where compiled programs are kept from one start to the next: JAX's persistent compilation cache,
+and in a folder of its own there what `pdjax.device.kept` keeps.
 
-A key of that cache holds the program, the devices (of a CPU also its instruction sets), the
+A key of JAX's cache holds the program, the devices (of a CPU also its instruction sets), the
 versions and the flags of XLA, so one folder serves all models and machines of a user.
 """
 
@@ -10,13 +11,26 @@ from pathlib import Path
 
 from pdjax.config import NO_CACHE
 from pdjax.device.checkpoints.catalog import cache_dir
-from pdjax.device.compat import has_compilation_cache, keep_compilations, keep_no_compilations
+from pdjax.device.compat import (
+    compilation_cache_dir,
+    has_compilation_cache,
+    keep_compilations,
+    keep_no_compilations,
+)
+from pdjax.device.kept.program import keep_programs
+from pdjax.device.kept.store import Store
 
 _LOG = logging.getLogger("pdjax")
 
 _MOST_BYTES = 8 << 30
-"""Most bytes of the folder that nobody has named; what was used least recently is dropped first.
-The programs of SmolLM2 take about 40 MB on a CPU."""
+"""Most bytes of the folder that nobody has named, and of the programs in it; what was used least
+recently is dropped first. The programs of SmolLM2 take about 40 MB on a CPU."""
+
+_PROGRAMS = "pdjax"
+"""The folder of kept programs."""
+
+_SWITCH = "PDJAX_KEEP_PROGRAMS"
+"""Environment variable; "0" leaves programs to JAX's cache alone."""
 
 
 def use_compilation_cache(asked: str | None) -> None:
@@ -35,6 +49,9 @@ def use_compilation_cache(asked: str | None) -> None:
         _use(Path(asked), None)
     elif not has_compilation_cache():
         _use(cache_dir() / "jax", _MOST_BYTES)
+    folder = compilation_cache_dir()
+    local = folder is not None and "://" not in folder and os.environ.get(_SWITCH) != "0"
+    keep_programs(Store(Path(folder or "", _PROGRAMS), _MOST_BYTES) if local else None)
 
 
 def _use(folder: Path, most_bytes: int | None) -> None:

@@ -25,17 +25,28 @@ _MOST_KEPT = 64
 shapes, and each has its machine code."""
 
 
+_builders: list[Any] = []
+
+
 def shared(build: Callable[P, T]) -> Callable[P, T]:
     """Decorate a pure function whose arguments are hashable: equal arguments give the same result
     again."""
-    return lru_cache(_MOST_KEPT)(build)  # type: ignore[return-value]
+    remembers = lru_cache(_MOST_KEPT)(build)
+    _builders.append(remembers)
+    return remembers  # type: ignore[return-value]
+
+
+def forget() -> None:
+    """Let all builders forget their results, and with them what is compiled: the next ones are as
+    in a new process, if JAX's caches are cleared, too."""
+    for builder in _builders:
+        builder.cache_clear()
 
 
 @shared
 def rehearsals(*programs: Any) -> set[Any]:
     """The `shapes_of` the arguments of all rehearsals that these programs together have run. They
-    come from builders that are `shared`; a program that is built again has run none. Whoever clears
-    JAX's caches must clear this one, too, by `rehearsals.cache_clear()`."""
+    come from builders that are `shared`; a program that is built again has run none."""
     return set()
 
 

@@ -196,10 +196,10 @@ def test_one_group_is_one_program_and_is_exported():
     exported = engine.submit(PrefillStep(batch(*ROUNDS[0]), ((job,),))).exports
     assert exported[1].result().pages == 4
     [program] = engine.programs.values()
-    step: Any = program._step  # type: ignore[attr-defined]
-    compiled = step._cache_size()  # engines of other tests share the step
+    step: Any = program._step.program  # type: ignore[attr-defined]
+    compiled = len(step.forms)  # engines of other tests share the step
     engine.submit(PrefillStep(batch(*ROUNDS[0]))).result()
-    assert step._cache_size() == compiled
+    assert len(step.forms) == compiled
 
 
 def test_equal_groups_share_a_program_and_update_in_place():
@@ -213,7 +213,7 @@ def test_equal_groups_share_a_program_and_update_in_place():
         step(params, pool, pack(batch(*each)))
     three, two, last = step._layers  # 3 + 2 + 2 layers
     assert two is last
-    assert [program._cache_size() for program in (three, two)] == [1, 1]
+    assert [len(program.forms) for program in (three, two)] == [1, 1]
     assert [k.unsafe_buffer_pointer() for k in jax.tree.leaves(pool.arrays)] == where
 
 

@@ -83,20 +83,20 @@ def test_other_shapes_share_no_programs():
     for config in layouts:
         with LLM(config, COLD) as llm:
             prefill, decode = programs(llm)
-            steps.append((prefill._step, decode._tick))
+            steps.append((prefill._step.program, decode._tick.program))
     assert steps[0][0] is steps[1][0]
     assert steps[0][1] is not steps[1][1]
 
 
 class Compiled:
-    """Wraps a jitted step: keeps what XLA says of its memory at each first call of a shape."""
+    """Wraps a step: keeps what XLA says of its memory at each first call of a shape."""
 
     def __init__(self, step) -> None:
         self.step = step
         self.memory: list[Any] = []
 
     def __call__(self, *args):
-        self.memory.append(self.step.lower(*args).compile().memory_analysis())
+        self.memory.append(self.step.jitted.lower(*args).compile().memory_analysis())
         return self.step(*args)
 
 
@@ -105,8 +105,8 @@ def test_pools_are_updated_in_place():
     with LLM(config, {"prefill.pages": 4001, "warm_up": False}) as llm:
         prefill, decode = programs(llm)
         steps = {
-            "prefill": Compiled(prefill._step),
-            "decode": Compiled(decode._tick),
+            "prefill": Compiled(prefill._step.program),
+            "decode": Compiled(decode._tick.program),
         }
         prefill._step, decode._tick = steps["prefill"], steps["decode"]
         transport: Any = llm.deployment.backing.transport.transports[0]

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.quantised import Pages
 from pdjax.core.kv_layout import NULL_PAGE, KVLayout, KVPlane, Planes
+from pdjax.device.kept.program import KeptProgram
 from pdjax.device.kv.pool import Layers, gather_pages, scatter_pages
 from pdjax.device.kv.wire import Wire
 from pdjax.device.mesh import STAGE, TP, shardings
@@ -119,7 +120,8 @@ def make_gather(ends: Ends, mesh: Mesh, sent: tuple[Part, ...], specs: PartSpecs
             check_vma=False,
         )(parts, page_ids)
 
-    return jax.jit(gather, static_argnums=2, in_shardings=shardings(mesh, (_lists(specs), P())))
+    jitted = jax.jit(gather, static_argnums=2, in_shardings=shardings(mesh, (_lists(specs), P())))
+    return KeptProgram("gather", jitted, mesh, ends, sent, specs, static=1)
 
 
 @shared
@@ -163,13 +165,14 @@ def make_scatter(ends: Ends, mesh: Mesh, taken: tuple[Part, ...], specs: PartSpe
             check_vma=False,
         )(parts, pieces, ids)
 
-    return jax.jit(
+    jitted = jax.jit(
         scatter,
         static_argnums=3,
         donate_argnums=0,
         in_shardings=shardings(mesh, (_lists(specs), PIECE, P(None, STAGE))),
         out_shardings=shardings(mesh, (_lists(specs), PIECE)),
     )
+    return KeptProgram("scatter", jitted, mesh, ends, taken, specs, static=1)
 
 
 def _lists(specs: PartSpecs) -> list[list[tuple[PartitionSpec, ...]]]:

@@ -59,7 +59,8 @@ class DecodeProgram:
         self._params, self._pool = params, pool
         self._vocab_size = spec.vocab_size
         self._max_logprobs = min(max_logprobs, spec.vocab_size)
-        self._tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
+        tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
+        self._tick = tick.over(4)
         self._sample = make_sample_step(pool.mesh, self._max_logprobs)
         self._uploads = _Uploads(pool.mesh, spec.vocab_size)
         # What lives on the device from tick to tick: see `make_decode_tick`; and i32[R * b, C], the
@@ -87,7 +88,7 @@ class DecodeProgram:
     def dispatch(self, step: DecodeStep, after_group: AfterGroup) -> Ticket[Sampled]:
         if (step.batch.positions != IDLE_ROW).any():
             return self._dispatch(step.batch, after_group)
-        batch, known = step.batch, rehearsals(self._tick, self._sample)
+        batch, known = step.batch, rehearsals(self._tick.program, self._sample)
         state = self._carried, self._fed_back, self._history
         table = batch.page_table.shape
         shapes = table, shapes_of(self._params, self._pool.arrays, state)

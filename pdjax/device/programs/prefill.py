@@ -52,9 +52,10 @@ class PrefillProgram:
         self.layer_groups = split_groups(spec.num_layers, layer_groups)
         self._params, self._spec, self._pool = params, spec, pool
         self._max_logprobs = min(max_logprobs, spec.vocab_size)
-        self._step = prefill.make_prefill_step(params, spec, pool.layout.tp, layer_groups)
+        self._step = prefill.make_prefill_step(params, spec, pool.layout.tp, layer_groups).over(2)
         self._sample = make_sample_step(pool.mesh, self._max_logprobs)
-        self._score = score.make_score_step(params, spec, pool.layout.tp, self._max_logprobs)
+        scores = score.make_score_step(params, spec, pool.layout.tp, self._max_logprobs)
+        self._score = scores.over(1)
 
     def cut(self, layer_groups: int) -> "PrefillProgram":
         """The same steps over the same weights and pool, in so many layer groups."""
@@ -69,7 +70,8 @@ class PrefillProgram:
     def dispatch(self, step: PrefillStep, after_group: AfterGroup) -> Ticket[Sampled]:
         if step.batch.kv_lens.any():
             return self._dispatch(step.batch, after_group)
-        batch, known = step.batch, rehearsals(self._step, self._sample, self._score)
+        programs = self._step.program, self._sample, self._score.program
+        batch, known = step.batch, rehearsals(*programs)
         shapes = shapes_of(self._params, self._pool.arrays, vars(batch) | {"sampling": None})
         if shapes in known:
             for group in range(len(self.layer_groups)):

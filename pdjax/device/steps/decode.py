@@ -30,6 +30,7 @@ from pallas_kernels.paged_attention.api import append_attention
 from pallas_kernels.quantised import Pages
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.kept.program import KeptProgram
 from pdjax.device.kv.pool import KVPool, page_specs
 from pdjax.device.mesh import DECODE_RULES, STAGE, TP, shardings
 from pdjax.device.models.attention import AttendPages, attend_at
@@ -63,9 +64,6 @@ class Carried:
     undecided: Undecided  # [b], of the microbatch that has left
 
 
-DecodeTick = Callable[[Params, KVPool, Carried, jax.Array, Packed], tuple[KVPool, Carried]]
-
-
 def leaving_microbatch(batch: DecodeBatch) -> int:
     """The microbatch that leaves the last stage at this tick, and whose next tokens are chosen."""
     stages = len(batch.positions)
@@ -80,7 +78,7 @@ def pack(batch: DecodeBatch) -> Packed:
 
 def make_decode_tick(
     params: Params, spec: ModelSpec, layout: KVLayout, *, attention: str | None
-) -> DecodeTick:
+) -> KeptProgram:
     """(params, pool DONATED, carried DONATED, fed_back, packed input) -> (pool, carried). Equal
     arguments give the same program.
 
@@ -104,7 +102,7 @@ def _make(
     spec: ModelSpec,
     layout: KVLayout,
     attention: str | None,
-) -> DecodeTick:
+) -> KeptProgram:
     stages, tp = layout.stages, layout.tp
     kinds = slot_kinds(spec, layout.stage_layers)
     vocab_axes = tuple(axis for axis, size in ((STAGE, stages), (TP, tp)) if size > 1)
@@ -138,10 +136,11 @@ def _make(
         )
         return layers, Carried(_to_next_stage(x, stages), undecided)
 
-    return _compile(tick, weights.tree, page_specs(layout.slot_planes, DECODE_RULES), mesh)
+    jitted = _jitted(tick, weights.tree, page_specs(layout.slot_planes, DECODE_RULES), mesh)
+    return KeptProgram("tick", jitted, mesh, weights, family, spec, layout, attention)
 
 
-def _compile(tick: Callable, weights: Any, pages: Any, mesh: Mesh) -> DecodeTick:
+def _jitted(tick: Callable, weights: Any, pages: Any, mesh: Mesh) -> Any:
     carried = Carried(X_SPEC, Undecided(P(), P(), P()))
     ins, outs = (weights, pages, carried, P(), P()), (pages, carried)
     mapped = jax.shard_map(tick, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False)

@@ -2,6 +2,7 @@
 into the paged pool. `sample_step` then chooses each finished prompt's first token."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pdjax.core.kv_layout import split_groups
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.kept.program import KeptProgram
 from pdjax.device.kv.pool import KVPool, Layers, PoolOwner, page_specs
 from pdjax.device.mesh import PREFILL_RULES, TP, shardings
 from pdjax.device.models.attention import AttendPages, attend_at
@@ -42,12 +44,9 @@ def _unpack(packed: Packed) -> PrefillBatch:
     return PrefillBatch(**fields | packed.unpack())
 
 
-PrefillStep = Callable[[Params, KVPool, Packed], tuple[KVPool, Undecided, jax.Array]]
-
-
 def make_prefill_step(
     params: Params, spec: ModelSpec, tp: int, groups: int = 1
-) -> "PrefillStep | GroupedPrefillStep":
+) -> "KeptProgram | GroupedPrefillStep":
     """(params, pool DONATED, packed batch) -> (pool, the tokens that follow those at `sample_at`,
     [T, D] residual stream behind the layers), as one program; or as several, see
     GroupedPrefillStep. Equal arguments give the same programs.
@@ -68,7 +67,7 @@ def make_prefill_step(
 @shared
 def _make(
     mesh: Mesh, weights: Specs, family: ModelFamily, spec: ModelSpec, tp: int, groups: int
-) -> "PrefillStep | GroupedPrefillStep":
+) -> "KeptProgram | GroupedPrefillStep":
     make = _Programs(mesh, weights, family, spec, tp)
     return make.whole() if groups == 1 else GroupedPrefillStep(make, groups)
 
@@ -81,17 +80,27 @@ class GroupedPrefillStep:
 
     Attributes:
       groups: their layers.
+      program: the step that this one is, for one caller; see `KeptProgram.over`.
     """
 
     def __init__(self, make: "_Programs", groups: int) -> None:
-        self.groups = split_groups(make.spec.num_layers, groups)
-        self._embed, self._logits = make.embed(), make.logits()
-        programs: dict[tuple[LayerKind, ...], Any] = {}
+        self.groups, self.program = split_groups(make.spec.num_layers, groups), self
+        self._embed: Any = make.embed()
+        self._logits: Any = make.logits()
+        programs: dict[tuple[LayerKind, ...], KeptProgram] = {}
         kinds = [make.kinds[group.start : group.stop] for group in self.groups]
         for its_kinds, group in zip(kinds, self.groups, strict=True):
             if its_kinds not in programs:
                 programs[its_kinds] = make.layers(group)
-        self._layers = [programs[its_kinds] for its_kinds in kinds]
+        self._layers: list[Any] = [programs[its_kinds] for its_kinds in kinds]
+
+    def over(self, same: int) -> "GroupedPrefillStep":
+        """The step for a caller whose first two arguments, parameters and pool, stay the same; see
+        `KeptProgram.over`."""
+        step = copy(self)
+        step._embed, step._logits = self._embed.over(1), self._logits.over(1)
+        step._layers = [program.over(same) for program in self._layers]
+        return step
 
     def __call__(
         self,
@@ -121,7 +130,7 @@ class _Programs:
         self, mesh: Mesh, weights: Specs, family: ModelFamily, spec: ModelSpec, tp: int
     ) -> None:
         self.spec, self.kinds = spec, tuple(family.kinds(spec))
-        self._mesh = mesh
+        self._mesh, self._facts = mesh, (weights, family, spec, tp)
         self._vocab_axes = (TP,) if tp > 1 else ()
         self._reduce = partial(lax.psum, axis_name=TP) if tp > 1 else None
         self._weights: Params = weights.tree
@@ -129,7 +138,7 @@ class _Programs:
         planes = [family.planes(spec, kind) for kind in self.kinds]
         self._pages = page_specs(planes, PREFILL_RULES)
 
-    def whole(self) -> Any:
+    def whole(self) -> KeptProgram:
         """The step, as one program."""
 
         def step(
@@ -148,9 +157,9 @@ class _Programs:
             return layers, self._undecided(params, x, batch), x
 
         ins = self._weights, self._pages, P()
-        return self._compile(step, ins, (self._pages, P(), P()), donate=(1,))
+        return self._compile("prefill", step, ins, (self._pages, P(), P()), donate=(1,))
 
-    def embed(self) -> Any:
+    def embed(self) -> KeptProgram:
         """(params without layers, packed) -> (x [T, D], its scale f32[T], packed on the devices:
         the programs that follow need not upload it again)."""
 
@@ -158,9 +167,9 @@ class _Programs:
             x = embed(outer, _unpack(packed).tokens, self._vocab_axes)
             return x, rms_scale(x, self.spec.norm_eps), packed
 
-        return self._compile(start, (self._outer, P()), P())
+        return self._compile("prefill embed", start, (self._outer, P()), P())
 
-    def layers(self, like: range) -> Any:
+    def layers(self, like: range) -> KeptProgram:
         """(layers of the kinds of the layers `like`, their pages DONATED, x DONATED, scale DONATED,
         packed) -> (pages, x, scale)."""
         kinds = self.kinds[like.start : like.stop]
@@ -176,15 +185,16 @@ class _Programs:
 
         weights, pages = (x[like.start : like.stop] for x in (self._weights.layers, self._pages))
         ins = weights, pages, P(), P(), P()
-        return self._compile(group, ins, (pages, P(), P()), donate=(1, 2, 3))
+        outs = pages, P(), P()
+        return self._compile("prefill layers", group, ins, outs, donate=(1, 2, 3), facts=kinds)
 
-    def logits(self) -> Any:
+    def logits(self) -> KeptProgram:
         """(params without layers, x [T, D], packed) -> the tokens that follow."""
 
         def finish(outer: Params, x: jax.Array, packed: Packed) -> Undecided:
             return self._undecided(outer, x, _unpack(packed))
 
-        return self._compile(finish, (self._outer, P(), P()), P())
+        return self._compile("prefill logits", finish, (self._outer, P(), P()), P())
 
     def _attend(self, batch: PrefillBatch) -> Attend:
         return attend_at(self.spec, self.kinds, batch.positions, _attend_pages(batch, self.spec))
@@ -194,16 +204,25 @@ class _Programs:
         logits = unembed(params, rows, spec=self.spec, vocab_axes=self._vocab_axes)  # [B, V]
         return Undecided(logits, positions=batch.kv_lens, row=jnp.int32(0))
 
-    def _compile(self, program: Any, ins: Any, outs: Any, donate: tuple[int, ...] = ()) -> Any:
+    def _compile(
+        self,
+        name: str,
+        program: Any,
+        ins: Any,
+        outs: Any,
+        donate: tuple[int, ...] = (),
+        facts: tuple[Any, ...] = (),
+    ) -> KeptProgram:
         mapped = jax.shard_map(
             program, mesh=self._mesh, in_specs=ins, out_specs=outs, check_vma=False
         )
-        return jax.jit(
+        jitted = jax.jit(
             mapped,
             donate_argnums=donate,
             in_shardings=shardings(self._mesh, ins),
             out_shardings=shardings(self._mesh, outs),
         )
+        return KeptProgram(name, jitted, self._mesh, *self._facts, *facts)
 
 
 def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:

@@ -4,9 +4,6 @@ It is a step of its own for both phases, so that its few variants do not multipl
 sizes of a prefill or of a page table.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -14,6 +11,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from pdjax.device.kept.program import KeptProgram
 from pdjax.device.mesh import HOST, shardings
 from pdjax.device.models.family import Leaf
 from pdjax.device.models.sampling import Asked, Choice, choose
@@ -29,11 +27,8 @@ class Undecided:
     row: Leaf  # i32[]: first of their rows in the history
 
 
-SampleStep = Callable[[Undecided, Any, Any, Asked], tuple[Any, Any, Choice]]
-
-
 @shared
-def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
+def make_sample_step(mesh: Mesh, max_logprobs: int) -> KeptProgram:
     """(undecided, fed_back i32[B] DONATED or None, history i32[rows, C] DONATED or None, asked) ->
     (fed_back, history, Choice [B]).
 
@@ -67,10 +62,11 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> SampleStep:
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     everywhere, host = shardings(mesh, P()), shardings(mesh, P(), HOST)
-    return jax.jit(
+    jitted = jax.jit(
         mapped,
         donate_argnums=(1, 2),
         keep_unused=True,
         in_shardings=everywhere,
         out_shardings=(everywhere, everywhere, host),
     )
+    return KeptProgram("sample", jitted, mesh, max_logprobs)

@@ -5,7 +5,7 @@ a time, so that the logits of a long prompt never lie in memory at once; and sev
 where there are as many, since a call costs the host about what a slice costs a GPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.kept.program import KeptProgram
 from pdjax.device.mesh import HOST, TP, shardings
 from pdjax.device.models.decoder import Params, unembed
 from pdjax.device.models.sampling import Logprobs, report
@@ -40,9 +41,6 @@ class Scored:
     ranks: jax.Array  # i32[S]
 
 
-ScoreStep = Callable[[Params, jax.Array, Packed], Scored]
-
-
 def pack(scored: ScoreBatch | None, tokens: int) -> Iterator[Packed]:
     """The calls that a ScoreBatch takes over a step of T = `tokens`: of MOST_SLICES as long as they
     are filled, then of one slice, padded. None is a rehearsal of each size that may come. Padding
@@ -61,7 +59,7 @@ def pack(scored: ScoreBatch | None, tokens: int) -> Iterator[Packed]:
         )
 
 
-def make_score_step(params: Params, spec: ModelSpec, tp: int, max_logprobs: int) -> ScoreStep:
+def make_score_step(params: Params, spec: ModelSpec, tp: int, max_logprobs: int) -> KeptProgram:
     """(params without layers, residual stream [T, D], packed ScoreBatch [S]) -> log-probabilities
     of S tokens, in pinned memory of the host. Equal arguments give the same program.
 
@@ -77,7 +75,7 @@ def make_score_step(params: Params, spec: ModelSpec, tp: int, max_logprobs: int)
 
 
 @shared
-def _make(mesh: Mesh, weights: Specs, spec: ModelSpec, tp: int, n: int) -> ScoreStep:
+def _make(mesh: Mesh, weights: Specs, spec: ModelSpec, tp: int, n: int) -> KeptProgram:
     axes = (TP,) if tp > 1 else ()
 
     def step(outer: Params, x: jax.Array, packed: Packed) -> Scored:
@@ -98,6 +96,7 @@ def _make(mesh: Mesh, weights: Specs, spec: ModelSpec, tp: int, n: int) -> Score
 
     ins: Any = weights.tree, P(), P()
     mapped = jax.shard_map(step, mesh=mesh, in_specs=ins, out_specs=P(), check_vma=False)
-    return jax.jit(
+    jitted = jax.jit(
         mapped, in_shardings=shardings(mesh, ins), out_shardings=shardings(mesh, P(), HOST)
     )
+    return KeptProgram("score", jitted, mesh, weights, spec, tp, n)

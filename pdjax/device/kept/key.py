@@ -1,0 +1,89 @@
+"""Names of kept programs: a digest of all that their machine code follows from."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pdjax.device.compat import jax_settings, topology_of
+
+_OURS = "pdjax", "pallas_kernels"
+_PLAIN = type(None), bool, int, float, str, bytes, PartitionSpec, np.dtype
+_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
+
+
+class Unkept(Exception):
+    """A program that follows from something that has no lasting name."""
+
+
+def key_of(name: str, facts: Iterable[Any], shapes: Any, devices: tuple[jax.Device, ...]) -> str:
+    """A file name for a program.
+
+    Args:
+      name: of what builds it.
+      facts: what that was given.
+      shapes: of the program's arguments; its `str` says all.
+      devices: that the program runs on.
+
+    Raises:
+      Unkept: a fact is of code outside pdjax, which nobody watches for changes.
+    """
+    told = name, [described(fact) for fact in facts], str(shapes), _surroundings(devices)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def described(fact: Any) -> Any:
+    """A fact as a text, or lists of texts, that are the same in every process.
+
+    Raises:
+      Unkept: there is none.
+    """
+    if isinstance(fact, _PLAIN) or type(fact).__module__.startswith("jaxlib."):
+        return repr(fact)  # a PyTreeDef, too
+    if isinstance(fact, tuple | list | range):
+        return [described(each) for each in fact]
+    if isinstance(fact, Mapping):
+        return [[described(key), described(value)] for key, value in fact.items()]
+    if isinstance(fact, Mesh):
+        axes = zip(fact.axis_names, fact.devices.shape, fact.axis_types, strict=True)
+        return [repr(list(axes)), [device.id for device in fact.devices.flat]]
+    if isinstance(fact, NamedSharding):
+        return [described(fact.mesh), repr(fact.spec), repr(fact.memory_kind)]
+    kind = fact if isinstance(fact, type) else type(fact)
+    if kind.__module__.partition(".")[0] not in _OURS:
+        raise Unkept(f"{kind.__module__}.{kind.__qualname__}")
+    if isinstance(fact, type):
+        inside: Any = ()
+    elif is_dataclass(fact):
+        inside = {each.name: getattr(fact, each.name) for each in fields(fact)}
+    else:
+        inside = vars(fact)
+    return [kind.__module__, kind.__qualname__, described(inside)]
+
+
+@cache
+def _surroundings(devices: tuple[jax.Device, ...]) -> tuple[Any, ...]:
+    """What every program on these devices depends on: our code, JAX and its settings, XLA and its
+    flags, the devices, of a CPU also its instruction sets."""
+    settings = [os.environ.get(name) for name in _FLAGS]
+    return _code(), jax_settings(), settings, topology_of(devices)
+
+
+@cache
+def _code() -> str:
+    """A digest of our source, all of it: which part a program follows from is not known."""
+    digest = hashlib.sha256()
+    for package in _OURS:
+        [folder] = map(Path, import_module(package).__path__)
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(folder)).encode() + b"\0")
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

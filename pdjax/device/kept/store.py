@@ -1,0 +1,63 @@
+"""A folder of files by name, of bounded size."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+class Store:
+    """Keeps bytes by name. Several processes may use a folder at once: a file is there whole or not
+    at all. What cannot be read is not there, and what cannot be written is not kept.
+
+    Args:
+      folder: is made if it does not exist.
+      most_bytes: of all files together; those used least recently are dropped first. None: no
+        bound.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int | None) -> None:
+        self.folder, self._most_bytes = folder, most_bytes
+
+    def get(self, name: str) -> bytes | None:
+        """What is kept by this name."""
+        path = self.folder / name
+        with contextlib.suppress(OSError):
+            kept = path.read_bytes()
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            return kept
+        return None
+
+    def put(self, name: str, kept: bytes) -> None:
+        """Keep it, in place of what was kept by this name."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
+                try:
+                    file.write(kept)
+                    file.close()
+                    os.replace(file.name, self.folder / name)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+            self._trim()
+
+    def drop(self, name: str) -> None:
+        """Keep nothing by this name."""
+        with contextlib.suppress(OSError):
+            (self.folder / name).unlink()
+
+    def _trim(self) -> None:
+        if self._most_bytes is None:
+            return
+        with os.scandir(self.folder) as entries:
+            files = sorted(
+                (each.stat().st_mtime, each.stat().st_size, each.name) for each in entries
+            )
+        excess = sum(size for _, size, _ in files) - self._most_bytes
+        for _, size, name in files:
+            if excess <= 0:
+                break
+            self.drop(name)
+            excess -= size

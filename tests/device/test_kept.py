@@ -1,0 +1,229 @@
+"""Kept programs: what a second start finds, what it does not take for it, what it survives."""
+
+import logging
+import os
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pdjax import LLM, SamplingParams
+from pdjax.device.compat import keep_compilations, keep_no_compilations
+from pdjax.device.kept import key as keys
+from pdjax.device.kept import program as kept
+from pdjax.device.kept.program import KeptProgram, keep_programs
+from pdjax.device.kept.store import Store
+from pdjax.device.mesh import make_mesh, shardings
+from pdjax.device.models.llama import Llama
+from pdjax.device.sharing import Specs, forget
+from tests.helpers.promise import COLD, SPEC, disaggregated
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store of this test's own, without JAX's cache; what the tests share is put back."""
+    before, folder = kept._store, jax.config.jax_compilation_cache_dir
+    ours = Store(tmp_path / "programs", None)
+    keep_no_compilations()
+    keep_programs(ours)
+    yield ours
+    keep_programs(before)
+    keep_compilations(folder)
+
+
+def mesh_of(count=1, first=0):
+    return make_mesh(jax.devices()[first : first + count], 1, count)
+
+
+def doubling(mesh, *facts, name="double"):
+    """A program that notes how often it is traced."""
+    traced = []
+
+    def double(x):
+        traced.append(x.shape)
+        return x * 2
+
+    where = shardings(mesh, P())
+    return KeptProgram(name, jax.jit(double, in_shardings=where), mesh, *facts), traced
+
+
+def test_a_program_is_traced_once_however_often_it_is_built(store):
+    first, traced = doubling(mesh_of(), "facts")
+    assert first(np.array([1, 2], np.float32)).tolist() == [2, 4]
+    assert first(np.array([3, 4], np.float32)).tolist() == [6, 8]
+    assert traced == [(2,)]
+    second, traced = doubling(mesh_of(), "facts")
+    assert second(np.array([5, 6], np.float32)).tolist() == [10, 12]
+    assert traced == []
+    assert len(list(store.folder.iterdir())) == len(second.forms) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: doubling(mesh_of(), "other facts"),
+        lambda: doubling(mesh_of(), "facts", name="triple"),
+        lambda: doubling(mesh_of(first=1), "facts"),
+        lambda: doubling(mesh_of(2), "facts"),
+    ],
+)
+def test_another_program_is_not_taken_for_it(store, other):
+    doubling(mesh_of(), "facts")[0](np.array([1, 2], np.float32))
+    program, traced = other()
+    assert program(np.array([1, 2], np.float32)).tolist() == [2, 4]
+    assert traced == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "args", [np.array([1], np.float32), np.array([1, 2], np.int32), np.zeros((1, 2), np.float32)]
+)
+def test_other_shapes_and_types_are_other_forms(store, args):
+    doubling(mesh_of(), "facts")[0](np.array([1, 2], np.float32))
+    program, traced = doubling(mesh_of(), "facts")
+    assert program(args).tolist() == (args * 2).tolist()
+    assert traced == [args.shape]
+
+
+def test_settings_and_code_are_part_of_the_key(store, monkeypatch):
+    def key():
+        keys._surroundings.cache_clear()
+        return keys.key_of("name", [], None, tuple(jax.devices()[:1]))
+
+    before = key()
+    assert key() == before
+    with jax.default_matmul_precision("float32"):
+        assert key() != before
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_cpu_enable_fast_math=false")
+    assert key() != before
+    monkeypatch.undo()
+    assert key() == before
+    monkeypatch.setattr(keys, "_code", lambda: "edited")
+    assert key() != before
+    monkeypatch.undo()
+    keys._surroundings.cache_clear()
+
+
+def test_facts_are_told_by_their_values():
+    class Ours(Llama):
+        pass
+
+    Ours.__module__ = "pdjax.device.models.ours"
+    told = [
+        keys.described(fact)
+        for fact in (
+            SPEC,
+            replace(SPEC, norm_eps=1e-4),
+            Llama(),
+            Ours(),
+            Specs.of({"x": jax.device_put(jnp.ones(2), shardings(mesh_of(), P()))}),
+            [np.dtype("float32"), jnp.dtype("bfloat16")],
+            {"a": (None, True, 1, 1.0, "1")},
+        )
+    ]
+    assert len(set(map(str, told))) == len(told)
+    assert not any(" at 0x" in str(each) for each in told)
+    assert keys.described(SPEC) == keys.described(replace(SPEC))
+
+
+def test_what_follows_from_the_users_code_is_not_kept(store):
+    @dataclass(frozen=True)
+    class Family:
+        name: str
+
+    program, traced = doubling(mesh_of(), Family("mine"))
+    assert (
+        program(np.array([1, 2], np.float32)).tolist()
+        == program(np.array([1, 2], np.float32)).tolist()
+        == [2, 4]
+    )
+    assert traced == [(2,)]
+    assert not store.folder.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no program", b"\x80\x04N."])
+def test_a_broken_file_is_compiled_again(store, caplog, content):
+    doubling(mesh_of(), "facts")[0](np.array([1, 2], np.float32))
+    [file] = store.folder.iterdir()
+    whole = file.stat().st_size
+    file.write_bytes(content)
+    program, traced = doubling(mesh_of(), "facts")
+    with caplog.at_level(logging.WARNING, "pdjax"):
+        assert program(np.array([1, 2], np.float32)).tolist() == [2, 4]
+    assert traced == [(2,)]
+    assert "compilation_cache: program double is compiled again" in caplog.text
+    assert file.stat().st_size == pytest.approx(whole, rel=0.1)
+
+
+def test_what_jax_reads_from_its_own_cache_is_not_kept_on_the_cpu(store, tmp_path):
+    keep_compilations(str(tmp_path / "jax"))
+    x = np.array([1, 2], np.float32)
+    doubling(mesh_of(), "facts")[0](x)
+    [file] = store.folder.iterdir()
+    file.unlink()
+    jax.clear_caches()
+    for _ in range(2):
+        program, traced = doubling(mesh_of(), "facts")
+        assert program(x).tolist() == [2, 4]
+        assert traced == [(2,)]
+    assert not list(store.folder.iterdir())
+
+
+def test_static_arguments_and_one_callers_view(store):
+    mesh = mesh_of()
+    where = shardings(mesh, (P(), P()))
+
+    def scaled(x, y, by):
+        return x + y * by
+
+    jitted = jax.jit(scaled, static_argnums=2, in_shardings=where)
+    program = KeptProgram("scaled", jitted, mesh, static=1)
+    view = program.over(1)
+    x = np.array([1], np.float32)
+    assert [float(view(x, x, by)[0]) for by in (1, 2, 1)] == [2, 3, 2]
+    assert [float(view(x, np.array([y, y], np.float32), 2)[0]) for y in (1, 2)] == [3, 5]
+    assert len(program.forms) == 3
+
+
+def test_a_second_start_compiles_no_step(store, monkeypatch):
+    config = disaggregated(1, 1, 1, groups=1)
+    # An LLM asks for the cache that JAX is set to; here it keeps its programs in the fixture's.
+    monkeypatch.setattr("pdjax.device.devices.use_compilation_cache", lambda asked: None)
+
+    def answer():
+        forget()
+        with LLM(config, COLD) as llm:
+            [output] = llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=6))
+            return output.choices[0].token_ids
+
+    first = answer()
+    assert len(list(store.folder.iterdir())) > 3
+
+    def refuse(self, *args):
+        raise AssertionError(f"{self._name} was compiled again")
+
+    monkeypatch.setattr(KeptProgram, "_compiled", refuse)
+    assert answer() == first
+    forget()
+
+
+def test_the_store_drops_what_was_used_least_recently(tmp_path):
+    store = Store(tmp_path / "programs", 25)
+    for age, name in enumerate(["a", "b", "c"]):
+        store.put(name, bytes(10))
+        if (tmp_path / "programs" / name).exists():
+            os.utime(tmp_path / "programs" / name, (age, age))
+    assert sorted(path.name for path in store.folder.iterdir()) == ["b", "c"]
+    assert store.get("b") == bytes(10)
+    store.put("d", bytes(10))
+    assert sorted(path.name for path in store.folder.iterdir()) == ["b", "d"]
+    assert store.get("c") is None
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    store = Store(tmp_path / "file" / "programs", None)
+    store.put("a", b"bytes")
+    assert store.get("a") is None
