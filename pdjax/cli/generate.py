@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from absl import flags
 
 from pdjax.cli.command import Command
 from pdjax.config import Config
+from pdjax.core.logprobs import TokenLogprobs
 from pdjax.core.outputs import Completion, RequestOutput
 from pdjax.core.progress import Progress
 from pdjax.core.request import SamplingParams
@@ -47,6 +49,7 @@ flags.DEFINE_multi_string("stop", [], "text to end before; may be repeated", **_
 flags.DEFINE_multi_integer("stop_token_ids", [], "token to end at; may be repeated", **_OF)
 flags.DEFINE_bool("ignore_eos", False, "go on past the model's end tokens", **_OF)
 flags.DEFINE_integer("logprobs", None, "with --json: of so many likeliest tokens", **_OF)
+flags.DEFINE_integer("prompt_logprobs", None, "the same, of the prompt's tokens", **_OF)
 flags.DEFINE_float("presence_penalty", 0.0, "for a token already generated", **_OF)
 flags.DEFINE_float("frequency_penalty", 0.0, "for each time it was generated", **_OF)
 flags.DEFINE_float("repetition_penalty", 1.0, "factor, prompt included", **_OF)
@@ -200,22 +203,28 @@ def _show_json(prompt: str, output: RequestOutput, several: bool) -> None:
         "request_id": output.request_id,
         "prompt": prompt,
         "prompt_token_ids": output.prompt_token_ids,
+        "prompt_logprobs": _logprobs_json(output.prompt_logprobs),
         "choices": [_choice_json(choice) for choice in output.choices],
     }
     print(dumps(answer))
 
 
 def _choice_json(choice: Completion) -> dict[str, Any]:
-    logprobs = choice.logprobs
     return {
         "text": choice.text,
         "token_ids": choice.token_ids,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
         "error": choice.error,
-        "logprobs": None if logprobs is None else [dataclasses.asdict(entry) for entry in logprobs],
+        "logprobs": _logprobs_json(choice.logprobs),
         "metrics": choice.metrics.to_json() if choice.metrics is not None else None,
     }
+
+
+def _logprobs_json(entries: Iterable[TokenLogprobs | None] | None) -> list[Any] | None:
+    if entries is None:
+        return None
+    return [None if entry is None else dataclasses.asdict(entry) for entry in entries]
 
 
 COMMAND = Command(generate, _FLAGS, USAGE)

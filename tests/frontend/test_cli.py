@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pdjax import cli
 from pdjax.config import Config
-from pdjax.core.logprobs import TokenLogprobs
+from pdjax.core.logprobs import PromptLogprobs, TokenLogprobs
 from pdjax.core.outputs import Completion, RequestOutput
 from pdjax.core.request import SamplingParams
 from pdjax.flags import status
@@ -79,7 +80,8 @@ class EchoLLM:
             error,
             None,
         )
-        return RequestOutput("r", prompt, [7], [choice] * n)
+        scores = PromptLogprobs(np.array([7]), *np.zeros((2, 0)), *np.zeros((2, 0, 0)))
+        return RequestOutput("r", prompt, [7], [choice] * n, scores)
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +115,9 @@ def test_several_prompts_and_choices_have_headings(capsys):
 
 
 def test_sampling_flags_reach_the_request():
+    tops = ["--logprobs=2", "--prompt_logprobs=0"]
     args = ["--temperature=0.5", "--top-k=3", "--seed=9", "--stop=x", "--stop=y", "--ignore_eos"]
-    assert pdjax("generate", "--prompt=a", *args, "--stop_token_ids=4", "--logprobs=2") == 0
+    assert pdjax("generate", "--prompt=a", *args, "--stop_token_ids=4", *tops) == 0
     assert EchoLLM.made.params == SamplingParams(
         temperature=0.5,
         top_k=3,
@@ -124,6 +127,7 @@ def test_sampling_flags_reach_the_request():
         stop_token_ids=(4,),
         ignore_eos=True,
         logprobs=2,
+        prompt_logprobs=0,
     )
 
 
@@ -160,6 +164,7 @@ def test_json_is_an_object_a_line(capsys):
     assert pdjax("generate", "--json", "--prompt=a", "--prompt=b") == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["prompt"], second["prompt"]) == ("a", "b")
+    assert first["prompt_logprobs"] == [None]
     (choice,) = first["choices"]
     assert choice["text"] == "<a>"
     assert choice["logprobs"] == [{"chosen": -0.5, "top": [[1, -0.5]]}]

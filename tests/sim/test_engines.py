@@ -1,10 +1,13 @@
 """Simulated engines and links, by moments that are worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pdjax.core.clock import VirtualClock
 from pdjax.core.ids import EngineId, PoolId
+from pdjax.interfaces.batches import ScoreBatch
 from pdjax.interfaces.steps import DecodeStep, PrefillStep, StepKind
 from pdjax.sim.costs import StepCosts
 from pdjax.sim.engines import SimEngine
@@ -108,6 +111,14 @@ def test_tokens_are_spread_over_the_vocabulary_without_the_end_token():
     counts = np.bincount(tokens, minlength=11)
     assert counts[0] == 0 and len(counts) == 11
     assert (abs(counts[1:] - 1000) < 150).all()
+
+
+def test_tokens_of_a_prompt_are_as_likely_as_any_others():
+    batch = replace(prefill_batch([3]), scored=ScoreBatch(np.array([0, 1]), np.array([5, 9])))
+    sampled = Setup().prefill.submit(PrefillStep(batch)).result()
+    assert sampled.scores is not None
+    assert sampled.scores.chosen.tolist() == [sampled.chosen_logprobs[0]] * 2
+    assert sampled.scores.top_ids.shape == (2, 0)
 
 
 def test_what_a_layer_group_exports_leaves_when_that_group_is_computed():
