@@ -6,11 +6,13 @@
 #     examples/serving/aiperf.sh
 #     URL=http://host:8000 MODEL=name TOKENIZER=owner/name examples/serving/aiperf.sh
 #
-# The tokenizer has to be a name on Hugging Face's hub: a folder is not taken. aiperf's
-# inter_token_latency is a mean of each request, which docs/metrics.md calls TPOT.
+# The tokenizer has to be a name on Hugging Face's hub or in its cache: a folder is not taken. aiperf's
+# inter_token_latency is a mean of each request, which docs/metrics.md calls TPOT. What the server has
+# measured itself is printed at the end.
 set -eu
 
-aiperf profile --url "${URL:-http://127.0.0.1:8000}" \
+URL="${URL:-http://127.0.0.1:8000}"
+python3 "$(dirname "$0")/own_numbers.py" "$URL" aiperf profile --url "$URL" \
     --model "${MODEL:-smollm2-135m-instruct}" \
     --tokenizer "${TOKENIZER:-HuggingFaceTB/SmolLM2-135M-Instruct}" \
     --endpoint-type chat --streaming --use-server-token-count \

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
@@ -17,6 +16,7 @@ from pdjax.serving import chats, completions, live_page, responses, state, token
 from pdjax.serving.errors import ApiError, internal
 from pdjax.serving.front import Front
 from pdjax.serving.middleware import App, Gate
+from pdjax.serving.openapi.document import document
 from pdjax.serving.sse import ClientGone
 
 PATHS = (
@@ -28,21 +28,6 @@ PATHS = (
 """Paths that the metrics name."""
 
 
-class ErrorFields(BaseModel):
-    """What is told of an error."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The body of every error, for the schema."""
-
-    error: ErrorFields
-
-
 def make_app(front: Front) -> App:
     """The application; its schema is at `/openapi.json`."""
     app = FastAPI(
@@ -52,14 +37,12 @@ def make_app(front: Front) -> App:
         docs_url=None,  # the page would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        responses={
-            "4XX": {"model": ErrorBody, "description": "What is wrong with the request."},
-            "5XX": {"model": ErrorBody, "description": "What the server could not do."},
-        },
     )
     for part in (completions, chats, responses, tokens, state):
         app.include_router(part.routes(front))
     app.include_router(live_page.routes())
+    most_choices = front.backend.model.max_choices
+    app.openapi = document(app, bool(front.settings.api_keys), most_choices)  # type: ignore[method-assign]
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _bad_body)
     app.add_exception_handler(HTTPException, _http_error)

@@ -12,9 +12,12 @@ from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
 from pdjax.serving.chat_message import ChatMessage
 from pdjax.serving.conversations import check_template_takes_tools, messages_of
+from pdjax.serving.errors import fields_called
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import STREAMS, ChunkWriter, Usage, admit, respond
+from pdjax.serving.generation import ChunkWriter, Usage, admit, respond
 from pdjax.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from pdjax.serving.openapi.answers import ChatCompletion, ChatCompletionChunk
+from pdjax.serving.openapi.document import answers, chunks
 from pdjax.serving.requests import ChatRequest, names_of
 
 
@@ -104,34 +107,38 @@ class ChatWriter(ChunkWriter):
         return {"prompt_token_ids": list(self._ask.prompt_token_ids)}
 
 
+ANSWERS = answers(ChatCompletion, stream=chunks(ChatCompletionChunk), limited=True)
+
+
 def routes(front: Front) -> APIRouter:
     """The endpoint."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", responses=STREAMS)
+    @router.post("/v1/chat/completions", responses=ANSWERS)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
         admit(front, request, body)
-        params, tools = body.params(), body.offered_tools()
-        messages = messages_of(body.messages)
-        if tools is not None:
-            check_template_takes_tools(front.tokenizer)
-        ids = await front.in_thread(
-            front.tokenizer.apply_chat_template,
-            messages,
-            body.add_generation_prompt is not False,
-            tools=tools,
-            documents=body.documents,
-            chat_template_kwargs=body.chat_template_kwargs,
-        )
-        params = replace(
-            params,
-            max_tokens=front.bounded(params, len(ids)),
-            shown_tokens=front.syntax.shown_tokens(tools is not None),
-        )
-        state = request.scope["state"]
-        ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
-        writer = ChatWriter(front, state["request_id"], body, ask)
-        return await respond(front, request, body, [ask], writer)
+        with fields_called(body.called):
+            params, tools = body.params(), body.offered_tools()
+            messages = messages_of(body.messages)
+            if tools is not None:
+                check_template_takes_tools(front.tokenizer)
+            ids = await front.in_thread(
+                front.tokenizer.apply_chat_template,
+                messages,
+                body.add_generation_prompt is not False,
+                tools=tools,
+                documents=body.documents,
+                chat_template_kwargs=body.chat_template_kwargs,
+            )
+            params = replace(
+                params,
+                max_tokens=front.bounded(params, len(ids)),
+                shown_tokens=front.syntax.shown_tokens(tools is not None),
+            )
+            state = request.scope["state"]
+            ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
+            writer = ChatWriter(front, state["request_id"], body, ask)
+            return await respond(front, request, body, [ask], writer)
 
     return router

@@ -13,8 +13,11 @@ from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
 from pdjax.serving.echo import NO_ECHO, Echo
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import STREAMS, ChunkWriter, admit, respond
+from pdjax.serving.generation import ChunkWriter, admit, respond
 from pdjax.serving.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
+from pdjax.serving.openapi.answers import Completion as CompletionAnswer
+from pdjax.serving.openapi.answers import CompletionChunk
+from pdjax.serving.openapi.document import answers, chunks
 from pdjax.serving.requests import CompletionRequest
 
 
@@ -108,11 +111,14 @@ class CompletionWriter(ChunkWriter):
         return {name: values + written[name] for name, values in before.items()}
 
 
+ANSWERS = answers(CompletionAnswer, stream=chunks(CompletionChunk), limited=True)
+
+
 def routes(front: Front) -> APIRouter:
     """The endpoint."""
     router = APIRouter()
 
-    @router.post("/v1/completions", responses=STREAMS)
+    @router.post("/v1/completions", responses=ANSWERS)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a prompt, or several."""
         admit(front, request, body)

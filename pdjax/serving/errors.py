@@ -1,7 +1,8 @@
 """Errors in the shape of OpenAI's API: {"error": {"message", "type", "param", "code"}}."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pdjax.core.messages import shown
@@ -95,6 +96,20 @@ def internal(request_id: str) -> ApiError:
         code="internal_error",
         headers={"x-should-retry": "false"},
     )
+
+
+@contextmanager
+def fields_called(names: Mapping[str, str]) -> Iterator[None]:
+    """Within it, an error of a field names it as this kind of request does; `names` are those, by
+    the core's."""
+    try:
+        yield
+    except ApiError as error:
+        called = names.get(error.param or "")
+        if called is not None:
+            error.message = error.message.replace(error.param or "", called, 1)
+            error.param = called
+        raise
 
 
 _FIELDS = {"prompt_token_ids": "prompt", "chat": "messages", "chat_template": "messages"}

@@ -19,10 +19,6 @@ from pdjax.serving.logs import event as log_event
 from pdjax.serving.open_answer import OpenAnswer
 from pdjax.serving.requests import ChunkedRequest, SampledRequest
 
-STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-"""What the schema says of an endpoint that may answer with a stream."""
-
-
 Usage = Callable[[], dict[str, Any]]
 """What has been used so far, in the form of completions and chats."""
 

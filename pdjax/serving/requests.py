@@ -257,6 +257,12 @@ class ChatRequest(ChunkedRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
 
+    @property
+    def called(self) -> dict[str, str]:
+        """What fields of the core are called here."""
+        bound = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"max_tokens": bound, "logprobs": "top_logprobs"}
+
     def params(self) -> SamplingParams:
         """How to answer; without a bound, to the end of the context.
 

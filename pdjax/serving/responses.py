@@ -18,7 +18,9 @@ from pdjax.serving.backend import Ask
 from pdjax.serving.conversations import check_template_takes_tools
 from pdjax.serving.errors import ApiError
 from pdjax.serving.front import Front, labels_of
-from pdjax.serving.generation import STREAMS, Usage, admit, respond
+from pdjax.serving.generation import Usage, admit, respond
+from pdjax.serving.openapi.document import answers
+from pdjax.serving.openapi.model_response import ModelResponse
 from pdjax.serving.parsers.answer import AnswerReader
 from pdjax.serving.requests import names_of
 from pdjax.serving.response_items import OutputItems
@@ -162,11 +164,15 @@ def _input_named() -> Iterator[None]:
         raise
 
 
+_EVENTS = "those of OpenAI's API, from `response.created` to `response.completed`."
+ANSWERS = answers(ModelResponse, stream=_EVENTS, limited=True)
+
+
 def routes(front: Front) -> APIRouter:
     """The endpoint."""
     router = APIRouter()
 
-    @router.post("/v1/responses", responses=STREAMS)
+    @router.post("/v1/responses", responses=ANSWERS)
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         """Answer a text or a conversation."""
         admit(front, request, body)

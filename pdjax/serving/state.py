@@ -9,6 +9,9 @@ from pdjax.core.clock import unix_time
 from pdjax.serving.errors import ApiError
 from pdjax.serving.front import Front
 from pdjax.serving.metrics import CONTENT_TYPE
+from pdjax.serving.openapi.document import told
+from pdjax.serving.openapi.server_answers import ModelCard, ModelList
+from pdjax.serving.openapi.statuses import errors
 
 
 def routes(front: Front) -> APIRouter:
@@ -25,25 +28,25 @@ def routes(front: Front) -> APIRouter:
         "max_model_len": model.max_model_len,
     }
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", response_model=None, responses=told(ModelList))
     async def models() -> dict[str, Any]:
         """The model that is served."""
         return {"object": "list", "data": [card]}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", response_model=None, responses=told(ModelCard, 404))
     async def one_model(name: str) -> dict[str, Any]:
         """One model."""
         front.check_model(name)
         return card
 
     @router.head("/health", include_in_schema=False)
-    @router.get("/health", response_class=PlainTextResponse)
+    @router.get("/health", response_class=PlainTextResponse, responses=errors())
     async def health() -> Response:
         """Whether the server lives."""
         return PlainTextResponse("ok\n")
 
     @router.head("/ready", include_in_schema=False)
-    @router.get("/ready", response_class=PlainTextResponse)
+    @router.get("/ready", response_class=PlainTextResponse, responses=errors())
     async def ready() -> Response:
         """Whether the server takes requests: not while it drains."""
         if front.is_draining:
@@ -51,19 +54,19 @@ def routes(front: Front) -> APIRouter:
         return PlainTextResponse("ok\n")
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", response_class=PlainTextResponse, responses=errors())
     async def metrics() -> Response:
         """Prometheus's text format."""
         text = front.metrics.text(await front.backend.report())
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
-    @router.get("/engines")
+    @router.get("/engines", responses=errors())
     async def engines() -> dict[str, Any]:
         """The state of each engine, pool and link, of the queue, and of each front."""
         own = {"open_answers": len(front.answers), "draining": front.is_draining}
         return {**own, **await front.backend.report()}
 
-    @router.get("/requests")
+    @router.get("/requests", responses=errors())
     async def requests() -> dict[str, Any]:
         """What the newest requests did when, in milliseconds after the arrival of each."""
         return {"requests": await front.backend.recent()}

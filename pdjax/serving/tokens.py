@@ -7,6 +7,8 @@ from fastapi import APIRouter
 from pdjax.serving.conversations import messages_of
 from pdjax.serving.errors import bad_value
 from pdjax.serving.front import Front
+from pdjax.serving.openapi.document import answers, told
+from pdjax.serving.openapi.server_answers import Detokenized, Tokenized, TokenizerInfo
 from pdjax.serving.requests import DetokenizeRequest, TokenizeRequest, checked_ids
 from pdjax.text.tokenizer import Tokenizer
 
@@ -15,7 +17,7 @@ def routes(front: Front) -> APIRouter:
     """The endpoints."""
     router = APIRouter()
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", response_model=None, responses=answers(Tokenized))
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         """The token ids of a text, or of a conversation."""
         front.check_model(body.model)
@@ -41,7 +43,7 @@ def routes(front: Front) -> APIRouter:
             answer["token_strs"] = await front.in_thread(_each_decoded, tokenizer, ids)
         return answer
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", response_model=None, responses=answers(Detokenized))
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         """The text of token ids."""
         front.check_model(body.model)
@@ -49,7 +51,7 @@ def routes(front: Front) -> APIRouter:
         ids = checked_ids("tokens", body.tokens, tokenizer.vocab_size)
         return {"prompt": await front.in_thread(tokenizer.decode, ids, False)}
 
-    @router.get("/tokenizer_info")
+    @router.get("/tokenizer_info", response_model=None, responses=told(TokenizerInfo, 400))
     async def tokenizer_info() -> dict[str, Any]:
         """The tokenizer's special tokens, and the chat template."""
         tokenizer = front.tokenizer

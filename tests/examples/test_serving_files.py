@@ -5,6 +5,7 @@ import re
 import shlex
 import stat
 import subprocess
+import sys
 from configparser import RawConfigParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from pdjax.cli import serve
 from pdjax.serving.app import PATHS
+from tests.helpers.fake_backend import FakeBackend, served
 from tests.helpers.fences import ROOT
 
 FOLDER = ROOT / "examples/serving"
@@ -53,7 +55,7 @@ def test_the_container_has_what_it_copies_and_starts_a_server():
     assert probed == (flags["port"], "/ready") and probed[1] in PATHS
 
 
-@pytest.mark.parametrize("name", ["aiperf", "guidellm", "lm_eval"])
+@pytest.mark.parametrize("name", ["aiperf", "guidellm", "lm_eval", "schemathesis"])
 def test_the_commands_of_other_programs_are_whole(name: str, tmp_path: Path):
     """A program of that name is started with all its arguments; what it does with them is its
     own matter."""
@@ -62,18 +64,41 @@ def test_the_commands_of_other_programs_are_whole(name: str, tmp_path: Path):
     program = tmp_path / name
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
-    found = subprocess.run(
-        [script],
-        cwd=tmp_path,
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "URL": "http://there:1", "MODEL": "m"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\n")
-    assert any("http://there:1" in word for word in found)
+    (tmp_path / "python3").symlink_to(sys.executable)
+    with served(lambda: FakeBackend(tmp_path / "fake")) as at:
+        told = subprocess.run(
+            [script],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "URL": at.url, "MODEL": "m"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    command, _, own = told.partition("\n\n")
+    found = command.split("\n")
+    assert any(at.url in word for word in found)
     assert all(word.strip() == word for word in found)
-    formats = re.findall(r"request_format=(\S+)", "\n".join(found))
+    formats = re.findall(r"request_format=(\S+)", command)
     assert set(formats) <= set(PATHS)
+    has_own = "own_numbers.py" in script.read_text("utf-8")
+    assert has_own == (f"What {at.url} itself has measured" in own)
+
+
+def test_the_servers_own_numbers_are_those_of_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    body = '{"prompt": "x", "max_tokens": 5, "n": 2, "temperature": 1}'
+    ask = (
+        "import sys, urllib.request as r; r.urlopen(r.Request(sys.argv[1] + '/v1/completions', "
+        "sys.argv[2].encode(), {'content-type': 'application/json'}))"
+    )
+    with served(lambda: FakeBackend(tmp_path)) as at:
+        command = [sys.executable, FOLDER / "own_numbers.py", at.url]
+        for _ in range(2):
+            subprocess.run([*command, sys.executable, "-c", ask, at.url, body], check=True)
+            told = capfd.readouterr().out
+            assert re.search(r"^choices that ended +2$", told, re.MULTILINE), told
+            assert re.search(r"^output tokens +10$", told, re.MULTILINE), told
 
 
 def test_the_documents_list_every_file():
