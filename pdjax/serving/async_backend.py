@@ -1,5 +1,6 @@
 """The backend of a server whose engines are in its own process: an AsyncLLM."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class AsyncBackend:
         }
 
     async def recent(self) -> list[dict[str, Any]]:
-        return recent(self._llm.llm.recorder)
+        return await asyncio.to_thread(recent, self._llm.llm.recorder)  # some milliseconds
 
     async def close(self) -> None:
         await self._llm.close()

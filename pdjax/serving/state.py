@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pdjax.core.clock import unix_time
 from pdjax.serving.errors import ApiError
@@ -67,8 +67,8 @@ def routes(front: Front) -> APIRouter:
         return {**own, **await front.backend.report()}
 
     @router.get("/requests", responses=errors())
-    async def requests() -> dict[str, Any]:
+    async def requests() -> JSONResponse:
         """What the newest requests did when, in milliseconds after the arrival of each."""
-        return {"requests": await front.backend.recent()}
+        return JSONResponse({"requests": await front.backend.recent()})  # as it is: it may be large
 
     return router

@@ -9,6 +9,8 @@ import pytest
 
 from pdjax.serving.front import Settings
 from pdjax.serving.keys import ApiKey, digest_of
+from pdjax.serving.loading import answering
+from pdjax.serving.server import listening_socket, url_of
 from pdjax.text.tokenizer import Tokenizer
 from tests.helpers.browser import NAMES, Browser, Page, browser, found_browser
 from tests.helpers.fake_backend import FakeBackend, served
@@ -150,6 +152,14 @@ def test_a_key_is_asked_for_and_stays_in_memory(page: Page, tmp_path: Path):
         assert "secret" not in page.value(stored)
         ask(page, "hello")
         page.until(f"{NOTE}.includes('chunks')")
+
+
+def test_while_the_model_loads_the_page_says_so(page: Page):
+    with listening_socket("127.0.0.1", 0) as found, answering(found):
+        page.open(url_of(found))
+        page.until(
+            "document.getElementById('status').textContent.startsWith('the model is loading')"
+        )
 
 
 def test_a_server_that_has_gone_is_told_and_found_again(page: Page, tmp_path: Path):

@@ -81,6 +81,7 @@ export const rate = (value) => (value === null ? "–" : `${bytes(value)}/s`);
 /** Milliseconds, as "812 µs", "8.14 ms" or "1.24 s". */
 export function duration(ms) {
   if (ms === null || ms === undefined) return "–";
+  if (ms === 0) return "0";
   if (ms < 1) return `${number(Math.round(ms * 1000))} µs`;
   return ms < 1000 ? `${number(ms)} ms` : `${number(ms / 1000)} s`;
 }
