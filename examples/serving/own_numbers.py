@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
+from collections import defaultdict
 
 SHOWN = {
     "time_to_first_token_seconds": "TTFT, mean, ms",
@@ -22,27 +22,30 @@ SHOWN = {
 """Histograms of the server, and how they are called here."""
 
 
-def metrics(url: str) -> Counter[str]:
-    """Sums, counts and totals by name, without their prefix."""
+def metrics(url: str) -> dict[str, float]:
+    """Sums, counts and totals by name, without their prefix; 0 of what has not happened."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
         lines = response.read().decode()
     found = re.findall(r"^(?:pdjax|vllm):(\w+_(?:sum|count|total))\{.*\} (\S+)$", lines, re.M)
-    values: Counter[str] = Counter()
+    values: dict[str, float] = defaultdict(float)
     for name, value in found:
         values[name] += float(value)  # of all labels
     return values
 
 
-def told(run: Counter[str], seconds: float) -> list[str]:
+def told(before: dict[str, float], after: dict[str, float], seconds: float) -> list[str]:
     """The lines that are printed."""
-    tokens, ended = run["generation_tokens_total"], run["e2e_request_latency_seconds_count"]
-    lines = [f"{'choices that ended':32}{ended:12.0f}"]
+
+    def grown(name: str) -> float:
+        return after[name] - before[name]
+
+    lines = [f"{'choices that ended':32}{grown('e2e_request_latency_seconds_count'):12.0f}"]
     for name, title in SHOWN.items():
-        count = run[f"{name}_count"]
-        mean = 1e3 * run[f"{name}_sum"] / count if count else float("nan")
+        count = grown(f"{name}_count")
+        mean = 1e3 * grown(f"{name}_sum") / count if count else float("nan")
         lines.append(f"{title:32}{mean:12.2f}")
-    lines.append(f"{'output tokens':32}{tokens:12.0f}")
-    lines.append(f"{'seconds, start of the program included':32}{seconds:6.1f}")
+    lines.append(f"{'output tokens':32}{grown('generation_tokens_total'):12.0f}")
+    lines.append(f"{'the whole program, s':32}{seconds:12.1f}")
     return lines
 
 
@@ -51,9 +54,8 @@ def main(url: str, *command: str) -> int:
     before, begun = metrics(url), time.monotonic()
     status = subprocess.call(command)
     seconds, after = time.monotonic() - begun, metrics(url)
-    after.subtract(before)
     print(f"\nWhat {url} itself has measured meanwhile:")
-    print("\n".join(told(after, seconds)))
+    print("\n".join(told(before, after, seconds)))
     return status
 
 

@@ -93,7 +93,7 @@ def test_the_servers_own_numbers_are_those_of_the_run(
         "sys.argv[2].encode(), {'content-type': 'application/json'}))"
     )
     with served(lambda: FakeBackend(tmp_path)) as at:
-        command = [sys.executable, FOLDER / "own_numbers.py", at.url]
+        command = [sys.executable, str(FOLDER / "own_numbers.py"), at.url]
         for _ in range(2):
             subprocess.run([*command, sys.executable, "-c", ask, at.url, body], check=True)
             told = capfd.readouterr().out
