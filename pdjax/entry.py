@@ -71,8 +71,8 @@ class Entry:
 
     @property
     def _waits_for_prompt(self) -> bool:
-        """Whether nothing is told yet, since the first event brings log-probabilities of the prompt
-        and they are not complete."""
+        """Whether nothing is told yet: the first event of each choice brings log-probabilities of
+        the prompt, and they are not complete."""
         first = self.sequences[0]
         scores = first.prompt_scores
         return scores is not None and not scores.complete and not first.done
@@ -87,7 +87,7 @@ class Entry:
         text = sequence.text.take() if sequence.text is not None else ""
         if not (tokens or text or done):
             return None
-        prompt_logprobs = None if self._told else self.prompt_logprobs
+        prompt_logprobs = None if choice in self._told else self.prompt_logprobs
         self._told[choice] = -1 if done else told + len(tokens)
         wants_logprobs = sequence.request.params.logprobs is not None
         return RequestEvent(

@@ -98,7 +98,7 @@ class RequestEvent:
       choice: which of the request's n choices.
       logprobs: an entry for each of `token_ids`, where they were asked for.
       stop_reason, error: in the last event of a choice; as in Completion.
-      prompt_logprobs: in the first event of the request; as in RequestOutput.
+      prompt_logprobs: in the first event of a choice; as in RequestOutput.
       request_id: of the request.
     """
 

@@ -45,7 +45,6 @@ class CompletionWriter(ChunkWriter):
         by_id = bool(body.return_tokens_as_token_ids)
         self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
         self._logprobs: dict[tuple[int, int], CompletionLogprobs] = {}
-        self._of_prompt: dict[int, PromptLogprobs | None] = {}  # by the number of the prompt
         self._head = {
             "id": f"cmpl-{request_id}",
             "object": "text_completion",
@@ -54,34 +53,38 @@ class CompletionWriter(ChunkWriter):
         }
 
     def answer(self, outputs: Seq[RequestOutput]) -> dict[str, Any]:
-        choices = []
-        for number, output in enumerate(outputs):
-            self._of_prompt[number] = output.prompt_logprobs
-            choices += [
-                self._choice(number, index, choice) for index, choice in enumerate(output.choices)
-            ]
+        choices = [
+            self._choice(number, index, choice, output.prompt_logprobs)
+            for number, output in enumerate(outputs)
+            for index, choice in enumerate(output.choices)
+        ]
         return {**self._head, "choices": choices}
 
     def chunk(self, number: int, event: RequestEvent) -> dict[str, Any]:
-        self._of_prompt.setdefault(number, event.prompt_logprobs)
-        return {**self._head, "choices": [self._choice(number, event.choice, event)]}
+        choice = self._choice(number, event.choice, event, event.prompt_logprobs)
+        return {**self._head, "choices": [choice]}
 
     def last(self) -> dict[str, Any]:
         return {**self._head, "choices": []}
 
-    def _choice(self, number: int, index: int, new: Completion | RequestEvent) -> dict[str, Any]:
+    def _choice(
+        self,
+        number: int,
+        index: int,
+        new: Completion | RequestEvent,
+        of_prompt: PromptLogprobs | None,
+    ) -> dict[str, Any]:
         """What is new of a choice; the first time, with what goes before."""
         body, is_first = self._body, (number, index) not in self._logprobs
         if body.is_prompt_alone:
             new = replace(new, text="", token_ids=[], logprobs=[], stop_reason=None)
             new = replace(new, finish_reason=new.finish_reason and "length")
-        written = self._written(number, index, new)
+        written = self._written(number, index, new, of_prompt)
         more: dict[str, Any] = {}
         if body.return_token_ids:
             prompt = list(self._asks[number].prompt_token_ids) if is_first else None
             more = {"token_ids": new.token_ids, "prompt_token_ids": prompt}
         if body.prompt_logprobs is not None:
-            of_prompt = self._of_prompt[number]
             more["prompt_logprobs"] = prompt_logprobs(self._names, of_prompt, body.prompt_logprobs)
         return {
             "index": number * (body.n or 1) + index,
@@ -93,21 +96,24 @@ class CompletionWriter(ChunkWriter):
         }
 
     def _written(
-        self, number: int, index: int, new: Completion | RequestEvent
+        self,
+        number: int,
+        index: int,
+        new: Completion | RequestEvent,
+        of_prompt: PromptLogprobs | None,
     ) -> dict[str, Any] | None:
         """The `logprobs` of what is new; the first time, with those of a repeated prompt."""
-        key, echo, most = (number, index), self._echoes[number], self._body.logprobs
-        is_first = key not in self._logprobs
-        if is_first:
-            self._logprobs[key] = CompletionLogprobs(self._names, most or 0, len(echo.text))
+        echo, most = self._echoes[number], self._body.logprobs
+        writer = self._logprobs.setdefault(
+            (number, index), CompletionLogprobs(self._names, most or 0, len(echo.text))
+        )
         if most is None:
             return None
-        written = self._logprobs[key].of(new.token_ids, new.logprobs or [])
-        of_prompt = self._of_prompt[number]
-        if not (is_first and self._body.echo and of_prompt is not None):
+        written = writer.of(new.token_ids, new.logprobs or [])
+        if not self._body.echo or of_prompt is None:
             return written
         prompt = self._asks[number].prompt_token_ids
-        before = self._logprobs[key].of_prompt(prompt, of_prompt, echo.offsets)
+        before = writer.of_prompt(prompt, of_prompt, echo.offsets)
         return {name: values + written[name] for name, values in before.items()}
 
 

@@ -22,14 +22,14 @@ def check(events: list[RequestEvent], request_id: str) -> RequestOutput:
     """The events are those of the whole answer, which the last one has."""
     *before, last = events
     assert last.output is not None and all(event.output is None for event in before)
-    assert events[0].prompt_logprobs == last.output.prompt_logprobs
-    assert all(event.prompt_logprobs is None for event in events[1:])
     of_choice: defaultdict[int, list[RequestEvent]] = defaultdict(list)
     for event in events:
         assert event.request_id == request_id
         of_choice[event.choice].append(event)
     assert sorted(of_choice) == list(range(len(last.output.choices)))
     for choice, its in of_choice.items():
+        assert its[0].prompt_logprobs == last.output.prompt_logprobs
+        assert all(event.prompt_logprobs is None for event in its[1:])
         whole = last.output.choices[choice]
         assert [token for event in its for token in event.token_ids] == whole.token_ids
         assert "".join(event.text for event in its) == whole.text
@@ -147,7 +147,7 @@ def test_a_stream_of_several_choices():
 
 def test_a_slow_reader_gets_what_has_come_of_a_choice_as_one_chunk():
     house = text_house()
-    stream = house.stream(n=2, temperature=1.0, max_tokens=12, logprobs=0)
+    stream = house.stream(n=2, temperature=1.0, max_tokens=12, logprobs=0, prompt_logprobs=0)
     assert all(map(exact, house.generate(4, max_tokens=20)))
     house.rest()
     chunks = list(stream)
@@ -178,7 +178,7 @@ def test_events_of_a_choice_as_one():
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_the_first_event_of_a_request_has_the_log_probabilities_of_its_prompt(whole: bool):
+def test_the_first_event_of_a_choice_has_the_log_probabilities_of_its_prompt(whole: bool):
     house, events = text_house(), list[RequestEvent]()
     asked = house.request(n=3, temperature=1.0, max_tokens=6, logprobs=1, prompt_logprobs=2)
     house.session.submit(asked, on_event=events.append, whole=whole)
@@ -203,7 +203,8 @@ def test_no_choice_is_told_before_the_log_probabilities_of_the_prompt_are_known(
     assert event is not None and event.prompt_logprobs is not None
     house.session.abort(asked.id)
     house.rest()
-    assert [event.prompt_logprobs for event in events] == [None, None]
+    told = {event.choice: event.prompt_logprobs for event in events}
+    assert told == {0: event.prompt_logprobs, 1: None}
 
 
 @pytest.mark.parametrize("own_thread", [False, True])

@@ -50,7 +50,8 @@ class FakeAnswer:
         self._backend, self.ask = backend, ask
         self.unread, self._news = Unread(), asyncio.Event()
         self._backlog = Backlog(self.unread.popleft)
-        self.closed = self._ended = self._told = False
+        self.closed = self._ended = False
+        self._told: set[int] = set()
         self.outcome: asyncio.Future[RequestOutput] = asyncio.get_running_loop().create_future()
         self._choices: list[Completion] = []
         self._completed: Callable[..., Completion] | None = None
@@ -149,10 +150,9 @@ class FakeAnswer:
         return RequestOutput("r", None, prompt, [*choices], scores)
 
     def _tell(self, event: RequestEvent) -> None:
-        if not self._told:
-            scores = self._output([]).prompt_logprobs
-            event = replace(event, prompt_logprobs=scores)
-        self._told = True
+        if event.choice not in self._told:
+            self._told.add(event.choice)
+            event = replace(event, prompt_logprobs=self._output([]).prompt_logprobs)
         self.unread.append(event)
         self._news.set()
         if event.output is not None:

@@ -79,8 +79,8 @@ async def answered(backend: Backend, ask: Ask) -> dict[str, Any]:
         assert own[-1].finish_reason == choice.finish_reason
         assert own[-1].stop_reason == choice.stop_reason
         assert not ask.whole or len(own) == 1
-    of_prompt = [each.prompt_logprobs for each in events if each.prompt_logprobs is not None]
-    assert of_prompt == [each for each in [output.prompt_logprobs] if each is not None]
+        assert own[0].prompt_logprobs == output.prompt_logprobs
+        assert all(event.prompt_logprobs is None for event in own[1:])
     return account(output)
 
 

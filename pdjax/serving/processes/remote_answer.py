@@ -120,7 +120,7 @@ class RemoteAnswer:
     Attributes:
       accepted: done once the request is queued; its exception says why it is not.
       outcome: as in `Answer`.
-      prompt_logprobs: told with the first event.
+      prompt_logprobs: told with the first event of each choice.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class RemoteAnswer:
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.outcome: asyncio.Future[RequestOutput] = loop.create_future()
         self.prompt_logprobs: PromptLogprobs | None = None
-        self._has_told = False
+        self._told: set[int] = set()  # choices
         self._number, self._ask, self._send = number, ask, send
         wants_logprobs = ask.params.logprobs is not None
         self._choices = [RemoteChoice(text, ask.whole, wants_logprobs) for text in texts]
@@ -192,9 +192,9 @@ class RemoteAnswer:
         if self._open:
             event = state.event(choice, output)
             if event is not None:
-                if self.prompt_logprobs is not None and not self._has_told:
+                if self.prompt_logprobs is not None and choice not in self._told:
                     event = replace(event, prompt_logprobs=self.prompt_logprobs)
-                self._has_told = True
+                self._told.add(choice)
                 self._unread.append(event)
                 self._news.set()
 
