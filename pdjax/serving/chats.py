@@ -1,7 +1,9 @@
 """`/v1/chat/completions`: a conversation, answered through the model's own template."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,7 +20,8 @@ from pdjax.serving.generation import ChunkWriter, Usage, admit, respond
 from pdjax.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from pdjax.serving.openapi.answers import ChatCompletion, ChatCompletionChunk
 from pdjax.serving.openapi.document import answers, chunks
-from pdjax.serving.requests import ChatRequest, names_of
+from pdjax.serving.parsers.answer import AnswerReader
+from pdjax.serving.requests import ChatRequest
 
 
 class ChatWriter(ChunkWriter):
@@ -31,16 +34,21 @@ class ChatWriter(ChunkWriter):
       request_id: of HTTP.
       body: what was asked.
       ask: the conversation.
+      read: makes what reads a choice.
     """
 
-    def __init__(self, front: Front, request_id: str, body: ChatRequest, ask: Ask) -> None:
+    def __init__(
+        self,
+        front: Front,
+        request_id: str,
+        body: ChatRequest,
+        ask: Ask,
+        read: Callable[[], AnswerReader],
+    ) -> None:
         super().__init__(body)
-        self._body, self._ask = body, ask
+        self._body, self._ask, self._read = body, ask, read
         by_id = bool(body.return_tokens_as_token_ids)
         self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
-        self._names_of_tools = names_of(body.offered_tools())
-        self._reads = front.syntax.reads(bool(self._names_of_tools))
-        self._syntax = front.syntax
         self._messages: dict[int, ChatMessage] = {}
         self._head = {
             "id": f"chatcmpl-{request_id}",
@@ -65,11 +73,13 @@ class ChatWriter(ChunkWriter):
 
     def chunk(self, number: int, event: RequestEvent) -> dict[str, Any]:
         prompt = {} if self._messages else self._prompt()
-        delta: dict[str, Any] = {} if self._reads else {"content": ""}
+        delta: dict[str, Any] = {}
         message = self._messages.get(event.choice)
         if message is None:
             message = self._messages[event.choice] = self._message()
-            delta = {"role": "assistant", **delta}
+            delta["role"] = "assistant"
+        if not message.reader.reads:
+            delta["content"] = ""
         delta |= message.delta(event.text, event.token_ids, ended=event.finish_reason is not None)
         choice = {"index": event.choice, "delta": delta, **self._rest(event, message)}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **prompt}
@@ -85,10 +95,7 @@ class ChatWriter(ChunkWriter):
         return {**self._head, "object": "chat.completion.chunk", "choices": []}
 
     def _message(self) -> ChatMessage:
-        alone = self._body.parallel_tool_calls is False
-        prompt = self._ask.prompt_token_ids
-        reader = self._syntax.reader(prompt, self._names_of_tools, alone)
-        return ChatMessage(reader, self._body.include_reasoning is not False)
+        return ChatMessage(self._read(), self._body.include_reasoning is not False)
 
     def _rest(self, new: Completion | RequestEvent, message: ChatMessage) -> dict[str, Any]:
         logprobs = new.logprobs
@@ -119,26 +126,29 @@ def routes(front: Front) -> APIRouter:
         """Answer a conversation."""
         admit(front, request, body)
         with fields_called(body.called):
-            params, tools = body.params(), body.offered_tools()
+            params, choice = body.params(), body.choice()
             messages = messages_of(body.messages)
-            if tools is not None:
+            if choice.tools is not None:
                 check_template_takes_tools(front.tokenizer)
             ids = await front.in_thread(
                 front.tokenizer.apply_chat_template,
                 messages,
                 body.add_generation_prompt is not False,
-                tools=tools,
+                tools=choice.tools,
                 documents=body.documents,
                 chat_template_kwargs=body.chat_template_kwargs,
             )
             params = replace(
                 params,
                 max_tokens=front.bounded(params, len(ids)),
-                shown_tokens=front.syntax.shown_tokens(tools is not None),
+                shown_tokens=front.syntax.shown_tokens(choice.tools is not None),
+                guide=choice.guide(front.syntax.arguments) or params.guide,
             )
             state = request.scope["state"]
             ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
-            writer = ChatWriter(front, state["request_id"], body, ask)
+            alone, forced = body.parallel_tool_calls is False, bool(choice.forced)
+            read = partial(front.syntax.reader, ids, choice.names, alone, forced)
+            writer = ChatWriter(front, state["request_id"], body, ask, read)
             return await respond(front, request, body, [ask], writer)
 
     return router

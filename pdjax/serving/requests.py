@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SkipValidation
 
-from pdjax.core.messages import shown
 from pdjax.core.request import SamplingParams
 from pdjax.serving.errors import bad_value, not_supported, of_submit
+from pdjax.serving.tool_choice import ToolChoice, tool_choice_of
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
@@ -276,13 +276,13 @@ class ChatRequest(ChunkedRequest):
         top = (self.top_logprobs or 0) if self.logprobs else None
         return self.sampling_params(max_tokens=most, logprobs=top)
 
-    def offered_tools(self) -> list[dict[str, Any]] | None:
-        """The tools that the template is given.
+    def choice(self) -> ToolChoice:
+        """Which tools may be called, and whether one must be.
 
         Raises:
-          ApiError: a 400: a call is to be forced.
+          ApiError: a 400.
         """
-        return self.tools or None if may_call(self.tool_choice) else None
+        return tool_choice_of(self.tools, self.tool_choice)
 
 
 class TokenizeRequest(BaseModel):
@@ -307,28 +307,6 @@ class DetokenizeRequest(BaseModel):
 
     model: str | None = None
     tokens: SkipValidation[list[int]]
-
-
-def may_call(tool_choice: object) -> bool:
-    """Whether the model may call tools.
-
-    Raises:
-      ApiError: a 400: a call is to be forced.
-    """
-    if tool_choice not in (None, "auto", "none"):
-        raise not_supported(
-            "tool_choice",
-            f"tool_choice={shown(tool_choice)}: to force a call is not supported; allowed are auto "
-            "and none",
-        )
-    return tool_choice != "none"
-
-
-def names_of(tools: Iterable[Mapping[str, Any]] | None) -> frozenset[str]:
-    """The names of tools."""
-    functions = [tool.get("function", tool) for tool in tools or ()]
-    names = [each.get("name") for each in functions if isinstance(each, dict)]
-    return frozenset(name for name in names if isinstance(name, str))
 
 
 def checked_ids(name: str, ids: Any, vocab_size: int) -> list[int]:

@@ -22,7 +22,6 @@ from pdjax.serving.generation import Usage, admit, respond
 from pdjax.serving.openapi.document import answers
 from pdjax.serving.openapi.model_response import ModelResponse
 from pdjax.serving.parsers.answer import AnswerReader
-from pdjax.serving.requests import names_of
 from pdjax.serving.response_items import OutputItems
 from pdjax.serving.responses_body import ResponsesRequest
 
@@ -177,27 +176,28 @@ def routes(front: Front) -> APIRouter:
         """Answer a text or a conversation."""
         admit(front, request, body)
         params, messages = body.params(), body.messages()
-        tools = body.offered_tools()
-        if tools is not None:
+        choice = body.choice()
+        if choice.tools is not None:
             check_template_takes_tools(front.tokenizer)
         with _input_named():
             ids = await front.in_thread(
                 front.tokenizer.apply_chat_template,
                 messages,
                 True,
-                tools=tools,
+                tools=choice.tools,
                 chat_template_kwargs=body.chat_template_kwargs,
             )
             params = replace(
                 params,
                 max_tokens=front.bounded(params, len(ids)),
-                shown_tokens=front.syntax.shown_tokens(tools is not None),
+                shown_tokens=front.syntax.shown_tokens(choice.tools is not None),
+                guide=choice.guide(front.syntax.arguments) or params.guide,
             )
             state = request.scope["state"]
             ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
             model, request_id = front.backend.model.name, state["request_id"]
-            alone = body.parallel_tool_calls is False
-            reader = front.syntax.reader(ids, names_of(tools), alone)
+            alone, forced = body.parallel_tool_calls is False, bool(choice.forced)
+            reader = front.syntax.reader(ids, choice.names, alone, forced)
             writer = ResponseWriter(model, request_id, body, params, reader)
             return await respond(front, request, body, [ask], writer)
 

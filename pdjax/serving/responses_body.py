@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from pdjax.core.messages import shown
 from pdjax.core.request import SamplingParams
 from pdjax.serving.errors import ApiError, bad_value, not_supported
-from pdjax.serving.requests import HARMLESS, REFUSED, Many, SampledRequest, may_call
+from pdjax.serving.requests import HARMLESS, REFUSED, Many, SampledRequest
 from pdjax.serving.responses_input import turns_of
+from pdjax.serving.tool_choice import ToolChoice, tool_choice_of
 
 RESPONSES_REFUSED: dict[str, tuple[Any, ...]] = {
     **REFUSED,
@@ -106,14 +107,14 @@ class ResponsesRequest(SampledRequest):
         if self.tools:
             yield "tools", json.dumps(self.tools, ensure_ascii=False)
 
-    def offered_tools(self) -> list[dict[str, Any]] | None:
-        """The tools that the template is given, in the form of chats.
+    def choice(self) -> ToolChoice:
+        """Which tools may be called, and whether one must be.
 
         Raises:
-          ApiError: a 400: a tool that is no function, or a call is to be forced.
+          ApiError: a 400, also of a tool that is no function.
         """
         tools = [_function(f"tools[{i}]", tool) for i, tool in enumerate(self.tools or ())]
-        return tools or None if may_call(self.tool_choice) else None
+        return tool_choice_of(tools, self.tool_choice)
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation in the form that chat templates read; `instructions` go before it.

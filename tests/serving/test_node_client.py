@@ -110,6 +110,10 @@ def test_calls_of_tools(ask: Ask, backend: FakeBackend):
         for function in functions:
             assert (function["name"], function["arguments"]) == ("look", '{"at": "über"}')
         assert len(functions) == 2 and all(each["id"] for each in message["tool_calls"])
+    tools = [{"type": "function", "name": "look", "parameters": {}, "strict": False}]
+    made = ask("response", {"model": "fake", "input": "hello", "tools": tools})["told"]
+    items = [(item["type"], item.get("arguments")) for item in made["output"]]
+    assert items == [("message", None), *[("function_call", '{"at": "über"}')] * 2]
 
 
 def test_errors_have_the_clients_classes(ask: Ask, backend: FakeBackend):

@@ -165,6 +165,7 @@ def test_nothing_is_kept_and_the_error_says_so(server: Served):
         ("tools[0].type", {"tools": [{"type": "web_search"}]}),
         ("tools[0].name", {"tools": [{"type": "function"}]}),
         ("tool_choice", {"tool_choice": "required"}),
+        ("tool_choice.type", {"tool_choice": {"type": "allowed_tools"}}),
         ("input[0].type", {"input": [{"type": ["message"]}]}),
         ("input[0].call_id", {"input": [{"type": "function_call", "name": "f"}]}),
         ("input[0].output", {"input": [{"type": "function_call_output", "call_id": "a"}]}),

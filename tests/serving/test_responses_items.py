@@ -46,6 +46,13 @@ def test_an_answer_has_items(client: OpenAI, backend: FakeBackend):
     assert ask(client, tool_choice="none").output_text == f"I look.\n{LOOK}\n{FIND}"
 
 
+def test_a_call_may_be_forced(client: OpenAI, backend: FakeBackend):
+    backend.text = '{"name": "find", "arguments": {"at": "über"}}'
+    made = ask(client, tool_choice={"type": "function", "name": "find"})
+    assert calls_of(made) == CALLED[1:] and made.output_text == ""
+    assert backend.asked.params.guide is not None
+
+
 def test_items_are_streamed(client: OpenAI):
     events = [type(each).model_validate(each.to_dict()) for each in ask(client, stream=True)]
     last = events[-1].response

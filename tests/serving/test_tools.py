@@ -8,6 +8,11 @@ import openai
 import pytest
 from openai import OpenAI
 
+from pdjax.core.guide import Guide
+from pdjax.serving.errors import ApiError
+from pdjax.serving.tool_choice import tool_choice_of
+from pdjax.text.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
+from pdjax.text.guides import GuideCompiler, TokenGuide
 from tests.helpers.fake_backend import FakeBackend
 from tests.helpers.http_client import Http, error_of
 
@@ -43,6 +48,10 @@ def pairs(message: Any) -> list[tuple[str, str]]:
     return [(each.function.name, each.function.arguments) for each in message.tool_calls or ()]
 
 
+THINKING: dict[str, Any] = {
+    "tools": openai.omit,
+    "extra_body": {"chat_template_kwargs": {"thinks": True}},
+}
 CALLED = [("look", '{"at": "über"}'), ("find", '{"at": "über"}')]
 
 
@@ -90,8 +99,72 @@ def test_without_tools_nothing_is_a_call(client: OpenAI, backend: FakeBackend):
         [choice] = ask(client, **how).choices
         assert (choice.message.content, choice.finish_reason) == (LOOK, "stop")
         assert choice.message.tool_calls is None
-    with pytest.raises(openai.BadRequestError, match="force a call"):
-        ask(client, tool_choice="required")
+
+
+def schema(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def test_a_call_may_be_forced(client: OpenAI, backend: FakeBackend):
+    backend.text = '{"name": "look", "arguments": {"at": "<think>"}}'
+    calls = [schema(name, {"type": "object"}) for name in ("look", "find")]
+    look: Any = {"type": "function", "function": {"name": "look"}}
+    for choice, allowed in (("required", calls), (look, calls[:1])):
+        [made] = ask(client, tool_choice=choice, **THINKING | {"tools": TOOLS}).choices
+        assert backend.asked.params.guide == Guide.json_schema({"anyOf": allowed})
+        assert pairs(made.message) == [("look", '{"at": "<think>"}')]
+        assert (made.message.content, made.finish_reason) == (None, "tool_calls")
+        chunks = list(ask(client, tool_choice=choice, stream=True))
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    [made] = ask(client, tool_choice="required", max_tokens=40).choices
+    assert (made.message.content, made.finish_reason) == (backend.text[:40], "length")
+
+
+def test_definitions_of_tools_are_where_references_look():
+    def tool(name: str, defines: Any) -> dict[str, Any]:
+        parameters = {"$defs": {"D": defines}, "properties": {"a": {"$ref": "#/$defs/D"}}}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    tools = [tool("a", {"type": "string"}), tool("b", {"type": "string"})]
+    guide = tool_choice_of(tools, "required").guide("arguments")
+    assert guide is not None and isinstance(guide.value, str)
+    found = json.loads(guide.value)
+    arguments = {"type": "object", "properties": {"a": {"$ref": "#/$defs/D"}}}
+    assert found["anyOf"] == [schema(name, arguments) for name in ("a", "b")]
+    assert found["$defs"] == {"D": {"type": "string"}}
+    for text, fits in (
+        ('{"name": "b", "arguments": {"a": "x"}}', True),
+        ('{"name": "c', False),
+        ('{"name": "b", "arguments": {"a": 1', False),
+    ):
+        form = GuideCompiler(byte_tokenizer(), VOCAB_SIZE).start(guide)
+        assert _takes(form, text.encode()) == fits
+    with pytest.raises(ApiError, match="define 'D', and differently"):
+        tool_choice_of([tools[0], tool("b", {})], "required").guide("arguments")
+
+
+def _takes(form: TokenGuide, tokens: bytes) -> bool:
+    for token in tokens:
+        if not form.mask()[token // 32] >> token % 32 & 1:
+            return False
+        form.push(token)
+    return form.complete
+
+
+@pytest.mark.parametrize(
+    "choice", ["any", 1.5, {"type": "function", "name": "other"}, {"type": "allowed_tools"}, {}]
+)
+def test_a_choice_must_be_of_an_offered_tool(tmp_path: Path, choice: Any):
+    http = Http(FakeBackend(tmp_path, template=TEMPLATE))
+    body = {"messages": HELLO, "tools": TOOLS, "tool_choice": choice}
+    for asked in (body, {**body, "tools": [], "tool_choice": "required"}):
+        error = error_of(http.post("/v1/chat/completions", json=asked))
+        assert error["param"].startswith("tool_choice")
 
 
 def test_an_answer_that_is_cut_has_no_call(client: OpenAI, backend: FakeBackend):
@@ -114,12 +187,6 @@ def test_several_choices_have_their_own_calls(client: OpenAI, backend: FakeBacke
         for call in choice.delta.tool_calls or ():
             arguments[choice.index] += call.function.arguments
     assert [*arguments.values()] == [CALLED[0][1]] * 3
-
-
-THINKING: dict[str, Any] = {
-    "tools": openai.omit,
-    "extra_body": {"chat_template_kwargs": {"thinks": True}},
-}
 
 
 def test_reasoning_is_a_field_of_its_own(client: OpenAI, backend: FakeBackend):

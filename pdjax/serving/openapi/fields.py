@@ -115,7 +115,12 @@ FIELDS: dict[str, FieldNote] = {
         "Goes before `max_tokens`, and means the same.", {"minimum": 1}
     ),
     "tools": FieldNote("Functions that the model may call, given to the chat template."),
-    "tool_choice": FieldNote("`auto`, or `none`: the template is given no tools.", {}, "auto"),
+    "tool_choice": FieldNote(
+        "`auto`; `none`: the template is given no tools; `required` or a function by its name: the "
+        "answer is held to a call.",
+        {},
+        "auto",
+    ),
     "parallel_tool_calls": FieldNote("False tells the first call alone."),
     "include_reasoning": FieldNote("False leaves the reasoning out of the answer."),
     "documents": FieldNote("Documents for the chat template."),

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator, Set
 from collections.abc import Sequence as Seq
 
+from pdjax.serving.parsers.calls import ARGUMENTS
 from pdjax.serving.parsers.cursor import Parser
+from pdjax.serving.parsers.forced import read_forced
 from pdjax.serving.parsers.json_scanner import SPACE
 from pdjax.serving.parsers.parts import (
     Arguments,
@@ -34,6 +36,7 @@ class AnswerReader:
       first_alone: whether calls after the first whole one are left out.
 
     Attributes:
+      reads: whether there are parsers; without them the answer is plain text.
       has_call: whether a call has come, whole.
     """
 
@@ -41,7 +44,7 @@ class AnswerReader:
         self, parsers: Seq[Parser], count: ReasoningCount | None = None, first_alone: bool = False
     ) -> None:
         self._parsers, self._count, self._first_alone = parsers, count, first_alone
-        self.has_call = False
+        self.reads, self.has_call = bool(parsers), False
         self._reasons = self._answers = False  # whether there was reasoning, or anything else
 
     @property
@@ -60,6 +63,8 @@ class AnswerReader:
           text, token_ids: of the choice.
           ended: whether no more follows.
         """
+        if not self.reads:
+            return [Text(text)] if text else []
         parts = self._read(text, token_ids, ended)
         told = [Text(part.untold) if isinstance(part, NoCall) else part for part in parts]
         return [part for part in told if part != Text("")]
@@ -85,12 +90,7 @@ class AnswerReader:
             parts = list(_through(parser, parts))
             if ended:
                 parts += parser.finish()
-        found = list(self._wanted(parts))
-        for part in found:
-            is_reasoning = isinstance(part, Reasoning)
-            self._reasons |= is_reasoning
-            self._answers |= not is_reasoning
-        return found
+        return list(self._wanted(parts))
 
     def _wanted(self, parts: Iterable[Part]) -> Iterator[Part]:
         for part in parts:
@@ -99,7 +99,11 @@ class AnswerReader:
                     continue
                 if isinstance(part, NoCall):  # nothing of it was told
                     part = NoCall(part.text, part.text)
-            self.has_call |= isinstance(part, CallEnds)
+            if isinstance(part, Reasoning):
+                self._reasons = True
+            else:
+                self._answers = True
+                self.has_call |= isinstance(part, CallEnds)
             yield part
 
 
@@ -120,6 +124,7 @@ class AnswerSyntax:
 
     Attributes:
       tool_parser, reasoning_parser: names of those that were found, or "none".
+      arguments: the key under which the model writes a call's arguments.
 
     Raises:
       ValueError: there is no such parser.
@@ -135,6 +140,10 @@ class AnswerSyntax:
         self.reasoning_parser, self._reasoning = parser_of(
             "reasoning_parser", reasoning_parser, REASONING_PARSERS, tokenizer
         )
+
+    @property
+    def arguments(self) -> str:
+        return ARGUMENTS[0] if self._tools is None else self._tools.arguments
 
     def shown_tokens(self, has_tools: bool) -> tuple[int, ...]:
         """The control tokens that parsers have to see in the text of an answer.
@@ -152,20 +161,19 @@ class AnswerSyntax:
         ids = {self._tokenizer.token_id(text) for text in texts}
         return tuple(sorted(token for token in self._tokenizer.special_token_ids if token in ids))
 
-    def reads(self, has_tools: bool) -> bool:
-        """Whether answers are read at all, or are plain text."""
-        return self._reasoning is not None or (self._tools is not None and has_tools)
-
     def reader(
-        self, prompt: Seq[int], names: Set[str] = frozenset(), first_alone: bool = False
+        self, prompt: Seq[int], names: Set[str], first_alone: bool = False, forced: bool = False
     ) -> AnswerReader:
         """A reader of one choice.
 
         Args:
           prompt: token ids, which may end with the start of the reasoning.
-          names: of the tools that are offered.
+          names: of the tools that may be called.
           first_alone: whether calls after the first whole one are left out.
+          forced: whether the answer is held to a call.
         """
+        if forced:
+            return AnswerReader([Parser(lambda cursor: read_forced(cursor, names))])
         parsers, count = [], None
         reasoning, tools = self._reasoning, self._tools
         if reasoning is not None and self._tokenizer is not None:

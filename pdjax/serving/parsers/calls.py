@@ -19,11 +19,13 @@ class ToolSyntax:
       markers: texts that may be control tokens, which have to be shown for the parser.
       fits: whether a chat template is of this family.
       read: reads a text, from its start to its end, given the names of the tools that were offered.
+      arguments: the key under which models of the family write a call's arguments.
     """
 
     markers: tuple[str, ...]
     fits: Callable[[str], bool]
     read: Callable[[Cursor, Set[str]], Reading[None]]
+    arguments: str
 
 
 def attempt(cursor: Cursor, call: Reading[None]) -> Reading[bool]:

@@ -22,4 +22,4 @@ def _read(cursor: Cursor, names: Set[str]) -> Reading[None]:
                 yield from cursor.space()
 
 
-HERMES = ToolSyntax((_OPENS, _CLOSES), _fits, _read)
+HERMES = ToolSyntax((_OPENS, _CLOSES), _fits, _read, "arguments")

@@ -31,4 +31,4 @@ def _calls(cursor: Cursor, names: Set[str] | None) -> Reading[None]:
             return
 
 
-LLAMA3 = ToolSyntax((_MARKER,), _fits, _read)
+LLAMA3 = ToolSyntax((_MARKER,), _fits, _read, "parameters")

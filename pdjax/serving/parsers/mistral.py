@@ -49,4 +49,4 @@ def _is_of_name(character: str) -> bool:
     return character.isprintable() and character not in "[]{} "
 
 
-MISTRAL = ToolSyntax((_MARKER, _ID, _ARGUMENTS), _fits, _read)
+MISTRAL = ToolSyntax((_MARKER, _ID, _ARGUMENTS), _fits, _read, "arguments")
