@@ -146,7 +146,8 @@ def _front_processes() -> int:
     """How many processes HTTP has; 0 where it has none of its own."""
     if _FRONTS.value is not None:
         return _FRONTS.value
-    return min((os.cpu_count() or 1) // CORES_EACH, MOST_FRONTS)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cores // CORES_EACH, MOST_FRONTS)
 
 
 COMMAND = Command(serve, _FLAGS, USAGE)

@@ -18,7 +18,6 @@ from pdjax.serving.processes.messages import (
     StopFound,
     logprobs_of,
 )
-from pdjax.stream import Backlog, Unread
 from pdjax.text.text_stream import TextStream
 
 _LOG = logging.getLogger("pdjax.serving")
@@ -66,14 +65,16 @@ class RemoteChoice:
         self._ending = ("error", None, reason_of(error), None)
         self._text = None
 
-    def event(self, number: int, output: RequestOutput | None) -> RequestEvent | None:
-        """What has not been told; None while that has to wait. A stop string that is complete waits
-        for the engines' word of the end."""
-        ending = self._ending
-        if ending is None and (self._whole or self.stop is not None):
-            return None
+    @property
+    def may_be_told(self) -> bool:
+        """Whether what is new may be told now. What ends with a stop string waits for the engines'
+        word of the end."""
+        return self._ending is not None or not (self._whole or self.stop is not None)
+
+    def event(self, number: int, output: RequestOutput | None) -> RequestEvent:
+        """What has not been told."""
         told, self._told = self._told, len(self.token_ids)
-        finish_reason, stop_reason, error, _ = ending or (None, None, None, None)
+        finish_reason, stop_reason, error, _ = self._ending or (None, None, None, None)
         return RequestEvent(
             text="" if self._text is None else self._text.take(),
             token_ids=self.token_ids[told:],
@@ -134,8 +135,7 @@ class RemoteAnswer:
         self._number, self._ask, self._send = number, ask, send
         wants_logprobs = ask.params.logprobs is not None
         self._choices = [RemoteChoice(text, ask.whole, wants_logprobs) for text in texts]
-        self._unread = Unread()
-        self._backlog = Backlog(self._unread.popleft)
+        self._fresh: dict[int, None] = {}  # choices with news; the one with the newest is last
         self._news = asyncio.Event()
         self._open = True
 
@@ -145,10 +145,8 @@ class RemoteAnswer:
     async def __anext__(self) -> RequestEvent:
         try:
             while self._open:
-                event = self._backlog.pop()
-                if event is not None:
-                    self._open = event.output is None
-                    return event
+                if self._fresh:
+                    return self._next_event()
                 self._news.clear()
                 await self._news.wait()
         except BaseException:
@@ -185,18 +183,25 @@ class RemoteAnswer:
         except Exception as error:
             _LOG.exception("a text could not be made")
             state.fail(error)
-        output = None
         if ending is not None and ending[3] is not None:
-            output = self._output(ending[3])
-            self.outcome.set_result(output)
-        if self._open:
-            event = state.event(choice, output)
-            if event is not None:
-                if self.prompt_logprobs is not None and choice not in self._told:
-                    event = replace(event, prompt_logprobs=self.prompt_logprobs)
-                self._told.add(choice)
-                self._unread.append(event)
-                self._news.set()
+            self.outcome.set_result(self._output(ending[3]))
+        if self._open and state.may_be_told:
+            self._fresh.pop(choice, None)
+            self._fresh[choice] = None
+            self._news.set()
+
+    def _next_event(self) -> RequestEvent:
+        """What is new of one choice; the last event has the answer. A slow reader gets what has
+        come meanwhile in one."""
+        choice = next(iter(self._fresh))
+        del self._fresh[choice]
+        output = self.outcome.result() if self.outcome.done() and not self._fresh else None
+        self._open = output is None
+        event = self._choices[choice].event(choice, output)
+        if self.prompt_logprobs is not None and choice not in self._told:
+            event = replace(event, prompt_logprobs=self.prompt_logprobs)
+        self._told.add(choice)
+        return event
 
     def _output(self, metrics: list[Any]) -> RequestOutput:
         choices = [state.completion(its) for state, its in zip(self._choices, metrics, strict=True)]

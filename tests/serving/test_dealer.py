@@ -1,0 +1,139 @@
+"""Connections that are dealt to fronts, without processes: in turn, past a front that takes none,
+and with TLS."""
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdjax.serving.front import Front, Settings
+from pdjax.serving.processes import dealer
+from pdjax.serving.processes.dealer import Dealer, connections_from
+from pdjax.serving.processes.front_server import FrontServer
+from pdjax.serving.server import listening_socket
+from pdjax.serving.tls import tls_context
+from tests.helpers import certificates
+from tests.helpers.fake_backend import PATIENCE, FakeBackend
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Dealt:
+    """The fronts' ends of some socketpairs, and the connections that have come through them."""
+
+    def __init__(self, dealing: Dealer, count: int) -> None:
+        self.pairs = [socket.socketpair() for _ in range(count)]
+        self.connections: list[list[socket.socket]] = [[] for _ in range(count)]
+        for ours, theirs in self.pairs:
+            theirs.setblocking(False)
+            dealing.add(ours)
+
+    def come(self, first: int = 0) -> int:
+        """How many have come, of the fronts from the first one on."""
+        for (_, theirs), found in [*zip(self.pairs, self.connections, strict=True)][first:]:
+            found += connections_from(theirs)
+        return sum(map(len, self.connections))
+
+    def close(self) -> None:
+        for pair, found in zip(self.pairs, self.connections, strict=True):
+            for each in (*pair, *found):
+                each.close()
+
+
+def test_each_front_is_dealt_the_next_connection():
+    async def deal() -> None:
+        with listening_socket("127.0.0.1", 0) as listening, ExitStack() as held:
+
+            def connect() -> None:
+                held.enter_context(socket.create_connection(listening.getsockname()))
+
+            dealing = Dealer(listening)
+            connect()  # waits for a front
+            fronts = Dealt(dealing, 3)
+            for _ in range(5):
+                connect()
+            await until(lambda: fronts.come() == 6)
+            assert [len(each) for each in fronts.connections] == [2, 2, 2]
+            fronts.pairs[0][1].close()  # it has died, and nobody knows yet
+            for _ in range(4):
+                connect()
+            await until(lambda: fronts.come(first=1) == 10)
+            dealing.close()
+            fronts.close()
+
+    asyncio.run(deal())
+
+
+def test_where_no_file_can_be_opened_it_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dealer, "AGAIN_S", 0.01)
+
+    class Full:
+        """A socket that has room for a connection at the third try."""
+
+        def __init__(self, listening: socket.socket) -> None:
+            self._listening, self.tries = listening, 0
+
+        def accept(self) -> Any:
+            self.tries += 1
+            if self.tries < 3:
+                raise OSError(errno.EMFILE, "too many open files")
+            return self._listening.accept()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._listening, name)
+
+    async def deal() -> None:
+        with listening_socket("127.0.0.1", 0) as listening:
+            full: Any = Full(listening)
+            dealing = Dealer(full)
+            fronts = Dealt(dealing, 1)
+            with socket.create_connection(listening.getsockname()):
+                await until(lambda: fronts.come() == 1)
+            dealing.close()
+            fronts.close()
+            assert full.tries >= 3
+
+    asyncio.run(deal())
+
+
+def test_a_front_speaks_tls_and_is_not_hurt_by_who_does_not(tmp_path: Path):
+    files = certificates.made_in(tmp_path)
+    tls = tls_context(files.certificate, files.key)
+
+    async def ask(port: int) -> bytes:
+        trusting = ssl.create_default_context(cafile=files.certificate)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def both() -> None:
+        ours, theirs = socket.socketpair()
+        server = FrontServer(Front(FakeBackend(tmp_path), Settings()), tls, theirs)
+        serving = asyncio.ensure_future(server.serve())
+        with listening_socket("127.0.0.1", 0) as listening:
+            dealing = Dealer(listening)
+            dealing.add(ours)
+            await until(lambda: server.started)
+            with socket.create_connection(listening.getsockname()) as plain:
+                plain.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+                answer = await asyncio.wait_for(ask(listening.getsockname()[1]), PATIENCE)
+            assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"ok\n")
+            dealing.close()
+        server.handle_exit(15, None)
+        await serving
+        for each in (ours, theirs):
+            each.close()
+
+    asyncio.run(both())
