@@ -107,6 +107,16 @@ def test_bad_requests_are_refused_as_ever(server: FrontedServer, clients: list[h
     assert set(server.report()["fronts"]) == {"0", "1"}
 
 
+def test_each_front_has_the_page_and_its_data(clients: list[httpx2.Client]):
+    asked = {"prompt": [1, 2, 3, 4], **GREEDY}
+    assert clients[0].post("/v1/completions", json=asked).status_code == 200
+    for client in clients:
+        assert client.get("/", headers={"authorization": ""}).status_code == 200
+        assert client.get("/requests", headers={"authorization": ""}).status_code == 401
+        *_, told = client.get("/requests").json()["requests"]
+        assert (told["input_len"], told["output_len"], told["finish_reason"]) == (4, 20, "length")
+
+
 def test_a_client_that_leaves_frees_what_it_held(
     server: FrontedServer, clients: list[httpx2.Client]
 ):

@@ -63,7 +63,7 @@ class Collector:
 def collecting() -> Iterator[Collector]:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otel")
     collector = Collector()
-    thread = threading.Thread(target=collector.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=collector.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield collector
@@ -160,6 +160,28 @@ def test_a_request_is_a_span_of_its_clients_trace(tmp_path: Path):
     assert values(refused)["error.type"] == "invalid_value" and refused.status.code == 0
     sent = b"".join(collector.bodies)
     assert b"secret" not in sent and b"somebody" not in sent
+
+
+def test_a_client_that_leaves_is_told_with_what_had_been_generated(tmp_path: Path):
+    def slow() -> FakeBackend:
+        backend = FakeBackend(tmp_path)
+        backend.token_s = 0.02
+        return backend
+
+    with collecting() as collector:
+        with (
+            served(slow, Settings(traces_url=collector.url)) as at,
+            httpx2.Client(base_url=at.url) as client,
+        ):
+            with client.stream(
+                "POST", "/v1/completions", json={"prompt": "x", "stream": True}
+            ) as one:
+                next(one.iter_raw())
+            at.until(lambda: not at.front.requests)
+        [_, span] = collector.spans()
+    told = values(span)
+    assert told["gen_ai.response.finish_reasons"] == ["abort"]
+    assert told["error.type"] == "client_gone" and 0 < told["gen_ai.usage.output_tokens"] < 16
 
 
 def test_what_the_collector_does_not_take_is_dropped_and_told(
