@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import random
 import socket
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from pdjax import async_llm
 from pdjax.async_llm import AsyncLLM
+from pdjax.core.guide import Guide
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import QueueFull, SamplingParams
 from pdjax.serving.async_backend import AsyncBackend
@@ -149,6 +151,39 @@ def test_what_is_refused_is_refused_there(llm: TextLLM):
                 await backend.recent()
 
     asyncio.run(asyncio.wait_for(ask(), PATIENCE))
+    llm.house.check()
+
+
+def test_a_guide_is_compiled_beside_the_event_loop(llm: TextLLM, monkeypatch: pytest.MonkeyPatch):
+    plain = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    guided = replace(plain, guide=Guide.regex("a*"))
+    of_prompt, compiled, threads = llm.requests.of_prompt, threading.Event(), list[int]()
+
+    def slow(prompt: Any, params: SamplingParams, options: Any) -> Any:
+        if params.guide is not None:
+            threads.append(threading.get_ident())
+            assert compiled.wait(PATIENCE)
+            params = plain
+        return of_prompt(prompt, params, options)
+
+    monkeypatch.setattr(llm.requests, "of_prompt", slow)
+
+    async def ask() -> None:
+        async with remote(llm) as backend:
+            waits = asyncio.ensure_future(backend.submit(Ask((1,), guided)))
+            leaves = asyncio.ensure_future(backend.submit(Ask((2,), guided)))
+            assert (await answered(backend, Ask((3,), plain)))["prompt"] == [3]
+            leaves.cancel()
+            await asyncio.wait([leaves])
+            await backend.report()  # so that the engines know
+            compiled.set()
+            answer = await waits
+            assert len((await answer.outcome).token_ids) == 3
+            while backend._answers:
+                await asyncio.sleep(0.005)
+
+    asyncio.run(asyncio.wait_for(ask(), PATIENCE))
+    assert len(threads) == 2 and threading.get_ident() not in threads
     llm.house.check()
 
 

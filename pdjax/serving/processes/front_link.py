@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from pdjax.core.outputs import RequestEvent
-from pdjax.core.request import QueueFull
+from pdjax.core.request import QueueFull, Request
 from pdjax.entry import Stop
 from pdjax.llm import LLM
+from pdjax.request_maker import RequestOptions
 from pdjax.serving.backend import Ask
 from pdjax.serving.processes.frames import Frames
 from pdjax.serving.processes.messages import (
@@ -60,7 +62,8 @@ class FrontLink:
     ) -> None:
         self.open: dict[int, str] = {}
         self._llm, self._methods, self._ready, self._lost = llm, methods, ready, lost
-        self._asking: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._compiling: set[int] = set()  # answers whose guides are
         self._frames = Frames(connection, self._received, self._gone, self._drained)
         self._outbox: Outbox | None = Outbox(self._frames)
         self._frames.send(setup)
@@ -91,35 +94,62 @@ class FrontLink:
 
     def _received(self, message: Any) -> None:
         match message:
-            case Asked():
+            case Asked() if message.ask.params.guide is None:
                 self._submit(message.number, message.ask)
+            case Asked():
+                self._begin(self._submit_guided(message.number, message.ask))
             case StopFound():
                 request_id = self.open.get(message.number)
                 if request_id is not None:
                     self._llm.session.stop_soon(Stop(request_id, *message[1:]))
             case Close():
+                self._compiling.discard(message.number)
                 request_id = self.open.get(message.number)
                 if request_id is not None:
                     self._llm.session.abort_soon(request_id)
             case Question():
-                asking = asyncio.ensure_future(self._answer(message))
-                self._asking.add(asking)
-                asking.add_done_callback(self._asking.discard)
+                self._begin(self._answer(message))
             case Ready():
                 self._ready()
             case _:
                 raise TypeError(f"{type(message).__name__}: is no message of a front")
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _submit(self, number: int, ask: Ask) -> None:
-        params, told = ask.params, partial(self._hear, number)
+        with self._refusing(number):
+            self._enqueue(number, ask, self._request_of(ask))
+
+    async def _submit_guided(self, number: int, ask: Ask) -> None:
+        """Submit a request whose guide is compiled first, which may take a second."""
+        self._compiling.add(number)
+        with self._refusing(number):
+            loop = asyncio.get_running_loop()
+            request = await loop.run_in_executor(None, self._request_of, ask)
+            if number not in self._compiling or self._outbox is None:
+                raise Closed("the answer was closed before it was begun")
+            self._enqueue(number, ask, request)
+        self._compiling.discard(number)
+
+    def _request_of(self, ask: Ask) -> Request:
+        labels: RequestOptions = {"labels": ask.labels}
+        return self._llm.requests.of_prompt(ask.prompt_token_ids, ask.params, labels).request
+
+    def _enqueue(self, number: int, ask: Ask, request: Request) -> None:
+        self.open[number] = request.id  # first: events may come at once
+        # A front that looks for stop strings needs each token at once.
+        whole, told = ask.whole and not ask.params.stop, partial(self._hear, number)
+        self._llm.session.submit(request, on_event=told, whole=whole, makes_text=False)
+        self._frames.send(Accepted(number))
+
+    @contextmanager
+    def _refusing(self, number: int) -> Iterator[None]:
+        """Tell the front of a request that can't be submitted."""
         try:
-            request = self._llm.requests.of_prompt(
-                ask.prompt_token_ids, params, {"labels": ask.labels}
-            ).request
-            self.open[number] = request.id  # first: events may come at once
-            # A front that looks for stop strings needs each token at once.
-            whole = ask.whole and not params.stop
-            self._llm.session.submit(request, on_event=told, whole=whole, makes_text=False)
+            yield
         except (ValueError, QueueFull, Closed) as error:
             self.open.pop(number, None)
             self._frames.send(Refused(number, error))
@@ -127,8 +157,6 @@ class FrontLink:
             self.open.pop(number, None)
             _LOG.exception("a request could not be submitted")
             self._frames.send(Refused(number, RuntimeError(type(error).__name__)))
-        else:
-            self._frames.send(Accepted(number))
 
     def _hear(self, number: int, event: RequestEvent) -> None:
         """What the session tells of a request, within a turn."""
