@@ -70,6 +70,7 @@ export class Chat {
       await this.#answer(answer, text, this.#under.signal);
     } catch (error) {
       const stopped = error.name === "AbortError";
+      if (!stopped) this.#hasTemplate = null; // the next server may have another model
       write(answer.note, stopped ? "stopped" : error.message);
       answer.node.classList.toggle("failed", !stopped);
     }

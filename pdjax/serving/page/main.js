@@ -23,6 +23,7 @@ function tell(kind, text) {
 }
 
 let steps = 0;
+let isNamed = false; // whether the model is the one that the server has now
 
 /** Forget the past where counts have begun anew: the server is another run. */
 function checkRun(engines) {
@@ -37,10 +38,11 @@ function checkRun(engines) {
 async function poll() {
   const [told, { requests }] = await Promise.all([server.get("engines"), server.get("requests")]);
   const now = performance.now();
-  if (!model.textContent) {
+  if (!isNamed) {
     const { data } = await server.get("v1/models");
     write(model, data[0].id);
     document.title = `${data[0].id} · pdjax`;
+    isNamed = true;
   }
   checkRun(told.engines);
   state.show(told, latency.show(requests, now));
@@ -51,6 +53,7 @@ async function poll() {
 }
 
 function failed(error, wait) {
+  isNamed = false;
   const again = `next try in ${duration(wait)}`;
   if (error instanceof Refused && error.status === 401) {
     access.hidden = false;

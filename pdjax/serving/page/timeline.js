@@ -85,8 +85,8 @@ export class Timeline {
   #phases = document.getElementById("phases");
   #hint = this.#about.textContent;
   #chips = new Map();
-  #looked = null; // key of the row that the mouse is over
-  #last = null;
+  #looked = null; // the row that the mouse is over
+  #last = null; // what was shown last
 
   constructor() {
     for (const phase of [...PHASES, "wire"]) {
