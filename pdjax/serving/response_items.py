@@ -29,7 +29,9 @@ class _Item(Protocol):
 class _TextItem:
     """A message, or reasoning, of one part."""
 
-    def __init__(self, kind: type[Text] | type[Reasoning], request: str, at: int, tell: Tell):
+    def __init__(
+        self, kind: type[Text] | type[Reasoning], request: str, at: int, tell: Tell
+    ) -> None:
         self.kind, self._index, self._tell = kind, at, tell
         self._is_message = kind is Text
         self._id = f"{'msg' if self._is_message else 'rs'}_{request}_{at}"

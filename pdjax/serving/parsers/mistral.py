@@ -37,6 +37,7 @@ def _named(cursor: Cursor) -> Reading[None]:
       Malformed: it is none.
     """
     name = yield from cursor.word(_is_of_name)
+    yield from cursor.space()
     if (yield from cursor.literal(_ID)):
         yield from cursor.word(str.isalnum)
     if not name or not (yield from cursor.literal(_ARGUMENTS)):
