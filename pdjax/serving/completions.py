@@ -11,10 +11,9 @@ from pdjax.core.clock import unix_time
 from pdjax.core.logprobs import PromptLogprobs
 from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
-from pdjax.serving.echo import NO_ECHO, Echo
 from pdjax.serving.front import Front, labels_of
 from pdjax.serving.generation import ChunkWriter, admit, respond
-from pdjax.serving.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
+from pdjax.serving.logprobs import CompletionLogprobs, TokenNames, offsets_of, prompt_logprobs
 from pdjax.serving.openapi.answers import Completion as CompletionAnswer
 from pdjax.serving.openapi.answers import CompletionChunk
 from pdjax.serving.openapi.document import answers, chunks
@@ -29,7 +28,7 @@ class CompletionWriter(ChunkWriter):
       request_id: of HTTP.
       body: what was asked.
       asks: one a prompt.
-      echoes: what is repeated of each prompt.
+      echoes: the text of each prompt where it is to be repeated; else "".
     """
 
     def __init__(
@@ -38,12 +37,12 @@ class CompletionWriter(ChunkWriter):
         request_id: str,
         body: CompletionRequest,
         asks: Seq[Ask],
-        echoes: Seq[Echo],
+        echoes: Seq[str],
     ) -> None:
         super().__init__(body)
         self._body, self._asks, self._echoes = body, asks, echoes
-        by_id = bool(body.return_tokens_as_token_ids)
-        self._names = TokenNames(front.backend.tokenizer, by_id=by_id)
+        self._tokenizer = front.backend.tokenizer
+        self._names = TokenNames(self._tokenizer, by_id=bool(body.return_tokens_as_token_ids))
         self._logprobs: dict[tuple[int, int], CompletionLogprobs] = {}
         self._head = {
             "id": f"cmpl-{request_id}",
@@ -88,7 +87,7 @@ class CompletionWriter(ChunkWriter):
             more["prompt_logprobs"] = prompt_logprobs(self._names, of_prompt, body.prompt_logprobs)
         return {
             "index": number * (body.n or 1) + index,
-            "text": (self._echoes[number].text if is_first else "") + new.text,
+            "text": (self._echoes[number] if is_first else "") + new.text,
             "logprobs": written,
             "finish_reason": new.finish_reason,
             "stop_reason": new.stop_reason,
@@ -105,7 +104,7 @@ class CompletionWriter(ChunkWriter):
         """The `logprobs` of what is new; the first time, with those of a repeated prompt."""
         echo, most = self._echoes[number], self._body.logprobs
         writer = self._logprobs.setdefault(
-            (number, index), CompletionLogprobs(self._names, most or 0, len(echo.text))
+            (number, index), CompletionLogprobs(self._names, most or 0, len(echo))
         )
         if most is None:
             return None
@@ -113,7 +112,7 @@ class CompletionWriter(ChunkWriter):
         if not self._body.echo or of_prompt is None:
             return written
         prompt = self._asks[number].prompt_token_ids
-        before = writer.of_prompt(prompt, of_prompt, echo.offsets)
+        before = writer.of_prompt(of_prompt, prompt, offsets_of(self._tokenizer, prompt, echo))
         return {name: values + written[name] for name, values in before.items()}
 
 
@@ -131,9 +130,9 @@ def routes(front: Front) -> APIRouter:
         params = body.params()
         prompts = body.prompts(front.backend.model.max_choices // params.n)
         ids = await front.in_thread(_encoded, front, prompts)
-        echoes = [NO_ECHO] * len(prompts)
+        echoes = [""] * len(prompts)
         if body.echo:
-            echoes = await front.in_thread(_echoed, front, prompts, ids)
+            echoes = await front.in_thread(_decoded, front, prompts)
         state = request.scope["state"]
         labels = labels_of(state, body.user)
         asks = [Ask(tuple(each), params, not body.stream, labels) for each in ids]
@@ -154,6 +153,10 @@ def _encoded(front: Front, prompts: list[str | list[int]]) -> list[list[int]]:
     return [front.tokenizer.encode(each) if isinstance(each, str) else each for each in prompts]
 
 
-def _echoed(front: Front, prompts: list[str | list[int]], ids: list[list[int]]) -> list[Echo]:
+def _decoded(front: Front, prompts: list[str | list[int]]) -> list[str]:
+    """The text of each prompt; "" of token ids of a model without a tokenizer."""
     tokenizer = front.backend.tokenizer
-    return [Echo.of(tokenizer, *each) for each in zip(prompts, ids, strict=True)]
+    return [
+        each if isinstance(each, str) else "" if tokenizer is None else tokenizer.decode(each)
+        for each in prompts
+    ]

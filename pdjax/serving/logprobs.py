@@ -56,7 +56,7 @@ class CompletionLogprobs:
         return self._written(token_ids, entries, offsets)
 
     def of_prompt(
-        self, token_ids: Seq[int], entries: PromptLogprobs, offsets: list[int]
+        self, entries: PromptLogprobs, token_ids: Seq[int], offsets: list[int]
     ) -> dict[str, Any]:
         """The tokens of the prompt, the first of which has no log-probability."""
         return self._written(token_ids, entries, offsets)
@@ -85,6 +85,19 @@ class CompletionLogprobs:
             top.setdefault(self._names(other), _finite(value))
         top.setdefault(token, _finite(entry.chosen))
         return top
+
+
+def offsets_of(tokenizer: Tokenizer | None, token_ids: Seq[int], text: str) -> list[int]:
+    """Where in the text of a prompt each of its tokens begins, characters. A token that the text
+    does not show has no characters there."""
+    if tokenizer is None:
+        return [0] * len(token_ids)
+    hides = tokenizer.decode(token_ids, skip_special_tokens=False) != text
+    decoder, offsets, length = tokenizer.incremental_decoder(hides), list[int](), 0
+    for token in token_ids:
+        offsets.append(length)
+        length += len(decoder.push(token))
+    return offsets
 
 
 def chat_logprobs(

@@ -7,7 +7,7 @@ import pytest
 from openai import OpenAI
 
 from pdjax.serving import front
-from pdjax.serving.echo import Echo
+from pdjax.serving.logprobs import offsets_of
 from tests.helpers.fake_backend import FakeBackend, Served
 from tests.helpers.http_client import Http, error_of
 
@@ -137,8 +137,7 @@ def test_offsets_are_those_of_the_text_that_is_repeated(tmp_path: Any):
     tokenizer = FakeBackend(tmp_path, special=("<bos>", "<end>")).bytes
     bos = tokenizer.encode("<bos>")
     assert len(bos) == 1
-    hidden = Echo.of(tokenizer, [*bos, *tokenizer.encode("ab")], [*bos, *tokenizer.encode("ab")])
-    assert hidden == Echo("ab", [0, 0, 1])
-    shown = Echo.of(tokenizer, "<bos>ab", [*bos, *tokenizer.encode("ab")])
-    assert shown == Echo("<bos>ab", [0, 5, 6])
-    assert Echo.of(None, [7, 8], [7, 8]) == Echo("", [0, 0])
+    ids = [*bos, *tokenizer.encode("ab")]
+    assert offsets_of(tokenizer, ids, "ab") == [0, 0, 1]
+    assert offsets_of(tokenizer, ids, "<bos>ab") == [0, 5, 6]
+    assert offsets_of(None, ids, "") == [0, 0, 0]
