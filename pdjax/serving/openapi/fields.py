@@ -87,7 +87,9 @@ FIELDS: dict[str, FieldNote] = {
     "stream": FieldNote("Answer with server-sent events. Without it false."),
     "user": FieldNote("Who asks, for policies and observers; its first 512 characters count."),
     "n": FieldNote(_CHOICES, {"minimum": 1}),
-    "max_tokens": FieldNote(_TOKENS + "16.", {"minimum": 1}, 64),
+    "max_tokens": FieldNote(
+        _TOKENS + "16. 0 is only for `echo`: the prompt alone.", {"minimum": 0}, 64
+    ),
     "stream_options": FieldNote("Only with `stream`."),
     "include_usage": FieldNote("A last chunk without choices has the usage."),
     "continuous_usage_stats": FieldNote("With `include_usage`: every chunk has it."),
@@ -103,7 +105,7 @@ FIELDS: dict[str, FieldNote] = {
     "prompt": FieldNote(
         "A text, a list of texts, token ids, or a list of those.", {}, "The capital of France is"
     ),
-    "echo": FieldNote("The prompt goes before each choice."),
+    "echo": FieldNote("The prompt goes before each choice; with `logprobs`, theirs, too."),
     "best_of": FieldNote("Only the value of `n` is taken.", {"minimum": 1}),
     "messages": FieldNote(
         "The conversation: `role` and `content`, a text or parts of type `text`; earlier "
