@@ -1,7 +1,10 @@
 """HTTP in processes of its own: what clients find, and what becomes of it when a front dies."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -205,3 +208,20 @@ def test_fronts_that_never_start_end_the_server(
         until(lambda: isinstance(at.error, ChildProcessError))
     assert "3 times" in str(at.error)
     assert capfd.readouterr().err.count("no_such_module") == 3
+
+
+def test_lines_of_several_processes_are_not_torn(tmp_path: Path):
+    code = "from pdjax.serving import logs; logs.set_up('info', %r, front=%d)\nfor i in range(40):"
+    code += "\n    logs.event('x', text='y' * 30_000)"
+    ours, theirs = os.pipe()
+    with os.fdopen(ours, "rb") as lines:
+        writing = [
+            subprocess.Popen(
+                [sys.executable, "-c", code % (str(tmp_path / "lock"), number)], stderr=theirs
+            )
+            for number in range(2)
+        ]
+        os.close(theirs)
+        found = [json.loads(line)["front"] for line in lines]
+    assert sorted(found) == [0] * 40 + [1] * 40
+    assert [process.wait() for process in writing] == [0, 0]

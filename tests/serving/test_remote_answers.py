@@ -147,6 +147,9 @@ def test_what_is_refused_is_refused_there(llm: TextLLM):
                 assert (await answer.outcome).finish_reason == "abort"
             llm.coordinator.resume(llm.house.deployment.decode[0].id)
             assert await backend.report() == {"live": 0}
+            llm.session.submit = None  # a fault of the server
+            with pytest.raises(RuntimeError, match="failed: TypeError"):
+                await backend.submit(Ask((1,), params))
             with pytest.raises(RuntimeError, match="OSError"):
                 await backend.recent()
 

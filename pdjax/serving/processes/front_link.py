@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any
 
 from pdjax.core.outputs import RequestEvent
-from pdjax.core.request import QueueFull, Request
+from pdjax.core.request import Request
 from pdjax.entry import Stop
 from pdjax.llm import LLM
 from pdjax.request_maker import RequestOptions
 from pdjax.serving.backend import Ask
 from pdjax.serving.processes.frames import Frames
 from pdjax.serving.processes.messages import (
+    REFUSALS,
     Accepted,
     Asked,
     Close,
@@ -150,13 +151,11 @@ class FrontLink:
         """Tell the front of a request that can't be submitted."""
         try:
             yield
-        except (ValueError, QueueFull, Closed) as error:
-            self.open.pop(number, None)
-            self._frames.send(Refused(number, error))
         except Exception as error:
             self.open.pop(number, None)
-            _LOG.exception("a request could not be submitted")
-            self._frames.send(Refused(number, RuntimeError(type(error).__name__)))
+            if not isinstance(error, REFUSALS):
+                _LOG.exception("a request could not be submitted")
+            self._frames.send(Refused.by(number, error))
 
     def _hear(self, number: int, event: RequestEvent) -> None:
         """What the session tells of a request, within a turn."""

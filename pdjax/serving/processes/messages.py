@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 from pdjax.core.logprobs import PromptLogprobs, TokenLogprobs
 from pdjax.core.outputs import RequestEvent
+from pdjax.core.request import QueueFull
 from pdjax.serving.backend import Ask, ServedModel
 from pdjax.serving.front import Settings
+from pdjax.session import Closed
 
 
 class Setup(NamedTuple):
@@ -52,11 +54,36 @@ class Accepted(NamedTuple):
     number: int
 
 
+REFUSALS: tuple[type[Exception], ...] = (ValueError, QueueFull, Closed)
+"""What `Backend.submit` raises for reasons that clients are told."""
+
+
 class Refused(NamedTuple):
-    """To a front: a request is not let in; `error` is what `Backend.submit` raises."""
+    """To a front: a request is not let in.
+
+    Attributes:
+      kind: name of a class of `REFUSALS`; any other is a fault of the server.
+      message: of the error.
+    """
 
     number: int
-    error: Exception
+    kind: str
+    message: str
+
+    @classmethod
+    def by(cls, number: int, error: Exception) -> "Refused":
+        """What is told of an error. A fault's own message stays here."""
+        for kind in REFUSALS:
+            if isinstance(error, kind):
+                return cls(number, kind.__name__, str(error))
+        return cls(number, type(error).__name__, "the engines' process failed")
+
+    def error(self) -> Exception:
+        """What a front raises."""
+        for kind in REFUSALS:
+            if self.kind == kind.__name__:
+                return kind(self.message)
+        return RuntimeError(f"{self.message}: {self.kind}")
 
 
 class StopFound(NamedTuple):

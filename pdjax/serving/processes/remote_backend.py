@@ -81,7 +81,7 @@ class RemoteBackend:
                 if message.number in self._answers:
                     self._answers[message.number].accept()
             case Refused():
-                self._answers.pop(message.number).accept(message.error)
+                self._answers.pop(message.number).accept(message.error())
             case Told():
                 self._told(message)
             case _:
