@@ -146,8 +146,8 @@ def routes(front: Front) -> APIRouter:
             )
             state = request.scope["state"]
             ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
-            alone, forced = body.parallel_tool_calls is False, bool(choice.forced)
-            read = partial(front.syntax.reader, ids, choice.names, alone, forced)
+            alone, guided = body.parallel_tool_calls is False, params.guide is not None
+            read = partial(front.syntax.reader, ids, choice, alone, guided)
             writer = ChatWriter(front, state["request_id"], body, ask, read)
             return await respond(front, request, body, [ask], writer)
 

@@ -196,8 +196,8 @@ def routes(front: Front) -> APIRouter:
             state = request.scope["state"]
             ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
             model, request_id = front.backend.model.name, state["request_id"]
-            alone, forced = body.parallel_tool_calls is False, bool(choice.forced)
-            reader = front.syntax.reader(ids, choice.names, alone, forced)
+            alone, guided = body.parallel_tool_calls is False, params.guide is not None
+            reader = front.syntax.reader(ids, choice, alone, guided)
             writer = ResponseWriter(model, request_id, body, params, reader)
             return await respond(front, request, body, [ask], writer)
 

@@ -10,7 +10,9 @@ from openai import OpenAI
 
 from pdjax.core.guide import Guide
 from pdjax.serving.errors import ApiError
-from pdjax.serving.tool_choice import tool_choice_of
+from pdjax.serving.parsers.answer import AnswerSyntax
+from pdjax.serving.parsers.parts import Reasoning, Text
+from pdjax.serving.tool_choice import ToolChoice, tool_choice_of
 from pdjax.text.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
 from pdjax.text.guides import GuideCompiler, TokenGuide
 from tests.helpers.fake_backend import FakeBackend
@@ -206,6 +208,13 @@ def test_reasoning_is_a_field_of_its_own(client: OpenAI, backend: FakeBackend):
     backend.text, body = "Hm.</think>Yes.", {**THINKING["extra_body"], "include_reasoning": False}
     [choice] = ask(client, **{**THINKING, "extra_body": body}).choices
     assert choice.message.to_dict() == {"role": "assistant", "content": "Yes."}
+
+
+def test_an_answer_that_is_held_to_a_form_begins_with_it(tmp_path: Path):
+    tokenizer = FakeBackend(tmp_path, template=TEMPLATE).bytes
+    syntax, prompt = AnswerSyntax(tokenizer), tokenizer.encode("<think>\n")
+    for guided, part in ((False, Reasoning("{}")), (True, Text("{}"))):
+        assert syntax.reader(prompt, ToolChoice(), guided=guided).whole("{}") == [part]
 
 
 def post(http: Http, **more: Any) -> dict[str, Any]:

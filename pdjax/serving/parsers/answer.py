@@ -1,6 +1,6 @@
 """What the served model's answers may hold besides plain text, and what reads one of them."""
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 
 from pdjax.serving.parsers.calls import ARGUMENTS
@@ -18,6 +18,7 @@ from pdjax.serving.parsers.parts import (
 )
 from pdjax.serving.parsers.reasoning import ReasoningCount
 from pdjax.serving.parsers.registry import AUTO, REASONING_PARSERS, TOOL_PARSERS, parser_of
+from pdjax.serving.tool_choice import ToolChoice
 from pdjax.text.tokenizer import Tokenizer
 
 _PROMPT_END = 16
@@ -162,23 +163,24 @@ class AnswerSyntax:
         return tuple(sorted(token for token in self._tokenizer.special_token_ids if token in ids))
 
     def reader(
-        self, prompt: Seq[int], names: Set[str], first_alone: bool = False, forced: bool = False
+        self, prompt: Seq[int], choice: ToolChoice, first_alone: bool = False, guided: bool = False
     ) -> AnswerReader:
         """A reader of one choice.
 
         Args:
           prompt: token ids, which may end with the start of the reasoning.
-          names: of the tools that may be called.
+          choice: the tools that may be called.
           first_alone: whether calls after the first whole one are left out.
-          forced: whether the answer is held to a call.
+          guided: whether the answer is held to a form, and so begins with that.
         """
-        if forced:
+        names = choice.names
+        if choice.forced:
             return AnswerReader([Parser(lambda cursor: read_forced(cursor, names))])
         parsers, count = [], None
         reasoning, tools = self._reasoning, self._tools
         if reasoning is not None and self._tokenizer is not None:
             end = self._tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
-            is_open = reasoning.is_open(end)
+            is_open = not guided and reasoning.is_open(end)
             parsers.append(Parser(lambda cursor: reasoning.read(cursor, is_open)))
             opens, closes = map(self._tokenizer.token_id, (reasoning.opens, reasoning.closes))
             if opens is not None and closes is not None:
