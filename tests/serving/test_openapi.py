@@ -23,6 +23,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1]},
 }
+NEEDED = {"top_logprobs": {"logprobs": True}, "max_tokens": {"echo": True}}
+"""What goes with a field at its bounds."""
 REST = {"return_token_ids": True, "prompt_logprobs": 2}
 
 
