@@ -11,12 +11,22 @@ if TYPE_CHECKING:
     from pdjax.async_llm import AsyncLLM
     from pdjax.config import Config
     from pdjax.config.load import load_config
+    from pdjax.core.guide import Guide
     from pdjax.core.outputs import RequestOutput
     from pdjax.core.request import SamplingParams
     from pdjax.core.slo import SLO
     from pdjax.llm import LLM
 
-__all__ = ["LLM", "SLO", "AsyncLLM", "Config", "RequestOutput", "SamplingParams", "load_config"]
+__all__ = [
+    "LLM",
+    "SLO",
+    "AsyncLLM",
+    "Config",
+    "Guide",
+    "RequestOutput",
+    "SamplingParams",
+    "load_config",
+]
 
 _HOMES = {
     "LLM": "pdjax.llm",
@@ -24,6 +34,7 @@ _HOMES = {
     "Config": "pdjax.config",
     "load_config": "pdjax.config.load",
     "SamplingParams": "pdjax.core.request",
+    "Guide": "pdjax.core.guide",
     "RequestOutput": "pdjax.core.outputs",
     "SLO": "pdjax.core.slo",
 }

@@ -4,8 +4,8 @@
         async for chunk in llm.stream("Once upon a time", SamplingParams(max_tokens=48)):
             print(chunk.text, end="", flush=True)
 
-The coordinator's thread drives the turns, and one more thread turns text into token ids; no request
-has a thread. The event loop never waits for either of them.
+The coordinator's thread drives the turns, one more thread turns text into token ids, and one
+compiles guides; no request has a thread. The event loop never waits for any of them.
 """
 
 import asyncio
@@ -63,6 +63,7 @@ class AsyncLLM:
         how: dict[str, Any] = {"backend": backend, "policies": policies, "clock": clock}
         self.llm = LLM(config, overrides, **how, progress=progress)
         self._texts = ThreadPoolExecutor(1, "pdjax prompts")
+        self._guides = ThreadPoolExecutor(1, "pdjax guides")
         self._mailboxes: dict[asyncio.AbstractEventLoop, LoopMailbox] = {}
         self._closed = False
         self.llm.session.after_turns.append(self._flush)
@@ -103,7 +104,7 @@ class AsyncLLM:
     ) -> list[RequestOutput]:
         """Complete prompts; as `LLM.generate`, without a bar. To cancel it aborts its requests."""
         ask = partial(self.llm.requests.of_prompts, prompts, params, options)
-        return await self._answers(await self._in_thread(ask))
+        return await self._answers(await self._in_thread(ask, params))
 
     async def chat(
         self,
@@ -114,7 +115,7 @@ class AsyncLLM:
         """Answer a conversation, or several; as `LLM.chat`, without a bar. To cancel it aborts its
         requests."""
         ask = partial(self.llm.requests.of_conversations, messages, params, options)
-        return await self._answers(await self._in_thread(ask))
+        return await self._answers(await self._in_thread(ask, params))
 
     # An answer as it comes.
 
@@ -139,7 +140,7 @@ class AsyncLLM:
           ValueError, QueueFull, Closed: as `LLM.stream`, when the request is submitted.
         """
         ask = partial(self.llm.requests.of_prompt, prompt, params, options)
-        return self._stream(lambda: self._in_thread(ask), whole=whole)
+        return self._stream(lambda: self._in_thread(ask, params), whole=whole)
 
     def stream_chat(
         self,
@@ -149,7 +150,7 @@ class AsyncLLM:
     ) -> AsyncStream:
         """Answer one conversation, piece by piece; as `stream` for a prompt."""
         ask = partial(self.llm.requests.of_conversation, messages, params, options)
-        return self._stream(lambda: self._in_thread(ask))
+        return self._stream(lambda: self._in_thread(ask, params))
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it is, soon; its stream's last chunk says "abort". An id that is
@@ -172,6 +173,7 @@ class AsyncLLM:
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self.llm.close)
         self._texts.shutdown(wait=False)
+        self._guides.shutdown(wait=False)
 
     async def __aenter__(self) -> "AsyncLLM":
         return self
@@ -213,11 +215,18 @@ class AsyncLLM:
         for mailbox in list(self._mailboxes.values()):
             mailbox.flush()
 
-    async def _in_thread(self, call: Callable[[], ResultT]) -> ResultT:
-        """Call it outside the event loop: text may be long, and templates slow."""
+    async def _in_thread(self, call: Callable[[], ResultT], params: Any) -> ResultT:
+        """Call it outside the event loop: text may be long, templates slow, and guides slower."""
         if self._closed:
             raise Closed("this LLM is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._texts, call)
+        thread = self._guides if _are_guided(params) else self._texts
+        return await asyncio.get_running_loop().run_in_executor(thread, call)
+
+
+def _are_guided(params: Any) -> bool:
+    """Whether a guide is to be compiled for what may be params, of one request or of each."""
+    each = params if isinstance(params, list | tuple) else [params]
+    return any(isinstance(one, SamplingParams) and one.guide is not None for one in each)
 
 
 def _close_unwanted(made: "asyncio.Future[AsyncLLM]") -> None:

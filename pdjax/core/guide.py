@@ -14,6 +14,9 @@ from pdjax.core.messages import shown
 
 MAX_GUIDE_BYTES = 1 << 18
 """UTF-8 bytes of a guide's value, of all choices together."""
+MAX_GRAMMAR_BYTES = 1 << 16
+MAX_CHOICES = 4096
+"""Those of a grammar, and choices: the time to compile them grows with the square."""
 
 
 class GuideKind(enum.Enum):
@@ -35,7 +38,8 @@ class Guide:
       name: what the caller calls it, for messages.
 
     Raises:
-      ValueError: a value of another type, an empty one, or one of more than 256 KiB.
+      ValueError: a value of another type, an empty one, one of more than 256 KiB (a grammar of more
+        than 64 KiB), or more than 4,096 choices.
     """
 
     kind: GuideKind
@@ -52,10 +56,11 @@ class Guide:
             size = sum(len(str(text).encode()) for text in texts)
         except UnicodeEncodeError as error:  # half of a surrogate pair
             raise ValueError(f"{self.name}: must be text that UTF-8 can hold") from error
-        if size > MAX_GUIDE_BYTES:
-            raise ValueError(
-                f"{self.name}: a {self._kind} of {size} bytes; must be at most {MAX_GUIDE_BYTES}"
-            )
+        most = MAX_GRAMMAR_BYTES if self.kind is GuideKind.GRAMMAR else MAX_GUIDE_BYTES
+        if size > most:
+            raise ValueError(f"{self.name}: a {self._kind} of {size} bytes; must be at most {most}")
+        if several and len(texts) > MAX_CHOICES:
+            raise ValueError(f"{self.name}: {len(texts)} choices; must be at most {MAX_CHOICES}")
 
     @property
     def _kind(self) -> str:

@@ -6,33 +6,29 @@ unless its value asks for nothing. A field that nobody knows is ignored, as vLLM
 named in the log line of the request.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SkipValidation
 
+from pdjax.core.guide import Guide
 from pdjax.core.request import SamplingParams
 from pdjax.serving.errors import bad_value, not_supported, of_submit
+from pdjax.serving.guides import GuidedRequest, of_format
 from pdjax.serving.tool_choice import ToolChoice, tool_choice_of
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
-    **dict.fromkeys(["guided_json", "guided_regex", "guided_choice", "guided_grammar"], ()),
     "guided_decoding_backend": (),
     "priority": (0,),
     **dict.fromkeys(["deadline", "cache_salt", "kv_transfer_params"], ()),
     "suffix": ("",),
     "use_beam_search": (False,),
-    "min_tokens": (0,),
     "length_penalty": (1.0,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
     "truncate_prompt_tokens": (),
     "bad_words": ([],),
-    "allowed_token_ids": ([],),
     "logits_processors": ([],),
     "vllm_xargs": ({},),
     "audio": (),
@@ -79,14 +75,12 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class SampledRequest(BaseModel):
+class SampledRequest(GuidedRequest):
     """What all that ask for tokens have in common; None everywhere is "not given".
 
     Attributes:
       refused, harmless: of this kind of request, as `REFUSED` and `HARMLESS`.
     """
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
     harmless: ClassVar[frozenset[str]] = HARMLESS
@@ -105,6 +99,7 @@ class SampledRequest(BaseModel):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: Many[int] | None = None
+    allowed_token_ids: Many[int] | None = None
 
     def unknown_fields(self) -> list[str]:
         """The fields that are ignored since nobody knows them.
@@ -139,6 +134,8 @@ class SampledRequest(BaseModel):
             "repetition_penalty": self.repetition_penalty,
             "ignore_eos": self.ignore_eos,
             "stop_token_ids": self.stop_token_ids,
+            "allowed_token_ids": self.allowed_token_ids or None,
+            **self.bounds(),
             **given,
         }
         plain = {name: value for name, value in asked.items() if value is not None}
@@ -158,6 +155,11 @@ class ChunkedRequest(SampledRequest):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     prompt_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+
+    def guides(self) -> Iterator[Guide]:
+        yield from super().guides()
+        yield from of_format("response_format", self.response_format, "json_schema")
 
     @property
     def has_usage(self) -> bool:

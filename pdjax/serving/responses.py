@@ -63,7 +63,7 @@ class ResponseWriter:
             "temperature": params.temperature,
             "top_p": params.top_p,
             "user": body.user,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.format or {"type": "text"}},
             "background": False,
             "store": False,
             "previous_response_id": None,

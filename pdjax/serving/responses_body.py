@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from pdjax.core.guide import Guide
 from pdjax.core.messages import shown
 from pdjax.core.request import SamplingParams
 from pdjax.serving.errors import ApiError, bad_value, not_supported
+from pdjax.serving.guides import of_format
 from pdjax.serving.requests import HARMLESS, REFUSED, Many, SampledRequest
 from pdjax.serving.responses_input import turns_of
 from pdjax.serving.tool_choice import ToolChoice, tool_choice_of
@@ -28,6 +30,7 @@ RESPONSES_REFUSED: dict[str, tuple[Any, ...]] = {
     "stream_options": ({}, {"include_obfuscation": False}),
     "n": (1,),
     **dict.fromkeys(["max_tokens", "max_completion_tokens", "messages"], ()),
+    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
 }
@@ -41,6 +44,7 @@ _INSTEAD = {
     "background": "background: this server keeps no responses; stream the answer instead",
     "prompt": "prompt: this server keeps no prompts; the text belongs into `input`",
     "messages": "messages: a conversation belongs into `input`",
+    "response_format": "response_format: the form of a response belongs into `text.format`",
     **dict.fromkeys(
         ["max_tokens", "max_completion_tokens"], "the bound of a response is `max_output_tokens`"
     ),
@@ -80,11 +84,6 @@ class ResponsesRequest(SampledRequest):
         Raises:
           ApiError: a 400.
         """
-        text = self.text or {}
-        if text.get("format") not in (None, {"type": "text"}):
-            raise not_supported(
-                "text.format", f"text.format={shown(text['format'])}: only plain text is supported"
-            )
         for name, told in self._told_again():
             try:
                 told.encode()
@@ -94,6 +93,22 @@ class ResponsesRequest(SampledRequest):
         if most is not None and most < 1:
             raise bad_value("max_output_tokens", most, "must be at least 1")
         return self.sampling_params(max_tokens=most)
+
+    @property
+    def format(self) -> dict[str, Any] | None:
+        """The form of the text, in OpenAI's words.
+
+        Raises:
+          ApiError: a 400: it is no object.
+        """
+        asked = (self.text or {}).get("format")
+        if not isinstance(asked, dict | None):
+            raise bad_value("text.format", asked, "must be an object")
+        return asked
+
+    def guides(self) -> Iterator[Guide]:
+        yield from super().guides()
+        yield from of_format("text.format", self.format, None)
 
     def _told_again(self) -> Iterator[tuple[str, str]]:
         """The texts that the response repeats, each with its field."""
@@ -106,6 +121,8 @@ class ResponsesRequest(SampledRequest):
             yield "instructions", self.instructions
         if self.tools:
             yield "tools", json.dumps(self.tools, ensure_ascii=False)
+        if self.format:
+            yield "text.format", json.dumps(self.format, ensure_ascii=False)
 
     def choice(self) -> ToolChoice:
         """Which tools may be called, and whether one must be.

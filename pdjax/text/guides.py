@@ -9,7 +9,9 @@ import importlib
 import json
 import threading
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 import tokenizers
@@ -18,11 +20,20 @@ from pdjax.core.guide import Guide, GuideKind
 from pdjax.core.messages import one_line
 from pdjax.text.tokenizer import Tokenizer
 
+ResultT = TypeVar("ResultT")
+
 _MOST_KEPT = 64
 """Compiled guides that are kept: clients ask for the same ones again and again."""
 
 _LIMITS = {"max_lexer_states": 50_000, "verbose_errors": False}
 """Besides those that the library has itself: a state takes one or two kilobytes."""
+
+_STACK = 256 << 20
+"""Bytes of stack for a compilation: llguidance goes down into rules that name one another, as deep
+as a guide of the largest size may make them. What is not used takes no memory."""
+
+_MOST_GBNF = 8 << 10
+"""Bytes of a grammar in GBNF: its conversion to Lark takes a quarter of a second for so many."""
 
 _JSON = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
 """Of JSON: room for an indentation, and a bound for models that would write blanks for ever."""
@@ -39,14 +50,15 @@ class TokenGuide:
       matcher: llguidance's, at the beginning of the text; changed by this alone.
       vocab_size: V.
       end: token of the matcher that stands for the end.
+      name: of the guide, for messages.
 
     Attributes:
       accepts: whether the text may end here.
       complete: whether it must: nothing can follow.
     """
 
-    def __init__(self, matcher: Any, vocab_size: int, end: int) -> None:
-        self._matcher, self._vocab_size, self._end = matcher, vocab_size, end
+    def __init__(self, matcher: Any, vocab_size: int, end: int, name: str) -> None:
+        self._matcher, self._vocab_size, self._end, self._name = matcher, vocab_size, end, name
 
     @property
     def accepts(self) -> bool:
@@ -84,8 +96,8 @@ class TokenGuide:
             return
         reason = self._matcher.get_error()
         if reason.startswith("NoExtension"):
-            raise ValueError("guide: no token of the vocabulary goes on with the text")
-        raise ValueError(f"guide: the form can't be followed any further: {_reason(reason)}")
+            raise ValueError(f"{self._name}: no token of the vocabulary goes on with the text")
+        raise ValueError(f"{self._name}: can't be followed any further: {_reason(reason)}")
 
 
 class GuideCompiler:
@@ -101,7 +113,7 @@ class GuideCompiler:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
-        self._lock = threading.Lock()
+        self._lock, self._compiling = threading.Lock(), threading.Lock()
         self._library: Any = None
         self._vocabulary: Any = None
         self._end = -1
@@ -122,7 +134,8 @@ class GuideCompiler:
         Raises:
           ValueError: as `check`.
         """
-        return TokenGuide(self._compiled(guide).deep_copy(), self._vocab_size, self._end)
+        matcher = self._compiled(guide).deep_copy()
+        return TokenGuide(matcher, self._vocab_size, self._end, guide.name)
 
     def _compiled(self, guide: Guide) -> Any:
         with self._lock:
@@ -131,7 +144,8 @@ class GuideCompiler:
             if (kept := self._kept.get(guide)) is not None:
                 self._kept.move_to_end(guide)
                 return kept
-        compiled = self._compile(guide)
+        with self._compiling:
+            compiled = self._compile(guide)
         with self._lock:
             self._kept[guide] = compiled
             while len(self._kept) > _MOST_KEPT:
@@ -158,10 +172,17 @@ class GuideCompiler:
 
     def _compile(self, guide: Guide) -> Any:
         library = self._library
-        try:
+
+        def compile_it() -> Any:
             grammar = _grammar(library, guide)
             limits = library.LLParserLimits(**_LIMITS)
             matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # copies find what this has worked out
+            return matcher
+
+        try:
+            matcher = _with_deep_stack(compile_it)
         except ValueError as error:
             raise _refused(guide, str(error)) from error
         if matcher.is_error():
@@ -178,8 +199,30 @@ def _grammar(library: Any, guide: Guide) -> str:
             return library.grammar_from("regex", guide.value)
         case GuideKind.CHOICES:
             return library.grammar_from("choice", json.dumps(guide.value))
+        case GuideKind.GRAMMAR if "::=" in guide.value:
+            if len(guide.value) > _MOST_GBNF:
+                raise ValueError(f"{len(guide.value)} characters of GBNF, at most {_MOST_GBNF}")
+            return library.grammar_from("gbnf", guide.value)
         case GuideKind.GRAMMAR:
-            return library.grammar_from("grammar", guide.value)
+            return library.grammar_from("lark", guide.value)
+
+
+def _with_deep_stack(call: Callable[[], ResultT]) -> ResultT:
+    """Call it in a thread of its own, and wait for that."""
+    outcome: Future[ResultT] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    before = threading.stack_size(_STACK)
+    try:
+        threading.Thread(target=run, name="pdjax guide").start()
+    finally:
+        threading.stack_size(before)
+    return outcome.result()
 
 
 def _refused(guide: Guide, reason: str) -> ValueError:

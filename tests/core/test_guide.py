@@ -35,6 +35,9 @@ def test_a_guide_is_plain_data():
         (Guide.json_schema, {"a": object()}, "guide: the schema is no JSON"),
         (Guide.regex, "\ud800", "guide: must be text that UTF-8 can hold"),
         (Guide.regex, "a" * (MAX_GUIDE_BYTES + 1), "262145 bytes; must be at most 262144"),
+        (Guide.grammar, "a" * 65537, "guide: a grammar of 65537 bytes; must be at most 65536"),
+        (Guide.choices, "ab" * 2049, "must be a list"),
+        (Guide.choices, ["a"] * 4097, "guide: 4097 choices; must be at most 4096"),
     ],
 )
 def test_what_is_no_guide_is_refused(make, value, message):

@@ -15,6 +15,7 @@ SAYS = {
     "chat": ["> And of Italy?", "bytes moved"],
     "convert": ["converted in ", " MB in results/smollm2-bfloat16"],
     "disaggregated_on_cpu": ["15 pieces", "three + five devices: [", "one device:           ["],
+    "guided": ["members: city, capital", "date: ", "word: "],
     "own_loop": ["'The moon is' arrives"],
     "own_model": ["20,640 parameters answer ["],
     "own_policy": ["fcfs ['long'", "ShortestFirst ['short', 'middle', 'long']"],

@@ -182,7 +182,7 @@ def test_errors_have_the_clients_classes(client: OpenAI, backend: FakeBackend):
         client.chat.completions.create(model="fake", messages=HELLO, temperature=-1)
     assert (wrong.value.param, wrong.value.type) == ("temperature", "invalid_request_error")
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="fake", messages=HELLO, logit_bias={"5": 1})
+        client.chat.completions.create(model="fake", messages=HELLO, reasoning_effort="low")
     assert refused.value.code == "unsupported_parameter"
     backend.full = True
     with pytest.raises(openai.RateLimitError) as full:

@@ -63,6 +63,7 @@ _LEAST = jnp.finfo(jnp.float32).tiny
 VARIANTS = (
     Wanted(),
     Wanted(draw=True),
+    Wanted(draw=True, constrain=True),
     Wanted(draw=True, filter=True, logprobs=True),
     Wanted(draw=True, filter=True, logprobs=True, penalize=True),
     Wanted(draw=True, filter=True, logprobs=True, penalize=True, constrain=True),
@@ -147,13 +148,14 @@ def all_asked(sampling: SamplingBatch, vocab_size: int, *, penalize: bool = True
     Args:
       penalize: whether ways that read the history are among them.
     """
-    rows, asked = len(sampling.seed), list[Asked]()
-    for variant in VARIANTS:
-        if variant.penalize <= penalize:
-            asked.append(Asked.of(sampling, vocab_size, variant=variant))
-    if asked[-1].variant.constrain:
-        full = Masks(np.arange(rows), ~np.zeros((rows, -(-vocab_size // 32)), np.uint32))
-        asked += [asked[-1].masked(full, rows, vocab_size)] * (rows > _FEW_MASKED)
+    variants = [variant for variant in VARIANTS if variant.penalize <= penalize]
+    asked = [Asked.of(sampling, vocab_size, variant=variant) for variant in variants]
+    rows = len(sampling.seed)
+    if rows > _FEW_MASKED:
+        everywhere = np.full((rows, -(-vocab_size // 32)), -1, np.int32).view(np.uint32)
+        all_masked = Masks(np.arange(rows), everywhere)
+        for each in [each for each in asked if each.variant.constrain]:
+            asked.append(each.masked(all_masked, rows, vocab_size))
     return asked
 
 
