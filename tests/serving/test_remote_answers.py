@@ -6,6 +6,7 @@ import itertools
 import random
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from pdjax.serving.backend import Ask, Backend
 from pdjax.serving.processes import outbox
 from pdjax.serving.processes.frames import Frames
 from pdjax.serving.processes.messages import Piece
+from pdjax.serving.processes.remote_backend import RemoteBackend
 from pdjax.session import Closed
 from tests.helpers.fake_backend import PATIENCE
 from tests.helpers.text_llm import TextLLM, linked, remote
@@ -187,6 +189,32 @@ def test_a_guide_is_compiled_beside_the_event_loop(llm: TextLLM, monkeypatch: py
 
     asyncio.run(asyncio.wait_for(ask(), PATIENCE))
     assert len(threads) == 2 and threading.get_ident() not in threads
+    llm.house.check()
+
+
+def test_a_storm_of_readers_that_leave_leaves_nothing_behind(llm: TextLLM):
+    chance = random.Random(11)
+
+    async def read(backend: RemoteBackend, ask: Ask) -> None:
+        with suppress(QueueFull):
+            answer = await backend.submit(ask)
+            for _ in range(chance.randrange(8)):
+                await anext(answer, None)
+            answer.close()
+            assert [event async for event in answer] == []
+
+    async def storm() -> None:
+        async with remote(llm) as backend:
+            reading = [asyncio.ensure_future(read(backend, each)) for each in asks(chance, 80)]
+            for task in chance.sample(reading, 20):
+                await asyncio.sleep(chance.uniform(0, 0.005))
+                task.cancel()
+            for end in await asyncio.gather(*reading, return_exceptions=True):
+                assert end is None or isinstance(end, asyncio.CancelledError), end
+            while backend._answers or llm.session.entries:
+                await asyncio.sleep(0.005)
+
+    asyncio.run(asyncio.wait_for(storm(), PATIENCE))
     llm.house.check()
 
 
