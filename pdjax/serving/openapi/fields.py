@@ -73,6 +73,29 @@ FIELDS: dict[str, FieldNote] = {
         "Tokens that end a choice besides the model's own; at most 4,096.", {"minimum": 0}
     ),
     "ignore_eos": FieldNote("Go on past the model's end tokens. Without it false."),
+    "min_tokens": FieldNote(
+        "Tokens before which nothing ends a choice but its bound. Without it 0.", {"minimum": 0}
+    ),
+    "logit_bias": FieldNote(
+        "Added to logits, -100 to 100, by token ids as text; at most 1,024.", {}, {"5": -100}
+    ),
+    "allowed_token_ids": FieldNote("The only tokens that are chosen.", {"minimum": 0}),
+    "response_format": FieldNote(
+        "The form of the text: `text`, `json_object`, or `json_schema` with a schema.",
+        {},
+        {"type": "json_object"},
+    ),
+    "structured_outputs": FieldNote(
+        "The form of the text: one of `json`, `json_object`, `regex`, `choice` and `grammar`.",
+        {},
+        {"regex": "[0-9]+"},
+    ),
+    "guided_json": FieldNote("A JSON schema that the text is valid under.", {}, {"type": "object"}),
+    "guided_regex": FieldNote("A regular expression that matches the whole text.", {}, "[0-9]+"),
+    "guided_choice": FieldNote("The texts of which it is one.", {}, ["yes", "no"]),
+    "guided_grammar": FieldNote(
+        "A context-free grammar that derives it, in Lark's syntax or GBNF.", {}, 'start: "a"+'
+    ),
     "presence_penalty": FieldNote(
         "Subtracted once from the logit of a token generated before. Without it 0."
     ),
@@ -140,7 +163,10 @@ FIELDS: dict[str, FieldNote] = {
     "instructions": FieldNote("A system message before the rest."),
     "max_output_tokens": FieldNote(_TOKENS + "to the end of the context.", {"minimum": 1}, 64),
     "metadata": FieldNote("Given back in the response."),
-    "text": FieldNote('Its `format` is `{"type": "text"}`.'),
+    "text": FieldNote(
+        "Its `format` is the form of the text: `text`, `json_object`, or `json_schema` with a "
+        "schema."
+    ),
     "CompletionRequest.logprobs": FieldNote(
         "Log-probabilities of the tokens, each with so many of the likeliest ones.", {"minimum": 0}
     ),
