@@ -150,6 +150,9 @@ def _protocol(stall_s: float) -> type[H11Protocol]:
             for what in list(self._timers):
                 self._done(what)
             super().connection_lost(exc)
+            # After a reset uvicorn leaves it, and with it the last request and its answer.
+            if self.timeout_keep_alive_task is not None:
+                self.timeout_keep_alive_task.cancel()
 
         def _expect(self, what: str, within: float) -> None:
             self._timers[what] = self.loop.call_later(within, self.transport.abort)

@@ -3,12 +3,14 @@ simulated; session, coordinator, pages and rows are the real ones. `experiments.
 storm."""
 
 import asyncio
+import gc
 import os
 import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from experiments.storm import __main__ as experiment
 from experiments.storm.clients import SHARES, Target, drawn, storm
@@ -20,6 +22,12 @@ from pdjax.serving.front import Settings
 from tests.helpers.fake_backend import Served, served
 
 CLIENTS = 150
+
+
+def connections() -> int:
+    """Connections that something still refers to, whether open or not."""
+    gc.collect()
+    return sum(isinstance(each, H11Protocol) for each in gc.get_objects())
 
 
 def held(at: Served) -> tuple[int, int, int]:
@@ -40,13 +48,14 @@ def test_a_storm_leaves_nothing_behind():
         url = urlsplit(at.url)
         assert url.hostname is not None and url.port is not None
         target = Target(url.hostname, url.port, 101, prompt=100, output=60, idle_s=0.5)
-        found = []
+        found, before = [], connections()
         for wave in range(2):  # the first one starts threads that stay
             outcomes = asyncio.run(storm(target, drawn(CLIENTS, wave), 24, wave))
             at.until(lambda: not at.front.requests and not at.front.answers)
             at.until(lambda: not llm.llm.session.has_work and not at.server.server_state.tasks)
             at.until(lambda: not at.server.server_state.connections)
             found.append(held(at))
+            assert connections() <= before  # other tests may have left some
             assert outcomes["stream: 200"] > 20 < outcomes["whole: 200"]
             assert {name.split(":")[0] for name in outcomes} == set(SHARES)
         assert found[0] == found[1]
