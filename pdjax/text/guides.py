@@ -94,10 +94,8 @@ class TokenGuide:
     def _check(self) -> None:
         if not self._matcher.is_error():
             return
-        reason = self._matcher.get_error()
-        if reason.startswith("NoExtension"):
-            raise ValueError(f"{self._name}: no token of the vocabulary goes on with the text")
-        raise ValueError(f"{self._name}: can't be followed any further: {_reason(reason)}")
+        reason = _reason(self._matcher.get_error())
+        raise ValueError(f"{self._name}: can't be followed any further: {reason}")
 
 
 class GuideCompiler:
@@ -226,11 +224,11 @@ def _with_deep_stack(call: Callable[[], ResultT]) -> ResultT:
 
 
 def _refused(guide: Guide, reason: str) -> ValueError:
-    return ValueError(
-        f"{guide.name}: not a {guide.kind.value} that can be followed: {_reason(reason)}"
-    )
+    return ValueError(f"{guide.name}: the {guide.kind.value} can't be followed: {_reason(reason)}")
 
 
 def _reason(text: str) -> str:
     """What llguidance says, in one line."""
+    if text.startswith("NoExtension"):
+        return "no token of the vocabulary goes on with the text"
     return one_line(ValueError(text))

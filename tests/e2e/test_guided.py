@@ -93,9 +93,15 @@ def test_a_text_that_may_go_on_ends_with_an_end_token_unless_that_is_ignored(llm
 
 def test_a_guide_that_leaves_no_token_is_refused(llm: LLM):
     for refused, message in (
-        ({"guide": Guide.regex("[")}, "guide: not a regular expression that can be followed: .*"),
-        ({"guide": Guide.json_schema({"type": "cat"})}, "guide: not a JSON schema .*cat"),
-        ({"guide": Guide.choices(["é"])}, "guide: no token of the vocabulary goes on"),
+        ({"guide": Guide.regex("[")}, "guide: the regular expression can't be followed: .*"),
+        (
+            {"guide": Guide.json_schema({"type": "cat"})},
+            "guide: the JSON schema can't be followed: .*cat",
+        ),
+        (
+            {"guide": Guide.choices(["é"])},
+            "guide: the choices .*: no token of the vocabulary goes on",
+        ),
         ({"guide": Guide.regex("a"), "allowed_token_ids": [0]}, "together they allow no token"),
         ({"allowed_token_ids": [SPEC.vocab_size]}, "allowed_token_ids: 101 is not a token id"),
         ({"logit_bias": {SPEC.vocab_size: 1}}, "logit_bias: 101 is not a token id"),

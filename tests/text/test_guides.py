@@ -63,11 +63,11 @@ def test_blanks_in_json_have_a_bound(compiler: GuideCompiler):
 @pytest.mark.parametrize(
     ("guide", "message"),
     [
-        (Guide.regex("(", "guided_regex"), "guided_regex: not a regular expression that can be"),
-        (Guide.json_schema('{"type"'), "guide: not a JSON schema .* EOF"),
+        (Guide.regex("(", "guided_regex"), "guided_regex: the regular expression can't be"),
+        (Guide.json_schema('{"type"'), "guide: the JSON schema can't be followed: EOF"),
         (Guide.json_schema({"type": "cat"}), "Invalid type: cat"),
         (Guide.json_schema({"not": {}}), "Unimplemented keys"),
-        (Guide.grammar("start: cat"), "guide: not a grammar .* unknown name"),
+        (Guide.grammar("start: cat"), "guide: the grammar .* unknown name"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_with_the_reason(compiler, guide, message):

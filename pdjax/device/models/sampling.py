@@ -82,7 +82,7 @@ class Asked:
 
     variant: Wanted  # static
     packed: Packed | None  # None: the variant reads nothing
-    masks: Packed | None = None  # None: the variant takes none
+    masks: Masks | None = None  # None: the variant takes none
 
     @classmethod
     def of(
@@ -110,14 +110,16 @@ class Asked:
 
     def masked(self, masks: Masks | None, rows: int, vocab_size: int) -> "Asked":
         """The same with other masks, for a variant that takes them; they are padded to one of few
-        numbers of masks."""
+        numbers of masks. They are large, and not packed: that would copy them."""
         count = 0 if masks is None else len(masks.rows)
         size = next(size for size in _mask_sizes(rows) if count <= size)
-        which = np.full(size, _NO_ROW, np.int32)
-        bits = np.zeros((size, -(-vocab_size // 32)), np.uint32)
-        if masks is not None:
-            which[:count], bits[:count] = masks.rows, masks.bits
-        return replace(self, masks=Packed.of({"rows": which, "bits": bits}))
+        if masks is None or count < size:
+            which = np.full(size, _NO_ROW, np.int32)
+            bits = np.zeros((size, -(-vocab_size // 32)), np.uint32)
+            if masks is not None:
+                which[:count], bits[:count] = masks.rows, masks.bits
+            masks = Masks(which, bits)
+        return replace(self, masks=masks)
 
     def sampling(self) -> SamplingBatch:
         """The arrays, within a program of a variant that reads them."""
@@ -127,12 +129,13 @@ class Asked:
     def allowed(self, rows: int, vocab_size: int) -> jax.Array:
         """bool[B, V], the tokens that may be chosen, within a program that takes masks."""
         assert self.masks is not None
-        masks = Masks(**self.masks.unpack())
-        bits = masks.bits[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
-        theirs = bits.reshape(len(masks.rows), -1)[:, :vocab_size] == 1
-        return jnp.ones((rows, vocab_size), bool).at[masks.rows].set(theirs, mode="drop")
+        which, bits = self.masks.rows, self.masks.bits
+        each = bits[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+        theirs = each.reshape(len(which), -1)[:, :vocab_size] == 1
+        return jnp.ones((rows, vocab_size), bool).at[which].set(theirs, mode="drop")
 
 
+jax.tree_util.register_dataclass(Masks, data_fields=["rows", "bits"], meta_fields=[])
 jax.tree_util.register_dataclass(Asked, data_fields=["packed", "masks"], meta_fields=["variant"])
 
 _NO_ROW = np.iinfo(np.int32).max
@@ -153,7 +156,7 @@ def all_asked(sampling: SamplingBatch, vocab_size: int, *, penalize: bool = True
     rows = len(sampling.seed)
     if rows > _FEW_MASKED:
         everywhere = np.full((rows, -(-vocab_size // 32)), -1, np.int32).view(np.uint32)
-        all_masked = Masks(np.arange(rows), everywhere)
+        all_masked = Masks(np.arange(rows, dtype=np.int32), everywhere)
         for each in [each for each in asked if each.variant.constrain]:
             asked.append(each.masked(all_masked, rows, vocab_size))
     return asked
