@@ -1,8 +1,8 @@
 """What is served, and how it goes: models, health, metrics, engines."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pdjax.core.clock import unix_time
@@ -28,13 +28,15 @@ def routes(front: Front) -> APIRouter:
         "max_model_len": model.max_model_len,
     }
 
+    Name = Annotated[str, Path(description="The model's name.", examples=[model.name])]
+
     @router.get("/v1/models", response_model=None, responses=told(ModelList))
     async def models() -> dict[str, Any]:
         """The model that is served."""
         return {"object": "list", "data": [card]}
 
     @router.get("/v1/models/{name:path}", response_model=None, responses=told(ModelCard, 404))
-    async def one_model(name: str) -> dict[str, Any]:
+    async def one_model(name: Name) -> dict[str, Any]:
         """One model."""
         front.check_model(name)
         return card
