@@ -1,0 +1,115 @@
+"""Loads, the two ways to send them, and what came of them."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdjax.core.request import SamplingParams
+from pdjax.llm import LLM
+
+CLIENT = Path(__file__).with_name("client.py")
+LEAD_S = 0.2
+
+Moments = list[list[float]]
+"""Of each request, seconds from when it was due to each of its tokens."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests that are due at moments of their own.
+
+    Attributes:
+      arrivals: seconds after the start.
+      prompts: token ids.
+      max_tokens: of each answer.
+    """
+
+    arrivals: list[float]
+    prompts: list[list[int]]
+    max_tokens: int
+
+    @classmethod
+    def poisson(
+        cls, rate: float, seconds: float, prompt: int, output: int, vocab_size: int, seed: int
+    ) -> "Load":
+        """Arrivals of a Poisson process of `rate` a second, and random prompts of one length."""
+        generator = np.random.default_rng(seed)
+        count = max(2, round(rate * seconds))
+        arrivals = np.cumsum(generator.exponential(1 / rate, count))
+        prompts = generator.integers(0, vocab_size, (count, prompt))
+        return cls(arrivals.tolist(), prompts.tolist(), output)
+
+
+def in_the_loop(llm: LLM, load: Load) -> Moments:
+    """Submit to the session from a thread of this process; the moments are those of the
+    coordinator's events."""
+    params = SamplingParams(temperature=0.0, max_tokens=load.max_tokens, ignore_eos=True)
+    requests = [llm.requests.of_prompt(tuple(p), params, {}).request for p in load.prompts]
+    moments: Moments = [[] for _ in requests]
+    left, end = [len(requests)], threading.Event()
+    began = time.perf_counter() + LEAD_S
+
+    def listener(number: int, due: float) -> Any:
+        def hear(event: Any) -> None:
+            moments[number] += [time.perf_counter() - due] * len(event.token_ids)
+            if event.output is not None:
+                left[0] -= 1
+                if not left[0]:
+                    end.set()
+
+        return hear
+
+    for number, (arrival, request) in enumerate(zip(load.arrivals, requests, strict=True)):
+        due = began + arrival
+        time.sleep(max(0.0, due - time.perf_counter()))
+        llm.session.submit(request, on_event=listener(number, due))
+    end.wait()
+    return moments
+
+
+def over_http(port: int, load: Load) -> Moments:
+    """Send them from another process.
+
+    Raises:
+      ValueError: the client has failed.
+    """
+    command = [sys.executable, str(CLIENT), str(port)]
+    done = subprocess.run(
+        command, input=json.dumps(asdict(load)), stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)}: failed")
+    return json.loads(done.stdout)
+
+
+def summary(moments: Moments) -> dict[str, float]:
+    """Percentiles, milliseconds. TPOT is of a request: the time from its first token to its last,
+    by the tokens after the first. ITL is of a gap between two tokens that came apart: those that
+    one read brings together count as one."""
+    firsts = np.array([each[0] for each in moments]) * 1e3
+    tpot = np.array([(each[-1] - each[0]) / (len(each) - 1) for each in moments]) * 1e3
+    gaps = np.concatenate([np.diff(np.unique(each)) for each in moments]) * 1e3
+    found = {f"ttft_p{q}": float(np.percentile(firsts, q)) for q in (50, 90, 99)}
+    found |= {f"tpot_p{q}": float(np.percentile(tpot, q)) for q in (50, 90)}
+    return found | {"itl_p99": float(np.percentile(gaps, 99)), "requests": float(len(moments))}
+
+
+def added(http: Moments, loop: Moments) -> dict[str, float]:
+    """Medians of the differences between a request and the same request in the loop,
+    milliseconds."""
+    firsts = [a[0] - b[0] for a, b in zip(http, loop, strict=True)]
+    tpot = [
+        (a[-1] - a[0]) / (len(a) - 1) - (b[-1] - b[0]) / (len(b) - 1)
+        for a, b in zip(http, loop, strict=True)
+    ]
+    return {
+        "ttft_added": float(np.median(firsts)) * 1e3,
+        "tpot_added": float(np.median(tpot)) * 1e3,
+    }
