@@ -114,9 +114,14 @@ class Direct:
 
 @contextmanager
 def serving(llm: AsyncLLM, count: int) -> Iterator[int]:
-    """Serve HTTP in so many processes, or in this one; the port."""
+    """Serve HTTP in so many processes, or in this one; the port.
+
+    Raises:
+      ValueError: the server has not started.
+    """
     listening, started = listening_socket("127.0.0.1", 0), threading.Event()
     port, ends = listening.getsockname()[1], list[Any]()
+    failures = list[BaseException]()
 
     async def here() -> None:
         server = Server(Front(_Kept(llm, "bytes"), Settings()))
@@ -135,15 +140,22 @@ def serving(llm: AsyncLLM, count: int) -> Iterator[int]:
         await fronts.serve(listening)
 
     def run_loop() -> None:
-        if count == 0:
-            asyncio.run(here())
-        else:
-            with closing(Fronts(count)) as fronts:
-                asyncio.run(apart(fronts))
+        try:
+            if count == 0:
+                asyncio.run(here())
+            else:
+                with closing(Fronts(count)) as fronts:
+                    asyncio.run(apart(fronts))
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            started.set()
 
     thread = threading.Thread(target=run_loop)
     thread.start()
     started.wait()
+    if failures:
+        raise ValueError(f"the server has not started: {failures[0]}") from failures[0]
     try:
         yield port
     finally:

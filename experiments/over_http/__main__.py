@@ -72,7 +72,10 @@ def measure(llm: AsyncLLM, port: int, rate: float) -> dict[str, dict[str, float]
     prompt, output, seconds = _PROMPT.value or 1, _OUTPUT.value or 1, _SECONDS.value or 1.0
     load = Load.poisson(rate, seconds, prompt, output, vocab_size, seed)
     loop, http = in_the_loop(llm.llm, load), over_http(port, load)
-    return {"in the loop": summary(loop), "over HTTP": summary(http) | added(http, loop)}
+    return {
+        "in the loop": summary(loop, output),
+        "over HTTP": summary(http, output) | added(http, loop, output),
+    }
 
 
 def main() -> None:
@@ -83,13 +86,15 @@ def main() -> None:
     with serving(llm, _FRONTS.value or 0) as port:
         measure(llm, port, rates[0])  # the first requests find nothing warm
         for rate in rates:
-            found[f"{rate:g}"] = measure(llm, port, rate) | vllms(rate)
+            found[f"{rate:g}"] = told = measure(llm, port, rate)
+            ttft, tpot = (told["over HTTP"][f"{what}_added"] for what in ("ttft", "tpot"))
+            print(f"{rate:g}/s: HTTP adds {ttft:.2f} ms to TTFT, {tpot:.3f} to TPOT", flush=True)
     asyncio.run(llm.close())
     rows = [
         [f"{rate}/s, {way}", *(number(told.get(column), 2) for column in COLUMNS)]
         + [number(told.get(column), 2) for column in ("ttft_added", "tpot_added")]
         for rate, ways in found.items()
-        for way, told in ways.items()
+        for way, told in (ways | vllms(float(rate))).items()
     ]
     heads = [f"{column.replace('_', ' ')}, ms" for column in COLUMNS]
     print(table(["", *heads, "added to TTFT, ms", "to TPOT, ms"], rows))

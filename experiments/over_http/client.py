@@ -4,7 +4,7 @@ loop. It is a process of its own, needs nothing but Python, and prints JSON.
   python client.py PORT < LOAD
 
 LOAD is JSON: `arrivals`, seconds after the start; `prompts`, lists of token ids; `max_tokens`. Of
-each request it tells the moments of its tokens, in seconds after the moment at which it was due.
+each request it tells the moments of its chunks, in seconds after the moment at which it was due.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Answer(asyncio.Protocol):
       request: is sent once there is a connection.
 
     Attributes:
-      moments: of the tokens.
+      moments: of the chunks.
       ended: done once the response is whole.
     """
 
@@ -60,7 +60,7 @@ class Answer(asyncio.Protocol):
 
 
 async def ask(port: int, due: float, request: bytes) -> list[float]:
-    """Send a request when it is due; the moments of its tokens after that."""
+    """Send a request when it is due; the moments of its chunks after that."""
     await asyncio.sleep(max(0.0, due - time.perf_counter()))
     loop = asyncio.get_running_loop()
     transport, answer = await loop.create_connection(lambda: Answer(request), "127.0.0.1", port)

@@ -18,7 +18,8 @@ CLIENT = Path(__file__).with_name("client.py")
 LEAD_S = 0.2
 
 Moments = list[list[float]]
-"""Of each request, seconds from when it was due to each of its tokens."""
+"""Of each request, seconds from when it was due to each event or chunk. One may bring several
+tokens to a reader that is late."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def in_the_loop(llm: LLM, load: Load) -> Moments:
 
     def listener(number: int, due: float) -> Any:
         def hear(event: Any) -> None:
-            moments[number] += [time.perf_counter() - due] * len(event.token_ids)
+            if event.token_ids:
+                moments[number].append(time.perf_counter() - due)
             if event.output is not None:
                 left[0] -= 1
                 if not left[0]:
@@ -89,26 +91,36 @@ def over_http(port: int, load: Load) -> Moments:
     return json.loads(done.stdout)
 
 
-def summary(moments: Moments) -> dict[str, float]:
-    """Percentiles, milliseconds. TPOT is of a request: the time from its first token to its last,
-    by the tokens after the first. ITL is of a gap between two tokens that came apart: those that
-    one read brings together count as one."""
+def _tpots(moments: Moments, tokens: int) -> np.ndarray:
+    """Of each request: the time from its first chunk to its last, by the tokens after the first."""
+    return np.array([(each[-1] - each[0]) / max(1, tokens - 1) for each in moments])
+
+
+def summary(moments: Moments, tokens: int) -> dict[str, float]:
+    """Percentiles, milliseconds; ITL is of a gap between chunks that came apart.
+
+    Args:
+      moments: of each request.
+      tokens: of each answer.
+    """
     firsts = np.array([each[0] for each in moments]) * 1e3
-    tpot = np.array([(each[-1] - each[0]) / (len(each) - 1) for each in moments]) * 1e3
+    tpot = _tpots(moments, tokens) * 1e3
     gaps = np.concatenate([np.diff(np.unique(each)) for each in moments]) * 1e3
     found = {f"ttft_p{q}": float(np.percentile(firsts, q)) for q in (50, 90, 99)}
     found |= {f"tpot_p{q}": float(np.percentile(tpot, q)) for q in (50, 90)}
-    return found | {"itl_p99": float(np.percentile(gaps, 99)), "requests": float(len(moments))}
+    counts = sum(map(len, moments))
+    return found | {
+        "itl_p99": float(np.percentile(gaps, 99)) if gaps.size else 0.0,
+        "requests": len(moments),
+        "tokens_per_chunk": len(moments) * tokens / counts,
+    }
 
 
-def added(http: Moments, loop: Moments) -> dict[str, float]:
+def added(http: Moments, loop: Moments, tokens: int) -> dict[str, float]:
     """Medians of the differences between a request and the same request in the loop,
     milliseconds."""
     firsts = [a[0] - b[0] for a, b in zip(http, loop, strict=True)]
-    tpot = [
-        (a[-1] - a[0]) / (len(a) - 1) - (b[-1] - b[0]) / (len(b) - 1)
-        for a, b in zip(http, loop, strict=True)
-    ]
+    tpot = _tpots(http, tokens) - _tpots(loop, tokens)
     return {
         "ttft_added": float(np.median(firsts)) * 1e3,
         "tpot_added": float(np.median(tpot)) * 1e3,
