@@ -1,4 +1,4 @@
-"""The experiment of what HTTP adds: both ways answer the same requests, and vLLM's rows are told."""
+"""What HTTP adds: both ways answer the same requests, and the rows of vLLM are told."""
 
 import json
 from pathlib import Path
