@@ -1,5 +1,5 @@
-"""Gives every test sixteen virtual CPU devices, before JAX starts, and traces and compiles each step
-once, however many tests and processes build it.
+"""Gives every test sixteen virtual CPU devices, before JAX starts, and traces and compiles each
+step once, however many tests and processes build it.
 
 `JAX_PLATFORMS=cuda pytest tests/e2e -k 1-1-1` runs the tests that fit on the accelerators at hand.
 """
@@ -15,12 +15,11 @@ if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
 
 import jax
 
+from pdjax.device.compilation_cache import use_compilation_cache
+
 if not jax.config.jax_platforms:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 16)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-from pdjax.device.compilation_cache import use_compilation_cache
-
 use_compilation_cache(None)  # before any LLM does: tests of single steps keep them, too
