@@ -31,7 +31,8 @@ from tests.helpers.coded_pools import (
     transport_of,
 )
 from tests.helpers.deployment import CONFIG, LAYOUT, MAX_MODEL_LEN, deploy, expected
-from tests.helpers.fakes import VOCAB, FakePool
+from tests.helpers.fake_guides import VOCAB
+from tests.helpers.fakes import FakePool
 from tests.helpers.host_pool import DevicePages, HostPool, HostTransport, Tokens
 
 HOST = PoolId("host/0")
