@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted, all_asked, choose
+from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted, choose
 from pdjax.device.steps.sample import Undecided, make_sample_step
 from pdjax.interfaces.batches import NO_TOKEN, NOT_FINITE, Masks, SamplingBatch
 
@@ -290,9 +290,12 @@ def test_every_variant_chooses_the_same(vocab):
     )
     for least, params in ((0, greedy), (1, warm), (3, filtered)):
         outs = [
-            choose_asked(logits, positions, asked, history, max_logprobs=5)
-            for asked in all_asked(params, vocab)
-            if asked.variant.covers(VARIANTS[least])
+            choose_asked(
+                *(logits, positions, Asked.of(params, vocab, variant=variant), history),
+                max_logprobs=5,
+            )
+            for variant in VARIANTS
+            if variant.covers(VARIANTS[least])
         ]
         for out in outs:
             np.testing.assert_array_equal(out.tokens, outs[0].tokens)
@@ -351,7 +354,7 @@ def test_a_masked_row_chooses_among_its_tokens_and_others_keep_theirs(rows, temp
 
 
 def test_what_is_drawn_under_a_mask_follows_the_softmax_of_what_is_allowed():
-    logits, draws = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32)), 4000
+    logits, draws = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32)), 1500
     everywhere = masks({row: [1, 3] for row in range(draws)}, 4)
     out = choose_jit(
         np.repeat(logits[None], draws, axis=0),
@@ -362,7 +365,7 @@ def test_what_is_drawn_under_a_mask_follows_the_softmax_of_what_is_allowed():
         masks=everywhere,
     )
     counts = np.bincount(out.tokens, minlength=4) / draws
-    np.testing.assert_allclose(counts, [0, 0.3 / 0.35, 0, 0.05 / 0.35], atol=0.03)
+    np.testing.assert_allclose(counts, [0, 0.3 / 0.35, 0, 0.05 / 0.35], atol=0.04)
 
 
 def test_biases_are_added_after_penalties():
