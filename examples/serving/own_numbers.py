@@ -24,8 +24,11 @@ SHOWN = {
 
 def metrics(url: str) -> dict[str, float]:
     """Sums, counts and totals by name, without their prefix; 0 of what has not happened."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
-        lines = response.read().decode()
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+            lines = response.read().decode()
+    except OSError as error:
+        sys.exit(f"{url}/metrics: {error}")
     found = re.findall(r"^(?:pdjax|vllm):(\w+_(?:sum|count|total))\{.*\} (\S+)$", lines, re.M)
     values: dict[str, float] = defaultdict(float)
     for name, value in found:
