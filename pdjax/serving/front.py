@@ -113,7 +113,7 @@ class Front:
         return self.backend.tokenizer
 
     async def in_thread(self, call: Callable[..., ResultT], *args: Any, **how: Any) -> ResultT:
-        """Call it outside the event loop: a text may be long, and a template slow.
+        """Call it outside the event loop, unless its arguments are brief: a text may be long.
 
         Raises:
           ApiError: a 400 for a ValueError.

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 ResultT = TypeVar("ResultT")
 
+BRIEF = 1 << 10
+"""Characters, tokens or messages below which a text takes less than a millisecond to cut. It is cut
+at once: to wake a thread, and to be woken by it, would take as long."""
 LONG = 1 << 16
 """Characters, tokens or messages from which on a text is long: it takes some hundredths of a second
 or more to cut."""
@@ -15,15 +18,18 @@ or more to cut."""
 
 class TextThreads:
     """One thread for short texts and one for long ones, so that a short text waits for short ones
-    alone."""
+    alone. Brief ones wait for no thread."""
 
     def __init__(self) -> None:
         self._short = ThreadPoolExecutor(1, "pdjax texts")
         self._long = ThreadPoolExecutor(1, "pdjax long texts")
 
     async def call(self, call: Callable[..., ResultT], *args: Any, **how: Any) -> ResultT:
-        """Call it in one of the threads, by the size of its arguments."""
-        thread = self._long if _size((*args, how)) >= LONG else self._short
+        """Call it in one of the threads, or at once, by the size of its arguments."""
+        size = _size((*args, how))
+        if size < BRIEF:
+            return call(*args, **how)
+        thread = self._long if size >= LONG else self._short
         return await _run(thread, call, *args, **how)
 
     async def call_long(self, call: Callable[..., ResultT], *args: Any, **how: Any) -> ResultT:

@@ -12,7 +12,7 @@ import pytest
 
 from pdjax.serving import middleware
 from pdjax.serving.front import Front, Settings
-from pdjax.serving.text_threads import LONG
+from pdjax.serving.text_threads import BRIEF, LONG
 from tests.helpers.fake_backend import PATIENCE, FakeBackend, served
 from tests.helpers.http_client import Http, error_of
 
@@ -51,7 +51,7 @@ def test_a_short_text_does_not_wait_for_a_long_one(backend: FakeBackend):
             waiting = asyncio.ensure_future(
                 front.in_thread(lambda _: end.wait(PATIENCE), "x" * LONG)
             )
-            length = await asyncio.wait_for(front.in_thread(len, "short"), PATIENCE)
+            length = await asyncio.wait_for(front.in_thread(len, "short" * BRIEF), PATIENCE)
             nested = front.in_thread(len, [{"content": ["y" * LONG]}])
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(nested, 0.05)
@@ -61,7 +61,7 @@ def test_a_short_text_does_not_wait_for_a_long_one(backend: FakeBackend):
         await waiting
         return length
 
-    assert asyncio.run(both()) == 5
+    assert asyncio.run(both()) == 5 * BRIEF
 
 
 @pytest.mark.parametrize("streams", [True, False], ids=["stream", "whole"])
