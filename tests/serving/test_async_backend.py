@@ -131,6 +131,9 @@ def serve_tiny(at: Served, prompts: list[Any], params: list[Any]) -> list[list[l
             "repetition_penalty": p.repetition_penalty,
             "frequency_penalty": p.frequency_penalty,
             "stop_token_ids": list(p.stop_token_ids),
+            "min_tokens": p.min_tokens,
+            "logit_bias": {str(token): value for token, value in p.logit_bias.items()},
+            "allowed_token_ids": p.allowed_token_ids and list(p.allowed_token_ids),
         }
         asked |= {"prompt": prompts[number], "return_token_ids": True, "stream": streams}
         response = await client.post("/v1/completions", json=asked)
