@@ -12,12 +12,12 @@ from pdjax.config import Config
 from pdjax.host.audit import audit
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet, Touched, in_order
-from pdjax.host.handoff.deadlines import EXPIRE
+from pdjax.host.handoff.deadlines import EXPIRE, NEVER
 from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.handoff.transfer_queue import GIVE_UP
 from pdjax.host.losses import lose_pool
 from pdjax.host.metrics.observer import TurnPart
-from pdjax.host.policies.api import Migration, Policies
+from pdjax.host.policies.api import AskAgain, Migration, Policies
 from pdjax.host.policies.check import check_admissions, check_steps
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.runners.prefill import PrefillRunner
@@ -38,6 +38,8 @@ from pdjax.interfaces.events import (
 )
 from pdjax.interfaces.steps import StepKind
 from pdjax.interfaces.transport import Pool, Transport
+
+ASK = TimerDue("prefill policy")
 
 
 class Loop:
@@ -94,6 +96,7 @@ class Loop:
         self._prefill = PrefillRunner(*parts, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
         self._due: deque[TimerDue] = deque()
+        self._asks_at = NEVER  # or when the prefill policy is asked, whatever happens
         self._done: Touched = set()  # engines of which a step has come back and is not read
         self._finished: deque[tuple[Sequence, EngineState]] = deque()
 
@@ -115,6 +118,8 @@ class Loop:
         """Whether sequences wait to be prefilled while nothing is under way, though no engine is
         paused: the prefill policy has planned nothing, and is not asked before another request
         comes."""
+        if self._clock.now() < self._asks_at < NEVER:
+            return False
         waits = self.idle and bool(self.lifecycle.waiting)
         if not waits or self.fleet.busy or self.handoffs.busy:
             return False
@@ -223,6 +228,8 @@ class Loop:
                 queue.give_up()
             elif due == EXPIRE:
                 busy |= self.handoffs.expire()
+            elif due == ASK:
+                self.fleet.to_plan.update(self.fleet.prefill)
         return busy
 
     def _ends(self, job_id: int) -> Touched:
@@ -295,12 +302,23 @@ class Loop:
         views = [fleet.view(state) for state in touched if state.may_prefill(lifecycle.waiting)]
         if not views:
             return False
-        policy = self._policies.prefill
-        plans = policy.plan(lifecycle.waiting, views, self._clock.now())
-        check_steps(policy, plans, views)
+        policy, now = self._policies.prefill, self._clock.now()
+        plans = policy.plan(lifecycle.waiting, views, now)
+        check_steps(policy, plans, views, now)
+        busy = False
         for plan in plans:
-            self._prefill.dispatch(fleet.engines[plan.engine], plan.chunks)
-        return bool(plans)
+            if isinstance(plan, AskAgain):
+                self._ask_again(plan.at, now)
+            else:
+                self._prefill.dispatch(fleet.engines[plan.engine], plan.chunks)
+                busy = True
+        return busy
+
+    def _ask_again(self, moment: float, now: float) -> None:
+        """Ask the prefill policy at a moment, unless it will be asked before anyway."""
+        if not now < self._asks_at <= moment:
+            self._asks_at = moment
+            self._events.at(moment, ASK)
 
     def _give_back(self) -> None:
         """Not as soon as sequences end: the KV of a turn's own sequences goes first."""

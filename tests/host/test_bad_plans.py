@@ -34,6 +34,7 @@ from pdjax.host.sequences.sequence import Sequence, State
 from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
 from tests.host.test_policies import decode_view, prefill_view, sequence
 
+NOW = 10.0
 PREFILL, DECODE = EngineId("prefill/0"), EngineId("decode/0")
 
 
@@ -109,22 +110,22 @@ CACHED: dict[str, Any] = {"cached": lambda sequence: 4}
     ],
 )
 def test_bad_steps(plans, view, message):
-    refused(message, check_steps, plans, [prefill_view(**view)])
+    refused(message, check_steps, plans, [prefill_view(**view)], NOW)
 
 
 def test_engines_that_share_a_pool_cannot_promise_its_pages_twice():
     pool = PoolId("hbm/0")
     views = [replace(prefill_view(i, free_pages=3), pool=pool) for i in range(2)]
     plans = [step((sequence(i, 8), 0, 8), engine=views[i].engine) for i in range(2)]
-    refused("need 4 pages of pool hbm/0, of which 3 are free", check_steps, plans, views)
-    check_steps(Mine(), plans[:1], views)
+    refused("need 4 pages of pool hbm/0, of which 3 are free", check_steps, plans, views, NOW)
+    check_steps(Mine(), plans[:1], views, NOW)
 
 
 def test_good_steps_pass():
     view = prefill_view(**CACHED)
-    check_steps(Mine(), [step((WAITING, 0, 4), (BEGUN, 4, 5))], [view])
-    check_steps(Mine(), [step((WAITING, 4, 8))], [view])
-    check_steps(Mine(), [step((WAITING, 0, 8))], [view])  # though some of it is cached
+    check_steps(Mine(), [step((WAITING, 0, 4), (BEGUN, 4, 5))], [view], NOW)
+    check_steps(Mine(), [step((WAITING, 4, 8))], [view], NOW)
+    check_steps(Mine(), [step((WAITING, 0, 8))], [view], NOW)  # though some of it is cached
 
 
 ROOM = decode_view(0, free_rows=1)

@@ -10,6 +10,7 @@ import pytest
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.policies.api import (
     Admission,
+    AskAgain,
     GiveBack,
     GrowthPlan,
     Migration,
@@ -53,22 +54,29 @@ def with_chunk(**fields: Any) -> list[StepPlan]:
 @pytest.mark.parametrize(
     ("plans", "message"),
     [
-        (None, "plan=None: must be a list or tuple of StepPlan$"),
-        (STEP, "plan=StepPlan: must be a list or tuple of StepPlan$"),
-        ("prefill/0", "plan='prefill/0': must be a list or tuple of StepPlan$"),
-        ([STEP, None], r"plan\[1\]=None: must be of type StepPlan$"),
-        ([Admission(WAITING, PREFILL)], r"plan\[0\]=Admission: must be of type StepPlan$"),
+        (None, "plan=None: must be a list or tuple of StepPlan or AskAgain$"),
+        (STEP, "plan=StepPlan: must be a list or tuple of StepPlan or AskAgain$"),
+        ("prefill/0", "plan='prefill/0': must be a list or tuple of StepPlan or AskAgain$"),
+        ([STEP, None], r"plan\[1\]=None: must be of type StepPlan or AskAgain$"),
+        (
+            [Admission(WAITING, PREFILL)],
+            r"plan\[0\]=Admission: must be of type StepPlan or AskAgain$",
+        ),
         (changed(STEP, engine=["x"]), r"plan\[0\].engine=\['x'\]: must be of type str$"),
         (changed(STEP, engine=prefill_view()), r"engine=view of 'prefill/0': must be of type str$"),
         (changed(STEP, chunks=[CHUNK]), r"plan\[0\].chunks=\[Chunk.*: must be of type tuple$"),
         (changed(STEP, chunks=(WAITING,)), r"chunks\[0\]=Sequence: must be of type Chunk$"),
         (with_chunk(sequence="r0"), r"plan\[0\].chunks\[1\].sequence='r0': must be of type Seq"),
         (with_chunk(start=4.0), r"plan\[0\].chunks\[1\].start=4.0: must be of type int$"),
+        ([AskAgain("soon")], r"plan\[0\].at='soon': must be of type int or float$"),  # type: ignore
+        ([STEP, AskAgain(10.0)], r"plan\[1\].at=10.0: must be a moment after now, which is 10.0$"),
+        ([AskAgain(float("inf"))], r"plan\[0\].at=inf: must be a moment after now"),
+        ([AskAgain(float("nan"))], r"plan\[0\].at=nan: must be a moment after now"),
         (with_chunk(stop=None), r"plan\[0\].chunks\[1\].stop=None: must be of type int$"),
     ],
 )
 def test_steps(plans, message):
-    refused(f"policy Mine: .*{message}", check_steps, plans, [prefill_view()])
+    refused(f"policy Mine: .*{message}", check_steps, plans, [prefill_view()], 10.0)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,23 @@
 """Events in, plans out: what a turn looks at; lost engines, timers, pauses, and what wakes."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from pdjax.config import HandoffConfig
+from pdjax.config import Config, HandoffConfig
 from pdjax.core.ids import EngineId
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host import fleet as fleet_module
 from pdjax.host.engines import view_of
+from pdjax.host.policies.api import AskAgain
+from pdjax.host.policies.prefill import FcfsPrefill
+from pdjax.host.policies.registry import make_policies
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.interfaces.events import EngineLost
+from pdjax.sim.cluster import Cluster
+from pdjax.sim.workload import Arrival
 from tests.helpers.deployment import CONFIG, LAYOUT, assemble, deploy, expected
 from tests.helpers.fake_engines import FakeBothEngine, FakeDecodeEngine, FakePrefillEngine
 from tests.helpers.fakes import Chance
@@ -167,6 +173,33 @@ def test_a_deadline_is_kept_by_a_timer():
     for _ in range(20):
         deployment.coordinator.step()
     assert not deployment.transport.under_way
+
+
+class Gathering(FcfsPrefill):
+    """Waits until the oldest prompt has waited half a second, and asks more often than it need."""
+
+    def __init__(self, setup) -> None:
+        super().__init__(setup)
+        self.asked: list[float] = []
+
+    def plan(self, waiting, engines, now):
+        self.asked.append(now)
+        due = waiting[0].request.arrival + 0.5 if waiting else now
+        if due <= now:
+            return super().plan(waiting, engines, now)
+        return [AskAgain(due), AskAgain(due), AskAgain(due + 0.25)]
+
+
+def test_a_policy_that_waits_for_a_moment_is_asked_then(caplog):
+    policies = make_policies(Config(), {"prefill": Gathering})
+    cluster = Cluster(Config(), policies=policies)
+    cluster.expect([Arrival(moment, 8, 2) for moment in (1.0, 1.125, 3.0)])
+    ended = cluster.run().requests
+    waits = [each.ttft or 0.0 for each in ended]
+    assert waits == pytest.approx([0.5, 0.375, 0.5], abs=0.1) and min(waits) > 0.375
+    policy: Any = policies.prefill
+    assert {1.0, 1.125, 1.5, 3.0, 3.5} <= set(policy.asked)
+    assert "planned nothing" not in caplog.text
 
 
 def test_starting_over_cancels_what_is_under_way(monkeypatch):

@@ -70,6 +70,18 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class AskAgain:
+    """The policy is asked again at a moment, even if nothing happens until then: it lets prompts
+    gather, or holds one back.
+
+    Attributes:
+      at: the moment, after now.
+    """
+
+    at: float
+
+
+@dataclass(frozen=True)
 class Admission:
     """A sequence is to decode on an engine. It is handed over to the engine's pool, or stays in its
     pool where that is the same."""
@@ -148,11 +160,14 @@ class Router(Protocol):
 class PrefillPolicy(Protocol):
     """Decides what engines prefill next."""
 
-    def plan(self, waiting: Seq[Sequence], engines: Seq[EngineView], now: float) -> list[StepPlan]:
+    def plan(
+        self, waiting: Seq[Sequence], engines: Seq[EngineView], now: float
+    ) -> Seq[StepPlan | AskAgain]:
         """At most one step for each engine.
 
         It is asked after events: about all open engines while a sequence waits, else about those
-        that an event touched.
+        that an event touched. A policy that waits for a moment and not for an event says so by
+        `AskAgain`.
 
         Args:
           waiting: the queue, oldest first.

@@ -5,6 +5,7 @@ fields that are used: a wrong one is named with its place in the answer, its val
 allowed. Then comes what the values mean.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
@@ -15,6 +16,7 @@ from pdjax.core.messages import shown
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.policies.api import (
     Admission,
+    AskAgain,
     EngineView,
     GiveBack,
     GrowthPlan,
@@ -40,23 +42,33 @@ def _fields(kind: type) -> dict[str, tuple[type, ...]]:
     return allowed
 
 
-_PLANS: tuple[type, ...] = (StepPlan, Chunk, Admission, Migration, GrowthPlan, Reservation)
+_PLANS: tuple[type, ...] = (
+    *(StepPlan, AskAgain, Chunk, Admission, Migration, GrowthPlan, Reservation),
+)
 _FIELDS = {**{kind: _fields(kind) for kind in _PLANS}, Sequence: {}}
 """The types of which a policy makes its answers, and those of their fields."""
 
 
-def check_steps(policy: Any, plans: Seq[StepPlan], views: Seq[EngineView]) -> None:
+def check_steps(
+    policy: Any, plans: Seq[StepPlan | AskAgain], views: Seq[EngineView], now: float
+) -> None:
     """Refuse prefill steps of engines that are not open, that are too large, that compute tokens in
-    another order than they come in, or that admit more than the pool has room for.
+    another order than they come in, or that admit more than the pool has room for; and moments that
+    do not come.
 
     Raises:
       BadPlan: naming the policy, the plan and what is wrong.
     """
-    _check_each(policy, "plan", plans, StepPlan)
+    _check_each(policy, "plan", plans, StepPlan, AskAgain)
     by_name = {view.engine: view for view in views}
     taken: Counter[Any] = Counter()
     twice: set[int] = set()
     for index, plan in enumerate(plans):
+        if isinstance(plan, AskAgain):
+            if not now < plan.at < math.inf:
+                allowed = f"a moment after now, which is {now}"
+                raise _wrong(policy, f"plan[{index}].at", plan.at, allowed)
+            continue
         _check_each(policy, f"plan[{index}].chunks", plan.chunks, Chunk)
         view = by_name.get(plan.engine)
         if view is None or not view.open:
@@ -240,23 +252,27 @@ def choose(
     return view
 
 
-def _check_each(policy: Any, where: str, values: Any, kind: type) -> None:
-    """Refuse what is no list or tuple of objects of a kind."""
+def _check_each(policy: Any, where: str, values: Any, *kinds: type) -> None:
+    """Refuse what is no list or tuple of objects of some kinds."""
     if not isinstance(values, (list, tuple)):
-        raise _wrong(policy, where, values, f"a list or tuple of {kind.__name__}")
+        raise _wrong(policy, where, values, f"a list or tuple of {_or(kinds)}")
     for index, value in enumerate(values):
-        _check_type(policy, f"{where}[{index}]", value, kind)
+        _check_type(policy, f"{where}[{index}]", value, *kinds)
 
 
-def _check_type(policy: Any, where: str, value: Any, kind: type) -> None:
-    """Refuse what is not of a kind, or has a field of a wrong type."""
-    if not isinstance(value, kind):
-        raise _wrong(policy, where, value, f"of type {kind.__name__}")
+def _check_type(policy: Any, where: str, value: Any, *kinds: type) -> None:
+    """Refuse what is not of one of the kinds, or has a field of a wrong type."""
+    kind = next((kind for kind in kinds if isinstance(value, kind)), None)
+    if kind is None:
+        raise _wrong(policy, where, value, f"of type {_or(kinds)}")
     for name, allowed in _FIELDS[kind].items():
         field = getattr(value, name, None)
         if not isinstance(field, allowed):
-            words = " or ".join(each.__name__ for each in allowed)
-            raise _wrong(policy, f"{where}.{name}", field, f"of type {words}")
+            raise _wrong(policy, f"{where}.{name}", field, f"of type {_or(allowed)}")
+
+
+def _or(kinds: Iterable[type]) -> str:
+    return " or ".join(kind.__name__ for kind in kinds)
 
 
 def _wrong(policy: Any, where: str, value: Any, allowed: str) -> BadPlan:
