@@ -369,5 +369,5 @@ def test_engines_that_share_a_pool_share_its_free_pages():
     views = [prefill_view(i, pool=PREFILL_POOL, free_pages=5) for i in range(2)]
     waiting = [sequence(i, 8) for i in range(4)]
     plans = prefill_policy().plan(waiting, views, NOW)
-    check_steps(FcfsPrefill, plans, views)
+    check_steps(FcfsPrefill, plans, views, 0.0)
     assert sorted(seq for plan in plans for seq, _, _ in chunks(plan)) == [0, 1]  # 2 pages each
