@@ -19,6 +19,9 @@ from pdjax.serving.logs import event as log_event
 from pdjax.serving.open_answer import OpenAnswer
 from pdjax.serving.requests import ChunkedRequest, SampledRequest
 
+SHORT = 2048
+"""Log-probabilities of one response that the event loop writes: each takes some microseconds."""
+
 Usage = Callable[[], dict[str, Any]]
 """What has been used so far, in the form of completions and chats."""
 
@@ -120,9 +123,17 @@ async def respond(
         outputs = await sse.unless_gone(request, _outputs(run))
     finally:
         run.close()
-    if any(output.prompt_logprobs is not None for output in outputs):
+    if _has_many_logprobs(outputs):
         return await front.in_long_thread(lambda: JSONResponse(writer.whole(outputs, run.usage)))
     return JSONResponse(writer.whole(outputs, run.usage))
+
+
+def _has_many_logprobs(outputs: Seq[RequestOutput]) -> bool:
+    """Whether those of the answers are more than `SHORT`, or there are some of prompts."""
+    if any(output.prompt_logprobs is not None for output in outputs):
+        return True
+    choices = [choice for output in outputs for choice in output.choices]
+    return sum(1 + len(each.top) for choice in choices for each in choice.logprobs or ()) > SHORT
 
 
 class _Run:

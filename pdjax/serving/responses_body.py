@@ -86,9 +86,10 @@ class ResponsesRequest(SampledRequest):
         """
         for name, told in self._told_again():
             try:
-                told.encode()
-            except UnicodeEncodeError as error:  # half of a surrogate pair
-                raise bad_value(name, told, "must be text that UTF-8 can hold") from error
+                json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
+            except (ValueError, RecursionError) as error:  # also half of a surrogate pair
+                allowed = "must be text that UTF-8 can hold, and numbers that JSON has"
+                raise bad_value(name, told, allowed) from error
         most = self.max_output_tokens
         if most is not None and most < 1:
             raise bad_value("max_output_tokens", most, "must be at least 1")
@@ -110,19 +111,11 @@ class ResponsesRequest(SampledRequest):
         yield from super().guides()
         yield from of_format("text.format", self.format, None)
 
-    def _told_again(self) -> Iterator[tuple[str, str]]:
-        """The texts that the response repeats, each with its field."""
-        for key, value in (self.metadata or {}).items():
-            yield "metadata", key
-            yield "metadata", value
-        if self.user is not None:
-            yield "user", self.user
-        if self.instructions is not None:
-            yield "instructions", self.instructions
-        if self.tools:
-            yield "tools", json.dumps(self.tools, ensure_ascii=False)
-        if self.format:
-            yield "text.format", json.dumps(self.format, ensure_ascii=False)
+    def _told_again(self) -> Iterator[tuple[str, object]]:
+        """What the response repeats, each with its field."""
+        for name in ("metadata", "user", "instructions", "tools", "tool_choice"):
+            yield name, getattr(self, name)
+        yield "text.format", self.format
 
     def choice(self) -> ToolChoice:
         """Which tools may be called, and whether one must be.

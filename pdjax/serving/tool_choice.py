@@ -93,7 +93,10 @@ def _call_schema(tool: Tool, key: str, definitions: dict[str, dict[str, Any]]) -
         raise bad_value("tools", tool, "must be functions with a name")
     schema = {"type": "object", **parameters} if isinstance(parameters, dict) else {}
     for kind in ("$defs", "definitions"):
-        for each, value in (schema.pop(kind, None) or {}).items():
+        defined = schema.pop(kind, None) or {}
+        if not isinstance(defined, dict):
+            raise bad_value("tools", tool, f"{kind} of parameters must be an object")
+        for each, value in defined.items():
             if definitions.setdefault(kind, {}).setdefault(each, value) != value:
                 message = f"tools: two of them define {each!r}, and differently"
                 raise not_supported("tools", message)

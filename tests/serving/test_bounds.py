@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from pdjax.serving import middleware
+from pdjax.serving import chats, generation, middleware
 from pdjax.serving.front import Front, Settings
 from pdjax.serving.text_threads import BRIEF, LONG
 from tests.helpers.fake_backend import PATIENCE, FakeBackend, served
@@ -62,6 +62,23 @@ def test_a_short_text_does_not_wait_for_a_long_one(backend: FakeBackend):
         return length
 
     assert asyncio.run(both()) == 5 * BRIEF
+
+
+@pytest.mark.parametrize(("short", "name"), [(8, "MainThread"), (7, "pdjax long texts_0")])
+def test_many_log_probabilities_are_written_beside_the_event_loop(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, short: int, name: str
+):
+    written = []
+
+    def chat_logprobs(*_: object) -> None:
+        written.append(threading.current_thread().name)
+
+    monkeypatch.setattr(generation, "SHORT", short)
+    monkeypatch.setattr(chats, "chat_logprobs", chat_logprobs)
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    body |= {"logprobs": True, "top_logprobs": 3}
+    assert Http(backend).post("/v1/chat/completions", json=body).status_code == 200
+    assert written == [name], "two tokens, each of which has four values"
 
 
 @pytest.mark.parametrize("streams", [True, False], ids=["stream", "whole"])

@@ -2,6 +2,7 @@
 refuses."""
 
 import json
+import math
 from typing import Any
 
 import httpx2
@@ -164,6 +165,9 @@ def test_nothing_is_kept_and_the_error_says_so(server: Served):
         ("user", {"user": "\ud800"}),
         ("instructions", {"instructions": "\ud800"}),
         ("tools", {"tools": [{"type": "function", "name": "\ud800"}]}),
+        ("tools", {"tools": [{"type": "function", "name": "f", "parameters": {"a": math.inf}}]}),
+        ("text.format", {"text": {"format": {"type": "text", "a": math.nan}}}),
+        ("tool_choice", {"tool_choice": {"type": "function", "name": "f", "a": "\ud800"}}),
         ("tools[0].type", {"tools": [{"type": "web_search"}]}),
         ("tools[0].name", {"tools": [{"type": "function"}]}),
         ("tool_choice", {"tool_choice": "required"}),

@@ -148,6 +148,9 @@ def test_definitions_of_tools_are_where_references_look():
         assert _takes(form, text.encode()) == fits
     with pytest.raises(ApiError, match="define 'D', and differently"):
         tool_choice_of([tools[0], tool("b", {})], "required").guide("arguments")
+    named = {"name": "a", "parameters": {"$defs": [1]}}
+    with pytest.raises(ApiError, match=r"\$defs of parameters must be an object"):
+        tool_choice_of([{"function": named}], "required").guide("arguments")
 
 
 def _takes(form: TokenGuide, tokens: bytes) -> bool:
