@@ -74,6 +74,26 @@ def test_each_front_is_dealt_the_next_connection():
     asyncio.run(deal())
 
 
+def test_a_front_that_ends_is_dealt_nothing(tmp_path: Path):
+    async def deal() -> None:
+        with listening_socket("127.0.0.1", 0) as listening:
+            dealing = Dealer(listening)
+            fronts = Dealt(dealing, 2)
+            server = FrontServer(Front(FakeBackend(tmp_path), Settings()), None, fronts.pairs[0][1])
+            serving = asyncio.ensure_future(server.serve())
+            await until(lambda: server.started)
+            server.handle_exit(15, None)
+            await serving
+            for _ in range(2):
+                with socket.create_connection(listening.getsockname()):
+                    await asyncio.sleep(0)
+            await until(lambda: fronts.come(first=1) == 2)
+            dealing.close()
+            fronts.close()
+
+    asyncio.run(deal())
+
+
 def test_where_no_file_can_be_opened_it_is_tried_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dealer, "AGAIN_S", 0.01)
 

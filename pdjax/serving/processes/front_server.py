@@ -31,6 +31,8 @@ class FrontServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().remove_reader(self._channel)
+        with suppress(OSError):  # the other end has gone
+            self._channel.shutdown(socket.SHUT_RD)  # connections are for other fronts from now on
         await super().shutdown(sockets)
 
     @contextmanager
