@@ -78,7 +78,11 @@ def jax_settings() -> list[tuple[str, str]]:
 
 
 def topology_of(devices: tuple[jax.Device, ...]) -> tuple[str, ...]:
-    """What devices are, with their instruction sets, and the versions of what compiles for them."""
+    """What devices are, with their instruction sets, and the versions of what compiles for them.
+
+    Raises:
+      JaxRuntimeError: their platform has no such description.
+    """
     versions = jax.__version__, jaxlib.version.__version__, devices[0].client.platform_version
     topology = xla_client.get_topology_for_devices(list(devices))
     return (*versions, *(device.device_kind for device in devices), str(topology.fingerprint()))
@@ -114,7 +118,7 @@ def serialized(program: jax.stages.Compiled) -> bytes | None:
     """A compiled program as bytes, for `loaded`; None where it can't be one."""
     try:
         return pickle.dumps(serialize_executable.serialize(program))
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError):
         return None
 
 

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pdjax import LLM, SamplingParams
+from pdjax.device import compat
 from pdjax.device.compat import keep_compilations, keep_no_compilations
 from pdjax.device.kept import key as keys
 from pdjax.device.kept import program as kept
@@ -89,7 +90,6 @@ def test_other_shapes_and_types_are_other_forms(store, args):
 
 def test_settings_and_code_are_part_of_the_key(store, monkeypatch):
     def key():
-        keys._surroundings.cache_clear()
         return keys.key_of("name", [], None, tuple(jax.devices()[:1]))
 
     before = key()
@@ -100,10 +100,8 @@ def test_settings_and_code_are_part_of_the_key(store, monkeypatch):
     assert key() != before
     monkeypatch.undo()
     assert key() == before
-    monkeypatch.setattr(keys, "_code", lambda: "edited")
+    monkeypatch.setattr(keys, "_digest", lambda: "edited")
     assert key() != before
-    monkeypatch.undo()
-    keys._surroundings.cache_clear()
 
 
 def test_facts_are_told_by_their_values():
@@ -140,6 +138,33 @@ def test_what_follows_from_the_users_code_is_not_kept(store):
         == [2, 4]
     )
     assert traced == [(2,)]
+    assert not store.folder.exists()
+
+
+def test_what_may_follow_from_other_code_than_is_on_disk_is_not_kept(store, monkeypatch, tmp_path):
+    source = tmp_path / "step.py"
+    source.write_text("x = 1")
+    monkeypatch.setattr(keys, "_sources", lambda: [("step.py", source)])
+    monkeypatch.setattr(keys, "_IMPORTED", keys._stamps())
+    x = np.array([1, 2], np.float32)
+    doubling(mesh_of(), "facts")[0](x)
+    for edit in (lambda: source.write_text("x = 2.0"), source.unlink):
+        edit()
+        program, traced = doubling(mesh_of(), "facts")
+        assert program(x).tolist() == [2, 4]
+        assert traced == [(2,)]
+    assert len(list(store.folder.iterdir())) == 1
+
+
+def test_devices_without_a_description_and_programs_without_bytes_are_served(store, monkeypatch):
+    def refuse(*args):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED")
+
+    x = np.array([1, 2], np.float32)
+    for module, name in ((keys, "topology_of"), (compat.serialize_executable, "serialize")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse)
+            assert doubling(mesh_of(), "facts")[0](x).tolist() == [2, 4]
     assert not store.folder.exists()
 
 

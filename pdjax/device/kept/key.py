@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -34,7 +35,8 @@ def key_of(name: str, facts: Iterable[Any], shapes: Any, devices: tuple[jax.Devi
       devices: that the program runs on.
 
     Raises:
-      Unkept: a fact is of code outside pdjax, which nobody watches for changes.
+      Unkept: a fact is of code outside pdjax, which nobody watches for changes; our own has
+        changed; or the devices have no lasting name.
     """
     told = name, [described(fact) for fact in facts], str(shapes), _surroundings(devices)
     return hashlib.sha256(repr(told).encode()).hexdigest()
@@ -69,21 +71,58 @@ def described(fact: Any) -> Any:
     return [kind.__module__, kind.__qualname__, described(inside)]
 
 
-@cache
 def _surroundings(devices: tuple[jax.Device, ...]) -> tuple[Any, ...]:
     """What every program on these devices depends on: our code, JAX and its settings, XLA and its
-    flags, the devices, of a CPU also its instruction sets."""
-    settings = [os.environ.get(name) for name in _FLAGS]
-    return _code(), jax_settings(), settings, topology_of(devices)
+    flags, the devices, of a CPU also its instruction sets.
+
+    Raises:
+      Unkept: the code has changed since it was imported, or the devices have no lasting name.
+    """
+    flags = [os.environ.get(name) for name in _FLAGS]
+    try:
+        topology = topology_of(devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise Unkept(f"devices of {devices[0].platform}") from error
+    return _code(), jax_settings(), flags, topology
+
+
+def _code() -> str:
+    """A digest of our source, all of it: which part a program follows from is not known.
+
+    Raises:
+      Unkept: it has changed since it was imported, so that the process runs another.
+    """
+    if _stamps() != _IMPORTED:
+        raise Unkept("source that has changed")
+    return _digest()
 
 
 @cache
-def _code() -> str:
-    """A digest of our source, all of it: which part a program follows from is not known."""
+def _digest() -> str:
     digest = hashlib.sha256()
+    for name, path in _sources():
+        digest.update(name.encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _sources() -> list[tuple[str, Path]]:
+    """Our files as they were at first, by their names."""
+    found = []
     for package in _OURS:
         [folder] = map(Path, import_module(package).__path__)
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(str(path.relative_to(folder)).encode() + b"\0")
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+        found += [(str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*.py"))]
+    return found
+
+
+def _stamps() -> list[tuple[int, int]]:
+    """When each of them was written last, and its size; none of files that are gone."""
+    with suppress(OSError):
+        stats = [path.stat() for _, path in _sources()]
+        return [(each.st_mtime_ns, each.st_size) for each in stats]
+    return []
+
+
+_IMPORTED = _stamps()
+"""Those of the code that this process runs."""
