@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tokenizers
 
-from pdjax.core.guide import Guide, GuideKind
+from pdjax.core.guide import MAX_CHOICES, Guide, GuideKind
 from pdjax.core.messages import one_line
 from pdjax.text.tokenizer import Tokenizer
 
@@ -25,8 +25,13 @@ ResultT = TypeVar("ResultT")
 _MOST_KEPT = 64
 """Compiled guides that are kept: clients ask for the same ones again and again."""
 
-_LIMITS = {"max_lexer_states": 50_000, "verbose_errors": False}
-"""Besides those that the library has itself: a state takes one or two kilobytes."""
+_LIMITS = {
+    "max_lexer_states": 50_000,
+    "max_items_in_row": 2 * MAX_CHOICES,
+    "verbose_errors": False,
+}
+"""Besides those that the library has itself: a state takes one or two kilobytes, and each choice is
+an item."""
 
 _STACK = 256 << 20
 """Bytes of stack for a compilation: llguidance goes down into rules that name one another, as deep
@@ -118,13 +123,21 @@ class GuideCompiler:
         self._kept: OrderedDict[Guide, Any] = OrderedDict()
 
     def check(self, guide: Guide) -> None:
-        """Compile a guide, which `start` then finds.
+        """Compile a guide, which `start` then finds. All texts of a guide share the states that
+        their paths have led to, and their bound; one that has come to it is compiled anew.
 
         Raises:
           ValueError: llguidance is not installed, or refuses the tokenizer or the guide; with its
             reason.
         """
-        self._compiled(guide)
+        compiled = self._compiled(guide)
+        first = compiled.deep_copy()
+        first.compute_bitmask()
+        if first.is_error():
+            with self._lock:
+                if self._kept.get(guide) is compiled:
+                    del self._kept[guide]
+            self._compiled(guide)
 
     def start(self, guide: Guide) -> TokenGuide:
         """A guide at the beginning of a text.

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from pdjax.core.guide import Guide
+from pdjax.core.guide import MAX_CHOICES, Guide
+from pdjax.text import guides
 from pdjax.text.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
 from pdjax.text.guides import GuideCompiler, TokenGuide
 
@@ -89,3 +90,25 @@ def test_without_the_library_there_are_no_guides(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ValueError, match=r"guide: needs the package llguidance.*pdjax\[guided\]"):
         GuideCompiler(byte_tokenizer(), VOCAB_SIZE).check(Guide.regex("a"))
+
+
+def test_as_many_choices_as_may_be_asked_for(compiler: GuideCompiler):
+    choices = Guide.choices([f"choice {i}." for i in range(MAX_CHOICES)])
+    assert written(compiler.start(choices), "choice 4095.").complete
+
+
+def test_a_guide_that_its_texts_have_worn_out_is_compiled_anew(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(guides._LIMITS, "max_lexer_states", 100)
+    compiler = GuideCompiler(byte_tokenizer(), VOCAB_SIZE + 40)
+    guide, rng = Guide.regex("[ab]*a[ab]{9}c"), np.random.default_rng(0)
+
+    def write_many() -> None:
+        for _ in range(1000):
+            written(compiler.start(guide), "".join(rng.choice(["a", "b"], 20)))
+
+    with pytest.raises(ValueError, match="can't be followed any further"):
+        write_many()
+    with pytest.raises(ValueError, match="can't be followed any further"):
+        compiler.start(guide).mask()
+    compiler.check(guide)
+    written(compiler.start(guide), "a")
