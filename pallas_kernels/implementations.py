@@ -6,7 +6,9 @@ that the api shows it, or None. The reference takes all operands.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -22,10 +24,24 @@ _HOPPER_JAX = (0, 11)
 """JAX 0.10 cannot lower loads without an index, nor references that are updated in place."""
 
 
+_due = threading.local()
+
+
 @cache
-def _warn(operation: str, reason: str) -> None:
+def warn(operation: str, reason: str) -> None:
     """Warn that the reference runs on a GPU; the cache lets each reason through once."""
     _LOG.warning("%s: no kernel runs on this GPU, only the slow reference: %s", operation, reason)
+
+
+@contextmanager
+def noting_warnings() -> Iterator[list[tuple[str, str]]]:
+    """The arguments of `warn` in what this thread traces within the block, also of those that have
+    been let through before: for whoever keeps a program, which nobody traces again."""
+    before, _due.noted = getattr(_due, "noted", []), list[tuple[str, str]]()
+    try:
+        yield _due.noted
+    finally:
+        _due.noted = before
 
 
 def _too_old(name: str) -> str | None:
@@ -143,7 +159,8 @@ class Operation:
         }
         reason = reasons.get(self.proven.get("cuda", ""))
         if self.warns and reason is not None and jax.default_backend() == "gpu":
-            _warn(self.name, reason)
+            getattr(_due, "noted", []).append((self.name, reason))
+            warn(self.name, reason)
         if not kernels:
             return bound("reference")(*operands)
         return lax.platform_dependent(*operands, default=bound("reference"), **kernels)

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels import implementations
+from pallas_kernels.implementations import Operation
 from pdjax import LLM, SamplingParams
-from pdjax.device import compat
 from pdjax.device.compat import keep_compilations, keep_no_compilations
 from pdjax.device.kept import key as keys
 from pdjax.device.kept import program as kept
@@ -161,25 +163,58 @@ def test_devices_without_a_description_and_programs_without_bytes_are_served(sto
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED")
 
     x = np.array([1, 2], np.float32)
-    for module, name in ((keys, "topology_of"), (compat.serialize_executable, "serialize")):
+    for name in (f"{keys.__name__}.topology_of", "jax.experimental.serialize_executable.serialize"):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, refuse)
+            patch.setattr(name, refuse)
             assert doubling(mesh_of(), "facts")[0](x).tolist() == [2, 4]
     assert not store.folder.exists()
 
 
+def test_what_tracing_warns_of_is_warned_of_at_each_start(store, monkeypatch, caplog):
+    why_not = SimpleNamespace(refusal=lambda x: "too small", double=lambda x: x * 2)
+    monkeypatch.setattr(Operation, "module", lambda self, name: why_not)
+    monkeypatch.setattr(implementations, "_foreign", lambda name: False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    operation = Operation("double", "", ("reference", "gpu"), {"cuda": "gpu"}, warns=True)
+    where = shardings(mesh_of(), P())
+    x = np.array([1, 2], np.float32)
+    for _ in range(2):
+        implementations.warn.cache_clear()
+        caplog.clear()
+        jitted = jax.jit(lambda x: operation.run(None, (x,), {}, shown=(x,)), in_shardings=where)
+        with caplog.at_level(logging.WARNING, "pallas_kernels"):
+            assert KeptProgram("double", jitted, mesh_of())(x).tolist() == [2, 4]
+        assert caplog.messages == [
+            "double: no kernel runs on this GPU, only the slow reference: too small"
+        ]
+    assert len(list(store.folder.iterdir())) == 1
+
+
 @pytest.mark.parametrize("content", [b"", b"no program", b"\x80\x04N."])
-def test_a_broken_file_is_compiled_again(store, caplog, content):
+def test_what_is_no_program_is_compiled_again(store, caplog, content):
     doubling(mesh_of(), "facts")[0](np.array([1, 2], np.float32))
     [file] = store.folder.iterdir()
     whole = file.stat().st_size
-    file.write_bytes(content)
+    store.put(file.name, content)
     program, traced = doubling(mesh_of(), "facts")
     with caplog.at_level(logging.WARNING, "pdjax"):
         assert program(np.array([1, 2], np.float32)).tolist() == [2, 4]
     assert traced == [(2,)]
     assert "compilation_cache: program double is compiled again" in caplog.text
     assert file.stat().st_size == pytest.approx(whole, rel=0.1)
+
+
+def test_a_file_of_which_a_part_is_lost_is_compiled_again(store):
+    x = np.array([1, 2], np.float32)
+    doubling(mesh_of(), "facts")[0](x)
+    [file] = store.folder.iterdir()
+    whole = file.read_bytes()
+    for broken in (b"", whole[:-1], whole[:-100] + bytes(50) + whole[-50:]):
+        file.write_bytes(broken)
+        program, traced = doubling(mesh_of(), "facts")
+        assert program(x).tolist() == [2, 4]
+        assert traced == [(2,)]
+        assert store.get(file.name) is not None
 
 
 def test_what_jax_reads_from_its_own_cache_is_not_kept_on_the_cpu(store, tmp_path):
@@ -235,14 +270,14 @@ def test_a_second_start_compiles_no_step(store, monkeypatch):
 
 
 def test_the_store_drops_what_was_used_least_recently(tmp_path):
-    store = Store(tmp_path / "programs", 25)
+    store = Store(tmp_path / "programs", 250)
     for age, name in enumerate(["a", "b", "c"]):
-        store.put(name, bytes(10))
+        store.put(name, bytes(80))
         if (tmp_path / "programs" / name).exists():
             os.utime(tmp_path / "programs" / name, (age, age))
     assert sorted(path.name for path in store.folder.iterdir()) == ["b", "c"]
-    assert store.get("b") == bytes(10)
-    store.put("d", bytes(10))
+    assert store.get("b") == bytes(80)
+    store.put("d", bytes(80))
     assert sorted(path.name for path in store.folder.iterdir()) == ["b", "d"]
     assert store.get("c") is None
 

@@ -73,7 +73,7 @@ def test_where_no_kernel_takes_the_arguments_a_gpu_is_warned_once(
     monkeypatch.setattr(implementations, "_foreign", lambda name: False)
     names = ("reference", "mosaic_gpu")
     operation = Operation("odd", "nowhere", names, {"cuda": "mosaic_gpu"}, warns=warns)
-    implementations._warn.cache_clear()
+    implementations.warn.cache_clear()
     for _ in range(2):
         found = operation.choose(
             None,

@@ -8,11 +8,13 @@ traces nor lowers nor compiles.
 """
 
 import logging
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
 
+from pallas_kernels.implementations import noting_warnings, warn
 from pdjax.device.compat import compiled, loaded, serialized
 from pdjax.device.kept.key import Unkept, key_of
 from pdjax.device.kept.store import Store
@@ -90,17 +92,23 @@ class KeptProgram:
         if kept is None:
             return None
         try:
-            return loaded(kept, self._devices)
+            warnings, program = pickle.loads(kept)
+            form = loaded(program, self._devices)
+            for each in warnings:
+                warn(*each)
+            return form
         except Exception as error:
             _LOG.warning("compilation_cache: program %s is compiled again: %s", self._name, error)
             return None
 
     def _compiled(self, args: tuple[Any, ...], key: str | None) -> Callable[..., Any]:
-        program, is_whole = compiled(self.jitted.lower(*args))
+        with noting_warnings() as warnings:
+            lowered = self.jitted.lower(*args)
+        program, is_whole = compiled(lowered)
         if _store is not None and key is not None and is_whole:
             kept = serialized(program)
             if kept is not None:
-                _store.put(key, kept)
+                _store.put(key, pickle.dumps((warnings, kept)))
         return program
 
 

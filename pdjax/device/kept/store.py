@@ -1,6 +1,7 @@
 """A folder of files by name, of bounded size."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 
 class Store:
     """Keeps bytes by name. Several processes may use a folder at once: a file is there whole or not
-    at all. What cannot be read is not there, and what cannot be written is not kept.
+    at all. What cannot be read is not there, and what cannot be written is not kept. A file begins
+    with the digest of what follows: a program of which a disk has lost a part may crash a process.
 
     Args:
       folder: is made if it does not exist.
@@ -23,7 +25,10 @@ class Store:
         """What is kept by this name."""
         path = self.folder / name
         with contextlib.suppress(OSError):
-            kept = path.read_bytes()
+            content = path.read_bytes()
+            digest, kept = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+            if digest != _digest(kept):
+                return None
             with contextlib.suppress(OSError):
                 os.utime(path)
             return kept
@@ -35,6 +40,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
                 try:
+                    file.write(_digest(kept))
                     file.write(kept)
                     file.close()
                     os.replace(file.name, self.folder / name)
@@ -61,3 +67,10 @@ class Store:
                 break
             self.drop(name)
             excess -= size
+
+
+_DIGEST_BYTES = 32
+
+
+def _digest(kept: bytes) -> bytes:
+    return hashlib.blake2b(kept, digest_size=_DIGEST_BYTES).digest()
