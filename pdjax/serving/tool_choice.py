@@ -37,14 +37,12 @@ class ToolChoice:
           key: of the arguments.
 
         Raises:
-          ApiError: a 400: a tool without a name, or definitions of two tools that differ under one
-            name.
+          ApiError: a 400: a tool without a name.
         """
         if not self.forced:
             return None
-        definitions: dict[str, dict[str, Any]] = {}
-        calls = [_call_schema(tool, key, definitions) for tool in self.forced]
-        return Guide.json_schema({"anyOf": calls, **definitions}, "tools")
+        calls = [_call_schema(tool, key, number) for number, tool in enumerate(self.forced)]
+        return Guide.json_schema({"anyOf": calls}, "tools")
 
 
 def tool_choice_of(tools: Iterable[dict[str, Any]] | None, choice: object) -> ToolChoice:
@@ -84,25 +82,34 @@ def _function(tool: Tool) -> Tool:
     return function if isinstance(function, dict) else {}
 
 
-def _call_schema(tool: Tool, key: str, definitions: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The schema of a call. What the tool's own schema defines moves to `definitions`, since
-    references name it from the root."""
+def _call_schema(tool: Tool, key: str, number: int) -> dict[str, Any]:
+    """The schema of a call, as the one of this number."""
     function = _function(tool)
     name, parameters = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not name.isprintable() or not name:
         raise bad_value("tools", tool, "must be functions with a name")
-    schema = {"type": "object", **parameters} if isinstance(parameters, dict) else {}
-    for kind in ("$defs", "definitions"):
-        defined = schema.pop(kind, None) or {}
-        if not isinstance(defined, dict):
-            raise bad_value("tools", tool, f"{kind} of parameters must be an object")
-        for each, value in defined.items():
-            if definitions.setdefault(kind, {}).setdefault(each, value) != value:
-                message = f"tools: two of them define {each!r}, and differently"
-                raise not_supported("tools", message)
+    schema: dict[str, Any] = {"type": "object"}
+    if isinstance(parameters, dict) and parameters:
+        try:
+            schema |= _moved(parameters, f"#/anyOf/{number}/properties/{key}")
+        except RecursionError as error:
+            raise bad_value("tools", name, "has parameters that are nested too deep") from error
     return {
         "type": "object",
-        "properties": {"name": {"const": name}, key: schema or {"type": "object"}},
+        "properties": {"name": {"const": name}, key: schema},
         "required": ["name", key],
         "additionalProperties": False,
     }
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A schema that stands at `root` of another one: its references to itself lead there."""
+    if isinstance(schema, list):
+        return [_moved(each, root) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {name: _moved(each, root) for name, each in schema.items()}
+    place = schema.get("$ref")
+    if isinstance(place, str) and (place == "#" or place.startswith("#/")):
+        moved["$ref"] = root + place[1:]
+    return moved

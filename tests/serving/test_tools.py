@@ -127,30 +127,43 @@ def test_a_call_may_be_forced(client: OpenAI, backend: FakeBackend):
     assert (made.message.content, made.finish_reason) == (backend.text[:40], "length")
 
 
-def test_definitions_of_tools_are_where_references_look():
-    def tool(name: str, defines: Any) -> dict[str, Any]:
-        parameters = {"$defs": {"D": defines}, "properties": {"a": {"$ref": "#/$defs/D"}}}
+def test_references_of_tools_lead_to_their_own_schemas():
+    def tool(name: str, defines: str) -> dict[str, Any]:
+        properties = {
+            "a": {"$ref": "#/$defs/D"},
+            "b": {"$ref": "#/properties/a"},
+            "more": {"$ref": "#"},
+        }
+        parameters = {"$defs": {"D": {"type": defines}}, "properties": properties}
         return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
-    tools = [tool("a", {"type": "string"}), tool("b", {"type": "string"})]
-    guide = tool_choice_of(tools, "required").guide("arguments")
-    assert guide is not None and isinstance(guide.value, str)
-    found = json.loads(guide.value)
-    arguments = {"type": "object", "properties": {"a": {"$ref": "#/$defs/D"}}}
-    assert found["anyOf"] == [schema(name, arguments) for name in ("a", "b")]
-    assert found["$defs"] == {"D": {"type": "string"}}
+    guide = tool_choice_of([tool("f", "string"), tool("g", "integer")], "required").guide("args")
+    assert guide is not None
+    form = GuideCompiler(byte_tokenizer(), VOCAB_SIZE)
     for text, fits in (
-        ('{"name": "b", "arguments": {"a": "x"}}', True),
-        ('{"name": "c', False),
-        ('{"name": "b", "arguments": {"a": 1', False),
+        ('{"name": "f", "args": {"a": "x", "b": "y"}}', True),
+        ('{"name": "g", "args": {"a": 1, "b": 2, "more": {"a": 3, "more": {}}}}', True),
+        ('{"name": "h', False),
+        ('{"name": "g", "args": {"a": "', False),
+        ('{"name": "g", "args": {"b": "', False),
+        ('{"name": "g", "args": {"more": {"a": "', False),
     ):
-        form = GuideCompiler(byte_tokenizer(), VOCAB_SIZE).start(guide)
-        assert _takes(form, text.encode()) == fits
-    with pytest.raises(ApiError, match="define 'D', and differently"):
-        tool_choice_of([tools[0], tool("b", {})], "required").guide("arguments")
-    named = {"name": "a", "parameters": {"$defs": [1]}}
-    with pytest.raises(ApiError, match=r"\$defs of parameters must be an object"):
-        tool_choice_of([{"function": named}], "required").guide("arguments")
+        assert _takes(form.start(guide), text.encode()) == fits, text
+
+
+def test_parameters_that_are_no_schema_are_refused():
+    def tool(parameters: Any) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+    guide = tool_choice_of([tool({"$defs": [1], "$ref": "#/$defs/D"})], "required").guide("args")
+    assert guide is not None
+    with pytest.raises(ValueError, match="tools: the JSON schema can't be followed"):
+        GuideCompiler(byte_tokenizer(), VOCAB_SIZE).start(guide)
+    nested: Any = {}
+    for _ in range(100_000):
+        nested = {"not": nested}
+    with pytest.raises(ApiError, match="nested too deep"):
+        tool_choice_of([tool(nested)], "required").guide("args")
 
 
 def _takes(form: TokenGuide, tokens: bytes) -> bool:
