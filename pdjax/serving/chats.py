@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,9 +11,10 @@ from pdjax.core.clock import unix_time
 from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
 from pdjax.serving.chat_message import ChatMessage
-from pdjax.serving.conversations import check_template_takes_tools, messages_of
+from pdjax.serving.conversation_ask import conversation_ask
+from pdjax.serving.conversations import messages_of
 from pdjax.serving.errors import fields_called
-from pdjax.serving.front import Front, labels_of
+from pdjax.serving.front import Front
 from pdjax.serving.generation import ChunkWriter, Usage, admit, respond
 from pdjax.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from pdjax.serving.openapi.answers import ChatCompletion, ChatCompletionChunk
@@ -127,28 +126,16 @@ def routes(front: Front) -> APIRouter:
         admit(front, request, body)
         with fields_called(body.called):
             params, choice = body.params(), body.choice()
-            messages = messages_of(body.messages)
-            if choice.tools is not None:
-                check_template_takes_tools(front.tokenizer)
-            ids = await front.in_thread(
-                front.tokenizer.apply_chat_template,
-                messages,
-                body.add_generation_prompt is not False,
-                tools=choice.tools,
-                documents=body.documents,
-                chat_template_kwargs=body.chat_template_kwargs,
+            ask, read = await conversation_ask(
+                *(front, request, body, messages_of(body.messages), params, choice),
+                alone=body.parallel_tool_calls is False,
+                generates=body.add_generation_prompt is not False,
+                template={
+                    "documents": body.documents,
+                    "chat_template_kwargs": body.chat_template_kwargs,
+                },
             )
-            params = replace(
-                params,
-                max_tokens=front.bounded(params, len(ids)),
-                shown_tokens=front.syntax.shown_tokens(choice.tools is not None),
-                guide=choice.guide(front.syntax.arguments) or params.guide,
-            )
-            state = request.scope["state"]
-            ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
-            alone, guided = body.parallel_tool_calls is False, params.guide is not None
-            read = partial(front.syntax.reader, ids, choice, alone, guided)
-            writer = ChatWriter(front, state["request_id"], body, ask, read)
+            writer = ChatWriter(front, request.scope["state"]["request_id"], body, ask, read)
             return await respond(front, request, body, [ask], writer)
 
     return router

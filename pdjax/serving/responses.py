@@ -4,7 +4,6 @@ each request brings its whole conversation."""
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,10 +13,9 @@ from pdjax.core.clock import unix_time
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import SamplingParams
 from pdjax.serving import sse
-from pdjax.serving.backend import Ask
-from pdjax.serving.conversations import check_template_takes_tools
+from pdjax.serving.conversation_ask import conversation_ask
 from pdjax.serving.errors import ApiError
-from pdjax.serving.front import Front, labels_of
+from pdjax.serving.front import Front
 from pdjax.serving.generation import Usage, admit, respond
 from pdjax.serving.openapi.document import answers
 from pdjax.serving.openapi.model_response import ModelResponse
@@ -177,28 +175,14 @@ def routes(front: Front) -> APIRouter:
         admit(front, request, body)
         params, messages = body.params(), body.messages()
         choice = body.choice()
-        if choice.tools is not None:
-            check_template_takes_tools(front.tokenizer)
         with _input_named():
-            ids = await front.in_thread(
-                front.tokenizer.apply_chat_template,
-                messages,
-                True,
-                tools=choice.tools,
-                chat_template_kwargs=body.chat_template_kwargs,
+            ask, read = await conversation_ask(
+                *(front, request, body, messages, params, choice),
+                alone=body.parallel_tool_calls is False,
+                template={"chat_template_kwargs": body.chat_template_kwargs},
             )
-            params = replace(
-                params,
-                max_tokens=front.bounded(params, len(ids)),
-                shown_tokens=front.syntax.shown_tokens(choice.tools is not None),
-                guide=choice.guide(front.syntax.arguments) or params.guide,
-            )
-            state = request.scope["state"]
-            ask = Ask(tuple(ids), params, not body.stream, labels_of(state, body.user))
-            model, request_id = front.backend.model.name, state["request_id"]
-            alone, guided = body.parallel_tool_calls is False, params.guide is not None
-            reader = front.syntax.reader(ids, choice, alone, guided)
-            writer = ResponseWriter(model, request_id, body, params, reader)
+            model, request_id = front.backend.model.name, request.scope["state"]["request_id"]
+            writer = ResponseWriter(model, request_id, body, ask.params, read())
             return await respond(front, request, body, [ask], writer)
 
     return router
