@@ -62,6 +62,11 @@ def test_an_end_token_may_come_where_the_form_accepts():
     assert made.complete
 
 
+def test_end_tokens_that_the_model_does_not_have_change_nothing():
+    made = Constraint(SamplingParams(min_tokens=1), Letters(), V, [END, V, 2 * V])
+    assert walk(made, [1, 2]) == [[1], [2], [3, END]]
+
+
 def test_tokens_that_are_allowed_stay_the_same():
     assert walk(constraint(allowed_token_ids=[0, 32, 39]), [0]) == [[0, 32, 39]] * 2
     assert walk(constraint(Letters(), allowed_token_ids=[1, 2, END]), [1, 2])[-1] == [END]

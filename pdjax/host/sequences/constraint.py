@@ -48,7 +48,8 @@ class Constraint:
       params: what the request asks for.
       guide: the form of the text, at its beginning; None has no form.
       vocab_size: V.
-      end_token_ids: tokens with which the model ends an answer.
+      end_token_ids: tokens with which the model ends an answer; a model may name some that it does
+        not have.
 
     Attributes:
       mask: u32[ceil(V / 32)] as in `interfaces.Masks`, never written again; None allows all.
@@ -64,7 +65,7 @@ class Constraint:
         vocab_size: int,
         end_token_ids: Iterable[int],
     ) -> None:
-        ends = _bits(end_token_ids, vocab_size)
+        ends = _bits((token for token in end_token_ids if token < vocab_size), vocab_size)
         self._guide, self._ends = guide, ends
         self._closing = np.zeros_like(ends) if params.ignore_eos else ends
         self._allowed = ~np.zeros_like(ends)
