@@ -87,8 +87,7 @@ class Book:
             if progress.finished and entry.ended:
                 self.finish(entry)
             elif entry.on_event is not None:
-                event = entry.event_of(progress.sequence)
-                if event is not None:
+                for event in entry.events_of(progress.sequence):
                     self._tell(entry, event)
 
     def sweep(self) -> None:

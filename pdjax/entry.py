@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,6 +57,7 @@ class Entry:
     answer: RequestOutput | None = None
     closed: bool = False
     _told: dict[int, int] = field(default_factory=dict)  # tokens, by choice; an ended choice has -1
+    _held: set[int] = field(default_factory=set)  # choices of which nothing was told yet
 
     @property
     def ended(self) -> bool:
@@ -77,11 +78,23 @@ class Entry:
         scores = first.prompt_scores
         return scores is not None and not scores.complete and not first.done
 
+    def events_of(self, sequence: Sequence) -> Iterator[RequestEvent]:
+        """What is new of a choice since the last time, and of those that waited for the prompt:
+        they may have ended meanwhile, and be heard of no more."""
+        due = [sequence]
+        if self._held and not self._waits_for_prompt:
+            due += [self.sequences[choice] for choice in sorted(self._held - {sequence.choice})]
+            self._held.clear()
+        return filter(None, map(self.event_of, due))
+
     def event_of(self, sequence: Sequence) -> RequestEvent | None:
         """What is new of a choice since the last time; None where nothing is."""
         choice, done = sequence.choice, sequence.done
         told = self._told.get(choice, 0)
-        if told < 0 or (self.whole and not done) or self._waits_for_prompt:
+        if self._waits_for_prompt:
+            self._held.add(choice)
+            return None
+        if told < 0 or (self.whole and not done):
             return None
         tokens = sequence.output[told:]
         text = sequence.text.take() if sequence.text is not None else ""

@@ -11,7 +11,9 @@ import pytest
 
 from pdjax.core.logprobs import TokenLogprobs
 from pdjax.core.outputs import RequestEvent, RequestOutput, merged
+from pdjax.entry import Entry
 from pdjax.host.loop import Loop
+from pdjax.host.sequences.sequence import State
 from pdjax.interfaces.batches import Scores
 from pdjax.stream import Backlog
 from tests.frontend.test_session import House, exact
@@ -205,6 +207,23 @@ def test_no_choice_is_told_before_the_log_probabilities_of_the_prompt_are_known(
     house.rest()
     told = {event.choice: event.prompt_logprobs for event in events}
     assert told == {0: event.prompt_logprobs, 1: None}
+
+
+def test_a_choice_that_ends_before_its_prompt_is_known_is_told_with_it():
+    house = text_house()
+    asked = house.request(n=3, temperature=1.0, prompt_logprobs=0)
+    entry = Entry(asked, None, house.deployment.coordinator.sequences_of(asked))
+    first, second, third = entry.sequences
+    for each in (first, second):
+        each.output += [1]
+    second.move(State.FINISHED)
+    second.finish_reason = "length"
+    assert [*entry.events_of(second), *entry.events_of(third)] == []
+    assert first.prompt_scores is not None
+    first.prompt_scores.add(Scores(*np.zeros((2, 2)), *np.zeros((2, 2, 0))))
+    told = [(event.choice, event.finish_reason) for event in entry.events_of(first)]
+    assert told == [(0, None), (1, "length")]
+    assert [*entry.events_of(first), *entry.events_of(second)] == []
 
 
 @pytest.mark.parametrize("own_thread", [False, True])
