@@ -19,8 +19,8 @@ from pdjax.serving.front import Front
 from pdjax.serving.keys import name_of
 from pdjax.serving.logs import LOG, event
 from pdjax.serving.open_answer import OpenAnswer
+from pdjax.serving.request_span import Exchange
 from pdjax.serving.trace_context import trace_context
-from pdjax.serving.traces import Exchange
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -1,9 +1,11 @@
 """Traces: where they are sent to; and what a collector is told of requests to a fake backend."""
 
 import logging
+import pickle
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,9 +15,14 @@ from typing import Any
 import httpx2
 import pytest
 
+from pdjax.core.guide import Guide
+from pdjax.core.outputs import Completion, RequestOutput
+from pdjax.core.request import SamplingParams
 from pdjax.serving import traces
+from pdjax.serving.backend import Ask
 from pdjax.serving.front import Settings
 from pdjax.serving.logs import LOG
+from pdjax.serving.request_span import Exchange, request_span
 from pdjax.serving.traces import traces_url
 from tests.helpers.fake_backend import FakeBackend, served
 
@@ -199,3 +206,19 @@ def test_what_the_collector_does_not_take_is_dropped_and_told(
     dropped = [vars(each)["fields"] for each in caplog.records if each.msg == "traces_dropped"]
     assert sum(fields["requests"] for fields in dropped) == 8
     assert len(collector.spans()) >= 3
+
+
+def test_what_waits_holds_no_prompt_and_no_token():
+    ids = list(range(100_000))
+    answer: Any = SimpleNamespace(
+        ask=Ask(tuple(ids), SamplingParams(guide=Guide.regex("a" * 100_000))),
+        outcome=Future[RequestOutput](),
+        submitted_ns=0,
+    )
+    whole = Completion(ids, "x" * 100_000, "length", None, None, None, None)
+    output = RequestOutput("", None, ids, [whole])
+    answer.outcome.set_result(output)
+    exchange = Exchange(None, "POST", "/v1/completions", 200, 0, 1, None, [answer])
+    waits = request_span(exchange, "m")
+    assert waits.attributes["gen_ai.usage.output_tokens"] == 100_000
+    assert len(pickle.dumps(waits)) < 2000
