@@ -291,7 +291,9 @@ class Config:
       compilation_cache: folder that keeps compiled programs, and on GPUs XLA's autotuning, for
         the next start; applies to the whole process. "off" keeps none. None leaves what
         JAX_COMPILATION_CACHE_DIR or jax.config say, and otherwise takes `pdjax/jax` in
-        $XDG_CACHE_HOME (~/.cache), at most 8 GiB. It may be deleted at any time.
+        $XDG_CACHE_HOME (~/.cache), at most 8 GiB. Steps that need not be traced again are in its
+        folder `pdjax`, at most 8 GiB more; with PDJAX_KEEP_PROGRAMS=0 in the environment there are
+        none. It may be deleted at any time.
       seed: seeds random weights, and the seeds that are drawn for requests which name none; in
         [0, 2**32).
     """
