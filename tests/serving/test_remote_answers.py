@@ -188,7 +188,8 @@ def test_a_guide_is_compiled_beside_the_event_loop(llm: TextLLM, monkeypatch: py
                 await asyncio.sleep(0.005)
 
     asyncio.run(asyncio.wait_for(ask(), PATIENCE))
-    assert len(threads) == 2 and threading.get_ident() not in threads
+    [thread] = threads  # the one that leaves is not compiled
+    assert thread != threading.get_ident()
     llm.house.check()
 
 

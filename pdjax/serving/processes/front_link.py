@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -64,7 +65,8 @@ class FrontLink:
         self.open: dict[int, str] = {}
         self._llm, self._methods, self._ready, self._lost = llm, methods, ready, lost
         self._tasks: set[asyncio.Future[None]] = set()
-        self._compiling: set[int] = set()  # answers whose guides are
+        self._compiling: dict[int, Future[Request]] = {}  # requests whose guides are
+        self._guides = ThreadPoolExecutor(1, "pdjax guides")
         self._frames = Frames(connection, self._received, self._gone, self._drained)
         self._outbox: Outbox | None = Outbox(self._frames)
         self._frames.send(setup)
@@ -83,6 +85,7 @@ class FrontLink:
         """Abort the front's requests, and let go of it."""
         self._outbox = None
         self._frames.close()
+        self._guides.shutdown(wait=False, cancel_futures=True)
         for request_id in list(self.open.values()):
             self._llm.session.abort_soon(request_id)
 
@@ -98,13 +101,17 @@ class FrontLink:
             case Asked() if message.ask.params.guide is None:
                 self._submit(message.number, message.ask)
             case Asked():
-                self._begin(self._submit_guided(message.number, message.ask))
+                request = self._guides.submit(self._request_of, message.ask)
+                self._compiling[message.number] = request
+                self._begin(self._submit_guided(message.number, message.ask, request))
             case StopFound():
                 request_id = self.open.get(message.number)
                 if request_id is not None:
                     self._llm.session.stop_soon(Stop(request_id, *message[1:]))
             case Close():
-                self._compiling.discard(message.number)
+                compiling = self._compiling.pop(message.number, None)
+                if compiling is not None:
+                    compiling.cancel()
                 request_id = self.open.get(message.number)
                 if request_id is not None:
                     self._llm.session.abort_soon(request_id)
@@ -124,16 +131,17 @@ class FrontLink:
         with self._refusing(number):
             self._enqueue(number, ask, self._request_of(ask))
 
-    async def _submit_guided(self, number: int, ask: Ask) -> None:
-        """Submit a request whose guide is compiled first, which may take a second."""
-        self._compiling.add(number)
+    async def _submit_guided(self, number: int, ask: Ask, compiling: Future[Request]) -> None:
+        """Submit a request whose guide is compiled first, which may take a second; one that is
+        closed before is not compiled."""
         with self._refusing(number):
-            loop = asyncio.get_running_loop()
-            request = await loop.run_in_executor(None, self._request_of, ask)
-            if number not in self._compiling or self._outbox is None:
+            compiled = asyncio.wrap_future(compiling)
+            await asyncio.wait([compiled])
+            is_open = self._compiling.pop(number, None) is not None and self._outbox is not None
+            request = None if compiled.cancelled() else compiled.result()
+            if request is None or not is_open:
                 raise Closed("the answer was closed before it was begun")
             self._enqueue(number, ask, request)
-        self._compiling.discard(number)
 
     def _request_of(self, ask: Ask) -> Request:
         labels: RequestOptions = {"labels": ask.labels}
