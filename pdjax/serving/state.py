@@ -1,5 +1,6 @@
 """What is served, and how it goes: models, health, metrics, engines."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -59,7 +60,8 @@ def routes(front: Front) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse, responses=errors())
     async def metrics() -> Response:
         """Prometheus's text format."""
-        text = front.metrics.text(await front.backend.report())
+        report = await front.backend.report()
+        text = await asyncio.to_thread(front.metrics.text, report)  # some milliseconds
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     @router.get("/engines", responses=errors())

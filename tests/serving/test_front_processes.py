@@ -1,5 +1,6 @@
 """HTTP in processes of its own: what clients find, and what becomes of it when a front dies."""
 
+import errno
 import json
 import os
 import re
@@ -201,6 +202,26 @@ def test_a_front_that_dies_takes_its_own_answers_and_comes_again(
         after = metrics_of(client)
     tokens = 'pdjax:generation_tokens_total{model_name="bytes"}'
     assert after[tokens] >= before[tokens] + 20  # those of the front that died are not forgotten
+
+
+def test_where_no_process_can_be_made_it_is_tried_again(
+    server: FrontedServer, monkeypatch: pytest.MonkeyPatch
+):
+    before, tries = pids_of(server), list[int]()
+    make = server.fronts._process
+
+    def process() -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(errno.EAGAIN, "no more processes")
+        return make()
+
+    monkeypatch.setattr(fronts, "RESTART_S", 0.01)
+    monkeypatch.setattr(server.fronts, "_process", process)
+    server.call(server.fronts.kill, 1)
+    until(lambda: len(tries) == 2)
+    until(lambda: all(front["is_ready"] for front in server.report()["fronts"].values()))
+    assert pids_of(server)[1] != before[1]
 
 
 def test_fronts_that_never_start_end_the_server(

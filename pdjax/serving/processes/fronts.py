@@ -193,8 +193,14 @@ class Fronts:
         self._changed.set()
 
     def _restart(self, slot: _Slot) -> None:
-        if not self._signals:
+        if self._signals:
+            return
+        try:
             slot.process = self._process()
+        except OSError as error:  # no room for another process or file; there may be later
+            event("front_not_started", logging.ERROR, front=slot.number, reason=str(error))
+            self._loop.call_later(RESTART_S, self._restart, slot)
+        else:
             self._link(slot)
 
     def _kill(self) -> None:
