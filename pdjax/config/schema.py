@@ -285,15 +285,13 @@ class Config:
         each on average, ten times as many steps and moments of free pages, and five times as many
         shipments; the oldest are dropped. A request takes about 1.4 kB, a token 8 bytes, a step
         0.5 kB, a shipment 0.7 kB: 10,000 take at most 200 MB. Totals cover the whole run.
-      cpu_devices: virtual devices to make where JAX runs on the CPU; None makes as many as the
-        meshes need.
+      cpu_devices: virtual devices where JAX runs on the CPU; None: as many as the meshes need.
       warm_up: compile every bucket before the first request.
       compilation_cache: folder that keeps compiled programs, and on GPUs XLA's autotuning, for
         the next start; applies to the whole process. "off" keeps none. None leaves what
-        JAX_COMPILATION_CACHE_DIR or jax.config say, and otherwise takes `pdjax/jax` in
-        $XDG_CACHE_HOME (~/.cache), at most 8 GiB. Steps that need not be traced again are in its
-        folder `pdjax`, at most 8 GiB more; with PDJAX_KEEP_PROGRAMS=0 in the environment there are
-        none. It may be deleted at any time.
+        JAX_COMPILATION_CACHE_DIR or jax.config say, else takes `pdjax/jax` in $XDG_CACHE_HOME
+        (~/.cache), at most 8 GiB. Steps that need not be traced again are in its folder `pdjax`,
+        at most 8 GiB more; PDJAX_KEEP_PROGRAMS=0 keeps none. It may be deleted at any time.
       seed: seeds random weights, and the seeds that are drawn for requests which name none; in
         [0, 2**32).
     """

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pdjax.serving.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from pdjax.serving.responses_body import ResponsesRequest
+from pdjax.serving.text_threads import BRIEF
 from pdjax.text.tokenizer import Tokenizer
 from tests.helpers.fake_backend import FakeBackend
 from tests.helpers.http_client import Http, error_of
@@ -63,8 +64,8 @@ def test_texts_of_single_tokens_are_not_made_on_the_event_loop(
         return decode(self, *args, **how)
 
     monkeypatch.setattr(Tokenizer, "decode", seen)
-    body = {"prompt": "long", "return_token_strs": True}
-    assert Http(FakeBackend(tmp_path)).post("/tokenize", json=body).json()["token_strs"] == [
-        *"long"
-    ]
+    long = "long" * BRIEF
+    body = {"prompt": long, "return_token_strs": True}
+    told = Http(FakeBackend(tmp_path)).post("/tokenize", json=body).json()
+    assert told["token_strs"] == [*long]
     assert not loops
