@@ -99,9 +99,7 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
 def signal_once(llm: LLM, draw: random.Random) -> bool:
     """Send one SIGINT at a random moment of `generate`; return whether it arrived before the end of
     the call."""
-    begun = time.perf_counter()
-    answers(llm)
-    moment = draw.uniform(0, time.perf_counter() - begun)
+    moment = draw.uniform(0, min(_seconds(llm) for _ in range(2)))
     timer = threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT))
     generated = False
     try:
@@ -114,6 +112,13 @@ def signal_once(llm: LLM, draw: random.Random) -> bool:
         pass
     timer.join()
     return not generated
+
+
+def _seconds(llm: LLM) -> float:
+    """How long `generate` takes now."""
+    begun = time.perf_counter()
+    answers(llm)
+    return time.perf_counter() - begun
 
 
 def signals(count: int, truth: list[list[int]], draw: random.Random) -> tuple[int, int]:
