@@ -5,12 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from experiments.bench_host.__main__ import POOL, NoTransport
+from experiments.bench_host.__main__ import InstantEngine, NoTransport
 from pdjax.config import Config, DecodeConfig, PrefillConfig
 from pdjax.core.clock import WallClock
-from pdjax.core.ids import EngineId
 from pdjax.core.kv_layout import KVLayout
 from pdjax.deploy import Deployment
 from pdjax.host.coordinator import Coordinator
@@ -41,7 +38,7 @@ class Due:
         return self.outcome
 
 
-class PacedEngine:
+class PacedEngine(InstantEngine):
     """An engine whose steps take `seconds` each, with letters for tokens.
 
     Attributes:
@@ -50,16 +47,9 @@ class PacedEngine:
     """
 
     def __init__(self, kind: StepKind, layout: KVLayout, num_pages: int, rows: int) -> None:
-        self.id, self.pool = EngineId(f"{kind.value}/0"), POOL
-        self.layout, self.num_pages = layout, num_pages
-        self.accepts = frozenset({kind})
-        self.rows = rows if kind is StepKind.DECODE else 0
-        self.layer_groups: tuple[range, ...] = (range(layout.num_layers),)
+        super().__init__(kind, layout, num_pages, rows, tokens=(97, 123))
         self.seconds, self.lags = 0.0, list[float]()
         self._free: float | None = None
-        tokens = np.random.default_rng(0).integers(97, 123, rows, dtype=np.int32)
-        nothing = np.zeros(rows, np.float32), np.zeros((rows, 0), np.int32)
-        self._sampled = Sampled(tokens, *nothing, np.zeros((rows, 0), np.float32))
 
     def submit(self, step: Step) -> Due:
         del step
@@ -67,22 +57,12 @@ class PacedEngine:
         if self._free is not None and now >= self._free:
             self.lags.append(now - self._free)
         self._free = max(now, self._free or now) + self.seconds
-        return Due(self._free, self._sampled)
+        return Due(self._free, self.sampled)
 
     def start_over(self, seconds: float) -> None:
         """Forget the lags; steps take so long from now on."""
         self.seconds, self._free = seconds, None
         self.lags.clear()
-
-    def set_history(self, row: int, token_ids: np.ndarray) -> None:
-        raise AssertionError("no request has penalties")
-
-    @property
-    def losses(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def config_of(rows: int) -> Config:

@@ -27,6 +27,7 @@ from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.interfaces.batches import Sampled
+from pdjax.interfaces.engine import StepTicket
 from pdjax.interfaces.steps import Step, StepKind
 from pdjax.interfaces.tickets import Ticket
 from pdjax.interfaces.transport import TransferJob, TransferTicket
@@ -59,19 +60,37 @@ POOL = PoolId("hbm/0")
 
 
 class InstantEngine:
-    """An engine whose steps are done at once, with arbitrary tokens."""
+    """An engine whose steps are done at once, with arbitrary tokens.
 
-    def __init__(self, kind: StepKind, layout: KVLayout, num_pages: int, rows: int) -> None:
+    Args:
+      kind: of its steps.
+      layout, num_pages: of the pool.
+      rows: of decode.
+      tokens: that come back, between two bounds.
+
+    Attributes:
+      sampled: what every step gives.
+    """
+
+    def __init__(
+        self,
+        kind: StepKind,
+        layout: KVLayout,
+        num_pages: int,
+        rows: int,
+        tokens: tuple[int, int] = (1, VOCAB),
+    ) -> None:
         self.id, self.pool = EngineId(f"{kind.value}/0"), POOL
         self.layout, self.num_pages = layout, num_pages
         self.accepts = frozenset({kind})
         self.rows = rows if kind is StepKind.DECODE else 0
         self.layer_groups: tuple[range, ...] = (range(layout.num_layers),)
-        tokens = np.random.default_rng(0).integers(1, VOCAB, rows, dtype=np.int32)
+        drawn = np.random.default_rng(0).integers(*tokens, rows, dtype=np.int32)
         nothing = np.zeros(rows, np.float32), np.zeros((rows, 0), np.int32)
-        self._done = Done(Sampled(tokens, *nothing, np.zeros((rows, 0), np.float32)))
+        self.sampled = Sampled(drawn, *nothing, np.zeros((rows, 0), np.float32))
+        self._done = Done(self.sampled)
 
-    def submit(self, step: Step) -> Done:
+    def submit(self, step: Step) -> StepTicket:
         del step
         return self._done
 
