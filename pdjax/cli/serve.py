@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
 from contextlib import ExitStack, closing
+from types import FrameType
 from typing import Any
 
 from absl import flags
@@ -103,6 +105,8 @@ def serve() -> int:
     count = _front_processes()
     with ExitStack() as held:
         held.callback(found.close)
+        # Until a server has its own handler: what fronts have on disk and in processes must go.
+        held.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
         fronts = held.enter_context(closing(Fronts(count))) if count else None
         logs.set_up(_LEVEL.value, None if fronts is None else fronts.log_lock)
         print(f"pdjax serve: loading {config.model.source}", file=sys.stderr)
@@ -140,6 +144,11 @@ def serve() -> int:
 
         asyncio.run(run())
     return 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the command by a signal."""
+    raise SystemExit(128 + number)
 
 
 def _front_processes() -> int:

@@ -5,9 +5,11 @@ import logging
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -86,6 +88,27 @@ def test_it_serves_until_a_signal(
     events = [line["event"] for line in lines]
     assert "ready" in events and events[-1] == "draining"
     llm.house.check()
+
+
+@pytest.mark.usefixtures("restored_logs")
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_signal_while_the_model_loads_leaves_nothing(
+    processes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before, seen = signal.getsignal(signal.SIGTERM), list[int]()
+
+    class Loading(AsyncLLM):
+        def __init__(self, config: Any) -> None:
+            seen.append(len(list(tmp_path.iterdir())))
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(async_llm, "AsyncLLM", Loading)
+    with pytest.raises(SystemExit) as end:
+        run("--port=0", f"--front_processes={processes}")
+    assert end.value.code == 128 + signal.SIGTERM
+    assert seen == [processes] and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
