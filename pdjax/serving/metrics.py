@@ -223,6 +223,10 @@ def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Itera
         yield _family(GaugeMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
     for key in ("steps", "busy_seconds", "losses"):
         yield _family(CounterMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
+    fronts = report.get("fronts", {})
+    for key in ("is_ready", "connections", "open_answers"):
+        yield _family(GaugeMetricFamily, model, f"front_{key}", fronts, key, ("front",))
+    yield _family(CounterMetricFamily, model, "front_losses", fronts, "losses", ("front",))
     for key in ("bytes", "shipments", "wire_s"):
         name = f"link_{_spelt(key)}"
         yield _family(CounterMetricFamily, model, name, report["links"], key, ("link",))

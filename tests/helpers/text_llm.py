@@ -57,7 +57,7 @@ def linked(llm: Any) -> tuple[FrontLink, RemoteBackend, Frames]:
 
     setup = Setup(0, MODEL, Settings(), None, None, None, "info", "")
     methods = {"report": report, "recent": fails}
-    link = FrontLink(ours, llm, methods, setup, ready=lambda: None, lost=lambda: None)
+    link = FrontLink(ours, llm, methods, setup, lambda: None, lambda _: None, lambda: None)
     backend: RemoteBackend
 
     def received(message: Any) -> None:

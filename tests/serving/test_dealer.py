@@ -1,5 +1,5 @@
-"""Connections that are dealt to fronts, without processes: in turn, past a front that takes none,
-and with TLS."""
+"""Connections that are dealt to fronts, without processes: to the one with the fewest, past a front
+that takes none, and with TLS."""
 
 import asyncio
 import errno
@@ -14,7 +14,7 @@ import pytest
 
 from pdjax.serving.front import Front, Settings
 from pdjax.serving.processes import dealer
-from pdjax.serving.processes.dealer import Dealer, connections_from
+from pdjax.serving.processes.dealer import Dealer, Receiver, connections_from
 from pdjax.serving.processes.front_server import FrontServer
 from pdjax.serving.server import listening_socket
 from pdjax.serving.tls import tls_context
@@ -33,10 +33,11 @@ class Dealt:
 
     def __init__(self, dealing: Dealer, count: int) -> None:
         self.pairs = [socket.socketpair() for _ in range(count)]
+        self.receivers = [Receiver(ours) for ours, _ in self.pairs]
         self.connections: list[list[socket.socket]] = [[] for _ in range(count)]
-        for ours, theirs in self.pairs:
+        for receiver, (_, theirs) in zip(self.receivers, self.pairs, strict=True):
             theirs.setblocking(False)
-            dealing.add(ours)
+            dealing.add(receiver)
 
     def come(self, first: int = 0) -> int:
         """How many have come, of the fronts from the first one on."""
@@ -72,6 +73,57 @@ def test_each_front_is_dealt_the_next_connection():
             fronts.close()
 
     asyncio.run(deal())
+
+
+def test_the_front_with_the_fewest_open_connections_is_dealt_the_next():
+    async def deal() -> None:
+        with listening_socket("127.0.0.1", 0) as listening, ExitStack() as held:
+
+            async def connect(count: int, all_in_all: int) -> list[int]:
+                for _ in range(count):
+                    held.enter_context(socket.create_connection(listening.getsockname()))
+                await until(lambda: fronts.come() == all_in_all)
+                return [len(each) for each in fronts.connections]
+
+            dealing = Dealer(listening)
+            fronts = Dealt(dealing, 3)
+            assert await connect(6, 6) == [2, 2, 2]
+            fronts.receivers[1].ended = 2
+            assert await connect(2, 8) == [2, 4, 2]
+            fronts.receivers[2].ended = 1
+            dealing.remove(fronts.receivers[2])
+            assert await connect(2, 10) == [3, 5, 2]
+            dealing.add(fronts.receivers[2])
+            assert await connect(2, 12) == [3, 5, 4]
+            dealing.close()
+            fronts.close()
+
+    asyncio.run(deal())
+
+
+def test_a_front_tells_how_many_of_its_connections_have_ended(tmp_path: Path):
+    async def serve() -> None:
+        ours, theirs = socket.socketpair()
+        server = FrontServer(Front(FakeBackend(tmp_path), Settings()), None, theirs)
+        serving = asyncio.ensure_future(server.serve())
+        receiver = Receiver(ours)
+        with listening_socket("127.0.0.1", 0) as listening:
+            dealing = Dealer(listening)
+            dealing.add(receiver)
+            clients = [socket.create_connection(listening.getsockname()) for _ in range(3)]
+            await until(lambda: len(server.server_state.connections) == 3)
+            assert (receiver.dealt, server.ended) == (3, 0)
+            for client in clients[:2]:
+                client.close()
+            await until(lambda: server.ended == 2)
+            dealing.close()
+        server.handle_exit(15, None)
+        await serving
+        assert server.ended == 3
+        for each in (ours, theirs, clients[2]):
+            each.close()
+
+    asyncio.run(serve())
 
 
 def test_a_front_that_ends_is_dealt_nothing(tmp_path: Path):
@@ -144,7 +196,7 @@ def test_a_front_speaks_tls_and_is_not_hurt_by_who_does_not(tmp_path: Path):
         serving = asyncio.ensure_future(server.serve())
         with listening_socket("127.0.0.1", 0) as listening:
             dealing = Dealer(listening)
-            dealing.add(ours)
+            dealing.add(Receiver(ours))
             await until(lambda: server.started)
             with socket.create_connection(listening.getsockname()) as plain:
                 plain.sendall(b"GET /health HTTP/1.1\r\n\r\n")

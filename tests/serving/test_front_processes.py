@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -67,12 +68,14 @@ def check_drain(server: FrontedServer) -> None:
 @pytest.fixture
 def clients(server: FrontedServer) -> Iterator[list[httpx2.Client]]:
     """Two clients, each with one connection: of the two fronts, each has one."""
+    until(lambda: connections_of(server) == [0, 0])
     with ExitStack() as held:
         limits = httpx2.Limits(max_connections=1)
         how: dict[str, Any] = {"headers": KEYS, "timeout": PATIENCE, "limits": limits}
         made = [held.enter_context(httpx2.Client(base_url=server.url, **how)) for _ in range(2)]
         for client in made:
             assert client.get("/ready").text == "ok\n"
+        assert connections_of(server) == [1, 1]
         yield made
 
 
@@ -91,6 +94,10 @@ def metrics_of(client: httpx2.Client) -> dict[str, float]:
 def pids_of(server: FrontedServer) -> list[int]:
     fronts = server.report()["fronts"].values()
     return [front["pid"] for front in fronts if front["pid"] is not None]
+
+
+def connections_of(server: FrontedServer) -> list[int]:
+    return [front["connections"] for front in server.report()["fronts"].values()]
 
 
 def is_live(server: FrontedServer) -> bool:
@@ -171,8 +178,25 @@ def test_fronts_have_no_jax(server: FrontedServer):
         assert "pydantic_core" in loaded and "jaxlib" not in loaded
 
 
-def test_a_front_that_dies_takes_its_own_answers_and_comes_again(
-    server: FrontedServer, clients: list[httpx2.Client]
+def hang(server: FrontedServer, pid: int) -> None:
+    """Stop the first front, and let the time pass in which it is missed; meanwhile the other one
+    takes what comes."""
+    os.kill(pid, signal.SIGSTOP)
+    [slot, _] = server.fronts._slots
+    slot.beats = fronts.LATE_BEATS - 1
+    until(lambda: not server.report()["fronts"]["0"]["is_ready"])
+    for _ in range(3):
+        with httpx2.Client(base_url=server.url, timeout=PATIENCE) as client:
+            assert client.get("/ready").status_code == 200
+    slot.beats = fronts.MOST_BEATS
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_front_that_dies_or_hangs_takes_its_own_answers_and_comes_again(
+    hangs: bool,
+    server: FrontedServer,
+    clients: list[httpx2.Client],
+    caplog: pytest.LogCaptureFixture,
 ):
     engine = server.llm.house.deployment.decode[0].id
     before = metrics_of(clients[0])
@@ -184,7 +208,10 @@ def test_a_front_that_dies_takes_its_own_answers_and_comes_again(
             response = held.enter_context(client.stream("POST", "/v1/completions", json=LONG))
             streams.append(response.iter_raw())
             next(streams[-1])
-        server.call(server.fronts.kill, 0)
+        if hangs:
+            hang(server, pids[0])
+        else:
+            server.call(server.fronts.kill, 0)
         until(lambda: server.report()["open_answers"] == 1)
         server.llm.coordinator.resume(engine)
         server.llm.coordinator.wake()
@@ -202,6 +229,20 @@ def test_a_front_that_dies_takes_its_own_answers_and_comes_again(
         after = metrics_of(client)
     tokens = 'pdjax:generation_tokens_total{model_name="bytes"}'
     assert after[tokens] >= before[tokens] + 20  # those of the front that died are not forgotten
+    losses = 'pdjax:front_losses_total{front="0",model_name="bytes"}'
+    assert after[losses] == before[losses] + 1
+    told = [each.msg for each in caplog.records]
+    assert "front_died" in told and ("front_hangs" in told) == hangs
+
+
+def test_a_front_that_was_late_is_dealt_connections_again(server: FrontedServer):
+    [pid, _] = pids_of(server)
+    os.kill(pid, signal.SIGSTOP)
+    server.fronts._slots[0].beats = fronts.LATE_BEATS - 1
+    until(lambda: not server.report()["fronts"]["0"]["is_ready"])
+    os.kill(pid, signal.SIGCONT)
+    until(lambda: server.report()["fronts"]["0"]["is_ready"])
+    assert pids_of(server)[0] == pid
 
 
 def test_where_no_process_can_be_made_it_is_tried_again(

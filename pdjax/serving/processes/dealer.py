@@ -1,16 +1,15 @@
-"""Deals connections to the fronts, in turn.
+"""Deals connections to the fronts: each to the one that has the fewest open.
 
 The kernel could deal them: fronts that wait at one socket are woken all at once, and the first one
 takes most; with a socket each (SO_REUSEPORT) it goes by a hash, and what waits at the socket of a
-front that dies is lost. Here each front gets the next connection, and none of those that wait is
-lost. An open file passes through a socketpair with SCM_RIGHTS.
+front that dies is lost. Here no front has more than its share, and none of those that wait is lost.
+An open file passes through a socketpair with SCM_RIGHTS.
 """
 
 import asyncio
 import errno
 import logging
 import socket
-from collections import deque
 from contextlib import suppress
 
 _LOG = logging.getLogger("pdjax.serving")
@@ -24,6 +23,36 @@ AGAIN_S = 1.0
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
+class Receiver:
+    """A front, as it is dealt connections.
+
+    Args:
+      channel: our end of a socketpair.
+
+    Attributes:
+      dealt: connections that it has been given.
+      ended: those of them that have ended, as far as the front has told.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self.channel, self.dealt, self.ended = channel, 0, 0
+
+    @property
+    def open(self) -> int:
+        """Connections that have not ended."""
+        return self.dealt - self.ended
+
+    def deal(self, connection: socket.socket) -> bool:
+        """Give it a connection; returns whether it was taken."""
+        try:
+            socket.send_fds(self.channel, [b"c"], [connection.fileno()])
+        except OSError:  # it reads nothing, or has just died
+            return False
+        self.dealt += 1
+        return True
+
+
 class Dealer:
     """Accepts connections while any front is there. Belongs to the event loop in which it is made.
 
@@ -35,16 +64,15 @@ class Dealer:
         listening.listen(BACKLOG)
         listening.setblocking(False)
         self._listening, self._loop = listening, asyncio.get_running_loop()
-        self._fronts: deque[socket.socket] = deque()
+        self._fronts: list[Receiver] = []  # the one that has waited longest is first
         self._again: asyncio.TimerHandle | None = None
 
-    def add(self, front: socket.socket) -> None:
-        """Deal to one more front, through this socketpair."""
-        front.setblocking(False)
+    def add(self, front: Receiver) -> None:
+        """Deal to one more front."""
         self._fronts.append(front)
         self._listen()
 
-    def remove(self, front: socket.socket) -> None:
+    def remove(self, front: Receiver) -> None:
         """Deal to a front no more. While there is none, connections wait in the system."""
         with suppress(ValueError):
             self._fronts.remove(front)
@@ -80,12 +108,12 @@ class Dealer:
                 self._deal(connection)
 
     def _deal(self, connection: socket.socket) -> None:
-        """Give it to the front that has waited longest, or to the next one that takes it."""
-        for _ in range(len(self._fronts)):
-            front = self._fronts[0]
-            self._fronts.rotate(-1)
-            with suppress(OSError):  # it reads nothing, or has just died
-                socket.send_fds(front, [b"c"], [connection.fileno()])
+        """Give it to the front with the fewest open, or to the next one that takes it. Of equals it
+        is the one that has waited longest."""
+        for front in sorted(self._fronts, key=lambda front: front.open):
+            if front.deal(connection):
+                self._fronts.remove(front)
+                self._fronts.append(front)
                 return
 
 

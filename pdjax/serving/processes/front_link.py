@@ -19,6 +19,7 @@ from pdjax.serving.processes.frames import Frames
 from pdjax.serving.processes.messages import (
     REFUSALS,
     Accepted,
+    Alive,
     Asked,
     Close,
     End,
@@ -47,6 +48,7 @@ class FrontLink:
       methods: that the front may ask.
       setup: told to the front.
       ready: called when the front takes connections.
+      alive: called with how many of its connections have ended, each `BEAT_S` from then on.
       lost: called once when the front has gone; its requests are aborted.
 
     Attributes:
@@ -60,14 +62,16 @@ class FrontLink:
         methods: Methods,
         setup: Setup,
         ready: Callable[[], None],
+        alive: Callable[[int], None],
         lost: Callable[[], None],
     ) -> None:
         self.open: dict[int, str] = {}
-        self._llm, self._methods, self._ready, self._lost = llm, methods, ready, lost
+        self._llm, self._methods = llm, methods
+        self._ready, self._alive, self._lost = ready, alive, lost
         self._tasks: set[asyncio.Future[None]] = set()
         self._compiling: dict[int, Future[Request]] = {}  # requests whose guides are
         self._guides = ThreadPoolExecutor(1, "pdjax guides")
-        self._frames = Frames(connection, self._received, self._gone, self._drained)
+        self._frames = Frames(connection, self._received, self.lose, self._drained)
         self._outbox: Outbox | None = Outbox(self._frames)
         self._frames.send(setup)
 
@@ -89,7 +93,8 @@ class FrontLink:
         for request_id in list(self.open.values()):
             self._llm.session.abort_soon(request_id)
 
-    def _gone(self) -> None:
+    def lose(self) -> None:
+        """Take the front for gone."""
         self.close()
         self._lost()
 
@@ -117,6 +122,8 @@ class FrontLink:
                     self._llm.session.abort_soon(request_id)
             case Question():
                 self._begin(self._answer(message))
+            case Alive():
+                self._alive(message.ended)
             case Ready():
                 self._ready()
             case _:

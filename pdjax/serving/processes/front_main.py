@@ -17,10 +17,13 @@ from pdjax.serving import logs
 from pdjax.serving.front import Front
 from pdjax.serving.processes.frames import Frames
 from pdjax.serving.processes.front_server import FrontServer
-from pdjax.serving.processes.messages import End, Ready, Setup
+from pdjax.serving.processes.messages import BEAT_S, Alive, End, Ready, Setup
 from pdjax.serving.processes.remote_backend import RemoteBackend
 from pdjax.serving.tls import tls_context
 from pdjax.text.tokenizer import Tokenizer
+
+ENDED_S = 0.05
+"""Seconds within which the engines' process is told of connections that have ended."""
 
 
 async def serve(messages: socket.socket, channel: socket.socket) -> None:
@@ -58,8 +61,22 @@ async def serve(messages: socket.socket, channel: socket.socket) -> None:
     while not (server.started or serving.done()):
         await asyncio.sleep(0.005)
     frames.send(Ready())
+    beating = asyncio.ensure_future(_beat(frames, server))
     await serving
+    beating.cancel()
     frames.close()
+
+
+async def _beat(frames: Frames, server: FrontServer) -> None:
+    """Tell the engines' process each `BEAT_S` that this one goes on, and soon that connections have
+    ended; nothing while it reads nothing."""
+    loop = asyncio.get_running_loop()
+    ended, next_beat = 0, loop.time()
+    while True:
+        if (server.ended != ended or loop.time() >= next_beat) and not frames.unsent:
+            ended, next_beat = server.ended, loop.time() + BEAT_S
+            frames.send(Alive(ended))
+        await asyncio.sleep(ENDED_S)
 
 
 def main() -> None:

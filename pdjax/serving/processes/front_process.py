@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pdjax
 from pdjax.serving.metrics import SHARED_FOLDER
+from pdjax.serving.processes.dealer import Receiver
 
 MAIN = "pdjax.serving.processes.front_main"
 
@@ -19,13 +20,15 @@ class FrontProcess:
       metrics: a folder in which all fronts keep what they count.
 
     Attributes:
-      messages, channel: our ends of the socketpairs, for messages and for connections.
+      messages: our end of the socketpair for messages.
+      receiver: takes connections.
       pid: of the process.
     """
 
     def __init__(self, metrics: Path) -> None:
         self.messages, their_messages = socket.socketpair()
-        self.channel, their_channel = socket.socketpair()
+        channel, their_channel = socket.socketpair()
+        self.receiver = Receiver(channel)
         theirs = [their_messages.fileno(), their_channel.fileno()]
         source = str(Path(pdjax.__file__).resolve().parents[1])
         path = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -48,7 +51,7 @@ class FrontProcess:
         """Close the sockets, which ends it, and return its exit status; if it goes on for a second,
         it is killed."""
         self.messages.close()
-        self.channel.close()
+        self.receiver.channel.close()
         try:
             return self._process.wait(1.0)
         except subprocess.TimeoutExpired:

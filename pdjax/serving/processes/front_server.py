@@ -23,7 +23,13 @@ class FrontServer(Server):
         super().__init__(front, tls)
         channel.setblocking(False)
         self._channel = channel
+        self._arrived = 0
         self._beginning: set[asyncio.Task[None]] = set()
+
+    @property
+    def ended(self) -> int:
+        """How many of the connections that have arrived are closed."""
+        return self._arrived - len(self._beginning) - len(self.server_state.connections)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
@@ -45,6 +51,7 @@ class FrontServer(Server):
         except EOFError:
             asyncio.get_running_loop().remove_reader(self._channel)
             return
+        self._arrived += len(connections)
         for connection in connections:
             beginning = asyncio.ensure_future(self._begin(connection))
             self._beginning.add(beginning)

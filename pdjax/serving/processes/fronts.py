@@ -1,4 +1,5 @@
-"""The fronts of a server: they are started, dealt connections, restarted where one dies, ended."""
+"""The fronts of a server: they are started, dealt connections, replaced where one dies or hangs,
+ended."""
 
 import asyncio
 import logging
@@ -18,7 +19,7 @@ from pdjax.serving.logs import event
 from pdjax.serving.processes.dealer import Dealer
 from pdjax.serving.processes.front_link import FrontLink
 from pdjax.serving.processes.front_process import FrontProcess
-from pdjax.serving.processes.messages import Setup
+from pdjax.serving.processes.messages import BEAT_S, Setup
 from pdjax.serving.server import LEAVE_S
 
 RESTART_S = 1.0
@@ -29,6 +30,12 @@ KILL_S = 5.0
 """Seconds that a front has beyond its drain before it is killed."""
 HURRY_S = 1.0
 """Seconds that it has when it is to end at once."""
+LATE_BEATS = 4
+"""Times `BEAT_S` without a word, after which a front is dealt no connection until it speaks."""
+MOST_BEATS = 20
+"""The same until it is taken for hung: it is killed, and another one is started."""
+START_BEATS = 240
+"""The same for a front that is not ready yet."""
 
 
 class _Slot:
@@ -37,14 +44,23 @@ class _Slot:
     Attributes:
       process, link: of the front that is there now; no link before `Fronts.start`, and no process
         until the next one is started.
+      is_ready: whether it has said so.
+      beats: looks at it since it spoke last. They are counted, not the seconds: where this process
+        stands still, it has not looked, either.
       failures: ends since a front was ready here.
+      losses: fronts that died or hung here.
     """
 
     def __init__(self, number: int, process: FrontProcess) -> None:
-        self.number, self.failures = number, 0
+        self.number, self.failures, self.losses = number, 0, 0
         self.process: FrontProcess | None = process
         self.link: FrontLink | None = None
-        self.is_ready = False
+        self.is_ready, self.beats = False, 0
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether the front is to be given connections."""
+        return self.process is not None and self.is_ready and self.beats < LATE_BEATS
 
 
 class Fronts:
@@ -64,6 +80,7 @@ class Fronts:
         (self.folder / "metrics").mkdir()
         self._slots = [_Slot(number, self._process()) for number in range(count)]
         self._dealer: Dealer | None = None
+        self._ending: set[asyncio.Task[None]] = set()  # processes
         self._signals = 0
         self._failed = False
 
@@ -103,6 +120,7 @@ class Fronts:
         llm.session.after_turns.append(self._flush)
         for slot in self._slots:
             self._link(slot)
+        self._looking = self._loop.call_later(BEAT_S, self._look)
         await self._until(lambda: self._failed or all(slot.is_ready for slot in self._slots))
         self._check()
 
@@ -115,13 +133,14 @@ class Fronts:
         """
         self._dealer = Dealer(listening)
         for slot in self._slots:
-            if slot.process is not None and slot.is_ready:
-                self._dealer.add(slot.process.channel)
+            if slot.process is not None and slot.is_dealt:
+                self._dealer.add(slot.process.receiver)
         with self._on_signals():
             await self._until(lambda: self._signals > 0)
-            gone = self._until(lambda: not any(slot.process for slot in self._slots))
+            gone = self._until(lambda: not (self._ending or any(s.process for s in self._slots)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(gone, self._settings.drain_s + LEAVE_S + KILL_S)
+        self._looking.cancel()
         self._dealer.close()
         self._check()
 
@@ -165,31 +184,64 @@ class Fronts:
             {"report": self._report, "recent": self._backend.recent},
             self._setup._replace(number=slot.number),
             lambda: self._front_ready(slot),
+            lambda ended: self._front_alive(slot, ended),
             lambda: self._front_lost(slot),
         )
+        slot.beats = 0
 
     def _front_ready(self, slot: _Slot) -> None:
-        slot.is_ready, slot.failures = True, 0
+        slot.is_ready, slot.failures, slot.beats = True, 0, 0
         if self._dealer is not None and slot.process is not None:
-            self._dealer.add(slot.process.channel)
+            self._dealer.add(slot.process.receiver)
             event("front_restarted", front=slot.number, pid=slot.process.pid)
         self._changed.set()
+
+    def _front_alive(self, slot: _Slot, ended: int) -> None:
+        assert slot.process is not None, "a front that was there"
+        slot.process.receiver.ended, was_dealt, slot.beats = ended, slot.is_dealt, 0
+        if self._dealer is not None and not was_dealt:
+            self._dealer.add(slot.process.receiver)
+
+    def _look(self) -> None:
+        """Each `BEAT_S`: deal nothing to a front that is late, and replace one that hangs."""
+        self._looking = self._loop.call_later(BEAT_S, self._look)
+        for slot in self._slots:
+            if slot.process is None or slot.link is None:
+                continue
+            was_dealt, slot.beats = slot.is_dealt, slot.beats + 1
+            if self._dealer is not None and was_dealt and not slot.is_dealt:
+                self._dealer.remove(slot.process.receiver)
+            if slot.beats >= (MOST_BEATS if slot.is_ready else START_BEATS):
+                told = {"front": slot.number, "pid": slot.process.pid}
+                event("front_hangs", logging.ERROR, **told, silent_s=slot.beats * BEAT_S)
+                slot.process.kill()
+                slot.link.lose()
 
     def _front_lost(self, slot: _Slot) -> None:
         process, slot.process, slot.is_ready = slot.process, None, False
         assert process is not None and slot.link is not None, "a front that was there"
         if self._dealer is not None:
-            self._dealer.remove(process.channel)
-        status = process.end()
-        if not self._signals:
-            lost, slot.failures = len(slot.link.open), slot.failures + 1
-            told = {"front": slot.number, "pid": process.pid, "status": status}
-            event("front_died", logging.ERROR, **told, aborted_answers=lost)
-            self._failed = slot.failures >= MOST_FAILURES
-            if self._failed:
-                self.end()
-            else:
-                self._loop.call_later(RESTART_S, self._restart, slot)
+            self._dealer.remove(process.receiver)
+        ending = asyncio.ensure_future(self._end(slot, process, len(slot.link.open)))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ended)
+
+    async def _end(self, slot: _Slot, process: FrontProcess, open_answers: int) -> None:
+        """Wait until the process of a front that is gone has ended; then have another one."""
+        status = await asyncio.to_thread(process.end)
+        if self._signals:
+            return
+        slot.losses, slot.failures = slot.losses + 1, slot.failures + 1
+        told = {"front": slot.number, "pid": process.pid, "status": status}
+        event("front_died", logging.ERROR, **told, aborted_answers=open_answers)
+        self._failed = slot.failures >= MOST_FAILURES
+        if self._failed:
+            self.end()
+        else:
+            self._loop.call_later(RESTART_S, self._restart, slot)
+
+    def _ended(self, ending: asyncio.Task[None]) -> None:
+        self._ending.discard(ending)
         self._changed.set()
 
     def _restart(self, slot: _Slot) -> None:
@@ -220,8 +272,10 @@ class Fronts:
         fronts = {
             str(slot.number): {
                 "pid": None if slot.process is None else slot.process.pid,
-                "is_ready": slot.is_ready,
+                "is_ready": slot.is_dealt,
+                "connections": 0 if slot.process is None else slot.process.receiver.open,
                 "open_answers": 0 if slot.link is None else len(slot.link.open),
+                "losses": slot.losses,
             }
             for slot in self._slots
         }

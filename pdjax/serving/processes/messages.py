@@ -37,6 +37,20 @@ class Ready(NamedTuple):
     """From a front: it takes connections."""
 
 
+BEAT_S = 0.5
+"""Most seconds between two `Alive` of a front."""
+
+
+class Alive(NamedTuple):
+    """From a front that is ready, at least each `BEAT_S`: its event loop goes round.
+
+    Attributes:
+      ended: of the connections that it was dealt, how many have ended.
+    """
+
+    ended: int
+
+
 class End(NamedTuple):
     """To a front: drain, and end; a second one ends it at once."""
 
