@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,15 +24,19 @@ from pdjax.text.tokenizer import Tokenizer
 ResultT = TypeVar("ResultT")
 
 _MOST_KEPT = 64
-"""Compiled guides that are kept: clients ask for the same ones again and again."""
+"""Guides that are kept ready: clients ask for the same ones again and again."""
 
 _LIMITS = {
-    "max_lexer_states": 50_000,
+    "max_lexer_states": 16_384,
     "max_items_in_row": 2 * MAX_CHOICES,
     "verbose_errors": False,
 }
-"""Besides those that the library has itself: a state takes one or two kilobytes, and each choice is
-an item."""
+"""Besides those that the library has itself. Each answer has states of its own, of one or two
+kilobytes: a thousand tokens of most forms need fewer than 300, of 4,096 choices 1,000. Each choice
+is an item."""
+
+_STACK_SIZE = threading.Lock()
+"""Held while threads begin with a stack of another size, which is the process's to set."""
 
 _STACK = 256 << 20
 """Bytes of stack for a compilation: llguidance goes down into rules that name one another, as deep
@@ -103,11 +108,21 @@ class TokenGuide:
         raise ValueError(f"{self._name}: can't be followed any further: {reason}")
 
 
+@dataclass(eq=False)
+class _Form:
+    """A guide that can be compiled: as llguidance takes it, and a matcher that no text has yet."""
+
+    grammar: str
+    unused: Any = None
+
+
 class GuideCompiler:
     """Makes guides over one vocabulary; safe from any thread.
 
-    llguidance's tokenizer is made with the first guide: for a large vocabulary that takes half a
-    second, and some hundred MiB.
+    Each text has a matcher of its own, which is compiled for it: copies of one would share their
+    states and the bound of those, so that one text could wear it out for the others, and they would
+    wait for one another. llguidance's tokenizer is made with the first guide: for a large
+    vocabulary that takes half a second, and some hundred MiB.
 
     Args:
       tokenizer: of the model.
@@ -116,28 +131,21 @@ class GuideCompiler:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
-        self._lock, self._compiling = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._library: Any = None
         self._vocabulary: Any = None
         self._end = -1
-        self._kept: OrderedDict[Guide, Any] = OrderedDict()
+        self._kept: OrderedDict[Guide, _Form] = OrderedDict()
 
     def check(self, guide: Guide) -> None:
-        """Compile a guide, which `start` then finds. All texts of a guide share the states that
-        their paths have led to, and their bound; one that has come to it is compiled anew.
+        """Compile a guide, for the next `start`.
 
         Raises:
           ValueError: llguidance is not installed, or refuses the tokenizer or the guide; with its
             reason.
         """
-        compiled = self._compiled(guide)
-        first = compiled.deep_copy()
-        first.compute_bitmask()
-        if first.is_error():
-            with self._lock:
-                if self._kept.get(guide) is compiled:
-                    del self._kept[guide]
-            self._compiled(guide)
+        form, matcher = self._matcher(guide)
+        form.unused = matcher
 
     def start(self, guide: Guide) -> TokenGuide:
         """A guide at the beginning of a text.
@@ -145,23 +153,26 @@ class GuideCompiler:
         Raises:
           ValueError: as `check`.
         """
-        matcher = self._compiled(guide).deep_copy()
+        _, matcher = self._matcher(guide)
         return TokenGuide(matcher, self._vocab_size, self._end, guide.name)
 
-    def _compiled(self, guide: Guide) -> Any:
+    def _matcher(self, guide: Guide) -> tuple[_Form, Any]:
+        """One that no text has, and the form that it follows."""
         with self._lock:
             if self._library is None:
                 self._open(guide.name)
-            if (kept := self._kept.get(guide)) is not None:
+            form = self._kept.get(guide)
+            if form is not None:
                 self._kept.move_to_end(guide)
-                return kept
-        with self._compiling:
-            compiled = self._compile(guide)
+                matcher, form.unused = form.unused, None
+                if matcher is not None:
+                    return form, matcher
+        form, matcher = self._compile(guide, form)
         with self._lock:
-            self._kept[guide] = compiled
+            self._kept[guide] = form
             while len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
-        return compiled
+        return form, matcher
 
     def _open(self, name: str) -> None:
         try:
@@ -181,24 +192,25 @@ class GuideCompiler:
             ) from error
         self._library = library
 
-    def _compile(self, guide: Guide) -> Any:
+    def _compile(self, guide: Guide, form: _Form | None) -> tuple[_Form, Any]:
+        """A matcher, of a form that is known, or of none; the time of most is a millisecond."""
         library = self._library
 
-        def compile_it() -> Any:
-            grammar = _grammar(library, guide)
+        def compile_it() -> tuple[_Form, Any]:
+            known = form or _Form(_grammar(library, guide))
             limits = library.LLParserLimits(**_LIMITS)
-            matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+            matcher = library.LLMatcher(self._vocabulary, known.grammar, log_level=0, limits=limits)
             if not matcher.is_error():
-                matcher.compute_bitmask()  # copies find what this has worked out
-            return matcher
+                matcher.compute_bitmask()  # whether there is any token to begin with
+            return known, matcher
 
         try:
-            matcher = _with_deep_stack(compile_it)
+            known, matcher = _with_deep_stack(compile_it)
         except ValueError as error:
             raise _refused(guide, str(error)) from error
         if matcher.is_error():
             raise _refused(guide, matcher.get_error())
-        return matcher
+        return known, matcher
 
 
 def _grammar(library: Any, guide: Guide) -> str:
@@ -228,11 +240,12 @@ def _with_deep_stack(call: Callable[[], ResultT]) -> ResultT:
         except BaseException as error:
             outcome.set_exception(error)
 
-    before = threading.stack_size(_STACK)
-    try:
-        threading.Thread(target=run, name="pdjax guide").start()
-    finally:
-        threading.stack_size(before)
+    with _STACK_SIZE:
+        before = threading.stack_size(_STACK)
+        try:
+            threading.Thread(target=run, name="pdjax guide").start()
+        finally:
+            threading.stack_size(before)
     return outcome.result()
 
 

@@ -77,10 +77,13 @@ def test_what_cannot_be_followed_is_refused_with_the_reason(compiler, guide, mes
     assert len(str(error.value)) < 400 and "\n" not in str(error.value)
 
 
-def test_a_guide_is_compiled_once(compiler: GuideCompiler, monkeypatch: pytest.MonkeyPatch):
+def test_a_guide_that_is_checked_again_and_again_is_compiled_once(
+    compiler: GuideCompiler, monkeypatch: pytest.MonkeyPatch
+):
     compiler.check(Guide.regex("once"))
-    monkeypatch.setattr(compiler, "_compile", lambda guide: pytest.fail("compiled again"))
-    compiler.start(Guide.regex("once", "another name"))
+    monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("compiled again"))
+    compiler.check(Guide.regex("once"))
+    written(compiler.start(Guide.regex("once", "another name")), "once")
 
 
 def test_without_the_library_there_are_no_guides(monkeypatch: pytest.MonkeyPatch):
@@ -97,18 +100,17 @@ def test_as_many_choices_as_may_be_asked_for(compiler: GuideCompiler):
     assert written(compiler.start(choices), "choice 4095.").complete
 
 
-def test_a_guide_that_its_texts_have_worn_out_is_compiled_anew(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(guides._LIMITS, "max_lexer_states", 100)
-    compiler = GuideCompiler(byte_tokenizer(), VOCAB_SIZE + 40)
-    guide, rng = Guide.regex("[ab]*a[ab]{9}c"), np.random.default_rng(0)
-
-    def write_many() -> None:
-        for _ in range(1000):
-            written(compiler.start(guide), "".join(rng.choice(["a", "b"], 20)))
-
-    with pytest.raises(ValueError, match="can't be followed any further"):
-        write_many()
-    with pytest.raises(ValueError, match="can't be followed any further"):
-        compiler.start(guide).mask()
+def test_a_text_that_comes_to_its_bound_leaves_others_theirs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(guides._LIMITS, "max_lexer_states", 200)
+    compiler, guide = (
+        GuideCompiler(byte_tokenizer(), VOCAB_SIZE + 40),
+        Guide.regex("[ab]*a[ab]{9}c"),
+    )
     compiler.check(guide)
-    written(compiler.start(guide), "a")
+    hungry, beside = compiler.start(guide), compiler.start(guide)
+    written(beside, "a")
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="can't be followed any further: lexer error: too many"):
+        written(hungry, "".join(rng.choice(["a", "b"], 1000)))
+    for one in beside, compiler.start(guide):
+        written(one, "ab" * 20)
