@@ -21,6 +21,8 @@ from pdjax.serving.requests import ChunkedRequest, SampledRequest
 
 SHORT = 2048
 """Log-probabilities of one response that the event loop writes: each takes some microseconds."""
+SHORT_TEXT = 1 << 14
+"""Tokens of one response whose text the event loop reads and writes."""
 
 Usage = Callable[[], dict[str, Any]]
 """What has been used so far, in the form of completions and chats."""
@@ -123,16 +125,19 @@ async def respond(
         outputs = await sse.unless_gone(request, _outputs(run))
     finally:
         run.close()
-    if _has_many_logprobs(outputs):
+    if _is_long(outputs):
         return await front.in_long_thread(lambda: JSONResponse(writer.whole(outputs, run.usage)))
     return JSONResponse(writer.whole(outputs, run.usage))
 
 
-def _has_many_logprobs(outputs: Seq[RequestOutput]) -> bool:
-    """Whether those of the answers are more than `SHORT`, or there are some of prompts."""
+def _is_long(outputs: Seq[RequestOutput]) -> bool:
+    """Whether it takes a while to write the answers: they have much text, or log-probabilities of
+    prompts, or more than `SHORT` of tokens."""
+    choices = [choice for output in outputs for choice in output.choices]
+    if sum(len(choice.token_ids) for choice in choices) > SHORT_TEXT:
+        return True
     if any(output.prompt_logprobs is not None for output in outputs):
         return True
-    choices = [choice for output in outputs for choice in output.choices]
     return sum(1 + len(each.top) for choice in choices for each in choice.logprobs or ()) > SHORT
 
 

@@ -4,8 +4,10 @@ under vLLM's own."""
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -167,8 +169,7 @@ class ServerMetrics:
         ):
             if value is not None:
                 family.observe(value)
-        for gap in metrics.itl:
-            self._itl.observe(gap)
+        _observe_all(self._itl, metrics.itl)
 
     # What is read.
 
@@ -187,6 +188,16 @@ class ServerMetrics:
         shared = CollectorRegistry()
         MultiProcessCollector(shared, folder)
         return shared
+
+
+def _observe_all(family: Histogram, values: Seq[float]) -> None:
+    """Observe many values. One call each, as the package has it, would take the event loop 10 to 30
+    ms at the end of an answer of 8,000 tokens."""
+    if values:
+        family._sum.inc(sum(values))
+        of_bucket = np.bincount(np.searchsorted(family._upper_bounds, values))
+        for place in np.flatnonzero(of_bucket):
+            family._buckets[place].inc(int(of_bucket[place]))
 
 
 def _without_created(registry: CollectorRegistry) -> Iterator[Metric]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram
 
 from pdjax.core.request import SamplingParams
+from pdjax.serving import metrics
 from pdjax.serving.backend import Ask
 from pdjax.serving.front import Front, Settings
 from tests.helpers.fake_backend import FakeBackend
@@ -108,3 +110,26 @@ def test_panels_do_not_overlap_and_take_the_chosen_source(board: Any):
             assert target["datasource"]["uid"] == "${datasource}"
             assert 'model_name="$model_name"' in target["expr"]
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_many_gaps_are_counted_as_one_by_one():
+    together, alone = (CollectorRegistry() for _ in range(2))
+    families = [
+        Histogram("gap", "Gaps.", buckets=(0.1, 0.2, 0.4), registry=registry)
+        for registry in (together, alone)
+    ]
+    gaps = (0.05, 0.1, 0.10001, 0.3, 0.4, 7.0)
+    metrics._observe_all(families[0], ())
+    metrics._observe_all(families[0], gaps)
+    for gap in gaps:
+        families[1].observe(gap)
+    assert counts_of(together) == counts_of(alone)
+
+
+def counts_of(registry: CollectorRegistry) -> dict[tuple[str, ...], Any]:
+    return {
+        (sample.name, *sample.labels.values()): pytest.approx(sample.value)
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }

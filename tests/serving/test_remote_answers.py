@@ -19,7 +19,7 @@ from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import QueueFull, SamplingParams
 from pdjax.serving.async_backend import AsyncBackend
 from pdjax.serving.backend import Ask, Backend
-from pdjax.serving.processes import outbox
+from pdjax.serving.processes import outbox, portions
 from pdjax.serving.processes.frames import Frames
 from pdjax.serving.processes.messages import Piece
 from pdjax.serving.processes.remote_backend import RemoteBackend
@@ -88,7 +88,11 @@ async def answered(backend: Backend, ask: Ask) -> dict[str, Any]:
     return account(output)
 
 
-def test_answers_are_those_of_one_process(llm: TextLLM):
+@pytest.mark.parametrize("portion", [portions.PORTION, 3])
+def test_answers_are_those_of_one_process(
+    portion: int, llm: TextLLM, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(portions, "PORTION", portion)
     wanted = asks(random.Random(7), 30)
 
     async def both() -> tuple[list[Any], list[Any]]:
@@ -104,6 +108,26 @@ def test_answers_are_those_of_one_process(llm: TextLLM):
     reasons = [each.stop_reason for one in apart for each in one["choices"]]
     assert sum(isinstance(each, str) for each in reasons) > 5
     llm.house.check()
+
+
+def test_a_long_piece_lets_others_and_the_event_loop_go_on():
+    taken, turns = list[tuple[int, int]](), list[int]()
+
+    async def take() -> None:
+        loop = asyncio.get_running_loop()
+        taking = portions.Portions(lambda piece: taken.append((piece[0], len(piece[2]))))
+        for number in (1, 2):
+            taking.take((number, 0, [7] * 600, None, ("length", None, None, [])))
+        taking.take((3, 0, [7], None, None))
+        taking.take((1, 1, [7] * 2, None, None))
+        while len(taken) < 8:
+            turns.append(len(taken))
+            loop.call_soon(lambda: None)
+            await asyncio.sleep(0)
+
+    asyncio.run(take())
+    assert taken == [(3, 1), (1, 256), (2, 256), (1, 256), (2, 256), (1, 88), (2, 88), (1, 2)]
+    assert turns == [*range(1, 8)]
 
 
 def test_a_stop_that_is_found_late_hides_what_came_after_it(llm: TextLLM):

@@ -11,11 +11,13 @@ from pdjax.serving.processes.messages import (
     Accepted,
     Asked,
     News,
+    Piece,
     PromptScored,
     Question,
     Refused,
     Told,
 )
+from pdjax.serving.processes.portions import Portions
 from pdjax.serving.processes.remote_answer import RemoteAnswer
 from pdjax.session import Closed
 from pdjax.text.text_stream import TextStream
@@ -38,6 +40,7 @@ class RemoteBackend:
         self._answers: dict[int, RemoteAnswer] = {}
         self._questions: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
+        self._portions = Portions(self._deliver)
         self._is_lost = False
 
     async def submit(self, ask: Ask) -> RemoteAnswer:
@@ -68,12 +71,8 @@ class RemoteBackend:
         """A message of the engines' process."""
         match message:
             case News():
-                for number, choice, token_ids, logprobs, ending in message.pieces:
-                    answer = self._answers.get(number)
-                    if answer is not None:
-                        answer.take(choice, token_ids, logprobs, ending)
-                        if answer.outcome.done():
-                            del self._answers[number]
+                for piece in message.pieces:
+                    self._portions.take(piece)
             case PromptScored():
                 if message.number in self._answers:
                     self._answers[message.number].prompt_logprobs = message.logprobs
@@ -95,6 +94,14 @@ class RemoteBackend:
             answer.close()
         for waiting in self._questions.values():
             waiting.cancel()
+
+    def _deliver(self, piece: Piece) -> None:
+        number, choice, token_ids, logprobs, ending = piece
+        answer = self._answers.get(number)
+        if answer is not None:
+            answer.take(choice, token_ids, logprobs, ending)
+            if answer.outcome.done():
+                del self._answers[number]
 
     def _new_text(self, ask: Ask) -> TextStream | None:
         if self.tokenizer is None:
