@@ -24,9 +24,9 @@ from pdjax.serving.requests import ChatRequest
 
 
 class ChatWriter(ChunkWriter):
-    """Writes what `/v1/chat/completions` answers. The first chunk of a choice has its role beside
-    its first token: one of its own would be taken for a token by some load generators, and clients
-    need the role.
+    """Writes what `/v1/chat/completions` answers. The first chunk of a choice has its role and a
+    content, be it empty, beside its first token: one of its own would be taken for a token by some
+    load generators, and clients need both.
 
     Args:
       front: has the model's name and tokenizer.
@@ -76,8 +76,8 @@ class ChatWriter(ChunkWriter):
         message = self._messages.get(event.choice)
         if message is None:
             message = self._messages[event.choice] = self._message()
-            delta["role"] = "assistant"
-        if not message.reader.reads:
+            delta = {"role": "assistant", "content": ""}
+        elif not message.reader.reads:
             delta["content"] = ""
         delta |= message.delta(event.text, event.token_ids, ended=event.finish_reason is not None)
         choice = {"index": event.choice, "delta": delta, **self._rest(event, message)}

@@ -1,5 +1,6 @@
 """What the endpoints of one server share: the backend, its settings, and the answers under way."""
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
@@ -17,6 +18,7 @@ from pdjax.serving.parsers.answer import AnswerSyntax
 from pdjax.serving.parsers.registry import AUTO
 from pdjax.serving.text_threads import TextThreads
 from pdjax.serving.traces import Traces
+from pdjax.serving.urls import url_parts
 from pdjax.session import Closed
 from pdjax.text.tokenizer import Tokenizer
 
@@ -61,11 +63,22 @@ class Settings:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more seconds")
         for origin in self.cors_origins:
-            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
+            has_form = re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin)
+            if origin != "*" and not (has_form and url_parts(origin)):
                 raise ValueError(
                     f"cors_origins: {origin!r} must be a scheme and a host, as https://host:8080, "
-                    "without a path; or * for all"
+                    "with a port in [1, 65536) and without a path; or * for all"
                 )
+
+
+def syntax_of(backend: Backend, settings: Settings) -> AnswerSyntax:
+    """How the model writes calls of tools and its reasoning.
+
+    Raises:
+      ValueError: settings name a parser that there is not.
+    """
+    names = settings.tool_call_parser, settings.reasoning_parser
+    return AnswerSyntax(backend.tokenizer, *names)
 
 
 class Front:
@@ -91,9 +104,7 @@ class Front:
     def __init__(self, backend: Backend, settings: Settings) -> None:
         self.backend, self.settings = backend, settings
         model = backend.model
-        self.syntax = AnswerSyntax(
-            backend.tokenizer, settings.tool_call_parser, settings.reasoning_parser
-        )
+        self.syntax = syntax_of(backend, settings)
         self.metrics = ServerMetrics(model.name, model.max_model_len, settings.vllm_metric_names)
         self.answers: set[OpenAnswer] = set()
         self.requests = 0
@@ -225,7 +236,7 @@ class Front:
         self._texts.close()
         await self.backend.close()
         if self.traces:
-            self.traces.close()
+            await asyncio.to_thread(self.traces.close)  # it waits for the collector
 
 
 def labels_of(state: Mapping[str, Any], user: str | None) -> dict[str, str]:

@@ -12,11 +12,11 @@ from collections.abc import Sequence as Seq
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
-from urllib.parse import urlsplit
 
 from pdjax.serving.logs import event
 from pdjax.serving.request_span import Exchange, PhaseSpan, RequestSpan, request_span
 from pdjax.serving.trace_context import TraceContext
+from pdjax.serving.urls import url_parts
 
 WAITING = 2000
 """Requests that wait until they are sent; further ones are dropped."""
@@ -48,9 +48,11 @@ def traces_url(endpoint: str | None, environment: Mapping[str, str] = os.environ
         if not base:
             return None
         url = f"{base.rstrip('/')}/v1/traces"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{name}={url!r}: must be a URL of HTTP, as http://host:4318")
+    parts = url_parts(url)
+    if parts is None or parts.scheme not in ("http", "https"):
+        raise ValueError(
+            f"{name}={url!r}: must be a URL of HTTP, as http://host:4318, with a port in [1, 65536)"
+        )
     _exporter(url).shutdown()
     return url
 

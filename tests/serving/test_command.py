@@ -122,6 +122,7 @@ def test_a_signal_while_the_model_loads_leaves_nothing(
         (["--tls_cert_file=/nowhere"], "tls_cert_file='/nowhere'"),
         (["--front_processes=-1"], "front_processes"),
         (["--cors_origins=example.org"], "cors_origins: 'example.org' must be"),
+        (["--otlp_endpoint=http://here:70000"], "with a port in [1, 65536)"),
     ],
 )
 def test_a_wrong_flag_is_told_before_anything_is_loaded(

@@ -91,7 +91,9 @@ def test_pages_of_other_origins_read_nothing_unless_they_are_named(backend: Fake
     assert everyone.headers["access-control-allow-origin"] == "*"
 
 
-@pytest.mark.parametrize("origin", ["example.org", "https://a/b", "https://", ""])
+@pytest.mark.parametrize(
+    "origin", ["example.org", "https://a/b", "https://", "https://a:70000", ""]
+)
 def test_an_origin_has_a_scheme_and_a_host_only(origin: str):
     with pytest.raises(ValueError, match="cors_origins: "):
         Settings(cors_origins=(origin,))

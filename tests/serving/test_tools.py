@@ -81,6 +81,16 @@ def test_calls_are_streamed_as_they_come(client: OpenAI, backend: FakeBackend):
     assert len(deltas) > 10 and deltas[-1].arguments == CALLED[1][1]
 
 
+def test_a_stream_begins_with_its_role_and_a_content_also_where_it_is_parsed(
+    client: OpenAI, backend: FakeBackend
+):
+    backend.text = f"<think>\nHm.\n</think>\n\n{LOOK}"
+    for how in ({}, {"tools": openai.omit, "extra_body": {"return_token_ids": True}}):
+        first, *others = ask(client, stream=True, **how)
+        assert first.choices[0].delta.to_dict() == {"role": "assistant", "content": ""}
+        assert all(each.choices[0].delta.role is None for each in others)
+
+
 def test_a_conversation_goes_on_with_the_result(client: OpenAI, backend: FakeBackend):
     backend.text = f"<think>\nHm.\n</think>\n\n{LOOK}"
     message = ask(client).choices[0].message

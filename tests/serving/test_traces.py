@@ -110,7 +110,10 @@ def test_the_flag_goes_before_the_variables(
     assert traces_url(flag, environment) == url
 
 
-@pytest.mark.parametrize("endpoint", ["here:4318", "ftp://here", "http://", "4318"])
+BAD_PORTS = ["http://here:0", "http://here:70000", "https://here:no", "http://[::1"]
+
+
+@pytest.mark.parametrize("endpoint", ["here:4318", "ftp://here", "http://", "4318", *BAD_PORTS])
 def test_what_is_no_url_of_http_is_refused(endpoint: str):
     with pytest.raises(ValueError, match=r"otlp_endpoint=.*must be a URL of HTTP"):
         traces_url(endpoint, {})
