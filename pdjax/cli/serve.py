@@ -81,7 +81,7 @@ def serve() -> int:
         raise ValueError(f"{error.name}: is not installed; pip install 'pdjax[serve]'") from error
 
     from pdjax.serving import logs
-    from pdjax.serving.front import Front, Settings
+    from pdjax.serving.front import Front, Settings, syntax_of
     from pdjax.serving.keys import read_keys
     from pdjax.serving.loading import answering
     from pdjax.serving.processes.fronts import Fronts
@@ -108,7 +108,7 @@ def serve() -> int:
         # Until a server has its own handler: what fronts have on disk and in processes must go.
         held.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
         fronts = held.enter_context(closing(Fronts(count))) if count else None
-        logs.set_up(_LEVEL.value, None if fronts is None else fronts.log_lock)
+        logs.set_up(_LEVEL.value, shared=fronts is not None)
         print(f"pdjax serve: loading {config.model.source}", file=sys.stderr)
 
         from pdjax.async_llm import AsyncLLM
@@ -120,7 +120,7 @@ def serve() -> int:
 
         async def run() -> None:
             backend = AsyncBackend(llm, _NAME.value)
-            front = Front(backend, settings)
+            syntax = syntax_of(backend, settings)
             if fronts is not None:
                 files = _CERT.value, _KEY.value
                 await fronts.start(llm.llm, backend, settings, *files, log_level=_LEVEL.value)
@@ -131,16 +131,16 @@ def serve() -> int:
                 url=url,
                 model=backend.model.name,
                 api_keys=[key.name for key in settings.api_keys] or None,
-                tool_call_parser=front.syntax.tool_parser,
-                reasoning_parser=front.syntax.reasoning_parser,
+                tool_call_parser=syntax.tool_parser,
+                reasoning_parser=syntax.reasoning_parser,
                 front_processes=count,
             )
             print(f"pdjax serve: {backend.model.name} at {url}/v1", flush=True)
             if fronts is None:
-                await Server(front, tls).serve([found])
+                await Server(Front(backend, settings), tls).serve([found])
             else:
                 await fronts.serve(found)
-                await front.close()
+                await backend.close()
 
         asyncio.run(run())
     return 0

@@ -1,13 +1,20 @@
-"""Structured logs: a JSON object a line, to stderr. They hold no prompt and no answer."""
+"""Structured logs: a JSON object a line, to stderr. They hold no prompt and no answer.
 
-import fcntl
+Several processes may write to one pipe. It takes 4 KiB in one piece: longer lines would be torn, so
+those of fronts are cut to that. A lock instead would let a process that stops in the middle of a
+line stop all others.
+"""
+
 import json
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any
 
 LOG = logging.getLogger("pdjax.serving")
+
+IN_ONE_PIECE = 4096
+"""Bytes that Linux writes into a pipe in one piece."""
 
 
 def event(name: str, level: int = logging.INFO, /, **fields: Any) -> None:
@@ -16,17 +23,22 @@ def event(name: str, level: int = logging.INFO, /, **fields: Any) -> None:
     LOG.log(level, name, extra={"fields": known})
 
 
+_CUT = "[...] "
+
+
 class JsonLines(logging.Formatter):
     """Formats a record as one line of JSON: time, level, event, fields; of other loggers' records
     their text. Tracebacks are in `exception`.
 
     Args:
+      most: bytes of a line with its end; a longer one has its longest text cut, of which the end
+        stays. None cuts none.
       always: fields of every line.
     """
 
-    def __init__(self, **always: Any) -> None:
+    def __init__(self, most: int | None = None, **always: Any) -> None:
         super().__init__()
-        self._always = always
+        self._most, self._always = most, always
 
     def format(self, record: logging.LogRecord) -> str:
         fields: Mapping[str, Any] = getattr(record, "fields", {})
@@ -42,6 +54,11 @@ class JsonLines(logging.Formatter):
             line["logger"] = record.name
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        written = json.dumps(line, default=str)  # of ASCII
+        if self._most is None or len(written) < self._most:
+            return written
+        longest = max(line, key=lambda name: len(str(line[name])))
+        line[longest] = _CUT + str(line[longest])[len(written) + len(_CUT) + 1 - self._most :]
         return json.dumps(line, default=str)
 
 
@@ -53,39 +70,16 @@ class _NotBroken(logging.Filter):
         return "without completing response" not in record.getMessage()
 
 
-class _InTurn(logging.StreamHandler[TextIO]):
-    """Writes a line while no other process does: a pipe takes 4 KiB in one piece, and no more.
-
-    Args:
-      lock: the path of a file that all of them lock.
-    """
-
-    def __init__(self, lock: str) -> None:
-        super().__init__()
-        self._file = open(lock, "ab")  # noqa: SIM115 - open as long as the log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
-            super().emit(record)
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def set_up(level: str = "info", lock: str | None = None, **always: Any) -> None:
+def set_up(level: str = "info", *, shared: bool = False, **always: Any) -> None:
     """Let this server's logs, uvicorn's and OpenTelemetry's go to stderr as lines of JSON.
 
     Args:
       level: of the least important lines.
-      lock: a file that is locked while a line is written, where other processes write there, too.
+      shared: whether other processes write there, too.
       always: fields of every line.
     """
-    handler = logging.StreamHandler() if lock is None else _InTurn(lock)
-    handler.setFormatter(JsonLines(**always))
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines(IN_ONE_PIECE if shared else None, **always))
     for name in ("pdjax", "uvicorn", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pdjax.core.clock import unix_time
+from pdjax.serving.briefly_kept import BrieflyKept
 from pdjax.serving.errors import ApiError
 from pdjax.serving.front import Front
 from pdjax.serving.metrics import CONTENT_TYPE
@@ -64,15 +65,22 @@ def routes(front: Front) -> APIRouter:
         text = await asyncio.to_thread(front.metrics.text, report)  # some milliseconds
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
+    kept_report = BrieflyKept(front.backend.report)
+
     @router.get("/engines", responses=errors())
     async def engines() -> dict[str, Any]:
         """The state of each engine, pool and link, of the queue, and of each front."""
         own = {"open_answers": len(front.answers), "draining": front.is_draining}
-        return {**own, **await front.backend.report()}
+        return {**own, **await kept_report()}
 
-    @router.get("/requests", responses=errors())
-    async def requests() -> JSONResponse:
+    async def written() -> bytes:
+        return bytes(JSONResponse({"requests": await front.backend.recent()}).body)
+
+    recent = BrieflyKept(written)  # it may be large
+
+    @router.get("/requests", response_class=JSONResponse, responses=errors())
+    async def requests() -> Response:
         """What the newest requests did when, in milliseconds after the arrival of each."""
-        return JSONResponse({"requests": await front.backend.recent()})  # as it is: it may be large
+        return Response(await recent(), media_type=JSONResponse.media_type)
 
     return router

@@ -55,7 +55,7 @@ def linked(llm: Any) -> tuple[FrontLink, RemoteBackend, Frames]:
     async def fails() -> Any:
         raise OSError("/root/secret")
 
-    setup = Setup(0, MODEL, Settings(), None, None, None, "info", "")
+    setup = Setup(0, MODEL, Settings(), None, None, None, "info")
     methods = {"report": report, "recent": fails}
     link = FrontLink(ours, llm, methods, setup, lambda: None, lambda _: None, lambda: None)
     backend: RemoteBackend

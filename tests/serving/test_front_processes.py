@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from pdjax.core.request import SamplingParams
 from pdjax.serving.front import Settings
 from pdjax.serving.keys import ApiKey, digest_of
 from pdjax.serving.processes import front_process, fronts
+from pdjax.serving.processes.server_folder import PREFIX, ServerFolder
 from tests.helpers.deployment import LAYOUT
 from tests.helpers.fakes import expected_output
 from tests.helpers.front_processes import PATIENCE, FrontedServer, fronted
@@ -100,6 +102,12 @@ def connections_of(server: FrontedServer) -> list[int]:
     return [front["connections"] for front in server.report()["fronts"].values()]
 
 
+def open_answers(client: httpx2.Client) -> tuple[int, int]:
+    """How many answers are under way, and the sum over the fronts."""
+    state = client.get("/engines").json()
+    return state["open_answers"], sum(each["open_answers"] for each in state["fronts"].values())
+
+
 def is_live(server: FrontedServer) -> bool:
     return bool(server.llm.coordinator.loop.lifecycle.live)
 
@@ -159,12 +167,7 @@ def test_a_client_that_leaves_frees_what_it_held(
     with clients[0].stream("POST", "/v1/completions", json=LONG) as one:
         stream = one.iter_raw()  # dropped, it would close the response
         next(stream)
-        state = clients[1].get("/engines").json()
-        assert (
-            state["open_answers"]
-            == 1
-            == sum(front["open_answers"] for front in state["fronts"].values())
-        )
+        until(lambda: open_answers(clients[1]) == (1, 1))
     until(lambda: not server.llm.session.entries)
     server.llm.coordinator.resume(engine)
     name = 'pdjax:request_success_total{finished_reason="abort",model_name="bytes"}'
@@ -278,18 +281,39 @@ def test_fronts_that_never_start_end_the_server(
     assert capfd.readouterr().err.count("no_such_module") == 3
 
 
-def test_lines_of_several_processes_are_not_torn(tmp_path: Path):
-    code = "from pdjax.serving import logs; logs.set_up('info', %r, front=%d)\nfor i in range(40):"
-    code += "\n    logs.event('x', text='y' * 30_000)"
+def test_lines_of_several_processes_are_not_torn():
+    code = "from pdjax.serving import logs; logs.set_up('info', shared=True, front=%d)\n"
+    code += "for i in range(40):\n    logs.event('x', text='y' * 30_000 + '\\n', path='/')"
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as lines:
         writing = [
-            subprocess.Popen(
-                [sys.executable, "-c", code % (str(tmp_path / "lock"), number)], stderr=theirs
-            )
+            subprocess.Popen([sys.executable, "-c", code % number], stderr=theirs)
             for number in range(2)
         ]
         os.close(theirs)
-        found = [json.loads(line)["front"] for line in lines]
-    assert sorted(found) == [0] * 40 + [1] * 40
+        found = [(json.loads(line), len(line)) for line in lines]
+    assert sorted(told["front"] for told, _ in found) == [0] * 40 + [1] * 40
+    assert all(told["path"] == "/" and told["text"].endswith("y\n") for told, _ in found)
+    assert {size for _, size in found} == {4096}
     assert [process.wait() for process in writing] == [0, 0]
+
+
+def test_a_folder_whose_owner_is_gone_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lives, dies = ServerFolder(), ServerFolder()
+    (dies.path / "metrics").mkdir()
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    others = [tmp_path / f"{PREFIX}{name}" for name in ("link", "file", "begun")]
+    others[0].symlink_to(elsewhere)
+    others[1].touch()
+    others[2].mkdir()
+    os.close(dies._lock)  # as the system does for a process that is killed
+    third = ServerFolder()
+    assert not dies.path.exists() and lives.path.exists() and elsewhere.exists()
+    assert all(other.exists() for other in others)
+    third.close()
+    lives.close()
+    lives.close()
+    assert sorted(tmp_path.iterdir()) == sorted([elsewhere, *others])

@@ -52,7 +52,7 @@ async def serve(messages: socket.socket, channel: socket.socket) -> None:
 
     frames = Frames(messages, received, lost)
     setup = await setups
-    logs.set_up(setup.log_level, setup.log_lock, front=setup.number)
+    logs.set_up(setup.log_level, shared=True, front=setup.number)
     tokenizer = None if setup.tokenizer is None else Tokenizer.open(Path(setup.tokenizer))
     backend = RemoteBackend(setup.model, tokenizer, frames.send)
     tls = tls_context(setup.certificate, setup.key)

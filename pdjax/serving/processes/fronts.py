@@ -5,7 +5,6 @@ import asyncio
 import logging
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +13,14 @@ from typing import Any
 
 from pdjax.llm import LLM
 from pdjax.serving.backend import Backend
+from pdjax.serving.briefly_kept import BrieflyKept
 from pdjax.serving.front import Settings
 from pdjax.serving.logs import event
 from pdjax.serving.processes.dealer import Dealer
-from pdjax.serving.processes.front_link import FrontLink
+from pdjax.serving.processes.front_link import FrontLink, Methods
 from pdjax.serving.processes.front_process import FrontProcess
 from pdjax.serving.processes.messages import BEAT_S, Setup
+from pdjax.serving.processes.server_folder import ServerFolder
 from pdjax.serving.server import LEAVE_S
 
 RESTART_S = 1.0
@@ -71,23 +72,18 @@ class Fronts:
       count: how many, at least one.
 
     Attributes:
-      folder: of this server alone, for what its processes share; removed by `close`.
+      folder: for what the processes share; removed by `close`.
     """
 
     def __init__(self, count: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pdjax-serve-")
-        self.folder = Path(self._folder.name)
+        self._folder = ServerFolder()
+        self.folder = self._folder.path
         (self.folder / "metrics").mkdir()
         self._slots = [_Slot(number, self._process()) for number in range(count)]
         self._dealer: Dealer | None = None
         self._ending: set[asyncio.Task[None]] = set()  # processes
         self._signals = 0
         self._failed = False
-
-    @property
-    def log_lock(self) -> str:
-        """The file that is locked while a line is written to the log."""
-        return str(self.folder / "log.lock")
 
     async def start(
         self,
@@ -110,12 +106,16 @@ class Fronts:
         """
         self._loop, self._llm, self._settings = asyncio.get_running_loop(), llm, settings
         self._changed, self._backend = asyncio.Event(), backend
+        self._methods: Methods = {
+            "report": BrieflyKept(self._report),
+            "recent": BrieflyKept(backend.recent),
+        }
         tokenizer = None
         if backend.tokenizer is not None:
             tokenizer = str(self.folder / "tokenizer")
             Path(tokenizer).mkdir()
             backend.tokenizer.save(Path(tokenizer))
-        parts = (backend.model, settings, certificate, key, tokenizer, log_level, self.log_lock)
+        parts = (backend.model, settings, certificate, key, tokenizer, log_level)
         self._setup = Setup(0, *parts)
         llm.session.after_turns.append(self._flush)
         for slot in self._slots:
@@ -169,7 +169,7 @@ class Fronts:
                 slot.process.end()
         with suppress(AttributeError, ValueError):  # it was never started
             self._llm.session.after_turns.remove(self._flush)
-        self._folder.cleanup()
+        self._folder.close()
 
     # What happens to a front.
 
@@ -181,7 +181,7 @@ class Fronts:
         slot.link = FrontLink(
             slot.process.messages,
             self._llm,
-            {"report": self._report, "recent": self._backend.recent},
+            self._methods,
             self._setup._replace(number=slot.number),
             lambda: self._front_ready(slot),
             lambda ended: self._front_alive(slot, ended),

@@ -20,7 +20,6 @@ class Setup(NamedTuple):
       certificate, key: paths for TLS; None is plain HTTP.
       tokenizer: a folder with the tokenizer's files; None where the model has no tokenizer.
       log_level: as of `logs.set_up`.
-      log_lock: a file that is locked while a line is written.
     """
 
     number: int
@@ -30,7 +29,6 @@ class Setup(NamedTuple):
     key: str | None
     tokenizer: str | None
     log_level: str
-    log_lock: str
 
 
 class Ready(NamedTuple):
