@@ -20,23 +20,14 @@ import numpy as np
 
 import pdjax.host
 from experiments.common.llm_engines import DECODE, PREFILL, device_transport, program_of
+from experiments.common.tiny import tiny_spec
 from pdjax import LLM, Config, SamplingParams
 from pdjax.config import RANDOM, DecodeConfig, HandoffConfig, KVConfig, ModelConfig, PrefillConfig
-from pdjax.core.model_spec import ModelSpec
 
 CONFIG = Config(
     model=ModelConfig(
         source=RANDOM,
-        spec=ModelSpec(
-            vocab_size=101,
-            num_layers=4,
-            model_dim=32,
-            mlp_dim=64,
-            query_heads=4,
-            kv_heads=2,
-            head_dim=8,
-            context=64,
-        ),
+        spec=tiny_spec(64),
     ),
     kv=KVConfig(page_size=4, prefix_cache=True),
     prefill=PrefillConfig(

@@ -5,7 +5,6 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +14,10 @@ from pdjax.async_llm import AsyncLLM
 from pdjax.async_stream import AsyncStream, LoopMailbox
 from pdjax.core.outputs import RequestEvent
 from pdjax.core.request import QueueFull, SamplingParams
-from pdjax.request_maker import RequestMaker
 from pdjax.session import Closed
 from tests.frontend.test_events import check
-from tests.frontend.test_session import PATIENCE, House
-from tests.frontend.test_session_faults import text_house
+from tests.helpers.house import PATIENCE, House, text_house
+from tests.helpers.text_llm import TextLLM
 
 pytestmark = pytest.mark.smoke
 
@@ -31,12 +29,7 @@ THREE = SamplingParams(n=3, temperature=1.0, max_tokens=6, ignore_eos=True, logp
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> House:
     house = text_house()
-    llm = SimpleNamespace(
-        session=house.session,
-        coordinator=house.deployment.coordinator,
-        requests=RequestMaker("fakes", None, house.deployment.clock),
-        close=house.session.close,
-    )
+    llm = TextLLM(house, tokenizer=None)
     monkeypatch.setattr(async_llm, "LLM", lambda *_, **__: llm)
     return house
 
@@ -105,7 +98,7 @@ def test_what_cannot_be_served_is_refused(house: House):
     async def program(llm: AsyncLLM) -> None:
         with pytest.raises(ValueError, match="prompt_token_ids: 500 is not a token id"):
             await llm.generate([[1], [500]])
-        with pytest.raises(ValueError, match=r"chat: model.source='fakes' has no tokenizer"):
+        with pytest.raises(ValueError, match=r"chat: model.source='bytes' has no tokenizer"):
             await llm.chat([{"role": "user", "content": "a"}])
         with pytest.raises(ValueError, match="has no tokenizer; give token ids"):
             await llm.stream("text")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from experiments.common.tiny import tiny_spec
 from pdjax.async_llm import AsyncLLM
 from pdjax.config import RANDOM, Config, DecodeConfig, HandoffConfig, ModelConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock, WallClock
-from pdjax.core.model_spec import ModelSpec
 from pdjax.core.request import SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.deploy import deploy
@@ -24,16 +24,7 @@ pytestmark = pytest.mark.smoke
 CONFIG = Config(
     model=ModelConfig(
         source=RANDOM,
-        spec=ModelSpec(
-            vocab_size=101,
-            num_layers=4,
-            model_dim=32,
-            mlp_dim=64,
-            query_heads=4,
-            kv_heads=2,
-            head_dim=8,
-            context=256,
-        ),
+        spec=tiny_spec(256),
     ),
     prefill=PrefillConfig(engines=2, token_budget=64),
     decode=DecodeConfig(engines=2, stages=2, rows=4),

@@ -16,8 +16,7 @@ from pdjax.host.loop import Loop
 from pdjax.host.sequences.sequence import State
 from pdjax.interfaces.batches import Scores
 from pdjax.stream import Backlog
-from tests.frontend.test_session import House, exact
-from tests.frontend.test_session_faults import Crosses, raising, text_house
+from tests.helpers.house import Crosses, House, exact, raising, text_house
 
 
 def check(events: list[RequestEvent], request_id: str) -> RequestOutput:

@@ -11,44 +11,14 @@ from pdjax.entry import Entry, Listener
 from pdjax.host.loop import Loop
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.session import Closed
-from tests.frontend.test_session import PATIENCE, House, exact, in_threads
 from tests.helpers.deployment import LAYOUT
 from tests.helpers.fakes import expected_output
-
-
-class Crosses:
-    """Text that is what its callback is given."""
-
-    def __init__(self) -> None:
-        self._fresh, self.text = "", ""
-        self.finished = False
-
-    def push(self, token_id: int) -> None:
-        self._fresh += "x"
-        self.text += "x"
-
-    def take(self) -> str:
-        fresh, self._fresh = self._fresh, ""
-        return fresh
-
-    def finish(self) -> None:
-        self.finished = True
-
-
-def text_house() -> House:
-    return House(make_text=lambda request: Crosses())
+from tests.helpers.house import PATIENCE, House, exact, in_threads, raising, text_house
 
 
 class Unspeakable(Exception):
     def __str__(self) -> str:
         raise ZeroDivisionError("no words")
-
-
-def raising(error: BaseException) -> Any:
-    def on_text(text: str) -> None:
-        raise error
-
-    return on_text
 
 
 def test_who_waits_is_woken_by_an_abort_that_kept_it_from_driving(monkeypatch):

@@ -8,8 +8,7 @@ import pytest
 from pdjax.core.outputs import RequestEvent
 from pdjax.entry import Entry, Stop
 from pdjax.host.sequences.sequence import LEGAL_MOVES, State
-from tests.frontend.test_session import House, exact
-from tests.frontend.test_session_faults import text_house
+from tests.helpers.house import House, exact, text_house
 
 
 def until(house: House, condition: Callable[[], bool]) -> None:

@@ -17,8 +17,7 @@ from pdjax.core.outputs import RequestEvent
 from pdjax.entry import Entry
 from pdjax.host.loop import Loop
 from pdjax.session import Closed
-from tests.frontend.test_session import PATIENCE, House, exact, in_threads
-from tests.frontend.test_session_faults import raising, text_house
+from tests.helpers.house import PATIENCE, House, exact, in_threads, raising, text_house
 
 
 @pytest.fixture
@@ -243,7 +242,7 @@ def test_closing_ends_the_thread_and_everybody():
 
 def test_a_program_that_forgets_to_close_ends():
     script = (
-        "from tests.frontend.test_session import House\n"
+        "from tests.helpers.house import House\n"
         "house = House()\n"
         "house.session.start()\n"
         "house.generate()\n"

@@ -15,8 +15,9 @@ from pdjax.serving.processes.front_link import FrontLink
 from pdjax.serving.processes.messages import Setup
 from pdjax.serving.processes.remote_backend import RemoteBackend
 from pdjax.text.byte_tokenizer import byte_tokenizer
-from tests.frontend.test_session import House
+from pdjax.text.tokenizer import Tokenizer
 from tests.helpers.deployment import CONFIG, MAX_MODEL_LEN
+from tests.helpers.house import House
 
 TOKENIZER = byte_tokenizer()
 MODEL = ServedModel("bytes", MAX_MODEL_LEN, MAX_MODEL_LEN, CONFIG.max_waiting)
@@ -25,22 +26,26 @@ MODEL = ServedModel("bytes", MAX_MODEL_LEN, MAX_MODEL_LEN, CONFIG.max_waiting)
 class TextLLM(SimpleNamespace):
     """What `AsyncLLM` and `FrontLink` use of an LLM, over a house of fakes.
 
+    Args:
+      house: serves; None makes one whose tokens are bytes.
+      tokenizer: None where the model has none.
+
     Attributes:
       house: has the deployment; `check` it at the end.
     """
 
-    def __init__(self) -> None:
-        house = House(make_text=text_maker(TOKENIZER))
+    def __init__(self, house: House | None = None, tokenizer: Tokenizer | None = TOKENIZER) -> None:
+        house = house or House(make_text=text_maker(TOKENIZER))
         made = house.deployment
         super().__init__(
             house=house,
             session=house.session,
             coordinator=made.coordinator,
             recorder=made.recorder,
-            requests=RequestMaker("bytes", TOKENIZER, made.clock),
+            requests=RequestMaker("bytes", tokenizer, made.clock),
             config=CONFIG,
             max_model_len=MAX_MODEL_LEN,
-            tokenizer=TOKENIZER,
+            tokenizer=tokenizer,
             close=house.session.close,
         )
 

@@ -1,4 +1,5 @@
-"""A server over a fake backend for each file of tests that asks for it, and the official client."""
+"""For each file of tests that asks for it a fake backend; its application without a socket, or a
+server over it and the official client."""
 
 from collections.abc import Iterator
 
@@ -6,11 +7,17 @@ import pytest
 from openai import OpenAI
 
 from tests.helpers.fake_backend import FakeBackend, Served, served
+from tests.helpers.http_client import Http
 
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
     return FakeBackend(tmp_path_factory.mktemp("fake"))
+
+
+@pytest.fixture
+def http(backend: FakeBackend) -> Http:
+    return Http(backend)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 model, tokens through HTTP that are those of `LLM.generate`."""
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -11,31 +10,20 @@ import pytest
 from pdjax import async_llm
 from pdjax.async_llm import AsyncLLM
 from pdjax.config import Config, ModelConfig
-from pdjax.request_maker import RequestMaker
 from pdjax.serving.app import make_app
 from pdjax.serving.async_backend import AsyncBackend
 from pdjax.serving.front import Front, Settings
-from tests.frontend.test_session import House
-from tests.frontend.test_session_faults import text_house
-from tests.helpers.deployment import CONFIG, MAX_MODEL_LEN
+from tests.helpers.deployment import CONFIG
 from tests.helpers.fake_backend import Served, served
+from tests.helpers.house import House, text_house
 from tests.helpers.promise import disaggregated, workload
+from tests.helpers.text_llm import TextLLM
 
 
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> House:
     house = text_house()
-    made = house.deployment
-    llm = SimpleNamespace(
-        session=house.session,
-        coordinator=made.coordinator,
-        recorder=made.recorder,
-        requests=RequestMaker("fakes", None, made.clock),
-        config=CONFIG,
-        max_model_len=MAX_MODEL_LEN,
-        tokenizer=None,
-        close=house.session.close,
-    )
+    llm = TextLLM(house, tokenizer=None)
     monkeypatch.setattr(async_llm, "LLM", lambda *_, **__: llm)
     return house
 

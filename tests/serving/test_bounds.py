@@ -17,11 +17,6 @@ from tests.helpers.fake_backend import PATIENCE, FakeBackend, served
 from tests.helpers.http_client import Http, error_of
 
 
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
-    return FakeBackend(tmp_path_factory.mktemp("fake"))
-
-
 def test_too_many_prompts_are_refused_before_each_is_looked_at(backend: FakeBackend):
     error = error_of(Http(backend).post("/v1/completions", json={"prompt": [["x"], 5] * 40}))
     assert "80 prompts" in error["message"]

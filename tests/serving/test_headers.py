@@ -14,16 +14,6 @@ from tests.helpers.fake_backend import FakeBackend
 from tests.helpers.http_client import Http, error_of
 
 
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
-    return FakeBackend(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture
-def http(backend: FakeBackend) -> Http:
-    return Http(backend)
-
-
 def test_ids_of_requests_are_honoured_where_a_header_can_hold_them(http: Http):
     assert http.get("/health", headers={"x-request-id": "a-1"}).headers["x-request-id"] == "a-1"
     for odd in ("a b", "x" * 129, ""):

@@ -17,16 +17,6 @@ from tests.helpers.http_client import Http, error_of
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 
 
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
-    return FakeBackend(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture
-def http(backend: FakeBackend) -> Http:
-    return Http(backend)
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_supported_is_refused_by_its_name(http: Http, name: str):
     for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", CHAT)):

@@ -29,16 +29,6 @@ REST = {"return_token_ids": True, "prompt_logprobs": 2}
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
-    return FakeBackend(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture
-def http(backend: FakeBackend) -> Http:
-    return Http(backend)
-
-
-@pytest.fixture(scope="module")
 def made(backend: FakeBackend) -> dict[str, Any]:
     found: dict[str, Any] = Http(backend).get("/openapi.json").json()
     return found

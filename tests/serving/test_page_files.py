@@ -34,11 +34,6 @@ LEAST = {
 numbers here."""
 
 
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> FakeBackend:
-    return FakeBackend(tmp_path_factory.mktemp("fake"))
-
-
 @pytest.mark.parametrize("path", FILES)
 def test_a_file_needs_no_key_and_may_load_nothing_from_elsewhere(backend: FakeBackend, path: str):
     http = Http(backend, api_keys=(ApiKey("me", digest_of("secret")),))
