@@ -1,6 +1,7 @@
 """JAX calls that differ between versions, are private, or are untyped: no other file makes them."""
 
 import contextlib
+import io
 import pickle
 import threading
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from typing import Any
 
 import jax
 import jaxlib.version
+import numpy as np
+from jax._src import compiler
 from jax._src.lib import xla_client  # type: ignore[attr-defined]
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
@@ -114,23 +117,50 @@ def compiled(program: jax.stages.Lowered) -> tuple[jax.stages.Compiled, bool]:
     return made, not cached or jax.default_backend() != "cpu"
 
 
-def serialized(program: jax.stages.Compiled) -> bytes | None:
-    """A compiled program as bytes, for `loaded`; None where it can't be one."""
+def are_alike(devices: tuple[jax.Device, ...]) -> bool:
+    """Whether a program that is compiled for these devices runs on as many others of their kind: a
+    TPU's depends on where the devices are."""
+    return devices[0].platform in ("cpu", "gpu")
+
+
+def serialized(program: jax.stages.Compiled, devices: tuple[jax.Device, ...]) -> bytes | None:
+    """A program that is compiled for these devices as bytes, for `loaded`; None where it can't be
+    one."""
     try:
-        return pickle.dumps(serialize_executable.serialize(program))
+        ids = [device.id for device in devices]
+        return pickle.dumps((ids, *serialize_executable.serialize(program)))
     except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError):
         return None
 
 
 def loaded(program: bytes, devices: tuple[jax.Device, ...]) -> Callable[..., Any]:
-    """A compiled program of `serialized`, on the devices that it was compiled for. Bytes that come
-    from elsewhere must not be loaded: they may do anything."""
+    """A compiled program of `serialized`, on the devices that it was compiled for, or on others if
+    they are alike, in the same order. Bytes that come from elsewhere must not be loaded: they may
+    do anything."""
     if devices[0].platform == "gpu":
-        import jax.experimental.mosaic.gpu  # noqa: F401  # what its kernels call
-    executable, args, results = pickle.loads(program)
-    return serialize_executable.deserialize_and_load(
-        executable, args, results, backend=devices[0].client, execution_devices=devices
-    )
+        from jax.experimental.mosaic import gpu  # noqa: F401  # what its kernels call
+    ids, executable, args, results = pickle.loads(program)
+    unloaded, infos, no_kwargs = _Unpickler(executable, ids, devices).load()
+    infos = args.unflatten(infos)
+    return jax.stages.Compiled(unloaded.load(), [], infos, results, no_kwargs=no_kwargs)
+
+
+class _Unpickler(serialize_executable._JaxPjrtUnpickler):
+    """Reads a serialised program as `serialize_executable.deserialize_and_load` does, for other
+    devices than those with the ids that it was compiled for."""
+
+    def __init__(self, program: bytes, ids: list[int], devices: tuple[jax.Device, ...]) -> None:
+        super().__init__(io.BytesIO(program), devices[0].client, devices)
+        self.devices_by_id = dict(zip(ids, devices, strict=True))
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] != "exec":
+            return super().persistent_load(pid)
+        ids = np.array([[device.id for device in self.devices_by_id.values()]])
+        options = compiler.get_compile_options(
+            num_replicas=1, num_partitions=ids.size, device_assignment=ids
+        )
+        return self.backend.deserialize_executable(pid[1], self.execution_devices, options)
 
 
 def all_ready(arrays: Any) -> bool:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdjax.device.compat import jax_settings, topology_of
+from pdjax.device.compat import are_alike, jax_settings, topology_of
 
 _OURS = "pdjax", "pallas_kernels"
 _PLAIN = type(None), bool, int, float, str, bytes, PartitionSpec, np.dtype
@@ -56,7 +56,7 @@ def described(fact: Any) -> Any:
         return [[described(key), described(value)] for key, value in fact.items()]
     if isinstance(fact, Mesh):
         axes = zip(fact.axis_names, fact.devices.shape, fact.axis_types, strict=True)
-        return [repr(list(axes)), [device.id for device in fact.devices.flat]]
+        return [repr(list(axes)), _places(tuple(fact.devices.flat))]
     if isinstance(fact, NamedSharding):
         return [described(fact.mesh), repr(fact.spec), repr(fact.memory_kind)]
     kind = fact if isinstance(fact, type) else type(fact)
@@ -69,6 +69,11 @@ def described(fact: Any) -> Any:
     else:
         inside = vars(fact)
     return [kind.__module__, kind.__qualname__, described(inside)]
+
+
+def _places(devices: tuple[jax.Device, ...]) -> list[int]:
+    """Where devices are, as far as a program depends on it: engines alike share their programs."""
+    return [len(devices)] if are_alike(devices) else [device.id for device in devices]
 
 
 def _surroundings(devices: tuple[jax.Device, ...]) -> tuple[Any, ...]:

@@ -106,7 +106,7 @@ class KeptProgram:
             lowered = self.jitted.lower(*args)
         program, is_whole = compiled(lowered)
         if _store is not None and key is not None and is_whole:
-            kept = serialized(program)
+            kept = serialized(program, self._devices)
             if kept is not None:
                 _store.put(key, pickle.dumps((warnings, kept)))
         return program
