@@ -11,6 +11,7 @@ from pdjax.core.clock import unix_time
 from pdjax.core.logprobs import PromptLogprobs
 from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.serving.backend import Ask
+from pdjax.serving.errors import bad_value
 from pdjax.serving.front import Front, labels_of
 from pdjax.serving.generation import ChunkWriter, admit, respond
 from pdjax.serving.logprobs import CompletionLogprobs, TokenNames, offsets_of, prompt_logprobs
@@ -18,6 +19,7 @@ from pdjax.serving.openapi.answers import Completion as CompletionAnswer
 from pdjax.serving.openapi.answers import CompletionChunk
 from pdjax.serving.openapi.document import answers, chunks
 from pdjax.serving.requests import CompletionRequest
+from pdjax.text.tokenizer import Tokenizer
 
 
 class CompletionWriter(ChunkWriter):
@@ -129,7 +131,7 @@ def routes(front: Front) -> APIRouter:
         admit(front, request, body)
         params = body.params()
         prompts = body.prompts(front.backend.model.max_choices // params.n)
-        ids = await front.in_thread(_encoded, front, prompts)
+        ids = await _encoded(front, prompts)
         echoes = [""] * len(prompts)
         if body.echo:
             echoes = await front.in_thread(_decoded, front, prompts)
@@ -142,15 +144,22 @@ def routes(front: Front) -> APIRouter:
     return router
 
 
-def _encoded(front: Front, prompts: list[str | list[int]]) -> list[list[int]]:
+async def _encoded(front: Front, prompts: list[str | list[int]]) -> list[list[int]]:
     """The token ids of each prompt.
 
     Raises:
-      ValueError: an empty text, or one that can't be cut.
+      ApiError: a 400: an empty text, one that can't be cut, or a model without a tokenizer.
     """
     if "" in prompts:
-        raise ValueError("prompt='': must not be empty")
-    return [front.tokenizer.encode(each) if isinstance(each, str) else each for each in prompts]
+        front.metrics.refused("invalid")
+        raise bad_value("prompt", "", "must not be empty")
+    texts = [each for each in prompts if isinstance(each, str)]
+    cut = iter(await front.in_thread(_all_cut, front.tokenizer, texts) if texts else ())
+    return [next(cut) if isinstance(each, str) else each for each in prompts]
+
+
+def _all_cut(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [tokenizer.encode(text) for text in texts]
 
 
 def _decoded(front: Front, prompts: list[str | list[int]]) -> list[str]:

@@ -49,7 +49,8 @@ async def _run(
 
 
 def _size(value: Any) -> int:
-    """Characters and items in it, as far as they make it long."""
+    """Characters and items in it, as far as they make it long. Token ids are counted without a
+    look at each: that would take longer than what is done with them."""
     size, waiting = 0, [value]
     while waiting and size < LONG:
         each = waiting.pop()
@@ -57,6 +58,6 @@ def _size(value: Any) -> int:
             size += len(each)
         elif isinstance(each, list | tuple | Mapping):
             size += len(each)
-            if size < LONG:
+            if size < LONG and not {*map(type, each)} <= {int}:
                 waiting += each.values() if isinstance(each, Mapping) else each
     return size

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import implementations
@@ -69,7 +70,6 @@ def test_a_program_is_traced_once_however_often_it_is_built(store):
     [
         lambda: doubling(mesh_of(), "other facts"),
         lambda: doubling(mesh_of(), "facts", name="triple"),
-        lambda: doubling(mesh_of(first=1), "facts"),
         lambda: doubling(mesh_of(2), "facts"),
     ],
 )
@@ -78,6 +78,34 @@ def test_another_program_is_not_taken_for_it(store, other):
     program, traced = other()
     assert program(np.array([1, 2], np.float32)).tolist() == [2, 4]
     assert traced == [(2,)]
+
+
+@pytest.mark.parametrize(("count", "first"), [(1, 3), (2, 4)])
+def test_devices_alike_share_a_program(store, count, first):
+    def summed(mesh, calls):
+        def sum_up(x):
+            calls.append(x)
+            return lax.psum(x * (1 + lax.axis_index("tp")), "tp")
+
+        mapped = jax.shard_map(sum_up, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        return KeptProgram("sum", jax.jit(mapped, in_shardings=shardings(mesh, P())), mesh)
+
+    x, traced = np.array([1, 2], np.float32), list[object]()
+    here, there = mesh_of(count), make_mesh(jax.devices()[first : first + count][::-1], 1, count)
+    for mesh in (here, there, here):
+        came = summed(mesh, traced)(x)
+        assert came.tolist() == (x * sum(range(1, count + 1))).tolist()
+        assert came.sharding.mesh == mesh
+    assert len(traced) == 1
+
+
+def test_devices_that_differ_by_their_place_do_not_share_one(monkeypatch):
+    def told():
+        return [keys.described(mesh_of(first=first)) for first in (0, 1)]
+
+    assert len({*map(str, told())}) == 1
+    monkeypatch.setattr(keys, "are_alike", lambda devices: False)
+    assert len({*map(str, told())}) == 2
 
 
 @pytest.mark.parametrize(

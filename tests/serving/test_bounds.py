@@ -12,7 +12,7 @@ import pytest
 
 from pdjax.serving import chats, generation, middleware
 from pdjax.serving.front import Front, Settings
-from pdjax.serving.text_threads import BRIEF, LONG
+from pdjax.serving.text_threads import BRIEF, LONG, TextThreads
 from tests.helpers.fake_backend import PATIENCE, FakeBackend, served
 from tests.helpers.http_client import Http, error_of
 
@@ -57,6 +57,15 @@ def test_a_short_text_does_not_wait_for_a_long_one(backend: FakeBackend):
         return length
 
     assert asyncio.run(both()) == 5 * BRIEF
+
+
+def test_token_ids_wait_for_no_thread_of_texts(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(TextThreads, "call", None)
+    for prompt in ([1] * 2 * BRIEF, [[1], [2, 3]]):
+        body = {"prompt": prompt, "max_tokens": 1}
+        assert Http(backend).post("/v1/completions", json=body).status_code == 200
 
 
 @pytest.mark.parametrize(("short", "name"), [(8, "MainThread"), (7, "pdjax long texts_0")])

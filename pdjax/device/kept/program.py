@@ -4,7 +4,7 @@ JAX's compilation cache keeps what XLA makes of a program, by a digest of the pr
 each start traces and lowers all of them once more. For a model of 32 layers with Pallas kernels
 that takes most of a start. A builder of programs is given all that a program follows from, so the
 machine code is kept by a digest of that instead (`key.py`), and a start that finds it neither
-traces nor lowers nor compiles.
+traces nor lowers nor compiles. Engines alike on other devices of the same kind find it, too.
 """
 
 import logging
