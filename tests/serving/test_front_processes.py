@@ -38,6 +38,7 @@ def server() -> Iterator[FrontedServer]:
     with pytest.MonkeyPatch.context() as patch:
         llm = TextLLM()
         patch.setattr(async_llm, "LLM", lambda *_, **__: llm)
+        patch.setattr(fronts, "RESTART_S", 0.01)
         settings = Settings(api_keys=(ApiKey("me", digest_of("secret")),), drain_s=20.0)
         with fronted(llm, settings=settings) as at:
             yield at
@@ -260,7 +261,6 @@ def test_where_no_process_can_be_made_it_is_tried_again(
             raise OSError(errno.EAGAIN, "no more processes")
         return make()
 
-    monkeypatch.setattr(fronts, "RESTART_S", 0.01)
     monkeypatch.setattr(server.fronts, "_process", process)
     server.call(server.fronts.kill, 1)
     until(lambda: len(tries) == 2)
