@@ -3,6 +3,7 @@
 This is the only file that joins the columns. `LLM` and `AsyncLLM` stand on a `Deployment`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.policies.registry import make_policies
+from pdjax.host.sequences.guide_threads import GuideThreads
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.transport import Transport
 from pdjax.request_maker import RequestMaker, guide_maker, text_maker
@@ -95,6 +97,7 @@ class Deployment:
         for engine in self.engines:
             engine.close()
         self.transport.close()
+        self.coordinator.close()
 
 
 def deploy(
@@ -143,6 +146,7 @@ def _on_devices(
     try:
         clock = clock or (WallClock(patience=0) if built.on_host_cores else WallClock())
         recorder = Recorder(clock, config.max_recorded)
+        events = PolledEvents(clock)
         coordinator = Coordinator(
             config,
             vocab_size=model.spec.vocab_size,
@@ -150,12 +154,13 @@ def _on_devices(
             end_token_ids=model.spec.eos_token_ids,
             engines=built.engines,
             transport=built.transport,
-            events=PolledEvents(clock),
+            events=events,
             clock=clock,
             recorder=recorder,
             policies=chosen,
             make_text=text_maker(model.tokenizer),
             make_guide=guide_maker(model.guides),
+            guides=GuideThreads(_guide_threads(), events.wake),
         )
         if config.warm_up:
             coordinator.warm_up(partial(progress.each, what="compiling", unit="shapes"))
@@ -245,6 +250,12 @@ def _open_model(config: Config) -> _Model:
     tokenizer = checkpoint.tokenizer()
     guides = None if tokenizer is None else GuideCompiler(tokenizer, spec.vocab_size)
     return _Model(spec, tokenizer, _context(config, spec), checkpoint, guides)
+
+
+def _guide_threads() -> int:
+    """Half of the cores, and eight at the most: the others are for the coordinator and for those
+    who talk to clients."""
+    return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
 def _context(config: Config, spec: ModelSpec) -> int:

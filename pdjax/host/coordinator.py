@@ -26,6 +26,7 @@ from pdjax.host.policies.api import Policies
 from pdjax.host.policies.registry import make_policies
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.constraint import Constraint, SequenceGuide
+from pdjax.host.sequences.guide_threads import GuideThreads
 from pdjax.host.sequences.lifecycle import Progress, SequenceLifecycle
 from pdjax.host.sequences.limits import Limits, choices
 from pdjax.host.sequences.sequence import Sequence, SequenceText, State
@@ -55,6 +56,7 @@ class Coordinator:
       make_text: makes the text of each sequence of a request; None makes no text.
       make_guide: follows the form that each sequence of a request must have; None where it has
         none.
+      guides: follow those forms beside the turns; None follows them within a turn.
       pools: that no engine has; the transport connects them to others.
 
     Attributes:
@@ -79,13 +81,14 @@ class Coordinator:
         policies: Policies | None = None,
         make_text: Callable[[Request], SequenceText | None] | None = None,
         make_guide: Callable[[Request], SequenceGuide | None] | None = None,
+        guides: GuideThreads | None = None,
         pools: Seq[Pool] = (),
     ) -> None:
         self._config, self._max_model_len = config, max_model_len
         self._engines, self._transport = engines, transport
         self._make_text, self._make_guide = make_text, make_guide
         self._pools = pools
-        self._runtime = Runtime(events, clock, recorder)
+        self._runtime = Runtime(events, clock, recorder, guides)
         self._policies = policies or make_policies(config)
         self._end_token_ids = frozenset(end_token_ids)
         self._numbers = count(1)  # of transfer jobs
@@ -152,7 +155,8 @@ class Coordinator:
 
     def has_room(self, choices: int) -> bool:
         """Whether the waiting queue has room for so many more sequences."""
-        return len(self.loop.lifecycle.waiting) + choices <= self._limits.max_waiting
+        lifecycle = self.loop.lifecycle
+        return len(lifecycle.waiting) + len(lifecycle.held) + choices <= self._limits.max_waiting
 
     def check_room(self, choices: int, arriving: int = 0) -> None:
         """Refuse so many more sequences if the waiting queue has no room for them, and for those
@@ -195,14 +199,18 @@ class Coordinator:
             for sequence in sequences:
                 sequence.text = self._make_text(request)
         if request.params.constrained:
-            for sequence in sequences:
-                sequence.constraint = self._constraint(request)
+            self._constrain(request, sequences)
         self._submitted += len(sequences)
         return sequences
 
-    def _constraint(self, request: Request) -> Constraint:
-        guide = None if self._make_guide is None else self._make_guide(request)
-        return Constraint(request.params, guide, self._limits.vocab_size, self._end_token_ids)
+    def _constrain(self, request: Request, sequences: list[Sequence]) -> None:
+        """Give each choice its constraint: the first mask of all is the same."""
+        make = self._make_guide or (lambda _: None)
+        first, *others = sequences
+        size, ends = self._limits.vocab_size, self._end_token_ids
+        first.constraint = Constraint(request.params, make(request), size, ends)
+        for sequence in others:
+            sequence.constraint = first.constraint.again(make(request))
 
     def enqueue(self, sequences: list[Sequence]) -> None:
         """Queue all choices of a request, whether the queue has room or not."""
@@ -343,6 +351,11 @@ class Coordinator:
         """
         assert not self.has_work, "a request would have to wait"
         return self.loop.warm_up(show)
+
+    def close(self) -> None:
+        """Let go of what is beside the turns, of which none follows."""
+        if self._runtime.guides is not None:
+            self._runtime.guides.close()
 
     def check(self) -> None:
         """Assert that every page and row is free, or held by a sequence or hand-off that is

@@ -126,7 +126,7 @@ class EngineState:
         waits, or tokens of its own that have not been dispatched."""
         if not self.takes_prefill:
             return False
-        return bool(waiting) or any(seq.prefilled < seq.length for seq in self.running)
+        return bool(waiting) or any(map(_is_to_compute, self.running))
 
     @property
     def backlog(self) -> int:
@@ -138,6 +138,11 @@ class EngineState:
             for chunk in step.work
         )
         return computing + sum(seq.length - seq.prefilled for seq in self.running)
+
+
+def _is_to_compute(sequence: Sequence) -> bool:
+    """Whether a sequence has tokens that no step has been given, and may be given to one."""
+    return sequence.prefilled < sequence.length and not sequence.behind
 
 
 def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
@@ -155,7 +160,7 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         accepts=state.engine.accepts,
         buckets=state.buckets,
         open=state.takes_prefill,
-        running=tuple(seq for seq in state.running if seq.prefilled < seq.length),
+        running=tuple(filter(_is_to_compute, state.running)),
         backlog=state.backlog,
         steps=state.steps,
         rows=0 if rows is None else rows.rows,

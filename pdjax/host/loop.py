@@ -24,7 +24,7 @@ from pdjax.host.runners.prefill import PrefillRunner
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
-from pdjax.host.sequences.sequence import Sequence
+from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.host.warm_up import WarmUp, warm_ups
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.events import (
@@ -78,6 +78,7 @@ class Loop:
     ) -> None:
         self._config, self._transport, self._policies = config, transport, policies
         self._events, self._clock, self._recorder = runtime.events, runtime.clock, runtime.recorder
+        self._guides = runtime.guides
         self._max_model_len = max_model_len
         self.fleet = Fleet(engines, transport, config, max_model_len, pools)
         self.lifecycle = SequenceLifecycle(self.fleet, runtime.recorder)
@@ -91,8 +92,10 @@ class Loop:
             numbers,
             runtime,
         )
-        output = OutputProcessor(self.lifecycle, runtime.recorder, end_token_ids)
-        parts = self.fleet, self.lifecycle, self.handoffs, output
+        self._output = OutputProcessor(
+            self.lifecycle, runtime.recorder, end_token_ids, runtime.guides
+        )
+        parts = self.fleet, self.lifecycle, self.handoffs, self._output
         self._prefill = PrefillRunner(*parts, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
         self._due: deque[TimerDue] = deque()
@@ -111,6 +114,8 @@ class Loop:
         """Whether nothing is left to tell or to look at until something happens."""
         lifecycle = self.lifecycle
         changed = lifecycle.waiting_changed or lifecycle.prefilled_changed or self._done
+        if self._guides is not None and self._guides.any_done:
+            return False
         return not (lifecycle.has_news or self.fleet.touched or changed or self.handoffs.sendable)
 
     @property
@@ -123,6 +128,8 @@ class Loop:
         waits = self.idle and bool(self.lifecycle.waiting)
         if not waits or self.fleet.busy or self.handoffs.busy:
             return False
+        if self._guides is not None and self._guides.busy:
+            return False
         return not any(state.paused for state in self.fleet)
 
     def turn(self, events: Iterable[Event]) -> bool:
@@ -131,6 +138,7 @@ class Loop:
         whether anything changed."""
         jobs = self._sort(events)
         busy = self._harvest_decode()
+        busy |= self._take_guided()
         busy |= self._write_transfers(jobs)
         busy |= self._dispatch_decode()
         if self._harvest_prefill():
@@ -174,6 +182,19 @@ class Loop:
             for sequence in self._decode.harvest(state, state.in_flight.popleft()):
                 self._finished.append((sequence, state))
             busy = True
+        return busy
+
+    def _take_guided(self) -> bool:
+        """Let the sequences go on whose next tokens are known to be allowed."""
+        if self._guides is None or not self._guides.busy:
+            return False
+        busy = False
+        for each in self._guides.take():
+            sequence, busy = each.sequence, True
+            decoding = sequence.state is State.DECODING
+            state = self.lifecycle.engine_of(sequence) if decoding else None
+            if self._output.take(each) and state is not None:
+                self._finished.append((sequence, state))
         return busy
 
     def _with_results(self, kind: StepKind) -> Iterator[EngineState]:

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 
 from pdjax.core.clock import Clock
 from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.sequences.guide_threads import GuideThreads
 from pdjax.interfaces.events import EventSource
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Tells what happens and the time, and takes down what happened when."""
+    """Tells what happens and the time, takes down what happened when, and follows guides beside
+    the turns, or does not."""
 
     events: EventSource
     clock: Clock
     recorder: Recorder
+    guides: GuideThreads | None = None

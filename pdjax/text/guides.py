@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,7 +58,7 @@ class TokenGuide:
     """How far a text has come in its form.
 
     Args:
-      matcher: llguidance's, at the beginning of the text; changed by this alone.
+      compile: makes llguidance's matcher, at the beginning of the text, when it is first needed.
       vocab_size: V.
       end: token of the matcher that stands for the end.
       name: of the guide, for messages.
@@ -67,8 +68,12 @@ class TokenGuide:
       complete: whether it must: nothing can follow.
     """
 
-    def __init__(self, matcher: Any, vocab_size: int, end: int, name: str) -> None:
-        self._matcher, self._vocab_size, self._end, self._name = matcher, vocab_size, end, name
+    def __init__(self, compile: Callable[[], Any], vocab_size: int, end: int, name: str) -> None:
+        self._compile, self._vocab_size, self._end, self._name = compile, vocab_size, end, name
+
+    @cached_property
+    def _matcher(self) -> Any:
+        return self._compile()
 
     @property
     def accepts(self) -> bool:
@@ -148,19 +153,20 @@ class GuideCompiler:
         form.unused = matcher
 
     def start(self, guide: Guide) -> TokenGuide:
-        """A guide at the beginning of a text.
+        """A guide at the beginning of a text. It is compiled when it is first asked, unless `check`
+        has left a matcher; it raises then what `check` does.
 
         Raises:
-          ValueError: as `check`.
+          ValueError: llguidance is not installed, or refuses the tokenizer.
         """
-        _, matcher = self._matcher(guide)
-        return TokenGuide(matcher, self._vocab_size, self._end, guide.name)
+        with self._lock:
+            self._open(guide.name)
+        return TokenGuide(lambda: self._matcher(guide)[1], self._vocab_size, self._end, guide.name)
 
     def _matcher(self, guide: Guide) -> tuple[_Form, Any]:
         """One that no text has, and the form that it follows."""
         with self._lock:
-            if self._library is None:
-                self._open(guide.name)
+            self._open(guide.name)
             form = self._kept.get(guide)
             if form is not None:
                 self._kept.move_to_end(guide)
@@ -175,6 +181,8 @@ class GuideCompiler:
         return form, matcher
 
     def _open(self, name: str) -> None:
+        if self._library is not None:
+            return
         try:
             library = importlib.import_module("llguidance")
         except ImportError as error:

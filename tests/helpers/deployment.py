@@ -87,9 +87,11 @@ def deploy(
     decode_page_size: int = LAYOUT.page_size,
     prefills: int = 1,
     policies: Policies | None = None,
+    **coordinator: Any,
 ) -> Deployment:
     """Prefill engines, whose steps have so many layer groups, and decode engines of so many stages;
-    colocated, each decode engine has the pool of a prefill engine."""
+    colocated, each decode engine has the pool of a prefill engine. The rest is the coordinator's.
+    """
     chance = Chance(0, max_delay=max_delay)
     layer_groups = split_groups(LAYOUT.num_layers, groups)
     prefill = [
@@ -108,16 +110,16 @@ def deploy(
         )
         for i, n in enumerate(stages)
     ]
-    return assemble([*prefill, *decode], chance, config, make_text=make_text, policies=policies)
+    engines: list[FakeEngine] = [*prefill, *decode]
+    coordinator |= {"make_text": make_text, "policies": policies}
+    return assemble(engines, chance, config, **coordinator)
 
 
 def assemble(
     engines: list[FakeEngine],
     chance: Chance,
     config: Config = CONFIG,
-    *,
-    make_text: Callable[[Request], Any] | None = None,
-    policies: Policies | None = None,
+    **further: Any,
 ) -> Deployment:
     """A coordinator of any engines."""
     transport = FakeTransport(engines, chance)
@@ -133,8 +135,7 @@ def assemble(
         events=events,
         clock=clock,
         recorder=recorder,
-        policies=policies,
-        make_text=make_text,
+        **further,
     )
     prefill = [engine for engine in engines if isinstance(engine, FakePrefillEngine)]
     decode = [engine for engine in engines if isinstance(engine, FakeDecodeEngine)]

@@ -1,6 +1,7 @@
 """Forms whose states can be worked out by hand, and what may bound the choice of tokens."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from pdjax.core.guide import Guide
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.sequences.constraint import Constraint
+from pdjax.host.sequences.guide_threads import Advanced, GuideThreads, advanced
+from pdjax.host.sequences.sequence import Sequence
 
 VOCAB = 97
 END_TOKEN = 0
@@ -47,6 +50,32 @@ class FakeGuide:
         self._said = (self._said * 7 + token_id) % 91
 
 
+class SlowGuides(GuideThreads):
+    """Follows guides without threads: each token takes none, one or several turns, drawn from
+    `chance`.
+
+    Attributes:
+      late: tokens that have taken at least one.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__(1, lambda: None)
+        self._chance, self.late = chance, 0
+
+    def advance(self, sequence: Sequence) -> None:
+        self._todo.append(sequence)
+
+    def take(self) -> Iterator[Advanced]:
+        for _ in range(len(self._todo)):
+            sequence = self._todo.popleft()
+            if self._chance.random() < 0.5:
+                self._done.append(Advanced(sequence, advanced(sequence)))
+            else:
+                self.late += 1
+                self._todo.append(sequence)
+        return super().take()
+
+
 def make_guide(request: Request) -> FakeGuide | None:
     """The guide of a choice, at its beginning."""
     return None if request.params.guide is None else FakeGuide()
@@ -82,5 +111,5 @@ def completes(request: Request, output: list[int]) -> bool:
     if constraint is None:
         return False
     for token in output:
-        constraint.push(token)
+        constraint.advance(token, last=True)
     return constraint.complete

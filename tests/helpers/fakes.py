@@ -233,10 +233,9 @@ def expected_output(sequence: Sequence, layers: int) -> list[int]:
         if (token == END_TOKEN and not params.ignore_eos) or token in params.stop_token_ids:
             break
         if constraint is not None:
-            constraint.push(token)
+            constraint.advance(token)
             if constraint.complete:
                 break
-            constraint.renew()
         context += sum(
             (layer + 1) * (len(tokens) + 1) * salted(layer, token) for layer in range(layers)
         )

@@ -15,7 +15,14 @@ from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
 from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
-from tests.helpers.fake_guides import END_TOKEN, VOCAB, completes, constrained, make_guide
+from tests.helpers.fake_guides import (
+    END_TOKEN,
+    VOCAB,
+    SlowGuides,
+    completes,
+    constrained,
+    make_guide,
+)
 from tests.helpers.fake_transport import FakeTransport
 from tests.helpers.fakes import (
     POISON,
@@ -136,6 +143,8 @@ class Workload:
             seed=draw.randrange(100),
         )
         clock = VirtualClock()
+        chance = random.Random(f"guides in {self._seed}")
+        self.guides = SlowGuides(chance) if chance.random() < 0.7 else None
         self.coordinator = Coordinator(
             config,
             vocab_size=POISON + 1,
@@ -148,6 +157,7 @@ class Workload:
             recorder=Recorder(clock),
             make_text=self._make_text,
             make_guide=make_guide,
+            guides=self.guides,
         )
 
     def _handoff_config(self) -> HandoffConfig:
@@ -232,6 +242,8 @@ class Workload:
             for sequence in visit.sequences:
                 self._verify(sequence)
         self._verify_shapes()
+        if self.guides is not None:
+            self.happened["masks late"] += self.guides.late
         if check:
             self._let_jobs_end()
             self.coordinator.check()

@@ -45,8 +45,7 @@ def walk(made: Constraint, tokens: list[int]) -> list[list[int] | None]:
     """What is allowed at first, and after each token."""
     found = [allowed(made)]
     for token in tokens:
-        made.push(token)
-        made.renew()
+        made.advance(token)
         found.append(allowed(made))
     return found
 
@@ -58,8 +57,22 @@ def test_an_end_token_may_come_where_the_form_accepts():
     made = constraint(Letters())
     walk(made, [1, 2])
     assert not made.complete
-    made.push(3)
+    made.advance(3)
     assert made.complete
+    assert not constraint(Letters()).again(Letters()).complete
+
+
+def test_choices_begin_alike_and_go_on_by_themselves():
+    first = constraint(Letters(), min_tokens=3)
+    second = first.again(Letters())
+    assert walk(first, [1, 2]) == [[1], [2], [3]]
+    assert walk(second, [1]) == [[1], [2]]
+
+
+def test_after_the_last_token_nothing_is_worked_out():
+    made = constraint(Letters(), allowed_token_ids=[1, 2, 3])
+    made.advance(2, last=True)
+    assert (allowed(made), made.complete) == ([1], False)
 
 
 def test_end_tokens_that_the_model_does_not_have_change_nothing():

@@ -50,7 +50,7 @@ def test_the_workloads_cover_what_may_happen():
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
     wanted |= {"FINISHED", "ABORTED", "FAILED", "poisoned", "prompt scored"}
-    wanted |= {"masked", "masked and preempted"}
+    wanted |= {"masked", "masked and preempted", "masks late"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
     assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
 
@@ -123,6 +123,11 @@ def masked_rows_run_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DecodePipeline, "_bound", not_bound)
 
 
+def masks_of_the_token_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence goes on with the mask that it had, while the next one is being worked out."""
+    monkeypatch.setattr(Sequence, "behind", False)
+
+
 def page_grown_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is added one position after it is needed."""
     needing_page = DecodePipeline.needing_page
@@ -186,6 +191,7 @@ def losses_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         newest_token_found_in_cache,
         stale_epoch_believed,
         masked_rows_run_ahead,
+        masks_of_the_token_before,
         page_grown_late,
         dropped_row_left_in_flight,
         evicted_pages_still_found,

@@ -168,7 +168,7 @@ def test_parameters_that_are_no_schema_are_refused():
     guide = tool_choice_of([tool({"$defs": [1], "$ref": "#/$defs/D"})], "required").guide("args")
     assert guide is not None
     with pytest.raises(ValueError, match="tools: the JSON schema can't be followed"):
-        GuideCompiler(byte_tokenizer(), VOCAB_SIZE).start(guide)
+        GuideCompiler(byte_tokenizer(), VOCAB_SIZE).check(guide)
     nested: Any = {}
     for _ in range(100_000):
         nested = {"not": nested}

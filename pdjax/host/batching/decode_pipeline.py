@@ -87,7 +87,7 @@ class DecodePipeline:
       stages: R, which is also the number of microbatches.
       rows: R * b.
       buckets: widths of the page table, and the size of a page.
-      on_change: called when a row is taken, assigned or released.
+      on_change: called when a row is taken, assigned, resumed or released.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class DecodePipeline:
         self._refs[row] = SequenceRef.of(sequence)
         # The newest token goes in next; the KV of the last one that it may have is never read.
         self._next[place] = sequence.length - 1
-        assert sequence.length <= sequence.lifetime_tokens, f"{sequence.id} has no token left"
+        assert sequence.behind or sequence.tokens_left > 0, f"{sequence.id} has no token left"
         self._bound(place, sequence)
         self._new[microbatch].add(i)
         self._courses[microbatch] = None
@@ -165,10 +165,14 @@ class DecodePipeline:
         microbatch, i = place = self._place(row)
         self._courses[microbatch] = None
         self._bound(place, self._sequence(microbatch, i))
+        self._on_change()
 
     def _bound(self, place: tuple[int, int], sequence: Sequence) -> None:
-        """Set how far a row may be launched: of one with a mask, for one token."""
-        if sequence.mask is None:
+        """Set how far a row may be launched: of one with a mask, for one token once it is known."""
+        if sequence.behind:
+            self._last[place] = self._next[place] - 1
+            self._masked.add(*place)
+        elif sequence.mask is None:
             self._last[place] = sequence.lifetime_tokens - 1
         else:
             self._last[place] = self._next[place]

@@ -181,7 +181,9 @@ class PrefillRunner:
             if not sequence.output:
                 self._recorder.mark(sequence, "first_token")
             self._output.accept([(row, ref)], sampled)
-            if not sequence.done and not self._stays(sequence, state):
+            if sequence.done or sequence.tokens_left <= 0:  # it ends when its form is asked
+                continue
+            if not self._stays(sequence, state):
                 self._lifecycle.wait_for_decode(sequence)
                 if sequence.handoff is not None:
                     self._handoffs.depart(sequence)

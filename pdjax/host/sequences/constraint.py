@@ -1,6 +1,7 @@
 """The tokens that a sequence may choose next: its guide, the tokens that are allowed, and how many
 must come before an end."""
 
+import copy
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -53,6 +54,8 @@ class Constraint:
 
     Attributes:
       mask: u32[ceil(V / 32)] as in `interfaces.Masks`, never written again; None allows all.
+      complete: whether the text has its form, and nothing can follow.
+      behind: whether it is being advanced by another thread: nobody else may touch it then.
 
     Raises:
       ValueError: no token may be chosen.
@@ -75,29 +78,41 @@ class Constraint:
         self._stops = ends | _bits(params.stop_token_ids, vocab_size)
         self._early = params.min_tokens  # tokens before which nothing ends
         self.mask: np.ndarray | None = None
-        self.renew()
+        self.complete = self.behind = False
+        self._renew()
 
     @property
-    def complete(self) -> bool:
-        """Whether the text has its form, and nothing can follow."""
-        return self._guide is not None and self._guide.complete
+    def guided(self) -> bool:
+        """Whether it has a guide, which may take a while."""
+        return self._guide is not None
 
-    def push(self, token_id: int) -> None:
-        """Add a token that was chosen. `mask` is that of the token before until it is renewed.
+    def again(self, guide: SequenceGuide | None) -> "Constraint":
+        """The same for another choice, likewise at its beginning.
 
-        Raises:
-          ValueError: the form has become too complex to follow.
+        Args:
+          guide: of the same form, of that choice; it is not touched yet.
         """
-        self._early = max(0, self._early - 1)
-        if self._guide is not None:
-            self._guide.push(token_id)
+        other = copy.copy(self)
+        other._guide = guide
+        return other
 
-    def renew(self) -> None:
-        """Work out the mask of the next token.
+    def advance(self, token_id: int, *, last: bool = False) -> None:
+        """Add a token that was chosen, and work out the mask of the next one.
+
+        Args:
+          last: whether there is no next one, whatever the form says.
 
         Raises:
           ValueError: no token may be chosen, or the form has become too complex to follow.
         """
+        self._early = max(0, self._early - 1)
+        if self._guide is not None:
+            self._guide.push(token_id)
+            self.complete = self._guide.complete
+        if not (self.complete or last):
+            self._renew()
+
+    def _renew(self) -> None:
         if self._is_free and not self._early:
             self.mask = None
             return

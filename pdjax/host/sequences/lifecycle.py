@@ -43,6 +43,7 @@ class SequenceLifecycle:
       live: sequences by the id of their request.
       waiting: the queue, oldest first; `waiting_changed`: whether it has changed since the
         coordinator last planned.
+      held: sequences that come into the queue when it is known which tokens may follow their last.
       prefilled: sequences that wait for the decode side, oldest first; `prefilled_changed`
         likewise.
     """
@@ -50,6 +51,7 @@ class SequenceLifecycle:
     def __init__(self, fleet: Fleet, recorder: Recorder) -> None:
         self.live: dict[str, list[Sequence]] = {}
         self.waiting: list[Sequence] = []
+        self.held: list[Sequence] = []
         self.prefilled: list[Sequence] = []
         self.waiting_changed = self.prefilled_changed = False
         self._fleet, self._recorder = fleet, recorder
@@ -166,19 +168,19 @@ class SequenceLifecycle:
         state.rows.assign(row, sequence)
         self._recorder.mark(sequence, "decoding")
 
-    def constrain(self, sequence: Sequence) -> None:
-        """A constrained sequence has a further token: work out which tokens may follow it, and let
-        it go on if it decodes.
-
-        Raises:
-          ValueError: none may.
-        """
-        assert sequence.constraint is not None, f"{sequence.id} may choose any token"
-        sequence.constraint.renew()
+    def go_on(self, sequence: Sequence) -> None:
+        """It is known which tokens may follow a constrained sequence's newest one: let it go on,
+        wherever it has waited for that."""
         if sequence.mask is None:
             sequence.constraint = None  # nor will it have another
-        if sequence.state is State.DECODING:
-            self.engine_of(sequence).rows.resume(sequence.row)
+        match sequence.state:
+            case State.DECODING:
+                self.engine_of(sequence).rows.resume(sequence.row)
+            case State.PREFILLING:  # its next token is made there, too
+                self._fleet.touch(self.engine_of(sequence))
+            case State.WAITING if sequence in self.held:
+                self.held.remove(sequence)
+                self._queue(sequence)
 
     def preempt(self, sequence: Sequence, *, sound: bool = True) -> None:
         """Send it back to the front of the queue, behind older ones; what it has written so far
@@ -194,9 +196,15 @@ class SequenceLifecycle:
         before = sequence.state
         sequence.start_over()
         self._recorder.observer.sequence_moved(sequence, before, State.WAITING)
-        insort(self.waiting, sequence, key=age)
-        self.waiting_changed = True
+        self._queue(sequence)
         self._recorder.mark(sequence, "preempted")
+
+    def _queue(self, sequence: Sequence) -> None:
+        if sequence.behind:
+            self.held.append(sequence)
+        else:
+            insort(self.waiting, sequence, key=age)
+            self.waiting_changed = True
 
     def take_over(self, broken: "SequenceLifecycle", error: BaseException) -> None:
         """Take the live sequences of another lifecycle, of which only `live` and what is new can be
@@ -291,6 +299,8 @@ class SequenceLifecycle:
             sequence.handoff.close()
             sequence.handoff = None
         match sequence.state:
+            case State.WAITING if sequence in self.held:
+                self.held.remove(sequence)
             case State.WAITING:
                 self.waiting.remove(sequence)
                 self.waiting_changed = True

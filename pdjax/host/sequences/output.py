@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pdjax.core.logprobs import TokenLogprobs
 from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.sequences.guide_threads import Advanced, GuideThreads, advanced
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence, State
@@ -27,27 +28,26 @@ def logprobs_of(sampled: Sampled, row: int, wanted: int) -> TokenLogprobs:
 
 
 def ending(sequence: Sequence, token: int, end_token_ids: frozenset[int]) -> Ending | None:
-    """Why `token`, the newest one, is the last; None if it is not. It is added to the text.
+    """Why `token`, the newest one, is the last, whatever the sequence's form says; None if it is
+    not. It is added to the text.
 
-    A token that ends the output is the last of its `token_ids`, but no part of its text.
+    A token that ends the output is the last of its `token_ids`, but no part of its text. Whether an
+    output with a constraint has come to its length is asked when that has taken the token, since an
+    output that is complete stops.
 
     Args:
       end_token_ids: tokens with which the model itself ends an answer.
     """
-    params, text, constraint = sequence.request.params, sequence.text, sequence.constraint
+    params, text = sequence.request.params, sequence.text
     ends = token in end_token_ids and not params.ignore_eos
     found: Ending | None = None
     if ends or token in params.stop_tokens:
         found = Ending("stop", token)
     else:
         stop = text.push(token) if text is not None else None
-        if constraint is not None:
-            constraint.push(token)
         if stop is not None:
             found = Ending("stop", stop)
-        elif constraint is not None and constraint.complete:
-            found = Ending("stop")
-        elif len(sequence.output) >= sequence.max_new_tokens:
+        elif sequence.constraint is None and sequence.tokens_left <= 0:
             found = Ending("length")
     if found and text is not None:
         text.finish()
@@ -61,12 +61,17 @@ class OutputProcessor:
       lifecycle: ends sequences.
       recorder: is told of each token.
       end_token_ids: tokens with which the model ends an answer.
+      guides: follow the guides of sequences; without them that is done at once.
     """
 
     def __init__(
-        self, lifecycle: SequenceLifecycle, recorder: Recorder, end_token_ids: Iterable[int]
+        self,
+        lifecycle: SequenceLifecycle,
+        recorder: Recorder,
+        end_token_ids: Iterable[int],
+        guides: GuideThreads | None = None,
     ) -> None:
-        self._lifecycle, self._recorder = lifecycle, recorder
+        self._lifecycle, self._recorder, self._guides = lifecycle, recorder, guides
         self._end_token_ids = frozenset(end_token_ids)
 
     def accept(self, rows: Iterable[tuple[int, SequenceRef]], sampled: Sampled) -> list[Sequence]:
@@ -94,14 +99,61 @@ class OutputProcessor:
                 self._recorder.token(sequence, moment)
                 end = ending(sequence, token, self._end_token_ids)
                 if end is None and sequence.constraint is not None:
-                    self._lifecycle.constrain(sequence)
+                    end = self._constrain(sequence)
             except Exception as error:
                 self._lifecycle.fail(sequence, error)
             else:
                 if end is None:
                     sequence.settled += 1
                 else:
-                    sequence.stop_reason = end.stop_reason
-                    self._lifecycle.end(sequence, State.FINISHED, end.finish_reason)
+                    self._finish(sequence, end)
                     finished.append(sequence)
         return finished
+
+    def _constrain(self, sequence: Sequence) -> Ending | None:
+        """Work out which tokens may follow the newest one, or let a thread do it; returns why none
+        does."""
+        constraint = sequence.constraint
+        assert constraint is not None, f"{sequence.id} may choose any token"
+        if self._guides is not None and constraint.guided:
+            constraint.behind = True
+            self._guides.advance(sequence)
+            return None
+        return self._after(Advanced(sequence, advanced(sequence)))
+
+    def take(self, done: Advanced) -> bool:
+        """A thread has worked out which tokens may follow. Returns whether the sequence has
+        finished."""
+        sequence = done.sequence
+        if sequence.done:
+            return False
+        try:
+            end = self._after(done)
+        except Exception as error:
+            self._lifecycle.fail(sequence, error)
+            return False
+        if end is not None:
+            self._finish(sequence, end)
+        return end is not None
+
+    def _after(self, done: Advanced) -> Ending | None:
+        """Let a sequence go on whose constraint has taken its newest token, or say why it ends."""
+        sequence, error = done
+        constraint, end = sequence.constraint, None
+        assert constraint is not None, f"{sequence.id} may choose any token"
+        constraint.behind = False
+        if error is not None:
+            raise error
+        if constraint.complete:
+            end = Ending("stop")
+        elif sequence.tokens_left <= 0:
+            end = Ending("length")
+        else:
+            self._lifecycle.go_on(sequence)
+        if end is not None and sequence.text is not None:
+            sequence.text.finish()
+        return end
+
+    def _finish(self, sequence: Sequence, end: Ending) -> None:
+        sequence.stop_reason = end.stop_reason
+        self._lifecycle.end(sequence, State.FINISHED, end.finish_reason)

@@ -180,6 +180,16 @@ class Sequence:
         return self.prompt_len + self.max_new_tokens - 1
 
     @property
+    def tokens_left(self) -> int:
+        """How many more it may generate."""
+        return self.max_new_tokens - len(self.output)
+
+    @property
+    def behind(self) -> bool:
+        """Whether it is being worked out which tokens may follow its newest one."""
+        return self.constraint is not None and self.constraint.behind
+
+    @property
     def mask(self) -> np.ndarray | None:
         """u32[ceil(V / 32)], the tokens that may come next, as in `interfaces.Masks`; None allows
         all. Whoever asks for the next token must know all before it."""
