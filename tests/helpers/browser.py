@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ os.execv(sys.argv[3], sys.argv[3:])
 def found_browser() -> str | None:
     """The path of a Chromium; None where there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Navigated(Exception):
+    """The page has changed while a script ran in it."""
 
 
 class Page:
@@ -94,7 +98,9 @@ class Page:
             }};
             look();
         }})"""
-        return self.value(script)
+        while True:
+            with suppress(Navigated):  # it was asked of the page before
+                return self.value(script)
 
     def press(self, key: str, **more: Any) -> None:
         """Press a key and let it go."""
@@ -166,7 +172,10 @@ class Browser:
         while True:
             answer = self._next()
             if answer.get("id") == self._number:
-                assert "error" not in answer, (method, answer["error"])
+                error = answer.get("error")
+                if error is not None and "navigated" in error["message"]:
+                    raise Navigated(error)
+                assert error is None, (method, error)
                 return answer["result"]
             if "method" in answer:
                 of_session = self.events.setdefault(answer.get("sessionId", ""), [])

@@ -268,17 +268,28 @@ def test_where_no_process_can_be_made_it_is_tried_again(
     assert pids_of(server)[1] != before[1]
 
 
+@pytest.mark.parametrize(
+    ("patches", "said"),
+    [
+        ([(front_process, "MAIN", "no_such_module")], "no_such_module"),
+        ([(fronts, "START_BEATS", 1), (fronts, "BEAT_S", 0.01)], "front_hangs"),
+    ],
+)
 def test_fronts_that_never_start_end_the_server(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    patches: list[Any],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ):
     llm = TextLLM()
     monkeypatch.setattr(async_llm, "LLM", lambda *_, **__: llm)
-    monkeypatch.setattr(front_process, "MAIN", "no_such_module")
-    monkeypatch.setattr(fronts, "RESTART_S", 0.01)
+    for patch in (*patches, (fronts, "RESTART_S", 0.01)):
+        monkeypatch.setattr(*patch)
     with fronted(llm, count=1) as at:
         until(lambda: isinstance(at.error, ChildProcessError))
     assert "3 times" in str(at.error)
-    assert capfd.readouterr().err.count("no_such_module") == 3
+    assert (capfd.readouterr().err + caplog.text).count(said) == 3
 
 
 def test_lines_of_several_processes_are_not_torn():
