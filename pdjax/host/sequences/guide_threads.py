@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pdjax.host.sequences.sequence import Sequence
 
-_PATIENCE_S = 1e-3
+_PATIENCE_S = 2e-3
 """How long a turn waits for the masks of rows whose tokens it has read, since a row whose mask
 comes just after the next tick is dispatched sits out one more. Ticks in flight cover the wait."""
 
