@@ -24,6 +24,7 @@ from pdjax.core.clock import Clock
 from pdjax.core.outputs import RequestOutput
 from pdjax.core.request import SamplingParams
 from pdjax.core.slo import SLO
+from pdjax.guide_queue import GuideQueue
 from pdjax.llm import LLM
 from pdjax.request_maker import Asked, ChatOptions, RequestOptions
 from pdjax.session import Closed
@@ -63,7 +64,7 @@ class AsyncLLM:
         how: dict[str, Any] = {"backend": backend, "policies": policies, "clock": clock}
         self.llm = LLM(config, overrides, **how, progress=progress)
         self._texts = ThreadPoolExecutor(1, "pdjax prompts")
-        self._guides = ThreadPoolExecutor(1, "pdjax guides")
+        self._guides = GuideQueue(self.llm.coordinator)
         self._mailboxes: dict[asyncio.AbstractEventLoop, LoopMailbox] = {}
         self._closed = False
         self.llm.session.after_turns.append(self._flush)
@@ -104,7 +105,7 @@ class AsyncLLM:
     ) -> list[RequestOutput]:
         """Complete prompts; as `LLM.generate`, without a bar. To cancel it aborts its requests."""
         ask = partial(self.llm.requests.of_prompts, prompts, params, options)
-        return await self._answers(await self._in_thread(ask, params))
+        return await self._answers(await self._in_thread(ask, params, patient=True))
 
     async def chat(
         self,
@@ -115,7 +116,7 @@ class AsyncLLM:
         """Answer a conversation, or several; as `LLM.chat`, without a bar. To cancel it aborts its
         requests."""
         ask = partial(self.llm.requests.of_conversations, messages, params, options)
-        return await self._answers(await self._in_thread(ask, params))
+        return await self._answers(await self._in_thread(ask, params, patient=True))
 
     # An answer as it comes.
 
@@ -173,7 +174,7 @@ class AsyncLLM:
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self.llm.close)
         self._texts.shutdown(wait=False)
-        self._guides.shutdown(wait=False)
+        self._guides.close()
 
     async def __aenter__(self) -> "AsyncLLM":
         return self
@@ -215,12 +216,16 @@ class AsyncLLM:
         for mailbox in list(self._mailboxes.values()):
             mailbox.flush()
 
-    async def _in_thread(self, call: Callable[[], ResultT], params: Any) -> ResultT:
+    async def _in_thread(
+        self, call: Callable[[], ResultT], params: Any, *, patient: bool = False
+    ) -> ResultT:
         """Call it outside the event loop: text may be long, templates slow, and guides slower."""
         if self._closed:
             raise Closed("this LLM is closed")
-        thread = self._guides if _are_guided(params) else self._texts
-        return await asyncio.get_running_loop().run_in_executor(thread, call)
+        if not _are_guided(params):
+            return await asyncio.get_running_loop().run_in_executor(self._texts, call)
+        choices = None if patient else params.n
+        return await asyncio.wrap_future(self._guides.submit(call, choices))
 
 
 def _are_guided(params: Any) -> bool:

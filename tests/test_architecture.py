@@ -32,7 +32,7 @@ ROOMS = {
     "interfaces": "door",
     **dict.fromkeys(["core", "config", "formats", "text"], "words"),
     **dict.fromkeys(["session", "book", "entry", "stream", "coordinator_thread"], "session"),
-    **dict.fromkeys(["request_maker", "async_stream"], "session"),
+    **dict.fromkeys(["request_maker", "async_stream", "guide_queue"], "session"),
     "deploy": "roof",
     **dict.fromkeys(["llm", "async_llm", "convert"], "surface"),
 }

@@ -217,6 +217,36 @@ def test_a_guide_is_compiled_beside_the_event_loop(llm: TextLLM, monkeypatch: py
     llm.house.check()
 
 
+def test_requests_whose_guides_are_compiled_count_as_those_that_wait(
+    llm: TextLLM, monkeypatch: pytest.MonkeyPatch
+):
+    plain = SamplingParams(max_tokens=3, ignore_eos=True)
+    guided = replace(plain, guide=Guide.regex("a*"), n=2)
+    of_prompt, compiled = llm.requests.of_prompt, threading.Event()
+
+    def slow(prompt: Any, params: SamplingParams, options: Any) -> Any:
+        if params.guide is not None:
+            assert compiled.wait(PATIENCE)
+        return of_prompt(prompt, replace(plain, n=params.n), options)
+
+    monkeypatch.setattr(llm.requests, "of_prompt", slow)
+
+    async def ask() -> None:
+        async with remote(llm) as backend:
+            waits = [asyncio.ensure_future(backend.submit(Ask((1,), guided))) for _ in range(2)]
+            await backend.report()  # the engines know of them then
+            with pytest.raises(QueueFull, match="4 sequences wait already; n=2 more"):
+                await backend.submit(Ask((2,), guided))
+            assert (await answered(backend, Ask((3,), plain)))["prompt"] == [3]
+            compiled.set()
+            for answer in await asyncio.gather(*waits):
+                await answer.outcome
+            answer = await backend.submit(Ask((2,), guided))
+            await answer.outcome
+
+    asyncio.run(asyncio.wait_for(ask(), PATIENCE))
+
+
 def test_a_storm_of_readers_that_leave_leaves_nothing_behind(llm: TextLLM):
     chance = random.Random(11)
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from pdjax.core.outputs import RequestEvent
 from pdjax.core.request import Request
 from pdjax.entry import Stop
+from pdjax.guide_queue import GuideQueue
 from pdjax.llm import LLM
 from pdjax.request_maker import RequestOptions
 from pdjax.serving.backend import Ask
@@ -70,7 +71,7 @@ class FrontLink:
         self._ready, self._alive, self._lost = ready, alive, lost
         self._tasks: set[asyncio.Future[None]] = set()
         self._compiling: dict[int, Future[Request]] = {}  # requests whose guides are
-        self._guides = ThreadPoolExecutor(1, "pdjax guides")
+        self._guides = GuideQueue(llm.coordinator)
         self._frames = Frames(connection, self._received, self.lose, self._drained)
         self._outbox: Outbox | None = Outbox(self._frames)
         self._frames.send(setup)
@@ -89,7 +90,7 @@ class FrontLink:
         """Abort the front's requests, and let go of it."""
         self._outbox = None
         self._frames.close()
-        self._guides.shutdown(wait=False, cancel_futures=True)
+        self._guides.close()
         for request_id in list(self.open.values()):
             self._llm.session.abort_soon(request_id)
 
@@ -106,9 +107,7 @@ class FrontLink:
             case Asked() if message.ask.params.guide is None:
                 self._submit(message.number, message.ask)
             case Asked():
-                request = self._guides.submit(self._request_of, message.ask)
-                self._compiling[message.number] = request
-                self._begin(self._submit_guided(message.number, message.ask, request))
+                self._compile(message.number, message.ask)
             case StopFound():
                 request_id = self.open.get(message.number)
                 if request_id is not None:
@@ -137,6 +136,12 @@ class FrontLink:
     def _submit(self, number: int, ask: Ask) -> None:
         with self._refusing(number):
             self._enqueue(number, ask, self._request_of(ask))
+
+    def _compile(self, number: int, ask: Ask) -> None:
+        with self._refusing(number):
+            request = self._guides.submit(partial(self._request_of, ask), ask.params.n)
+            self._compiling[number] = request
+            self._begin(self._submit_guided(number, ask, request))
 
     async def _submit_guided(self, number: int, ask: Ask, compiling: Future[Request]) -> None:
         """Submit a request whose guide is compiled first, which may take a second; one that is
