@@ -1,12 +1,13 @@
 """Sampling against plain numpy, and the promise that a token depends on (seed, position) alone."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted, choose
+from pdjax.device.models.sampling import VARIANTS, Asked, Choice, Wanted, all_asked, choose
 from pdjax.device.steps.sample import Undecided, make_sample_step
 from pdjax.interfaces.batches import NO_TOKEN, NOT_FINITE, Masks, SamplingBatch
 
@@ -351,6 +352,19 @@ def test_a_masked_row_chooses_among_its_tokens_and_others_keep_theirs(rows, temp
     np.testing.assert_array_equal(out.logprobs.top, plain.logprobs.top)
     own = logits[1] - np.log(np.exp(logits[1]).sum())
     np.testing.assert_allclose(out.logprobs.chosen[1], own[V - 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [4, 8, 9, 64, 100])
+def test_masks_of_any_number_of_rows_have_an_upload_that_was_rehearsed(rows: int):
+    def kind(asked: Asked) -> tuple[Any, int]:
+        return asked.variant, 0 if asked.masks is None else len(asked.masks.rows)
+
+    rehearsed = [kind(asked) for asked in all_asked(sampling(rows), V)]
+    assert len(set(rehearsed)) == len(rehearsed)
+    for count in range(1, rows + 1):
+        asked = Asked.of(sampling(rows), V, masks({row: [5] for row in range(count)}))
+        assert kind(asked) in rehearsed
+        assert kind(asked)[1] == next(size for size in (8, 64, rows) if count <= size <= rows)
 
 
 def test_what_is_drawn_under_a_mask_follows_the_softmax_of_what_is_allowed():

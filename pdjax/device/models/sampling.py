@@ -71,8 +71,9 @@ VARIANTS = (
 """The programs that there are, cheapest first; the last covers everything."""
 
 
-_FEW_MASKED = 8
-"""Masks for which there is a smaller upload than one of a mask a row."""
+_MASK_SIZES = (8, 64)
+"""Masks for which there are smaller uploads than one of a mask a row, which takes hundreds of rows
+of a large vocabulary a part of a millisecond to make."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ _NO_ROW = np.iinfo(np.int32).max
 
 
 def _mask_sizes(rows: int) -> tuple[int, ...]:
-    return (rows,) if rows <= _FEW_MASKED else (_FEW_MASKED, rows)
+    return (*(size for size in _MASK_SIZES if size < rows), rows)
 
 
 def all_asked(sampling: SamplingBatch, vocab_size: int, *, penalize: bool = True) -> list[Asked]:
@@ -154,11 +155,11 @@ def all_asked(sampling: SamplingBatch, vocab_size: int, *, penalize: bool = True
     variants = [variant for variant in VARIANTS if variant.penalize <= penalize]
     asked = [Asked.of(sampling, vocab_size, variant=variant) for variant in variants]
     rows = len(sampling.seed)
-    if rows > _FEW_MASKED:
-        everywhere = np.full((rows, -(-vocab_size // 32)), -1, np.int32).view(np.uint32)
-        all_masked = Masks(np.arange(rows, dtype=np.int32), everywhere)
-        for each in [each for each in asked if each.variant.constrain]:
-            asked.append(each.masked(all_masked, rows, vocab_size))
+    constrained = [each for each in asked if each.variant.constrain]
+    for size in _mask_sizes(rows)[1:]:
+        everywhere = np.full((size, -(-vocab_size // 32)), -1, np.int32).view(np.uint32)
+        masks = Masks(np.arange(size, dtype=np.int32), everywhere)
+        asked += [each.masked(masks, rows, vocab_size) for each in constrained]
     return asked
 
 
