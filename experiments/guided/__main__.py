@@ -19,7 +19,7 @@ within 10%. (2) Beside 16 of the regex, p50 is 1.5 times or more: the coordinato
 of a millisecond one after another, every second tick. (3) Ticks that wait cost the neighbours 10%
 with no guided row, and 25% beside 16 of the schema. (4) The guided rows' own p50 is two ticks where
 they sit out, and one where all wait. The second prediction is of masks that the coordinator's own
-thread works out, as it did up to commit b8e274c. Threads do so since, and a turn waits 2 ms for them
+thread works out, as up to commit b8e274c. Threads do so since, and a turn waits 2 ms for them
 at the most: (2) then becomes a p50 within 2% and a p99 within 30% where rows sit out, and the 16
 rows have a token every third tick or more seldom; where ticks wait, p50 is 2 ms over (3)'s.
 
