@@ -27,6 +27,7 @@ rows have a token every third tick or more seldom; where ticks wait, p50 is 2 ms
   python -m experiments.guided --model=tiny --rows=4 --guided=1 --steps=10 --forms=any --turns=1
 """
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -52,7 +53,7 @@ _ROWS = flags.DEFINE_integer("rows", 64, "rows of decode, all of them busy", **_
 _GUIDED = flags.DEFINE_multi_integer("guided", [1, 8, 16], "rows that are guided", **_OF)
 _FORMS = flags.DEFINE_multi_enum("forms", ["schema", "regex"], FORMS, "what guides them", **_OF)
 _PROMPT = flags.DEFINE_integer("prompt", 128, "tokens of a prompt", **_OF)
-_STEPS = flags.DEFINE_integer("steps", 150, "gaps of a row and phase", **_OF)
+_STEPS = flags.DEFINE_integer("steps", 120, "gaps of a row and phase", **_OF)
 _WARM = flags.DEFINE_integer("warm", 20, "ticks dropped as a phase begins", **_OF)
 _TURNS = flags.DEFINE_integer("turns", 4, "turns through all cases", **_OF)
 _PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "tokens a page", **_OF)
@@ -157,6 +158,8 @@ def main() -> None:
     page_size, colocated = _PAGE_SIZE.value or 1, bool(_COLOCATED.value)
     model = chosen_model(_MODEL.value, make_config("tiny", load, page_size, 1, colocated))
     make, turns = form_maker(MODELS[model].vocab_size), list[list[dict[str, Any]]]()
+    whole = {"load": asdict(load), "colocated": colocated, "model": model, "turns": turns}
+    whole |= origin("llguidance", "tokenizers")
     with ExitStack() as stack:
         llms = {}
         for way, lookahead in WAYS.items():
@@ -167,10 +170,11 @@ def main() -> None:
         turn({way: Rows(llm, short, make) for way, llm in llms.items()}, cases)
         rows = {way: Rows(llm, load, make) for way, llm in llms.items()}
         for i in range(_TURNS.value or 1):
+            began = time.perf_counter()
             turns.append(turn(rows, cases[:: -1 if i % 2 else 1]))
-            print(f"turn {i + 1} of {_TURNS.value}", flush=True)
-    whole = {"load": asdict(load), "colocated": colocated, "model": model}
-    save(origin("llguidance", "tokenizers") | whole | {"turns": turns}, _OUT.value)
+            seconds = time.perf_counter() - began
+            print(f"turn {i + 1} of {_TURNS.value}: {seconds:.0f} s", flush=True)
+            save(whole, _OUT.value)
     print(show(turns, cases))
 
 

@@ -19,6 +19,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.opened = threading.Event()
+        self.error: type[BaseException] = ValueError
 
     def guide(self, request: Request) -> FakeGuide | None:
         gate = self
@@ -26,7 +27,7 @@ class Gate:
         class Held(FakeGuide):
             def push(self, token_id: int) -> None:
                 if request.id.startswith("bad"):
-                    raise ValueError("it has become too complex")
+                    raise gate.error("it has become too complex")
                 if request.id.startswith("held"):
                     assert gate.opened.wait(60)
                 super().push(token_id)
@@ -89,7 +90,15 @@ def test_a_request_is_aborted_while_its_guide_is_followed(
     assert held.output == expected(held)[:1]
 
 
-def test_a_guide_that_breaks_ends_its_own_request_alone(house: Deployment):
+class Panic(BaseException):
+    """What a library that is not written in Python may raise."""
+
+
+@pytest.mark.parametrize("error", [ValueError, Panic])
+def test_a_guide_that_breaks_ends_its_own_request_alone(
+    house: Deployment, gate: Gate, error: type[BaseException]
+):
+    gate.error = error
     [bad], [free] = submit(house, "bad", guided=True), submit(house, "free", guided=False)
     run(house)
     assert bad.error is not None and "it has become too complex" in bad.error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from pdjax.core.messages import reason_of
 from pdjax.host.sequences.sequence import Sequence
 
 _PATIENCE_S = 2e-3
@@ -87,7 +88,11 @@ class GuideThreads:
                         self._at_rest.set()
                     return
                 sequence = self._todo.popleft()
-            self._done.append(Advanced(sequence, advanced(sequence)))
+            try:
+                error = advanced(sequence)
+            except BaseException as panic:  # of llguidance: no Exception, and nobody's interrupt
+                error = RuntimeError(reason_of(panic))
+            self._done.append(Advanced(sequence, error))
             self._wake()
 
 

@@ -47,7 +47,7 @@ def ending(sequence: Sequence, token: int, end_token_ids: frozenset[int]) -> End
         stop = text.push(token) if text is not None else None
         if stop is not None:
             found = Ending("stop", stop)
-        elif sequence.constraint is None and sequence.tokens_left <= 0:
+        elif sequence.constraint is None and len(sequence.output) >= sequence.max_new_tokens:
             found = Ending("length")
     if found and text is not None:
         text.finish()
