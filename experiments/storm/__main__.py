@@ -11,6 +11,7 @@ before the first and no more threads than after it, and memory grows by less tha
 wave to the last.
 
   python -m experiments.storm
+  python -m experiments.storm --serve=--front_processes=2
   python -m experiments.storm --config=configs/smollm2_cpu.py --vocab=49152 --requests=240 --wave=60
 
 Exit status 1 where a prediction was wrong. Linux only.
