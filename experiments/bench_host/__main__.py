@@ -47,6 +47,7 @@ class Done:
 
     outcome: Sampled
     exports: Mapping[int, TransferTicket] = field(default_factory=dict)
+    made: bool = True
 
     def ready(self) -> bool:
         return True
@@ -94,6 +95,9 @@ class InstantEngine:
         del step
         return self._done
 
+    def feed(self, row: int, step: StepTicket, index: int) -> None:
+        raise AssertionError("no KV moves")
+
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         raise AssertionError("no request has penalties")
 
@@ -109,6 +113,9 @@ class NoTransport:
     """A transport that never moves a page: both engines share one pool."""
 
     def connects(self, source: PoolId, target: PoolId) -> bool:
+        return False
+
+    def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
         return False
 
     def send(self, job: TransferJob) -> TransferTicket:

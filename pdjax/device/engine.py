@@ -4,6 +4,7 @@ accepts."""
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from pdjax.device.kv.transports import TransferFuture, Transports
 from pdjax.device.programs.program import Program
 from pdjax.device.worker import DispatchFuture, DispatchWorker, Done, ask
 from pdjax.interfaces.batches import Sampled
+from pdjax.interfaces.engine import StepTicket
 from pdjax.interfaces.steps import PrefillStep, Step, StepKind
 from pdjax.interfaces.tickets import Ticket
 from pdjax.interfaces.transport import TransferJob
@@ -67,7 +69,7 @@ class JaxEngine:
         self.layer_groups = self.programs.get(StepKind.PREFILL, programs[0]).layer_groups
         self.worker = worker
         self._pool, self._transports = pool, transports
-        self._history_error: Exception | None = None
+        self._error: Exception | None = None  # of a call that has no ticket
 
     @property
     def losses(self) -> int:
@@ -94,7 +96,7 @@ class JaxEngine:
                 export.make()
 
         try:
-            self._raise_history_error()
+            self._raise_error()
             return program.dispatch(step, after_group)
         except BaseException as error:
             for export in chain(*groups):
@@ -143,22 +145,32 @@ class JaxEngine:
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         if not 0 <= row < self.rows:
             raise ValueError(f"row={row}: engine {self.id} has {self.rows} rows, from 0")
-        call = partial(self._with_rows.set_history, row, token_ids)
+        self._call(partial(self._with_rows.set_history, row, token_ids))
+
+    def feed(self, row: int, step: StepTicket, index: int) -> None:
+        if not 0 <= row < self.rows:
+            raise ValueError(f"row={row}: engine {self.id} has {self.rows} rows, from 0")
+        assert isinstance(step, StepFuture), "a step of an engine of this process"
+        dispatched: Any = step.ticket
+        self._call(partial(self._with_rows.feed, row, dispatched.on_devices, index))
+
+    def _call(self, call: Callable[[], None]) -> None:
+        """Make a call that has no ticket, in its turn."""
         if self.worker is None:
             call()
         else:
-            self.worker.give(DispatchFuture(partial(self._note_history_error, call)))
+            self.worker.give(DispatchFuture(partial(self._note_error, call)))
 
-    def _note_history_error(self, call: Callable[[], None]) -> Done[None]:
+    def _note_error(self, call: Callable[[], None]) -> Done[None]:
         """Make a call whose error the next step raises: the call has no ticket."""
         try:
             call()
         except Exception as error:
-            self._history_error = error
+            self._error = error
         return Done(None)
 
-    def _raise_history_error(self) -> None:
-        error, self._history_error = self._history_error, None
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
         if error is not None:
             raise error
 

@@ -25,6 +25,12 @@ class StepTicket(Ticket[Sampled], Protocol):
     """A step in flight: ready once its tokens have been chosen."""
 
     @property
+    def made(self) -> bool:
+        """Whether it has been dispatched, its exports too, or has failed before: whatever waits for
+        it then does not wait for the host."""
+        ...
+
+    @property
     def exports(self) -> Mapping[int, TransferTicket]:
         """The transfers of the step by their jobs' ids, all of them from the start."""
         ...
@@ -77,6 +83,15 @@ class Engine(Protocol):
 
         Called before a penalized sequence's first tick in a row; from then on the device appends
         what it samples. A tick in which the row is idle leaves its history as it is.
+        """
+        ...
+
+    def feed(self, row: int, step: StepTicket, index: int) -> None:
+        """Let the next input of a decode row be the token that `step` chooses for its `index`-th
+        sequence, which the host need not know. The step has been `made`, by an engine of a pool
+        from which the transport writes ahead. Where it chooses none, the row's tokens mean nothing.
+
+        Called before the row's tick, and after all those before it.
         """
         ...
 

@@ -80,6 +80,12 @@ class Transport(Protocol):
         """Whether pages can be moved from one pool to the other, which differs from it."""
         ...
 
+    def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
+        """Whether the devices of two connected pools wait for one another: a job between them may
+        be written before it has arrived, and engines of the target fed by steps of the source's.
+        If a job or step fails then, the target's pool may be lost."""
+        ...
+
     def send(self, job: TransferJob) -> TransferTicket:
         """Begin to move pages; returns before the work that writes them has finished.
 
@@ -95,7 +101,8 @@ class Transport(Protocol):
         engines are asked later. The job is forgotten.
 
         Args:
-          job_id: of a job that has been sent, also as an export of a step, and has arrived.
+          job_id: of a job that has been sent, also as an export of a step, and has arrived, unless
+            `writes_ahead` says that this need not be.
           target_pages: i32[m], m * S' == n * S; null for tokens that are not wanted any more.
 
         Raises:

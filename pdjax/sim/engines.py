@@ -9,6 +9,7 @@ import numpy as np
 from pdjax.core.clock import VirtualClock
 from pdjax.core.ids import EngineId
 from pdjax.interfaces.batches import Array, DecodeBatch, PrefillBatch, Sampled, Scores
+from pdjax.interfaces.engine import StepTicket
 from pdjax.interfaces.steps import PrefillStep, Step, StepKind
 from pdjax.interfaces.transport import TransferJob, TransferTicket
 from pdjax.sim.costs import StepCosts
@@ -23,9 +24,10 @@ class SimStepTicket(SimTicket[Sampled]):
 
     Attributes:
       exports: the transfers that leave during the step, by their jobs' ids.
+      made: always.
     """
 
-    __slots__ = ("exports",)
+    __slots__ = ("exports", "made")
 
     def __init__(
         self,
@@ -35,7 +37,7 @@ class SimStepTicket(SimTicket[Sampled]):
         exports: Mapping[int, TransferTicket],
     ) -> None:
         super().__init__(clock, moment, sampled)
-        self.exports = exports
+        self.exports, self.made = exports, True
 
 
 _NO_EXPORTS: Mapping[int, TransferTicket] = {}
@@ -116,6 +118,12 @@ class SimEngine:
     def set_history(self, row: int, token_ids: Array) -> None:
         if not 0 <= row < self.rows:
             raise ValueError(f"row={row}: must be in [0, {self.rows})")
+
+    def feed(self, row: int, step: StepTicket, index: int) -> None:
+        if not 0 <= row < self.rows:
+            raise ValueError(f"row={row}: must be in [0, {self.rows})")
+        assert isinstance(step, SimStepTicket), "a step of a simulated engine"
+        self._mesh.wait_for(step.moment)
 
     def lose(self) -> None:
         """Lose the mesh, and with it all that engines of the same pool keep there."""

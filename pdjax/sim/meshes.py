@@ -40,6 +40,10 @@ class SimMesh:
         self.busy += seconds
         return self.free
 
+    def wait_for(self, moment: float) -> None:
+        """Do nothing that is asked from now on before a moment."""
+        self.free = max(self.free, moment)
+
     def promise(self, ticket: SimTicket) -> None:
         """Count a ticket among the work in flight, which ends in an error if the mesh is lost
         before. Tickets come in the order of their moments."""

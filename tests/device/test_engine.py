@@ -2,6 +2,7 @@
 wrong is told by the ticket that it is of. Programs and transports here only note what is asked."""
 
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pdjax.core.ids import EngineId, PoolId
-from pdjax.device.engine import JaxEngine
+from pdjax.device.engine import JaxEngine, StepFuture
 from pdjax.device.kv.transports import CancelledJobError, Transports
 from pdjax.device.worker import DispatchWorker, Done
 from pdjax.interfaces.steps import DecodeStep, PrefillStep, StepKind
@@ -58,6 +59,9 @@ class FakeProgram:
     def set_history(self, row: int, token_ids: Any) -> None:
         self.notes.note(f"history {row}")
 
+    def feed(self, row: int, tokens: Any, index: int) -> None:
+        self.notes.note(f"feed {row} with {tokens}[{index}]")
+
     def close(self) -> None:
         self.notes.note("close program")
 
@@ -76,6 +80,9 @@ class FakeTransport:
 
     def connects(self, source: PoolId, target: PoolId) -> bool:
         return source != target and {source, target} <= set(self.pools)
+
+    def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
+        return False
 
     def send(self, job: TransferJob) -> Any:
         self.notes.note(f"send {job.id}")
@@ -318,6 +325,23 @@ def test_a_history_that_cannot_be_written_fails_the_next_step(worker):
             house.engine.set_history(1, PAGES)
     assert house.engine.submit(tick("b")).result() == "b"
     assert house.notes.names == ["history 5", "history 1", "step b group 0"]
+
+
+@both
+def test_a_row_is_fed_in_its_turn_what_the_step_of_another_engine_chooses(worker):
+    house = House(StepKind.DECODE, worker=worker, fails={"feed 1 with [7, 8][1]": OSError("lost")})
+    house.notes.hold.set()
+    chosen = StepFuture(lambda: SimpleNamespace(on_devices=[7, 8]), {})
+    chosen.make()
+    house.engine.submit(tick("a"))
+    house.engine.feed(5, chosen, 0)
+    with pytest.raises(ValueError, match="row=6: engine prefill/0 has 6 rows"):
+        house.engine.feed(6, chosen, 0)
+    with nullcontext() if worker else pytest.raises(OSError, match="lost"):
+        house.engine.feed(1, chosen, 1)
+    with pytest.raises(OSError, match="lost") if worker else nullcontext():
+        house.engine.submit(tick("b")).result()
+    assert house.notes.names[:2] == ["step a group 0", "feed 5 with [7, 8][0]"]
 
 
 @both

@@ -67,6 +67,9 @@ class FakeEngine:
     def submit(self, step: Step) -> FakeStepTicket:
         raise NotImplementedError
 
+    def feed(self, row: int, step: Any, index: int) -> None:
+        raise AssertionError(f"{self.id} has no rows")
+
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         raise AssertionError(f"{self.id} has no rows")
 
@@ -210,6 +213,12 @@ class FakeDecodeEngine(FakeEngine):
             self._fed_back, self._history = [DELETED] * self._rows, {}
             self._state_losses += 1
             raise
+
+    def feed(self, row: int, step: Any, index: int) -> None:
+        self._chance.maybe_fail("feed")
+        with self._donated():
+            self._fed_back[row % self._rows] = max(int(step.chosen[index]), 0)
+            self._chance.maybe_fail("feed, after donation")
 
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         self._chance.maybe_fail("set_history")

@@ -108,6 +108,7 @@ class FakeStepTicket(FakeTicket[Sampled]):
     ) -> None:
         super().__init__(result, chance)
         self.exports = dict(exports or {})
+        self.made, self.chosen = True, result.tokens
 
 
 @dataclass

@@ -112,6 +112,9 @@ class HostTransport:
         ends = {source, target}
         return len(ends & self._engines.keys()) == len(ends & self._hosts.keys()) == 1
 
+    def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
+        return False
+
     def send(self, job: TransferJob) -> Arrived:
         tokens = self._pages[job.source].read(job.layers, job.source_pages)
         self._arrived[job.id] = Arrived(job, tokens)

@@ -159,8 +159,6 @@ def test_what_has_arrived_is_written_by_the_mesh_of_the_target():
     setup = Setup()
     setup.transport.send(job(1, P, D, 2))
     pages = np.array([4, 5], np.int32)
-    with pytest.raises(ValueError, match="job_id=1: has not arrived"):
-        setup.transport.write(1, pages)
     setup.clock.advance_to(2.0)
     with pytest.raises(ValueError, match="target_pages: hold 16 tokens, but job 1 brings 32"):
         setup.transport.write(1, pages[:1])
@@ -169,6 +167,21 @@ def test_what_has_arrived_is_written_by_the_mesh_of_the_target():
     assert (tick.moment, written.moment, written.result()) == (4.0, 4.5, 0)
     with pytest.raises(ValueError, match="job_id=1: no transfer job"):
         setup.transport.write(1, pages)
+
+
+def test_what_has_not_arrived_is_waited_for_by_the_mesh_of_the_target():
+    setup = Setup()
+    step = setup.prefill.submit(PrefillStep(prefill_batch([2])))
+    setup.transport.send(job(1, P, D, 2))
+    assert setup.transport.writes_ahead(P, D) and step.made
+    written = setup.transport.write(1, np.array([4, 5], np.int32))
+    assert (step.moment, written.moment) == (1.0, 3.5)
+    later = setup.prefill.submit(PrefillStep(prefill_batch([6])))
+    setup.decode.feed(0, later, 0)
+    tick = setup.decode.submit(DecodeStep(decode_batch([[0] * 4])))
+    assert tick.moment == max(written.moment, later.moment) + 2.0 and setup.clock.now() == 0.0
+    with pytest.raises(ValueError, match=r"row=9: must be in \[0, "):
+        setup.decode.feed(9, later, 0)
 
 
 def test_a_job_that_is_cancelled_is_forgotten_and_its_link_is_not_freed():

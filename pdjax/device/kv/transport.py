@@ -138,6 +138,9 @@ class DeviceTransport:
     def connects(self, source: PoolId, target: PoolId) -> bool:
         return (source, target) in self._paths
 
+    def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
+        return True
+
     def send(self, job: TransferJob) -> ArrivalTicket:
         path, layers = self.path(job.source, job.target), job.layers
         if job.id in self._in_flight:

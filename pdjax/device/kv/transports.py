@@ -80,6 +80,9 @@ class Transports:
     def connects(self, source: PoolId, target: PoolId) -> bool:
         return any(each.connects(source, target) for each in self.transports)
 
+    def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
+        return self._between(source, target).writes_ahead(source, target)
+
     def _between(self, source: PoolId, target: PoolId) -> Transport:
         for each in self.transports:
             if each.connects(source, target):

@@ -115,6 +115,12 @@ class DecodeProgram:
         after_group(0)
         return SampledTicket(choice, batch.sampling, self._max_logprobs, self._inspect)
 
+    def feed(self, row: int, tokens: jax.Array | np.ndarray, index: int) -> None:
+        place = row % len(self._fed_back)
+        arriving = _on_each_device(tokens, self._pool.mesh)
+        with self._donated():
+            self._fed_back = _feed(self._fed_back, np.int32(place), arriving, np.int32(index))
+
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         with self._donated():
             self._history = _write_history(self._history, np.int32(row), token_ids)
@@ -177,6 +183,22 @@ class _Uploads:
     def clear(self) -> None:
         """Keep nothing."""
         self._kept.clear()
+
+
+def _on_each_device(array: jax.Array | np.ndarray, mesh: Mesh) -> jax.Array:
+    """A small array, which may lie whole on each device of another mesh, on each of this one: in
+    single-device pieces, so that no put changes a layout."""
+    piece = array if isinstance(array, np.ndarray) else array.addressable_shards[0].data
+    devices = list(mesh.devices.flat)
+    pieces = jax.device_put([piece] * len(devices), devices)
+    everywhere = shardings(mesh, PartitionSpec())
+    return jax.make_array_from_single_device_arrays(piece.shape, everywhere, pieces)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _feed(fed_back: jax.Array, place: np.int32, tokens: jax.Array, index: np.int32) -> jax.Array:
+    """fed_back i32[b] DONATED, with the index-th of tokens i32[B] in a place."""
+    return fed_back.at[place].set(tokens[index])
 
 
 @partial(jax.jit, donate_argnums=0)

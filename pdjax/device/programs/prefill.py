@@ -86,9 +86,9 @@ class PrefillProgram:
             undecided, x = self._compute(prefill.pack(batch), after_group)
         for asked in self._asked(batch):
             history = batch.history if asked.variant.penalize else None
-            *_, choice = self._sample(undecided, None, history, asked)
-        scored = [*self._scores(x, batch)]
-        return SampledTicket(choice, batch.sampling, self._max_logprobs, self._pool.inspect, scored)
+            tokens, _, choice = self._sample(undecided, None, history, asked)
+        inspect, scored = self._pool.inspect, [*self._scores(x, batch)]
+        return SampledTicket(choice, batch.sampling, self._max_logprobs, inspect, scored, tokens)
 
     def _scores(self, x: jax.Array, batch: PrefillBatch) -> Iterator[score.Scored]:
         """The log-probabilities of prompts that are asked for; a rehearsal's are of nothing."""
@@ -110,6 +110,9 @@ class PrefillProgram:
         if batch.kv_lens.any():
             return [Asked.of(batch.sampling, vocab, batch.masks)]
         return all_asked(batch.sampling, vocab, penalize=batch.history is not None)
+
+    def feed(self, row: int, tokens: jax.Array | np.ndarray, index: int) -> None:
+        raise ValueError(f"row={row}: a prefill step has no rows; its batch brings the tokens")
 
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
         raise ValueError(f"row={row}: a prefill step has no rows; its batch brings the history")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from pdjax.interfaces.batches import Sampled
@@ -39,6 +40,11 @@ class Program(Protocol):
     def dispatch(self, step: Any, after_group: AfterGroup) -> Ticket[Sampled]:
         """Dispatch a step of the kind. An error leaves a sound pool and sound state, which may be
         empty."""
+        ...
+
+    def feed(self, row: int, tokens: jax.Array | np.ndarray, index: int) -> None:
+        """See `Engine.feed`; of a program that has rows. `tokens` are i32[B], whole on each device
+        of a mesh."""
         ...
 
     def set_history(self, row: int, token_ids: np.ndarray) -> None:

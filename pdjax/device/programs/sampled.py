@@ -22,6 +22,8 @@ class SampledTicket:
       max_logprobs: how many log-probabilities a row gets.
       inspect: called if the step has failed, since whatever it wrote has failed with it.
       scored: log-probabilities of prompts, in pieces; none where nobody asks.
+      on_devices: i32[B], the tokens once more, for other engines; 0 where none was chosen. None
+        where no other engine reads them.
     """
 
     def __init__(
@@ -31,7 +33,9 @@ class SampledTicket:
         max_logprobs: int,
         inspect: Callable[[], None],
         scored: Seq[Scored] = (),
+        on_devices: jax.Array | None = None,
     ) -> None:
+        self.on_devices = on_devices
         self._leaves = jax.tree.leaves(choice) if sampling.logprobs.any() else [choice.tokens]
         self._max_logprobs, self._inspect, self._scored = max_logprobs, inspect, scored
         self._sampled: Sampled | None = None
@@ -59,10 +63,17 @@ class SampledTicket:
         return Scores(chosen, ranks, top_ids, top)
 
 
+class _NothingSampled(Done[Sampled]):
+    def __init__(self, outcome: Sampled) -> None:
+        super().__init__(outcome)
+        self.on_devices = np.zeros(len(outcome.tokens), np.int32)
+
+
 def nothing_sampled(sampling: SamplingBatch, max_logprobs: int) -> Done[Sampled]:
     """The ticket of a rehearsal that is left out."""
     rows = len(sampling.temperature)
-    return Done(Sampled(np.full(rows, NOT_FINITE, np.int32), *_blank(rows, max_logprobs)))
+    none = np.full(rows, NOT_FINITE, np.int32)
+    return _NothingSampled(Sampled(none, *_blank(rows, max_logprobs)))
 
 
 def _blank(rows: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -32,8 +32,9 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> KeptProgram:
     """(undecided, fed_back i32[B] DONATED or None, history i32[rows, C] DONATED or None, asked) ->
     (fed_back, history, Choice [B]).
 
-    The chosen tokens are returned twice: in the choice, and in the memory of `fed_back`, which the
-    next tick reads at an address that does not change. A row without a token has id 0 in `fed_back`
+    The chosen tokens are returned twice: in the choice, and on the devices, in the memory of
+    `fed_back` if it is given, which the next tick reads at an address that does not change. A row
+    without a token has id 0 in `fed_back`
     and in the history. The choice is written to pinned memory of the host by the step itself:
     `copy_to_host_async` would start the copy only once a thread of the runtime has seen the step
     end. Penalties read the history. Every variant appends the chosen tokens to it, so that it is
@@ -46,7 +47,7 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> KeptProgram:
 
     def step(
         undecided: Undecided, fed_back: jax.Array | None, history: jax.Array | None, asked: Asked
-    ) -> tuple[jax.Array | None, jax.Array | None, Choice]:
+    ) -> tuple[jax.Array, jax.Array | None, Choice]:
         logits, positions = undecided.logits, undecided.positions
         theirs = None
         if history is not None:
@@ -58,7 +59,7 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> KeptProgram:
             at = jnp.where(positions > 0, positions, history.shape[1])  # past the end: dropped
             history = history.at[rows, at].set(tokens, mode="drop")
         # Before the choice: what is donated goes to the first result of its shape.
-        return None if fed_back is None else tokens, history, choice
+        return tokens, history, choice
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     everywhere, host = shardings(mesh, P()), shardings(mesh, P(), HOST)
