@@ -200,9 +200,12 @@ class Loop:
     def _with_results(self, kind: StepKind) -> Iterator[EngineState]:
         """Engines whose oldest step in flight has come back and is of a kind, once for each such
         step. An engine works in order. The sequences of a step that computed from an empty pool
-        have been preempted when it is handed out."""
+        have been preempted when it is handed out. No tick is, while a row runs ahead: the token
+        that it was given is read first."""
         for state in in_order(self._done):
             while state.came_back and state.in_flight[0].kind is kind:
+                if kind is StepKind.DECODE and state.rows.ahead is not None:
+                    break
                 state.came_back -= 1
                 self._notice_losses(self.fleet.sharing(state.pool))
                 yield state
@@ -251,7 +254,7 @@ class Loop:
                 busy |= self.handoffs.expire()
             elif due == ASK:
                 self.fleet.to_plan.update(self.fleet.prefill)
-        return busy
+        return busy | self.handoffs.ahead.begin()
 
     def _ends(self, job_id: int) -> Touched:
         """The engines at both ends of a job."""

@@ -14,14 +14,15 @@ def lose_pool(pool: PoolState, lifecycle: SequenceLifecycle, handoffs: Iterable[
 
     Args:
       handoffs: the open ones. None of them reads the pool or fills it any more: the sequence of
-        one that has departed is preempted; of one that has not, its own pages decide.
+        one that has departed, or whose row runs ahead, is preempted; of any other its own pages
+        decide.
     """
     for handoff in handoffs:
         if pool not in (handoff.source, handoff.target):
             continue
         if handoff.purpose is Purpose.CACHE:
             handoff.close()
-        elif handoff.departed is None:
+        elif handoff.departed is None and not handoff.ahead:
             handoff.withdraw()
         else:
             lifecycle.preempt(handoff.sequence, sound=False)

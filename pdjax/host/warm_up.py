@@ -8,7 +8,7 @@ from pdjax.config import HandoffConfig
 from pdjax.host.batching.prefill_batch import empty_prefill_batch, history
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet
-from pdjax.host.handoff.manager import whole
+from pdjax.host.handoff.handoff import whole
 from pdjax.host.handoff.spans import Spans
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.metrics.recorder import Recorder
@@ -51,6 +51,12 @@ def warm_ups(
                 partial(_move, transport, source, target, layers, size, spans, handoff.checksums)
             )
         todo.append(partial(_measure, transport, source, target, context, recorder))
+    for target_state in fleet.decode:
+        for source_state in fleet.prefill:
+            ends = source_state.pool.id, target_state.pool.id
+            if transport.connects(*ends) and transport.writes_ahead(*ends):
+                todo.append(partial(_feed, source_state, target_state))
+                break  # the others' tokens have the same shape
     return todo
 
 
@@ -91,6 +97,13 @@ def _links(fleet: Fleet, handoff: HandoffConfig) -> dict[tuple[PoolState, PoolSt
 
 def _step(engine: Engine, step: Step) -> None:
     engine.submit(step).result()
+
+
+def _feed(source: EngineState, target: EngineState) -> None:
+    shape = next(iter(source.buckets.prefill_shapes()))
+    step = source.engine.submit(PrefillStep(empty_prefill_batch(source.buckets, *shape)))
+    step.result()
+    target.engine.feed(0, step, 0)
 
 
 def _tick(state: EngineState, pages: int) -> None:

@@ -51,6 +51,8 @@ def test_nothing_compiles_after_the_warm_up(config, compilations):
         compilations.clear()
         answers(llm)
         llm.generate([[1, 2, 3] * 9], SamplingParams(max_tokens=1, prompt_logprobs=2))
+        for length in range(5, 10):  # alone, so that rows run ahead
+            llm.generate([[1] * length], SamplingParams(max_tokens=3))
         assert not compilations
 
 

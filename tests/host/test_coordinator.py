@@ -271,8 +271,9 @@ def test_warm_up_drives_every_bucket():
     tables = {engine: deployment.state(engine).buckets.table_pages for engine in decode}
     jobs = len(Spans.between(LAYOUT, LAYOUT, MAX_MODEL_LEN).buckets)
     count = deployment.coordinator.warm_up()
-    # Of prefill a step with a history, too; of decode a history; of each link a measurement.
-    assert count == len(shapes) + 1 + sum(len(tables[engine]) + 1 + jobs + 1 for engine in decode)
+    # Of prefill a step with a history, too; of decode a history and a token that is fed; of each
+    # link a measurement.
+    assert count == len(shapes) + 1 + sum(len(tables[engine]) + 1 + jobs + 2 for engine in decode)
     assert prefill.shapes == shapes
     assert all(engine.widths == set(tables[engine]) for engine in decode)
     for engine in (prefill, *decode):

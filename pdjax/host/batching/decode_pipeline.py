@@ -5,6 +5,8 @@ that is assigned to a row joins when that microbatch next enters stage 0. From t
 launched each time that its microbatch enters, until it has been launched for all the tokens that it
 may have; its row can be released at any tick.
 
+A row may run ahead: its first input is then a token that the host does not know yet.
+
 A row with a mask is launched only when the host knows its last token, which decides the mask of the
 next. So it sits out the entries in between, while its neighbours go on.
 
@@ -88,12 +90,16 @@ class DecodePipeline:
       rows: R * b.
       buckets: widths of the page table, and the size of a page.
       on_change: called when a row is taken, assigned, resumed or released.
+
+    Attributes:
+      ahead: the row that runs ahead, if any. No tick may be read then.
     """
 
     def __init__(
         self, stages: int, rows: int, buckets: Buckets, on_change: Callable[[], None] = lambda: None
     ) -> None:
         self.stages, self.rows, self._buckets = stages, rows, buckets
+        self.ahead: int | None = None
         self._on_change = on_change
         self._size = rows // stages  # b
         # [R, R]: the microbatch under each stage.
@@ -147,18 +153,34 @@ class DecodePipeline:
         return row
 
     def assign(self, row: int, sequence: Sequence) -> None:
-        """Let a sequence decode in a reserved row, from when its microbatch next enters."""
+        """Let a sequence decode in a reserved row, from when its microbatch next enters. A row that
+        runs ahead goes on."""
+        assert sequence.behind or sequence.tokens_left > 0, f"{sequence.id} has no token left"
+        if row == self.ahead:
+            self.ahead = None
+        else:
+            self._begin(row, sequence, sequence.length - 1, sequence.pages)
+        self._courses[row // self._size] = None
+        self._bound(self._place(row), sequence)
+        self._on_change()
+
+    def run_ahead(self, row: int, sequence: Sequence, pages: list[int]) -> None:
+        """Let the only row that is reserved begin with the token after those of a sequence, and go
+        on for as long as `pages` last. `assign` follows when the host knows that token."""
+        assert self._taken == {row}, f"others wait for what row {row} waits for"
+        self.ahead = row
+        self._begin(row, sequence, sequence.length, pages)
+        held = len(pages) * self._buckets.page_size
+        self._last[self._place(row)] = min(sequence.lifetime_tokens, held) - 1
+        self._on_change()
+
+    def _begin(self, row: int, sequence: Sequence, position: int, pages: list[int]) -> None:
         assert row in self._taken and self._refs[row] is None, f"row {row} is not reserved"
         microbatch, i = place = self._place(row)
         self._refs[row] = SequenceRef.of(sequence)
-        # The newest token goes in next; the KV of the last one that it may have is never read.
-        self._next[place] = sequence.length - 1
-        assert sequence.behind or sequence.tokens_left > 0, f"{sequence.id} has no token left"
-        self._bound(place, sequence)
+        self._next[place] = position  # the KV of the last token that it may have is never read
         self._new[microbatch].add(i)
-        self._courses[microbatch] = None
-        self._copy_pages(place, sequence)
-        self._on_change()
+        self._copy_pages(place, pages)
 
     def resume(self, row: int) -> None:
         """Launch a row with a mask again: the host knows its newest token."""
@@ -182,6 +204,8 @@ class DecodePipeline:
         """Give up a row; what is in flight in it is idle from the next tick on."""
         self._taken.remove(row)
         self._refs[row] = None
+        if row == self.ahead:
+            self.ahead = None
         microbatch, i = place = self._place(row)
         heappush(self._free[microbatch], i)
         self._new[microbatch].discard(i)
@@ -232,7 +256,8 @@ class DecodePipeline:
             tokens = tokens.copy()
             for i in sorted(new):
                 sequence = self._sequence(microbatch, i)
-                tokens[i] = sequence.output[-1]
+                if microbatch * self._size + i != self.ahead:
+                    tokens[i] = sequence.output[-1]
                 self._sampling[microbatch].fill(i, sequence)
             new.clear()
             for i in masked:
@@ -257,7 +282,7 @@ class DecodePipeline:
         else:
             able = self._launchable(microbatch)
             for i in self._beyond_table(able):
-                self._copy_pages((microbatch, i), self._sequence(microbatch, i))
+                self._copy_pages((microbatch, i), self._sequence(microbatch, i).pages)
             launched = able.astype(np.int32)
             self._positions[microbatch] = np.where(able, following, IDLE_ROW)
             self._flights[microbatch] = self._flight(microbatch)
@@ -359,9 +384,9 @@ class DecodePipeline:
         held = self._widths[microbatch] * self._buckets.page_size
         return (launched & (held <= self._next[microbatch])).nonzero()[0].tolist()
 
-    def _copy_pages(self, place: tuple[int, int], sequence: Sequence) -> None:
+    def _copy_pages(self, place: tuple[int, int], pages: list[int]) -> None:
         """Bring a row's table up to date with the pages that its sequence has been given."""
-        filled, pages = self._widths[place], sequence.pages
+        filled = self._widths[place]
         self._tables[place][filled : len(pages)] = pages[filled:]
         self._widths[place] = len(pages)
 

@@ -10,7 +10,7 @@ an entry for each part, so that "all pages are present" is looked up, not believ
 import enum
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from pdjax.host.kv.pools import PoolState
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.engine import StepTicket
 
 _LOG = logging.getLogger("pdjax")
 
@@ -66,6 +67,9 @@ class Handoff:
       computed: tokens of which KV has been dispatched through all layers.
       attempts: that failed.
       generation: counts disownments; what was sent in an earlier one is not wanted any more.
+      chooses: the step that chooses the sequence's next token, and the sequence's index in it;
+        None before its last chunk is dispatched.
+      ahead: whether its row has begun before that token was known, see `run_ahead.py`.
       closed: it holds nothing any longer. `completed`: since all of it has been written.
       costs: what it has moved so far, and how long that took.
     """
@@ -89,6 +93,8 @@ class Handoff:
     computed: int = 0
     attempts: int = 0
     generation: int = 0
+    chooses: tuple[StepTicket, int] | None = None
+    ahead: bool = False
     closed: bool = False
     completed: bool = False
     costs: TransferTotals = field(default_factory=TransferTotals)
@@ -120,6 +126,13 @@ class Handoff:
     def complete(self) -> bool:
         """Whether every part has been written."""
         return bool((self._ledger == Part.WRITTEN).all())
+
+    @property
+    def nearly_written(self) -> bool:
+        """Whether every part has been written but for those of the last layer group, of which every
+        one has at least been sent."""
+        rest, last = self._ledger[:, :-1], self._ledger[:, -1]
+        return bool((rest == Part.WRITTEN).all() and (last != Part.UNSENT).all())
 
     @property
     def waits(self) -> bool:
@@ -198,6 +211,18 @@ class Handoff:
             if self.departed is not None:
                 yield self.source, self.source_pages
 
+    def run_ahead(self) -> bool:
+        """Let its row begin with the token that is being chosen. Returns whether there is a page
+        for that."""
+        assert self.engine is not None, "its sequence is to decode"
+        missing = self.target.pages_for(self.sequence.length + 1) - len(self.target_pages)
+        if missing > self.target.allocator.free_pages:
+            return False
+        self.target_pages += self.target.allocator.allocate(missing)
+        self.engine.rows.run_ahead(self.row, self.sequence, self.target_pages)
+        self.ahead = True
+        return True
+
     def close(self) -> None:
         """Let go of everything at both ends. What is still on its way is not written: the source
         has been read in order, and nothing is written to the target before it has arrived."""
@@ -246,3 +271,16 @@ class Handoff:
         if costs.layout_changing_puts:
             text = "%s: a hand-off changed a layout in a put, by way of the host"
             _LOG.warning(text, self.target.id)
+
+
+def whole(pool: PoolState) -> tuple[range, ...]:
+    """All layers of a pool, as one group."""
+    return (range(pool.layout.num_layers),)
+
+
+def unsent_of(handoffs: Mapping[int, Handoff]) -> Iterator[tuple[Handoff, np.ndarray, slice]]:
+    """What of open hand-offs may leave now, those of the oldest first."""
+    for _, handoff in sorted(handoffs.items()):
+        if not handoff.closed:
+            for spans, groups in handoff.unsent():
+                yield handoff, spans, groups

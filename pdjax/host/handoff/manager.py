@@ -11,7 +11,7 @@ a hand-off can be closed, and every page that it holds, at both ends, is free ag
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from functools import cache
 
@@ -20,10 +20,11 @@ from pdjax.host.batching.chunks import Chunk
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.deadlines import Deadlines
-from pdjax.host.handoff.handoff import Handoff, Purpose
+from pdjax.host.handoff.handoff import Handoff, Purpose, unsent_of, whole
 from pdjax.host.handoff.reservations import reservations_in
+from pdjax.host.handoff.run_ahead import RunAhead
 from pdjax.host.handoff.spans import Spans
-from pdjax.host.handoff.transfer_queue import Parts, TransferQueue
+from pdjax.host.handoff.transfer_queue import TransferQueue
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.kv.prefix_index import keys_of
 from pdjax.host.losses import lose_pages
@@ -33,6 +34,7 @@ from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence, State
+from pdjax.interfaces.engine import StepTicket
 from pdjax.interfaces.transport import Transport
 
 _LOG = logging.getLogger("pdjax")
@@ -71,6 +73,7 @@ class HandoffManager:
         self._policy, self._clock, self._recorder = policy, runtime.clock, runtime.recorder
         told = self._written, self._failed, self._lost
         self.queue = TransferQueue(config, transport, runtime, *told, numbers)
+        self.ahead = RunAhead(config, transport, self.queue)
         self._deadlines = Deadlines(config, runtime)
         self._open: dict[int, Handoff] = {}
         self._opened = 0
@@ -244,11 +247,14 @@ class HandoffManager:
             if chunk.sequence.handoff is not None
         ]
 
-    def computed(self, chunks: Iterable[Chunk]) -> None:
+    def computed(self, chunks: Iterable[Chunk], step: StepTicket) -> None:
         """A step over `chunks` has been dispatched."""
-        for chunk in chunks:
-            if chunk.sequence.handoff is not None:
-                self._has_computed(chunk.sequence.handoff, chunk.stop)
+        for index, chunk in enumerate(chunks):
+            handoff = chunk.sequence.handoff
+            if handoff is not None:
+                self._has_computed(handoff, chunk.stop)
+                if chunk.last:
+                    self.ahead.computing(handoff, step, index)
 
     def pump(self) -> bool:
         """Send whatever can leave now and has not. Returns whether there was anything."""
@@ -256,7 +262,7 @@ class HandoffManager:
             self.queue.blocked = False
             return False
         to_send, self._to_send = self._to_send, {}
-        sent = self.queue.send(list(_unsent(to_send)))
+        sent = self.queue.send(list(unsent_of(to_send)))
         if self.queue.blocked:  # else all of it has left, but for what has failed
             self._to_send = to_send | self._to_send
         if sent:
@@ -311,18 +317,25 @@ class HandoffManager:
         plan = self._policy.withdraw(list(reservations), pages, self._clock.now())
         check_withdrawals(self._policy, plan, reservations)
         for reservation in plan:
-            handoff = reservations[reservation]
-            if handoff.purpose is Purpose.CACHE:
-                handoff.close()
-            else:
-                handoff.withdraw()
+            self._withdraw(reservations[reservation])
+
+    def _withdraw(self, handoff: Handoff) -> None:
+        """Give up the room of a sequence that is being prefilled, or has ended. One whose row runs
+        ahead starts over: what is in flight for it must not be read."""
+        if handoff.purpose is Purpose.CACHE:
+            handoff.close()
+        elif handoff.ahead:
+            handoff.sequence.streams = False
+            self._lifecycle.preempt(handoff.sequence)
+        else:
+            handoff.withdraw()
 
     def expire(self) -> bool:
         """Give up what is overdue, when the timer is due. Returns whether anything was."""
         overdue = self._deadlines.overdue(self.open)
         for handoff in overdue:
             if handoff.departed is None:
-                handoff.withdraw()
+                self._withdraw(handoff)
             else:
                 error = HandoffTimeout(f"not arrived within {self._config.deadline} s")
                 self._failed(handoff, error)
@@ -333,6 +346,9 @@ class HandoffManager:
         attempt, however many jobs it had."""
         if not handoff.wanted:
             return
+        if handoff.ahead:
+            self._withdraw(handoff)
+            return
         handoff.disown()
         self._to_send[handoff.id] = handoff
         handoff.attempts += 1
@@ -340,10 +356,8 @@ class HandoffManager:
         if handoff.attempts <= self._config.retries:
             return
         sequence = handoff.sequence
-        if handoff.purpose is Purpose.CACHE:
-            handoff.close()
-        elif handoff.departed is None:
-            handoff.withdraw()  # it is still being prefilled: there will be another
+        if handoff.purpose is Purpose.CACHE or handoff.departed is None:
+            self._withdraw(handoff)  # a sequence that is being prefilled will have another
         elif handoff.purpose is Purpose.MIGRATE:
             self._stay(handoff)
         elif sequence.failed_handoffs < self._config.reprefills:
@@ -384,16 +398,3 @@ class HandoffManager:
             self._to_send.update({each.id: each for each in self.open})
         if handoff.purpose is not Purpose.CACHE and not sequence.done:
             self._lifecycle.fail(sequence, error)  # wherever it is: its tokens may be wrong
-
-
-def whole(pool: PoolState) -> tuple[range, ...]:
-    """All layers of a pool, as one group."""
-    return (range(pool.layout.num_layers),)
-
-
-def _unsent(handoffs: Mapping[int, Handoff]) -> Iterator[Parts]:
-    """What of open hand-offs may leave now, those of the oldest first."""
-    for _, handoff in sorted(handoffs.items()):
-        if not handoff.closed:
-            for spans, groups in handoff.unsent():
-                yield handoff, spans, groups

@@ -249,6 +249,17 @@ class TransferQueue:
         if transfer is not None:
             transfer.read = self._clock.now()
 
+    def write_ahead(self, handoff: Handoff) -> None:
+        """Begin to write what of a hand-off is on its way, before it has arrived. It counts as
+        written when it has been."""
+        for transfer in list(self._sent.values()):
+            mine = any(item.handoff is handoff for item in transfer.items)
+            if mine and transfer.writing is None:
+                try:
+                    self._write(transfer)
+                except BaseException as error:
+                    self._give_up(self._forget(transfer.job.id), error)
+
     def job_arrived(self, job_id: int) -> None:
         """A job has arrived, or has failed: begin to write what is still wanted."""
         if job_id not in self._sent:
@@ -257,16 +268,25 @@ class TransferQueue:
         self._recorder.observer.job_arrived(transfer.job)
         transfer.arrived = self._clock.now()
         transfer.on_wire = transfer.read or transfer.sent
+        if transfer.writing is not None:
+            return  # ahead; whether it has come is known when it has been written
         if not transfer.wanted:
             self.transport.cancel(job_id)
             self._recorder.shipment(transfer.shipment(written=None))
             return
         try:
+            self._note_way(transfer)
             self._write(transfer)
+            if not self.config.checksums:
+                self._count(transfer)  # what is dispatched there later will find it
         except BaseException as error:
-            self.transport.cancel(job_id)
-            self._recorder.shipment(transfer.shipment(written=None))
-            self._fail(transfer.items, error)
+            self._give_up(transfer, error)
+
+    def _give_up(self, transfer: Transfer, error: BaseException) -> None:
+        """A job that is not on its way any more could not be written."""
+        self.transport.cancel(transfer.job.id)
+        self._recorder.shipment(transfer.shipment(written=None))
+        self._fail(transfer.items, error)
 
     def give_up(self) -> None:
         """Give up jobs that are not wanted and will never come. Such a job takes its room as long
@@ -285,6 +305,8 @@ class TransferQueue:
         transfer = self._writing.pop(job_id, None)
         if transfer is None:
             return
+        self.job_arrived(job_id)  # if it was written ahead, and has not been seen to arrive
+        ahead = transfer.cost is None
         self._recorder.observer.job_written(transfer.job)
         now = self._clock.now()
         seconds = now - transfer.arrived
@@ -294,6 +316,8 @@ class TransferQueue:
             damaged = transfer.writing.result()
             if damaged:
                 raise CorruptPages(f"{damaged} pages arrived damaged")
+            if ahead:
+                self._note_way(transfer)
         except BaseException as error:
             for item in transfer.written:
                 if not item.handoff.closed:  # whatever of it has been disowned meanwhile
@@ -305,10 +329,11 @@ class TransferQueue:
         for item in transfer.items:
             costs = TransferTotals(scatter_s=seconds * item.spans.size / total)
             self._recorder.transfer(item.handoff.sequence, costs)
-        if self.config.checksums:
+        if self.config.checksums or ahead:
             self._count(transfer)
 
-    def _write(self, transfer: Transfer) -> None:
+    def _note_way(self, transfer: Transfer) -> None:
+        """Take down what a job that has arrived has moved, and how long that took."""
         assert transfer.ticket is not None
         now = transfer.arrived
         cost = transfer.cost = transfer.ticket.result()
@@ -319,6 +344,8 @@ class TransferQueue:
         least = cost.bytes / link.peak if link.peak else 0.0
         transfer.on_wire = max(transfer.sent, min(seen, now - least))
         link.add(cost.bytes, transfer.on_wire, now)
+
+    def _write(self, transfer: Transfer) -> None:
         first = transfer.items[0].handoff
         pages = first.spans_of.pages(
             (
@@ -330,8 +357,6 @@ class TransferQueue:
         transfer.writing = self.transport.write(transfer.job.id, pages)
         self._writing[transfer.job.id] = transfer
         self.runtime.events.watch(transfer.writing, JobWritten(transfer.job.id))
-        if not self.config.checksums:
-            self._count(transfer)  # what is dispatched there later will find it
 
     def _count(self, transfer: Transfer) -> None:
         """The parts of a job are there, and can be relied on."""

@@ -80,16 +80,20 @@ class DecodeRunner:
 
     def _let_in(self, state: EngineState, joining: list[Sequence]) -> None:
         """Note the sequences that enter for the first time, and upload the token histories of those
-        that use penalties. Not before they enter: until then the device may still sample for the
-        row's last sequence."""
+        that use penalties; feed rows that run ahead. Not before they enter: until then the device
+        may still sample for the row's last sequence."""
         for sequence in joining:
-            self._recorder.mark(sequence, "first_tick")
-            if sequence.request.params.penalized:
-                try:
+            try:
+                handoff = sequence.handoff
+                if handoff is not None and handoff.ahead:
+                    state.engine.feed(handoff.row, *handoff.chooses)
+                    continue
+                self._recorder.mark(sequence, "first_tick")
+                if sequence.request.params.penalized:
                     tokens = history(sequence.token_ids, state.buckets)
                     state.engine.set_history(sequence.row, tokens)
-                except Exception as error:
-                    self._lifecycle.fail(sequence, error)
+            except Exception as error:
+                self._lifecycle.fail(sequence, error)
 
     def _submit(self, state: EngineState, tick: Tick) -> None:
         started = self._clock.now()

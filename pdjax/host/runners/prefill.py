@@ -91,7 +91,7 @@ class PrefillRunner:
             self._events.watch(ticket, state.step_done, state.id)
             self._fleet.stepped(state)
             queue.dispatched(ticket.exports)
-            self._handoffs.computed(chunks)
+            self._handoffs.computed(chunks, ticket)
             self._recorder.observer.step_submitted(
                 state.id, StepKind.PREFILL, _tokens(chunks), len(chunks), started
             )
@@ -183,7 +183,8 @@ class PrefillRunner:
             self._output.accept([(row, ref)], sampled)
             if sequence.done or sequence.tokens_left <= 0:  # it ends when its form is asked
                 continue
-            if not self._stays(sequence, state):
+            ahead = sequence.handoff is not None and sequence.handoff.ahead
+            if ahead or not self._stays(sequence, state):
                 self._lifecycle.wait_for_decode(sequence)
                 if sequence.handoff is not None:
                     self._handoffs.depart(sequence)

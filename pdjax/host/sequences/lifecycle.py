@@ -165,8 +165,11 @@ class SequenceLifecycle:
         sequence.engine, sequence.row, sequence.pages = state.id, row, pages
         sequence.pool = state.pool.id
         state.decoding.append(sequence)
+        runs_ahead = state.rows.ahead == row
         state.rows.assign(row, sequence)
         self._recorder.mark(sequence, "decoding")
+        if runs_ahead:
+            self._recorder.mark(sequence, "first_tick")
 
     def go_on(self, sequence: Sequence) -> None:
         """It is known which tokens may follow a constrained sequence's newest one: let it go on,
