@@ -91,7 +91,8 @@ class Served:
 
     Attributes:
       prefill_ms: dispatch of the first chunk to the first token.
-      added_ms: first token to the dispatch of the sequence's first decode tick.
+      added_ms: first token to the dispatch of the sequence's first decode tick; negative where that
+        was dispatched before.
       delay_ms: first token to second, less the usual gap between later ones: the delay that the
         hand-off adds for a reader, including the writing of pages before the tick.
       wire_ms: time in which any KV was on the wire; at least `floor_ms`, see `Watch.take`.
