@@ -1,6 +1,8 @@
 """A device that fails after it was given the pool: the engine counts a loss, goes on with an empty
 pool, and says so before anything that was computed from that can be seen."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from pdjax.device.programs import decode
 from pdjax.device.programs.decode import DecodeProgram
 from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.worker import DispatchWorker
-from pdjax.interfaces.batches import DecodeBatch, PrefillBatch, SamplingBatch
+from pdjax.interfaces.batches import USE_FED_BACK, DecodeBatch, PrefillBatch, SamplingBatch
 from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step
 
 SPEC = ModelSpec(
@@ -159,3 +161,32 @@ def test_an_engine_goes_on_after_a_failure(threaded):
         engine.close()
         engine.close()
     assert pair.pool.arrays == []
+
+
+def unknown(number: int) -> DecodeStep:
+    """`tick`, with the token that the row was fed."""
+    known = tick(number).batch
+    return DecodeStep(replace(known, tokens=numbers(USE_FED_BACK, 0)))
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_row_goes_on_with_the_token_that_it_was_fed(threaded):
+    pair = Pair(threaded=threaded)
+    _, engine = pair.engines
+    step = pair.submit(PREFILL)
+    known = tick(0).batch
+    token = int(step.result().tokens[0])
+    right = pair.submit(DecodeStep(replace(known, tokens=numbers(token, 0)))).result().tokens[0]
+    step = pair.submit(PREFILL)
+    engine.feed(0, step, 0)
+    assert pair.submit(unknown(1)).result().tokens[0] == right
+    step = pair.submit(PREFILL)
+    fail_once(decode, "_feed")
+    with nullcontext() if threaded else pytest.raises(RuntimeError, match="the device has failed"):
+        engine.feed(0, step, 0)
+    if threaded:
+        with pytest.raises(RuntimeError, match="the device has failed"):
+            pair.submit(unknown(2)).result()
+    assert pair.losses == [0, 1]  # what ticks carry on
+    engine.feed(0, step, 0)
+    assert pair.submit(unknown(3)).result().tokens[0] == right
