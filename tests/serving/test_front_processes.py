@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -249,11 +250,17 @@ def test_a_front_that_was_late_is_dealt_connections_again(server: FrontedServer)
     assert pids_of(server)[0] == pid
 
 
-def test_where_no_process_can_be_made_it_is_tried_again(
+def test_a_process_may_take_its_time_to_end_and_another_to_be_made(
     server: FrontedServer, monkeypatch: pytest.MonkeyPatch
 ):
     before, tries = pids_of(server), list[int]()
-    make = server.fronts._process
+    make, ending = server.fronts._process, server.fronts._slots[1].process
+    assert ending is not None
+    answered, end = threading.Event(), ending.end
+
+    def slow() -> int:
+        assert answered.wait(PATIENCE)  # the event loop, which is asked for a report
+        return end()
 
     def process() -> Any:
         tries.append(1)
@@ -262,7 +269,10 @@ def test_where_no_process_can_be_made_it_is_tried_again(
         return make()
 
     monkeypatch.setattr(server.fronts, "_process", process)
+    monkeypatch.setattr(ending, "end", slow)
     server.call(server.fronts.kill, 1)
+    until(lambda: server.report()["fronts"]["1"]["pid"] is None)
+    answered.set()
     until(lambda: len(tries) == 2)
     until(lambda: all(front["is_ready"] for front in server.report()["fronts"].values()))
     assert pids_of(server)[1] != before[1]

@@ -1,5 +1,6 @@
 """Traces: where they are sent to; and what a collector is told of requests to a fake backend."""
 
+import asyncio
 import logging
 import pickle
 import sys
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -20,11 +21,11 @@ from pdjax.core.outputs import Completion, RequestOutput
 from pdjax.core.request import SamplingParams
 from pdjax.serving import traces
 from pdjax.serving.backend import Ask
-from pdjax.serving.front import Settings
+from pdjax.serving.front import Front, Settings
 from pdjax.serving.logs import LOG
 from pdjax.serving.request_span import Exchange, request_span
 from pdjax.serving.traces import traces_url
-from tests.helpers.fake_backend import FakeBackend, served
+from tests.helpers.fake_backend import PATIENCE, FakeBackend, served
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 BODY = {"messages": [{"role": "user", "content": "a secret"}], "max_tokens": 5, "user": "somebody"}
@@ -209,6 +210,19 @@ def test_what_the_collector_does_not_take_is_dropped_and_told(
     dropped = [vars(each)["fields"] for each in caplog.records if each.msg == "traces_dropped"]
     assert sum(fields["requests"] for fields in dropped) == 8
     assert len(collector.spans()) >= 3
+
+
+def test_spans_are_sent_off_while_the_event_loop_goes_on(tmp_path: Path):
+    async def close() -> None:
+        front, sent = Front(FakeBackend(tmp_path), Settings()), threading.Event()
+        front.traces = cast(Any, SimpleNamespace(close=lambda: sent.wait(PATIENCE)))
+        closing = asyncio.ensure_future(front.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        sent.set()
+        await closing
+
+    asyncio.run(close())
 
 
 def test_what_waits_holds_no_prompt_and_no_token():
