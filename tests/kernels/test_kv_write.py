@@ -25,6 +25,9 @@ needs_gpu_interpreter = pytest.mark.skipif(
 SMALL = Case("small", ((0, 3), (15, 2)), padding=2)
 REPEATED = (*("one prompt", "chunks", "in no order", "page 64", "bf16 page 128", "bf16 gqa 3"),)
 """Cases whose edges others have, which are neither interpreted nor lowered."""
+LESS = ("decode", "padded", "bias", "page 128", "head dim 128", "bf16")
+"""Cases that are lowered for TPUs, but not interpreted: others have several of their edges at
+once."""
 TPUS = {
     "v5e": AbstractDevice("TPU v5 lite", 1, platform="tpu"),
     "v6e": AbstractDevice("TPU v6 lite", 1, platform="tpu"),
@@ -79,7 +82,9 @@ def test_reference_on_a_small_case():
 
 
 @pytest.mark.parametrize(
-    "case", fewer(taken_by(mosaic_tpu, *without(CASES, *REPEATED))), ids=name_of
+    "case",
+    fewer(taken_by(mosaic_tpu, *without(CASES, *REPEATED, *LESS))),
+    ids=name_of,
 )
 def test_tpu_kernel(case: Case):
     check(case, interpreted_tpu())
@@ -119,7 +124,9 @@ def test_tpu_kernel_lowers(hardware: str, case: Case):
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("case", fewer(taken_by(mosaic_gpu, *CASES)), ids=name_of)
+@pytest.mark.parametrize(
+    "case", fewer(taken_by(mosaic_gpu, *without(CASES, "bf16", "bf16 page 128"))), ids=name_of
+)
 def test_gpu_kernel(case: Case):
     check(case, interpreted_gpu())
 
@@ -135,9 +142,13 @@ def test_gpu_kernel_has_no_races(shuffled: bool, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "case", taken_by(mosaic_gpu, *without(CASES, *REPEATED), LARGE_CASES[-1]), ids=name_of
+    "case",
+    [case for case in CASES if case.name in ("bf16", "bf16 gqa 8", "bf16 gqa 3")],
+    ids=name_of,
 )
 def test_gpu_kernel_lowers(case: Case):
+    """Both head dims, groups of an even and an odd number, and a bias; the rest of a case is in its
+    numbers."""
     run = partial(rope_and_write, implementation="mosaic_gpu")
     device = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
     mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)

@@ -29,7 +29,6 @@ SMALL_BF16 = replace(SMALL, dtype="bfloat16")
 RAGGED = (
     Case("ragged", (70, 1, 420, 129, 0, 65), 1, 3, dtype="bfloat16"),
     Case("ragged window", (70, 1, 0, 420), 1, dtype="bfloat16", sliding_window=260),
-    Case("ragged head dim 128", (420, 64, 0, 65), 1, 8, 128, 64, dtype="bfloat16"),
     Case("ragged head dim 256", (40, 300), 1, 8, 256, 128, dtype="bfloat16"),
 )
 """Rows of one to seven blocks of 64 tokens."""
@@ -41,7 +40,7 @@ HARDWARE = {
 
 REPEATED = (
     *("page 64", "head dim 128", "soft cap", "window", "bf16", "bf16 page 64", "bf16 group 1"),
-    *("bf16 soft cap", "bf16 int8 page 128"),
+    *("bf16 group 16", "bf16 soft cap", "bf16 int8 gqa 8", "bf16 int8 page 128"),
 )
 """Cases whose edges others have, which are neither interpreted nor lowered."""
 
@@ -112,8 +111,13 @@ def test_reference_on_a_small_case():
     check(SMALL, paged_attention)
 
 
-@pytest.mark.parametrize("case", taken_by(mosaic_tpu, *without(CASES, *REPEATED)), ids=name_of)
+@pytest.mark.parametrize(
+    "case",
+    taken_by(mosaic_tpu, *without(CASES, *REPEATED, "bf16 window", "bf16 head dim 256")),
+    ids=name_of,
+)
 def test_tpu_kernel(case: Case):
+    """Windows and head dim 256 are those of float32."""
     check(case, interpreted_tpu())
 
 
@@ -129,24 +133,29 @@ def test_tpu_kernel_reuses_its_buffer_without_races(monkeypatch: pytest.MonkeyPa
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("case", taken_by(mosaic_gpu, *without(CASES, *REPEATED)), ids=name_of)
+@pytest.mark.parametrize(
+    "case",
+    taken_by(mosaic_gpu, *without(CASES, *REPEATED, "bf16 head dim 256")),
+    ids=name_of,
+)
 def test_gpu_kernel(case: Case):
-    """Of two KV heads, if the case has them, at head dim 128 over bfloat16; elsewhere of one."""
+    """Of two KV heads, if the case has them, at head dim 128 over bfloat16; elsewhere of one. Head
+    dim 256 over bfloat16 is among whole rows and rows that are cut."""
     one_head = case if case.name == "bf16 gqa 8" else replace(case, kv_heads=1)
     check(one_head, interpreted_gpu(parts=2))
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 256])
 def test_gpu_kernel_with_whole_rows(head_dim: int):
-    """There are more pieces of work than slots for their queries; some are empty, some have one
-    block, some several."""
+    """There are more pieces of work than the two slots, or the one, for their queries; some are
+    empty, some have one block, some several."""
     case = replace(SMALL_BF16, kv_lens=(70, 0, 5, 140), kv_heads=1, group=3, head_dim=head_dim)
     check(case, interpreted_gpu(parts=1))
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("parts", [1, 2])
 def test_gpu_kernel_over_quantised_pieces_of_any_length(parts: int):
     """Pieces have no block, one, and an even and an odd number of blocks, for two readers."""
     case = Case("any", (321, 0, 65, 1, 129), 1, 2, 128, 64, "bfloat16", "int8")
@@ -180,7 +189,6 @@ def test_gpu_kernel_cuts_a_row_by_its_own_length():
 
 RINGS = [
     (1, 1, 1, None),
-    (2, 2, 1, None),
     (None, 132, 1, None),
     (ByLength(7, 7), 2, 1, None),
     (1, 1, 2, "int8"),
