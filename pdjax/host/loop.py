@@ -356,16 +356,10 @@ class Loop:
 
     def warm_up(self, show: Callable[[list[WarmUp]], Iterable[WarmUp]] = iter) -> int:
         """Send a batch of every bucket through the door; see `Coordinator.warm_up`."""
-        todo = warm_ups(
-            self.fleet,
-            self._transport,
-            self.handoffs.spans,
-            self._config.handoff,
-            self._max_model_len,
-            self._recorder,
-        )
-        for warm_up in show(todo):
-            warm_up()
+        given = self.fleet, self._transport, self.handoffs.spans, self._config
+        with warm_ups(*given, self._max_model_len, self._recorder) as todo:
+            for warm_up in show(todo):
+                warm_up()
         return len(todo)
 
     def check(self) -> None:

@@ -1,10 +1,12 @@
 """Every bucket once through the door, so that no request waits for a compilation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import permutations, product
 
-from pdjax.config import HandoffConfig
+from pdjax.config import Config, HandoffConfig
 from pdjax.host.batching.prefill_batch import empty_prefill_batch, history
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet
@@ -26,38 +28,58 @@ WarmUp = Callable[[], None]
 """Sends one batch of nothing but padding, and waits for it; it touches null pages alone."""
 
 
+@contextmanager
 def warm_ups(
     fleet: Fleet,
     transport: Transport,
     spans_of: Callable[[PoolState, PoolState], Spans],
-    handoff: HandoffConfig,
+    config: Config,
     context: int,
     recorder: Recorder,
-) -> list[WarmUp]:
-    """A batch of every shape that may come, and a look at each link; one after another, memory
-    holds no more than one.
+) -> Iterator[list[WarmUp]]:
+    """A batch of every shape that may come, and a look at each link, to be called in order. Within
+    the block, engines that prefill compile beside those that do not, where they have devices of
+    their own. Of each memory holds no more than one batch.
 
     Args:
       spans_of: the spans between two pools.
       context: tokens of the longest sequence.
     """
-    todo: list[WarmUp] = []
-    for state in fleet:
-        todo += _steps(state)
-    for (source, target), groups in _links(fleet, handoff).items():
-        spans = spans_of(source, target)
-        for size, layers in product(spans.buckets, sorted(groups, key=lambda run: run.start)):
-            todo.append(
-                partial(_move, transport, source, target, layers, size, spans, handoff.checksums)
-            )
-        todo.append(partial(_measure, transport, source, target, context, recorder))
-    for target_state in fleet.decode:
-        for source_state in fleet.prefill:
-            ends = source_state.pool.id, target_state.pool.id
+    todo, *beside = _lanes(fleet, apart=not config.shared_devices)
+    with ExitStack() as threads:
+        for lane in beside:
+            thread = ThreadPoolExecutor(1, "pdjax warm-up")
+            threads.callback(thread.shutdown, cancel_futures=True)
+            todo += [thread.submit(warm_up).result for warm_up in lane]
+        for (source, target), groups in _links(fleet, config.handoff).items():
+            ends, checked = (transport, source, target), config.handoff.checksums
+            spans = spans_of(source, target)
+            for size, layers in product(spans.buckets, sorted(groups, key=lambda run: run.start)):
+                todo.append(partial(_move, *ends, layers, size, spans, checked))
+            todo.append(partial(_measure, *ends, context, recorder))
+        todo += _feeds(fleet, transport)
+        yield todo
+
+
+def _feeds(fleet: Fleet, transport: Transport) -> Iterator[WarmUp]:
+    """A row of each engine that decodes, fed once: the tokens of all that prefill have one
+    shape."""
+    for target in fleet.decode:
+        for source in fleet.prefill:
+            ends = source.pool.id, target.pool.id
             if transport.connects(*ends) and transport.writes_ahead(*ends):
-                todo.append(partial(_feed, source_state, target_state))
-                break  # the others' tokens have the same shape
-    return todo
+                yield partial(_feed, source, target)
+                break
+
+
+def _lanes(fleet: Fleet, *, apart: bool) -> Iterable[list[WarmUp]]:
+    """Every step that engines may be given. What is in one lane comes one after another: engines
+    alike share their programs."""
+    prefilling = {state.pool.id for state in fleet.prefill}
+    lanes: dict[bool, list[WarmUp]] = {}
+    for state in fleet:
+        lanes.setdefault(apart and state.pool.id not in prefilling, []).extend(_steps(state))
+    return lanes.values()
 
 
 def _steps(state: EngineState) -> Iterator[WarmUp]:

@@ -27,6 +27,8 @@ from tests.helpers.promise import (
     workload,
 )
 
+pytestmark = pytest.mark.usefixtures("few_variants")
+
 LAYOUTS = [
     (2, 1, 1),
     (2, 3, 2),
@@ -170,7 +172,7 @@ def test_token_exact_smoke():
 
 
 def test_several_engines_of_each_kind():
-    # Of one device each: every engine compiles its own programs. "sideways" has larger ones.
+    # Of one device each, so that they share their programs. "sideways" has larger ones.
     config = disaggregated(1, 1, 1, engines=2, rows=2)
     config = replace(config, prefill=replace(config.prefill, engines=2))
     with LLM(config, COLD) as llm:

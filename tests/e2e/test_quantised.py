@@ -23,6 +23,8 @@ from tests.helpers.promise import (
     workload,
 )
 
+pytestmark = pytest.mark.usefixtures("few_variants")
+
 DTYPES = ("int8", "float8_e4m3fn")
 
 
