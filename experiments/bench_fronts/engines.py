@@ -30,6 +30,7 @@ class Due:
     moment: float
     outcome: Sampled
     exports: Mapping[int, TransferTicket] = field(default_factory=dict)
+    made: bool = True
 
     def ready(self) -> bool:
         return time.perf_counter() >= self.moment

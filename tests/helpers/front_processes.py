@@ -55,10 +55,12 @@ def fronted(
             at.loop = asyncio.get_running_loop()
             backend = AsyncBackend(AsyncLLM(), "bytes")
             fake: Any = llm
-            await fronts.start(fake, backend, settings or Settings(), log_level="debug")
-            started.set()
-            await fronts.serve(listening)
-            await backend.close()
+            try:
+                await fronts.start(fake, backend, settings or Settings(), log_level="debug")
+                started.set()
+                await fronts.serve(listening)
+            finally:
+                await backend.close()
 
         def in_thread() -> None:
             try:
