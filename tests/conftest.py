@@ -5,6 +5,7 @@ step once, however many tests and processes build it.
 """
 
 import os
+import signal
 from pathlib import Path
 
 if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
@@ -12,6 +13,10 @@ if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
     # time.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so; some tests send the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 
