@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterable
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -57,6 +56,7 @@ class EngineState:
         be read.
       steps: prefill steps that it has been given.
       paused: whether no tick is dispatched.
+      view: what policies see of it; None where something has happened to it since they looked.
     """
 
     index: int
@@ -74,6 +74,7 @@ class EngineState:
     came_back: int = 0
     steps: int = 0
     paused: bool = False
+    view: EngineView | None = None
 
     def __post_init__(self) -> None:
         # Kept, not worked out: they are asked for with every step.
@@ -121,12 +122,11 @@ class EngineState:
         rows = self.pipeline
         return rows is not None and self.takes_tick and not self.paused and rows.active
 
-    def may_prefill(self, waiting: Seq[Sequence]) -> bool:
-        """Whether it takes a prefill step now, and there is something to compute: a sequence that
-        waits, or tokens of its own that have not been dispatched."""
-        if not self.takes_prefill:
-            return False
-        return bool(waiting) or any(map(_is_to_compute, self.running))
+    @property
+    def goes_on(self) -> bool:
+        """Whether it takes a prefill step now, and has tokens of its own that have not been
+        dispatched."""
+        return self.takes_prefill and any(map(_is_to_compute, self.running))
 
     @property
     def backlog(self) -> int:

@@ -65,7 +65,6 @@ class Fleet:
         self.engines: dict[EngineId, EngineState] = {}
         self.to_tick, self.to_plan, self.to_admit = Touched(), Touched(), Touched()
         self._sharing: dict[PoolId, list[EngineState]] = {}
-        self._views: dict[EngineState, EngineView] = {}
         for engine in engines:
             if engine.pool in self.pools:
                 self._check_shared(engine)
@@ -149,7 +148,7 @@ class Fleet:
 
     def touch(self, state: EngineState) -> None:
         """Something has happened to an engine."""
-        self._views.pop(state, None)
+        state.view = None
         if state.pipeline is not None:
             self.to_tick.add(state)
         if state.prefills:
@@ -159,7 +158,7 @@ class Fleet:
         """A step has been dispatched to an engine, or has come back: it is looked at again if it
         takes another. Where only ticks do, a policy would see nothing new."""
         if state.prefills:
-            self._views.pop(state, None)
+            state.view = None
             if state.takes_prefill:
                 self.to_plan.add(state)
         if state.takes_tick:
@@ -179,12 +178,14 @@ class Fleet:
 
     # What is known.
 
-    def view(self, state: EngineState) -> EngineView:
-        """What a policy sees of an engine; the same object until something happens to it."""
-        view = self._views.get(state)
-        if view is None:
-            view = self._views[state] = view_of(state, self.sharing(state.pool))
-        return view
+    def views(self, states: Iterable[EngineState]) -> list[EngineView]:
+        """What a policy sees of some engines; of each the same object until something happens to
+        it."""
+        return [state.view or self._look_at(state) for state in states]
+
+    def _look_at(self, state: EngineState) -> EngineView:
+        state.view = view_of(state, self.sharing(state.pool))
+        return state.view
 
     def sharing(self, pool: PoolState) -> list[EngineState]:
         """The engines of a pool."""

@@ -288,7 +288,7 @@ class Loop:
         fleet.to_admit.clear()
         lifecycle.prefilled_changed, begun = False, False
         if lifecycle.prefilled:
-            views, now = [fleet.view(state) for state in fleet.decode], self._clock.now()
+            views, now = fleet.views(fleet.decode), self._clock.now()
             admissions = policies.decode.admit(lifecycle.prefilled, views, now)
             check_admissions(policies.decode, admissions, lifecycle.prefilled, views)
             for admission in admissions:
@@ -300,7 +300,7 @@ class Loop:
 
     def _migrate(self) -> bool:
         fleet, policy, begun = self.fleet, self._policies.handoff, False
-        views = [fleet.view(state) for state in fleet.decode]
+        views = fleet.views(fleet.decode)
         decoding = {state.id: state.decoding for state in fleet.decode}
         prefilled, migrating = self.lifecycle.prefilled, self.handoffs.migrating
         plan = policy.migrations(views, decoding, prefilled, migrating, self._clock.now())
@@ -322,8 +322,9 @@ class Loop:
         fleet.to_plan, lifecycle.waiting_changed = set(), False
         self._notice_losses(touched)
         if lifecycle.waiting:
-            touched = fleet.prefill
-        views = [fleet.view(state) for state in touched if state.may_prefill(lifecycle.waiting)]
+            views = [view for view in fleet.views(fleet.prefill) if view.open]
+        else:
+            views = fleet.views(state for state in touched if state.goes_on)
         if not views:
             return False
         policy, now = self._policies.prefill, self._clock.now()

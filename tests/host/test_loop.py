@@ -1,5 +1,6 @@
 """Events in, plans out: what a turn looks at; lost engines, timers, pauses, and what wakes."""
 
+import operator
 from dataclasses import replace
 from typing import Any
 
@@ -71,11 +72,11 @@ def test_a_turn_views_and_ticks_only_engines_that_something_has_happened_to(monk
 def test_a_view_is_the_same_object_until_something_happens_to_its_engine():
     deployment = deploy(stages=(1, 1))
     fleet = deployment.coordinator.loop.fleet
-    before = [fleet.view(state) for state in fleet]
-    assert all(fleet.view(state) is view for state, view in zip(fleet, before, strict=True))
+    before = fleet.views(fleet)
+    assert all(map(operator.is_, fleet.views(fleet), before))
     sequence = deployment.submit("a", max_tokens=9)
     deployment.run_until(lambda: sequence.state is State.DECODING)
-    after = {state.id: fleet.view(state) for state in fleet}
+    after = {view.engine: view for view in fleet.views(fleet)}
     changed = {view.engine for view in before if after[view.engine] is not view}
     assert changed == {"prefill/0", sequence.engine}
     deployment.run()
@@ -273,7 +274,7 @@ def test_pages_that_leave_a_pool_are_seen_by_every_engine_of_it():
     sequence = deployment.submit("a")
     for _ in range(100):
         for state in fleet:
-            assert fleet.view(state).leaving_pages == state.pool.leaving
+            assert fleet.views([state])[0].leaving_pages == state.pool.leaving
         if sequence.state is State.DECODING:
             break
         deployment.coordinator.step()

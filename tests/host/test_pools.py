@@ -73,9 +73,9 @@ def test_the_account_of_a_shared_pool_counts_every_engine():
     assert prefill.allocator.used_pages == len(here.pages) + len(there.pages)
     # Room for the one that is prefilled is held ahead in the other pool.
     assert own.allocator.used_pages == 5 and own.rows.taken_rows == 1
-    view = loop.fleet.view(prefill)
+    (view,) = loop.fleet.views([prefill])
     assert (view.rows_of_pool, view.rows) == (1, 0)
-    assert loop.fleet.view(beside).free_pages == view.free_pages
+    assert loop.fleet.views([beside])[0].free_pages == view.free_pages
     deployment.run()
     for pool in loop.fleet.pools.values():
         assert (pool.allocator.used_pages, pool.allocator.free_pages) == (0, pool.allocator.total)

@@ -1,6 +1,7 @@
 """Which sequences decode: the oldest first, in reserved rows and pages. Which give way when pages
 run out."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
@@ -48,7 +49,7 @@ class FcfsDecode:
         views = {view.engine: view for view in engines}
         admissions = []
         for sequence in prefilled:
-            able = [view for view in views.values() if _has_room(sequence, view)]
+            able = _able(sequence, views.values())
             if not able:
                 break
             here = [view for view in able if view.pool == sequence.pool]
@@ -85,14 +86,21 @@ def _pages_to_reserve(sequence: Sequence, view: EngineView) -> int:
     return 0 if view.pool == sequence.pool else view.buckets.pages_for(sequence.length)
 
 
-def _has_room(sequence: Sequence, view: EngineView) -> bool:
-    if not view.free_rows or sequence.pool not in view.sources:
-        return False
-    if view.pool == sequence.pool:
-        return True
+def _able(sequence: Sequence, engines: Iterable[EngineView]) -> list[EngineView]:
+    """The engines that have room for a sequence."""
+    pool, length, lifetime = sequence.pool, sequence.length, sequence.lifetime_tokens
     # A page in hand for every row that decodes already: else the sequence that is admitted now
     # would be the first to give way at the next growth, and its transfer would be in vain.
-    return (
-        _pages_to_reserve(sequence, view) + view.rows_of_pool <= view.free_pages
-        and view.buckets.pages_for(sequence.lifetime_tokens) <= view.total_pages
-    )
+    return [
+        view
+        for view in engines
+        if view.free_rows
+        and pool in view.sources
+        and (
+            view.pool == pool
+            or (
+                length <= (view.free_pages - view.rows_of_pool) * view.buckets.page_size
+                and lifetime <= view.total_pages * view.buckets.page_size
+            )
+        )
+    ]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
-from pdjax.core.ids import EngineId, PoolId
+from pdjax.core.ids import EngineId
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.policies.api import EngineView, PolicySetup, StepPlan
 from pdjax.host.policies.check import choose
@@ -66,76 +66,80 @@ class _Step:
         return True
 
 
-class _Room:
-    """Pages of a pool for sequences of the queue, while a plan is made; engines that share the pool
-    share this."""
+class _Draft:
+    """A plan in the making: engines as a router sees them, with what they have been given so far,
+    and their steps. A step is begun when it is first asked for, since most plans concern one engine
+    of many."""
 
-    __slots__ = ("pages",)
-
-    def __init__(self, view: EngineView) -> None:
+    def __init__(self, engines: Seq[EngineView]) -> None:
         # A page in hand for every row of the pool that decodes, see `FcfsDecode`.
-        self.pages = view.free_pages - view.rows_of_pool
+        self._views = {
+            view.engine: view
+            if not view.rows_of_pool
+            else replace(view, free_pages=view.free_pages - view.rows_of_pool)
+            for view in engines
+            if view.open
+        }
+        self._steps: dict[EngineId, _Step] = {}
+        self._waits: set[EngineId] = set()
 
+    def able(self, sequence: Sequence) -> list[EngineView]:
+        """The engines that have room for a sequence of the queue."""
+        length, lifetime = sequence.length, sequence.lifetime_tokens
+        return [
+            view
+            for view in self._views.values()
+            if length <= view.free_pages * view.buckets.page_size
+            and lifetime <= view.total_pages * view.buckets.page_size
+            and self._step_takes(sequence, view)
+        ]
 
-class _Engine:
-    """An engine while a plan is made: the room left for sequences of the queue, and the step so
-    far. The step is begun when it is first read, since most plans concern one engine of many."""
+    def _step_takes(self, sequence: Sequence, view: EngineView) -> bool:
+        """Whether the budgets of an engine's step let a sequence of the queue begin."""
+        if not view.running and view.engine not in self._steps:
+            return True  # nothing of the budgets is taken, and any sequence fits into them
+        step = self._step(view)
+        # Last, since this question alone may cost a walk over the pages of the prompt.
+        return step.has_room and step.next_chunk(sequence, view.cached(sequence)).tokens > 0
 
-    __slots__ = ("_backlog", "_room", "_step", "view", "waits")
+    def _step(self, view: EngineView) -> _Step:
+        step = self._steps.get(view.engine)
+        if step is None:
+            step = self._steps[view.engine] = _begin(view)
+        return step
 
-    def __init__(self, view: EngineView, room: _Room) -> None:
-        self.view, self._room = view, room
-        self._backlog = view.backlog
-        self._step: _Step | None = None
-        self.waits = False
+    def admit(self, sequence: Sequence, engine: EngineId) -> None:
+        """Begin a sequence of the queue on an engine that is able."""
+        view = self._views[engine]
+        start, needs = view.cached(sequence), view.buckets.pages_for(sequence.length)
+        self._step(view).add(sequence, start)
+        for each in list(self._views.values()):
+            if each.pool == view.pool:
+                given = sequence.length - start if each is view else 0
+                self._views[each.engine] = replace(
+                    each, backlog=each.backlog + given, free_pages=each.free_pages - needs
+                )
 
     def put_off(self, sequence: Sequence) -> None:
-        """Let the step wait if all that a sequence of the queue lacks to join it is pages that
-        hand-offs are about to let go."""
-        view = self.view
-        needs = view.buckets.pages_for(sequence.length)
-        lacks_pages = self._room.pages < needs <= self._room.pages + view.leaving_pages
-        busy = view.in_flight > 0 and not view.running
-        self.waits = busy and lacks_pages and self.begun and self.step.has_room
+        """Let the steps wait for which all that a sequence of the queue lacks to join them is pages
+        that hand-offs are about to let go."""
+        for engine, step in self._steps.items():
+            view = self._views[engine]
+            needs = view.buckets.pages_for(sequence.length)
+            lacks_pages = view.free_pages < needs <= view.free_pages + view.leaving_pages
+            busy = view.in_flight > 0 and not view.running
+            if busy and lacks_pages and step.has_room:
+                self._waits.add(engine)
 
-    @property
-    def begun(self) -> bool:
-        return self._step is not None
-
-    @property
-    def step(self) -> _Step:
-        if self._step is None:
-            self._step = _begin(self.view)
-        return self._step
-
-    def seen(self) -> EngineView:
-        """As a router sees it."""
-        view = self.view
-        if (self._backlog, self._room.pages) == (view.backlog, view.free_pages):
-            return view
-        return replace(view, backlog=self._backlog, free_pages=self._room.pages)
-
-    def can_admit(self, sequence: Sequence) -> bool:
-        """Whether a sequence of the queue finds room."""
-        buckets = self.view.buckets
-        if (
-            buckets.pages_for(sequence.length) > self._room.pages
-            or buckets.pages_for(sequence.lifetime_tokens) > self.view.total_pages
-        ):
-            return False
-        if not self.begun and not self.view.running:
-            return True  # nothing of the step's budgets is taken, and any sequence fits into them
-        if not self.step.has_room:
-            return False
-        # Last, since this question alone may cost a walk over the pages of the prompt.
-        return self.step.next_chunk(sequence, self.view.cached(sequence)).tokens > 0
-
-    def admit(self, sequence: Sequence) -> None:
-        """Begin a sequence of the queue."""
-        start = self.view.cached(sequence)
-        self.step.add(sequence, start)
-        self._room.pages -= self.view.buckets.pages_for(sequence.length)
-        self._backlog += sequence.length - start
+    def plans(self) -> Iterator[StepPlan]:
+        """A step for each engine that has something to compute."""
+        for engine, view in self._views.items():
+            begun = engine in self._steps and engine not in self._waits
+            if begun or view.running:
+                step = self._step(view)
+                step.let_decode(view.buckets.sequences)
+                if step.chunks:
+                    yield StepPlan(engine, tuple(step.chunks))
 
 
 class FcfsPrefill:
@@ -157,30 +161,15 @@ class FcfsPrefill:
 
     def plan(self, waiting: Seq[Sequence], engines: Seq[EngineView], now: float) -> list[StepPlan]:
         """See `PrefillPolicy`."""
-        rooms: dict[PoolId, _Room] = {}
-        among = {
-            view.engine: _Engine(view, rooms.setdefault(view.pool, _Room(view)))
-            for view in engines
-            if view.open
-        }
+        draft = _Draft(engines)
         for sequence in waiting:
-            able = [engine for engine in among.values() if engine.can_admit(sequence)]
+            able = draft.able(sequence)
             if not able:
-                for engine in among.values():
-                    engine.put_off(sequence)
+                draft.put_off(sequence)
                 break
-            seen = [engine.seen() for engine in able]
-            view = choose(self._router, "prefill_engine", sequence, seen)
-            among[view.engine].admit(sequence)
-        return list(_plans(among))
-
-
-def _plans(among: dict[EngineId, _Engine]) -> Iterator[StepPlan]:
-    for engine, planned in among.items():
-        if (planned.begun and not planned.waits) or planned.view.running:
-            planned.step.let_decode(planned.view.buckets.sequences)
-            if planned.step.chunks:
-                yield StepPlan(engine, tuple(planned.step.chunks))
+            view = choose(self._router, "prefill_engine", sequence, able)
+            draft.admit(sequence, view.engine)
+        return list(draft.plans())
 
 
 def _begin(view: EngineView) -> _Step:

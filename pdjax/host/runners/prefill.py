@@ -130,17 +130,16 @@ class PrefillRunner:
         ]
         if not streaming:
             return
-        views = [
-            self._fleet.view(each) for each in self._fleet.decode if state.pool.id in each.sources
-        ]
-        elsewhere = [view for view in views if view.pool != state.pool.id]
+        pool, fleet = state.pool.id, self._fleet
+        views = [view for view in fleet.views(fleet.decode) if pool in view.sources]
+        elsewhere = [view for view in views if view.pool != pool]
         if not elsewhere:
             return
         prefilled, now = self._lifecycle.prefilled, self._clock.now()
         plan = policies.decode.admit_ahead(streaming, prefilled, views, now)
         check_admissions(policies.decode, plan, streaming, elsewhere)
         for admission in plan:
-            target = self._fleet.engines[admission.engine]
+            target = fleet.engines[admission.engine]
             if self._handoffs.fits(admission.sequence, target):
                 self._handoffs.reserve(admission.sequence, target)
 
