@@ -149,10 +149,10 @@ class Handoff:
         """Where the KV is at the sending end."""
         return self.source_pages if self.departed is not None else self.sequence.pages
 
-    def sendable(self, group: int, computed: int) -> np.ndarray:
-        """Spans of a layer group that may leave and have not, if KV of `computed` tokens has been
-        dispatched; i64[n]."""
-        return np.flatnonzero(self._unsent(computed)[:, group])
+    def sendable(self, computed: int) -> np.ndarray:
+        """Spans that may leave and have not in any layer group, if KV of `computed` tokens has been
+        dispatched; i64[n]. Those that have to leave again in some groups are `unsent`."""
+        return self._unsent(computed).all(axis=1).nonzero()[0]
 
     def _unsent(self, computed: int) -> np.ndarray:
         """bool[spans, groups]: parts that have not left, of spans whose KV has been dispatched."""

@@ -35,6 +35,36 @@ class Item(NamedTuple):
             self.handoff.mark(self.spans, self.groups, part)
 
 
+class Load(NamedTuple):
+    """What one job carries: parts of hand-offs between the same two pools, all in the same layer
+    groups.
+
+    Attributes:
+      pages: of the source, padded to a bucket of spans, i32[n]; `held` of them are not null.
+      passengers: whose KV it is.
+    """
+
+    items: tuple[Item, ...]
+    pages: np.ndarray
+    held: int
+    passengers: tuple[Passenger, ...]
+
+    @classmethod
+    def of(cls, items: tuple[Item, ...]) -> "Load":
+        """The load of some items, of which there is at least one."""
+        first = items[0].handoff
+        pages = first.spans_of.pages(
+            ((item.handoff.pages, item.spans.tolist()) for item in items),
+            first.source.layout.page_size,
+        )
+        return cls(items, pages, int(np.count_nonzero(pages)), _passengers_of(items))
+
+    def in_group(self, group: int) -> "Load":
+        """The same pages in one layer group."""
+        here = slice(group, group + 1)
+        return self._replace(items=tuple(item._replace(groups=here) for item in self.items))
+
+
 @dataclass(eq=False)
 class Transfer:
     """A job, and the moments of its way."""
@@ -83,7 +113,7 @@ class Transfer:
             costs.gather_s += max(0.0, gathered - max(self.sent, departed))
 
 
-def passengers_of(items: tuple[Item, ...]) -> tuple[Passenger, ...]:
+def _passengers_of(items: tuple[Item, ...]) -> tuple[Passenger, ...]:
     """The sequences of a job that leaves now."""
     return tuple(
         Passenger(

@@ -19,7 +19,7 @@ from pdjax.core.ids import PoolId
 from pdjax.host.events import is_ready
 from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.handoff.handoff import Handoff, Part
-from pdjax.host.handoff.transfer import Item, Transfer, nbytes_of, passengers_of, span_bytes
+from pdjax.host.handoff.transfer import Item, Load, Transfer, nbytes_of, span_bytes
 from pdjax.host.runtime import Runtime
 from pdjax.interfaces.events import JobArrived, JobRead, JobWritten, TimerDue
 from pdjax.interfaces.steps import Exports
@@ -94,7 +94,7 @@ class TransferQueue:
             if not self._may_leave(items):
                 self.blocked = True
                 break
-            self._send(self._begin(items))
+            self._send(self._begin(Load.of(items)))
             busy = True
         return busy
 
@@ -106,19 +106,24 @@ class TransferQueue:
           streaming: hand-offs, and the tokens of each that are computed when the step has ended.
           groups: layer groups of the step.
         """
+        layers = streaming[0][0].groups
+        longest = max(range(groups), key=lambda group: len(layers[group]))
+        parts = [
+            (handoff, handoff.sendable(computed), slice(longest, longest + 1))
+            for handoff, computed in streaming
+        ]
+        # The same pages in each group. Nothing leaves while something is blocked, or it would
+        # overtake.
+        loads = [] if self.blocked else [Load.of(items) for items in self._loads(parts)]
         jobs: list[tuple[TransferJob, ...]] = []
         for group in range(groups):
             leaving: list[TransferJob] = []
-            if not self.blocked:  # or it would overtake
-                parts = [
-                    (handoff, handoff.sendable(group, computed), slice(group, group + 1))
-                    for handoff, computed in streaming
-                ]
-                for items in self._loads(parts):
-                    if not self._may_leave(items):
-                        self.blocked = True
-                        break
-                    leaving.append(self._begin(items).job)
+            for load in loads:
+                here = load.in_group(group)
+                self.blocked = self.blocked or not self._may_leave(here.items)
+                if self.blocked:
+                    break
+                leaving.append(self._begin(here).job)
             jobs.append(tuple(leaving))
         return tuple(jobs)
 
@@ -168,21 +173,17 @@ class TransferQueue:
         most, on_the_way = self.config.max_bytes_in_flight, self.bytes_in_flight
         return most is None or not on_the_way or on_the_way + nbytes_of(items) <= most
 
-    def _begin(self, items: tuple[Item, ...]) -> Transfer:
+    def _begin(self, load: Load) -> Transfer:
         """A load as a job, which counts as sent."""
-        first = items[0].handoff
+        items, first = load.items, load.items[0].handoff
         groups = first.groups[items[0].groups]
-        pages = first.spans_of.pages(
-            ((item.handoff.pages, item.spans.tolist()) for item in items),
-            first.source.layout.page_size,
-        )
         job = TransferJob(
             id=next(self._numbers),
             source=first.source.id,
             target=first.target.id,
             layers=range(groups[0].start, groups[-1].stop),
-            source_pages=pages,
-            pages=int(np.count_nonzero(pages)),
+            source_pages=load.pages,
+            pages=load.held,
             checked=self.config.checksums,
         )
         now = self._clock.now()
@@ -191,7 +192,7 @@ class TransferQueue:
             if item.handoff.left == -math.inf and item.handoff.engine is not None:
                 self._recorder.mark(item.handoff.sequence, "sent")
             item.handoff.left = now
-        transfer = Transfer(job, items, nbytes_of(items), now, passengers_of(items))
+        transfer = Transfer(job, items, nbytes_of(items), now, load.passengers)
         self._sent[job.id] = transfer
         self.bytes_in_flight += transfer.nbytes
         self._recorder.observer.job_sent(job)
