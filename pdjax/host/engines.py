@@ -37,7 +37,7 @@ class InFlight(NamedTuple, Generic[WorkT]):
     scored: tuple[range, ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class EngineState:
     """An engine, as the host keeps it. Its role is data: it may prefill, decode, or both.
 
@@ -75,10 +75,14 @@ class EngineState:
     steps: int = 0
     paused: bool = False
     view: EngineView | None = None
+    # Kept, not worked out: they are asked for with every step.
+    id: EngineId = field(init=False)
+    prefills: bool = field(init=False)
+    decodes: bool = field(init=False)
+    step_done: StepDone = field(init=False)
 
     def __post_init__(self) -> None:
-        # Kept, not worked out: they are asked for with every step.
-        self.id: EngineId = self.engine.id
+        self.id = self.engine.id
         self.prefills = StepKind.PREFILL in self.engine.accepts
         self.decodes = StepKind.DECODE in self.engine.accepts
         self.step_done = StepDone(self.id)

@@ -25,7 +25,7 @@ SPANS_EACH = 10
 shipments."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Timeline:
     """A RequestMetrics in the making."""
 
@@ -104,7 +104,8 @@ class Recorder:
 
     def token(self, seq: Sequence, moment: float) -> None:
         """Note that an output token of `seq`, the first or a later one, reached the host then."""
-        self._timeline(seq).token_times.append(moment)
+        timeline = self._live.get(seq) or self._timeline(seq)
+        timeline.token_times.append(moment)
         self.output_tokens += 1
 
     def cut(self, seq: Sequence, tokens: int) -> None:

@@ -20,7 +20,7 @@ from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.steps import StepKind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EngineView:
     """An engine, as a policy sees it.
 

@@ -64,7 +64,8 @@ class SequenceText(Protocol):
         ...
 
 
-@dataclass(eq=False)
+# In slots, since a few of its many fields are looked up with every token.
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Sequence:
     """Running state of one choice of a request. The coordinator alone changes it; policies read it.
 
