@@ -123,10 +123,9 @@ class Loop:
         """Whether sequences wait to be prefilled while nothing is under way, though no engine is
         paused: the prefill policy has planned nothing, and is not asked before another request
         comes."""
-        if self._clock.now() < self._asks_at < NEVER:
+        if not self.lifecycle.waiting or self._clock.now() < self._asks_at < NEVER:
             return False
-        waits = self.idle and bool(self.lifecycle.waiting)
-        if not waits or self.fleet.busy or self.handoffs.busy:
+        if not self.idle or self.fleet.busy or self.handoffs.busy:
             return False
         if self._guides is not None and self._guides.busy:
             return False

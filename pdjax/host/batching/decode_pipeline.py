@@ -371,7 +371,7 @@ class DecodePipeline:
 
     @property
     def _any_in_flight(self) -> bool:
-        return any(flight is not None for flight in self._flights)
+        return any(self._flights)
 
     def _launchable(self, microbatch: int) -> np.ndarray:
         """bool[b]: rows with a token left to be launched for."""

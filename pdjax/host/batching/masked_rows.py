@@ -30,7 +30,8 @@ class MaskedRows:
 
     def of(self, microbatch: int) -> list[int]:
         """The places with a mask in a microbatch, ascending."""
-        return sorted(self._places[microbatch])
+        places = self._places[microbatch]
+        return sorted(places) if places else []  # as nearly always, and it is asked every tick
 
     def launch(self, microbatch: int, i: int, sequence: Sequence) -> None:
         """A row is launched. Where its sequence may choose any token from now on, this is the last

@@ -1,6 +1,7 @@
 """What engines and links did: steps, shipments, and how full pools were. Moments are seconds on the
 run's clock."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -103,17 +104,20 @@ class EngineMetrics:
 
     steps: int = 0
     busy_seconds: float = 0.0
-    sums: dict[str, int] = field(default_factory=dict)
+    sums: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     _last_end: float = float("-inf")
 
     def add(self, span: Span) -> None:
         """Count one more span; spans of a track come in the order of their ends."""
         self.steps += 1
         # With lookahead a step is dispatched before its predecessor has ended: count that once.
-        self.busy_seconds += max(0.0, span.end - max(span.start, self._last_end))
-        self._last_end = max(self._last_end, span.end)
+        begun = max(span.start, self._last_end)
+        if span.end > begun:
+            self.busy_seconds += span.end - begun
+            self._last_end = span.end
+        sums = self.sums
         for name, value in span.args.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+            sums[name] += value
 
     @property
     def occupancy(self) -> float | None:

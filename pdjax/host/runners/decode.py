@@ -48,17 +48,17 @@ class DecodeRunner:
         for state in states:
             if not state.can_tick:
                 continue
-            busy = True
-            state.rows.align()
-            needing = state.rows.needing_page()
+            busy, rows = True, state.rows
+            rows.align()
+            needing = rows.needing_page()
             if needing:
                 self._grow(state, needing)
-            joining = state.rows.joining()
+            joining = rows.joining()
             if joining:
                 self._let_in(state, joining)
             # Where rows grow or join, it may be that every sequence had to give way, or failed.
-            if not (needing or joining) or state.rows.active:
-                self._submit(state, state.rows.tick())
+            if not (needing or joining) or rows.active:
+                self._submit(state, rows.tick())
         return busy
 
     def _grow(self, state: EngineState, needing: list[Sequence]) -> None:

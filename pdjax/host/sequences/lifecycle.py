@@ -64,6 +64,8 @@ class SequenceLifecycle:
 
     def take_news(self) -> list[Progress]:
         """What was added or ended since the last time, a sequence once."""
+        if not self._news:
+            return []
         news, self._news = self._news, {}
         return [Progress(seq, told, len(seq.output), seq.done) for seq, told in news.items()]
 
@@ -233,7 +235,8 @@ class SequenceLifecycle:
 
     def note(self, sequence: Sequence) -> None:
         """There will be news of a sequence."""
-        self._news.setdefault(sequence, len(sequence.output))
+        if sequence not in self._news:
+            self._news[sequence] = len(sequence.output)
 
     def fail_all(self, refs: Iterable[SequenceRef], error: BaseException) -> None:
         """End the sequences that `error` concerns, as far as their references are current."""
