@@ -129,7 +129,9 @@ def make_config(
             token_buckets=(budget,),
             page_buckets=(max(context, -(-budget // page_size) + sequences),),
         ),
-        decode=DecodeConfig(rows=points[0].batch, page_buckets=(context,)),
+        decode=DecodeConfig(
+            rows=points[0].batch, row_buckets=(points[0].batch,), page_buckets=(context,)
+        ),
         colocated=colocated,
         max_waiting=max(1024, points[0].batch),
         warm_up=False,  # warm-up is timed separately

@@ -13,11 +13,13 @@ In one run, on one device, with random weights and greedy tokens:
   python -m experiments.bench_steps --model=llama3_8b
   python -m experiments.bench_steps --sections=ceilings,decode --decode=64x1060 --layers=4 --profile
   python -m experiments.bench_steps --sections=ceilings,kernels,decode --kv_dtype=int8
+  python -m experiments.bench_steps --sections=decode --decode=8x1060 --decode=8of64x1060
   python -m experiments.bench_steps --model=tiny
 
-Shapes: 64x1060 is rows x context to --decode, and 8x1024 prompts x length to --prefill, which also
-takes 300+700 (prompts of several lengths) and 2048@6144 (a chunk over earlier tokens). Prints each
-number, and writes all numbers so far as JSON after it. Ends with 1 if a case failed.
+Shapes: 64x1060 is rows x context to --decode, and 8of64x1060 the same with 8 of an engine's 64 rows
+active. 8x1024 is prompts x length to --prefill, which also takes 300+700 (prompts of several
+lengths) and 2048@6144 (a chunk over earlier tokens). Prints each number, and writes all numbers so
+far as JSON after it. Ends with 1 if a case failed.
 """
 
 import gc

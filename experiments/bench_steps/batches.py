@@ -1,8 +1,10 @@
 """Batches of the timed steps: as the host makes them, without padding."""
 
+from dataclasses import replace
+
 from experiments.bench_steps.cases import DecodeCase, PrefillCase
 from experiments.common.sequences import scattered_sequences
-from pdjax.host.batching.buckets import Buckets
+from pdjax.host.batching.buckets import Buckets, doubling
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.batching.prefill_batch import prefill_batch
@@ -20,7 +22,7 @@ def decode_batches(
     prompt = max(1, case.context - steps // 2 - 1)
     pages = -(-(prompt + steps) // page_size)
     buckets = _buckets(page_size, 1, pages, case.rows, prompt + steps)
-    pipeline = DecodePipeline(1, case.rows, buckets)
+    pipeline = DecodePipeline(1, case.of, replace(buckets, tick_rows=doubling(case.of)))
     for sequence in scattered_sequences([prompt] * case.rows, page_size, vocab, steps):
         sequence.output.append(1)
         pipeline.assign(pipeline.reserve(), sequence)

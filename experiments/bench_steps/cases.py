@@ -6,27 +6,35 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DecodeCase:
-    """`rows` sequences of `context` tokens; the pool holds all but the newest token of each."""
+    """`rows` sequences of `context` tokens; the pool holds all but the newest token of each. The
+    engine has `of` rows, others of which are idle."""
 
     rows: int
     context: int
+    of: int
 
     @classmethod
     def parse(cls, text: str) -> "DecodeCase":
-        """Parse `64x1060`: rows, context.
+        """Parse `64x1060` (rows, context) or `8of64x1060` (active rows, all rows, context).
 
         Raises:
-          ValueError: anything else.
+          ValueError: anything else, or fewer rows than active ones.
         """
-        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+        found = re.fullmatch(r"([1-9]\d*)(?:of([1-9]\d*))?x([1-9]\d*)", text)
         if found is None:
-            raise ValueError(f"{text!r}: must be ROWSxCONTEXT, such as 64x1060")
-        return cls(int(found[1]), int(found[2]))
+            raise ValueError(
+                f"{text!r}: must be ROWSxCONTEXT or ACTIVEofROWSxCONTEXT, such as 64x1060"
+            )
+        rows, of = int(found[1]), int(found[2] or found[1])
+        if rows > of:
+            raise ValueError(f"{text!r}: at most {of} of {of} rows are active")
+        return cls(rows, int(found[3]), of)
 
     @property
     def name(self) -> str:
         """As it is parsed."""
-        return f"{self.rows}x{self.context}"
+        rows = f"{self.rows}of{self.of}" if self.of > self.rows else f"{self.rows}"
+        return f"{rows}x{self.context}"
 
     @property
     def tokens(self) -> int:

@@ -82,18 +82,18 @@ class StepEngines:
         Returns:
           The time, and a function that runs the last tick once more.
         """
-        rows, width = batches[0].page_table.shape[1:]
+        entries, width = batches[0].page_table.shape[1:]
         pool = self._pool(self._decode_layout, pages)
         program = DecodeProgram(
             self._params,
             self.spec,
             pool,
-            rows=rows,
+            rows=len(batches[0].sampling.seed),
             context=width * self.layout.page_size,
             max_logprobs=Config().max_logprobs,
             attention=attention,
         )
-        engine, compiled = _engine(pool, program), _Compiled(program, "_tick")
+        engine, compiled = _engine(pool, program), _Compiled(program.size(entries), "tick")
         steps = [DecodeStep(batch) for batch in batches]
         times = _time(engine, steps, rounds)
         return compiled.step_time(*times), lambda: engine.submit(steps[-1]).result()
@@ -137,24 +137,24 @@ class _Compiled:
     """Looks on as an engine's program compiles.
 
     Args:
-      program: one that has run nothing yet.
-      name: of its attribute that is the step.
+      owner: of a program that has run nothing yet.
+      name: of its attribute that is the program.
     """
 
-    def __init__(self, program: Any, name: str) -> None:
+    def __init__(self, owner: Any, name: str) -> None:
         self.compile_s = 0.0
         self.temporary_bytes: int | None = None
-        step = getattr(program, name)
+        step = getattr(owner, name)
 
         def first(*args: Any) -> Any:
             began = time.perf_counter()
             memory = step.program.form(args).memory_analysis()  # the call below finds it
             self.compile_s = time.perf_counter() - began
             self.temporary_bytes = getattr(memory, "temp_size_in_bytes", None)
-            replace_method(program, name, step)
+            replace_method(owner, name, step)
             return step(*args)
 
-        replace_method(program, name, first)
+        replace_method(owner, name, first)
 
     def step_time(self, rounds: Sequence[float], dispatch_s: float) -> StepTime:
         """Combine the times of steps with the program's compilation."""

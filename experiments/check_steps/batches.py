@@ -93,9 +93,7 @@ def decode_batches(rows: int, width: int, page_size: int, vocab: int) -> Batches
     if len(lengths) > 2:
         lengths[1] = page_size - 1  # this row reaches its second page in a later tick
     sequences = scattered_sequences(lengths, page_size, vocab, TICKS)
-    for number, sequence in enumerate(sequences):
-        if number == rows // 2 and rows > 1:
-            pipeline.reserve()  # stays idle
+    for sequence in sequences:
         sequence.output.append(0)  # as if prefill had chosen it
         pipeline.assign(pipeline.reserve(), sequence)
     rng = np.random.default_rng(1)

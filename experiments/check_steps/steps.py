@@ -108,7 +108,7 @@ class Steps:
             step = decode.make_decode_tick(params, spec, self._layout, attention=None)
             rows = len(first.tokens)
             no_tokens = jnp.zeros(rows, jnp.int32)
-            undecided = Undecided(jnp.zeros((rows, spec.vocab_size)), no_tokens, jnp.int32(0))
+            undecided = Undecided(jnp.zeros((rows, spec.vocab_size)), no_tokens, no_tokens)
             carried = decode.Carried(jnp.zeros((rows, spec.model_dim), dtype), undecided)
             self._between = carried, no_tokens
         else:

@@ -1,5 +1,6 @@
-"""The config of a run. Re-exports the dataclasses of `schema.py`."""
+"""The config of a run. Re-exports the dataclasses of this folder."""
 
+from pdjax.config.handoff import HandoffConfig
 from pdjax.config.policies import PoliciesConfig
 from pdjax.config.schema import (
     DTYPES,
@@ -7,7 +8,6 @@ from pdjax.config.schema import (
     RANDOM,
     Config,
     DecodeConfig,
-    HandoffConfig,
     KVConfig,
     ModelConfig,
     PrefillConfig,

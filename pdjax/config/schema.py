@@ -7,8 +7,6 @@ The file's docstring gives the command and the expected result.
 from dataclasses import dataclass, field, fields
 
 from pdjax.config.checks import (
-    MOST_ATTEMPTS,
-    MOST_BYTES,
     MOST_DEVICES,
     MOST_LOGPROBS,
     MOST_LOOKAHEAD,
@@ -23,9 +21,9 @@ from pdjax.config.checks import (
     check_slots,
     check_types,
     one_of,
-    seconds,
     share,
 )
+from pdjax.config.handoff import HandoffConfig
 from pdjax.config.policies import PoliciesConfig
 from pdjax.core.kv_layout import QUANTISED_DTYPES
 from pdjax.core.messages import shown
@@ -164,6 +162,9 @@ class DecodeConfig:
       pages: pages of an engine's pool, null page included; None sizes it for `rows` whole contexts,
         or for what the device's memory holds, if that is less: see kv.memory_fraction.
       lookahead: ticks dispatched beyond the tick that the host reads tokens of.
+      row_buckets: numbers of rows that a tick may compute of each microbatch, beside all of them:
+        it computes the fewest that hold the active ones. None takes 1, 8, 16, 32, and so on where a
+        microbatch has 16 rows or more, else all.
       page_buckets: padded widths of the page table; None takes the pages of the longest context, a
         fourth of them, and so on down to 256 tokens.
       attention: name of an `append_attention` implementation; None lets pallas_kernels choose for
@@ -180,6 +181,7 @@ class DecodeConfig:
     rows: int = 8
     pages: int | None = None
     lookahead: int = 1
+    row_buckets: tuple[int, ...] | None = None
     page_buckets: tuple[int, ...] | None = None
     attention: str | None = None
     page_size: int | None = None
@@ -194,77 +196,13 @@ class DecodeConfig:
             one_of("decode.kv_dtype", self.kv_dtype, DTYPES + QUANTISED_DTYPES)
         between("decode", self, 2, 2 * MOST_TOKENS - 1, "pages")
         between("decode", self, 0, MOST_LOOKAHEAD, "lookahead")
+        check_buckets("decode.row_buckets", self.row_buckets, MOST_ROWS)
         check_buckets("decode.page_buckets", self.page_buckets, MOST_TOKENS)
         if self.rows % self.stages:
             raise ValueError(
                 f"decode.rows={self.rows}: must be a multiple of decode.stages={self.stages}, "
                 "since each of as many microbatches holds its share of the rows"
             )
-
-
-@dataclass(frozen=True)
-class HandoffConfig:
-    """How and when KV moves between pools; see `host/handoff/` and `host/policies/handoff.py`.
-
-    With colocated=True no KV moves. `after_tokens` and `stay_below` then only say which steps,
-    prefill or decode, make a token; all other fields must be their defaults.
-
-    Attributes:
-      streaming: send KV while its prefill still runs, chunk by chunk and layer group by layer
-        group, to pages reserved on the decode side beforehand.
-      layer_groups: programs that a prefill step is cut into; the KV of one group travels while the
-        next group computes. None lets a planner choose by the times of the link and of a layer,
-        measured at the start. 1 where no KV moves (colocated=True) or streaming is off.
-      after_tokens: tokens that a sequence generates on the prefill side after its first one, before
-        its hand-off.
-      stay_below: a sequence with a shorter prompt (tokens) decodes to its end on the engine that
-        prefilled it.
-      give_back: send the KV of a finished answer back to the prefill side, for the next turn of
-        the conversation; needs kv.prefix_cache.
-      rebalance: move sequences from full decode engines to others that are not full.
-      wire_dtype: type that KV is rounded to in transit, "int8" or "float8_e4m3fn" with a scale a
-        token and head; None sends KV unrounded. A decode.kv_dtype of these types still rounds it,
-        before it leaves.
-      checksums: send a checksum with each page; the receiver compares it before the sequence may
-        decode.
-      lease: seconds that pages may stay reserved on the decode side before the prefill ends; None
-        reserves them without a limit.
-      deadline: seconds that an attempt may take, counted from when the prefill has ended and its
-        last KV has left; None has no limit.
-      retries: times that KV which did not arrive is sent again.
-      reprefills: times that a sequence is prefilled again after its hand-off failed for good; then
-        the sequence fails.
-      max_bytes_in_flight: most bytes in flight at once, over all hand-offs; None has no bound.
-    """
-
-    streaming: bool = True
-    layer_groups: int | None = None
-    after_tokens: int = 0
-    stay_below: int = 0
-    give_back: bool = False
-    rebalance: bool = False
-    wire_dtype: str | None = None
-    checksums: bool = False
-    lease: float | None = 60.0
-    deadline: float | None = 60.0
-    retries: int = 1
-    reprefills: int = 1
-    max_bytes_in_flight: int | None = None
-
-    def __post_init__(self) -> None:
-        check_types("handoff", self)
-        between("handoff", self, 0, MOST_TOKENS, "after_tokens", "stay_below")
-        between("handoff", self, 0, MOST_ATTEMPTS, "retries", "reprefills")
-        between("handoff", self, 1, MOST_ROWS, "layer_groups")
-        between("handoff", self, 1, MOST_BYTES, "max_bytes_in_flight")
-        if self.wire_dtype is not None:
-            one_of("handoff.wire_dtype", self.wire_dtype, QUANTISED_DTYPES)
-        seconds("handoff", self, "lease", "deadline")
-
-    @property
-    def where_nothing_moves(self) -> "HandoffConfig":
-        """Keep the fields that have an effect with colocated=True; reset the rest to defaults."""
-        return HandoffConfig(after_tokens=self.after_tokens, stay_below=self.stay_below)
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,9 @@ def _steps(state: EngineState) -> Iterator[WarmUp]:
     ):  # A history is for the choice of the next token, which does not see the step's shape.
         batch = empty_prefill_batch(buckets, *shapes[0], history=True)
         yield partial(_step, engine, PrefillStep(batch))
-    for pages in buckets.table_pages:
-        yield partial(_tick, state, pages)
-    if buckets.table_pages:
+    if state.pipeline is not None:
+        for rows, pages in state.pipeline.shapes():
+            yield partial(_tick, state, rows, pages)
         yield partial(engine.set_history, 0, history((), buckets))
 
 
@@ -128,8 +128,8 @@ def _feed(source: EngineState, target: EngineState) -> None:
     target.engine.feed(0, step, 0)
 
 
-def _tick(state: EngineState, pages: int) -> None:
-    _step(state.engine, DecodeStep(state.rows.idle_tick(pages)))
+def _tick(state: EngineState, rows: int, pages: int) -> None:
+    _step(state.engine, DecodeStep(state.rows.idle_tick(rows, pages)))
 
 
 def _move(

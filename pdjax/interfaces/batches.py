@@ -8,7 +8,7 @@ USE_FED_BACK = -1
 
 
 IDLE_ROW = -1
-"""In `DecodeBatch.positions`: nobody sits in this row; it writes to the null page and its token
+"""In `DecodeBatch.positions`: the entry computes no row; it writes to the null page and its token
 means nothing."""
 
 
@@ -48,7 +48,8 @@ class SamplingBatch:
 
 @dataclass(frozen=True)
 class Masks:
-    """The tokens that some rows of a batch may choose; other rows may choose any.
+    """The tokens that some rows of a batch, or entries of a tick, may choose; the others may choose
+    any.
 
     A row's mask depends on its last token, so that it is new at each step.
     """
@@ -121,14 +122,24 @@ class DecodeBatch:
     tokens sampled; those are kept on the device and fed back when it enters again, at the next
     tick. With R = 1 a tick is a whole decode step.
 
-    The host describes the rows under every stage anew at each tick. So a row that it drops is idle
-    at once in all stages, and its pages may be given to somebody else before the pipeline has
+    A tick computes n <= b entries of each microbatch, each a row of it, so that rows which nobody
+    decodes in cost nothing. From the tick at which a microbatch enters to that at which it leaves,
+    a row keeps its entry. Nothing that is kept of a row moves, whatever n the next tick has.
+
+    The host describes the entries under every stage anew at each tick. So a row that it drops is
+    idle at once in all stages, and its pages may be given to somebody else before the pipeline has
     drained.
     """
 
     tick: int
-    tokens: Array  # i32[b]: input of the microbatch that enters, or USE_FED_BACK
-    positions: Array  # i32[R, b]: position of the input token under each stage, or IDLE_ROW
-    page_table: Array  # i32[R, b, W]: pages under each stage, null where there are none
-    sampling: SamplingBatch  # [b]: of the microbatch that leaves
-    masks: Masks | None = None  # of its rows that have one
+    tokens: Array  # i32[n]: input of the microbatch that enters, or USE_FED_BACK
+    rows: Array  # i32[R, n]: 0 <= row < R * b of each entry under each stage; any of an idle entry
+    positions: Array  # i32[R, n]: position of the input token under each stage, or IDLE_ROW
+    page_table: Array  # i32[R, n, W]: pages under each stage, null where there are none
+    sampling: SamplingBatch  # [b]: of all rows of the microbatch that leaves
+    masks: Masks | None = None  # of its entries that have one
+
+    @property
+    def leaving_places(self) -> Array:
+        """i32[n]: of the entries that leave, their rows' places in `sampling`."""
+        return self.rows[-1] % len(self.sampling.seed)

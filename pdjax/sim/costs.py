@@ -51,7 +51,7 @@ class StepCosts:
         """Of a decode tick."""
         if not self.tick_row and not self.tick_kv_token:
             return self.tick
-        positions = np.asarray(batch.positions)  # [R, b]
+        positions = np.asarray(batch.positions)  # [R, n]
         active = positions >= 0
         rows, tokens = int(active.sum()), int((positions + 1)[active].sum())
         return self.tick + (rows * self.tick_row + tokens * self.tick_kv_token) / len(positions)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pdjax.core.clock import VirtualClock
 from pdjax.core.ids import EngineId
-from pdjax.interfaces.batches import Array, DecodeBatch, PrefillBatch, Sampled, Scores
+from pdjax.interfaces.batches import Array, DecodeBatch, Masks, Sampled, Scores
 from pdjax.interfaces.engine import StepTicket
 from pdjax.interfaces.steps import PrefillStep, Step, StepKind
 from pdjax.interfaces.transport import TransferJob, TransferTicket
@@ -145,7 +145,8 @@ class SimEngine:
             for job in jobs:
                 self._check_export(job, group)
                 exports[job.id] = self._transport.send(job)
-        sampled = self._sampled(self._choose(batch.kv_lens, batch))
+        tokens = self._choose(batch.sampling.seed, batch.kv_lens, batch.masks)
+        sampled = self._sampled(tokens)
         if batch.scored is not None:
             chosen, top_ids, top = _logprobs(len(batch.scored.targets), self._vocab_size)
             ranks = np.ones(len(chosen), np.int32)
@@ -163,12 +164,12 @@ class SimEngine:
     def _tick(self, batch: DecodeBatch) -> SimStepTicket:
         moment = self._mesh.take(self._costs.tick_seconds(batch))
         # The input of the last stage stands at a position; what is chosen will stand at the next.
-        tokens = self._choose(batch.positions[-1] + 1, batch)
+        seeds = batch.sampling.seed[batch.leaving_places]
+        tokens = self._choose(seeds, batch.positions[-1] + 1, batch.masks)
         return SimStepTicket(self._mesh.clock, moment, self._sampled(tokens), _NO_EXPORTS)
 
-    def _choose(self, positions: np.ndarray, batch: PrefillBatch | DecodeBatch) -> np.ndarray:
-        tokens = token_at(batch.sampling.seed, positions, self._vocab_size)
-        masks = batch.masks
+    def _choose(self, seeds: np.ndarray, positions: np.ndarray, masks: Masks | None) -> np.ndarray:
+        tokens = token_at(seeds, positions, self._vocab_size)
         return tokens if masks is None else allowed_tokens(tokens, masks.rows, masks.bits)
 
     def _sampled(self, tokens: np.ndarray) -> Sampled:

@@ -79,7 +79,8 @@ def tick(number: int) -> DecodeStep:
     """Of the sequence that PREFILL has prefilled, and of an idle row."""
     table = np.array([[[1, 2], [0, 0]]], np.int32)
     positions = np.array([[4, -1]], np.int32)
-    return DecodeStep(DecodeBatch(number, numbers(5, 0), positions, table, greedy(ROWS)))
+    rows = np.array([[0, 1]], np.int32)
+    return DecodeStep(DecodeBatch(number, numbers(5, 0), rows, positions, table, greedy(ROWS)))
 
 
 class Pair:
@@ -136,7 +137,7 @@ def test_an_engine_goes_on_after_a_failure(threaded):
     assert pair.losses == [0, 0]
     for owner, name, step, losses in (
         (pair.prefill, "_step", PREFILL, [1, 1]),
-        (pair.decode, "_tick", tick(1), [2, 3]),  # the pool, and with it what ticks carry on
+        (pair.decode.size(ROWS), "tick", tick(1), [2, 3]),  # the pool and what ticks carry on
         (pair.decode, "_sample", tick(2), [2, 4]),  # that alone
         (decode, "_write_history", None, [2, 5]),
     ):

@@ -18,7 +18,7 @@ choose_asked = jax.jit(choose, static_argnames="max_logprobs")
 def choose_jit(
     logits, positions, params: SamplingBatch, history, *, max_logprobs: int, masks=None
 ) -> Choice:
-    asked = Asked.of(params, np.shape(logits)[1], masks)
+    asked = Asked.of(params, np.shape(logits)[1], len(logits), masks)
     return choose_asked(logits, positions, asked, history, max_logprobs=max_logprobs)
 
 
@@ -169,7 +169,7 @@ def test_a_row_whose_logits_are_not_finite_gets_no_token(variant):
     history = np.random.default_rng(11).integers(0, V, size=(12, 8)).astype(np.int32)
 
     def chosen(logits: np.ndarray) -> np.ndarray:
-        positions, asked = np.full(12, 7), Asked.of(params, V, variant=variant)
+        positions, asked = np.full(12, 7), Asked.of(params, V, 12, variant=variant)
         return np.asarray(choose_asked(logits, positions, asked, history, max_logprobs=1).tokens)
 
     spoiled = logits.copy()
@@ -190,11 +190,11 @@ def test_a_row_without_a_token_feeds_an_id_back():
     mesh = jax.make_mesh((1, 1), ("stage", "tp"), devices=jax.devices()[:1])
     logits = np.full((2, V), np.nan, np.float32)
     logits[1] = np.arange(V)
-    undecided = Undecided(logits, np.array([3, 4], np.int32), np.int32(0))
+    undecided = Undecided(logits, np.array([3, 4], np.int32), np.arange(2))
     history = np.full((2, 8), 9, np.int32)
     step = make_sample_step(mesh, 1)
     fed_back, history, choice = step(
-        undecided, np.zeros(2, np.int32), history, Asked.of(sampling(2), V)
+        undecided, np.zeros(2, np.int32), history, Asked.of(sampling(2), V, 2)
     )
     assert choice.tokens.tolist() == [NOT_FINITE, V - 1]
     assert fed_back.tolist() == [0, V - 1]
@@ -263,8 +263,8 @@ def test_logprobs_are_of_the_models_own_distribution():
     ],
 )
 def test_the_cheapest_variant_that_can_serves_a_batch(fields, variant):
-    assert Asked.of(sampling(2, **fields), V).variant == VARIANTS[variant]
-    masked = Asked.of(sampling(2, **fields), V, masks({1: [5]})).variant
+    assert Asked.of(sampling(2, **fields), V, 2).variant == VARIANTS[variant]
+    masked = Asked.of(sampling(2, **fields), V, 2, masks({1: [5]})).variant
     assert masked == VARIANTS[2 if variant <= 2 else 5]
 
 
@@ -292,7 +292,7 @@ def test_every_variant_chooses_the_same(vocab):
     for least, params in ((0, greedy), (1, warm), (3, filtered)):
         outs = [
             choose_asked(
-                *(logits, positions, Asked.of(params, vocab, variant=variant), history),
+                *(logits, positions, Asked.of(params, vocab, 64, variant=variant), history),
                 max_logprobs=5,
             )
             for variant in VARIANTS
@@ -308,7 +308,7 @@ def test_every_variant_chooses_the_same(vocab):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_no_variant_branches_on_the_device(variant):
     """The host would have to wait for the predicate of a branch."""
-    asked = Asked.of(sampling(2), V, variant=variant)
+    asked = Asked.of(sampling(2), V, 2, variant=variant)
     history = np.zeros((2, 8), np.int32)
     logits = np.zeros((2, V), np.float32)
     lowered = choose_asked.lower(logits, np.arange(2), asked, history, max_logprobs=1)
@@ -359,10 +359,10 @@ def test_masks_of_any_number_of_rows_have_an_upload_that_was_rehearsed(rows: int
     def kind(asked: Asked) -> tuple[Any, int]:
         return asked.variant, 0 if asked.masks is None else len(asked.masks.rows)
 
-    rehearsed = [kind(asked) for asked in all_asked(sampling(rows), V)]
+    rehearsed = [kind(asked) for asked in all_asked(sampling(rows), V, rows)]
     assert len(set(rehearsed)) == len(rehearsed)
     for count in range(1, rows + 1):
-        asked = Asked.of(sampling(rows), V, masks({row: [5] for row in range(count)}))
+        asked = Asked.of(sampling(rows), V, rows, masks({row: [5] for row in range(count)}))
         assert kind(asked) in rehearsed
         assert kind(asked)[1] == next(size for size in (8, 64, rows) if count <= size <= rows)
 

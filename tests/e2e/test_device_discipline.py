@@ -85,7 +85,7 @@ def test_other_shapes_share_no_programs():
     for config in layouts:
         with LLM(config, COLD) as llm:
             prefill, decode = programs(llm)
-            steps.append((prefill._step.program, decode._tick.program))
+            steps.append((prefill._step.program, decode._tick))
     assert steps[0][0] is steps[1][0]
     assert steps[0][1] is not steps[1][1]
 
@@ -106,11 +106,12 @@ def test_pools_are_updated_in_place():
     config = disaggregated(1, 1, 1, groups=1, pages=4001)
     with LLM(config, {"prefill.pages": 4001, "warm_up": False}) as llm:
         prefill, decode = programs(llm)
+        ticks = decode.size(config.decode.rows)
         steps = {
             "prefill": Compiled(prefill._step.program),
-            "decode": Compiled(decode._tick.program),
+            "decode": Compiled(ticks.tick.program),
         }
-        prefill._step, decode._tick = steps["prefill"], steps["decode"]
+        prefill._step, ticks.tick = steps["prefill"], steps["decode"]
         transport: Any = llm.deployment.backing.transport.transports[0]
         path = transport.path(*(engine.pool for engine in llm.engines))
         plan = path.plan(range(llm.spec.num_layers))
@@ -134,7 +135,8 @@ def test_what_a_tick_makes_stays_where_it_is():
 
         def watched(*args):
             ticket = dispatch(*args)
-            kept = decode._pool.arrays, decode._carried, decode._fed_back, decode._history
+            undecided = [size.undecided for size in decode._sizes.values()]
+            kept = decode._pool.arrays, decode._x, undecided, decode._fed_back, decode._history
             seen.append([addresses(leaf) for leaf in jax.tree.leaves(kept)])
             return ticket
 

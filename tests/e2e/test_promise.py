@@ -43,7 +43,8 @@ LAYOUTS = [
 @pytest.mark.parametrize(("tp_p", "stages", "tp_d"), LAYOUTS)
 def test_token_exact(tp_p, stages, tp_d):
     groups = (1, 2, 3, 5)[(tp_p + stages) % 4]
-    with LLM(disaggregated(tp_p, stages, tp_d, groups), COLD) as llm:
+    sizes = {"decode.row_buckets": (1,)} if stages == 3 else {}
+    with LLM(disaggregated(tp_p, stages, tp_d, groups), COLD | sizes) as llm:
         assert answers(llm) == expected()
         totals = llm.recorder.transfers
         assert totals.transfers > 0 and totals.shipments > 0
@@ -74,6 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "handoff.give_back": True,
         "prefill.dispatch_thread": True,
     },
+    "few rows a tick": {"decode.row_buckets": (1,)},
     "sideways": {"decode.engines": 2, "handoff.rebalance": True},
 }
 

@@ -53,7 +53,7 @@ def test_floors_are_those_worked_out_before():
     for case, ms in (("1x1060", 5.17), ("64x1060", 8.2)):
         floor = decode_bytes(LLAMA, DecodeCase.parse(case), 2, "bfloat16") / 2.92e12 * 1e3
         assert floor == pytest.approx(ms, rel=0.01)
-    saved = [decode_bytes(LLAMA, DecodeCase(1, 1), 2, dtype) for dtype in ("bfloat16", "int8")]
+    saved = [decode_bytes(LLAMA, DecodeCase(1, 1, 1), 2, dtype) for dtype in ("bfloat16", "int8")]
     assert saved[0] - saved[1] == 2 * 32 * 8 * (128 - 4)  # a byte an element, less a scale
     flops = prefill_flops(LLAMA, PrefillCase.parse("1x8192")) / 8192 * 44.0e3
     assert flops == pytest.approx(708e12, rel=0.01)
@@ -65,10 +65,12 @@ def test_the_rival_is_measured_at_our_shapes():
 
 
 def test_ticks_follow_one_another_around_the_context():
-    batches, pages = decode_batches(DecodeCase(3, 40), steps=6, page_size=16, vocab=50)
+    batches, pages = decode_batches(DecodeCase(3, 40, 3), steps=6, page_size=16, vocab=50)
     read = np.array([batch.positions[0] + 1 for batch in batches])
     assert (read == np.arange(37, 43)[:, None] + np.zeros(3)).all()
     assert (batches[0].tokens >= 0).all() and (batches[1].tokens == USE_FED_BACK).all()
+    [few, *_], _ = decode_batches(DecodeCase.parse("3of64x40"), steps=6, page_size=16, vocab=50)
+    assert (len(few.tokens), (few.positions >= 0).sum(), len(few.sampling.seed)) == (8, 3, 64)
     table = batches[0].page_table[0]
     assert sorted(table.ravel()) == list(range(1, pages))
 

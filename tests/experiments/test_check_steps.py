@@ -42,11 +42,11 @@ def test_a_prefill_bucket_holds_some_of_everything():
         prefill_batches(24, 4, PAGE, SPEC.vocab_size)
 
 
-def test_a_decode_bucket_goes_from_short_to_long_around_an_idle_row():
+def test_a_decode_bucket_goes_from_long_to_short_and_an_idle_row():
     ticks = BUCKETS["decode"].steps
     positions = [tick.positions[0].tolist() for tick in ticks if isinstance(tick, DecodeBatch)]
-    assert positions[0] == [21, 7, IDLE_ROW, 1]
-    assert positions[-1] == [23, 9, IDLE_ROW, 3]
+    assert positions[0] == [21, 7, 1, IDLE_ROW]
+    assert positions[-1] == [23, 9, 3, IDLE_ROW]
     with pytest.raises(ValueError, match="decode=4x1: a table must hold"):
         decode_batches(4, 1, PAGE, SPEC.vocab_size)
 

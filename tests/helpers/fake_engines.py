@@ -191,7 +191,7 @@ class FakeDecodeEngine(FakeEngine):
     ) -> None:
         super().__init__(name, layout, num_pages, chance, pages=pages)
         self.rows = rows
-        self.widths: set[int] = set()
+        self.shapes: set[tuple[int, int]] = set()
         self._rows = rows // layout.stages  # of a microbatch
         self._carried = [[_Activation(0)] * self._rows for _ in range(layout.stages)]
         self._fed_back = [0] * self._rows
@@ -234,18 +234,20 @@ class FakeDecodeEngine(FakeEngine):
 
     def _compute(self, batch: DecodeBatch) -> Sampled:
         stages = self.layout.stages
-        self.widths.add(batch.page_table.shape[-1])
+        self.shapes.add(batch.page_table.shape[1:])
+        fed = [self._fed_back[row % self._rows] for row in batch.rows[0].tolist()]
         self._carried[batch.tick % stages] = [
-            _Activation(self._fed_back[i] if token == USE_FED_BACK else token)
-            for i, token in enumerate(batch.tokens.tolist())
+            _Activation(kept if token == USE_FED_BACK else token)
+            for kept, token in zip(fed, batch.tokens.tolist(), strict=True)
         ]
+        for activations in self._carried:  # no tick keeps what the one before does not compute
+            del activations[len(fed) :]
+            activations += [_Activation(self._chance.garbage()) for _ in fed[len(activations) :]]
         for stage, layers in enumerate(self.layout.stage_layers):
             for i, activation in enumerate(self._carried[(batch.tick - stage) % stages]):
                 position, pages = int(batch.positions[stage, i]), batch.page_table[stage, i]
                 self._run_stage(layers, activation, position, pages)
-        tokens = self._leave((batch.tick - stages + 1) % stages, batch)
-        self._fed_back = [max(token, 0) for token in tokens]  # ids, also where none was chosen
-        return sampled(tokens)
+        return sampled(self._leave((batch.tick - stages + 1) % stages, batch))
 
     def _run_stage(
         self, layers: tuple[int, ...], activation: _Activation, position: int, pages: np.ndarray
@@ -265,14 +267,17 @@ class FakeDecodeEngine(FakeEngine):
         """The next tokens of the microbatch that leaves."""
         tokens, choice = [], partial(sample, batch.sampling, batch.masks)
         for i, activation in enumerate(self._carried[microbatch]):
-            length = int(batch.positions[-1, i]) + 1
-            history = self._history.setdefault(microbatch * self._rows + i, [])
+            length, row = int(batch.positions[-1, i]) + 1, int(batch.rows[-1, i])
             if length == IDLE_ROW + 1:
                 tokens.append(self._chance.garbage())
                 continue
-            tokens.append(choice(i, activation.context, length, history[:length]))
+            assert row // self._rows == microbatch, "a row of another microbatch"
+            history = self._history.setdefault(row, [])
+            place = row % self._rows
+            tokens.append(choice(i, activation.context, length, history[:length], row=place))
+            chosen = max(tokens[-1], 0)  # an id, also where none was chosen
             history += [0] * (length + 1 - len(history))
-            history[length] = max(tokens[-1], 0)
+            history[length] = self._fed_back[place] = chosen
         return tokens
 
 

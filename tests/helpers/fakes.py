@@ -275,11 +275,15 @@ def logprob_of(token: Any) -> Any:
 def sample(
     sampling: SamplingBatch,
     masks: Masks | None,
-    row: int,
+    entry: int,
     context: int,
     length: int,
     tokens: list[int],
+    *,
+    row: int | None = None,
 ) -> int:
+    """The token of an entry of a batch, whose row in `sampling` may be another."""
+    row = entry if row is None else row
     if context >= _POISONED:
         return NOT_FINITE
     history = said(tokens, int(sampling.prompt_lens[row])) if is_penalized(sampling, row) else 0
@@ -289,8 +293,8 @@ def sample(
         pairs = zip(sampling.bias_tokens[row].tolist(), sampling.bias[row].tolist(), strict=True)
         bias = bias_of(pair for pair in pairs if pair[0] != NO_TOKEN)
     mask = None
-    if masks is not None and row in masks.rows:
-        mask = masks.bits[masks.rows.tolist().index(row)]
+    if masks is not None and entry in masks.rows:
+        mask = masks.bits[masks.rows.tolist().index(entry)]
     return allowed_near(choose(context + bias, length, seed, temperature, history), mask)
 
 

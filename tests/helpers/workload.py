@@ -137,7 +137,11 @@ class Workload:
                 max_sequences=draw.randint(1, 4),
                 lookahead=draw.randint(0, 2),
             ),
-            decode=DecodeConfig(rows=rows, lookahead=draw.randint(0, 2)),
+            decode=DecodeConfig(
+                rows=rows,
+                lookahead=draw.randint(0, 2),
+                row_buckets=draw.choice((None, (1,), (1, 2), (2, 3))),
+            ),
             max_waiting=draw.choice((3, 100)),
             max_logprobs=TOP_LOGPROBS,
             seed=draw.randrange(100),
@@ -296,7 +300,7 @@ class Workload:
         for prefill in self.prefill:
             assert prefill.shapes <= set(states[prefill.id].buckets.prefill_shapes())
         for decode in self.decode:
-            assert decode.widths <= set(states[decode.id].buckets.table_pages)
+            assert decode.shapes <= set(states[decode.id].rows.shapes())
 
     def _verify(self, sequence: Sequence) -> None:
         """It got what it would have got alone."""

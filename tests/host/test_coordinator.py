@@ -268,14 +268,14 @@ def test_warm_up_drives_every_bucket():
     deployment = deploy(stages=(2, 1))
     [prefill], decode = deployment.prefill, deployment.decode
     shapes = set(deployment.state(prefill).buckets.prefill_shapes())
-    tables = {engine: deployment.state(engine).buckets.table_pages for engine in decode}
+    ticks = {engine: set(deployment.state(engine).rows.shapes()) for engine in decode}
     jobs = len(Spans.between(LAYOUT, LAYOUT, MAX_MODEL_LEN).buckets)
     count = deployment.coordinator.warm_up()
     # Of prefill a step with a history, too; of decode a history and a token that is fed; of each
     # link a measurement.
-    assert count == len(shapes) + 1 + sum(len(tables[engine]) + 1 + jobs + 2 for engine in decode)
+    assert count == len(shapes) + 1 + sum(len(ticks[engine]) + 1 + jobs + 2 for engine in decode)
     assert prefill.shapes == shapes
-    assert all(engine.widths == set(tables[engine]) for engine in decode)
+    assert all(engine.shapes == ticks[engine] for engine in decode)
     for engine in (prefill, *decode):
         assert not engine.pages.contents[:, LAYOUT.page_size :].any()
     assert not deployment.transport.under_way

@@ -104,7 +104,7 @@ def test_the_table_is_as_wide_as_needed():
     sequence.pages += [7, 8]
     assert pipeline.tick().batch.page_table.shape == (1, 1, 8)
     pipeline.release(0)
-    assert pipeline.idle_tick(2).page_table.shape == (1, 1, 2)
+    assert pipeline.idle_tick(1, 2).page_table.shape == (1, 1, 2)
 
 
 def test_arrays_are_fresh():
@@ -176,8 +176,8 @@ def test_a_row_with_a_mask_sits_out_until_its_token_is_known():
     first, second, third = (pipeline.tick() for _ in range(3))
     assert [tick.batch.positions.tolist() for tick in (first, second, third)] == [
         [[3, 3]],
-        [[IDLE_ROW, 4]],
-        [[IDLE_ROW, 5]],
+        [[4, IDLE_ROW]],
+        [[5, IDLE_ROW]],
     ]
     assert first.batch.masks is not None and second.batch.masks is None
     assert (first.batch.masks.rows.tolist(), first.batch.masks.bits.tolist()) == ([0], [[1]])

@@ -58,6 +58,7 @@ def decode_batch(positions: Sequence[Sequence[int]], seeds: Sequence[int] = ()) 
     return DecodeBatch(
         tick=0,
         tokens=np.full(rows, IDLE_ROW, np.int32),
+        rows=np.broadcast_to(np.arange(rows, dtype=np.int32), stages.shape),
         positions=stages,
         page_table=np.zeros((*stages.shape, 1), np.int32),
         sampling=sampling(seeds or range(rows)),

@@ -78,8 +78,9 @@ of a large vocabulary a part of a millisecond to make."""
 
 @dataclass(frozen=True)
 class Asked:
-    """What a batch of rows asks for: the program that serves it, and the fields of the
-    SamplingBatch and the masks that this program reads."""
+    """What a batch of b rows asks for: the program that serves it, and the fields of the
+    SamplingBatch and the masks that this program reads. Tokens may be chosen for some of the rows
+    alone."""
 
     variant: Wanted  # static
     packed: Packed | None  # None: the variant reads nothing
@@ -90,10 +91,12 @@ class Asked:
         cls,
         sampling: SamplingBatch,
         vocab_size: int,
+        rows: int,
         masks: Masks | None = None,
         variant: Wanted | None = None,
     ) -> "Asked":
-        """Pack numpy arrays for `variant`; None takes the cheapest that covers them."""
+        """Pack numpy arrays for `variant`; None takes the cheapest that covers them. Tokens are
+        chosen for so many `rows`, which masks count."""
         if variant is None:
             wanted = Wanted.by(sampling, masks)
             variant = next(each for each in VARIANTS if each.covers(wanted))
@@ -107,7 +110,7 @@ class Asked:
             shape = len(sampling.seed), MAX_LOGIT_BIAS
             arrays["bias_tokens"] = np.full(shape, NO_TOKEN, np.int32)
             arrays["bias"] = np.zeros(shape, np.float32)
-        return cls(variant, Packed.of(arrays)).masked(masks, len(sampling.seed), vocab_size)
+        return cls(variant, Packed.of(arrays)).masked(masks, rows, vocab_size)
 
     def masked(self, masks: Masks | None, rows: int, vocab_size: int) -> "Asked":
         """The same with other masks, for a variant that takes them; they are padded to one of few
@@ -122,10 +125,15 @@ class Asked:
             masks = Masks(which, bits)
         return replace(self, masks=masks)
 
-    def sampling(self) -> SamplingBatch:
-        """The arrays, within a program of a variant that reads them."""
+    def sampling(self, rows: jax.Array | None) -> SamplingBatch:
+        """The arrays of some rows i32[n], modulo b, or all where None is given, within a program of
+        a variant that reads them."""
         assert self.packed is not None
-        return SamplingBatch(**self.packed.unpack())
+        arrays = self.packed.unpack()
+        if rows is not None:
+            places = rows % len(arrays["seed"])
+            arrays = {name: array[places] for name, array in arrays.items()}
+        return SamplingBatch(**arrays)
 
     def allowed(self, rows: int, vocab_size: int) -> jax.Array:
         """bool[B, V], the tokens that may be chosen, within a program that takes masks."""
@@ -146,15 +154,17 @@ def _mask_sizes(rows: int) -> tuple[int, ...]:
     return (*(size for size in _MASK_SIZES if size < rows), rows)
 
 
-def all_asked(sampling: SamplingBatch, vocab_size: int, *, penalize: bool = True) -> list[Asked]:
+def all_asked(
+    sampling: SamplingBatch, vocab_size: int, rows: int, *, penalize: bool = True
+) -> list[Asked]:
     """A batch in every way that it may come, for a rehearsal: each is a program of its own.
 
     Args:
+      rows: of which tokens are chosen, the most that may have masks.
       penalize: whether ways that read the history are among them.
     """
     variants = [variant for variant in VARIANTS if variant.penalize <= penalize]
-    asked = [Asked.of(sampling, vocab_size, variant=variant) for variant in variants]
-    rows = len(sampling.seed)
+    asked = [Asked.of(sampling, vocab_size, rows, variant=variant) for variant in variants]
     constrained = [each for each in asked if each.variant.constrain]
     for size in _mask_sizes(rows)[1:]:
         everywhere = np.full((size, -(-vocab_size // 32)), -1, np.int32).view(np.uint32)
@@ -186,6 +196,7 @@ def choose(
     asked: Asked,
     history: jax.Array | None,
     *,
+    rows: jax.Array | None = None,
     max_logprobs: int,
 ) -> Choice:
     """The next token of each row; NOT_FINITE where a logit of the row is NaN or infinite. Masks and
@@ -196,14 +207,15 @@ def choose(
       positions: i32[B] position that the chosen token will take, the number of tokens before it.
       asked: how they are chosen.
       history: i32[B, C] the tokens before it; may be None for a variant without penalties.
+      rows: i32[B] theirs in what is asked, modulo its own; None where they are in order.
       max_logprobs: n, how many of the likeliest tokens to report.
     """
     variant, choosable = asked.variant, logits
     if variant.penalize:
         assert history is not None, "penalties need a history"
-        choosable = _penalize(logits, positions, asked.sampling(), history)
+        choosable = _penalize(logits, positions, asked.sampling(rows), history)
     if variant.constrain:
-        choosable = _add_biases(choosable, asked.sampling())
+        choosable = _add_biases(choosable, asked.sampling(rows))
     # Behind a barrier XLA sees the same program in every variant that goes on, so a row's sums are
     # taken in the same order whatever its neighbours ask for.
     choosable = lax.optimization_barrier(choosable)
@@ -219,7 +231,7 @@ def choose(
         best = jnp.argmax(choosable, axis=-1).astype(jnp.int32)
     tokens = best
     if variant.draw:
-        params = asked.sampling()
+        params = asked.sampling(rows)
         drawn = _draw(choosable, positions, params, filtered=variant.filter)
         tokens = jnp.where(params.temperature > 0, drawn, best)
     logprobs = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.compat import is_sound
+from pdjax.device.kept.program import Over
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import shardings
 from pdjax.device.models.decoder import Params
@@ -59,8 +60,7 @@ class DecodeProgram:
         self._params, self._pool = params, pool
         self._vocab_size = spec.vocab_size
         self._max_logprobs = min(max_logprobs, spec.vocab_size)
-        tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
-        self._tick = tick.over(4)
+        self._tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
         self._sample = make_sample_step(pool.mesh, self._max_logprobs)
         self._uploads = _Uploads(pool.mesh, spec.vocab_size)
         # What lives on the device from tick to tick: see `make_decode_tick`; and i32[R * b, C], the
@@ -69,48 +69,61 @@ class DecodeProgram:
         self._make_state = _zeros(
             pool.mesh,
             (decode.X_SPEC, (rows, spec.model_dim), params.final_norm.dtype),
-            (PartitionSpec(), (b, spec.vocab_size), jnp.dtype("float32")),
-            (PartitionSpec(), (b,), jnp.dtype("int32")),
-            (PartitionSpec(), (), jnp.dtype("int32")),
             (PartitionSpec(), (b,), jnp.dtype("int32")),
             (PartitionSpec(), (rows, context), jnp.dtype("int32")),
         )
-        self._carried: Any  # decode.Carried; as the other two, None once the program is closed
+        self._x: Any  # as the other two, None once the program is closed
         self._fed_back: Any
         self._history: Any
+        self._sizes: dict[int, Size]  # by n
         self._begin()
 
     def _begin(self) -> None:
         """The state that lives from tick to tick, of idle rows."""
-        x, logits, positions, row, self._fed_back, self._history = self._make_state()
-        self._carried = decode.Carried(x, Undecided(logits, positions, row))
+        self._x, self._fed_back, self._history = self._make_state()
+        self._sizes = {}
+
+    def size(self, n: int) -> "Size":
+        """What ticks of n entries have of their own."""
+        if n not in self._sizes:
+            make = _zeros(
+                self._pool.mesh,
+                (PartitionSpec(), (n, self._vocab_size), jnp.dtype("float32")),
+                (PartitionSpec(), (n,), jnp.dtype("int32")),
+                (PartitionSpec(), (n,), jnp.dtype("int32")),
+            )
+            self._sizes[n] = Size(self._tick.over(4), Undecided(*make()))
+        return self._sizes[n]
 
     def dispatch(self, step: DecodeStep, after_group: AfterGroup) -> Ticket[Sampled]:
         if (step.batch.positions != IDLE_ROW).any():
             return self._dispatch(step.batch, after_group)
-        batch, known = step.batch, rehearsals(self._tick.program, self._sample)
-        state = self._carried, self._fed_back, self._history
+        batch, known = step.batch, rehearsals(self._tick, self._sample)
+        state = self._x, self._fed_back, self._history
         table = batch.page_table.shape
         shapes = table, shapes_of(self._params, self._pool.arrays, state)
         if shapes in known:
+            self.size(len(batch.tokens))
             after_group(0)
-            return nothing_sampled(batch.sampling, self._max_logprobs)
+            return nothing_sampled(len(batch.tokens), self._max_logprobs)
         ticket = self._dispatch(batch, after_group)
         known.add(shapes)
         return ticket
 
     def _dispatch(self, batch: DecodeBatch, after_group: AfterGroup) -> SampledTicket:
         with self._donated():
-            self._pool.arrays, self._carried = self._tick(
+            size = self.size(len(batch.tokens))
+            self._pool.arrays, carried = size.tick(
                 self._params,
                 self._pool.arrays,
-                self._carried,
+                decode.Carried(self._x, size.undecided),
                 self._fed_back,
                 decode.pack(batch),
             )
+            self._x, size.undecided = carried.x, carried.undecided
             for asked in self._asked(batch):
                 self._fed_back, self._history, choice = self._sample(
-                    self._carried.undecided, self._fed_back, self._history, asked
+                    size.undecided, self._fed_back, self._history, asked
                 )
         after_group(0)
         return SampledTicket(choice, batch.sampling, self._max_logprobs, self._inspect)
@@ -127,7 +140,8 @@ class DecodeProgram:
 
     def close(self) -> None:
         self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
-        self._carried = self._fed_back = self._history = None
+        self._x = self._fed_back = self._history = None
+        self._sizes.clear()
         self._uploads.clear()
 
     @contextmanager
@@ -143,16 +157,28 @@ class DecodeProgram:
     def _inspect(self) -> None:
         """Make again, of pool and state, what is deleted or whose computation has failed."""
         self._pool.inspect()
-        if not is_sound((self._carried, self._fed_back, self._history)):
+        undecided = [size.undecided for size in self._sizes.values()]
+        if not is_sound((self._x, undecided, self._fed_back, self._history)):
             self._begin()
             self.losses += 1
 
     def _asked(self, batch: DecodeBatch) -> list[Asked]:
         """How tokens are chosen; of a rehearsal, in all ways."""
+        n = len(batch.tokens)
         if (batch.positions != IDLE_ROW).any():
             leaving = decode.leaving_microbatch(batch)
-            return [self._uploads.of(leaving, batch.sampling, batch.masks)]
-        return [self._uploads.put(each) for each in all_asked(batch.sampling, self._vocab_size)]
+            return [self._uploads.of(leaving, batch.sampling, n, batch.masks)]
+        ways = all_asked(batch.sampling, self._vocab_size, n)
+        return [self._uploads.put(each) for each in ways]
+
+
+@dataclass
+class Size:
+    """Of ticks of one number of entries: the program, and the logits that each writes over those of
+    the last."""
+
+    tick: Over
+    undecided: Undecided
 
 
 class _Uploads:
@@ -163,17 +189,17 @@ class _Uploads:
         self._everywhere, self._vocab_size = shardings(mesh, PartitionSpec()), vocab_size
         self._kept: dict[tuple[int, bool], tuple[SamplingBatch, Asked]] = {}
 
-    def of(self, microbatch: int, sampling: SamplingBatch, masks: Masks | None) -> Asked:
-        """What numpy `sampling` and `masks` ask for."""
+    def of(self, microbatch: int, sampling: SamplingBatch, n: int, masks: Masks | None) -> Asked:
+        """What numpy `sampling` and `masks` of n entries ask for."""
         key = microbatch, masks is not None
         kept = self._kept.get(key)
         if kept is None or kept[0] is not sampling:
-            asked = self.put(Asked.of(sampling, self._vocab_size, masks))
+            asked = self.put(Asked.of(sampling, self._vocab_size, n, masks))
             self._kept[key] = sampling, asked
             return asked
-        if masks is None:
+        if masks is None and not kept[1].variant.constrain:
             return kept[1]
-        return kept[1].masked(masks, len(sampling.seed), self._vocab_size)
+        return kept[1].masked(masks, n, self._vocab_size)
 
     def put(self, asked: Asked) -> Asked:
         """The same on the devices; masks go there with the step."""

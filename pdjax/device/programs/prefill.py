@@ -76,7 +76,7 @@ class PrefillProgram:
         if shapes in known:
             for group in range(len(self.layer_groups)):
                 after_group(group)
-            return nothing_sampled(batch.sampling, self._max_logprobs)
+            return nothing_sampled(len(batch.kv_lens), self._max_logprobs)
         ticket = self._dispatch(batch, after_group)
         known.add(shapes)
         return ticket
@@ -106,10 +106,10 @@ class PrefillProgram:
 
     def _asked(self, batch: PrefillBatch) -> list[Asked]:
         """How tokens are chosen; of a rehearsal, in all ways that its history allows."""
-        vocab = self._spec.vocab_size
+        sizes = self._spec.vocab_size, len(batch.kv_lens)
         if batch.kv_lens.any():
-            return [Asked.of(batch.sampling, vocab, batch.masks)]
-        return all_asked(batch.sampling, vocab, penalize=batch.history is not None)
+            return [Asked.of(batch.sampling, *sizes, batch.masks)]
+        return all_asked(batch.sampling, *sizes, penalize=batch.history is not None)
 
     def feed(self, row: int, tokens: jax.Array | np.ndarray, index: int) -> None:
         raise ValueError(f"row={row}: a prefill step has no rows; its batch brings the tokens")

@@ -69,9 +69,8 @@ class _NothingSampled(Done[Sampled]):
         self.on_devices = np.zeros(len(outcome.tokens), np.int32)
 
 
-def nothing_sampled(sampling: SamplingBatch, max_logprobs: int) -> Done[Sampled]:
-    """The ticket of a rehearsal that is left out."""
-    rows = len(sampling.temperature)
+def nothing_sampled(rows: int, max_logprobs: int) -> Done[Sampled]:
+    """The ticket of a rehearsal that is left out, of so many rows."""
     none = np.full(rows, NOT_FINITE, np.int32)
     return _NothingSampled(Sampled(none, *_blank(rows, max_logprobs)))
 

@@ -6,21 +6,25 @@ the one that leaves has its next tokens chosen by `sample_step`. Activations and
 device between ticks, so there is no bubble to fill or drain. The vocabulary is sharded over all
 devices, so that neither the first nor the last stage carries it alone.
 
-A tick writes its results over those of the tick before, so that only the host's small upload has a
-new address each time. On GPUs XLA launches a tick as one CUDA graph, and updates every node of the
-graph whose addresses have changed. Updating all nodes took longer than the host's other work.
+A tick is compiled for each number n of entries that it may compute of a microbatch, from one row to
+all b of them. What is kept of a row from tick to tick lies where its row says, so that the n of a
+tick and that of the next need not be the same.
+
+A tick writes its results over those of the last tick of its n, so that only the host's small upload
+has a new address each time. On GPUs XLA launches a tick as one CUDA graph, and updates every node
+of the graph whose addresses have changed. Updating all nodes took longer than the host's other
+work.
 
 With one stage and one shard this is a plain decode step without a collective.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import lax
 from jax.sharding import Mesh
@@ -48,20 +52,23 @@ X_SPEC = P(STAGE)
 
 @dataclass(frozen=True)
 class TickInput:
-    """The host's input of one tick: fields of `interfaces.DecodeBatch`, and which rows leave."""
+    """The host's input of one tick: fields of `interfaces.DecodeBatch`."""
 
-    tokens: Any  # i32[b]
-    positions: Any  # i32[R, b]
-    page_table: Any  # i32[R, b, W]
-    leaving_row: Any  # i32[]: first row of the microbatch that leaves
+    tokens: Any  # i32[n]
+    rows: Any  # i32[R, n]
+    positions: Any  # i32[R, n]
+    page_table: Any  # i32[R, n, W]
+
+
+_INPUT = tuple(field.name for field in fields(TickInput))
 
 
 @struct.dataclass
 class Carried:
     """Results of a tick that stay on the devices; the next tick writes over them."""
 
-    x: Leaf  # [R * b, D], see X_SPEC
-    undecided: Undecided  # [b], of the microbatch that has left
+    x: Leaf  # [R * b, D], see X_SPEC; of a stage's b, those past the last n mean nothing
+    undecided: Undecided  # [n], of the microbatch that has left
 
 
 def leaving_microbatch(batch: DecodeBatch) -> int:
@@ -72,8 +79,7 @@ def leaving_microbatch(batch: DecodeBatch) -> int:
 
 def pack(batch: DecodeBatch) -> Packed:
     """The fields of a batch that the tick reads."""
-    row = np.array(leaving_microbatch(batch) * len(batch.tokens), np.int32)
-    return Packed.of(vars(TickInput(batch.tokens, batch.positions, batch.page_table, row)))
+    return Packed.of({name: getattr(batch, name) for name in _INPUT})
 
 
 def make_decode_tick(
@@ -82,7 +88,8 @@ def make_decode_tick(
     """(params, pool DONATED, carried DONATED, fed_back, packed input) -> (pool, carried). Equal
     arguments give the same program.
 
-    `fed_back` i32[b] are the tokens of the microbatch that left at the last tick and enters now.
+    `fed_back` i32[b] are, by the places of their rows, the tokens of the microbatch that left at
+    the last tick and enters now.
 
     Args:
       params: as they lie on the decode mesh, layers stacked over stages; their shardings are the
@@ -112,12 +119,14 @@ def _make(
     ) -> tuple[KVPool, Carried]:
         inp = TickInput(**packed.unpack())
         stage = lax.axis_index(STAGE) if stages > 1 else 0
-        positions, page_table = inp.positions[stage], inp.page_table[stage]  # [b], [b, W]
+        positions, page_table = inp.positions[stage], inp.page_table[stage]  # [n], [n, W]
         attend_pages = _attend_pages(positions, page_table, spec, attention)
 
-        entering = jnp.where(inp.tokens == USE_FED_BACK, fed_back, inp.tokens)
-        embedded = embed(params, entering, vocab_axes)  # [b, D]
-        x = jnp.where(stage == 0, embedded, carried.x) if stages > 1 else embedded
+        fed = fed_back[inp.rows[0] % len(fed_back)]
+        entering = jnp.where(inp.tokens == USE_FED_BACK, fed, inp.tokens)
+        x = embed(params, entering, vocab_axes)  # [n, D]
+        if stages > 1:
+            x = jnp.where(stage == 0, x, carried.x[: len(x)])
         x, layers = forward(
             params,
             x,
@@ -130,11 +139,11 @@ def _make(
 
         leaving = _from_last_stage(x, stages)
         undecided = Undecided(
-            unembed(params, leaving, spec=spec, vocab_axes=vocab_axes),  # [b, V]
-            positions=inp.positions[-1] + 1,  # of the next token; 0 in an idle row
-            row=inp.leaving_row,
+            unembed(params, leaving, spec=spec, vocab_axes=vocab_axes),  # [n, V]
+            positions=inp.positions[-1] + 1,  # of the next token; 0 in an idle entry
+            rows=inp.rows[-1],
         )
-        return layers, Carried(_to_next_stage(x, stages), undecided)
+        return layers, Carried(_to_next_stage(carried.x, x, stages), undecided)
 
     jitted = _jitted(tick, weights.tree, page_specs(layout.slot_planes, DECODE_RULES), mesh)
     return KeptProgram("tick", jitted, mesh, weights, family, spec, layout, attention)
@@ -156,8 +165,8 @@ def _jitted(tick: Callable, weights: Any, pages: Any, mesh: Mesh) -> Any:
 def _attend_pages(
     positions: jax.Array, page_table: jax.Array, spec: ModelSpec, attention: str | None
 ) -> AttendPages:
-    """Append one token a row to its pages and attend to them. Idle rows write to the null page and
-    read nothing."""
+    """Append one token an entry to its row's pages and attend to them. Idle entries write to the
+    null page and read nothing."""
     kv_lens = jnp.where(positions == IDLE_ROW, 0, positions + 1)
 
     def attend(*layer: Any, window: int | None) -> tuple[jax.Array, Pages, Pages]:
@@ -178,8 +187,10 @@ def _from_last_stage(x: jax.Array, stages: int) -> jax.Array:
     return lax.psum(jnp.where(lax.axis_index(STAGE) == stages - 1, x, 0), STAGE)
 
 
-def _to_next_stage(x: jax.Array, stages: int) -> jax.Array:
-    """x of the stage before; the first stage takes embeddings instead and gets zeros."""
+def _to_next_stage(carried: jax.Array, x: jax.Array, stages: int) -> jax.Array:
+    """`carried` [b, D] with x [n, D] of the stage before at its beginning; the first stage takes
+    embeddings instead and gets zeros."""
     if stages == 1:
-        return x
-    return lax.ppermute(x, STAGE, [(stage, stage + 1) for stage in range(stages - 1)])
+        return carried
+    moved = lax.ppermute(x, STAGE, [(stage, stage + 1) for stage in range(stages - 1)])
+    return lax.dynamic_update_slice(carried, moved, (0, 0))

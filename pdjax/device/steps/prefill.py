@@ -202,7 +202,7 @@ class _Programs:
     def _undecided(self, params: Params, x: jax.Array, batch: PrefillBatch) -> Undecided:
         rows = x[batch.sample_at]
         logits = unembed(params, rows, spec=self.spec, vocab_axes=self._vocab_axes)  # [B, V]
-        return Undecided(logits, positions=batch.kv_lens, row=jnp.int32(0))
+        return Undecided(logits, positions=batch.kv_lens, rows=jnp.arange(len(batch.kv_lens)))
 
     def _compile(
         self,

@@ -7,7 +7,6 @@ sizes of a prefill or of a page table.
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -20,22 +19,22 @@ from pdjax.device.sharing import shared
 
 @struct.dataclass
 class Undecided:
-    """Rows whose next token is to be chosen."""
+    """Entries whose next token is to be chosen."""
 
-    logits: Leaf  # f32[B, V]
-    positions: Leaf  # i32[B]: which the tokens will take; 0 where a row is idle
-    row: Leaf  # i32[]: first of their rows in the history
+    logits: Leaf  # f32[n, V]
+    positions: Leaf  # i32[n]: which the tokens will take; 0 where an entry is idle
+    rows: Leaf  # i32[n]: theirs in the history; their places, modulo b, in what is asked
 
 
 @shared
 def make_sample_step(mesh: Mesh, max_logprobs: int) -> KeptProgram:
-    """(undecided, fed_back i32[B] DONATED or None, history i32[rows, C] DONATED or None, asked) ->
-    (fed_back, history, Choice [B]).
+    """(undecided [n], fed_back i32[b] DONATED or None, history i32[rows, C] DONATED or None, asked
+    of b rows) -> (fed_back, history, Choice [n]).
 
-    The chosen tokens are returned twice: in the choice, and on the devices, in the memory of
-    `fed_back` if it is given, which the next tick reads at an address that does not change. A row
-    without a token has id 0 in `fed_back`
-    and in the history. The choice is written to pinned memory of the host by the step itself:
+    The chosen tokens are returned twice: in the choice, and on the devices. There they are i32[n],
+    or where `fed_back` is given, written to the places of their rows in its memory, which the next
+    tick reads at an address that does not change. A row without a token has id 0 in `fed_back` and
+    in the history. The choice is written to pinned memory of the host by the step itself:
     `copy_to_host_async` would start the copy only once a thread of the runtime has seen the step
     end. Penalties read the history. Every variant appends the chosen tokens to it, so that it is
     complete when a later batch asks for penalties.
@@ -48,16 +47,19 @@ def make_sample_step(mesh: Mesh, max_logprobs: int) -> KeptProgram:
     def step(
         undecided: Undecided, fed_back: jax.Array | None, history: jax.Array | None, asked: Asked
     ) -> tuple[jax.Array, jax.Array | None, Choice]:
-        logits, positions = undecided.logits, undecided.positions
-        theirs = None
+        positions, rows = undecided.positions, undecided.rows
+        theirs = None if history is None else history[rows]
+        choice = choose(
+            undecided.logits, positions, asked, theirs, rows=rows, max_logprobs=max_logprobs
+        )
+        chosen = tokens = jnp.maximum(choice.tokens, 0)  # ids, also where none was chosen
         if history is not None:
-            theirs = lax.dynamic_slice_in_dim(history, undecided.row, logits.shape[0])
-        choice = choose(logits, positions, asked, theirs, max_logprobs=max_logprobs)
-        tokens = jnp.maximum(choice.tokens, 0)  # ids, also where none was chosen
-        if history is not None:
-            rows = undecided.row + jnp.arange(logits.shape[0])
             at = jnp.where(positions > 0, positions, history.shape[1])  # past the end: dropped
-            history = history.at[rows, at].set(tokens, mode="drop")
+            history = history.at[rows, at].set(chosen, mode="drop")
+        if fed_back is not None:
+            b = len(fed_back)
+            places = jnp.where(positions > 0, rows % b, b)
+            tokens = fed_back.at[places].set(chosen, mode="drop")
         # Before the choice: what is donated goes to the first result of its shape.
         return tokens, history, choice
 

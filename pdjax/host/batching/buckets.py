@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from itertools import count, takewhile
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from pdjax.config.checks import MOST_TOKENS
 
 _FEW_TOKENS = 256
 """Contexts this short share one width of decode's page table."""
+
+_FEW_ROWS = 8
+"""The smallest size of a tick beside that of one row."""
 
 _FEW_LISTED = 256
 """Pages of the shortest list of a prefill step."""
@@ -38,6 +42,7 @@ class Buckets:
       tokens: T of a prefill step. `step_pages`: Z of it. Both are empty where the engine accepts
         none.
       table_pages: W of a decode page table; empty where the engine accepts no decode step.
+      tick_rows: n of a tick; sizes from all rows of a microbatch on stand for all of them.
     """
 
     page_size: int
@@ -47,6 +52,7 @@ class Buckets:
     tokens: tuple[int, ...] = ()
     step_pages: tuple[int, ...] = ()
     table_pages: tuple[int, ...] = ()
+    tick_rows: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -94,8 +100,17 @@ class Buckets:
             tables = decode.page_buckets or spread(context, few, 4)
             for width in (max_model_len, tables[-1]):
                 _check_table("decode.rows", decode.rows, width, max_model_len)
-            buckets = replace(buckets, table_pages=tables)
+            rows = decode.row_buckets or doubling(decode.rows // decode.stages)
+            buckets = replace(buckets, table_pages=tables, tick_rows=rows)
         return buckets
+
+    def tick_shapes(self, rows: int) -> dict[int, tuple[int, ...]]:
+        """Every n that a tick may have, of microbatches of so many rows, and the W that it may have
+        then. All rows take all of these. The processors that few rows leave idle make up for what a
+        wide table costs: they take every second W, from the widest down."""
+        few = self.table_pages[::-2][::-1]
+        shapes = {size: few for size in self.tick_rows if size < rows}
+        return shapes | {rows: self.table_pages}
 
     def pages_for(self, tokens: int) -> int:
         """Pages of the engine's pool that hold `tokens` tokens."""
@@ -107,6 +122,16 @@ class Buckets:
             for pages in self.step_pages:
                 if pages * self.page_size > fewer:
                     yield tokens, pages
+
+
+def doubling(rows: int) -> tuple[int, ...]:
+    """1, 8, and doubling up to so many rows. Up to 8 rows a tick's time is that of the weights
+    alone, but for one row's, whose products are of another kind. Fewer than 16 rows are not worth
+    the compilations."""
+    if rows < 2 * _FEW_ROWS:
+        return (rows,)
+    doubled = takewhile(lambda size: size < rows, (_FEW_ROWS << i for i in count()))
+    return (1, *doubled, rows)
 
 
 def _check_hold(name: str, buckets: tuple[int, ...] | None, pages: int, max_model_len: int) -> None:
@@ -141,7 +166,7 @@ def fit(buckets: tuple[int, ...], size: int) -> int:
     return buckets[place]
 
 
-def padded(values: Seq[int], size: int, filler: int) -> np.ndarray:
+def padded(values: Seq[int] | np.ndarray, size: int, filler: int) -> np.ndarray:
     """`values` i32[size], padded with `filler`."""
     array = np.full(size, filler, np.int32)
     array[: len(values)] = values

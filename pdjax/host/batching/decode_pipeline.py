@@ -14,23 +14,20 @@ Since each tick names the rows under all R stages, and there are R microbatches,
 exactly one stage. So the host keeps one array over all rows, and a tick is a permutation of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from pdjax.core.kv_layout import NULL_PAGE
-from pdjax.host.batching.buckets import Buckets, fit
+from pdjax.host.batching.buckets import Buckets, fit, padded
+from pdjax.host.batching.flights import Aboard, Course, Flight, Occupants, largest
 from pdjax.host.batching.masked_rows import MaskedRows
 from pdjax.host.batching.sampling_rows import SamplingRows
-from pdjax.host.sequences.reference import SequenceRef, ids_of
+from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch
-
-_EVER = np.iinfo(np.int32).max
 
 
 class Tick(NamedTuple):
@@ -38,8 +35,7 @@ class Tick(NamedTuple):
 
     Attributes:
       batch: what goes through the door.
-      leaving: the sequences whose next tokens the ticket will hold, each with its row there, 0 <=
-        row < b.
+      leaving: the sequences whose next tokens the ticket will hold, each with its entry there.
       refs: the sequences under all stages; `ids` for a reader.
       stages_active: stages with a sequence under them.
     """
@@ -51,44 +47,17 @@ class Tick(NamedTuple):
     stages_active: int
 
 
-class _Occupants(NamedTuple):
-    """The sequences in flight in a microbatch: `rows` with their places, as `in_flight` says."""
-
-    in_flight: np.ndarray  # bool[b]
-    rows: tuple[tuple[int, SequenceRef], ...]
-    refs: tuple[SequenceRef, ...]
-    ids: str
-
-
-class _Flight(NamedTuple):
-    """A microbatch that has been launched: its occupants, and their page table."""
-
-    occupants: _Occupants
-    table: np.ndarray  # i32[b, W], null where no row is in flight; W is a bucket
-    pages: int  # W
-
-
-@dataclass
-class _Course:
-    """Launches of a microbatch that differ in the positions alone: until a row joins or leaves,
-    needs a page, or has been launched for its last token."""
-
-    flight: _Flight
-    launched: np.ndarray  # i32[b], 1 for each row that is launched
-    positions: np.ndarray  # i32[b], of the launch before
-    entries: int  # that are left
-
-
 class DecodePipeline:
     """Rows of a decode engine, and the sequences in them.
 
     With hundreds of rows a tick must not cost the host a loop over them. So arrays hold what is
-    known of each row, and all of a tick but the positions is kept until it changes.
+    known of each row, and all of a tick but the positions is kept until it changes. A tick has
+    entries for the rows that are launched alone, in the order of their places; see `DecodeBatch`.
 
     Args:
       stages: R, which is also the number of microbatches.
       rows: R * b.
-      buckets: widths of the page table, and the size of a page.
+      buckets: entries of a tick, widths of the page table, and the size of a page.
       on_change: called when a row is taken, assigned, resumed or released.
 
     Attributes:
@@ -107,21 +76,22 @@ class DecodePipeline:
             [(tick - stage) % stages for stage in range(stages)] for tick in range(stages)
         ]
         shape = stages, self._size
-        self._idle = np.full(self._size, IDLE_ROW, np.int32)
-        self._positions = [self._idle] * stages  # i32[b] each: in flight; never written in place
+        self._shapes = buckets.tick_shapes(self._size)
+        self._sizes = tuple(self._shapes)
         self._next = np.zeros(shape, np.int32)  # [R, b]: position of the token that goes in next
         # [R, b]: the last such; before `next`: no sequence, or its newest token is not known yet.
         self._last = np.full(shape, -1, np.int32)
         self._tables = np.full((*shape, buckets.table_pages[-1]), NULL_PAGE, np.int32)
         self._widths = np.zeros(shape, np.int32)  # [R, b]: pages of a row's table in use
-        self._fed_back = np.full(self._size, USE_FED_BACK, np.int32)  # tokens, where no row joins
+        # By n, the tokens of a tick at which no row joins.
+        self._fed_back = {n: np.full(n, USE_FED_BACK, np.int32) for n in self._sizes}
         self._sampling = [SamplingRows(self._size) for _ in range(stages)]
         self._refs: list[SequenceRef | None] = [None] * rows
         self._new: list[set[int]] = [set() for _ in range(stages)]  # places not yet launched
         self._masked = MaskedRows(stages)
-        self._occupants: list[_Occupants | None] = [None] * stages  # None: to be made
-        self._flights: list[_Flight | None] = [None] * stages  # None: no row is in flight
-        self._courses: list[_Course | None] = [None] * stages  # None: the next launch may differ
+        self._occupants: list[Occupants | None] = [None] * stages  # None: to be made
+        self._flights: list[Flight | None] = [None] * stages  # None: no row is in flight
+        self._courses: list[Course | None] = [None] * stages  # None: the next launch may differ
         self._free = [list(range(self._size)) for _ in range(stages)]  # heaps of places
         self._taken: set[int] = set()
         self._next_tick = 0
@@ -215,11 +185,9 @@ class DecodePipeline:
         self._tables[place] = NULL_PAGE
         self._widths[place] = 0
         self._sampling[microbatch].clear(i)
-        if self._flights[microbatch] is not None:
-            positions = self._positions[microbatch].copy()
-            positions[i] = IDLE_ROW
-            self._positions[microbatch] = positions
-            self._flights[microbatch] = self._flight(microbatch)
+        flight = self._flights[microbatch]
+        if flight is not None and (entry := flight.entry_of(i)) is not None:
+            self._flights[microbatch] = flight.without(entry)
         self._on_change()
 
     def align(self) -> None:
@@ -243,7 +211,7 @@ class DecodePipeline:
             return []
         return [
             sequence
-            for i in self._beyond_table(self._launchable(microbatch))
+            for i in self._beyond_table(self._launchable(microbatch).nonzero()[0])
             for sequence in (self._sequence(microbatch, i),)
             if len(sequence.pages) * self._buckets.page_size <= self._next[microbatch, i]
         ]
@@ -251,122 +219,107 @@ class DecodePipeline:
     def tick(self) -> Tick:
         """Launch every row that can be launched, and move each microbatch on by one stage."""
         microbatch = self.entering
-        tokens, new, masked = self._fed_back, self._new[microbatch], self._masked.of(microbatch)
-        if new or masked:
-            tokens = tokens.copy()
-            for i in sorted(new):
-                sequence = self._sequence(microbatch, i)
-                if microbatch * self._size + i != self.ahead:
-                    tokens[i] = sequence.output[-1]
-                self._sampling[microbatch].fill(i, sequence)
-            new.clear()
-            for i in masked:
-                if self._next[microbatch, i] <= self._last[microbatch, i]:
-                    sequence = self._sequence(microbatch, i)
-                    tokens[i] = sequence.output[-1]
-                    self._masked.launch(microbatch, i, sequence)
-        self._launch(microbatch)
-        flights = [flight.pages for flight in self._flights if flight is not None]
-        return self._advance(tokens, max(flights, default=self._buckets.table_pages[0]))
-
-    def _launch(self, microbatch: int) -> None:
-        """Let a microbatch enter."""
-        course, following = self._courses[microbatch], self._next[microbatch]
-        if course is not None:
-            launched = course.launched
-            course.positions = course.positions + launched  # an idle row stays where it is
-            self._positions[microbatch], self._flights[microbatch] = course.positions, course.flight
-            course.entries -= 1
-            if not course.entries:
-                self._courses[microbatch] = None
-        else:
-            able = self._launchable(microbatch)
-            for i in self._beyond_table(able):
-                self._copy_pages((microbatch, i), self._sequence(microbatch, i).pages)
-            launched = able.astype(np.int32)
-            self._positions[microbatch] = np.where(able, following, IDLE_ROW)
-            self._flights[microbatch] = self._flight(microbatch)
-            self._begin_course(microbatch, able, launched)
-        following += launched
-
-    def _begin_course(self, microbatch: int, able: np.ndarray, launched: np.ndarray) -> None:
-        """Work out how often a microbatch that has just been launched can be launched the same way
-        again. Its rows' `next` are still those of this launch."""
-        flight, positions = self._flights[microbatch], self._positions[microbatch]
+        course = self._courses[microbatch]
+        flight = self._launch(microbatch) if course is None else course.next()
+        if course is not None and not course.left:
+            self._courses[microbatch] = None
         if flight is not None:
-            held = self._widths[microbatch] * self._buckets.page_size - 1
-            last = np.minimum(self._last[microbatch], held)
-            entries = int((last - positions).min(where=able, initial=_EVER))
-            if entries > 0:
-                self._courses[microbatch] = _Course(flight, launched, positions, entries)
+            self._next[microbatch][flight.occupants.places] += 1
+        self._flights[microbatch] = flight
+        return self._advance(self._known_tokens(microbatch, flight))
 
-    def idle_tick(self, table_pages: int) -> DecodeBatch:
+    def _launch(self, microbatch: int) -> Flight | None:
+        """Let the rows enter that can be launched, where that may differ from the last time."""
+        places = self._launchable(microbatch).nonzero()[0]
+        if not places.size:
+            return None
+        for i in self._beyond_table(places):
+            self._copy_pages((microbatch, i), self._sequence(microbatch, i).pages)
+        following, widths = self._next[microbatch][places], self._widths[microbatch][places]
+        n = fit(self._sizes, len(places))
+        pages = fit(self._shapes[n], int(widths.max()))
+        table = np.full((n, pages), NULL_PAGE, np.int32)
+        table[: len(places)] = self._tables[microbatch, places, :pages]
+        flight = Flight(
+            self._occupants_of(microbatch, places),
+            padded(places + microbatch * self._size, n, 0),
+            padded(following, n, IDLE_ROW),
+            table,
+        )
+        # How often the same rows can be launched again before anything else differs.
+        held = widths * self._buckets.page_size - 1
+        left = int((np.minimum(self._last[microbatch][places], held) - following).min())
+        if left > 0:
+            launched = (flight.positions != IDLE_ROW).astype(np.int32)
+            self._courses[microbatch] = Course(flight, launched, left)
+        return flight
+
+    def _known_tokens(self, microbatch: int, flight: Flight | None) -> dict[int, int]:
+        """By their entries, the inputs of rows that the device has not kept: of those that enter
+        for the first time in their row, and of those with a mask."""
+        tokens, new, masked = {}, self._new[microbatch], self._masked.of(microbatch)
+        for i in sorted(new):
+            sequence = self._sequence(microbatch, i)
+            self._sampling[microbatch].fill(i, sequence)
+            entry = None if flight is None else flight.entry_of(i)
+            if entry is not None and microbatch * self._size + i != self.ahead:
+                tokens[entry] = sequence.output[-1]
+        new.clear()
+        for i in masked:
+            entry = None if flight is None else flight.entry_of(i)
+            if entry is not None:
+                sequence = self._sequence(microbatch, i)
+                tokens[entry] = sequence.output[-1]
+                self._masked.launch(microbatch, i, sequence)
+        return tokens
+
+    def shapes(self) -> Iterator[tuple[int, int]]:
+        """Every (n, W) that a tick may have."""
+        return ((n, pages) for n, widths in self._shapes.items() for pages in widths)
+
+    def idle_tick(self, rows: int, table_pages: int) -> DecodeBatch:
         """A tick of that bucket, for an empty pipeline."""
         assert not self._taken, "a sequence would miss a tick"
-        return self._advance(self._fed_back, table_pages).batch
+        return self._advance({}, (rows, table_pages)).batch
 
-    def _advance(self, tokens: np.ndarray, table_pages: int) -> Tick:
-        """The next tick, with every row where it is now."""
+    def _advance(self, known: dict[int, int], least: tuple[int, int] = (1, 1)) -> Tick:
+        """The next tick, with every row where it is now.
+
+        Args:
+          known: inputs by their entries; of other entries the device has kept them.
+          least: entries and pages that it has at the least.
+        """
         number, self._next_tick = self._next_tick, self._next_tick + 1
         under = self._under[number % self.stages]
-        leaving = under[-1]
-        if self.stages == 1:
-            positions = self._positions[leaving][None]
-        else:
-            positions = np.stack([self._positions[microbatch] for microbatch in under])
-        aboard = [flight.occupants for flight in self._flights if flight is not None]
         flights = [self._flights[microbatch] for microbatch in under]
-        left = flights[-1]
-        if self.stages == 1 and left is not None and left.pages == table_pages:
-            page_table = left.table[None]
-        else:
-            page_table = np.full((*positions.shape, table_pages), NULL_PAGE, np.int32)
-            for stage, flight in enumerate(flights):
-                if flight is not None:
-                    page_table[stage, :, : flight.pages] = flight.table
-        masks = None
+        n, pages = largest(flights, least)
+        n = fit(self._sizes, n)
+        aboard = Aboard.of(flights, n, fit(self._shapes[n], pages))
+        tokens = self._fed_back[n]
+        if known:
+            tokens = tokens.copy()
+            tokens[list(known)] = list(known.values())
+        leaving = under[-1]
+        left, masks = flights[-1], None
         if left is not None:
-            masks = self._masked.leave(leaving)
+            masks = self._masked.leave(leaving, left.occupants.places)
             self._flights[leaving] = None
-            self._positions[leaving] = self._idle
-        if len(aboard) == 1:
-            refs, ids = aboard[0].refs, aboard[0].ids
-        else:
-            refs = tuple(chain.from_iterable(occupants.refs for occupants in aboard))
-            ids = ids_of(refs)
+        sampling = self._sampling[leaving].take()
         return Tick(
-            batch=DecodeBatch(
-                number, tokens, positions, page_table, self._sampling[leaving].take(), masks
-            ),
-            leaving=left.occupants.rows if left is not None else (),
-            refs=refs,
-            ids=ids,
-            stages_active=len(aboard),
+            DecodeBatch(number, tokens, *aboard[:3], sampling, masks),
+            left.occupants.entries if left is not None else (),
+            *aboard[3:],
         )
 
-    def _flight(self, microbatch: int) -> _Flight | None:
-        """The rows of a microbatch that are in flight; None where there is none."""
-        in_flight = self._positions[microbatch] != IDLE_ROW
-        if not in_flight.any():
-            return None
-        widest = int(self._widths[microbatch].max(where=in_flight, initial=1))
-        pages = fit(self._buckets.table_pages, widest)
-        table = np.where(in_flight[:, None], self._tables[microbatch, :, :pages], NULL_PAGE)
-        return _Flight(self._occupants_of(microbatch, in_flight), table, pages)
-
-    def _occupants_of(self, microbatch: int, in_flight: np.ndarray) -> _Occupants:
-        """The sequences in flight in a microbatch; the same object until one joins or leaves."""
+    def _occupants_of(self, microbatch: int, places: np.ndarray) -> Occupants:
+        """The sequences at some places of a microbatch; the same object until one joins or
+        leaves."""
         occupants = self._occupants[microbatch]
-        if occupants is None or (occupants.in_flight != in_flight).any():
+        if occupants is None or not np.array_equal(occupants.places, places):
             first = microbatch * self._size
-            rows = tuple(
-                (i, ref)
-                for i in np.flatnonzero(in_flight).tolist()
-                if (ref := self._refs[first + i]) is not None
-            )
-            refs = tuple(ref for _, ref in rows)
-            occupants = _Occupants(in_flight, rows, refs, ids_of(refs))
-            self._occupants[microbatch] = occupants
+            refs = [self._refs[first + i] for i in places.tolist()]
+            entries = [(entry, ref) for entry, ref in enumerate(refs) if ref is not None]
+            occupants = self._occupants[microbatch] = Occupants.of(places, entries)
         return occupants
 
     @property
@@ -377,12 +330,12 @@ class DecodePipeline:
         """bool[b]: rows with a token left to be launched for."""
         return self._next[microbatch] <= self._last[microbatch]
 
-    def _beyond_table(self, launched: np.ndarray) -> list[int]:
-        """Places of `launched` bool[b], in the microbatch that enters, that would write past their
-        page table."""
+    def _beyond_table(self, places: np.ndarray) -> list[int]:
+        """Those of some places, in the microbatch that enters, that would write past their page
+        table."""
         microbatch = self.entering
-        held = self._widths[microbatch] * self._buckets.page_size
-        return (launched & (held <= self._next[microbatch])).nonzero()[0].tolist()
+        held = self._widths[microbatch][places] * self._buckets.page_size
+        return places[held <= self._next[microbatch][places]].tolist()
 
     def _copy_pages(self, place: tuple[int, int], pages: list[int]) -> None:
         """Bring a row's table up to date with the pages that its sequence has been given."""

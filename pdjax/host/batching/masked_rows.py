@@ -41,7 +41,10 @@ class MaskedRows:
         else:
             self._in_flight[microbatch][i] = mask
 
-    def leave(self, microbatch: int) -> Masks | None:
-        """A microbatch leaves: the masks that its rows were launched with."""
+    def leave(self, microbatch: int, places: np.ndarray) -> Masks | None:
+        """A microbatch leaves: the masks that its rows were launched with, of the entries in a tick
+        that has rows at `places` i32[n], ascending."""
         masks, self._in_flight[microbatch] = self._in_flight[microbatch], {}
-        return masks_of(masks)
+        if not masks:
+            return None
+        return masks_of({int(places.searchsorted(i)): mask for i, mask in masks.items()})
