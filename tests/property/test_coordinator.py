@@ -80,9 +80,7 @@ def sent_before_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A span leaves when its first token has been computed, not its last."""
     sendable = Handoff.sendable
     monkeypatch.setattr(
-        Handoff,
-        "sendable",
-        lambda self, group, computed: sendable(self, group, computed + self.span - 1),
+        Handoff, "sendable", lambda self, computed: sendable(self, computed + self.span - 1)
     )
 
 
