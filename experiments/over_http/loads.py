@@ -18,7 +18,7 @@ CLIENT = Path(__file__).with_name("client.py")
 LEAD_S = 0.2
 
 Moments = list[list[float]]
-"""Of each request, seconds from when it was due to each event or chunk. One may bring several
+"""Of each request, seconds from when it was sent to each event or chunk. One may bring several
 tokens to a reader that is late."""
 
 
@@ -57,10 +57,10 @@ def in_the_loop(llm: LLM, load: Load) -> Moments:
     left, end = [len(requests)], threading.Event()
     began = time.perf_counter() + LEAD_S
 
-    def listener(number: int, due: float) -> Any:
+    def listener(number: int, sent: float) -> Any:
         def hear(event: Any) -> None:
             if event.token_ids:
-                moments[number].append(time.perf_counter() - due)
+                moments[number].append(time.perf_counter() - sent)
             if event.output is not None:
                 left[0] -= 1
                 if not left[0]:
@@ -69,9 +69,8 @@ def in_the_loop(llm: LLM, load: Load) -> Moments:
         return hear
 
     for number, (arrival, request) in enumerate(zip(load.arrivals, requests, strict=True)):
-        due = began + arrival
-        time.sleep(max(0.0, due - time.perf_counter()))
-        llm.session.submit(request, on_event=listener(number, due))
+        time.sleep(max(0.0, began + arrival - time.perf_counter()))
+        llm.session.submit(request, on_event=listener(number, time.perf_counter()))
     end.wait()
     return moments
 
