@@ -88,6 +88,27 @@ class RequestMaker:
         Raises:
           ValueError: a prompt, params or options that no model could be asked with.
         """
+        params = self._checked(params, options)
+        text = prompt if isinstance(prompt, str) else None
+        if text == "":
+            raise ValueError("prompt='': must not be empty")
+        if text is not None:
+            ids = self._need_tokenizer("prompt").encode(text)
+        else:
+            ids = token_ids_of(prompt)
+        return Asked(self._request(tuple(ids), params, options), text)
+
+    def of_ids(
+        self, token_ids: tuple[int, ...], params: SamplingParams, options: RequestOptions
+    ) -> Request:
+        """The request for a prompt that is known to be integers.
+
+        Raises:
+          ValueError: params or options that no model could be asked with.
+        """
+        return self._request(token_ids, self._checked(params, options), options)
+
+    def _checked(self, params: SamplingParams | None, options: RequestOptions) -> SamplingParams:
         _check_options(options, RequestOptions)
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
@@ -100,16 +121,13 @@ class RequestMaker:
                     f"{params.guide.name}: the model has no tokenizer, so there is no text"
                 )
             self._guides.check(params.guide)
-        text = prompt if isinstance(prompt, str) else None
-        if text == "":
-            raise ValueError("prompt='': must not be empty")
-        if text is not None:
-            ids = self._need_tokenizer("prompt").encode(text)
-        else:
-            ids = token_ids_of(prompt)
-        request_id, now = f"r{next(self._ids)}", self._clock.now()
+        return params
+
+    def _request(
+        self, token_ids: tuple[int, ...], params: SamplingParams, options: RequestOptions
+    ) -> Request:
         asked: dict[str, Any] = {**options}  # labels of None are none
-        return Asked(Request(request_id, tuple(ids), params, now, **asked), text)
+        return Request(f"r{next(self._ids)}", token_ids, params, self._clock.now(), **asked)
 
     def of_prompts(
         self,

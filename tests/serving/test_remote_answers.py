@@ -186,16 +186,16 @@ def test_what_is_refused_is_refused_there(llm: TextLLM):
 def test_a_guide_is_compiled_beside_the_event_loop(llm: TextLLM, monkeypatch: pytest.MonkeyPatch):
     plain = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
     guided = replace(plain, guide=Guide.regex("a*"))
-    of_prompt, compiled, threads = llm.requests.of_prompt, threading.Event(), list[int]()
+    of_ids, compiled, threads = llm.requests.of_ids, threading.Event(), list[int]()
 
     def slow(prompt: Any, params: SamplingParams, options: Any) -> Any:
         if params.guide is not None:
             threads.append(threading.get_ident())
             assert compiled.wait(PATIENCE)
             params = plain
-        return of_prompt(prompt, params, options)
+        return of_ids(prompt, params, options)
 
-    monkeypatch.setattr(llm.requests, "of_prompt", slow)
+    monkeypatch.setattr(llm.requests, "of_ids", slow)
 
     async def ask() -> None:
         async with remote(llm) as backend:
@@ -222,14 +222,14 @@ def test_requests_whose_guides_are_compiled_count_as_those_that_wait(
 ):
     plain = SamplingParams(max_tokens=3, ignore_eos=True)
     guided = replace(plain, guide=Guide.regex("a*"), n=2)
-    of_prompt, compiled = llm.requests.of_prompt, threading.Event()
+    of_ids, compiled = llm.requests.of_ids, threading.Event()
 
     def slow(prompt: Any, params: SamplingParams, options: Any) -> Any:
         if params.guide is not None:
             assert compiled.wait(PATIENCE)
-        return of_prompt(prompt, replace(plain, n=params.n), options)
+        return of_ids(prompt, replace(plain, n=params.n), options)
 
-    monkeypatch.setattr(llm.requests, "of_prompt", slow)
+    monkeypatch.setattr(llm.requests, "of_ids", slow)
 
     async def ask() -> None:
         async with remote(llm) as backend:

@@ -157,7 +157,7 @@ class FrontLink:
 
     def _request_of(self, ask: Ask) -> Request:
         labels: RequestOptions = {"labels": ask.labels}
-        return self._llm.requests.of_prompt(ask.prompt_token_ids, ask.params, labels).request
+        return self._llm.requests.of_ids(ask.prompt_token_ids, ask.params, labels)
 
     def _enqueue(self, number: int, ask: Ask, request: Request) -> None:
         self.open[number] = request.id  # first: events may come at once
