@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from pdjax.core.clock import unix_ns
@@ -49,12 +49,16 @@ class Gate:
 
     Args:
       app: has the endpoints.
+      posts: those of POST that take their requests directly, by path.
       front: counts what is under way, and has the settings.
       paths: that are served; all others are one in the metrics.
     """
 
-    def __init__(self, app: App, front: Front, paths: Iterable[str]) -> None:
-        self._app, self._front, self._paths = app, front, frozenset(paths)
+    def __init__(
+        self, app: App, posts: Mapping[str, App], front: Front, paths: Iterable[str]
+    ) -> None:
+        self._app, self._posts = app, posts
+        self._front, self._paths = front, frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,7 +104,8 @@ class Gate:
         }
         if scope["method"] in ("POST", "PUT", "PATCH"):
             receive = await self._with_body(passing, receive)
-        await self._app(scope, receive, passing.send)
+        app = self._posts.get(scope["path"], self._app) if scope["method"] == "POST" else self._app
+        await app(scope, receive, passing.send)
 
     async def _with_body(self, passing: "_Passing", receive: Receive) -> Receive:
         """Read the body, within its bounds; a `receive` that hands it out again.

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
 
 from pdjax.serving.conversations import messages_of
 from pdjax.serving.errors import bad_value
@@ -18,8 +19,9 @@ def routes(front: Front) -> APIRouter:
     router = APIRouter()
 
     @router.post("/tokenize", response_model=None, responses=answers(Tokenized))
-    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(request: Request, body: TokenizeRequest) -> Response:
         """The token ids of a text, or of a conversation."""
+        del request
         front.check_model(body.model)
         tokenizer = front.tokenizer
         if (body.prompt is None) == (body.messages is None):
@@ -41,15 +43,16 @@ def routes(front: Front) -> APIRouter:
         }
         if body.return_token_strs:
             answer["token_strs"] = await front.in_thread(_each_decoded, tokenizer, ids)
-        return answer
+        return JSONResponse(answer)
 
     @router.post("/detokenize", response_model=None, responses=answers(Detokenized))
-    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+    async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
         """The text of token ids."""
+        del request
         front.check_model(body.model)
         tokenizer = front.tokenizer
         ids = checked_ids("tokens", body.tokens, tokenizer.vocab_size)
-        return {"prompt": await front.in_thread(tokenizer.decode, ids, False)}
+        return JSONResponse({"prompt": await front.in_thread(tokenizer.decode, ids, False)})
 
     @router.get("/tokenizer_info", response_model=None, responses=told(TokenizerInfo, 400))
     async def tokenizer_info() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 
 from pdjax.serving.requests import ChatRequest, CompletionRequest, TokenizeRequest
@@ -69,3 +70,40 @@ def test_texts_of_single_tokens_are_not_made_on_the_event_loop(
     told = Http(FakeBackend(tmp_path)).post("/tokenize", json=body).json()
     assert told["token_strs"] == [*long]
     assert not loops
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200),
+        (" Application/JSON ; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("application/jsonp", 415),
+        ("text/json", 415),
+        ("", 415),
+    ],
+)
+def test_a_body_is_read_that_says_that_it_is_json(tmp_path: Path, kind: str, status: int):
+    http = Http(FakeBackend(tmp_path))
+    content, headers = b'{"prompt": "x", "max_tokens": 2}', {"content-type": kind}
+    told = http.post("/v1/completions", content=content, headers=headers)
+    assert told.status_code == status, told.text
+
+
+def test_every_endpoint_with_a_body_takes_its_requests_directly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    http = Http(FakeBackend(tmp_path))
+
+    async def refuse(*args: Any) -> None:
+        raise AssertionError("a layer between the gate and the endpoint")
+
+    monkeypatch.setattr(FastAPI, "__call__", refuse)
+    for path, body in {
+        "/v1/completions": {"prompt": "x", "max_tokens": 2},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+        "/v1/responses": {"input": "x"},
+        "/tokenize": {"prompt": "x"},
+        "/detokenize": {"tokens": [97]},
+    }.items():
+        assert http.post(path, json=body).status_code == 200, path
