@@ -17,7 +17,8 @@ from typing import Any
 
 _LOG = logging.getLogger("pdjax.serving")
 _LENGTH = struct.Struct("!I")
-_READ = 1 << 18
+_READ = 1 << 16
+"""Bytes of one read: malloc would map a buffer of more than 128 KiB anew, and unmap it."""
 
 
 def _nothing() -> None:
