@@ -102,12 +102,13 @@ class Loop:
         self._asks_at = NEVER  # or when the prefill policy is asked, whatever happens
         self._done: Touched = set()  # engines of which a step has come back and is not read
         self._finished: deque[tuple[Sequence, EngineState]] = deque()
+        self._is_cut = False  # the last turn, after it has read first tokens
 
     @property
     def has_work(self) -> bool:
         """Whether a turn may still do something, or there is something to tell."""
         told = bool(self.lifecycle.live) or self.lifecycle.has_news
-        return told or self.fleet.busy or self.handoffs.busy
+        return told or self._is_cut or self.fleet.busy or self.handoffs.busy
 
     @property
     def idle(self) -> bool:
@@ -116,7 +117,8 @@ class Loop:
         changed = lifecycle.waiting_changed or lifecycle.prefilled_changed or self._done
         if self._guides is not None and self._guides.any_done:
             return False
-        return not (lifecycle.has_news or self.fleet.touched or changed or self.handoffs.sendable)
+        told = lifecycle.has_news or self._is_cut
+        return not (told or self.fleet.touched or changed or self.handoffs.sendable)
 
     @property
     def stalled(self) -> bool:
@@ -133,8 +135,10 @@ class Loop:
 
     def turn(self, events: Iterable[Event]) -> bool:
         """Take in events, and dispatch what follows from them. Decode goes first, both to be read
-        and to be dispatched, since it is the side whose latency is felt with every token. Returns
-        whether anything changed."""
+        and to be dispatched, since it is the side whose latency is felt with every token. A turn
+        that has read first tokens ends there, so that they are told before more is dispatched; the
+        turn after it goes to its end. Returns whether anything changed."""
+        was_cut, self._is_cut = self._is_cut, False
         jobs = self._sort(events)
         busy = self._harvest_decode()
         busy |= self._take_guided()
@@ -143,6 +147,9 @@ class Loop:
         if self._harvest_prefill():
             busy = True
             self._dispatch_decode()  # sequences whose KV is there already need not wait
+            self._is_cut = self._prefill.has_firsts and not was_cut
+            if self._is_cut:  # first tokens are told now, and the next turn does the rest
+                return True
         busy |= self._admit()
         busy |= self.handoffs.pump()  # else it would wait for the step that is dispatched next
         busy |= self._dispatch_prefill()
@@ -272,7 +279,7 @@ class Loop:
         if not self._done:
             return False
         self._recorder.observer.part_began(TurnPart.HARVEST_PREFILL)
-        busy = False
+        busy = self._prefill.has_firsts = False
         for state in self._with_results(StepKind.PREFILL):
             self._prefill.harvest(state, state.in_flight.popleft())
             busy = True

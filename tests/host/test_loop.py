@@ -82,6 +82,32 @@ def test_a_view_is_the_same_object_until_something_happens_to_its_engine():
     deployment.run()
 
 
+# First tokens.
+
+
+def test_a_first_token_is_told_before_more_is_dispatched():
+    deployment = deploy()
+    first, second = (deployment.submit(name, prompt_len=8, max_tokens=3) for name in "ab")
+    step = deployment.coordinator.step
+    news: list[Sequence] = []
+    while first not in news:
+        assert not first.output
+        news = [progress.sequence for progress in step()]
+    assert second.state is State.WAITING
+    step()
+    assert second.state is not State.WAITING
+    deployment.run()
+    assert right(first, second)
+
+
+def test_a_turn_goes_on_after_the_last_sequence_has_ended_with_its_first_token():
+    deployment = deploy()
+    deployment.submit("a", max_tokens=1)
+    deployment.run()
+    loop = deployment.coordinator.loop
+    assert not loop.has_work and not loop.fleet.touched
+
+
 # Lost engines.
 
 

@@ -32,6 +32,9 @@ class PrefillRunner:
       output: gives sequences their tokens.
       policies: say which sequences get room ahead, and which stay.
       runtime: events, clock and recorder.
+
+    Attributes:
+      has_firsts: whether a sequence has had its first token since it was last set to False.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class PrefillRunner:
         self._fleet, self._lifecycle, self._handoffs = fleet, lifecycle, handoffs
         self._output, self._policies, self._events = output, policies, runtime.events
         self._clock, self._recorder = runtime.clock, runtime.recorder
+        self.has_firsts = False
 
     def dispatch(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
         """Dispatch a step over the chunks of a plan that are still possible. KV of sequences that
@@ -179,6 +183,7 @@ class PrefillRunner:
                 continue
             if not sequence.output:
                 self._recorder.mark(sequence, "first_token")
+                self.has_firsts = True
             self._output.accept([(row, ref)], sampled)
             if sequence.done or sequence.tokens_left <= 0:  # it ends when its form is asked
                 continue
