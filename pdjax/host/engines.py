@@ -14,6 +14,7 @@ from pdjax.host.kv.pools import PoolState
 from pdjax.host.policies.api import EngineView
 from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.host.step_times import StepTimes
 from pdjax.interfaces.batches import Sampled
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.events import StepDone
@@ -57,6 +58,8 @@ class EngineState:
       steps: prefill steps that it has been given.
       paused: whether no tick is dispatched.
       view: what policies see of it; None where something has happened to it since they looked.
+      prefill_times, token_times: see `EngineView`. `read_at`: moment at which a step of it was read
+        last, or 0.
     """
 
     index: int
@@ -75,6 +78,9 @@ class EngineState:
     steps: int = 0
     paused: bool = False
     view: EngineView | None = None
+    prefill_times: StepTimes = field(default_factory=StepTimes)
+    token_times: StepTimes = field(default_factory=StepTimes)
+    read_at: float = 0.0
     # Kept, not worked out: they are asked for with every step.
     id: EngineId = field(init=False)
     prefills: bool = field(init=False)
@@ -132,6 +138,16 @@ class EngineState:
         dispatched."""
         return self.takes_prefill and any(map(_is_to_compute, self.running))
 
+    def time(self, done: InFlight, size: int, now: float) -> None:
+        """Note what a step of `size` tokens or active rows took that has come back. It began when
+        the one before it had ended: an engine works in order. Of two that are found at once the
+        second counts as no time, and the first as that of both."""
+        seconds, self.read_at = now - max(done.started, self.read_at), now
+        if done.kind is StepKind.PREFILL:
+            self.prefill_times.add(size, seconds)
+        else:
+            self.token_times.add(size, seconds * self.rows.stages)
+
     @property
     def backlog(self) -> int:
         """Prompt tokens to compute, or being computed."""
@@ -176,4 +192,6 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         sources=state.sources,
         in_flight=sum(step.kind is StepKind.PREFILL for step in state.in_flight),
         leaving_pages=pool.leaving,
+        prefill_times=state.prefill_times,
+        token_times=state.token_times,
     )

@@ -14,6 +14,7 @@ from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
+from tests.helpers.drawn_policies import drawn_policies
 from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
 from tests.helpers.fake_guides import (
     END_TOKEN,
@@ -145,6 +146,7 @@ class Workload:
             max_waiting=draw.choice((3, 100)),
             max_logprobs=TOP_LOGPROBS,
             seed=draw.randrange(100),
+            policies=drawn_policies(self._seed, self.happened),
         )
         clock = VirtualClock()
         chance = random.Random(f"guides in {self._seed}")

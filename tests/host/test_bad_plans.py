@@ -32,7 +32,7 @@ from pdjax.host.policies.registry import make_policies
 from pdjax.host.policies.router import LeastLoaded
 from pdjax.host.sequences.sequence import Sequence, State
 from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
-from tests.host.test_policies import decode_view, prefill_view, sequence
+from tests.helpers.views import decode_view, prefill_view, sequence
 
 NOW = 10.0
 PREFILL, DECODE = EngineId("prefill/0"), EngineId("decode/0")

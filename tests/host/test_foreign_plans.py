@@ -34,8 +34,8 @@ from pdjax.host.policies.registry import make_policies
 from pdjax.host.policies.router import LeastLoaded
 from pdjax.host.sequences.sequence import State
 from tests.helpers.deployment import CONFIG, deploy, expected
+from tests.helpers.views import decode_view, prefill_view, sequence
 from tests.host.test_bad_plans import DECODE, PREFILL, A, B, C, refused
-from tests.host.test_policies import decode_view, prefill_view, sequence
 
 WAITING = sequence(0, 8)
 CHUNK = Chunk(WAITING, 0, 8)

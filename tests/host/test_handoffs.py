@@ -14,7 +14,8 @@ from pdjax.host.sequences.sequence import State
 from pdjax.interfaces.steps import PrefillStep
 from pdjax.interfaces.transport import TransferJob
 from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
-from tests.host.test_policies import NOW, decode_view
+from tests.helpers.views import decode_view
+from tests.host.test_policies import NOW
 
 PAGE_BYTES = 4 * 4 * 2 * 4
 """Layers, tokens, K and V, bytes of an element."""

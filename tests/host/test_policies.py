@@ -5,36 +5,25 @@ from typing import Any
 
 import pytest
 
-from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.config import Config
 from pdjax.core.ids import EngineId, PoolId
-from pdjax.core.request import Request, SamplingParams
 from pdjax.host.batching.buckets import Buckets
-from pdjax.host.policies.api import EngineView, PolicySetup, StepPlan
+from pdjax.host.policies.api import EngineView, PolicySetup
 from pdjax.host.policies.check import check_steps
 from pdjax.host.policies.decode import FcfsDecode
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.policies.router import LeastLoaded
 from pdjax.host.sequences.sequence import Sequence
-from pdjax.interfaces.steps import StepKind
+from tests.helpers.views import (
+    PREFILL_POOL,
+    chunks,
+    decode_view,
+    prefill_buckets,
+    prefill_view,
+    sequence,
+)
 
-MODEL_LEN = 64
-PREFILL, DECODE = frozenset({StepKind.PREFILL}), frozenset({StepKind.DECODE})
-PREFILL_POOL = PoolId("hbm/prefill-0")
 NOW = 0.0
-
-
-def sequence(
-    order: int,
-    tokens: int,
-    new_tokens: int = 1,
-    pages: int = 0,
-    **state: Any,
-) -> Sequence:
-    state.setdefault("pool", PREFILL_POOL)
-    request = Request(f"r{order}", (1,) * tokens, SamplingParams(), 0.0)
-    made = Sequence(request, 0, 0, order=order, max_new_tokens=new_tokens, **state)
-    made.pages = list(range(1, pages + 1))
-    return made
 
 
 def prefill_policy() -> FcfsPrefill:
@@ -43,56 +32,6 @@ def prefill_policy() -> FcfsPrefill:
 
 def decode_policy() -> FcfsDecode:
     return FcfsDecode(PolicySetup(Config(), LeastLoaded()))
-
-
-def prefill_buckets(budget: int = 10, sequences: int = 4, step_pages: int = 16) -> Buckets:
-    config = PrefillConfig(token_budget=budget, max_sequences=sequences, page_buckets=(step_pages,))
-    return Buckets.of(config, None, page_size=4, max_model_len=MODEL_LEN)
-
-
-def view(name: str, pool: PoolId, **values: Any) -> EngineView:
-    defaults: dict[str, Any] = {
-        "open": True,
-        "running": (),
-        "backlog": 0,
-        "steps": 0,
-        "rows": 0,
-        "free_rows": 0,
-        "free_pages": 20,
-        "total_pages": 20,
-        "rows_of_pool": values.get("rows", 0) - values.get("free_rows", 0),  # no other engine's
-        "cached": lambda sequence: 0,
-        "sources": frozenset({pool, PREFILL_POOL}),
-    }
-    return EngineView(engine=EngineId(name), pool=pool, **{**defaults, **values})
-
-
-def prefill_view(engine: int = 0, *running: Sequence, **changes: Any) -> EngineView:
-    pool = changes.pop("pool", PoolId(f"hbm/prefill-{engine}"))
-    values: dict[str, Any] = {
-        "accepts": PREFILL,
-        "buckets": prefill_buckets(),
-        "running": running,
-        **changes,
-    }
-    return view(f"prefill/{engine}", pool, **values)
-
-
-def decode_view(engine: int = 0, page_size: int = 4, **changes: Any) -> EngineView:
-    pool = changes.pop("pool", PoolId(f"hbm/decode-{engine}"))
-    buckets = Buckets.of(None, DecodeConfig(), page_size, MODEL_LEN)
-    values: dict[str, Any] = {
-        "accepts": DECODE,
-        "buckets": buckets,
-        "rows": 4,
-        "free_rows": 4,
-        **changes,
-    }
-    return view(f"decode/{engine}", pool, **values)
-
-
-def chunks(plan: StepPlan) -> list[tuple[int, int, int]]:
-    return [(chunk.sequence.order, chunk.start, chunk.stop) for chunk in plan.chunks]
 
 
 def test_prompts_are_packed_and_the_last_one_is_cut():

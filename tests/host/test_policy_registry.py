@@ -113,8 +113,15 @@ def test_a_policy_of_ones_own_changes_the_order_and_no_token(prefill, order):
 @pytest.mark.parametrize(
     ("policies", "message"),
     [
-        ({"prefill": "fcsf"}, r"^policies.prefill='fcsf': allowed are fcfs, or \"module:Class\"$"),
-        ({"router": "x"}, r"^policies.router='x': allowed are least_loaded, or \"module:Class\"$"),
+        (
+            {"prefill": "fcsf"},
+            r"^policies.prefill='fcsf': allowed are fcfs\b.*, or \"module:Class\"$",
+        ),
+        (
+            {"router": "x"},
+            r"^policies.router='x': allowed are least_loaded, round_robin, power_of_two, prefix_"
+            r"aware, cost_based, or \"module:Class\"$",
+        ),
         ({"handoff": "fcfs"}, r"^policies.handoff='fcfs': allowed are rules, or"),
         (
             {"decode": "no_such_module:Policy"},

@@ -10,6 +10,7 @@ from pdjax.host.handoff import transfer
 from pdjax.host.handoff.handoff import Handoff, Part
 from pdjax.host.kv.prefix_index import PrefixIndex
 from pdjax.host.loop import Loop
+from pdjax.host.policies.registry import POLICIES
 from pdjax.host.runners import prefill
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.sequences.reference import SequenceRef
@@ -52,6 +53,7 @@ def test_the_workloads_cover_what_may_happen():
     wanted |= {"FINISHED", "ABORTED", "FAILED", "poisoned", "prompt scored"}
     wanted |= {"masked", "masked and preempted", "masks late"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
+    wanted |= {f"{role} {name}" for role, names in POLICIES.items() for name in names}
     assert wanted <= happened.keys(), f"never happened: {wanted - happened.keys()}"
 
 

@@ -9,7 +9,7 @@ moment of the call.
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pdjax.config import Config
@@ -17,6 +17,7 @@ from pdjax.core.ids import EngineId, PoolId
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.host.step_times import StepTimes
 from pdjax.interfaces.steps import StepKind
 
 
@@ -39,6 +40,9 @@ class EngineView:
       rows_of_pool: decode rows that are taken, over all engines of the pool.
       cached: of a sequence that waits, the tokens at its front whose KV is in the pool already.
       sources: the pools from which KV can come to this one, its own included.
+      prefill_times: what its prefill steps take by their tokens.
+      token_times: what its rows wait for each token, by how many rows are active: a tick for each
+        stage.
     """
 
     engine: EngineId
@@ -58,6 +62,8 @@ class EngineView:
     sources: frozenset[PoolId]
     in_flight: int = 0
     leaving_pages: int = 0
+    prefill_times: StepTimes = field(default_factory=StepTimes)
+    token_times: StepTimes = field(default_factory=StepTimes)
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,8 @@ class GiveBack:
 
 
 class Router(Protocol):
-    """Chooses among engines that can all take a sequence now."""
+    """Chooses among engines that can all take a sequence now. It may remember what it has been
+    asked and has answered, and nothing else: the same questions have the same answers."""
 
     def prefill_engine(self, sequence: Sequence, engines: Seq[EngineView]) -> EngineView:
         """The engine that prefills it."""

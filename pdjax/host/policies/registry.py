@@ -12,12 +12,22 @@ from pdjax.host.policies.decode import FcfsDecode
 from pdjax.host.policies.handoff import HandoffRules
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.policies.router import LeastLoaded
+from pdjax.host.policies.routers.cost_based import CostBased
+from pdjax.host.policies.routers.power_of_two import PowerOfTwo
+from pdjax.host.policies.routers.prefix_aware import PrefixAware
+from pdjax.host.policies.routers.round_robin import RoundRobin
 
 POLICIES: dict[str, dict[str, Any]] = {
     "prefill": {"fcfs": FcfsPrefill},
     "decode": {"fcfs": FcfsDecode},
     "handoff": {"rules": HandoffRules},
-    "router": {"least_loaded": LeastLoaded},
+    "router": {
+        "least_loaded": LeastLoaded,
+        "round_robin": RoundRobin,
+        "power_of_two": PowerOfTwo,
+        "prefix_aware": PrefixAware,
+        "cost_based": CostBased,
+    },
 }
 """The names that a config may give; the line of a new policy goes here. A class that is named as
 "module:Class" needs none."""

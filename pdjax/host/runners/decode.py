@@ -134,4 +134,7 @@ class DecodeRunner:
             state.id, StepKind.DECODE, active, active, done.started, now
         )
         sampled = read(done, self._lifecycle)
-        return [] if sampled is None else self._output.accept(tick.leaving, sampled)
+        if sampled is None:
+            return []
+        state.time(done, active, now)
+        return self._output.accept(tick.leaving, sampled)

@@ -167,6 +167,7 @@ class PrefillRunner:
         sampled = read(done, self._lifecycle)
         if sampled is None:
             return
+        state.time(done, tokens, now)
         told = of_each(sampled.scores, done.scored)
         for row, (chunk, ref, scores) in enumerate(zip(done.work, done.refs, told, strict=True)):
             if not ref.is_current:

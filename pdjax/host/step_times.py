@@ -1,0 +1,75 @@
+"""How long an engine's steps take: a line over their size, fitted to those that have come back."""
+
+from pdjax.host.batching.buckets import Buckets
+
+_KEPT = 1 - 1 / 128
+"""What a measurement still counts after the next one: so about the last 128 steps count."""
+_SAME = 1e-9
+"""Share of the sizes' squares below which sizes do not differ, but for rounding."""
+
+
+class StepTimes:
+    """Seconds of steps by their size, as `base + each * size`: least squares over exponentially
+    weighted sums, so that it follows an engine that becomes slower, and costs the same few sums
+    whatever has been measured.
+
+    Neither part is ever below 0. While all steps have had one size, they are taken to cost the same
+    whatever the size: so a size that has not been tried is not ruled out by a guess.
+    """
+
+    __slots__ = ("_line", "_n", "_x", "_xx", "_xy", "_y")
+
+    def __init__(self) -> None:
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._line: tuple[float, float] | None = None  # base, each; None: to be worked out
+
+    @property
+    def measured(self) -> bool:
+        """Whether any step has come back."""
+        return self._n > 0
+
+    def add(self, size: int, seconds: float) -> None:
+        """Note a step of a size (tokens, or rows) that took so many seconds."""
+        self._n = self._n * _KEPT + 1.0
+        self._x = self._x * _KEPT + size
+        self._y = self._y * _KEPT + seconds
+        self._xx = self._xx * _KEPT + size * size
+        self._xy = self._xy * _KEPT + size * seconds
+        self._line = None
+
+    def line(self) -> tuple[float, float]:
+        """`base` and `each`, seconds; both 0 where nothing has been measured."""
+        if self._line is None:
+            self._line = self._fit()
+        return self._line
+
+    def seconds(self, size: int) -> float | None:
+        """Of a step of that size; None where nothing has been measured."""
+        if not self._n:
+            return None
+        base, each = self.line()
+        return base + each * size
+
+    def _fit(self) -> tuple[float, float]:
+        if not self._n:
+            return 0.0, 0.0
+        n, x, y, xx, xy = self._n, self._x, self._y, self._xx, self._xy
+        spread = n * xx - x * x
+        if spread <= _SAME * n * xx:
+            return y / n, 0.0
+        each = (n * xy - x * y) / spread
+        base = (y - each * x) / n
+        if each < 0:
+            return y / n, 0.0
+        if base < 0:
+            return 0.0, xy / xx
+        return base, each
+
+
+def prefill_seconds(times: StepTimes, buckets: Buckets, tokens: int) -> float | None:
+    """Seconds in which an engine computes so many prompt tokens, in steps of its whole budget and
+    one of the rest; None where no step has been measured."""
+    if not times.measured:
+        return None
+    base, each = times.line()
+    return -(-tokens // buckets.token_budget) * base + each * tokens

@@ -1,0 +1,59 @@
+"""The line that an engine's step times are taken to lie on."""
+
+import random
+
+import pytest
+
+from pdjax.host.step_times import StepTimes, prefill_seconds
+from tests.helpers.views import prefill_buckets
+
+
+def fitted(*measured: tuple[int, float]) -> StepTimes:
+    times = StepTimes()
+    for size, seconds in measured:
+        times.add(size, seconds)
+    return times
+
+
+def test_nothing_is_known_before_a_step():
+    times = StepTimes()
+    assert not times.measured and times.line() == (0.0, 0.0)
+    assert times.seconds(100) is None
+    assert prefill_seconds(times, prefill_buckets(), 100) is None
+
+
+def test_steps_on_a_line_give_the_line():
+    times = fitted(*((size, 0.004 + 2e-5 * size) for size in (1, 700, 8192, 64)))
+    assert times.line() == pytest.approx((0.004, 2e-5))
+    assert times.seconds(4096) == pytest.approx(0.004 + 2e-5 * 4096)
+
+
+def test_noise_averages_out():
+    chance = random.Random(0)
+    sizes = [chance.randint(1, 8192) for _ in range(2000)]
+    times = fitted(*((size, 0.01 + 1e-5 * size + chance.gauss(0, 1e-3)) for size in sizes))
+    assert times.seconds(4096) == pytest.approx(0.01 + 1e-5 * 4096, rel=0.02)
+
+
+def test_steps_of_one_size_say_nothing_of_others():
+    assert fitted((512, 0.02), (512, 0.04)).line() == pytest.approx((0.03, 0.0), rel=0.01)
+    assert fitted(*[(4096, 0.05)] * 10_000).line() == pytest.approx((0.05, 0.0))
+
+
+def test_no_part_is_below_zero():
+    assert fitted((1, 0.02), (2, 0.01)).line()[1] == 0.0
+    base, each = fitted((1, 0.0), (2, 1.0)).line()
+    assert base == 0.0 and each > 0
+
+
+def test_an_engine_that_has_become_slow_is_known_to_be():
+    times = fitted(*((size, 1e-5 * size) for size in (100, 900) * 500))
+    for size in (100, 900) * 500:
+        times.add(size, 5e-5 * size)
+    assert times.seconds(1000) == pytest.approx(0.05, rel=0.01)
+
+
+def test_a_prompt_takes_as_many_steps_as_its_budget_says():
+    times = fitted(*((size, 0.01 + 1e-3 * size) for size in (1, 10)))
+    assert prefill_seconds(times, prefill_buckets(budget=10), 25) == pytest.approx(0.03 + 0.025)
+    assert prefill_seconds(times, prefill_buckets(budget=10), 0) == 0.0
