@@ -324,13 +324,12 @@ class Loop:
         if not fleet.to_plan and not lifecycle.waiting_changed:
             return False
         self._recorder.observer.part_began(TurnPart.DISPATCH_PREFILL)
-        touched = in_order(fleet.to_plan)
-        fleet.to_plan, lifecycle.waiting_changed = set(), False
+        touched, fleet.to_plan, lifecycle.waiting_changed = fleet.to_plan, set(), False
         self._notice_losses(touched)
         if lifecycle.waiting:
             views = [view for view in fleet.views(fleet.prefill) if view.open]
         else:
-            views = fleet.views(state for state in touched if state.goes_on)
+            views = fleet.views(state for state in in_order(touched) if state.goes_on)
         if not views:
             return False
         policy, now = self._policies.prefill, self._clock.now()

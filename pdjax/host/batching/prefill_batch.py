@@ -13,20 +13,26 @@ from pdjax.host.batching.buckets import Buckets, fit, padded
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.sampling_rows import SamplingRows, masks_of
 from pdjax.host.sequences.sequence import Sequence
-from pdjax.interfaces.batches import PrefillBatch, ScoreBatch
+from pdjax.interfaces.batches import PrefillBatch, SamplingBatch, ScoreBatch
 
 
 def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
     """Pack `chunks` one after another and pad them; see `interfaces.PrefillBatch`."""
     page_size, rows = buckets.page_size, buckets.sequences
     pages_of = [chunk.sequence.pages[: buckets.pages_for(chunk.stop)] for chunk in chunks]
+    sampling, masks = SamplingRows(rows), dict[int, np.ndarray]()
+    for b, chunk in enumerate(chunks):
+        if chunk.last:
+            sampling.fill(b, chunk.sequence)
+            if (mask := chunk.sequence.mask) is not None:
+                masks[b] = mask
     batch = empty_prefill_batch(
         buckets,
         fit(buckets.tokens, sum(chunk.tokens for chunk in chunks)),
         fit(buckets.step_pages, sum(map(len, pages_of))),
+        sampling.take(),
         history=any(chunk.last and _needs_history(chunk.sequence) for chunk in chunks),
     )
-    sampling, masks = SamplingRows(rows), dict[int, np.ndarray]()
     token, page = 0, 0
     for b, (chunk, pages) in enumerate(zip(chunks, pages_of, strict=True)):
         sequence = chunk.sequence
@@ -44,13 +50,12 @@ def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
         batch.cu_pages[b + 1 :] = page
         batch.kv_lens[b] = chunk.stop
         batch.sample_at[b] = token - 1
-        if chunk.last:
-            sampling.fill(b, sequence)
-            if batch.history is not None:
-                batch.history[b, : sequence.length] = sequence.token_ids
-            if (mask := sequence.mask) is not None:
-                masks[b] = mask
-    return replace(batch, sampling=sampling.take(), scored=_scored(chunks), masks=masks_of(masks))
+        if chunk.last and batch.history is not None:
+            batch.history[b, : sequence.length] = sequence.token_ids
+    scored, masked = _scored(chunks), masks_of(masks)
+    if scored is None and masked is None:
+        return batch
+    return replace(batch, scored=scored, masks=masked)
 
 
 def _needs_history(sequence: Sequence) -> bool:
@@ -72,9 +77,14 @@ def _scored(chunks: Seq[Chunk]) -> ScoreBatch | None:
 
 
 def empty_prefill_batch(
-    buckets: Buckets, tokens: int, step_pages: int, *, history: bool = False
+    buckets: Buckets,
+    tokens: int,
+    step_pages: int,
+    sampling: SamplingBatch | None = None,
+    *,
+    history: bool = False,
 ) -> PrefillBatch:
-    """A step of that bucket in which everything is padding."""
+    """A step of that bucket in which everything is padding, but for how its rows are sampled."""
     rows = buckets.sequences
     return PrefillBatch(
         tokens=np.zeros(tokens, np.int32),
@@ -85,7 +95,7 @@ def empty_prefill_batch(
         cu_q_lens=np.zeros(rows + 1, np.int32),
         kv_lens=np.zeros(rows, np.int32),
         sample_at=np.zeros(rows, np.int32),
-        sampling=SamplingRows(rows).take(),
+        sampling=sampling or SamplingRows(rows).take(),
         history=np.zeros((rows, buckets.context), np.int32) if history else None,
     )
 

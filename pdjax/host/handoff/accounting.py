@@ -44,9 +44,16 @@ class TransferTotals:
 
     def add_shipment(self, cost: TransferCost) -> None:
         """Count a shipment."""
+        self.add_part(cost, cost.bytes, cost.pages)
+
+    def add_part(self, cost: TransferCost, nbytes: int, pages: int) -> None:
+        """Count a shipment of which so many bytes and pages are its own."""
         self.shipments += 1
-        for name in _COSTS:
-            setattr(self, name, getattr(self, name) + getattr(cost, name))
+        self.bytes += nbytes
+        self.pages += pages
+        self.pieces += cost.pieces
+        self.puts += cost.puts
+        self.layout_changing_puts += cost.layout_changing_puts
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

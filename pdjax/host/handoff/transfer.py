@@ -62,7 +62,10 @@ class Load(NamedTuple):
     def in_group(self, group: int) -> "Load":
         """The same pages in one layer group."""
         here = slice(group, group + 1)
-        return self._replace(items=tuple(item._replace(groups=here) for item in self.items))
+        items = tuple(
+            Item(item.handoff, item.spans, here, item.generation, item.pages) for item in self.items
+        )
+        return Load(items, self.pages, self.held, self.passengers)
 
 
 @dataclass(eq=False)

@@ -10,14 +10,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pdjax.config import HandoffConfig
 from pdjax.core.ids import PoolId
 from pdjax.host.events import is_ready
-from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.handoff.handoff import Handoff, Part
 from pdjax.host.handoff.transfer import Item, Load, Transfer, nbytes_of, span_bytes
 from pdjax.host.runtime import Runtime
@@ -328,8 +327,7 @@ class TransferQueue:
             return
         total = sum(item.spans.size for item in transfer.items)
         for item in transfer.items:
-            costs = TransferTotals(scatter_s=seconds * item.spans.size / total)
-            self._recorder.transfer(item.handoff.sequence, costs)
+            self._recorder.written(item.handoff.sequence, seconds * item.spans.size / total)
         if self.config.checksums or ahead:
             self._count(transfer)
 
@@ -373,7 +371,7 @@ class TransferQueue:
             transfer.written.append(item)
             # Padding is shared; all parts together are all of the bytes.
             nbytes = cost.bytes * before // total - cost.bytes * start // total
-            item.handoff.costs.add_shipment(replace(cost, bytes=nbytes, pages=item.pages))
+            item.handoff.costs.add_part(cost, nbytes, item.pages)
             transfer.account(item.handoff)
             self.written(item.handoff)
 

@@ -113,9 +113,14 @@ class Recorder:
         del self._timeline(seq).token_times[tokens:]
 
     def transfer(self, seq: Sequence, costs: TransferTotals) -> None:
-        """Note a hand-off of `seq` that has landed, or more of the costs of one."""
+        """Note a hand-off of `seq` that has landed, but for the writing of its KV."""
         self._timeline(seq).transfer.add(costs)
         self.transfers.add_handoff(costs)
+
+    def written(self, seq: Sequence, seconds: float) -> None:
+        """Note that writing KV of `seq` after a transfer has taken so long."""
+        self._timeline(seq).transfer.scatter_s += seconds
+        self.transfers.scatter_s += seconds
 
     def shipment(self, shipment: Shipment) -> None:
         """Note a transfer job that has been written, or has arrived and is not wanted."""

@@ -75,10 +75,12 @@ class FcfsDecode:
         """See `DecodePolicy`. Room is for those first whose prefill has ended, and no KV leaves
         ahead while an engine of its own pool has a row."""
         pool = streaming[0].pool
-        stays = any(view.pool == pool and view.free_rows for view in engines)
-        if prefilled or stays:
+        here = [view for view in engines if view.pool == pool]
+        if prefilled or any(view.free_rows for view in here):
             return []
-        return self.admit(streaming, [view for view in engines if view.pool != pool], now)
+        if here:
+            engines = [view for view in engines if view.pool != pool]
+        return self.admit(streaming, engines, now)
 
 
 def _pages_to_reserve(sequence: Sequence, view: EngineView) -> int:

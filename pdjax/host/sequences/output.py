@@ -38,10 +38,10 @@ def ending(sequence: Sequence, token: int, end_token_ids: frozenset[int]) -> End
     Args:
       end_token_ids: tokens with which the model itself ends an answer.
     """
-    params, text = sequence.request.params, sequence.text
-    ends = token in end_token_ids and not params.ignore_eos
+    text = sequence.text
+    ends = token in end_token_ids and not sequence.request.params.ignore_eos
     found: Ending | None = None
-    if ends or token in params.stop_tokens:
+    if ends or token in sequence.stop_token_ids:
         found = Ending("stop", token)
     else:
         stop = text.push(token) if text is not None else None
@@ -93,9 +93,8 @@ class OutputProcessor:
             try:
                 self._lifecycle.note(sequence)
                 sequence.output.append(token)
-                wanted = sequence.request.params.logprobs
-                if wanted is not None:
-                    sequence.logprobs.append(logprobs_of(sampled, row, wanted))
+                if sequence.wanted_logprobs is not None:
+                    sequence.logprobs.append(logprobs_of(sampled, row, sequence.wanted_logprobs))
                 self._recorder.token(sequence, moment)
                 end = ending(sequence, token, self._end_token_ids)
                 if end is None and sequence.constraint is not None:

@@ -102,6 +102,10 @@ class Sequence:
         known not to be the last. Fewer than `output` has only while a token is being added, or for
         good if the turn was broken off then.
       done: whether it has come to its end: no move leads on from its state.
+      id: unique among live sequences.
+      prompt_len: tokens of its prompt.
+      stop_token_ids, wanted_logprobs: what its request says of tokens that end it, and of
+        log-probabilities.
     """
 
     request: Request
@@ -133,18 +137,19 @@ class Sequence:
     text: SequenceText | None = None
     constraint: Constraint | None = None
     settled: int = 0
-    # Kept, not worked out: it is asked for with every token of every sequence.
+    # Kept, not worked out: they are asked for with every step, most of them with every token.
     done: bool = field(default=False, init=False)
+    id: str = field(init=False)
     prompt_len: int = field(init=False)
+    stop_token_ids: frozenset[int] = field(init=False)
+    wanted_logprobs: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.done = not LEGAL_MOVES[self.state]
+        self.id = f"{self.request.id}#{self.choice}"
         self.prompt_len = len(self.request.prompt_token_ids)
-
-    @property
-    def id(self) -> str:
-        """Unique among live sequences."""
-        return f"{self.request.id}#{self.choice}"
+        self.stop_token_ids = self.request.params.stop_tokens
+        self.wanted_logprobs = self.request.params.logprobs
 
     def found_in(self, index: Any, tokens: int) -> None:
         """Note that its first `tokens` tokens are findable in a pool. What it has added there
