@@ -292,15 +292,17 @@ class DecodePipeline:
         number, self._next_tick = self._next_tick, self._next_tick + 1
         under = self._under[number % self.stages]
         flights = [self._flights[microbatch] for microbatch in under]
-        n, pages = largest(flights, least)
-        n = fit(self._sizes, n)
-        aboard = Aboard.of(flights, n, fit(self._shapes[n], pages))
-        tokens = self._fed_back[n]
+        leaving, left, masks = under[-1], flights[-1], None
+        if self.stages == 1 and left is not None:
+            aboard = Aboard.alone(left)
+        else:
+            n, pages = largest(flights, least)
+            n = fit(self._sizes, n)
+            aboard = Aboard.of(flights, n, fit(self._shapes[n], pages))
+        tokens = self._fed_back[aboard.rows.shape[1]]
         if known:
             tokens = tokens.copy()
             tokens[list(known)] = list(known.values())
-        leaving = under[-1]
-        left, masks = flights[-1], None
         if left is not None:
             masks = self._masked.leave(leaving, left.occupants.places)
             self._flights[leaving] = None

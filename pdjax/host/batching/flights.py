@@ -79,8 +79,9 @@ class Course:
     def next(self) -> Flight:
         """The next launch."""
         self.left -= 1
-        positions = self.flight.positions + self.launched  # padding stays where it is
-        self.flight = self.flight._replace(positions=positions)
+        occupants, rows, positions, table = self.flight
+        # Padding stays where it is.
+        self.flight = Flight(occupants, rows, positions + self.launched, table)
         return self.flight
 
 
@@ -100,17 +101,18 @@ class Aboard(NamedTuple):
     stages_active: int
 
     @classmethod
+    def alone(cls, flight: Flight) -> "Aboard":
+        """A flight under the only stage."""
+        occupants, rows, positions, table = flight
+        return cls(rows[None], positions[None], table[None], occupants.refs, occupants.ids, 1)
+
+    @classmethod
     def of(cls, flights: Seq[Flight | None], n: int, pages: int) -> "Aboard":
         """The flights under each stage, padded to n entries and so many pages."""
         occupants = [flight.occupants for flight in flights if flight is not None]
         refs = tuple(chain.from_iterable(each.refs for each in occupants))
         ids = occupants[0].ids if len(occupants) == 1 else ids_of(refs)
-        first, *others = flights
-        if not others and first is not None and first.table.shape == (n, pages):
-            arrays = first.rows[None], first.positions[None], first.table[None]
-        else:
-            arrays = _stacked(flights, n, pages)
-        return cls(*arrays, refs, ids, len(occupants))
+        return cls(*_stacked(flights, n, pages), refs, ids, len(occupants))
 
 
 def largest(flights: Seq[Flight | None], least: tuple[int, int]) -> tuple[int, int]:

@@ -76,4 +76,4 @@ def _is_time(handoff: Handoff) -> bool:
     state = handoff.engine
     assert state is not None and handoff.chooses is not None, "its sequence is to decode"
     alone = state.rows.taken_rows == 1 and not state.in_flight and not state.paused
-    return alone and handoff.nearly_written and handoff.chooses[0].made
+    return alone and handoff.chooses[0].made and handoff.nearly_written

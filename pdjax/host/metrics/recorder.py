@@ -134,7 +134,11 @@ class Recorder:
 
     def link(self, source: PoolId, target: PoolId) -> Link:
         """What has moved from one pool to another."""
-        return self.links.setdefault(f"{source}->{target}", Link())
+        name = f"{source}->{target}"
+        link = self.links.get(name)
+        if link is None:
+            link = self.links[name] = Link()
+        return link
 
     def span(
         self,

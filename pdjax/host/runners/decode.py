@@ -117,16 +117,17 @@ class DecodeRunner:
     def harvest(self, state: EngineState, done: InFlight[Tick]) -> list[Sequence]:
         """A tick has come back: each row that leaves has its sequence's next token. Returns the
         sequences that have finished."""
-        tick, now, active = done.work, self._clock.now(), len(done.work.refs)
+        tick, now, rows = done.work, self._clock.now(), state.rows
+        active = len(tick.refs)
         self._recorder.span(
             state.id,
             "tick",
             done.started,
             now,
             rows_active=active,
-            rows=state.rows.rows,
+            rows=rows.rows,
             stages_active=tick.stages_active,
-            stages=state.rows.stages,
+            stages=rows.stages,
             who=tick.ids,
         )
         self._recorder.free_pages(state.pool.id, state.allocator.free_pages)
