@@ -8,7 +8,7 @@ Nothing waits: the clock is virtual, and the same run gives the same numbers.
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.sim.cluster import Cluster
 from pdjax.sim.costs import StepCosts
-from pdjax.sim.workload import poisson
+from pdjax.workloads.synthetic import poisson
 
 TTFT, TPOT = 0.3, 0.0057  # bounds, seconds
 COSTS = StepCosts(tick=5e-3, tick_row=60e-6)  # as of Llama-3-8B on one GPU, roughly

@@ -29,7 +29,7 @@ from absl import flags
 from experiments.bench_scale.tables import compared, host_table, latency_table, ratio_table
 from experiments.common.origin import ROOT, commit, save
 from pdjax.flags import new_flags, run
-from pdjax.sim.workload import poisson
+from pdjax.workloads.synthetic import poisson
 
 VOCAB = 1000
 

@@ -30,7 +30,7 @@ from pdjax.config.load import load_config
 from pdjax.flags import config_of, new_flags, run
 from pdjax.sim.cluster import Cluster
 from pdjax.sim.costs import StepCosts
-from pdjax.sim.workload import poisson
+from pdjax.workloads.synthetic import poisson
 
 WAYS = {"colocated": 1, "disaggregated": 0}
 """Each way, and how many engines of either kind share their mesh."""

@@ -89,7 +89,7 @@ def _check() -> None:
 
 def _requests(vocab_size: int, longest: int) -> list[Request]:
     """The workload, arrivals counted from 0; `longest`: tokens of prompt and answer together."""
-    from pdjax.sim.workload import poisson
+    from pdjax.workloads.synthetic import poisson
 
     mean, answer = _PROMPT_TOKENS.value or 0, _MAX_TOKENS.value or 0
     if mean + mean // 2 + answer > longest:

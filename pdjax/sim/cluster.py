@@ -24,7 +24,8 @@ from pdjax.sim.engines import SimEngine
 from pdjax.sim.events import ScheduledEvents
 from pdjax.sim.links import Link, SimTransport
 from pdjax.sim.meshes import SimMesh
-from pdjax.sim.workload import Arrival
+from pdjax.workloads.arrival import Arrival
+from pdjax.workloads.schedule import Call, Schedule
 
 LLAMA3_8B = KVLayout.of_heads(32, 8, 128, page_size=64, dtype="bfloat16", itemsize=2)
 """KV of Llama 3 8B in bfloat16, in pages of 64 tokens."""
@@ -40,7 +41,8 @@ class Run:
       events: told to the coordinator.
       requests: what happened to each sequence that has ended, in the order of arrival.
       tokens: what each request was answered, a list a choice.
-      refused: ids of requests that found the waiting queue full.
+      refused: ids of requests that found the waiting queue full, and of those that wait for a
+        request that has not ended well.
       report: statistics, see `host/metrics/summary.py`.
     """
 
@@ -139,6 +141,7 @@ class Cluster:
         self._agenda: list[tuple[float, int, Callable[[], object]]] = []  # a heap
         self._order = itertools.count()
         self._asked = 0
+        self._followed: dict[str, tuple[Schedule, Call]] = {}  # requests that others wait for
         self._refused: list[str] = []
 
     def at(self, moment: float, action: Callable[[], object]) -> None:
@@ -148,13 +151,17 @@ class Cluster:
         self.events.wake_at(moment)
 
     def expect(self, arrivals: Iterable[Arrival]) -> None:
-        """Let requests arrive, each at its moment."""
-        for arrival in arrivals:
-            self.expect_request(arrival.request(self._asked, self.vocab_size))
+        """Let requests arrive, each at its moment, or when those that they wait for have ended.
+
+        Raises:
+          ValueError: a workload that contradicts itself; see `Schedule`.
+        """
+        schedule = Schedule(arrivals, self.vocab_size, first=self._asked)
+        self._asked += schedule.count
+        self._expect_due(schedule)
 
     def expect_request(self, request: Request) -> None:
         """Let a request arrive at `request.arrival`."""
-        self._asked += 1
         self.at(request.arrival, lambda: self._submit(request))
 
     def lose(self, engine: EngineId) -> None:
@@ -176,8 +183,11 @@ class Cluster:
             while self._agenda and self._agenda[0][0] <= now:
                 heapq.heappop(self._agenda)[2]()
             if self.coordinator.has_work:
-                self.coordinator.step()  # waits where there is nothing to do
+                news = self.coordinator.step()  # waits where there is nothing to do
                 self.turns += 1
+                for progress in news if self._followed else ():
+                    if progress.finished:
+                        self._follow(progress.sequence)
             elif self._agenda:
                 self.events.wait()
 
@@ -201,6 +211,29 @@ class Cluster:
             self.sequences[request.id] = self.coordinator.submit(request)
         except QueueFull:
             self._refused.append(request.id)
+            self._break(request.id)
+
+    def _expect_due(self, schedule: Schedule) -> None:
+        """Let those of a workload arrive whose moments are known by now."""
+        for call in schedule.take():
+            if schedule.has_followers(call):
+                self._followed[call.id] = schedule, call
+            self.expect_request(call.request())
+
+    def _follow(self, sequence: Sequence) -> None:
+        """A sequence has ended; let those come that have waited for it."""
+        if sequence.finish_reason not in ("stop", "length"):
+            self._break(sequence.request.id)
+        elif (followed := self._followed.pop(sequence.request.id, None)) is not None:
+            schedule, call = followed
+            schedule.ended(call, self.clock.now(), sequence.output)
+            self._expect_due(schedule)
+
+    def _break(self, id: str) -> None:
+        """A request has not ended well, so that those after it never come."""
+        if (followed := self._followed.pop(id, None)) is not None:
+            schedule, call = followed
+            self._refused += [arrival.name(number) for number, arrival in schedule.broken(call)]
 
 
 def _meshes(

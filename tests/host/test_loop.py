@@ -18,7 +18,7 @@ from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.interfaces.events import EngineLost
 from pdjax.sim.cluster import Cluster
-from pdjax.sim.workload import Arrival
+from pdjax.workloads.arrival import Arrival
 from tests.helpers.deployment import CONFIG, LAYOUT, assemble, deploy, expected
 from tests.helpers.fake_engines import FakeBothEngine, FakeDecodeEngine, FakePrefillEngine
 from tests.helpers.fakes import Chance

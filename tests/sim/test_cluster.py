@@ -1,5 +1,6 @@
 """The production coordinator over simulated engines: what it does when, with what tokens."""
 
+import math
 import re
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from pdjax.sim.cluster import Cluster
 from pdjax.sim.costs import StepCosts
 from pdjax.sim.links import Link
 from pdjax.sim.tokens import token_at
-from pdjax.sim.workload import Arrival, poisson, regular
+from pdjax.workloads.arrival import Arrival
+from pdjax.workloads.chances import Arrivals, Gaps, Uniform, fixed
+from pdjax.workloads.synthetic import Shape, closed_loop, conversations, poisson, regular
 
 LAYOUT = KVLayout.of_heads(4, 2, 8, page_size=16, dtype="float32", itemsize=4)
 COSTS = StepCosts(prefill_token=1e-3, tick=0.1, write=0.0)
@@ -160,6 +163,49 @@ def test_one_engine_that_serves_one_prompt_a_step_is_a_queue():
     assert waits.mean() == pytest.approx(0.5 * service, abs=0.1 * service)
 
 
+def test_turns_of_a_conversation_come_when_the_answer_before_has_been_thought_over():
+    served = cluster(prefix_cache=True)
+    served.expect(
+        conversations(
+            Arrivals(1.0, math.inf),
+            first=Shape(fixed(100), fixed(5)),
+            later=Shape(fixed(20), fixed(4)),
+            turns=fixed(3),
+            count=2,
+            think=Gaps(2.0),
+        )
+    )
+    outcome = served.run()
+    check_tokens(served)
+    of = {metrics.id: metrics for metrics in outcome.requests}
+    assert len(of) == 6 and outcome.refused == ()
+    for session in ("s0", "s1"):
+        for turn in (1, 2):
+            before, now = (of[f"{session}t{number}#0"] for number in (turn - 1, turn))
+            assert now.arrival == pytest.approx(before.token_times[-1] + 2.0, abs=1e-6)
+            asked, answer = served.sequences[f"{session}t{turn - 1}"][0].request, outcome.tokens
+            prompt = served.sequences[f"{session}t{turn}"][0].request.prompt_token_ids
+            whole = (*asked.prompt_token_ids, *answer[f"{session}t{turn - 1}"][0])
+            assert prompt[: len(whole)] == whole and len(prompt) == len(whole) + 20
+            assert now.cached_tokens >= len(asked.prompt_token_ids) // 16 * 16 - 16
+
+
+def test_clients_of_a_closed_loop_have_one_request_each_under_way():
+    served = cluster()
+    served.expect(closed_loop(3, Shape(fixed(30), Uniform(1, 9)), 20, Gaps(0.5, 1.0), seed=1))
+    outcome = served.run()
+    assert outcome.report["completed"] == 20 and outcome.report["max_concurrent_requests"] == 3
+
+
+def test_turns_behind_a_refused_one_never_come():
+    served = cluster(max_waiting=1, rows=1)
+    served.expect([Arrival(0.0, 100, 30, id=name) for name in "abx"])
+    served.expect([Arrival(0.0, 9, 1, id="v"), Arrival(1.0, 9, 1, id="y", after="v")])
+    outcome = served.run()
+    assert outcome.refused == ("b", "x", "v", "y")
+    assert [metrics.id for metrics in outcome.requests] == ["a#0"]
+
+
 def test_golden_run():
     """A small run of two engines of each kind, whose numbers change only on purpose."""
     served = cluster(2, 2, rows=4, layer_groups=4, link=Link(bandwidth=1e6, latency=1e-3))
@@ -169,22 +215,22 @@ def test_golden_run():
     report = outcome.report
     assert report["completed"] == 30
     golden = {
-        "duration": 8.152192,
-        "median_ttft_ms": 121.5,
-        "p99_ttft_ms": 274.667904,
-        "median_tpot_ms": 201.964294,
-        "p99_tpot_ms": 1467.622779,
-        "mean_e2el_ms": 2935.281526,
-        "max_concurrent_requests": 24,
-        "total_output_tokens": 439,
+        "duration": 8.513394,
+        "median_ttft_ms": 115.0,
+        "p99_ttft_ms": 241.339516,
+        "median_tpot_ms": 193.20784,
+        "p99_tpot_ms": 1986.82408,
+        "mean_e2el_ms": 3193.843871,
+        "max_concurrent_requests": 19,
+        "total_output_tokens": 549,
     }
     assert {key: report[key] for key in golden} == pytest.approx(golden, abs=1e-6)
     steps = {name: track["steps"] for name, track in report["engines"].items()}
     assert [steps[f"{kind}/{i}"] for kind in ("prefill", "decode") for i in (0, 1)] == [
         *(17, 13),
-        *(81, 69),
+        *(82, 83),
     ]
-    assert report["transfers"]["shipments"] == 54 and outcome.events == 342
+    assert report["transfers"]["shipments"] == 56 and outcome.events == 363
 
 
 @pytest.mark.parametrize(

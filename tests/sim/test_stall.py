@@ -9,7 +9,7 @@ from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.policies.registry import make_policies
 from pdjax.sim.cluster import Cluster
 from pdjax.sim.events import NothingToCome
-from pdjax.sim.workload import poisson
+from pdjax.workloads.synthetic import poisson
 
 
 class Picky(FcfsPrefill):
