@@ -6,34 +6,23 @@ A key that a report has and no group here names, or the other way round, fails a
 """
 
 import sys
-from typing import NamedTuple
+from collections.abc import Mapping
+
+from pdjax.host.metrics.metric import Metric, metrics_of
 
 STATISTICS = ("mean", "median", "std", "p90", "p99")
 """What `summary.summarize` takes of each metric in `SAMPLED`, unless other percentiles are asked
 for: the keys are `mean_ttft_ms` and so on."""
 
 
-class Metric(NamedTuple):
-    """A key of a report.
-
-    Attributes:
-      key: as it is in JSON.
-      unit: "1" is a count or a share.
-      meaning: what the number says.
-    """
-
-    key: str
-    unit: str
-    meaning: str
-
-
-def _metrics(*rows: tuple[str, str, str]) -> tuple[Metric, ...]:
-    return tuple(Metric(*row) for row in rows)
-
-
-REQUEST = _metrics(
+REQUEST = metrics_of(
     ("id", "", "of the sequence: the request's id, # and the number of the choice"),
-    ("finish_reason", "", "stop, length, abort or error; null while it runs"),
+    (
+        "finish_reason",
+        "",
+        "stop, length, abort or error; shed where it was refused for want of room; null while it "
+        "runs",
+    ),
     ("arrival_s", "s", "moment of arrival on the run's clock"),
     ("input_len", "tokens", "of the prompt"),
     ("cached_len", "tokens", "of the prompt whose KV was found, and not computed"),
@@ -66,7 +55,7 @@ REQUEST = _metrics(
 )
 """Of each entry of `requests`."""
 
-TRANSFER = _metrics(
+TRANSFER = metrics_of(
     ("transfers", "1", "hand-offs that were completed"),
     ("shipments", "1", "transfer jobs that carried KV which was wanted"),
     ("bytes", "B", "over the wire, padding and checksums included"),
@@ -110,7 +99,7 @@ TRANSFER = _metrics(
 )
 """Of `transfers`, and of `transfer` in each request."""
 
-LINK = _metrics(
+LINK = metrics_of(
     ("bytes", "B", "that arrived"),
     ("shipments", "1", "that arrived"),
     ("wire_s", "s", "in which at least one shipment was on the wire"),
@@ -125,7 +114,7 @@ LINK = _metrics(
 )
 """Of each entry of `links`, which are named SOURCE->TARGET by their pools."""
 
-ENGINE = _metrics(
+ENGINE = metrics_of(
     ("steps", "1", "prefill steps and ticks that have come back"),
     ("busy_seconds", "s", "covered by at least one step, from its dispatch to its outcome"),
     ("occupancy", "1", "active rows / rows, over all ticks; null without ticks"),
@@ -138,7 +127,7 @@ ENGINE = _metrics(
 )
 """Of each entry of `engines`."""
 
-SUMS = _metrics(
+SUMS = metrics_of(
     ("tokens", "tokens", "of prompts that prefill steps computed, padding not counted"),
     ("sequences", "1", "with a chunk in a prefill step"),
     ("rows_active", "1", "rows with a sequence in a tick"),
@@ -148,10 +137,11 @@ SUMS = _metrics(
 )
 """Of `sums` of an engine: the first two of prefill steps, the others of ticks."""
 
-RUN = _metrics(
+RUN = metrics_of(
     ("duration", "s", "last token of the run - first arrival"),
     ("completed", "1", "requests that ran to their proper end"),
     ("failed", "1", "requests that ended in an error"),
+    ("shed", "1", "requests that were refused for want of room, before anything was done for them"),
     ("aborted", "1", "requests that were aborted"),
     ("total_input_tokens", "tokens", "of the prompts of completed requests"),
     ("total_output_tokens", "tokens", "that completed requests were answered"),
@@ -161,13 +151,16 @@ RUN = _metrics(
         "1/s",
         "completed requests that met every SLO / duration; null without SLOs",
     ),
-    (
-        "slo_attainment",
-        "1",
-        "completed requests that met every SLO / (completed + failed); null without SLOs",
-    ),
+    ("slo_good", "1", "completed requests that met every SLO; null without SLOs"),
+    ("slo_total", "1", "completed + failed + shed; null without SLOs"),
+    ("slo_attainment", "1", "slo_good / slo_total; null without SLOs"),
     ("output_throughput", "tokens/s", "total_output_tokens / duration"),
     ("total_token_throughput", "tokens/s", "tokens of prompts and answers / duration"),
+    (
+        "max_output_tokens_per_s",
+        "tokens/s",
+        "most tokens in one of the seconds that follow each other from the first arrival on",
+    ),
     (
         "max_concurrent_requests",
         "1",
@@ -182,8 +175,10 @@ RUN = _metrics(
 )
 """Of the report itself. Those of completed requests are about them alone."""
 
-SAMPLED = ("queue", "ttft", "row_wait", "kv_wait", "tick_wait", "tpot", "itl", "e2el")
-"""Metrics of requests of which the report has statistics; gaps are pooled over requests."""
+SAMPLED = ("queue", "ttft", "row_wait", "kv_wait", "tick_wait", "tpot", "itl", "icl", "e2el")
+"""Metrics of requests of which the report has statistics; gaps are pooled over requests. `itl` is
+of every token: those that came in one chunk have gaps of 0 between them. `icl`, inter-chunk
+latency, is of what came apart, which is what vLLM's benchmark calls ITL."""
 
 GROUPS = {
     "report": RUN,
@@ -193,6 +188,7 @@ GROUPS = {
     "engines": ENGINE,
     "sums": SUMS,
 }
+"""Of a report."""
 
 
 def statistic_keys(name: str, statistics: tuple[str, ...] = STATISTICS) -> list[str]:
@@ -200,11 +196,13 @@ def statistic_keys(name: str, statistics: tuple[str, ...] = STATISTICS) -> list[
     return [f"{statistic}_{name}_ms" for statistic in statistics]
 
 
-def definitions() -> dict[str, dict[str, str]]:
+def definitions(
+    groups: Mapping[str, tuple[Metric, ...]] = GROUPS,
+) -> dict[str, dict[str, str]]:
     """Meaning and unit by group and key, as a report carries them along."""
     return {
         group: {m.key: f"{m.meaning} [{m.unit}]" if m.unit else m.meaning for m in metrics}
-        for group, metrics in GROUPS.items()
+        for group, metrics in groups.items()
     }
 
 
@@ -215,8 +213,10 @@ _HEADINGS = {
         f"{', '.join(f'`{name}`' for name in SAMPLED)} the statistics "
         f"{', '.join(f'`{key}`' for key in statistic_keys('METRIC'))}, in milliseconds, over "
         "completed requests; percentiles interpolate linearly. The keys are those of vLLM's "
-        "serving benchmark where it has such a metric. The newest requests, steps and shipments "
-        "are kept, as many as `max_recorded` says; totals are of the whole run.",
+        "serving benchmark where it has such a metric. `itl` is of every token, so that tokens of "
+        "one chunk have gaps of 0 between them; `icl`, inter-chunk latency, is of what came apart, "
+        "and is what vLLM's benchmark calls ITL. The newest requests, steps and shipments are "
+        "kept, as many as `max_recorded` says; totals are of the whole run.",
     ),
     "requests": (
         "A request",

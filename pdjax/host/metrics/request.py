@@ -59,7 +59,8 @@ class RequestMetrics:
       token_times: moment of each output token; in an array, which takes 8 bytes for each.
       prompt_tokens, cached_tokens: length of the prompt, and how much of it had its KV reused.
       transfer: its hand-offs.
-      finish_reason: as in `Completion`; None while it runs.
+      finish_reason: as in `Completion`, or "shed" of one that was refused for want of room; None
+        while it runs.
     """
 
     id: str
@@ -136,6 +137,11 @@ class RequestMetrics:
     def failed(self) -> bool:
         """Whether it ended in an error."""
         return self.finish_reason == "error"
+
+    @property
+    def shed(self) -> bool:
+        """Whether it was refused for want of room, before anything was done for it."""
+        return self.finish_reason == "shed"
 
     @property
     def completed(self) -> bool:

@@ -38,6 +38,7 @@ def summarize(
     everyone = list(requests)
     done = [metrics for metrics in everyone if metrics.completed]
     failed = sum(metrics.failed for metrics in everyone)
+    shed = sum(metrics.shed for metrics in everyone)
     good = None if slo is None else sum(map(slo.met_by, done))
     inputs, outputs = sum(m.prompt_tokens for m in done), sum(m.output_tokens for m in done)
     first = min((m.arrival for m in done), default=0.0)
@@ -46,14 +47,18 @@ def summarize(
         "duration": duration,
         "completed": len(done),
         "failed": failed,
-        "aborted": len(everyone) - len(done) - failed,
+        "shed": shed,
+        "aborted": len(everyone) - len(done) - failed - shed,
         "total_input_tokens": inputs,
         "total_output_tokens": outputs,
         "request_throughput": _ratio(len(done), duration),
         "request_goodput": _ratio(good, duration),
-        "slo_attainment": _ratio(good, len(done) + failed),
+        "slo_good": good,
+        "slo_total": None if slo is None else len(done) + failed + shed,
+        "slo_attainment": _ratio(good, len(done) + failed + shed),
         "output_throughput": _ratio(outputs, duration),
         "total_token_throughput": _ratio(inputs + outputs, duration),
+        "max_output_tokens_per_s": _most_a_second(done, first),
         "max_concurrent_requests": _most_at_once(done),
     }
     for name, values in _samples(done).items():
@@ -73,6 +78,7 @@ def _samples(done: list[RequestMetrics]) -> dict[str, np.ndarray]:
         "tick_wait": _known(gap.tick_wait for gap in first),
         "tpot": _known(m.tpot for m in done),
         "itl": np.concatenate([np.zeros(0), *gaps]),
+        "icl": np.concatenate([np.zeros(0), *(each[each > 0] for each in gaps)]),
         "e2el": _known(m.e2e for m in done),
     }
     return {name: values[name] for name in SAMPLED}
@@ -109,6 +115,13 @@ def _statistics(
         return dict.fromkeys(keys)
     numbers = [sample.mean(), np.median(sample), sample.std(), *np.percentile(sample, percentiles)]
     return {key: float(number) for key, number in zip(keys, numbers, strict=True)}
+
+
+def _most_a_second(requests: list[RequestMetrics], first: float) -> int:
+    """The most tokens in one of the seconds that follow each other from `first` on, as vLLM's
+    benchmark counts them."""
+    moments = np.concatenate([np.zeros(0), *(np.asarray(m.token_times) for m in requests)])
+    return int(np.bincount((moments - first).astype(np.int64)).max()) if moments.size else 0
 
 
 def _most_at_once(requests: list[RequestMetrics]) -> int:
