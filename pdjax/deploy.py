@@ -163,7 +163,7 @@ def _on_devices(
             guides=GuideThreads(_guide_threads(), events.wake),
         )
         if config.warm_up:
-            coordinator.warm_up(partial(progress.each, what="compiling", unit="shapes"))
+            coordinator.warm_up(partial(progress.each, unit="shapes"))
             recorder.clear()
     except BaseException:  # also Ctrl-C, while it warms up
         built.close()

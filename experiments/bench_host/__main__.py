@@ -91,6 +91,9 @@ class InstantEngine:
         self.sampled = Sampled(drawn, *nothing, np.zeros((rows, 0), np.float32))
         self._done = Done(self.sampled)
 
+    def compile(self, step: Step) -> Ticket[None]:
+        raise AssertionError("nothing is compiled")
+
     def submit(self, step: Step) -> StepTicket:
         del step
         return self._done
@@ -117,6 +120,9 @@ class NoTransport:
 
     def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
         return False
+
+    def compile(self, job: TransferJob, target_pages: np.ndarray) -> Ticket[None]:
+        raise AssertionError("nothing moves")
 
     def send(self, job: TransferJob) -> TransferTicket:
         raise AssertionError("nothing moves")

@@ -75,7 +75,7 @@ def connect(
       ValueError: two pools that cannot hold the same KV, or no such wire type.
     """
     transports: list[Transport] = [
-        DeviceTransport(pools, wire_dtype),
+        DeviceTransport(pools, wire_dtype, workers.ahead),
     ]
     by_pool = {name: workers.of(pool.mesh.devices.flat) for name, pool in pools.items()}
     return Transports(
@@ -95,7 +95,8 @@ def _recut(
         for program in engine.programs.values()
     ]
     pool = pools[engine.pool]
-    return JaxEngine(engine.id, engine.pool, pool, programs, transport, engine.worker)
+    threads = engine.worker, engine.ahead
+    return JaxEngine(engine.id, engine.pool, pool, programs, transport, *threads)
 
 
 def build_engines(
@@ -136,7 +137,8 @@ def build_engines(
 
     def engine(kind: str, number: int, name: PoolId, program: Program) -> JaxEngine:
         id, pool = EngineId(f"{kind}/{number}"), pools[name]
-        return JaxEngine(id, name, pool, [program], transport, workers.of(pool.mesh.devices.flat))
+        threads = workers.of(pool.mesh.devices.flat), workers.ahead
+        return JaxEngine(id, name, pool, [program], transport, *threads)
 
     engines = [
         *(

@@ -10,6 +10,7 @@ from pallas_kernels.paged_attention.api import PLATFORMS
 from pdjax.config import Config
 from pdjax.device.compat import use_virtual_cpu_devices
 from pdjax.device.compilation_cache import use_compilation_cache
+from pdjax.device.kept.ahead import Ahead
 from pdjax.device.mesh import take_devices
 from pdjax.device.worker import DispatchWorker
 
@@ -82,17 +83,22 @@ def _check_attention(name: str | None, platform: str) -> None:
 
 
 class Workers:
-    """The workers of a deployment, one a set of devices that prefills; of other devices there are
-    none. A config allows them only where the sets do not overlap.
+    """The threads of a deployment: workers that dispatch, one a set of devices that prefills, and
+    what compiles. Other devices have no worker. A config allows them only where the sets do not
+    overlap.
 
     Args:
       config: of the deployment.
       for_prefill: devices of each prefill engine.
+
+    Attributes:
+      ahead: compiles for all engines.
     """
 
     def __init__(self, config: Config, for_prefill: Dealt) -> None:
         sets = {frozenset(devices) for devices in for_prefill} if _has_workers(config) else set()
         self._of = {devices: DispatchWorker() for devices in sets}
+        self.ahead = Ahead()
 
     def of(self, devices: Iterable[jax.Device]) -> DispatchWorker | None:
         """The worker of a set of devices, or None."""

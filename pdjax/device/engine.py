@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pdjax.core.ids import EngineId, PoolId
+from pdjax.device.kept.ahead import Ahead
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transports import TransferFuture, Transports
 from pdjax.device.programs.program import Program
@@ -49,6 +50,7 @@ class JaxEngine:
       programs: one for each kind of step that is accepted.
       transports: what the exports of steps leave by.
       worker: of the devices; None dispatches in the thread that calls.
+      ahead: compiles what `compile` asks for; None makes one.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class JaxEngine:
         programs: Sequence[Program],
         transports: Transports,
         worker: DispatchWorker | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self.id, self.pool = id, pool_id
         self.layout, self.num_pages = pool.layout, pool.num_pages
@@ -67,7 +70,7 @@ class JaxEngine:
         self._with_rows = max(programs, key=lambda each: each.rows)
         self.rows = self._with_rows.rows
         self.layer_groups = self.programs.get(StepKind.PREFILL, programs[0]).layer_groups
-        self.worker = worker
+        self.worker, self.ahead = worker, ahead or Ahead()
         self._pool, self._transports = pool, transports
         self._error: Exception | None = None  # of a call that has no ticket
 
@@ -75,11 +78,18 @@ class JaxEngine:
     def losses(self) -> int:
         return self._pool.losses + sum(each.losses for each in self.programs.values())
 
-    def submit(self, step: Step) -> StepFuture:
+    def compile(self, step: Step) -> Ticket[None]:
+        return self.ahead.compile(self._program(step).calls(step))
+
+    def _program(self, step: Step) -> Program:
         program = self.programs.get(step.kind)
         if program is None or step.kind not in self.accepts:
             allowed = " and ".join(sorted(kind.value for kind in self.accepts)) or "no"
             raise ValueError(f"step.kind={step.kind.value}: engine {self.id} takes {allowed} steps")
+        return program
+
+    def submit(self, step: Step) -> StepFuture:
+        program = self._program(step)
         groups = self._expect_exports(step, len(program.layer_groups))
         exports = {export.job.id: export for export in chain(*groups)}
         future = StepFuture(partial(self._dispatch, program, step, groups), exports)
@@ -175,6 +185,7 @@ class JaxEngine:
             raise error
 
     def close(self) -> None:
+        self.ahead.end()
         if self.worker is not None:
             self.worker.rest()
         self._pool.close()

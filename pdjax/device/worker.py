@@ -21,7 +21,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pdjax.interfaces.tickets import Ticket
 
@@ -148,7 +148,7 @@ class DispatchWorker:
     def __init__(self) -> None:
         self._queue: Queue = SimpleQueue()
         weakref.finalize(self, self._queue.put, None)
-        _alive.add(self)
+        end_with_process(self)
         self.thread = threading.Thread(
             target=_make_all, args=(self._queue,), name="pdjax dispatch", daemon=True
         )
@@ -186,7 +186,20 @@ def ask(worker: DispatchWorker | None, future: FutureT) -> FutureT:
     return future
 
 
-_alive: "weakref.WeakSet[DispatchWorker]" = weakref.WeakSet()
+class Ends(Protocol):
+    """What has threads that call XLA."""
+
+    def end(self, seconds: float) -> None:
+        """Let them end as soon as may be; wait so long at most for each."""
+        ...
+
+
+_alive: "weakref.WeakSet[Ends]" = weakref.WeakSet()
+
+
+def end_with_process(threads: Ends) -> None:
+    """End threads before JAX takes its clients down."""
+    _alive.add(threads)
 
 
 @atexit.register  # after JAX did so, and so before JAX takes its clients down

@@ -30,7 +30,7 @@ from pdjax.host.sequences.guide_threads import GuideThreads
 from pdjax.host.sequences.lifecycle import Progress, SequenceLifecycle
 from pdjax.host.sequences.limits import Limits, choices
 from pdjax.host.sequences.sequence import Sequence, SequenceText, State
-from pdjax.host.warm_up import WarmUp
+from pdjax.host.warm_up import Show
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.events import (
     EventSource,
@@ -338,16 +338,17 @@ class Coordinator:
         """What is new since the last time, as `step` returns it."""
         return self.loop.lifecycle.take_news()
 
-    def warm_up(self, show: Callable[[list[WarmUp]], Iterable[WarmUp]] = iter) -> int:
-        """Send a batch of every bucket through the door, so that nothing is compiled later.
+    def warm_up(self, show: Show | None = None) -> int:
+        """Compile what every bucket needs, so that nothing is compiled later, and send a batch of
+        each through the door.
 
         To be called before the first request.
 
         Args:
-          show: goes through what there is to do, and may show how far it has come.
+          show: goes through what there is to do; None shows nothing.
 
         Returns:
-          how many there were.
+          how many batches there were.
         """
         assert not self.has_work, "a request would have to wait"
         return self.loop.warm_up(show)

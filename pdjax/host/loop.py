@@ -5,7 +5,7 @@ waits for a device.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 
 from pdjax.config import Config
@@ -25,7 +25,7 @@ from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
 from pdjax.host.sequences.sequence import Sequence, State
-from pdjax.host.warm_up import WarmUp, warm_ups
+from pdjax.host.warm_up import Show, warm_ups
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.events import (
     EngineLost,
@@ -360,13 +360,14 @@ class Loop:
 
     # Before and after.
 
-    def warm_up(self, show: Callable[[list[WarmUp]], Iterable[WarmUp]] = iter) -> int:
+    def warm_up(self, show: Show | None = None) -> int:
         """Send a batch of every bucket through the door; see `Coordinator.warm_up`."""
         given = self.fleet, self._transport, self.handoffs.spans, self._config
-        with warm_ups(*given, self._max_model_len, self._recorder) as todo:
-            for warm_up in show(todo):
+        compiling, running = warm_ups(*given, self._max_model_len, self._recorder)
+        for what, todo in (("compiling", compiling), ("trying each once", running)):
+            for warm_up in todo if show is None else show(todo, what):
                 warm_up()
-        return len(todo)
+        return len(running)
 
     def check(self) -> None:
         """Assert that every page and row is free, or held by a sequence or hand-off that is

@@ -1,8 +1,10 @@
-"""Every bucket once through the door, so that no request waits for a compilation."""
+"""Every bucket once through the door, so that no request waits for a compilation.
+
+First all of them are compiled, for which engines take the cores that there are. Then each runs
+once: that it runs is known before the first request, and its memory has been touched.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import permutations, product
 
@@ -14,6 +16,7 @@ from pdjax.host.handoff.handoff import whole
 from pdjax.host.handoff.spans import Spans
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.metrics.recorder import Recorder
+from pdjax.interfaces.batches import Array
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step
 from pdjax.interfaces.transport import TransferJob, Transport
@@ -25,10 +28,13 @@ _WARM_UP_JOB = -1
 """Id of a job that no hand-off waits for; one at a time."""
 
 WarmUp = Callable[[], None]
-"""Sends one batch of nothing but padding, and waits for it; it touches null pages alone."""
+"""Waits until the programs of one shape are compiled; or sends one batch of nothing but padding,
+and waits for it: it touches null pages alone."""
+
+Show = Callable[[list[WarmUp], str], Iterable[WarmUp]]
+"""Goes through what there is to do, and may show how far it has come with what a few words say."""
 
 
-@contextmanager
 def warm_ups(
     fleet: Fleet,
     transport: Transport,
@@ -36,29 +42,31 @@ def warm_ups(
     config: Config,
     context: int,
     recorder: Recorder,
-) -> Iterator[list[WarmUp]]:
-    """A batch of every shape that may come, and a look at each link, to be called in order. Within
-    the block, engines that prefill compile beside those that do not, where they have devices of
-    their own. Of each memory holds no more than one batch.
+) -> tuple[list[WarmUp], list[WarmUp]]:
+    """Lets engines begin to compile what batches of every shape need that may come. Returns the
+    ends of that, and then such a batch of each, and a look at each link; all to be called in order.
+    An engine that is closed compiles nothing more.
 
     Args:
       spans_of: the spans between two pools.
       context: tokens of the longest sequence.
     """
-    todo, *beside = _lanes(fleet, apart=not config.shared_devices)
-    with ExitStack() as threads:
-        for lane in beside:
-            thread = ThreadPoolExecutor(1, "pdjax warm-up")
-            threads.callback(thread.shutdown, cancel_futures=True)
-            todo += [thread.submit(warm_up).result for warm_up in lane]
-        for (source, target), groups in _links(fleet, config.handoff).items():
-            ends, checked = (transport, source, target), config.handoff.checksums
-            spans = spans_of(source, target)
-            for size, layers in product(spans.buckets, sorted(groups, key=lambda run: run.start)):
-                todo.append(partial(_move, *ends, layers, size, spans, checked))
-            todo.append(partial(_measure, *ends, context, recorder))
-        todo += _feeds(fleet, transport)
-        yield todo
+    compiling: list[WarmUp] = []
+    running: list[WarmUp] = []
+    for state in fleet:
+        for step in _steps(state):
+            compiling.append(state.engine.compile(step).result)
+            running.append(partial(_step, state.engine, step))
+        if state.pipeline is not None:
+            running.append(partial(state.engine.set_history, 0, history((), state.buckets)))
+    for (source, target), groups in _links(fleet, config.handoff).items():
+        spans, checked = spans_of(source, target), config.handoff.checksums
+        for size, layers in product(spans.buckets, sorted(groups, key=lambda run: run.start)):
+            move = _padding(source, target, layers, size, spans, checked)
+            compiling.append(transport.compile(*move).result)
+            running.append(partial(_move, transport, *move))
+        running.append(partial(_measure, transport, source, target, context, recorder))
+    return compiling, [*running, *_feeds(fleet, transport)]
 
 
 def _feeds(fleet: Fleet, transport: Transport) -> Iterator[WarmUp]:
@@ -72,31 +80,19 @@ def _feeds(fleet: Fleet, transport: Transport) -> Iterator[WarmUp]:
                 break
 
 
-def _lanes(fleet: Fleet, *, apart: bool) -> Iterable[list[WarmUp]]:
-    """Every step that engines may be given. What is in one lane comes one after another: engines
-    alike share their programs."""
-    prefilling = {state.pool.id for state in fleet.prefill}
-    lanes: dict[bool, list[WarmUp]] = {}
-    for state in fleet:
-        lanes.setdefault(apart and state.pool.id not in prefilling, []).extend(_steps(state))
-    return lanes.values()
-
-
-def _steps(state: EngineState) -> Iterator[WarmUp]:
-    """Every step that an engine may be given, and the history of a row."""
-    buckets, engine = state.buckets, state.engine
+def _steps(state: EngineState) -> Iterator[Step]:
+    """Every step that an engine may be given."""
+    buckets = state.buckets
     shapes = list(buckets.prefill_shapes())
     for shape in shapes:
-        yield partial(_step, engine, PrefillStep(empty_prefill_batch(buckets, *shape)))
+        yield PrefillStep(empty_prefill_batch(buckets, *shape))
     if (
         shapes
     ):  # A history is for the choice of the next token, which does not see the step's shape.
-        batch = empty_prefill_batch(buckets, *shapes[0], history=True)
-        yield partial(_step, engine, PrefillStep(batch))
+        yield PrefillStep(empty_prefill_batch(buckets, *shapes[0], history=True))
     if state.pipeline is not None:
         for rows, pages in state.pipeline.shapes():
-            yield partial(_tick, state, rows, pages)
-        yield partial(engine.set_history, 0, history((), buckets))
+            yield DecodeStep(state.rows.idle_tick(rows, pages))
 
 
 def _links(fleet: Fleet, handoff: HandoffConfig) -> dict[tuple[PoolState, PoolState], set[range]]:
@@ -128,22 +124,16 @@ def _feed(source: EngineState, target: EngineState) -> None:
     target.engine.feed(0, step, 0)
 
 
-def _tick(state: EngineState, rows: int, pages: int) -> None:
-    _step(state.engine, DecodeStep(state.rows.idle_tick(rows, pages)))
-
-
-def _move(
-    transport: Transport,
-    source: PoolState,
-    target: PoolState,
-    layers: range,
-    size: int,
-    spans: Spans,
-    checked: bool,
-) -> None:
+def _padding(
+    source: PoolState, target: PoolState, layers: range, size: int, spans: Spans, checked: bool
+) -> tuple[TransferJob, Array]:
+    """A job of null pages, and those that it is written to."""
     no_pages: list[tuple[list[int], range]] = [([], range(size))]
     from_, to = (spans.pages(no_pages, pool.layout.page_size) for pool in (source, target))
-    job = TransferJob(_WARM_UP_JOB, source.id, target.id, layers, from_, 0, checked)
+    return TransferJob(_WARM_UP_JOB, source.id, target.id, layers, from_, 0, checked), to
+
+
+def _move(transport: Transport, job: TransferJob, to: Array) -> None:
     transport.send(job).result()
     transport.write(job.id, to).result()
 

@@ -73,6 +73,12 @@ class Engine(Protocol):
         """
         ...
 
+    def compile(self, step: Step) -> Ticket[None]:
+        """Compile what a step of these shapes needs, if anything is compiled. Nothing runs, and
+        what the step says beside its shapes does not matter; a step of nothing but padding stands
+        for all of its shapes. Ready, as far as it can be, in the order of the calls."""
+        ...
+
     def submit(self, step: Step) -> StepTicket:
         """Dispatch a step of a kind that is accepted. The ticket holds the tokens chosen: of a
         prefill step a row a sequence, of a tick those of the microbatch that leaves."""

@@ -86,6 +86,11 @@ class Transport(Protocol):
         If a job or step fails then, the target's pool may be lost."""
         ...
 
+    def compile(self, job: TransferJob, target_pages: Array) -> Ticket[None]:
+        """Compile what it takes to send such a job and to write it, if anything is compiled; see
+        `Engine.compile`. Nothing moves."""
+        ...
+
     def send(self, job: TransferJob) -> TransferTicket:
         """Begin to move pages; returns before the work that writes them has finished.
 

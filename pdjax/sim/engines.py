@@ -105,6 +105,10 @@ class SimEngine:
     def losses(self) -> int:
         return self._mesh.losses
 
+    def compile(self, step: Step) -> SimTicket[None]:
+        """There is nothing to compile."""
+        return SimTicket(self._mesh.clock, self._mesh.clock.now(), None)
+
     def submit(self, step: Step) -> SimStepTicket:
         if step.kind not in self.accepts:
             accepted = ", ".join(sorted(kind.value for kind in self.accepts))

@@ -111,6 +111,10 @@ class SimTransport:
     def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
         return self.connects(source, target)
 
+    def compile(self, job: TransferJob, target_pages: Array) -> SimTicket[None]:
+        """There is nothing to compile."""
+        return SimTicket(self._clock, self._clock.now(), None)
+
     def send(self, job: TransferJob) -> SimTransferTicket:
         if job.id in self._sent:
             raise ValueError(f"id={job.id}: a transfer job of this id is on its way already")

@@ -89,6 +89,10 @@ class FakeTransport:
         self.known.add(job.id)
         return Sent("sent")
 
+    def compile(self, job: TransferJob, target_pages: Any) -> Any:
+        self.notes.note(f"compile for {len(target_pages)} pages")
+        return Done(None)
+
     def write(self, job_id: int, target_pages: Any) -> Any:
         self.known.remove(job_id)
         self.notes.note(f"write {job_id}")
@@ -363,8 +367,9 @@ def test_a_new_kind_of_link_is_one_more_transport():
     transports = Transports([near, far])
     assert transports.connects(HERE, THERE) and transports.connects(ELSEWHERE, HERE)
     assert not transports.connects(THERE, ELSEWHERE)
-    transports.send(job(1)).result()
-    transports.send(job(2, target=ELSEWHERE)).result()
+    for each in (job(1), job(2, target=ELSEWHERE)):
+        transports.compile(each, PAGES).result()
+        transports.send(each).result()
     assert (near.known, far.known) == ({1}, {2})
     assert transports.write(2, PAGES).result() == 0
     transports.cancel(1)

@@ -26,6 +26,7 @@ from tests.helpers.coded_pools import (
     SOURCE,
     TARGET,
     coded,
+    compiled_ahead,
     fill,
     held,
     ids,
@@ -83,10 +84,14 @@ def check(target: PoolOwner, source: PoolOwner, moved: dict[tuple[int, int], ran
 def test_moves_exactly_the_pages_named(source_cut, target_cut, checked):
     """Of every two pairs of layouts, one is checked: checksums know pieces, not layouts."""
     transport, source, target = coded_pools(source_cut, target_cut)
-    with jax.transfer_guard_device_to_host("disallow"):  # a layout-changing put would go that way
-        ticket = transport.send(job([5, 2, 11, 0], checked=checked))
+    wanted, pages = job([5, 2, 11, 0], checked=checked), [7, 14, 1, 0]
+    with (
+        compiled_ahead(transport, wanted, pages),
+        jax.transfer_guard_device_to_host("disallow"),  # a layout-changing put would go that way
+    ):
+        ticket = transport.send(wanted)
         cost = ticket.result()
-        written = transport.write(ticket.job.id, ids([7, 14, 1, 0]))
+        written = transport.write(wanted.id, ids(pages))
         assert written.result() == 0
     assert ticket.ready() and ticket.read.ready() and written.ready()
 

@@ -3,15 +3,18 @@ steps update their pools in place."""
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from pdjax.config import HandoffConfig
 from pdjax.core.request import SamplingParams
+from pdjax.device.kept.program import KeptProgram
 from pdjax.device.mesh import HOST
 from pdjax.interfaces.steps import StepKind
 from pdjax.llm import LLM
@@ -54,6 +57,39 @@ def test_nothing_compiles_after_the_warm_up(config, compilations):
         for length in range(5, 10):  # alone, so that rows run ahead
             llm.generate([[1] * length], SamplingParams(max_tokens=3))
         assert not compilations
+
+
+@pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING])
+def test_a_warm_up_runs_what_was_compiled_before(config, monkeypatch):
+    config = replace(config, warm_up=False, max_logprobs=5)  # which no other test has
+    sizes = {"prefill.pages": 43, "decode.pages": 44}
+    forms: list[tuple[str, Any]] = []
+    made = KeptProgram._made
+
+    def noted(program: KeptProgram, *given: Any) -> Any:
+        forms.append((threading.current_thread().name, program))
+        return made(program, *given)
+
+    monkeypatch.setattr(KeptProgram, "_made", noted)
+    with LLM(config, sizes) as llm:
+        before = [np.asarray(leaf) for leaf in jax.tree.leaves(arrays(llm))]
+
+        def show(todo: list[Any], what: str) -> list[Any]:
+            if what != "compiling":
+                after = [np.asarray(leaf) for leaf in jax.tree.leaves(arrays(llm))]
+                assert all(map(np.array_equal, before, after))
+            return todo
+
+        llm.coordinator.warm_up(show)
+        assert answers(llm) == expected()
+    assert forms and {name for name, _ in forms} == {"pdjax compile"}
+
+
+def arrays(llm: LLM) -> Any:
+    """All that lives on the devices from step to step."""
+    pools: Any = llm.deployment.backing.pools
+    _, decode = programs(llm)
+    return [pool.arrays for pool in pools.values()], decode._x, decode._history
 
 
 def test_a_second_llm_of_the_same_shapes_compiles_and_traces_nothing(compilations):

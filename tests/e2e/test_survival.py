@@ -13,6 +13,8 @@ import pytest
 
 from experiments.hostile import faults
 from pdjax import LLM
+from pdjax.device.kept.ahead import Compiling
+from pdjax.device.kept.program import KeptProgram
 from pdjax.host.coordinator import Coordinator
 from pdjax.session import Closed
 
@@ -111,6 +113,38 @@ def test_an_llm_that_fails_half_way_leaves_no_device_memory(monkeypatch: pytest.
         monkeypatch.setattr(Coordinator, "warm_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
             LLM(faults.CONFIG)
+        left = [array for array in jax.live_arrays() if id(array) not in before]
+        assert sum(array.nbytes for array in left) < 1 << 12, [array.shape for array in left]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_start_that_ends_while_programs_compile_leaves_no_thread_and_no_device_memory(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+):
+    begun, go = list[object](), threading.Event()
+
+    def compile_slowly(program: KeptProgram, *_: object) -> None:
+        begun.append(program)
+        go.wait(60)
+        raise error("while it compiles")  # an interrupt comes to the thread that waits
+
+    def interrupt(_: Compiling) -> None:
+        raise KeyboardInterrupt
+
+    gc.collect()
+    before = {id(array) for array in jax.live_arrays()}
+    gc.disable()
+    try:
+        monkeypatch.setattr(KeptProgram, "_made", compile_slowly)
+        if error is KeyboardInterrupt:
+            monkeypatch.setattr(Compiling, "result", interrupt)
+        threading.Timer(1, go.set).start()
+        with pytest.raises(error):
+            LLM(faults.CONFIG, {"max_logprobs": 9})  # which no other test has
+        assert not [each for each in threading.enumerate() if each.name == "pdjax compile"]
+        assert begun
         left = [array for array in jax.live_arrays() if id(array) not in before]
         assert sum(array.nbytes for array in left) < 1 << 12, [array.shape for array in left]
     finally:

@@ -1,5 +1,7 @@
 """Pools with elements that encode their own place, for tests of code that moves pages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -156,10 +158,23 @@ def move(
     *,
     checked: bool = False,
 ) -> int:
-    """Send, wait and write; returns how many pages differ."""
-    sent = transport.send(job(source_pages, layers, checked=checked))
-    sent.result()
-    return transport.write(sent.job.id, ids(target_pages)).result()
+    """Compile, send, wait and write; returns how many pages differ."""
+    wanted = job(source_pages, layers, checked=checked)
+    with compiled_ahead(transport, wanted, target_pages):
+        transport.send(wanted).result()
+        return transport.write(wanted.id, ids(target_pages)).result()
+
+
+@contextmanager
+def compiled_ahead(
+    transport: DeviceTransport, wanted: TransferJob, target_pages: list[int]
+) -> Iterator[None]:
+    """A block that sends and writes a job, and that compiles nothing."""
+    transport.compile(wanted, ids(target_pages)).result()
+    plan: Any = transport.path(wanted.source, wanted.target).plan(wanted.layers)
+    forms = [set(program.forms) for program in (plan.gather, plan.scatter)]
+    yield
+    assert [set(program.forms) for program in (plan.gather, plan.scatter)] == forms
 
 
 def write_again(transport: Any, sent: ArrivalTicket, target_pages: list[int]) -> int:

@@ -41,6 +41,9 @@ class FakeTransport:
         """Nothing must wait for what never arrives."""
         return self.connects(source, target) and not self.loss_rate
 
+    def compile(self, job: TransferJob, target_pages: np.ndarray) -> FakeTicket[None]:
+        return FakeTicket(None, Chance(0))
+
     def send(self, job: TransferJob) -> "FakeTransferTicket":
         self._chance.maybe_fail("send")
         assert np.count_nonzero(job.source_pages != NULL_PAGE) == job.pages

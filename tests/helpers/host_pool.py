@@ -115,6 +115,9 @@ class HostTransport:
     def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
         return False
 
+    def compile(self, job: TransferJob, target_pages: np.ndarray) -> Done[None]:
+        return Done(None)
+
     def send(self, job: TransferJob) -> Arrived:
         tokens = self._pages[job.source].read(job.layers, job.source_pages)
         self._arrived[job.id] = Arrived(job, tokens)

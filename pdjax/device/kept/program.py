@@ -9,8 +9,10 @@ traces nor lowers nor compiles. Engines alike on other devices of the same kind 
 
 import logging
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from jax.sharding import Mesh
 
@@ -23,6 +25,17 @@ from pdjax.device.sharing import shapes_of
 _LOG = logging.getLogger("pdjax")
 
 _store: Store | None = None
+
+_guard = threading.Lock()
+_making: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+"""Locks of forms that are being made, by their names in the store where they have one: what is the
+same for several engines is compiled by one thread, and read by the others."""
+
+
+def _lock_of(form: Any) -> threading.Lock:
+    with _guard:
+        lock: threading.Lock = _making.setdefault(form, threading.Lock())
+        return lock
 
 
 def keep_programs(store: Store | None) -> None:
@@ -70,12 +83,17 @@ class KeptProgram:
 
     def form(self, args: tuple[Any, ...]) -> Callable[..., Any]:
         """The form for arguments of these shapes: one of this process, one that is kept, or one
-        that is compiled now, and kept."""
+        that is compiled now, and kept. Any thread may ask; arguments may be shapes alone."""
         shapes = self.shapes(args)
         form = self.forms.get(shapes)
         if form is None:
             key = self._key(shapes)
-            form = self.forms[shapes] = self._kept(key) or self._compiled(args, key)
+            with _lock_of(key or (self, shapes)):
+                form = self.forms.get(shapes) or self._made(args, shapes, key)
+        return form
+
+    def _made(self, args: tuple[Any, ...], shapes: Any, key: str | None) -> Callable[..., Any]:
+        form = self.forms[shapes] = self._kept(key) or self._compiled(args, key)
         return form
 
     def _key(self, shapes: Any) -> str | None:

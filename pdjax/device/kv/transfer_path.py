@@ -14,17 +14,17 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from pdjax.core.kv_layout import NULL_PAGE
+from pdjax.core.kv_layout import NULL_PAGE, KVLayout
+from pdjax.device.kept.ahead import Call
+from pdjax.device.kept.program import KeptProgram
 from pdjax.device.kv.pool import PoolOwner, page_specs
 from pdjax.device.kv.transfer_programs import (
     PIECE,
     Alike,
     Ends,
-    Gather,
     Part,
     PartSpecs,
     Pieces,
-    Scatter,
     make_gather,
     make_scatter,
 )
@@ -55,8 +55,8 @@ class Plan:
     route: Route
     units: list[int]
     hops: tuple[Hop, ...]
-    gather: Gather
-    scatter: Scatter
+    gather: KeptProgram
+    scatter: KeptProgram
 
 
 class Path:
@@ -92,7 +92,28 @@ class Path:
         """
         plan = self.plan(layers)
         parts = [self.source.layers(slots) for slots in plan.route.source_parts]
-        return plan.gather(parts, page_ids, checked)
+        gathered: tuple[Pieces, jax.Array] = plan.gather(parts, page_ids, checked)
+        return gathered
+
+    def calls(
+        self, layers: range, source_ids: np.ndarray, target_ids: np.ndarray, checked: bool
+    ) -> Iterator[Call]:
+        """The programs that move pages i32[n] into pages i32[m], with arguments of the same
+        shapes; first the one that takes longer to compile."""
+        plan = self.plan(layers)
+        devices = len(self._target_devices)
+        pieces = [
+            [
+                jax.ShapeDtypeStruct((devices * each.shape[0], *each.shape[1:]), each.dtype)
+                for alike in Alike.of(part)
+                for each in self._ends.pieces(alike, len(source_ids), checked)
+            ]
+            for part in _planes(self.target.layout, plan.route.target_parts)
+        ]
+        taken = [self.target.layers(slots) for slots in plan.route.target_parts]
+        yield plan.scatter, (taken, pieces, self._places(plan.route, target_ids), checked)
+        sent = [self.source.layers(slots) for slots in plan.route.source_parts]
+        yield plan.gather, (sent, source_ids, checked)
 
     def cut(self, layers: range, gathered: Pieces) -> tuple[list[jax.Array], list[jax.Device]]:
         """List the pieces that the target needs, and the device that each goes to, in the order of
@@ -137,17 +158,21 @@ class Path:
           source's.
         """
         plan = self.plan(layers)
-        route = plan.route
-        shape = len(route.target_parts), self.target.layout.stages, len(page_ids)
-        ids = np.full(shape, NULL_PAGE, np.int32)
-        for run in route.runs:
-            ids[route.target_parts.index(run.target_slots), run.target_stage] = page_ids
+        route, ids = plan.route, self._places(plan.route, page_ids)
         with self.target.donated():
             parts = [self.target.layers(slots) for slots in route.target_parts]
             after, differing = plan.scatter(parts, pieces, ids, checked)
             for slots, written in zip(route.target_parts, after, strict=True):
                 self.target.replace(slots, written)
         return differing
+
+    def _places(self, route: Route, page_ids: np.ndarray) -> np.ndarray:
+        """Pages of the target that each part of a route is written to, i32[parts, R, m]."""
+        shape = len(route.target_parts), self.target.layout.stages, len(page_ids)
+        ids = np.full(shape, NULL_PAGE, np.int32)
+        for run in route.runs:
+            ids[route.target_parts.index(run.target_slots), run.target_stage] = page_ids
+        return ids
 
     def close(self) -> None:
         """Let go of the arrays that are kept between calls."""
@@ -156,10 +181,8 @@ class Path:
     def _plan(self, layers: range) -> Plan:
         source, target = self.source.layout, self.target.layout
         route = Route.of(source, target, layers)
-        sent, taken = (
-            tuple(layout.slot_planes[slots.start : slots.stop] for slots in parts)
-            for layout, parts in ((source, route.source_parts), (target, route.target_parts))
-        )
+        sent = _planes(source, route.source_parts)
+        taken = _planes(target, route.target_parts)
         units = self._ends.units
         counts = [sum(units(alike.plane, target.tp) for alike in Alike.of(part)) for part in taken]
         gather = make_gather(self._ends, self.source.mesh, sent, _specs(sent, self.source))
@@ -193,6 +216,11 @@ class Path:
 
 def _by_device(array: jax.Array) -> dict[jax.Device, jax.Array]:
     return {shard.device: shard.data for shard in array.addressable_shards}
+
+
+def _planes(layout: KVLayout, parts: Sequence[range]) -> tuple[Part, ...]:
+    """Those of the slots of each part."""
+    return tuple(layout.slot_planes[slots.start : slots.stop] for slots in parts)
 
 
 def _specs(parts: Sequence[Part], pool: PoolOwner) -> PartSpecs:

@@ -1,18 +1,18 @@
 """The programs that move pages from a pool to another: the gather at one end, the scatter at the
 other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels.quantised import Pages
+from pallas_kernels.quantised import Pages, QuantisedPages
 from pdjax.core.kv_layout import NULL_PAGE, KVLayout, KVPlane, Planes
 from pdjax.device.kept.program import KeptProgram
 from pdjax.device.kv.pool import Layers, gather_pages, scatter_pages
@@ -32,9 +32,6 @@ Part = tuple[Planes, ...]
 
 PartSpecs = tuple[tuple[tuple[PartitionSpec, ...], ...], ...]
 """How the pages of each plane of each layer slot of each part lie on a mesh."""
-
-Gather = Callable[[list[Layers], np.ndarray, bool], tuple[Pieces, jax.Array]]
-Scatter = Callable[[list[Layers], Pieces, np.ndarray, bool], tuple[list[Layers], jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,36 @@ class Ends:
         """Heads a piece."""
         return plane.unit(self.source.tp, self.target.tp)
 
+    def pieces(self, alike: Alike, pages: int, checked: bool) -> list[jax.ShapeDtypeStruct]:
+        """Those that a shard of the target receives of planes that are alike, in so many pages of
+        the source."""
+        plane, layout = alike.plane, self.source
+        shape = len(alike.places) * self.unit(plane), pages, layout.page_size, plane.dim
+        spans = pages * layout.page_size // self.span
+        piece = _piece(self.wire, shape, layout.dtype, layout.quantised, spans, checked)
+        return [piece] * self.units(plane, self.target.tp)
+
     def units(self, plane: KVPlane, tp: int) -> int:
         """Pieces of a plane on one of `tp` shards."""
         return plane.local_heads(tp) // self.unit(plane)
 
 
 @shared
-def make_gather(ends: Ends, mesh: Mesh, sent: tuple[Part, ...], specs: PartSpecs) -> Gather:
+def _piece(
+    wire: Wire, shape: tuple[int, ...], dtype: str, quantised: bool, spans: int, checked: bool
+) -> jax.ShapeDtypeStruct:
+    """The shape that pages of `shape` have on their way."""
+    pages: Any = jax.ShapeDtypeStruct(shape, dtype)
+    if quantised:
+        pages = QuantisedPages(pages, jax.ShapeDtypeStruct(shape[:-1], jnp.float32))
+    piece: jax.ShapeDtypeStruct = jax.eval_shape(
+        partial(wire.write, spans=spans, checked=checked), pages
+    )
+    return piece
+
+
+@shared
+def make_gather(ends: Ends, mesh: Mesh, sent: tuple[Part, ...], specs: PartSpecs) -> KeptProgram:
     """Jitted (source's layers of each part, page ids i32[n], checked STATIC) -> (Pieces, i32[1]
     of each device). `experiments/handoff/trace.py` finds it in a trace by its name, gather."""
     layout, wire, span = ends.source, ends.wire, ends.span
@@ -125,7 +145,7 @@ def make_gather(ends: Ends, mesh: Mesh, sent: tuple[Part, ...], specs: PartSpecs
 
 
 @shared
-def make_scatter(ends: Ends, mesh: Mesh, taken: tuple[Part, ...], specs: PartSpecs) -> Scatter:
+def make_scatter(ends: Ends, mesh: Mesh, taken: tuple[Part, ...], specs: PartSpecs) -> KeptProgram:
     """Jitted (target's layers of each part DONATED, Pieces, page ids i32[parts, R, m], checked
     STATIC) -> (layers of each part, i32[1] of each device: pages whose checksum differs)."""
     layout, wire, span = ends.target, ends.wire, ends.span

@@ -22,6 +22,7 @@ import numpy as np
 from pdjax.core.clock import WallClock
 from pdjax.core.ids import PoolId
 from pdjax.device.compat import all_ready
+from pdjax.device.kept.ahead import Ahead
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transfer_path import Path
 from pdjax.device.kv.transfer_programs import Pieces
@@ -105,13 +106,19 @@ class DeviceTransport:
     Args:
       pools: by their names.
       wire_dtype: what KV is rounded to for the way; None keeps it exact.
+      ahead: compiles what `compile` asks for; None makes one.
 
     Raises:
       ValueError: two pools that cannot hold the same KV, or no such type.
     """
 
-    def __init__(self, pools: Mapping[PoolId, PoolOwner], wire_dtype: str | None = None) -> None:
-        self._pools = dict(pools)
+    def __init__(
+        self,
+        pools: Mapping[PoolId, PoolOwner],
+        wire_dtype: str | None = None,
+        ahead: Ahead | None = None,
+    ) -> None:
+        self._pools, self._ahead = dict(pools), ahead or Ahead()
         self._paths = {
             (source, target): Path(self._pools[source], self._pools[target], wire_dtype)
             for source in self._pools
@@ -140,6 +147,11 @@ class DeviceTransport:
 
     def writes_ahead(self, source: PoolId, target: PoolId) -> bool:
         return True
+
+    def compile(self, job: TransferJob, target_pages: np.ndarray) -> Ticket[None]:
+        path = self.path(job.source, job.target)
+        calls = path.calls(job.layers, job.source_pages, target_pages, job.checked)
+        return self._ahead.compile(calls)
 
     def send(self, job: TransferJob) -> ArrivalTicket:
         path, layers = self.path(job.source, job.target), job.layers
@@ -182,6 +194,7 @@ class DeviceTransport:
         return future
 
     def close(self) -> None:
+        self._ahead.end()
         self._prober = None
         self._in_flight.clear()
         for path in self._paths.values():

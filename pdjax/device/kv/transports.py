@@ -101,6 +101,9 @@ class Transports:
         self._jobs[job.id] = future
         return future
 
+    def compile(self, job: TransferJob, target_pages: np.ndarray) -> Ticket[None]:
+        return self._between(job.source, job.target).compile(job, target_pages)
+
     def send(self, job: TransferJob) -> TransferFuture:
         future = self.expect(job)
         try:

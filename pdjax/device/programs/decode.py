@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.compat import is_sound
+from pdjax.device.kept.ahead import Call
 from pdjax.device.kept.program import Over
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.mesh import shardings
@@ -128,6 +129,13 @@ class DecodeProgram:
         after_group(0)
         return SampledTicket(choice, batch.sampling, self._max_logprobs, self._inspect)
 
+    def calls(self, step: DecodeStep) -> Iterator[Call]:
+        batch, undecided = step.batch, Undecided.shapes(len(step.batch.tokens), self._vocab_size)
+        state = self._pool.arrays, decode.Carried(self._x, undecided), self._fed_back
+        yield self._tick, (self._params, *state, decode.pack(batch))
+        for asked in self._ways(batch):
+            yield self._sample, (undecided, self._fed_back, self._history, asked)
+
     def feed(self, row: int, tokens: jax.Array | np.ndarray, index: int) -> None:
         place = row % len(self._fed_back)
         arriving = _on_each_device(tokens, self._pool.mesh)
@@ -163,13 +171,15 @@ class DecodeProgram:
             self.losses += 1
 
     def _asked(self, batch: DecodeBatch) -> list[Asked]:
-        """How tokens are chosen; of a rehearsal, in all ways."""
-        n = len(batch.tokens)
+        """How tokens are chosen, on the devices; of a rehearsal, in all ways."""
         if (batch.positions != IDLE_ROW).any():
-            leaving = decode.leaving_microbatch(batch)
+            leaving, n = decode.leaving_microbatch(batch), len(batch.tokens)
             return [self._uploads.of(leaving, batch.sampling, n, batch.masks)]
-        ways = all_asked(batch.sampling, self._vocab_size, n)
-        return [self._uploads.put(each) for each in ways]
+        return [self._uploads.put(each) for each in self._ways(batch)]
+
+    def _ways(self, batch: DecodeBatch) -> list[Asked]:
+        """All ways in which tokens of such a batch may be chosen."""
+        return all_asked(batch.sampling, self._vocab_size, len(batch.tokens))
 
 
 @dataclass

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 
 from pdjax.core.kv_layout import split_groups
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.kept.ahead import Call
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.sampling import Asked, all_asked
@@ -90,12 +92,32 @@ class PrefillProgram:
         inspect, scored = self._pool.inspect, [*self._scores(x, batch)]
         return SampledTicket(choice, batch.sampling, self._max_logprobs, inspect, scored, tokens)
 
+    def calls(self, step: PrefillStep) -> Iterator[Call]:
+        batch, packed = step.batch, prefill.pack(step.batch)
+        x = jax.ShapeDtypeStruct(
+            (len(batch.tokens), self._spec.model_dim), self._params.final_norm.dtype
+        )
+        if isinstance(self._step, prefill.GroupedPrefillStep):
+            yield from self._step.calls(self._params, self._pool.arrays, packed, x)
+        else:
+            yield self._step.program, (self._params, self._pool.arrays, packed)
+        undecided = Undecided.shapes(len(batch.kv_lens), self._spec.vocab_size)
+        for asked in self._asked(batch):
+            history = batch.history if asked.variant.penalize else None
+            yield self._sample, (undecided, None, history, asked)
+        for arguments in self._to_score(x, batch):
+            yield self._score.program, arguments
+
     def _scores(self, x: jax.Array, batch: PrefillBatch) -> Iterator[score.Scored]:
         """The log-probabilities of prompts that are asked for; a rehearsal's are of nothing."""
+        for arguments in self._to_score(x, batch):
+            yield self._score(*arguments)
+
+    def _to_score(self, x: Any, batch: PrefillBatch) -> Iterator[tuple[Any, ...]]:
         if batch.scored is not None or not batch.kv_lens.any():
             outer = replace(self._params, layers=[])
             for packed in score.pack(batch.scored, len(batch.tokens)):
-                yield self._score(outer, x, packed)
+                yield outer, x, packed
 
     def _compute(self, packed: Packed, after_group: AfterGroup) -> tuple[Undecided, jax.Array]:
         if isinstance(self._step, prefill.GroupedPrefillStep):

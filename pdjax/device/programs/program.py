@@ -1,11 +1,12 @@
 """What an engine does with the steps of one kind, as a protocol."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from pdjax.device.kept.ahead import Call
 from pdjax.interfaces.batches import Sampled
 from pdjax.interfaces.steps import StepKind
 from pdjax.interfaces.tickets import Ticket
@@ -40,6 +41,11 @@ class Program(Protocol):
     def dispatch(self, step: Any, after_group: AfterGroup) -> Ticket[Sampled]:
         """Dispatch a step of the kind. An error leaves a sound pool and sound state, which may be
         empty."""
+        ...
+
+    def calls(self, step: Any) -> Iterator[Call]:
+        """The programs that a dispatch of the step calls, with arguments of the same shapes. Those
+        of a rehearsal are all that steps of its shapes may need."""
         ...
 
     def feed(self, row: int, tokens: jax.Array | np.ndarray, index: int) -> None:

@@ -1,7 +1,7 @@
 """prefill_step: packed chunks of several prompts, on a tensor-parallel mesh, KV written straight
 into the paged pool. `sample_step` then chooses each finished prompt's first token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pdjax.core.kv_layout import split_groups
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.kept.ahead import Call
 from pdjax.device.kept.program import KeptProgram
 from pdjax.device.kv.pool import KVPool, Layers, PoolOwner, page_specs
 from pdjax.device.mesh import PREFILL_RULES, TP, shardings
@@ -121,6 +122,18 @@ class GroupedPrefillStep:
             pool.replace(group, pages)
             after_group(index)
         return self._logits(outer, x, packed), x
+
+    def calls(
+        self, params: Params, pages: KVPool, packed: Packed, x: jax.ShapeDtypeStruct
+    ) -> Iterator[Call]:
+        """The programs that the step calls, over a pool of `pages`, with arguments of the same
+        shapes; `x` is that of the residual stream."""
+        outer, scale = replace(params, layers=[]), jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
+        yield self._embed.program, (outer, packed)
+        for program, group in zip(self._layers, self.groups, strict=True):
+            own = slice(group.start, group.stop)
+            yield program.program, (params.layers[own], pages[own], x, scale, packed)
+        yield self._logits.program, (outer, x, packed)
 
 
 class _Programs:

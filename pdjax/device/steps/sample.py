@@ -25,6 +25,12 @@ class Undecided:
     positions: Leaf  # i32[n]: which the tokens will take; 0 where an entry is idle
     rows: Leaf  # i32[n]: theirs in the history; their places, modulo b, in what is asked
 
+    @classmethod
+    def shapes(cls, n: int, vocab_size: int) -> "Undecided":
+        """Of so many entries, as shapes alone."""
+        ids = jax.ShapeDtypeStruct((n,), jnp.int32)
+        return cls(jax.ShapeDtypeStruct((n, vocab_size), jnp.float32), ids, ids)
+
 
 @shared
 def make_sample_step(mesh: Mesh, max_logprobs: int) -> KeptProgram:

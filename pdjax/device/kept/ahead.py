@@ -1,0 +1,129 @@
+"""Compiles programs before anybody calls them.
+
+A call of a program whose form is not compiled compiles it, in the thread that calls. A start would
+so compile one after another. Here threads compile, as many at a time as there are cores: XLA lets
+go of Python's lock while it compiles. Nothing runs on a device, and no array is held: the shapes
+say all.
+"""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from pdjax.device.kept.program import KeptProgram
+from pdjax.device.worker import DispatchFuture, Done, end_with_process
+
+Call = tuple[KeptProgram, tuple[Any, ...]]
+"""A program and its arguments, of which all but static ones are arrays, or `jax.ShapeDtypeStruct`s
+in their place."""
+
+_MOST_THREADS = 8
+"""A compilation of a large model takes some GB of the host's memory, and on a GPU a part of what
+the pools leave there, where XLA tries kernels."""
+
+
+class Dropped(RuntimeError):
+    """A program was not compiled, since nobody needs it any more."""
+
+
+class Ahead:
+    """Threads that compile, in the order in which they are asked. They end when nothing is left.
+
+    Args:
+      threads: so many at the most; None takes the cores that the process may use.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._most = threads or min(_MOST_THREADS, _cores())
+        self._lock = threading.Lock()
+        self._asked: dict[Any, DispatchFuture[None]] = {}  # by form; those that have not ended
+        self._queue: deque[Any] = deque()  # forms that no thread has taken
+        self._threads: list[threading.Thread] = []
+        end_with_process(self)
+
+    def compile(self, calls: Iterable[Call]) -> "Compiling":
+        """Compile the forms of programs that calls of such arguments need. Returns at once; a form
+        that is asked for again is compiled once."""
+        asked = (self._ask(program, args) for program, args in calls)
+        return Compiling([each for each in asked if each is not None])
+
+    def _ask(self, program: KeptProgram, args: tuple[Any, ...]) -> DispatchFuture[None] | None:
+        shapes = program.shapes(args)
+        if shapes in program.forms:
+            return None
+        form = program, shapes
+        with self._lock:
+            future = self._asked.get(form)
+            if future is None:
+                future = DispatchFuture(partial(_compile, program, _shapes_alone(program, args)))
+                self._asked[form] = future
+                self._queue.append(form)
+                if len(self._threads) < self._most:
+                    thread = threading.Thread(target=self._work, name="pdjax compile", daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+        return future
+
+    def _work(self) -> None:
+        while (form := self._next()) is not None:
+            with contextlib.suppress(BaseException):  # the future keeps it
+                self._asked[form].make()
+            with self._lock:
+                del self._asked[form]
+
+    def _next(self) -> Any:
+        """A form that is to be compiled. Where there is none the thread that asks ends."""
+        with self._lock:
+            if self._queue:
+                return self._queue.popleft()
+            self._threads.remove(threading.current_thread())
+            return None
+
+    def end(self, seconds: float | None = None) -> None:
+        """Compile nothing more; wait for what is being compiled, which nothing can stop, so long at
+        most."""
+        with self._lock:
+            dropped, threads = [self._asked.pop(form) for form in self._queue], [*self._threads]
+            self._queue.clear()
+        for future in dropped:
+            future.give_up(Dropped("the engine was closed before the program was compiled"))
+        for thread in threads:
+            thread.join(seconds)
+
+
+class Compiling:
+    """Programs that are being compiled; see `interfaces.Ticket`."""
+
+    def __init__(self, programs: Sequence[DispatchFuture[None]]) -> None:
+        self._programs = programs
+
+    def ready(self) -> bool:
+        return all(each.ready() for each in self._programs)
+
+    def result(self) -> None:
+        for each in self._programs:
+            each.result()
+
+
+def _cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _shapes_alone(program: KeptProgram, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    given = program.given(args)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), given)
+    return *shapes, *args[len(given) :]
+
+
+def _compile(program: KeptProgram, args: tuple[Any, ...]) -> Done[None]:
+    program.form(args)
+    return Done(None)
