@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pdjax.device.compat import keep_compilations, keep_no_compilations
+from pdjax.device.compat import compiled, keep_compilations, keep_no_compilations
 from pdjax.device.kept import program as kept
 from pdjax.device.kept.ahead import Ahead, Dropped
 from pdjax.device.kept.program import KeptProgram, keep_programs
@@ -132,6 +132,35 @@ def test_an_end_drops_what_nobody_has_begun_and_waits_for_the_rest():
     with pytest.raises(Dropped):
         dropped.result()
     assert later.times == 0 and not ahead._asked
+
+
+def test_of_one_gpu_a_program_is_compiled_at_a_time_while_the_next_is_lowered(monkeypatch):
+    traced = {gpu: [Traced() for _ in range(3)] for gpu in ("gpu 0", "gpu 1")}
+    for gpu, some in traced.items():
+        for each in some:
+            each.program.tried_on = gpu
+    here, compiling, seen = threading.local(), list[str](), set[str]()
+    both, made, compile_it = threading.Barrier(2), KeptProgram._made, compiled
+
+    def noted(program, *given):
+        here.gpu = program.tried_on
+        return made(program, *given)
+
+    def compile_alone(lowered):
+        assert here.gpu not in compiling
+        compiling.append(here.gpu)
+        if here.gpu not in seen:
+            seen.add(here.gpu)
+            both.wait(SECONDS)  # for the other GPU's first
+            assert traced[here.gpu][1].began.wait(SECONDS)
+        compiling.remove(here.gpu)
+        return compile_it(lowered)
+
+    monkeypatch.setattr(KeptProgram, "_made", noted)
+    monkeypatch.setattr(kept, "compiled", compile_alone)
+    Ahead(8).compile(each.call() for some in traced.values() for each in some).result()
+    assert all(each.times == 1 for some in traced.values() for each in some)
+    rest()
 
 
 LEAVES = """

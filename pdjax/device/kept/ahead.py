@@ -2,14 +2,15 @@
 
 A call of a program whose form is not compiled compiles it, in the thread that calls. A start would
 so compile one after another. Here threads compile, as many at a time as there are cores: XLA lets
-go of Python's lock while it compiles. Nothing runs on a device, and no array is held: the shapes
-say all.
+go of Python's lock while it compiles. Nothing of ours runs on a device, and no array is held: the
+shapes say all. On a GPU one program is compiled at a time, since XLA times kernels there; the next
+is lowered meanwhile.
 """
 
 import contextlib
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -24,8 +25,10 @@ Call = tuple[KeptProgram, tuple[Any, ...]]
 in their place."""
 
 _MOST_THREADS = 8
-"""A compilation of a large model takes some GB of the host's memory, and on a GPU a part of what
-the pools leave there, where XLA tries kernels."""
+"""A compilation of a large model takes some GB of the host's memory."""
+
+_MOST_ON_A_GPU = 2
+"""Threads for programs of one GPU: one compiles, one lowers what comes next."""
 
 
 class Dropped(RuntimeError):
@@ -33,7 +36,8 @@ class Dropped(RuntimeError):
 
 
 class Ahead:
-    """Threads that compile, in the order in which they are asked. They end when nothing is left.
+    """Threads that compile, for each set of devices in the order of the calls. They end when
+    nothing is left.
 
     Args:
       threads: so many at the most; None takes the cores that the process may use.
@@ -44,6 +48,7 @@ class Ahead:
         self._lock = threading.Lock()
         self._asked: dict[Any, DispatchFuture[None]] = {}  # by form; those that have not ended
         self._queue: deque[Any] = deque()  # forms that no thread has taken
+        self._on = Counter[Any]()  # threads by GPU
         self._threads: list[threading.Thread] = []
         end_with_process(self)
 
@@ -76,12 +81,18 @@ class Ahead:
                 self._asked[form].make()
             with self._lock:
                 del self._asked[form]
+                self._on[form[0].tried_on] -= 1
 
     def _next(self) -> Any:
-        """A form that is to be compiled. Where there is none the thread that asks ends."""
+        """The next form that may be compiled. Where there is none the thread that asks ends: those
+        that hold others up go on with them."""
         with self._lock:
-            if self._queue:
-                return self._queue.popleft()
+            for place, form in enumerate(self._queue):
+                gpu = form[0].tried_on
+                if gpu is None or self._on[gpu] < _MOST_ON_A_GPU:
+                    self._on[gpu] += 1
+                    del self._queue[place]
+                    return form
             self._threads.remove(threading.current_thread())
             return None
 

@@ -11,6 +11,7 @@ import logging
 import pickle
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,12 +30,12 @@ _store: Store | None = None
 _guard = threading.Lock()
 _making: WeakValueDictionary[Any, Any] = WeakValueDictionary()
 """Locks of forms that are being made, by their names in the store where they have one: what is the
-same for several engines is compiled by one thread, and read by the others."""
+same for several engines is compiled by one thread, and read by the others. And of GPUs."""
 
 
-def _lock_of(form: Any) -> threading.Lock:
+def _lock_of(what: Any) -> threading.Lock:
     with _guard:
-        lock: threading.Lock = _making.setdefault(form, threading.Lock())
+        lock: threading.Lock = _making.setdefault(what, threading.Lock())
         return lock
 
 
@@ -56,12 +57,15 @@ class KeptProgram:
 
     Attributes:
       jitted: as above; nothing that is called by it is kept.
+      tried_on: the GPU on which XLA tries kernels while it compiles; None on other platforms.
       forms: compiled in this process, or read, by the shapes of their arguments.
     """
 
     def __init__(self, name: str, jitted: Any, mesh: Mesh, *facts: Any, static: int = 0) -> None:
         self._name, self.jitted, self._facts = name, jitted, (mesh, *facts)
         self._devices, self._static = tuple(mesh.devices.flat), static
+        on_gpu = self._devices[0].platform == "gpu"
+        self.tried_on: Any = self._devices[0] if on_gpu else None
         self.forms: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -122,7 +126,11 @@ class KeptProgram:
     def _compiled(self, args: tuple[Any, ...], key: str | None) -> Callable[..., Any]:
         with noting_warnings() as warnings:
             lowered = self.jitted.lower(*args)
-        program, is_whole = compiled(lowered)
+        # XLA times kernels to choose among them. What others run on that GPU meanwhile is in their
+        # times, also if it is XLA that tries kernels of another program.
+        alone = nullcontext() if self.tried_on is None else _lock_of(self.tried_on)
+        with alone:
+            program, is_whole = compiled(lowered)
         if _store is not None and key is not None and is_whole:
             kept = serialized(program, self._devices)
             if kept is not None:
