@@ -9,20 +9,26 @@ import signal
 import sys
 from pathlib import Path
 
-CACHE = Path(__file__).parents[1] / ".cache"
-
 if sys.dont_write_bytecode:
-    # Tests start a hundred processes, and to compile JAX's modules takes each of them seconds. What
+    # Tests start dozens of processes, and to compile JAX's modules takes each of them seconds. What
     # asks for no bytecode asks for none among the sources.
-    sys.dont_write_bytecode, sys.pycache_prefix = False, str(CACHE / "python")
+    folder = str(Path(__file__).parents[1] / ".cache" / "python")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, folder
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ["PYTHONPYCACHEPREFIX"] = folder
 
 if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
-    # Tests compile much and run each program a few times: XLA's optimizations took a fifth of their
-    # time.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    # Tests compile much and run each program a few times. Most of the time went into optimizations,
+    # into a context of MLIR for each fusion, and into modules of LLVM, of which a program has one
+    # now. Modules are also mapped one by one, and Linux lets a process map 65,530 regions, which
+    # may be why a worker crashed when programs had many modules and no contexts.
+    flags = (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in the background so; some tests send the signal.
@@ -35,6 +41,6 @@ from pdjax.device.compilation_cache import use_compilation_cache
 if not jax.config.jax_platforms:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 16)
-jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 use_compilation_cache(None)  # before any LLM does: tests of single steps keep them, too
