@@ -19,6 +19,7 @@ from pdjax.serving.front import Front
 from pdjax.serving.keys import name_of
 from pdjax.serving.logs import LOG, event
 from pdjax.serving.open_answer import OpenAnswer
+from pdjax.serving.protocol import check_head
 from pdjax.serving.request_span import Exchange
 from pdjax.serving.trace_context import trace_context
 
@@ -84,6 +85,7 @@ class Gate:
                 self._front.traces.tell(passing.exchange(scope))
 
     async def _serve(self, passing: "_Passing", scope: Scope, receive: Receive) -> None:
+        check_head(scope)
         keys = self._front.settings.api_keys
         if keys and scope["path"] not in OPEN_PATHS:
             passing.key = name_of(keys, passing.header("authorization"))

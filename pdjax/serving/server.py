@@ -3,21 +3,20 @@
 import asyncio
 import socket
 import ssl
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pdjax.serving.app import make_app
 from pdjax.serving.front import Front
 from pdjax.serving.logs import event
+from pdjax.serving.protocol import ImpatientProtocol
 
 KEEP_ALIVE_S = 75
 """Seconds for which an idle connection stays: above the 5 to 60 s after which clients drop theirs,
 so that a server never closes one on which a request is on its way."""
-HEAD_S = 30.0
-"""Seconds for the head of a request."""
 LEAVE_S = 5
 """Seconds that connections have to close, once no answer is under way."""
 
@@ -63,7 +62,7 @@ def uvicorn_config(app: Any, stall_s: float, tls: ssl.SSLContext | None) -> uvic
     """
     config = uvicorn.Config(
         app,
-        http=_protocol(stall_s),
+        http=partial(ImpatientProtocol, stall_s),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -116,50 +115,3 @@ class Server(uvicorn.Server):
             front.abort_all()
             await asyncio.sleep(0.1)  # their clients are told
         self.should_exit = True
-
-
-def _protocol(stall_s: float) -> type[H11Protocol]:
-    """A protocol that cuts a client off which takes nothing for so many seconds, or does not finish
-    the head of a request within `HEAD_S`."""
-
-    class Impatient(H11Protocol):
-        def __init__(self, *args: Any, **how: Any) -> None:
-            super().__init__(*args, **how)
-            self._timers: dict[str, asyncio.TimerHandle] = {}
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._expect("head", HEAD_S)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._done("head")
-            elif "head" not in self._timers:
-                self._expect("head", HEAD_S)
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._expect("write", stall_s)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._done("write")
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            for what in list(self._timers):
-                self._done(what)
-            super().connection_lost(exc)
-            # After a reset uvicorn leaves it, and with it the last request and its answer.
-            if self.timeout_keep_alive_task is not None:
-                self.timeout_keep_alive_task.cancel()
-
-        def _expect(self, what: str, within: float) -> None:
-            self._timers[what] = self.loop.call_later(within, self.transport.abort)
-
-        def _done(self, what: str) -> None:
-            timer = self._timers.pop(what, None)
-            if timer is not None:
-                timer.cancel()
-
-    return Impatient

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pdjax.core.outputs import RequestEvent, RequestOutput
-from pdjax.serving import server
+from pdjax.serving import protocol
 from pdjax.serving.front import Settings
 from pdjax.stream import Backlog, Unread
 from tests.helpers.fake_backend import PATIENCE, FakeBackend, served
@@ -91,7 +91,7 @@ def test_a_half_closed_socket_and_a_broken_request_hurt_nobody(tmp_path: Path):
 
 
 def test_a_connection_that_asks_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server, "HEAD_S", 0.1)
+    monkeypatch.setattr(protocol, "HEAD_S", 0.1)
     backend = FakeBackend(tmp_path)
     with served(lambda: backend) as at:
         target = urlsplit(at.url)
