@@ -24,12 +24,13 @@ class FrontServer(Server):
         channel.setblocking(False)
         self._channel = channel
         self._arrived = 0
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._beginning: dict[asyncio.Task[None], asyncio.Protocol] = {}
 
     @property
     def ended(self) -> int:
         """How many of the connections that have arrived are closed."""
-        return self._arrived - len(self._beginning) - len(self.server_state.connections)
+        # One that has just been made is in both.
+        return self._arrived - len({*self._beginning.values(), *self.server_state.connections})
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
@@ -53,19 +54,16 @@ class FrontServer(Server):
             return
         self._arrived += len(connections)
         for connection in connections:
-            beginning = asyncio.ensure_future(self._begin(connection))
-            self._beginning.add(beginning)
-            beginning.add_done_callback(self._beginning.discard)
-
-    async def _begin(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-
-        def protocol() -> asyncio.Protocol:
-            return self.config.http_protocol_class(  # type: ignore[call-arg]
+            protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
                 config=self.config, server_state=self.server_state, app_state=self.lifespan.state
             )
+            beginning = asyncio.ensure_future(self._begin(connection, protocol))
+            self._beginning[beginning] = protocol
+            beginning.add_done_callback(self._beginning.pop)
 
+    async def _begin(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
+        connection.setblocking(False)
         with suppress(OSError):  # also of TLS: the client has gone, or speaks something else
             await asyncio.get_running_loop().connect_accepted_socket(
-                protocol, connection, ssl=self.config.ssl
+                lambda: protocol, connection, ssl=self.config.ssl
             )
