@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from pdjax.config.checks import check_types
+from pdjax.core.messages import shown
+from pdjax.core.request import is_number
 
 
 @dataclass(frozen=True)
@@ -10,11 +12,15 @@ class PoliciesConfig:
     """Who decides; see `host/policies/api.py`.
 
     Attributes:
-      prefill: which sequences are prefilled next, in which steps: "fcfs".
-      decode: which sequences decode, and which give way: "fcfs".
+      prefill: which sequences are prefilled next, in which steps: "fcfs", "shortest_first",
+        "earliest_deadline", "priority" or "fair".
+      decode: which sequences decode, and which give way: "fcfs", "shortest_first",
+        "earliest_deadline", "priority" or "prefill_order".
       handoff: whether KV moves, when and where to: "rules", those of HandoffConfig.
       router: which of several engines: "least_loaded", "round_robin", "power_of_two",
         "prefix_aware" or "cost_based".
+      tenant_weights: (tenant, weight) pairs for "fair": the shares of tenants that all have prompts
+        waiting. A tenant that is not named has weight 1.
 
     Each is one of these names, or "module:Class" of a class of one's own, which is called with a
     `PolicySetup`.
@@ -24,6 +30,14 @@ class PoliciesConfig:
     decode: str = "fcfs"
     handoff: str = "rules"
     router: str = "least_loaded"
+    tenant_weights: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         check_types("policies", self)
+        for pair in self.tenant_weights:
+            named = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
+            if not (named and is_number(pair[1]) and pair[1] > 0):
+                raise ValueError(
+                    f"policies.tenant_weights={shown(pair)}: must be pairs of a tenant and a "
+                    "positive number"
+                )

@@ -81,7 +81,7 @@ class Loop:
         self._guides = runtime.guides
         self._max_model_len = max_model_len
         self.fleet = Fleet(engines, transport, config, max_model_len, pools)
-        self.lifecycle = SequenceLifecycle(self.fleet, runtime.recorder)
+        self.lifecycle = SequenceLifecycle(self.fleet, runtime.recorder, policies)
         self.handoffs = HandoffManager(
             config.handoff,
             self.fleet,

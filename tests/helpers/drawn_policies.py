@@ -3,6 +3,7 @@ of a workload."""
 
 import random
 from collections import Counter
+from typing import Any
 
 from pdjax.config import PoliciesConfig
 from pdjax.host.policies.registry import POLICIES
@@ -11,10 +12,20 @@ from pdjax.host.policies.registry import POLICIES
 def drawn_policies(seed: int, happened: Counter[str]) -> PoliciesConfig:
     """In about every second role the default, else any that has a name; counts what was drawn."""
     chance = random.Random(f"policies in {seed}")
-    chosen = {
+    chosen: dict[str, Any] = {
         role: chance.choice(list(names))
         for role, names in POLICIES.items()
         if chance.random() < 0.5
     }
     happened.update(f"{role} {name}" for role, name in chosen.items())
     return PoliciesConfig(**chosen)
+
+
+def drawn_options(name: str, seed: int) -> dict[str, Any]:
+    """What policies may go by of a request of a workload."""
+    chance = random.Random(f"options of {name} in {seed}")
+    return {
+        "priority": chance.choice((0, 0, -1, 3)),
+        "deadline": chance.choice((None, 100.0, 3000.0)),
+        "labels": chance.choice(({}, {"tenant": "a"}, {"tenant": "b"}, {"user": "c"})),
+    }

@@ -14,7 +14,7 @@ from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
-from tests.helpers.drawn_policies import drawn_policies
+from tests.helpers.drawn_policies import drawn_options, drawn_policies
 from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
 from tests.helpers.fake_guides import (
     END_TOKEN,
@@ -210,7 +210,8 @@ class Workload:
         most = scored.choice((None, None, None, 0, TOP_LOGPROBS))
         params = replace(params, prompt_logprobs=most)
         params = constrained(params, random.Random(f"form of {name} in {self._seed}"))
-        visit = Visit(Request(name, tuple(prompt), params, 0.0), at_step=draw.randint(0, 40))
+        request = Request(name, tuple(prompt), params, 0.0, **drawn_options(name, self._seed))
+        visit = Visit(request, at_step=draw.randint(0, 40))
         if draw.random() < 0.3:
             break_after = draw.randint(1, 5) if self._faults else None
             visit.text = FakeText(draw.choice((None, draw.randint(1, 8))), break_after)

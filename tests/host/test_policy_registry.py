@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def own(name: str) -> str:
     return f"{__name__}:{name}"
 
 
-def config(**policies: str) -> Config:
+def config(**policies: Any) -> Config:
     return replace(CONFIG, policies=PoliciesConfig(**policies))
 
 

@@ -1,12 +1,16 @@
 """What policies are chosen for, on simulated engines: the same requests under two of them."""
 
 import random
+from math import inf
+from typing import Any
 
 import pytest
 
 from pdjax.config import Config, DecodeConfig, KVConfig, PoliciesConfig, PrefillConfig
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.request import Request, SamplingParams
+from pdjax.host.policies.orders.priority import Priority
+from pdjax.host.policies.orders.shortest_first import ShortestFirst, ShortestFirstPrefill
 from pdjax.host.policies.registry import POLICIES
 from pdjax.sim.cluster import Cluster, Run
 from pdjax.sim.costs import StepCosts
@@ -17,13 +21,20 @@ COSTS = StepCosts(prefill_step=0.01, prefill_token=1e-3, tick=0.01, write=0.0)
 FAST = Link(bandwidth=1e12, latency=0.0)
 
 
-def served(requests: list[Request], prefill: int = 1, decode: int = 1, **policies: str) -> Run:
+def served(
+    requests: list[Request],
+    prefill: int = 1,
+    decode: int = 1,
+    prefill_policy: str = "fcfs",
+    decode_policy: str = "fcfs",
+    **policies: Any,
+) -> Run:
     """Prefill takes 1 ms a token; a step holds 256 tokens of up to 4 prompts."""
     config = Config(
         kv=KVConfig(page_size=16, prefix_cache=True),
         prefill=PrefillConfig(engines=prefill, pages=129, token_budget=256, max_sequences=4),
         decode=DecodeConfig(engines=decode, rows=8, pages=257),
-        policies=PoliciesConfig(**policies),
+        policies=PoliciesConfig(prefill=prefill_policy, decode=decode_policy, **policies),
         max_waiting=1000,
     )
     cluster = Cluster(config, LAYOUT, max_model_len=512, link=FAST, costs=COSTS)
@@ -46,6 +57,14 @@ def arrivals(rate: float, count: int, seed: int = 0):
 def ask(index: int, moment: float, prompt: tuple[int, ...], output: int = 4, **asked) -> Request:
     params = SamplingParams(temperature=0.0, seed=index, max_tokens=output, ignore_eos=True)
     return Request(f"r{index}", prompt, params, moment, **asked)
+
+
+def started(run: Run) -> dict[str, float]:
+    """When the prefill of each request began."""
+    return {
+        each.id.partition("#")[0]: next(at for name, at in each.marks if name == "prefill_started")
+        for each in run.requests
+    }
 
 
 def mixed(count: int = 60, rate: float = 12.0) -> list[Request]:
@@ -94,3 +113,128 @@ def test_load_that_is_looked_at_waits_less():
     }
     for router in ("power_of_two", "least_loaded", "cost_based"):
         assert ttft[router] < 0.97 * ttft["round_robin"]
+
+
+def overloaded(count: int = 150, seed: int = 3) -> list[Request]:
+    """More than one engine takes: 14 prompts a second, of 10 to 400 tokens; they have deadlines of
+    1 to 6 s, or none, and classes of priority."""
+    chance = random.Random(seed)
+    return [
+        ask(
+            i,
+            moment,
+            (1 + i, *[1] * int(10 + 390 * chance.random() ** 3)),
+            priority=chance.choice((-1, 0, 2)),
+            deadline=chance.choice((None, 1 + 5 * chance.random())),
+        )
+        for i, moment in enumerate(arrivals(14.0, count, seed))
+    ]
+
+
+def patience(policy: str, request: Request, other: Request) -> float:
+    """Seconds after a request within which another one must come to overtake it."""
+    match policy:
+        case "fcfs":
+            return 0.0
+        case "shortest_first":
+            rate = ShortestFirst.tokens_a_second
+            return (len(request.prompt_token_ids) - len(other.prompt_token_ids)) / rate
+        case "priority":
+            return Priority.seconds_a_class * (request.priority - other.priority)
+    mine, theirs = (inf if each.deadline is None else each.deadline for each in (request, other))
+    return 0.0 if mine == theirs else mine - theirs
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "shortest_first", "priority", "earliest_deadline"])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_nobody_is_overtaken_after_a_bounded_time(policy, seed):
+    requests = overloaded(seed=seed)
+    begun, overtaken = started(served(requests, prefill_policy=policy)), 0
+    for request in requests:
+        for later in requests:
+            if request.arrival < later.arrival and begun[later.id] < begun[request.id]:
+                overtaken += 1
+                assert later.arrival - request.arrival <= patience(policy, request, later) + 1e-9
+    assert bool(overtaken) == (policy != "fcfs")
+
+
+class ShortestFirstOfSlowEngines(ShortestFirstPrefill):
+    """Engines here prefill 1,000 tokens a second, not tens of thousands."""
+
+    tokens_a_second = 20.0
+
+
+def test_shortest_first_waits_less_in_the_mean():
+    requests = overloaded()
+    fcfs, shortest = (
+        served(requests, prefill_policy=policy)
+        for policy in ("fcfs", f"{__name__}:ShortestFirstOfSlowEngines")
+    )
+    assert shortest.report["mean_ttft_ms"] < 0.7 * fcfs.report["mean_ttft_ms"]
+    assert shortest.tokens == fcfs.tokens
+
+
+def test_earliest_deadline_meets_more_deadlines():
+    def met(policy: str) -> int:
+        requests = {f"{each.id}#0": each for each in overloaded()}
+        run = served([*requests.values()], prefill_policy=policy)
+        asked = [(each.e2e, requests[each.id].deadline) for each in run.requests]
+        return sum(
+            took is not None and wanted is not None and took <= wanted for took, wanted in asked
+        )
+
+    assert met("earliest_deadline") > 1.3 * met("fcfs")
+
+
+def test_classes_of_priority_wait_in_their_order():
+    requests = {each.id: each for each in overloaded()}
+    begun = started(served([*requests.values()], prefill_policy="priority"))
+    waits: dict[int, list[float]] = {-1: [], 0: [], 2: []}
+    for id, moment in begun.items():
+        waits[requests[id].priority].append(moment - requests[id].arrival)
+    urgent, plain, idle = (sum(each) / len(each) for each in waits.values())
+    assert urgent < 0.5 * plain and plain < 0.7 * idle
+
+
+@pytest.mark.parametrize("weights", [(), (("a", 3.0), ("b", 1.0))])
+def test_tenants_get_their_shares(weights):
+    """Tenant b asks for as much as a, in three times as many requests, and both for more than there
+    is: while both have prompts waiting, what they have been served is in the ratio of weights."""
+    requests = []
+    for i in range(60):
+        requests.append(ask(4 * i, 0.0, (1 + i, *[1] * 299), 2, labels={"tenant": "a"}))
+        for j in range(1, 4):
+            prompt = (1 + i, 1 + j, *[2] * 98)
+            requests.append(ask(4 * i + j, 0.0, prompt, 2, labels={"tenant": "b"}))
+    begun = started(served(requests, prefill_policy="fair", tenant_weights=weights))
+    tokens = {"a": 0, "b": 0}
+    left = {"a": 60, "b": 180}
+    worst = 0.0
+    ratio = 3.0 if weights else 1.0
+    for request in sorted(requests, key=lambda each: begun[each.id]):
+        tenant = request.labels["tenant"]
+        tokens[tenant] += len(request.prompt_token_ids) + 2 * 2  # tokens of an answer count twice
+        left[tenant] -= 1
+        if not all(left.values()):
+            break
+        worst = max(worst, abs(tokens["a"] / ratio - tokens["b"]))
+    # One prompt, and what the answers in the batch are charged: 2 tokens, each twice.
+    assert worst <= 300 + 16 * 2 * 2
+    assert min(tokens.values()) > 4000
+
+
+def test_a_flood_of_one_tenant_does_not_hold_up_another():
+    flood = [ask(i, 0.0, (1 + i, *[1] * 199), 2, labels={"user": "flood"}) for i in range(100)]
+    rare = [
+        ask(100 + i, 1.0 + 2 * i, (500 + i, *[1] * 99), 2, labels={"user": "rare"})
+        for i in range(5)
+    ]
+    waits = {
+        policy: max(
+            moment - each.arrival
+            for each in rare
+            for moment in (started(served([*flood, *rare], prefill_policy=policy))[each.id],)
+        )
+        for policy in ("fcfs", "fair")
+    }
+    assert waits["fair"] < 1.0 < 10.0 < waits["fcfs"]

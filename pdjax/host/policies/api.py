@@ -10,7 +10,7 @@ moment of the call.
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pdjax.config import Config
 from pdjax.core.ids import EngineId, PoolId
@@ -164,8 +164,22 @@ class Router(Protocol):
         ...
 
 
+class Ranked(Protocol):
+    """What a prefill or decode policy may have besides: an order of its own for its queue.
+
+    The host keeps the queue so, and a plan need not look at all of it.
+    """
+
+    def rank(self, sequence: Sequence) -> Any:
+        """What a sequence goes by in the queue, the least first; of equals the one that came into
+        the queue first. A number or a tuple of numbers. It is asked when the sequence comes into
+        the queue, and so depends on nothing that changes while it waits: let the moment of arrival
+        stand for the time waited."""
+        ...
+
+
 class PrefillPolicy(Protocol):
-    """Decides what engines prefill next."""
+    """Decides what engines prefill next. It may be `Ranked`."""
 
     def plan(
         self, waiting: Seq[Sequence], engines: Seq[EngineView], now: float
@@ -177,14 +191,15 @@ class PrefillPolicy(Protocol):
         `AskAgain`.
 
         Args:
-          waiting: the queue, oldest first.
+          waiting: the queue, oldest first or by `rank`.
           engines: that accept prefill steps and are open.
         """
         ...
 
 
 class DecodePolicy(Protocol):
-    """Decides which sequences decode."""
+    """Decides which sequences decode. It may be `Ranked`; then what is said to be oldest first
+    comes in its order."""
 
     def grow(
         self, needing: Seq[Sequence], holders: Seq[Sequence], free_pages: int, now: float

@@ -252,6 +252,20 @@ def choose(
     return view
 
 
+def rank_of(policy: Any, sequence: Sequence) -> Any:
+    """Ask a `Ranked` policy for the place of a sequence in its queue.
+
+    Raises:
+      BadPlan: the answer is neither a number nor a tuple of numbers.
+    """
+    rank = policy.rank(sequence)
+    for value in rank if isinstance(rank, tuple) else (rank,):
+        if not isinstance(value, int | float) or value != value:
+            allowed = "a number or a tuple of numbers"
+            raise _wrong(policy, f"rank of {sequence.id}", rank, allowed)
+    return rank
+
+
 def _check_each(policy: Any, where: str, values: Any, *kinds: type) -> None:
     """Refuse what is no list or tuple of objects of some kinds."""
     if not isinstance(values, (list, tuple)):

@@ -10,6 +10,14 @@ from pdjax.core.messages import one_line, shown
 from pdjax.host.policies.api import Policies, PolicySetup
 from pdjax.host.policies.decode import FcfsDecode
 from pdjax.host.policies.handoff import HandoffRules
+from pdjax.host.policies.orders.earliest_deadline import (
+    EarliestDeadlineDecode,
+    EarliestDeadlinePrefill,
+)
+from pdjax.host.policies.orders.fair import FairPrefill
+from pdjax.host.policies.orders.prefill_order import PrefillOrderDecode
+from pdjax.host.policies.orders.priority import PriorityDecode, PriorityPrefill
+from pdjax.host.policies.orders.shortest_first import ShortestFirstDecode, ShortestFirstPrefill
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.policies.router import LeastLoaded
 from pdjax.host.policies.routers.cost_based import CostBased
@@ -18,8 +26,20 @@ from pdjax.host.policies.routers.prefix_aware import PrefixAware
 from pdjax.host.policies.routers.round_robin import RoundRobin
 
 POLICIES: dict[str, dict[str, Any]] = {
-    "prefill": {"fcfs": FcfsPrefill},
-    "decode": {"fcfs": FcfsDecode},
+    "prefill": {
+        "fcfs": FcfsPrefill,
+        "shortest_first": ShortestFirstPrefill,
+        "earliest_deadline": EarliestDeadlinePrefill,
+        "priority": PriorityPrefill,
+        "fair": FairPrefill,
+    },
+    "decode": {
+        "fcfs": FcfsDecode,
+        "shortest_first": ShortestFirstDecode,
+        "earliest_deadline": EarliestDeadlineDecode,
+        "priority": PriorityDecode,
+        "prefill_order": PrefillOrderDecode,
+    },
     "handoff": {"rules": HandoffRules},
     "router": {
         "least_loaded": LeastLoaded,

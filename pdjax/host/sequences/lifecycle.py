@@ -4,7 +4,8 @@ The coordinator and its runners decide which move is made."""
 from bisect import insort
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from pdjax.core.messages import reason_of
 from pdjax.core.request import Request
@@ -13,8 +14,12 @@ from pdjax.host.fleet import Fleet
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.kv.prefix_index import keys_of
 from pdjax.host.metrics.recorder import Recorder
+from pdjax.host.policies.api import Policies
+from pdjax.host.policies.check import rank_of
 from pdjax.host.sequences.reference import SequenceRef, current
 from pdjax.host.sequences.sequence import Sequence, State, age
+
+_rank = attrgetter("rank")
 
 
 class Progress(NamedTuple):
@@ -38,23 +43,32 @@ class SequenceLifecycle:
     Args:
       fleet: the engines and pools that they may be on.
       recorder: is told of every move.
+      policies: may give queues an order; None keeps the oldest first.
 
     Attributes:
       live: sequences by the id of their request.
-      waiting: the queue, oldest first; `waiting_changed`: whether it has changed since the
-        coordinator last planned.
+      waiting: the queue, oldest first or by the prefill policy's `rank`; `waiting_changed`: whether
+        it has changed since the coordinator last planned.
       held: sequences that come into the queue when it is known which tokens may follow their last.
-      prefilled: sequences that wait for the decode side, oldest first; `prefilled_changed`
-        likewise.
+      prefilled: sequences that wait for the decode side, oldest first or by the decode policy's
+        `rank`; `prefilled_changed` likewise.
     """
 
-    def __init__(self, fleet: Fleet, recorder: Recorder) -> None:
+    def __init__(self, fleet: Fleet, recorder: Recorder, policies: Policies | None = None) -> None:
         self.live: dict[str, list[Sequence]] = {}
         self.waiting: list[Sequence] = []
         self.held: list[Sequence] = []
         self.prefilled: list[Sequence] = []
         self.waiting_changed = self.prefilled_changed = False
         self._fleet, self._recorder = fleet, recorder
+        self._ranking: dict[State, Any] = {}  # who gives the queue of a state its order
+        if policies is not None:
+            for state, policy in (
+                (State.WAITING, policies.prefill),
+                (State.PREFILLED, policies.decode),
+            ):
+                if callable(getattr(policy, "rank", None)):
+                    self._ranking[state] = policy
         self._news: dict[Sequence, int] = {}  # tokens that had been told of
 
     @property
@@ -84,10 +98,14 @@ class SequenceLifecycle:
     def add(self, request: Request, sequences: list[Sequence]) -> None:
         """Queue all choices of a request; they are the youngest."""
         self.live[request.id] = list(sequences)
-        self.waiting += sequences
-        self.waiting_changed = True
         for sequence in sequences:
             self._recorder.mark(sequence, "arrived")
+        self.waiting_changed = True
+        if State.WAITING not in self._ranking:
+            self.waiting += sequences
+            return
+        for sequence in sequences:
+            self._insert(self.waiting, sequence)
 
     def start_prefill(
         self, state: EngineState, newcomers: Iterable[tuple[Sequence, int, int]]
@@ -128,7 +146,7 @@ class SequenceLifecycle:
         self.engine_of(sequence).running.remove(sequence)
         self._move(sequence, State.PREFILLED)
         self._recorder.mark(sequence, "prefilled")
-        insort(self.prefilled, sequence, key=age)
+        self._insert(self.prefilled, sequence)
         self.prefilled_changed = True
 
     def detach(self, sequence: Sequence) -> list[int]:
@@ -188,8 +206,8 @@ class SequenceLifecycle:
                 self._queue(sequence)
 
     def preempt(self, sequence: Sequence, *, sound: bool = True) -> None:
-        """Send it back to the front of the queue, behind older ones; what it has written so far
-        will be prefilled with its prompt.
+        """Send it back to its place in the queue, of which the oldest is the front; what it has
+        written so far will be prefilled with its prompt.
 
         Args:
           sound: whether its KV is right, so that it may be found.
@@ -208,8 +226,21 @@ class SequenceLifecycle:
         if sequence.behind:
             self.held.append(sequence)
         else:
-            insort(self.waiting, sequence, key=age)
+            self._insert(self.waiting, sequence)
             self.waiting_changed = True
+
+    def _insert(self, queue: list[Sequence], sequence: Sequence) -> None:
+        """Put a sequence into a queue of its state, in the order of that."""
+        policy = self._ranking.get(sequence.state)
+        if policy is None:
+            insort(queue, sequence, key=age)
+            return
+        try:
+            sequence.rank = rank_of(policy, sequence)
+            insort(queue, sequence, key=_rank)
+        except Exception as error:  # of its own place, or beside another's
+            queue.append(sequence)
+            self.fail(sequence, error)
 
     def take_over(self, broken: "SequenceLifecycle", error: BaseException) -> None:
         """Take the live sequences of another lifecycle, of which only `live` and what is new can be

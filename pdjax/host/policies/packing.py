@@ -1,0 +1,174 @@
+"""Prefill steps in the making: what engines have room for, packed up to the budgets of a step.
+
+A policy says in which order sequences come; the rest is the same for all of them.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+
+from pdjax.core.ids import EngineId
+from pdjax.host.batching.chunks import Chunk
+from pdjax.host.policies.api import EngineView, StepPlan
+from pdjax.host.sequences.sequence import Sequence
+
+
+@dataclass
+class _Step:
+    """A step in the making, and what is left of its budgets.
+
+    `decoding` are sequences of the engine that decode there and are not in the step yet, in the
+    order of their turn. `kept` places, of one token each, are reserved for them.
+    """
+
+    view: EngineView
+    tokens: int
+    sequences: int
+    pages: int  # that it may read, over all its sequences
+    decoding: list[Sequence]
+    kept: int = 0
+    chunks: list[Chunk] = field(default_factory=list)
+
+    @property
+    def has_room(self) -> bool:
+        return self.tokens > 0 and self.sequences > 0
+
+    def keep(self, places: int) -> None:
+        """Keep places for `decoding`."""
+        self.kept = places
+        self.tokens -= places
+        self.sequences -= places
+
+    def let_decode(self, most: int) -> None:
+        """Add up to `most` of `decoding`, also in the places that were kept."""
+        self.tokens += self.kept
+        self.sequences += self.kept
+        self.kept = 0
+        turn, self.decoding = self.decoding, []
+        for sequence in turn:
+            if most <= 0 or not self.add(sequence, sequence.prefilled):
+                self.decoding.append(sequence)
+            else:
+                most -= 1
+
+    def next_chunk(self, sequence: Sequence, start: int) -> Chunk:
+        """As much of a sequence from `start` on as fits; perhaps nothing."""
+        most = min(start + self.tokens, self.pages * self.view.buckets.page_size)
+        return Chunk(sequence, start, max(start, min(sequence.length, most)))
+
+    def add(self, sequence: Sequence, start: int) -> bool:
+        """Add what fits of a sequence; returns whether anything did."""
+        chunk = self.next_chunk(sequence, start)
+        if not self.has_room or not chunk.tokens:
+            return False
+        self.chunks.append(chunk)
+        self.tokens -= chunk.tokens
+        self.sequences -= 1
+        self.pages -= self.view.buckets.pages_for(chunk.stop)
+        return True
+
+
+class Draft:
+    """A plan in the making: engines as a router sees them, with what they have been given so far,
+    and their steps. A step is begun when it is first asked for, since most plans concern one engine
+    of many."""
+
+    def __init__(self, engines: Seq[EngineView]) -> None:
+        # A page in hand for every row of the pool that decodes, see `FcfsDecode`.
+        self._views = {
+            view.engine: view
+            if not view.rows_of_pool
+            else replace(view, free_pages=view.free_pages - view.rows_of_pool)
+            for view in engines
+            if view.open
+        }
+        self._steps: dict[EngineId, _Step] = {}
+        self._waits: set[EngineId] = set()
+
+    def able(self, sequence: Sequence) -> list[EngineView]:
+        """The engines that have room for a sequence of the queue."""
+        length, lifetime = sequence.length, sequence.lifetime_tokens
+        return [
+            view
+            for view in self._views.values()
+            if length <= view.free_pages * view.buckets.page_size
+            and lifetime <= view.total_pages * view.buckets.page_size
+            and self._step_takes(sequence, view)
+        ]
+
+    def _step_takes(self, sequence: Sequence, view: EngineView) -> bool:
+        """Whether the budgets of an engine's step let a sequence of the queue begin."""
+        if not view.running and view.engine not in self._steps:
+            return True  # nothing of the budgets is taken, and any sequence fits into them
+        step = self._step(view)
+        # Last, since this question alone may cost a walk over the pages of the prompt.
+        return step.has_room and step.next_chunk(sequence, view.cached(sequence)).tokens > 0
+
+    def _step(self, view: EngineView) -> _Step:
+        step = self._steps.get(view.engine)
+        if step is None:
+            step = self._steps[view.engine] = _begin(view)
+        return step
+
+    def admit(self, sequence: Sequence, engine: EngineId) -> int:
+        """Begin a sequence of the queue on an engine that is able; returns the tokens that it
+        computes there."""
+        view = self._views[engine]
+        start, needs = view.cached(sequence), view.buckets.pages_for(sequence.length)
+        self._step(view).add(sequence, start)
+        for each in list(self._views.values()):
+            if each.pool == view.pool:
+                given = sequence.length - start if each is view else 0
+                self._views[each.engine] = replace(
+                    each, backlog=each.backlog + given, free_pages=each.free_pages - needs
+                )
+        return sequence.length - start
+
+    def put_off(self, sequence: Sequence) -> None:
+        """Let the steps wait for which all that a sequence of the queue lacks to join them is pages
+        that hand-offs are about to let go."""
+        for engine, step in self._steps.items():
+            view = self._views[engine]
+            needs = view.buckets.pages_for(sequence.length)
+            lacks_pages = view.free_pages < needs <= view.free_pages + view.leaving_pages
+            busy = view.in_flight > 0 and not view.running
+            if busy and lacks_pages and step.has_room:
+                self._waits.add(engine)
+
+    def plans(self) -> Iterator[StepPlan]:
+        """A step for each engine that has something to compute."""
+        for engine, view in self._views.items():
+            begun = engine in self._steps and engine not in self._waits
+            if begun or view.running:
+                step = self._step(view)
+                step.let_decode(view.buckets.sequences)
+                if step.chunks:
+                    yield StepPlan(engine, tuple(step.chunks))
+
+
+def _begin(view: EngineView) -> _Step:
+    """A step that goes on with the prompts that have begun.
+
+    Half of its places and tokens are for sequences that decode on the prefill engine, if there are
+    so many; of an odd number the larger half in every second step. In those steps they also come
+    first, so that neither they nor the prompts can take all pages of every step. What the others
+    leave is theirs, too. The one served longest ago comes first, so that each of N is served once
+    in `2 * ceil(N / max_sequences)` steps if the pages suffice, and in 2 N steps at the latest.
+    """
+    buckets, odd = view.buckets, view.steps % 2
+    decoding = sorted(filter(_decodes, view.running), key=lambda seq: (seq.served, seq.order))
+    half = (min(buckets.sequences, buckets.token_budget) + odd) // 2
+    step = _Step(view, buckets.token_budget, buckets.sequences, buckets.step_pages[-1], decoding)
+    if odd:
+        step.let_decode(half)
+    else:
+        step.keep(min(half, len(decoding)))
+    for sequence in view.running:
+        if not _decodes(sequence):
+            step.add(sequence, sequence.prefilled)
+    return step
+
+
+def _decodes(sequence: Sequence) -> bool:
+    """Whether all that is left to compute is its newest token, which was made here."""
+    return bool(sequence.output) and sequence.length - sequence.prefilled == 1

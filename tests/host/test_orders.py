@@ -1,0 +1,210 @@
+"""The orders of queues, on made-up sequences."""
+
+from math import nan
+from typing import Any, ClassVar
+
+import pytest
+
+from pdjax.config import Config, PoliciesConfig
+from pdjax.host.policies.api import PolicySetup
+from pdjax.host.policies.orders.earliest_deadline import EarliestDeadline
+from pdjax.host.policies.orders.fair import FairPrefill, tenant_of
+from pdjax.host.policies.orders.priority import Priority
+from pdjax.host.policies.orders.shortest_first import ShortestFirst
+from pdjax.host.policies.prefill import FcfsPrefill
+from pdjax.host.policies.registry import POLICIES, make_policies
+from pdjax.host.policies.router import LeastLoaded
+from pdjax.host.sequences.sequence import Sequence, State
+from tests.helpers.deployment import CONFIG, deploy, expected
+from tests.helpers.views import chunks, decode_view, prefill_view, sequence
+
+
+def ordered(order: Any, *queue: Sequence) -> list[int]:
+    return [each.order for each in sorted(queue, key=order.rank)]
+
+
+def test_a_second_of_waiting_makes_a_prompt_shorter():
+    order = ShortestFirst()
+    rate = order.tokens_a_second
+    long = sequence(0, 1 + int(rate))
+    assert ordered(order, long, sequence(1, 10), sequence(2, 5)) == [2, 1, 0]
+    # Of one token come those within a second; then it is the long one's turn.
+    soon, late = sequence(1, 1, arrival=0.9), sequence(2, 1, arrival=1.1)
+    assert ordered(order, late, long, soon) == [1, 0, 2]
+
+
+def test_the_earliest_deadline_comes_first_and_none_last():
+    order = EarliestDeadline()
+    queue = [
+        sequence(0, 5),
+        sequence(1, 5, asked={"deadline": 9.0}),
+        sequence(2, 5, arrival=4.0, asked={"deadline": 3.0}),
+        sequence(3, 5),
+    ]
+    assert ordered(order, *queue) == [2, 1, 0, 3]
+
+
+def test_a_class_of_priority_is_so_many_seconds():
+    order = Priority()
+    wait = order.seconds_a_class
+    plain = sequence(0, 5)
+    soon, late = (
+        sequence(i, 5, arrival=at, asked={"priority": -1})
+        for i, at in ((1, wait - 1), (2, wait + 1))
+    )
+    assert ordered(order, late, plain, soon) == [1, 0, 2]
+    assert ordered(order, sequence(3, 5, asked={"priority": 2**62}), plain) == [0, 3]
+
+
+def test_strict_classes_are_an_attribute():
+    class Strict(Priority):
+        seconds_a_class = float("inf")
+
+    urgent = sequence(2, 5, arrival=1e6, asked={"priority": -1})
+    idle = sequence(1, 5, asked={"priority": 1})
+    assert ordered(Strict(), sequence(0, 5), idle, urgent) == [2, 0, 1]
+
+
+@pytest.mark.parametrize("name", POLICIES["prefill"])
+def test_a_prompt_without_room_is_not_overtaken(name):
+    policy = POLICIES["prefill"][name](PolicySetup(Config(), LeastLoaded()))
+    queue = [sequence(0, 16), sequence(1, 4)]
+    assert policy.plan(queue, [prefill_view(free_pages=3)], 0.0) == []
+    [plan] = policy.plan(queue, [prefill_view(free_pages=5)], 0.0)
+    assert chunks(plan) == [(0, 0, 10)]
+
+
+@pytest.mark.parametrize("name", POLICIES["decode"])
+def test_no_sequence_overtakes_the_first_into_a_row(name):
+    policy = POLICIES["decode"][name](PolicySetup(Config(), LeastLoaded()))
+    queue = [sequence(0, 8), sequence(1, 1)]
+    assert policy.admit(queue, [decode_view(free_pages=1)], 0.0) == []
+    assert [each.sequence.order for each in policy.admit(queue, [decode_view()], 0.0)] == [0, 1]
+
+
+# Shares.
+
+
+def fair(**weights: float) -> FairPrefill:
+    config = Config(policies=PoliciesConfig(tenant_weights=tuple(weights.items())))
+    return FairPrefill(PolicySetup(config, LeastLoaded()))
+
+
+def of(tenant: str, order: int, tokens: int = 10) -> Sequence:
+    return sequence(order, tokens, asked={"labels": {"tenant": tenant}})
+
+
+def begin(policy: FairPrefill, waiting: list[Sequence], steps: int) -> list[int]:
+    """The order in which prompts of 10 tokens begin on an engine that takes one a step."""
+    begun = []
+    for _ in range(steps):
+        [plan] = policy.plan(waiting, [prefill_view()], 0.0)
+        [chunk] = plan.chunks
+        waiting.remove(chunk.sequence)
+        chunk.sequence.state = State.PREFILLING
+        begun.append(chunk.sequence.order)
+    return begun
+
+
+def test_tenants_take_turns():
+    waiting = [*(of("a", i) for i in range(4)), *(of("b", i) for i in range(4, 8))]
+    assert begin(fair(), waiting, 8) == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+def test_a_tenant_of_twice_the_weight_has_two_turns():
+    waiting = [*(of("a", i) for i in range(4)), *(of("b", i) for i in range(4, 8))]
+    assert begin(fair(a=2.0), waiting, 6) == [0, 4, 1, 2, 5, 3]
+
+
+def test_answers_are_charged_too():
+    policy, first = fair(), of("a", 0)
+    waiting = [first, *(of("b", i) for i in range(1, 5)), of("a", 9)]
+    assert begin(policy, waiting, 1) == [0]
+    first.output = [1] * 15  # 30 more: three turns of b
+    assert begin(policy, waiting, 5) == [1, 2, 3, 4, 9]
+    assert policy.served("a") == 10 + 30 + 10
+
+
+def test_an_idle_time_gives_no_credit():
+    policy = fair()
+    waiting = [of("a", i) for i in range(10)]
+    begin(policy, waiting, 8)
+    waiting += [of("b", i) for i in range(10, 14)]
+    assert begin(policy, waiting, 4) == [8, 10, 9, 11]
+
+
+def test_a_plan_that_was_not_carried_out_is_not_charged():
+    policy, waiting = fair(), [of("a", 0), of("b", 1)]
+    for _ in range(3):
+        [plan] = policy.plan(waiting, [prefill_view()], 0.0)
+        assert chunks(plan) == [(0, 0, 10)]
+    assert policy.served("a") == 10
+
+
+def test_a_prompt_that_is_computed_again_is_charged_once():
+    policy, waiting = fair(), [of("a", 0), of("a", 1)]
+    first = waiting[0]
+    begin(policy, waiting, 1)
+    first.output = [7]
+    first.state = State.WAITING
+    waiting.insert(0, first)
+    begin(policy, waiting, 1)
+    assert policy.served("a") == 10 + 2
+
+
+def test_tenants_that_have_gone_are_forgotten():
+    policy = fair()
+    for i in range(5000):
+        asked = of(f"t{i}", i)
+        begin(policy, [asked], 1)
+        asked.state, asked.done = State.FINISHED, True
+    assert len(policy._counters) < 3000
+    assert len(policy._begun) == 1
+
+
+def test_whose_a_request_is():
+    labels = {"user": "u", "api_key": "k"}
+    assert tenant_of(sequence(0, 1, asked={"labels": labels})) == "k"
+    assert tenant_of(sequence(0, 1, asked={"labels": {**labels, "tenant": "t"}})) == "t"
+    assert tenant_of(sequence(0, 1)) == ""
+
+
+@pytest.mark.parametrize("weights", [("a", 1.0), (("a", 0.0),), (("a", nan),), ((1, 1.0),)])
+def test_weights_are_checked(weights):
+    with pytest.raises(ValueError, match=r"^policies.tenant_weights="):
+        PoliciesConfig(tenant_weights=weights)
+
+
+# In the coordinator.
+
+
+class Ranks(FcfsPrefill):
+    """By what a test says."""
+
+    ranks: ClassVar[dict[str, Any]] = {}
+
+    def rank(self, sequence: Sequence) -> Any:
+        return self.ranks[sequence.request.id]
+
+
+def test_the_queue_is_kept_in_the_order_of_the_policy():
+    deployment = deploy(CONFIG, policies=make_policies(CONFIG, {"prefill": Ranks}))
+    Ranks.ranks = {"a": 2, "b": 1, "c": 1.5}
+    for name in "abc":
+        deployment.submit(name, prompt_len=4)
+    waiting = deployment.coordinator.loop.lifecycle.waiting
+    assert [each.request.id for each in waiting] == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("rank", [None, "x", nan, (1, nan), (1, 2)])
+def test_a_rank_that_is_none_ends_its_request_alone(rank):
+    deployment = deploy(CONFIG, policies=make_policies(CONFIG, {"prefill": Ranks}))
+    Ranks.ranks = {"good": 1, "bad": rank, "other": 2}
+    good = deployment.submit("good", prompt_len=4)
+    bad = deployment.submit("bad", prompt_len=4)
+    other = deployment.submit("other", prompt_len=4)
+    deployment.run()
+    assert (good.output, other.output) == (expected(good), expected(other))
+    assert bad.state is State.FAILED and bad.error
+    if rank != (1, 2):  # else it can't be compared with the others'
+        assert "BadPlan: policy Ranks: rank of bad#0" in bad.error
