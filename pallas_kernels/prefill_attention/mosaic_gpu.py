@@ -1,13 +1,13 @@
 """Prefill attention over pages as a Mosaic kernel for Hopper GPUs.
 
 It is FlashAttention-3 (Shah et al., 2024) on ragged, paged input. A piece of work is one sequence's
-part of a tile of 128 tokens of the batch, for one query head. One warpgroup copies that head's
-pages into a ring in shared memory, with the tensor memory accelerator. Two others take half of the
-tile each, in turns: while one keeps the tensor cores busy, the other computes its softmax.
+part of a tile of 128 tokens of the batch, for one query head. One warpgroup copies queries and the
+head's pages into shared memory, with the tensor memory accelerator. Two others take half of the
+tile each; while one computes its softmax, the other keeps the tensor cores busy.
 
-Blocks of threads are persistent: each takes one piece of work after another, and its ring continues
-from one to the next. Pieces are dealt back and forth, long ones first, which balances the uneven
-work of the causal mask.
+Blocks of threads are persistent: each takes one piece of work after another, and goes through the
+blocks of all of them as one sequence, so that a piece begins while the one before it ends. Pieces
+are dealt back and forth, long ones first, which balances the uneven work of the causal mask.
 
 Tests interpret and lower the kernel; `pallas_kernels.check` runs it where there is a GPU.
 """
@@ -20,14 +20,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import PROCESSORS
-from pallas_kernels.prefill_attention.mosaic_gpu_body import (
-    BLOCK,
-    COMPUTE,
-    TILE,
-    Plan,
-    body,
-    scratch_types,
-)
+from pallas_kernels.prefill_attention.mosaic_gpu_body import body, scratch_types
+from pallas_kernels.prefill_attention.mosaic_gpu_work import BLOCK, COMPUTE, TILE, Plan
 
 
 def refusal(q: jax.Array, k_pages: jax.Array, kv_pages: jax.Array) -> str | None:
