@@ -138,6 +138,7 @@ def _on_devices(
 ) -> Deployment:
     with progress.phase("starting JAX"):
         config = settled(config)
+        _check_mixing(config)
         deal_devices(config)  # too few are no reason to fetch and open a model first
     chosen = make_policies(config, policies)
     with progress.phase("opening the model"):
@@ -172,10 +173,21 @@ def _on_devices(
     return _deployment(config, model, built, *parts)
 
 
+def _check_mixing(config: Config) -> None:
+    """Refuse mixed steps without an engine that takes them."""
+    budget = config.prefill.mixed_budget
+    if budget is not None and not config.colocated:
+        raise ValueError(
+            f"prefill.mixed_budget={budget}: must be None with colocated=False, where no engine "
+            "has both chunks and rows"
+        )
+
+
 def _simulated(
     config: Config, policies: Mapping[str, Any] | None, clock: Clock | None, progress: Progress
 ) -> Deployment:
     config = replace(config, colocated=bool(config.colocated))  # it has all devices it needs
+    _check_mixing(config)
     if clock is not None:
         raise ValueError("clock: a simulation has a clock of its own; must be None")
     rounded = {

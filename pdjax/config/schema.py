@@ -112,6 +112,9 @@ class PrefillConfig:
         contexts of each step that may be dispatched, `1 + lookahead`, or for what the device's
         memory holds, if that is less: see kv.memory_fraction.
       token_budget: most tokens packed into one step, over all its prompts.
+      mixed_budget: most tokens of prompts in a step that also decodes, with colocated=True: chunks
+        and rows are computed together then, as in Sarathi-Serve. None gives each a step of its own,
+        in turn.
       max_sequences: most prompts packed into one step.
       lookahead: steps dispatched beyond the one that runs.
       token_buckets: padded sizes of a step in tokens; None takes `token_budget`, a fourth of it,
@@ -127,6 +130,7 @@ class PrefillConfig:
     tp: int = 1
     pages: int | None = None
     token_budget: int = 512
+    mixed_budget: int | None = None
     max_sequences: int = 8
     lookahead: int = 1
     token_buckets: tuple[int, ...] | None = None
@@ -136,12 +140,17 @@ class PrefillConfig:
     def __post_init__(self) -> None:
         check_types("prefill", self)
         between("prefill", self, 1, MOST_DEVICES, "engines", "tp")
-        between("prefill", self, 1, MOST_STEP_TOKENS, "token_budget")
+        between("prefill", self, 1, MOST_STEP_TOKENS, "token_budget", "mixed_budget")
         between("prefill", self, 1, MOST_ROWS, "max_sequences")
         between("prefill", self, 2, 2 * MOST_TOKENS - 1, "pages")
         between("prefill", self, 0, MOST_LOOKAHEAD, "lookahead")
         check_buckets("prefill.token_buckets", self.token_buckets, MOST_STEP_TOKENS)
         check_buckets("prefill.page_buckets", self.page_buckets, MOST_TOKENS)
+        if self.mixed_budget is not None and self.mixed_budget > self.token_budget:
+            raise ValueError(
+                f"prefill.mixed_budget={self.mixed_budget}: must be at most "
+                f"prefill.token_budget={self.token_budget}"
+            )
         if self.token_buckets is not None and self.token_buckets[-1] < self.token_budget:
             raise ValueError(
                 f"prefill.token_buckets={shown(self.token_buckets)}: the largest must hold "

@@ -27,6 +27,7 @@ from pdjax.device.models.decoder import Params
 from pdjax.device.models.registry import family_of, kv_layout
 from pdjax.device.models.weights import copied_params, load_params, random_params
 from pdjax.device.programs.decode import DecodeProgram
+from pdjax.device.programs.mixed import MixedProgram
 from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.programs.program import Program
 from pdjax.interfaces.transport import Transport
@@ -135,21 +136,27 @@ def build_engines(
     transport = connect(pools, config.handoff.wire_dtype, workers)
     groups = choose_groups(config, spec, transport, pools, list(prefilling), list(decoding))
 
-    def engine(kind: str, number: int, name: PoolId, program: Program) -> JaxEngine:
+    def engine(kind: str, number: int, name: PoolId, *programs: Program) -> JaxEngine:
         id, pool = EngineId(f"{kind}/{number}"), pools[name]
         threads = workers.of(pool.mesh.devices.flat), workers.ahead
-        return JaxEngine(id, name, pool, [program], transport, *threads)
+        return JaxEngine(id, name, pool, programs, transport, *threads)
 
-    engines = [
-        *(
-            engine("prefill", i, name, builder.prefill(*prefilling[name], groups[name]))
-            for i, name in enumerate(prefilling)
-        ),
-        *(
-            engine("decode", i, name, builder.decode(*decoding[name]))
+    if config.prefill.mixed_budget is not None:
+        engines = [
+            engine("mixed", i, name, *builder.mixed(*decoding[name]))
             for i, name in enumerate(decoding)
-        ),
-    ]
+        ]
+    else:
+        engines = [
+            *(
+                engine("prefill", i, name, builder.prefill(*prefilling[name], groups[name]))
+                for i, name in enumerate(prefilling)
+            ),
+            *(
+                engine("decode", i, name, builder.decode(*decoding[name]))
+                for i, name in enumerate(decoding)
+            ),
+        ]
     return Engines(engines, transport, pools, workers, jax.default_backend() == "cpu")
 
 
@@ -287,6 +294,16 @@ class _Builder:
             context=self._context,
             max_logprobs=self._config.max_logprobs,
             attention=self._config.decode.attention,
+        )
+
+    def mixed(self, pool: PoolOwner, params: Params) -> tuple[Program, Program, Program]:
+        """Steps of both kinds over a pool, and mixed ones."""
+        chunks, rows = self.prefill(pool, params, 1), self.decode(pool, params)
+        attention = self._config.decode.attention
+        return (
+            chunks,
+            rows,
+            MixedProgram(chunks, rows, params, self._spec, pool, attention=attention),
         )
 
     def _whole_contexts(self, layout: KVLayout, sequences: int) -> int:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.host.batching.buckets import Buckets
@@ -21,13 +21,47 @@ from pdjax.interfaces.events import StepDone
 from pdjax.interfaces.steps import StepKind
 from pdjax.interfaces.tickets import Ticket
 
-WorkT = TypeVar("WorkT", bound=tuple[Chunk, ...] | Tick)
+
+class Mixed(NamedTuple):
+    """What a mixed step computes."""
+
+    chunks: tuple[Chunk, ...]
+    tick: Tick
+
+    @property
+    def refs(self) -> tuple[SequenceRef, ...]:
+        """Of the chunks, then of the rows."""
+        return *(SequenceRef.of(chunk.sequence) for chunk in self.chunks), *self.tick.refs
+
+    @property
+    def tokens(self) -> int:
+        """Of the chunks, and one of each row."""
+        return sum(chunk.tokens for chunk in self.chunks) + len(self.tick.refs)
+
+    def parts(
+        self, done: "InFlight[Mixed]"
+    ) -> "tuple[InFlight[tuple[Chunk, ...]], InFlight[Tick]]":
+        """A step in flight as if its chunks and its rows were two."""
+        refs = done.refs[: len(self.chunks)]
+        chunks = InFlight(
+            StepKind.PREFILL, self.chunks, done.ticket, done.started, refs, done.number, done.scored
+        )
+        return chunks, InFlight(
+            StepKind.DECODE, self.tick, done.ticket, done.started, self.tick.refs
+        )
+
+
+Work = tuple[Chunk, ...] | Tick | Mixed
+"""What a step computes: of prefill, of decode, or of both."""
+
+WorkT = TypeVar("WorkT", bound=Work)
 
 
 class InFlight(NamedTuple, Generic[WorkT]):
     """A step that was dispatched and has not been read: what it is, its ticket, and the sequences
-    that an error of it concerns. Of a prefill step, `number` among those of its engine, and the
-    places of prompts, by its chunks, whose log-probabilities it brings (`Chunk.scored`)."""
+    that an error of it concerns; `number`, that of the last step of its engine that had chunks.
+    Where it has chunks itself, the places of prompts, by its chunks, whose log-probabilities it
+    brings (`Chunk.scored`)."""
 
     kind: StepKind
     work: WorkT
@@ -36,6 +70,14 @@ class InFlight(NamedTuple, Generic[WorkT]):
     refs: tuple[SequenceRef, ...]
     number: int = 0
     scored: tuple[range, ...] = ()
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """That it computes; none where it is a tick."""
+        work: Any = self.work
+        if self.kind is StepKind.DECODE:
+            return ()
+        return work.chunks if self.kind is StepKind.MIXED else work
 
 
 @dataclass(eq=False, slots=True)
@@ -85,12 +127,14 @@ class EngineState:
     id: EngineId = field(init=False)
     prefills: bool = field(init=False)
     decodes: bool = field(init=False)
+    mixes: bool = field(init=False)
     step_done: StepDone = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = self.engine.id
         self.prefills = StepKind.PREFILL in self.engine.accepts
         self.decodes = StepKind.DECODE in self.engine.accepts
+        self.mixes = StepKind.MIXED in self.engine.accepts
         self.step_done = StepDone(self.id)
 
     @property
@@ -111,12 +155,16 @@ class EngineState:
 
     @property
     def takes_prefill(self) -> bool:
-        """Whether it accepts a prefill step, and has few enough of them in flight."""
+        """Whether it accepts a step of chunks, and has few enough in flight."""
+        if self.mixes:
+            return len(self.in_flight) <= self.decode_lookahead
         return self.prefills and self._under_way(StepKind.PREFILL) <= self.prefill_lookahead
 
     @property
     def takes_tick(self) -> bool:
         """Whether it accepts a tick, and has few enough of them in flight."""
+        if self.mixes:
+            return len(self.in_flight) <= self.decode_lookahead
         return self.decodes and self._under_way(StepKind.DECODE) <= self.decode_lookahead
 
     def _under_way(self, kind: StepKind) -> int:
@@ -133,30 +181,34 @@ class EngineState:
         return rows is not None and self.takes_tick and not self.paused and rows.active
 
     @property
+    def beside_rows(self) -> int | None:
+        """Most prompt tokens of its next step, if rows are in the same step."""
+        rows = self.pipeline
+        if self.mixes and rows is not None and not self.paused and rows.active:
+            return self.buckets.most_mixed
+        return None
+
+    @property
     def goes_on(self) -> bool:
         """Whether it takes a prefill step now, and has tokens of its own that have not been
         dispatched."""
         return self.takes_prefill and any(map(_is_to_compute, self.running))
 
     def time(self, done: InFlight, size: int, now: float) -> None:
-        """Note what a step of `size` tokens or active rows took that has come back. It began when
+        """Note what a step of `size` tokens, of which each active row is one, took that has come
+        back. It began when
         the one before it had ended: an engine works in order. Of two that are found at once the
         second counts as no time, and the first as that of both."""
         seconds, self.read_at = now - max(done.started, self.read_at), now
-        if done.kind is StepKind.PREFILL:
-            self.prefill_times.add(size, seconds)
-        else:
+        if done.kind is StepKind.DECODE:
             self.token_times.add(size, seconds * self.rows.stages)
+        else:
+            self.prefill_times.add(size, seconds)
 
     @property
     def backlog(self) -> int:
         """Prompt tokens to compute, or being computed."""
-        computing = sum(
-            chunk.tokens
-            for step in self.in_flight
-            if step.kind is StepKind.PREFILL
-            for chunk in step.work
-        )
+        computing = sum(chunk.tokens for step in self.in_flight for chunk in step.chunks)
         return computing + sum(seq.length - seq.prefilled for seq in self.running)
 
 
@@ -190,8 +242,9 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         rows_of_pool=sum([each.rows.taken_rows for each in sharing if each.decodes]),
         cached=cached,
         sources=state.sources,
-        in_flight=sum([step.kind is StepKind.PREFILL for step in state.in_flight]),
+        in_flight=sum([bool(step.chunks) for step in state.in_flight]),
         leaving_pages=pool.leaving,
         prefill_times=state.prefill_times,
         token_times=state.token_times,
+        beside_rows=state.beside_rows,
     )

@@ -149,7 +149,7 @@ class Fleet:
     def touch(self, state: EngineState) -> None:
         """Something has happened to an engine."""
         state.view = None
-        if state.pipeline is not None:
+        if state.pipeline is not None and not state.mixes:
             self.to_tick.add(state)
         if state.prefills:
             self.to_plan.add(state)
@@ -161,7 +161,7 @@ class Fleet:
             state.view = None
             if state.takes_prefill:
                 self.to_plan.add(state)
-        if state.takes_tick:
+        if state.takes_tick and not state.mixes:
             self.to_tick.add(state)
 
     def _room_changed(self, states: Iterable[EngineState]) -> None:

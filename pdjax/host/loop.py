@@ -7,9 +7,12 @@ waits for a device.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from typing import Any
 
 from pdjax.config import Config
+from pdjax.core.ids import EngineId
 from pdjax.host.audit import audit
+from pdjax.host.batching.chunks import Chunk
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet, Touched, in_order
 from pdjax.host.handoff.deadlines import EXPIRE, NEVER
@@ -17,10 +20,12 @@ from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.handoff.transfer_queue import GIVE_UP
 from pdjax.host.losses import lose_pool
 from pdjax.host.metrics.observer import TurnPart
-from pdjax.host.policies.api import AskAgain, Migration, Policies
+from pdjax.host.policies.api import AskAgain, EngineView, Migration, Policies
 from pdjax.host.policies.check import check_admissions, check_steps
 from pdjax.host.runners.decode import DecodeRunner
+from pdjax.host.runners.mixed import MixedRunner
 from pdjax.host.runners.prefill import PrefillRunner
+from pdjax.host.runners.steps import Steps
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
@@ -95,9 +100,11 @@ class Loop:
         self._output = OutputProcessor(
             self.lifecycle, runtime.recorder, end_token_ids, runtime.guides
         )
-        parts = self.fleet, self.lifecycle, self.handoffs, self._output
-        self._prefill = PrefillRunner(*parts, policies, runtime)
+        steps = Steps(self.fleet, self.lifecycle, runtime)
+        parts = steps, self.lifecycle, self.handoffs, self._output
+        self._prefill = PrefillRunner(self.fleet, *parts, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
+        self._mixed = MixedRunner(self._prefill, self._decode, steps)
         self._due: deque[TimerDue] = deque()
         self._asks_at = NEVER  # or when the prefill policy is asked, whatever happens
         self._done: Touched = set()  # engines of which a step has come back and is not read
@@ -184,8 +191,10 @@ class Loop:
             return False
         self._recorder.observer.part_began(TurnPart.HARVEST_DECODE)
         busy = False
-        for state in self._with_results(StepKind.DECODE):
-            for sequence in self._decode.harvest(state, state.in_flight.popleft()):
+        for state in self._with_results(StepKind.DECODE, StepKind.MIXED):
+            done: Any = state.in_flight.popleft()
+            runner = self._mixed if done.kind is StepKind.MIXED else self._decode
+            for sequence in runner.harvest(state, done):
                 self._finished.append((sequence, state))
             busy = True
         return busy
@@ -203,13 +212,13 @@ class Loop:
                 self._finished.append((sequence, state))
         return busy
 
-    def _with_results(self, kind: StepKind) -> Iterator[EngineState]:
-        """Engines whose oldest step in flight has come back and is of a kind, once for each such
-        step. An engine works in order. The sequences of a step that computed from an empty pool
-        have been preempted when it is handed out. No tick is, while a row runs ahead: the token
-        that it was given is read first."""
+    def _with_results(self, *kinds: StepKind) -> Iterator[EngineState]:
+        """Engines whose oldest step in flight has come back and is of these kinds, once for each
+        such step. An engine works in order. The sequences of a step that computed from an empty
+        pool have been preempted when it is handed out. No tick is, while a row runs ahead: the
+        token that it was given is read first."""
         for state in in_order(self._done):
-            while state.came_back and state.in_flight[0].kind is kind:
+            while state.came_back and (kind := state.in_flight[0].kind) in kinds:
                 if kind is StepKind.DECODE and state.rows.ahead is not None:
                     break
                 state.came_back -= 1
@@ -330,19 +339,30 @@ class Loop:
             views = [view for view in fleet.views(fleet.prefill) if view.open]
         else:
             views = fleet.views(state for state in in_order(touched) if state.goes_on)
-        if not views:
-            return False
+        plans, busy = self._plans(views) if views else {}, False
+        for state in in_order(touched):  # their rows, whether chunks join them or not
+            if state.mixes and state.takes_tick:
+                busy |= self._mixed.dispatch(state, plans.pop(state.id, ()))
+        for engine, chunks in plans.items():
+            state, busy = fleet.engines[engine], True
+            if state.mixes:
+                self._mixed.dispatch(state, chunks)
+            else:
+                self._prefill.dispatch(state, chunks)
+        return busy
+
+    def _plans(self, views: Seq[EngineView]) -> dict[EngineId, tuple[Chunk, ...]]:
+        """What the prefill policy lets engines compute."""
         policy, now = self._policies.prefill, self._clock.now()
-        plans = policy.plan(lifecycle.waiting, views, now)
+        plans = policy.plan(self.lifecycle.waiting, views, now)
         check_steps(policy, plans, views, now)
-        busy = False
+        chunks = {}
         for plan in plans:
             if isinstance(plan, AskAgain):
                 self._ask_again(plan.at, now)
             else:
-                self._prefill.dispatch(fleet.engines[plan.engine], plan.chunks)
-                busy = True
-        return busy
+                chunks[plan.engine] = plan.chunks
+        return chunks
 
     def _ask_again(self, moment: float, now: float) -> None:
         """Ask the prefill policy at a moment, unless it will be asked before anyway."""

@@ -18,7 +18,7 @@ from pdjax.host.kv.pools import PoolState
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.interfaces.batches import Array
 from pdjax.interfaces.engine import Engine
-from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step
+from pdjax.interfaces.steps import DecodeStep, MixedStep, PrefillStep, Step
 from pdjax.interfaces.transport import TransferJob, Transport
 
 _MOST_PROBED = 1 << 28
@@ -93,6 +93,8 @@ def _steps(state: EngineState) -> Iterator[Step]:
     if state.pipeline is not None:
         for rows, pages in state.pipeline.shapes():
             yield DecodeStep(state.rows.idle_tick(rows, pages))
+        for chunks, tick in product(buckets.mixed_chunks(), state.pipeline.mixed_shapes()):
+            yield MixedStep(empty_prefill_batch(buckets, *chunks), state.rows.idle_tick(*tick))
 
 
 def _links(fleet: Fleet, handoff: HandoffConfig) -> dict[tuple[PoolState, PoolState], set[range]]:

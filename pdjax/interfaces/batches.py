@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 USE_FED_BACK = -1
 """In `DecodeBatch.tokens`: the row's input is the token that the device sampled for it last."""
 
@@ -84,7 +86,31 @@ class Sampled:
     chosen_logprobs: Array  # f32[B]
     top_ids: Array  # i32[B, n], best first
     top_logprobs: Array  # f32[B, n]
-    scores: Scores | None = None  # of a prefill step that was asked for them
+    scores: Scores | None = None  # of a step with chunks that was asked for them
+
+    def split(self, first: int) -> "tuple[Sampled, Sampled]":
+        """The first so many rows, with the scores, and the others."""
+        return self._some(slice(first), self.scores), self._some(slice(first, None), None)
+
+    def _some(self, rows: slice, scores: Scores | None) -> "Sampled":
+        return Sampled(
+            self.tokens[rows],
+            self.chosen_logprobs[rows],
+            self.top_ids[rows],
+            self.top_logprobs[rows],
+            scores,
+        )
+
+
+def joined(first: Sampled, then: Sampled) -> Sampled:
+    """The rows of both, with the scores of the first; the opposite of `Sampled.split`."""
+    return Sampled(
+        np.concatenate([first.tokens, then.tokens]),
+        np.concatenate([first.chosen_logprobs, then.chosen_logprobs]),
+        np.concatenate([first.top_ids, then.top_ids]),
+        np.concatenate([first.top_logprobs, then.top_logprobs]),
+        first.scores,
+    )
 
 
 @dataclass(frozen=True)

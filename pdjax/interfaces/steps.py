@@ -15,6 +15,7 @@ class StepKind(enum.Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    MIXED = "mixed"
 
 
 Exports = tuple[tuple[TransferJob, ...], ...]
@@ -51,4 +52,22 @@ class DecodeStep:
         return StepKind.DECODE
 
 
-Step = PrefillStep | DecodeStep
+@dataclass(frozen=True)
+class MixedStep:
+    """Chunks of prompts and a tick of one stage, computed together: each weight is read once for
+    both. Its tokens are those of the chunks, B of them, and then those of the tick, n.
+
+    Attributes:
+      chunks: of sequences that have no row.
+      rows: the tick, of an engine of one stage.
+    """
+
+    chunks: PrefillBatch
+    rows: DecodeBatch
+
+    @property
+    def kind(self) -> StepKind:
+        return StepKind.MIXED
+
+
+Step = PrefillStep | DecodeStep | MixedStep

@@ -257,11 +257,14 @@ def _meshes(
     grown = decode.pages or 1 + decode.rows * table.pages_for(max_model_len)
     both = [SimMesh(clock, PoolId(f"hbm/{i}"), layout, grown) for i in range(shared)]
     meshes = dict[EngineId, SimMesh]()
+    mixed = range(shared) if prefill.mixed_budget is not None else range(0)
+    for i in mixed:
+        meshes[EngineId(f"{StepKind.MIXED.value}/{i}")] = both[i]
     for kind, count, form, pages in (
         ("prefill", prefill.engines, layout, held),
         ("decode", decode.engines, table, grown),
     ):
-        for i in range(count):
+        for i in range(len(mixed), count):
             own = PoolId(f"hbm/{kind}-{i}")
             mesh = both[i] if i < shared else SimMesh(clock, own, form, pages)
             meshes[EngineId(f"{kind}/{i}")] = mesh
@@ -277,13 +280,14 @@ def _engine(
     vocab_size: int,
 ) -> SimEngine:
     kind = StepKind(id.partition("/")[0])
+    mixed = kind is StepKind.MIXED
     groups = config.handoff.layer_groups or 1
     return SimEngine(
         id,
         mesh,
         transport,
-        accepts={kind},
-        rows=config.decode.rows if kind is StepKind.DECODE else 0,
+        accepts=StepKind if mixed else {kind},
+        rows=0 if kind is StepKind.PREFILL else config.decode.rows,
         layer_groups=split_groups(mesh.layout.num_layers, groups),
         costs=costs,
         vocab_size=vocab_size,

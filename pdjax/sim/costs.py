@@ -47,6 +47,14 @@ class StepCosts:
             seconds += int(batch.kv_lens.sum()) * self.prefill_kv_token
         return seconds
 
+    def mixed_seconds(self, chunks: PrefillBatch, rows: DecodeBatch) -> float:
+        """Of chunks and rows together: the weights are read once, while the chunks are computed,
+        and each active row is a token more to compute."""
+        active = int((np.asarray(rows.positions) >= 0).sum())
+        alone = self.tick_seconds(rows)
+        computing = self.prefill_seconds(chunks) + active * self.prefill_token
+        return max(self.tick, computing) + alone - self.tick
+
     def tick_seconds(self, batch: DecodeBatch) -> float:
         """Of a decode tick."""
         if not self.tick_row and not self.tick_kv_token:

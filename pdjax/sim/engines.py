@@ -8,9 +8,17 @@ import numpy as np
 
 from pdjax.core.clock import VirtualClock
 from pdjax.core.ids import EngineId
-from pdjax.interfaces.batches import Array, DecodeBatch, Masks, Sampled, Scores
+from pdjax.interfaces.batches import (
+    Array,
+    DecodeBatch,
+    Masks,
+    PrefillBatch,
+    Sampled,
+    Scores,
+    joined,
+)
 from pdjax.interfaces.engine import StepTicket
-from pdjax.interfaces.steps import PrefillStep, Step, StepKind
+from pdjax.interfaces.steps import DecodeStep, MixedStep, PrefillStep, Step, StepKind
 from pdjax.interfaces.transport import TransferJob, TransferTicket
 from pdjax.sim.costs import StepCosts
 from pdjax.sim.links import SimTransport
@@ -115,7 +123,13 @@ class SimEngine:
             raise ValueError(
                 f"step: {self.id} was given one of {step.kind.value}; allowed are {accepted}"
             )
-        ticket = self._prefill(step) if isinstance(step, PrefillStep) else self._tick(step.batch)
+        match step:
+            case PrefillStep():
+                ticket = self._prefill(step)
+            case DecodeStep(batch):
+                ticket = self._tick(batch)
+            case MixedStep(chunks, rows):
+                ticket = self._mixed(chunks, rows)
         self._mesh.promise(ticket)
         return ticket
 
@@ -149,13 +163,21 @@ class SimEngine:
             for job in jobs:
                 self._check_export(job, group)
                 exports[job.id] = self._transport.send(job)
+        return SimStepTicket(self._mesh.clock, self._mesh.free, self._of_chunks(batch), exports)
+
+    def _of_chunks(self, batch: PrefillBatch) -> Sampled:
         tokens = self._choose(batch.sampling.seed, batch.kv_lens, batch.masks)
         sampled = self._sampled(tokens)
-        if batch.scored is not None:
-            chosen, top_ids, top = _logprobs(len(batch.scored.targets), self._vocab_size)
-            ranks = np.ones(len(chosen), np.int32)
-            sampled = replace(sampled, scores=Scores(chosen, ranks, top_ids, top))
-        return SimStepTicket(self._mesh.clock, self._mesh.free, sampled, exports)
+        if batch.scored is None:
+            return sampled
+        chosen, top_ids, top = _logprobs(len(batch.scored.targets), self._vocab_size)
+        ranks = np.ones(len(chosen), np.int32)
+        return replace(sampled, scores=Scores(chosen, ranks, top_ids, top))
+
+    def _mixed(self, chunks: PrefillBatch, rows: DecodeBatch) -> SimStepTicket:
+        moment = self._mesh.take(self._costs.mixed_seconds(chunks, rows))
+        sampled = joined(self._of_chunks(chunks), self._of_rows(rows))
+        return SimStepTicket(self._mesh.clock, moment, sampled, _NO_EXPORTS)
 
     def _check_export(self, job: TransferJob, group: range) -> None:
         if job.source != self.pool:
@@ -167,10 +189,12 @@ class SimEngine:
 
     def _tick(self, batch: DecodeBatch) -> SimStepTicket:
         moment = self._mesh.take(self._costs.tick_seconds(batch))
+        return SimStepTicket(self._mesh.clock, moment, self._of_rows(batch), _NO_EXPORTS)
+
+    def _of_rows(self, batch: DecodeBatch) -> Sampled:
         # The input of the last stage stands at a position; what is chosen will stand at the next.
         seeds = batch.sampling.seed[batch.leaving_places]
-        tokens = self._choose(seeds, batch.positions[-1] + 1, batch.masks)
-        return SimStepTicket(self._mesh.clock, moment, self._sampled(tokens), _NO_EXPORTS)
+        return self._sampled(self._choose(seeds, batch.positions[-1] + 1, batch.masks))
 
     def _choose(self, seeds: np.ndarray, positions: np.ndarray, masks: Masks | None) -> np.ndarray:
         tokens = token_at(seeds, positions, self._vocab_size)

@@ -162,6 +162,21 @@ def test_pools_are_updated_in_place():
             assert memory.temp_size_in_bytes < pool_bytes / 20, name
 
 
+def test_a_mixed_step_updates_its_pool_in_place():
+    overrides = {"prefill.pages": 4001, "decode.pages": 4001, "prefill.mixed_budget": 8}
+    with LLM(MONOLITHIC, overrides | {"warm_up": False}) as llm:
+        [engine] = llm.deployment.backing.engines
+        mixed = engine.programs[StepKind.MIXED]
+        step = mixed._step = Compiled(mixed._step.program)
+        params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+        llm.generate([[1, 2, 3], [4] * 40], params)
+    pool_bytes = engine.layout.page_bytes * 8001
+    assert step.memory
+    for memory in step.memory:
+        assert memory.alias_size_in_bytes >= pool_bytes
+        assert memory.temp_size_in_bytes < pool_bytes / 20
+
+
 def test_what_a_tick_makes_stays_where_it_is():
     # On a GPU every address that changes makes the launch of the next tick dearer.
     with LLM(disaggregated(1, 2, 1), COLD) as llm:
@@ -172,7 +187,7 @@ def test_what_a_tick_makes_stays_where_it_is():
         def watched(*args):
             ticket = dispatch(*args)
             undecided = [size.undecided for size in decode._sizes.values()]
-            kept = decode._pool.arrays, decode._x, undecided, decode._fed_back, decode._history
+            kept = decode._pool.arrays, decode._x, undecided, decode.fed_back, decode._history
             seen.append([addresses(leaf) for leaf in jax.tree.leaves(kept)])
             return ticket
 

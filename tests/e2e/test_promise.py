@@ -200,6 +200,16 @@ def test_preemption_changes_nothing(stages):
         assert preemptions(llm) > 0
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_mixed_steps_change_nothing(tp):
+    mixing = {"prefill.mixed_budget": 8, "prefill.tp": tp, "decode.tp": tp}
+    with LLM(MONOLITHIC, COLD | mixing | {"decode.row_buckets": (1,)}) as llm:
+        assert answers(llm) == expected()
+        spans = llm.recorder.spans()
+        steps, ticks = ({s.start for s in spans if s.name == name} for name in ("step", "tick"))
+        assert steps & ticks and steps - ticks and ticks - steps
+
+
 def test_colocated_on_a_mesh_changes_nothing():
     config = replace(
         MONOLITHIC,

@@ -10,8 +10,15 @@ import numpy as np
 
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import NULL_PAGE, KVLayout
-from pdjax.interfaces.batches import IDLE_ROW, USE_FED_BACK, DecodeBatch, PrefillBatch, Sampled
-from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step, StepKind
+from pdjax.interfaces.batches import (
+    IDLE_ROW,
+    USE_FED_BACK,
+    DecodeBatch,
+    PrefillBatch,
+    Sampled,
+    joined,
+)
+from pdjax.interfaces.steps import DecodeStep, MixedStep, PrefillStep, Step, StepKind
 from pdjax.interfaces.transport import TransferJob, TransferTicket
 from tests.helpers.fakes import (
     DELETED,
@@ -104,7 +111,7 @@ class FakePrefillEngine(FakeEngine):
         assert isinstance(step, PrefillStep), step
         self._chance.maybe_fail("prefill")
         batch, exports = step.batch, dict[int, TransferTicket]()
-        self.shapes.add((len(batch.tokens), len(batch.kv_pages)))
+        self.shapes.add(self.shape(batch))
         slots = list(zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True))
         assert len(step.exports) in (0, len(self.layer_groups)), "exports of other layer groups"
         for group, layers in enumerate(self.layer_groups):
@@ -115,6 +122,17 @@ class FakePrefillEngine(FakeEngine):
                 assert set(job.layers) <= set(layers), "layers that are not computed yet"
                 exports[job.id] = self._export(job)
         return FakeStepTicket(self._sampled(batch), self._chance, exports)
+
+    @staticmethod
+    def shape(batch: PrefillBatch) -> tuple[int, int]:
+        return len(batch.tokens), len(batch.kv_pages)
+
+    def compute(self, batch: PrefillBatch) -> Sampled:
+        """A step in one piece, within a donation of the pool."""
+        slots = zip(batch.tokens.tolist(), batch.slot_mapping.tolist(), strict=True)
+        for token, slot in slots:
+            self.pages.write(tuple(range(self.layout.num_layers)), slot, token)
+        return self._sampled(batch)
 
     def _export(self, job: TransferJob) -> TransferTicket:
         """An export that fails fails alone."""
@@ -288,16 +306,32 @@ class FakeDecodeEngine(FakeEngine):
 class FakeBothEngine(FakeDecodeEngine):
     """Prefills and decodes, in one pool."""
 
-    accepts = frozenset(StepKind)
+    accepts = frozenset({StepKind.PREFILL, StepKind.DECODE})
 
     def __init__(
         self, layout: KVLayout, num_pages: int, rows: int, chance: Chance, *, name: str = "both/0"
     ) -> None:
         super().__init__(layout, num_pages, rows, chance, name=name)
         self._prefills = FakePrefillEngine(layout, num_pages, chance, name=name, pages=self.pages)
+        self.mixed: set[tuple[int, int, int, int]] = set()
 
     def submit(self, step: Step) -> FakeStepTicket:
         self._prefills.transport = self.transport
-        return (
-            self._prefills.submit(step) if isinstance(step, PrefillStep) else super().submit(step)
-        )
+        if isinstance(step, PrefillStep):
+            return self._prefills.submit(step)
+        return super().submit(step)
+
+
+class FakeMixedEngine(FakeBothEngine):
+    """Computes chunks and rows in one step, too."""
+
+    accepts = frozenset(StepKind)
+
+    def submit(self, step: Step) -> FakeStepTicket:
+        if not isinstance(step, MixedStep):
+            return super().submit(step)
+        self.mixed.add((*self._prefills.shape(step.chunks), *step.rows.page_table.shape[1:]))
+        self._chance.maybe_fail("mixed step")
+        with self._donated(), self.pages.donated(self._chance):
+            of_chunks = self._prefills.compute(step.chunks)
+            return FakeStepTicket(joined(of_chunks, self._compute(step.rows)), self._chance)

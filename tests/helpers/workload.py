@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock
@@ -15,7 +16,12 @@ from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
 from tests.helpers.drawn_policies import drawn_options, drawn_policies
-from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
+from tests.helpers.fake_engines import (
+    FakeDecodeEngine,
+    FakeEngine,
+    FakeMixedEngine,
+    FakePrefillEngine,
+)
 from tests.helpers.fake_guides import (
     END_TOKEN,
     VOCAB,
@@ -93,7 +99,7 @@ class Workload:
         def layout(stages: int, size: int) -> KVLayout:
             return KVLayout.of_heads(self.layers, 1, 1, size, "float32", 4, stages)
 
-        def pages(size: int) -> int:
+        def pages(size: int, draw: random.Random = draw) -> int:
             context = -(-self.max_model_len // size)
             return 1 + draw.randint(max(1, context // 2), context + context // 2)
 
@@ -122,7 +128,14 @@ class Workload:
             )
             for i, pool in enumerate(shared)
         ]
-        self.engines: list[FakeEngine] = [*self.prefill, *self.decode]
+        apart = random.Random(f"mixed engines in {self._seed}")
+        self.mixed = [
+            FakeMixedEngine(
+                layout(1, sizes[0]), pages(sizes[0], apart), rows, self.chance, name=f"mixed/{i}"
+            )
+            for i in range(apart.choice((0, 0, 0, 0, 0, 0, 1, 2)))
+        ]
+        self.engines: list[FakeEngine] = [*self.prefill, *self.decode, *self.mixed]
         handoff = self._handoff_config()
         self.transport = FakeTransport(
             self.engines,
@@ -134,9 +147,10 @@ class Workload:
             kv=KVConfig(prefix_cache=self.prefix_cache),
             handoff=handoff,
             prefill=PrefillConfig(
-                token_budget=draw.randint(1, 16),
+                token_budget=(token_budget := draw.randint(1, 16)),
                 max_sequences=draw.randint(1, 4),
                 lookahead=draw.randint(0, 2),
+                mixed_budget=apart.randint(1, token_budget) if self.mixed else None,
             ),
             decode=DecodeConfig(
                 rows=rows,
@@ -304,6 +318,11 @@ class Workload:
             assert prefill.shapes <= set(states[prefill.id].buckets.prefill_shapes())
         for decode in self.decode:
             assert decode.shapes <= set(states[decode.id].rows.shapes())
+        for mixed in self.mixed:
+            buckets, rows = states[mixed.id].buckets, states[mixed.id].rows
+            shapes = product(buckets.mixed_chunks(), rows.mixed_shapes())
+            assert mixed.mixed <= {(*chunks, *tick) for chunks, tick in shapes}
+            self.happened["mixed steps"] += len(mixed.mixed)
 
     def _verify(self, sequence: Sequence) -> None:
         """It got what it would have got alone."""

@@ -100,12 +100,12 @@ def test_lookahead_bounds_what_is_in_flight(lookahead):
     deployment = deploy(config, max_delay=9)
     for name in "abcd":
         deployment.submit(name, prompt_len=20, max_tokens=12)
-    most = dict.fromkeys(StepKind, 0)
+    most = dict.fromkeys((StepKind.PREFILL, StepKind.DECODE), 0)
     while deployment.coordinator.has_work:
         deployment.coordinator.step()
-        for kind in StepKind:
+        for kind in most:
             most[kind] = max(most[kind], most_in_flight(deployment, kind))
-    assert most == dict.fromkeys(StepKind, lookahead + 1)
+    assert set(most.values()) == {lookahead + 1}
 
 
 def test_the_youngest_is_preempted_and_recomputed():

@@ -22,7 +22,7 @@ from pdjax.interfaces.batches import (
     ScoreBatch,
     Scores,
 )
-from pdjax.interfaces.steps import DecodeStep, PrefillStep
+from pdjax.interfaces.steps import DecodeStep, MixedStep, PrefillStep
 from pdjax.interfaces.transport import Pool, TransferCost, TransferJob
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +58,7 @@ def everything() -> list[Any]:
         PrefillStep(prefill, exports=((job,), ())),
         PrefillStep(dataclasses.replace(prefill, history=None, scored=None)),
         DecodeStep(decode),
+        MixedStep(prefill, decode),
         Pool(PoolId("host/0"), KVLayout.of_heads(2, 1, 8, 16, "float32", 4), 9),
         TransferCost(bytes=1, pages=2, pieces=3, puts=4, layout_changing_puts=0),
         Sampled(**arrays(Sampled) | {"scores": Scores(**arrays(Scores))}),

@@ -40,6 +40,10 @@ class DecodeProgram:
       context: the longest sequence, tokens.
       max_logprobs: how many log-probabilities a row gets.
       attention: `append_attention`'s implementation by name, or None for the platform's.
+
+    Attributes:
+      fed_back: see `make_decode_tick`.
+      max_logprobs: as given, and at most the vocabulary's size.
     """
 
     kind = StepKind.DECODE
@@ -60,9 +64,9 @@ class DecodeProgram:
         self.losses = 0
         self._params, self._pool = params, pool
         self._vocab_size = spec.vocab_size
-        self._max_logprobs = min(max_logprobs, spec.vocab_size)
+        self.max_logprobs = min(max_logprobs, spec.vocab_size)
         self._tick = decode.make_decode_tick(params, spec, pool.layout, attention=attention)
-        self._sample = make_sample_step(pool.mesh, self._max_logprobs)
+        self._sample = make_sample_step(pool.mesh, self.max_logprobs)
         self._uploads = _Uploads(pool.mesh, spec.vocab_size)
         # What lives on the device from tick to tick: see `make_decode_tick`; and i32[R * b, C], the
         # tokens of every row, for penalties.
@@ -74,14 +78,14 @@ class DecodeProgram:
             (PartitionSpec(), (rows, context), jnp.dtype("int32")),
         )
         self._x: Any  # as the other two, None once the program is closed
-        self._fed_back: Any
+        self.fed_back: Any
         self._history: Any
         self._sizes: dict[int, Size]  # by n
         self._begin()
 
     def _begin(self) -> None:
         """The state that lives from tick to tick, of idle rows."""
-        self._x, self._fed_back, self._history = self._make_state()
+        self._x, self.fed_back, self._history = self._make_state()
         self._sizes = {}
 
     def size(self, n: int) -> "Size":
@@ -100,61 +104,68 @@ class DecodeProgram:
         if (step.batch.positions != IDLE_ROW).any():
             return self._dispatch(step.batch, after_group)
         batch, known = step.batch, rehearsals(self._tick, self._sample)
-        state = self._x, self._fed_back, self._history
+        state = self._x, self.fed_back, self._history
         table = batch.page_table.shape
         shapes = table, shapes_of(self._params, self._pool.arrays, state)
         if shapes in known:
             self.size(len(batch.tokens))
             after_group(0)
-            return nothing_sampled(len(batch.tokens), self._max_logprobs)
+            return nothing_sampled(len(batch.tokens), self.max_logprobs)
         ticket = self._dispatch(batch, after_group)
         known.add(shapes)
         return ticket
 
     def _dispatch(self, batch: DecodeBatch, after_group: AfterGroup) -> SampledTicket:
-        with self._donated():
+        with self.donated():
             size = self.size(len(batch.tokens))
             self._pool.arrays, carried = size.tick(
                 self._params,
                 self._pool.arrays,
                 decode.Carried(self._x, size.undecided),
-                self._fed_back,
+                self.fed_back,
                 decode.pack(batch),
             )
             self._x, size.undecided = carried.x, carried.undecided
-            for asked in self._asked(batch):
-                self._fed_back, self._history, choice = self._sample(
-                    size.undecided, self._fed_back, self._history, asked
-                )
+            ticket = self.choose(batch)
         after_group(0)
-        return SampledTicket(choice, batch.sampling, self._max_logprobs, self._inspect)
+        return ticket
+
+    def choose(self, batch: DecodeBatch) -> SampledTicket:
+        """Choose the next tokens of the microbatch that leaves, whose logits the batch's `size`
+        has; within `donated`."""
+        size = self.size(len(batch.tokens))
+        for asked in self._asked(batch):
+            self.fed_back, self._history, choice = self._sample(
+                size.undecided, self.fed_back, self._history, asked
+            )
+        return SampledTicket(choice, batch.sampling, self.max_logprobs, self._inspect)
 
     def calls(self, step: DecodeStep) -> Iterator[Call]:
         batch, undecided = step.batch, Undecided.shapes(len(step.batch.tokens), self._vocab_size)
-        state = self._pool.arrays, decode.Carried(self._x, undecided), self._fed_back
+        state = self._pool.arrays, decode.Carried(self._x, undecided), self.fed_back
         yield self._tick, (self._params, *state, decode.pack(batch))
         for asked in self._ways(batch):
-            yield self._sample, (undecided, self._fed_back, self._history, asked)
+            yield self._sample, (undecided, self.fed_back, self._history, asked)
 
     def feed(self, row: int, tokens: jax.Array | np.ndarray, index: int) -> None:
-        place = row % len(self._fed_back)
+        place = row % len(self.fed_back)
         arriving = _on_each_device(tokens, self._pool.mesh)
-        with self._donated():
-            self._fed_back = _feed(self._fed_back, np.int32(place), arriving, np.int32(index))
+        with self.donated():
+            self.fed_back = _feed(self.fed_back, np.int32(place), arriving, np.int32(index))
 
     def set_history(self, row: int, token_ids: np.ndarray) -> None:
-        with self._donated():
+        with self.donated():
             self._history = _write_history(self._history, np.int32(row), token_ids)
 
     def close(self) -> None:
         self._params = replace(self._params, layers=[], final_norm=None, unembed=None, embed=None)
-        self._x = self._fed_back = self._history = None
+        self._x = self.fed_back = self._history = None
         self._sizes.clear()
         self._uploads.clear()
 
     @contextmanager
-    def _donated(self) -> Iterator[None]:
-        """A block that donates the pool or the state, see `PoolOwner.donated`."""
+    def donated(self) -> Iterator[None]:
+        """A block that donates the pool or the state; see `PoolOwner.donated`."""
         with self._pool.donated():
             try:
                 yield
@@ -166,7 +177,7 @@ class DecodeProgram:
         """Make again, of pool and state, what is deleted or whose computation has failed."""
         self._pool.inspect()
         undecided = [size.undecided for size in self._sizes.values()]
-        if not is_sound((self._x, undecided, self._fed_back, self._history)):
+        if not is_sound((self._x, undecided, self.fed_back, self._history)):
             self._begin()
             self.losses += 1
 

@@ -86,6 +86,11 @@ class PrefillProgram:
     def _dispatch(self, batch: PrefillBatch, after_group: AfterGroup) -> SampledTicket:
         with self._pool.donated():
             undecided, x = self._compute(prefill.pack(batch), after_group)
+        return self.choose(batch, undecided, x)
+
+    def choose(self, batch: PrefillBatch, undecided: Undecided, x: jax.Array) -> SampledTicket:
+        """Choose the tokens that follow, and work out the log-probabilities that are asked for, of
+        a batch of which `x` [T, D] is the residual stream behind the layers."""
         for asked in self._asked(batch):
             history = batch.history if asked.variant.penalize else None
             tokens, _, choice = self._sample(undecided, None, history, asked)
@@ -94,13 +99,20 @@ class PrefillProgram:
 
     def calls(self, step: PrefillStep) -> Iterator[Call]:
         batch, packed = step.batch, prefill.pack(step.batch)
-        x = jax.ShapeDtypeStruct(
-            (len(batch.tokens), self._spec.model_dim), self._params.final_norm.dtype
-        )
+        x = self.stream_of(batch)
         if isinstance(self._step, prefill.GroupedPrefillStep):
             yield from self._step.calls(self._params, self._pool.arrays, packed, x)
         else:
             yield self._step.program, (self._params, self._pool.arrays, packed)
+        yield from self.calls_to_choose(batch, x)
+
+    def stream_of(self, batch: PrefillBatch) -> jax.ShapeDtypeStruct:
+        """[T, D], the residual stream of a batch."""
+        shape = len(batch.tokens), self._spec.model_dim
+        return jax.ShapeDtypeStruct(shape, self._params.final_norm.dtype)
+
+    def calls_to_choose(self, batch: PrefillBatch, x: jax.ShapeDtypeStruct) -> Iterator[Call]:
+        """What `choose` calls."""
         undecided = Undecided.shapes(len(batch.kv_lens), self._spec.vocab_size)
         for asked in self._asked(batch):
             history = batch.history if asked.variant.penalize else None

@@ -10,7 +10,7 @@ from pdjax.device.compat import all_ready
 from pdjax.device.models.sampling import Choice
 from pdjax.device.steps.score import Scored
 from pdjax.device.worker import Done
-from pdjax.interfaces.batches import NOT_FINITE, Sampled, SamplingBatch, Scores
+from pdjax.interfaces.batches import NOT_FINITE, Sampled, SamplingBatch, Scores, joined
 
 
 class SampledTicket:
@@ -61,6 +61,23 @@ class SampledTicket:
         pieces = zip(*map(jax.tree.leaves, self._scored), strict=True)
         chosen, top_ids, top, ranks = (np.concatenate(list(map(np.asarray, x))) for x in pieces)
         return Scores(chosen, ranks, top_ids, top)
+
+
+class BothTickets:
+    """The tokens of a mixed step: first those of its chunks, then those of its rows.
+
+    Args:
+      chunks, rows: on their way.
+    """
+
+    def __init__(self, chunks: SampledTicket, rows: SampledTicket) -> None:
+        self._chunks, self._rows = chunks, rows
+
+    def ready(self) -> bool:
+        return self._rows.ready() and self._chunks.ready()
+
+    def result(self) -> Sampled:
+        return joined(self._chunks.result(), self._rows.result())
 
 
 class _NothingSampled(Done[Sampled]):

@@ -120,11 +120,8 @@ def _make(
         inp = TickInput(**packed.unpack())
         stage = lax.axis_index(STAGE) if stages > 1 else 0
         positions, page_table = inp.positions[stage], inp.page_table[stage]  # [n], [n, W]
-        attend_pages = _attend_pages(positions, page_table, spec, attention)
-
-        fed = fed_back[inp.rows[0] % len(fed_back)]
-        entering = jnp.where(inp.tokens == USE_FED_BACK, fed, inp.tokens)
-        x = embed(params, entering, vocab_axes)  # [n, D]
+        attend_pages = attend_rows(positions, page_table, spec, attention)
+        x = embed(params, entering(inp, fed_back), vocab_axes)  # [n, D]
         if stages > 1:
             x = jnp.where(stage == 0, x, carried.x[: len(x)])
         x, layers = forward(
@@ -162,7 +159,13 @@ def _jitted(tick: Callable, weights: Any, pages: Any, mesh: Mesh) -> Any:
     )
 
 
-def _attend_pages(
+def entering(inp: TickInput, fed_back: jax.Array) -> jax.Array:
+    """i32[n], the input tokens of the microbatch that enters."""
+    fed = fed_back[inp.rows[0] % len(fed_back)]
+    return jnp.where(inp.tokens == USE_FED_BACK, fed, inp.tokens)
+
+
+def attend_rows(
     positions: jax.Array, page_table: jax.Array, spec: ModelSpec, attention: str | None
 ) -> AttendPages:
     """Append one token an entry to its row's pages and attend to them. Idle entries write to the

@@ -40,7 +40,8 @@ def pack(batch: PrefillBatch) -> Packed:
     return Packed.of({name: x for name, x in vars(batch).items() if name not in _LATER})
 
 
-def _unpack(packed: Packed) -> PrefillBatch:
+def unpack(packed: Packed) -> PrefillBatch:
+    """The fields again, within a program."""
     fields: dict[str, Any] = dict.fromkeys(_LATER)
     return PrefillBatch(**fields | packed.unpack())
 
@@ -157,7 +158,7 @@ class _Programs:
         def step(
             params: Params, pool: KVPool, packed: Packed
         ) -> tuple[KVPool, Undecided, jax.Array]:
-            batch = _unpack(packed)
+            batch = unpack(packed)
             x, layers = forward(
                 params,
                 embed(params, batch.tokens, self._vocab_axes),  # [T, D]
@@ -177,7 +178,7 @@ class _Programs:
         the programs that follow need not upload it again)."""
 
         def start(outer: Params, packed: Packed) -> tuple[jax.Array, jax.Array, Packed]:
-            x = embed(outer, _unpack(packed).tokens, self._vocab_axes)
+            x = embed(outer, unpack(packed).tokens, self._vocab_axes)
             return x, rms_scale(x, self.spec.norm_eps), packed
 
         return self._compile("prefill embed", start, (self._outer, P()), P())
@@ -190,7 +191,7 @@ class _Programs:
         def group(
             layers: list[Layer], pages: Layers, x: jax.Array, scale: jax.Array, packed: Packed
         ) -> tuple[Layers, jax.Array, jax.Array]:
-            attend = self._attend(_unpack(packed))
+            attend = self._attend(unpack(packed))
             x, scale, pages = through(
                 layers, x, scale, pages, attend, kinds, spec=self.spec, reduce=self._reduce
             )
@@ -205,17 +206,17 @@ class _Programs:
         """(params without layers, x [T, D], packed) -> the tokens that follow."""
 
         def finish(outer: Params, x: jax.Array, packed: Packed) -> Undecided:
-            return self._undecided(outer, x, _unpack(packed))
+            return self._undecided(outer, x, unpack(packed))
 
         return self._compile("prefill logits", finish, (self._outer, P(), P()), P())
 
     def _attend(self, batch: PrefillBatch) -> Attend:
-        return attend_at(self.spec, self.kinds, batch.positions, _attend_pages(batch, self.spec))
+        return attend_at(self.spec, self.kinds, batch.positions, attend_chunks(batch, self.spec))
 
     def _undecided(self, params: Params, x: jax.Array, batch: PrefillBatch) -> Undecided:
         rows = x[batch.sample_at]
         logits = unembed(params, rows, spec=self.spec, vocab_axes=self._vocab_axes)  # [B, V]
-        return Undecided(logits, positions=batch.kv_lens, rows=jnp.arange(len(batch.kv_lens)))
+        return undecided(logits, batch)
 
     def _compile(
         self,
@@ -238,7 +239,12 @@ class _Programs:
         return KeptProgram(name, jitted, self._mesh, *self._facts, *facts)
 
 
-def _attend_pages(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
+def undecided(logits: jax.Array, batch: PrefillBatch) -> Undecided:
+    """The tokens that follow those at `sample_at`, of logits f32[B, V]."""
+    return Undecided(logits, positions=batch.kv_lens, rows=jnp.arange(len(batch.kv_lens)))
+
+
+def attend_chunks(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
     """Write the chunks' KV, then attend to it and to what earlier chunks wrote."""
     # For floating pages only: a config has no others on the prefill side, and prefill attention
     # reads no others.

@@ -22,6 +22,9 @@ _FEW_TOKENS = 256
 _FEW_ROWS = 8
 """The smallest size of a tick beside that of one row."""
 
+_FEW_MIXED = 128
+"""Fewest prompt tokens of which a mixed step is worth a program of its own."""
+
 _FEW_LISTED = 256
 """Pages of the shortest list of a prefill step."""
 
@@ -43,6 +46,7 @@ class Buckets:
         none.
       table_pages: W of a decode page table; empty where the engine accepts no decode step.
       tick_rows: n of a tick; sizes from all rows of a microbatch on stand for all of them.
+      mixed_tokens: T of a mixed step; empty where the engine mixes none.
     """
 
     page_size: int
@@ -53,6 +57,7 @@ class Buckets:
     step_pages: tuple[int, ...] = ()
     table_pages: tuple[int, ...] = ()
     tick_rows: tuple[int, ...] = ()
+    mixed_tokens: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -94,6 +99,9 @@ class Buckets:
                 tokens=prefill.token_buckets or spread(prefill.token_budget, 16, 4),
                 step_pages=prefill.page_buckets or spread(max(context, packed), _FEW_LISTED, 16),
             )
+            if decode is not None and prefill.mixed_budget is not None:
+                tokens = spread(prefill.mixed_budget, _FEW_MIXED, 4)
+                buckets = replace(buckets, mixed_tokens=tokens)
         if decode is not None:
             _check_hold("decode.page_buckets", decode.page_buckets, context, max_model_len)
             few = max(4, _FEW_TOKENS // page_size)
@@ -116,9 +124,28 @@ class Buckets:
         """Pages of the engine's pool that hold `tokens` tokens."""
         return -(-tokens // self.page_size)
 
+    @property
+    def most_mixed(self) -> int:
+        """Most prompt tokens of a mixed step."""
+        return self.mixed_tokens[-1] if self.mixed_tokens else 0
+
+    def mixed_rows(self, rows: int) -> dict[int, tuple[int, ...]]:
+        """The n of `tick_shapes` that the rows of a mixed step may have, and the W: few, since each
+        is a program with each T, and the chunks take most of its time."""
+        shapes = self.tick_shapes(rows)
+        return {n: shapes[n][-1:] for n in list(shapes)[::-2][::-1]}
+
+    def mixed_chunks(self) -> Iterator[tuple[int, int]]:
+        """Every (T, Z) that the chunks of a mixed step may have."""
+        return self._with_own_pages(self.mixed_tokens)
+
     def prefill_shapes(self) -> Iterator[tuple[int, int]]:
-        """Every (T, Z) that a step may have: so many new tokens need at least their own pages."""
-        for fewer, tokens in zip((0, *self.tokens), self.tokens, strict=False):
+        """Every (T, Z) that a step may have."""
+        return self._with_own_pages(self.tokens)
+
+    def _with_own_pages(self, sizes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+        """Each of `sizes` with every Z: so many new tokens need at least their own pages."""
+        for fewer, tokens in zip((0, *sizes), sizes, strict=False):
             for pages in self.step_pages:
                 if pages * self.page_size > fewer:
                     yield tokens, pages

@@ -14,7 +14,7 @@ Since each tick names the rows under all R stages, and there are R microbatches,
 exactly one stage. So the host keeps one array over all rows, and a tick is a permutation of it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -78,6 +78,7 @@ class DecodePipeline:
         shape = stages, self._size
         self._shapes = buckets.tick_shapes(self._size)
         self._sizes = tuple(self._shapes)
+        self._mixed_shapes = buckets.mixed_rows(self._size)
         self._next = np.zeros(shape, np.int32)  # [R, b]: position of the token that goes in next
         # [R, b]: the last such; before `next`: no sequence, or its newest token is not known yet.
         self._last = np.full(shape, -1, np.int32)
@@ -216,8 +217,12 @@ class DecodePipeline:
             if len(sequence.pages) * self._buckets.page_size <= self._next[microbatch, i]
         ]
 
-    def tick(self) -> Tick:
-        """Launch every row that can be launched, and move each microbatch on by one stage."""
+    def tick(self, *, mixed: bool = False) -> Tick:
+        """Launch every row that can be launched, and move each microbatch on by one stage.
+
+        Args:
+          mixed: whether the tick is a part of a mixed step.
+        """
         microbatch = self.entering
         course = self._courses[microbatch]
         flight = self._launch(microbatch) if course is None else course.next()
@@ -226,7 +231,8 @@ class DecodePipeline:
         if flight is not None:
             self._next[microbatch][flight.occupants.places] += 1
         self._flights[microbatch] = flight
-        return self._advance(self._known_tokens(microbatch, flight))
+        shapes = self._mixed_shapes if mixed else self._shapes
+        return self._advance(self._known_tokens(microbatch, flight), shapes)
 
     def _launch(self, microbatch: int) -> Flight | None:
         """Let the rows enter that can be launched, where that may differ from the last time."""
@@ -277,28 +283,32 @@ class DecodePipeline:
         """Every (n, W) that a tick may have."""
         return ((n, pages) for n, widths in self._shapes.items() for pages in widths)
 
+    def mixed_shapes(self) -> Iterator[tuple[int, int]]:
+        """Every (n, W) of the rows of a mixed step."""
+        return ((n, pages) for n, widths in self._mixed_shapes.items() for pages in widths)
+
     def idle_tick(self, rows: int, table_pages: int) -> DecodeBatch:
         """A tick of that bucket, for an empty pipeline."""
         assert not self._taken, "a sequence would miss a tick"
-        return self._advance({}, (rows, table_pages)).batch
+        return self._advance({}, {rows: (table_pages,)}).batch
 
-    def _advance(self, known: dict[int, int], least: tuple[int, int] = (1, 1)) -> Tick:
+    def _advance(self, known: dict[int, int], shapes: Mapping[int, tuple[int, ...]]) -> Tick:
         """The next tick, with every row where it is now.
 
         Args:
           known: inputs by their entries; of other entries the device has kept them.
-          least: entries and pages that it has at the least.
+          shapes: the n that it may have, and the W of each.
         """
         number, self._next_tick = self._next_tick, self._next_tick + 1
         under = self._under[number % self.stages]
         flights = [self._flights[microbatch] for microbatch in under]
         leaving, left, masks = under[-1], flights[-1], None
-        if self.stages == 1 and left is not None:
+        if left is not None and self.stages == 1 and shapes is self._shapes:
             aboard = Aboard.alone(left)
         else:
-            n, pages = largest(flights, least)
-            n = fit(self._sizes, n)
-            aboard = Aboard.of(flights, n, fit(self._shapes[n], pages))
+            n, pages = largest(flights)
+            n = fit(tuple(shapes), n)
+            aboard = Aboard.of(flights, n, fit(shapes[n], pages))
         tokens = self._fed_back[aboard.rows.shape[1]]
         if known:
             tokens = tokens.copy()

@@ -115,9 +115,9 @@ class Aboard(NamedTuple):
         return cls(*_stacked(flights, n, pages), refs, ids, len(occupants))
 
 
-def largest(flights: Seq[Flight | None], least: tuple[int, int]) -> tuple[int, int]:
-    """The most entries and the most pages of any flight, or of `least`."""
-    n, pages = least
+def largest(flights: Seq[Flight | None]) -> tuple[int, int]:
+    """The most entries and the most pages of any flight; 1 and 1 where there is none."""
+    n = pages = 1
     for flight in flights:
         if flight is not None:
             n, pages = max(n, flight.entries), max(pages, flight.pages)

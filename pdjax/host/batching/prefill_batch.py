@@ -16,8 +16,14 @@ from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.batches import PrefillBatch, SamplingBatch, ScoreBatch
 
 
-def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
-    """Pack `chunks` one after another and pad them; see `interfaces.PrefillBatch`."""
+def prefill_batch(
+    chunks: Seq[Chunk], buckets: Buckets, sizes: tuple[int, ...] = ()
+) -> PrefillBatch:
+    """Pack `chunks` one after another and pad them; see `interfaces.PrefillBatch`.
+
+    Args:
+      sizes: T that the batch may have; those of a prefill step where none are given.
+    """
     page_size, rows = buckets.page_size, buckets.sequences
     pages_of = [chunk.sequence.pages[: buckets.pages_for(chunk.stop)] for chunk in chunks]
     sampling, masks = SamplingRows(rows), dict[int, np.ndarray]()
@@ -28,7 +34,7 @@ def prefill_batch(chunks: Seq[Chunk], buckets: Buckets) -> PrefillBatch:
                 masks[b] = mask
     batch = empty_prefill_batch(
         buckets,
-        fit(buckets.tokens, sum(chunk.tokens for chunk in chunks)),
+        fit(sizes or buckets.tokens, sum(chunk.tokens for chunk in chunks)),
         fit(buckets.step_pages, sum(map(len, pages_of))),
         sampling.take(),
         history=any(chunk.last and _needs_history(chunk.sequence) for chunk in chunks),

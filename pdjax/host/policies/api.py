@@ -34,6 +34,8 @@ class EngineView:
       backlog: prompt tokens that it has been given and has not finished: the measure of its load.
       steps: prefill steps that it has been given so far; `in_flight`: those that have not come
         back.
+      beside_rows: most prompt tokens of its next step, where rows decode in the same step; None
+        where none do, and `buckets` say how many.
       rows: decode rows, all of them; `free_rows`: those that are free.
       free_pages: pages of the pool that may be reserved now. `total_pages`: all that it will have.
       leaving_pages: pages of the pool that hand-offs hold until their KV has arrived elsewhere.
@@ -64,6 +66,12 @@ class EngineView:
     leaving_pages: int = 0
     prefill_times: StepTimes = field(default_factory=StepTimes)
     token_times: StepTimes = field(default_factory=StepTimes)
+    beside_rows: int | None = None
+
+    @property
+    def token_budget(self) -> int:
+        """Most prompt tokens of its next step."""
+        return self.buckets.token_budget if self.beside_rows is None else self.beside_rows
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,9 @@ def _check_size(policy: Any, plan: StepPlan, view: EngineView) -> None:
     buckets = view.buckets
     tokens = sum(chunk.tokens for chunk in plan.chunks)
     pages = sum(buckets.pages_for(chunk.stop) for chunk in plan.chunks)
+    max_tokens = buckets.tokens[-1] if view.beside_rows is None else view.beside_rows
     for what, size, most in (
-        ("tokens", tokens, buckets.tokens[-1]),
+        ("tokens", tokens, max_tokens),
         ("sequences", len(plan.chunks), buckets.sequences),
         ("pages to read", pages, buckets.step_pages[-1]),
     ):

@@ -44,15 +44,17 @@ class FcfsDecode:
     def admit(
         self, prefilled: Seq[Sequence], engines: Seq[EngineView], now: float
     ) -> list[Admission]:
-        """See `DecodePolicy`. If the oldest finds no room, no other overtakes it. A sequence stays
-        in its pool, where nothing has to move, if an engine of that has a row."""
+        """See `DecodePolicy`. A sequence stays in its pool, where nothing has to move, if an engine
+        of that has a row. If the oldest finds no room, only those overtake it that stay: they hold
+        their pages until they have decoded, and it may be these that it waits for."""
         views = {view.engine: view for view in engines}
-        admissions = []
+        admissions, room = [], True
         for sequence in prefilled:
             able = _able(sequence, views.values())
-            if not able:
-                break
             here = [view for view in able if view.pool == sequence.pool]
+            room = room and bool(able)
+            if not (room or here):
+                continue
             view = choose(self._router, "decode_engine", sequence, here or able)
             admissions.append(Admission(sequence, view.engine))
             if sequence is prefilled[-1]:

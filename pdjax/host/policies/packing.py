@@ -157,8 +157,8 @@ def _begin(view: EngineView) -> _Step:
     """
     buckets, odd = view.buckets, view.steps % 2
     decoding = sorted(filter(_decodes, view.running), key=lambda seq: (seq.served, seq.order))
-    half = (min(buckets.sequences, buckets.token_budget) + odd) // 2
-    step = _Step(view, buckets.token_budget, buckets.sequences, buckets.step_pages[-1], decoding)
+    half = (min(buckets.sequences, view.token_budget) + odd) // 2
+    step = _Step(view, view.token_budget, buckets.sequences, buckets.step_pages[-1], decoding)
     if odd:
         step.let_decode(half)
     else:

@@ -5,23 +5,23 @@ from collections.abc import Iterable
 from pdjax.host.batching.decode_pipeline import Tick
 from pdjax.host.batching.prefill_batch import history
 from pdjax.host.engines import EngineState, InFlight
-from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.policies.api import DecodePolicy
 from pdjax.host.policies.check import check_growth
-from pdjax.host.runners.harvest import read
+from pdjax.host.runners.steps import Steps
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
 from pdjax.host.sequences.sequence import Sequence, State
-from pdjax.interfaces.steps import DecodeStep, StepKind
+from pdjax.interfaces.batches import Sampled
+from pdjax.interfaces.steps import DecodeStep
 
 
 class DecodeRunner:
     """Dispatches and harvests ticks.
 
     Args:
-      fleet: the engines.
+      steps: on their way.
       lifecycle, handoffs: move sequences, and give up room that is held ahead.
       output: gives sequences their tokens.
       policy: says which sequences give way when pages run out.
@@ -30,15 +30,15 @@ class DecodeRunner:
 
     def __init__(
         self,
-        fleet: Fleet,
+        steps: Steps,
         lifecycle: SequenceLifecycle,
         handoffs: HandoffManager,
         output: OutputProcessor,
         policy: DecodePolicy,
         runtime: Runtime,
     ) -> None:
-        self._fleet, self._lifecycle, self._handoffs = fleet, lifecycle, handoffs
-        self._output, self._policy, self._events = output, policy, runtime.events
+        self._steps, self._lifecycle, self._handoffs = steps, lifecycle, handoffs
+        self._output, self._policy = output, policy
         self._clock, self._recorder = runtime.clock, runtime.recorder
 
     def dispatch(self, states: Iterable[EngineState]) -> bool:
@@ -48,18 +48,24 @@ class DecodeRunner:
         for state in states:
             if not state.can_tick:
                 continue
-            busy, rows = True, state.rows
-            rows.align()
-            needing = rows.needing_page()
-            if needing:
-                self._grow(state, needing)
-            joining = rows.joining()
-            if joining:
-                self._let_in(state, joining)
-            # Where rows grow or join, it may be that every sequence had to give way, or failed.
-            if not (needing or joining) or rows.active:
-                self._submit(state, rows.tick())
+            busy = True
+            if self.prepare(state):
+                self.submit(state)
         return busy
+
+    def prepare(self, state: EngineState) -> bool:
+        """Give the rows that enter the next tick their pages, and let newcomers in. Returns whether
+        the tick would do anything then."""
+        rows = state.rows
+        rows.align()
+        needing = rows.needing_page()
+        if needing:
+            self._grow(state, needing)
+        joining = rows.joining()
+        if joining:
+            self._let_in(state, joining)
+        # Where rows grow or join, it may be that every sequence had to give way, or failed.
+        return not (needing or joining) or rows.active
 
     def _grow(self, state: EngineState, needing: list[Sequence]) -> None:
         """Allocate a page for each entering row that needs one; preempt if none is free."""
@@ -95,47 +101,37 @@ class DecodeRunner:
             except Exception as error:
                 self._lifecycle.fail(sequence, error)
 
-    def _submit(self, state: EngineState, tick: Tick) -> None:
-        started = self._clock.now()
-        try:
-            ticket = state.engine.submit(DecodeStep(tick.batch))
-        except BaseException as error:
-            # An interrupt, too, leaves open how far the device has come.
-            self._fleet.touch(state)
-            self._lifecycle.fail_all(tick.refs, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            state.in_flight.append(InFlight(StepKind.DECODE, tick, ticket, started, tick.refs))
-            self._events.watch(ticket, state.step_done, state.id)
-            self._fleet.stepped(state)
-            active = len(tick.refs)
-            self._recorder.observer.step_submitted(
-                state.id, StepKind.DECODE, active, active, started
-            )
+    def submit(self, state: EngineState) -> None:
+        """Give an engine that is prepared its tick."""
+        tick = state.rows.tick()
+        active = len(tick.refs)
+        self._steps.submit(
+            state, DecodeStep(tick.batch), tick, tick.refs, tokens=active, sequences=active
+        )
 
     def harvest(self, state: EngineState, done: InFlight[Tick]) -> list[Sequence]:
         """A tick has come back: each row that leaves has its sequence's next token. Returns the
         sequences that have finished."""
-        tick, now, rows = done.work, self._clock.now(), state.rows
-        active = len(tick.refs)
+        self.record(state, done)
+        active = len(done.work.refs)
+        sampled = self._steps.read(state, done, tokens=active, sequences=active)
+        return [] if sampled is None else self.take(done, sampled)
+
+    def record(self, state: EngineState, done: InFlight[Tick]) -> None:
+        """Note a tick that has come back."""
+        tick, rows = done.work, state.rows
         self._recorder.span(
             state.id,
             "tick",
             done.started,
-            now,
-            rows_active=active,
+            self._clock.now(),
+            rows_active=len(tick.refs),
             rows=rows.rows,
             stages_active=tick.stages_active,
             stages=rows.stages,
             who=tick.ids,
         )
-        self._recorder.free_pages(state.pool.id, state.allocator.free_pages)
-        self._recorder.observer.step_done(
-            state.id, StepKind.DECODE, active, active, done.started, now
-        )
-        sampled = read(done, self._lifecycle)
-        if sampled is None:
-            return []
-        state.time(done, active, now)
-        return self._output.accept(tick.leaving, sampled)
+
+    def take(self, done: InFlight[Tick], sampled: Sampled) -> list[Sequence]:
+        """Give the sequences of a tick their tokens; returns those that have finished."""
+        return self._output.accept(done.work.leaving, sampled)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from functools import partial
 
 import numpy as np
 
@@ -12,15 +13,15 @@ from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.policies.api import Policies
 from pdjax.host.policies.check import agrees, check_admissions
-from pdjax.host.runners.harvest import read
+from pdjax.host.runners.steps import Steps
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
 from pdjax.host.sequences.prompt_scores import of_each
 from pdjax.host.sequences.reference import SequenceRef, ids_of
 from pdjax.host.sequences.sequence import Sequence, State
-from pdjax.interfaces.batches import NOT_FINITE
-from pdjax.interfaces.steps import PrefillStep, StepKind
+from pdjax.interfaces.batches import NOT_FINITE, Sampled
+from pdjax.interfaces.steps import PrefillStep
 
 
 class PrefillRunner:
@@ -28,6 +29,7 @@ class PrefillRunner:
 
     Args:
       fleet: the engines.
+      steps: on their way.
       lifecycle, handoffs: move sequences, and their KV.
       output: gives sequences their tokens.
       policies: say which sequences get room ahead, and which stay.
@@ -40,23 +42,30 @@ class PrefillRunner:
     def __init__(
         self,
         fleet: Fleet,
+        steps: Steps,
         lifecycle: SequenceLifecycle,
         handoffs: HandoffManager,
         output: OutputProcessor,
         policies: Policies,
         runtime: Runtime,
     ) -> None:
-        self._fleet, self._lifecycle, self._handoffs = fleet, lifecycle, handoffs
-        self._output, self._policies, self._events = output, policies, runtime.events
+        self._fleet, self._steps, self._lifecycle = fleet, steps, lifecycle
+        self._handoffs, self._output, self._policies = handoffs, output, policies
         self._clock, self._recorder = runtime.clock, runtime.recorder
         self.has_firsts = False
 
     def dispatch(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
         """Dispatch a step over the chunks of a plan that are still possible. KV of sequences that
         have room on the decode side leaves as the step runs."""
+        if chunks := self.prepare(state, chunks):
+            self.submit(state, chunks)
+
+    def prepare(self, state: EngineState, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+        """The chunks of a plan that are still possible: pages are theirs, and they are on their way
+        from now on."""
         chunks = tuple(self._possible(state, chunks))
         if not chunks:
-            return
+            return ()
         newcomers = [chunk for chunk in chunks if chunk.sequence.state is State.WAITING]
         self._lifecycle.start_prefill(
             state,
@@ -72,33 +81,25 @@ class PrefillRunner:
         for chunk in chunks:
             chunk.sequence.prefilled, chunk.sequence.served = chunk.stop, state.steps
         self._reserve_ahead(state, chunks)
-        self._submit(state, chunks)
+        return chunks
 
-    def _submit(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
-        batch, started = prefill_batch(chunks, state.buckets), self._clock.now()
-        refs = tuple(SequenceRef.of(chunk.sequence) for chunk in chunks)
+    def submit(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
+        """Give an engine a step of chunks that are prepared."""
         streaming, queue = self._handoffs.streaming(chunks), self._handoffs.queue
         exports = queue.exports(streaming, len(state.engine.layer_groups)) if streaming else ()
-        try:
-            ticket = state.engine.submit(PrefillStep(batch, exports))
-        except BaseException as error:
-            self._fleet.touch(state)
-            self._lifecycle.fail_all(refs, error)
-            queue.dropped(exports, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            scored = tuple(chunk.scored for chunk in chunks)
-            state.in_flight.append(
-                InFlight(StepKind.PREFILL, chunks, ticket, started, refs, state.steps, scored)
-            )
-            self._events.watch(ticket, state.step_done, state.id)
-            self._fleet.stepped(state)
+        ticket = self._steps.submit(
+            state,
+            PrefillStep(prefill_batch(chunks, state.buckets), exports),
+            chunks,
+            tuple(SequenceRef.of(chunk.sequence) for chunk in chunks),
+            tokens=_tokens(chunks),
+            sequences=len(chunks),
+            scored=tuple(chunk.scored for chunk in chunks),
+            on_error=partial(queue.dropped, exports),
+        )
+        if ticket is not None:
             queue.dispatched(ticket.exports)
             self._handoffs.computed(chunks, ticket)
-            self._recorder.observer.step_submitted(
-                state.id, StepKind.PREFILL, _tokens(chunks), len(chunks), started
-            )
 
     def _possible(self, state: EngineState, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """The chunks that are still as their plan found them; the next plan sees to the others.
@@ -149,25 +150,27 @@ class PrefillRunner:
 
     def harvest(self, state: EngineState, done: InFlight[tuple[Chunk, ...]]) -> None:
         """A step has come back: each sequence that is prefilled by it has its next token."""
-        tokens, now = _tokens(done.work), self._clock.now()
+        self.record(state, done)
+        tokens, sequences = _tokens(done.work), len(done.work)
+        sampled = self._steps.read(state, done, tokens=tokens, sequences=sequences)
+        if sampled is not None:
+            self.take(state, done, sampled)
+
+    def record(self, state: EngineState, done: InFlight[tuple[Chunk, ...]]) -> None:
+        """Note a step that has come back."""
         self._recorder.span(
             state.id,
             "step",
             done.started,
-            now,
-            tokens=tokens,
+            self._clock.now(),
+            tokens=_tokens(done.work),
             sequences=len(done.work),
             who=ids_of(done.refs),
             number=done.number,
         )
-        self._recorder.free_pages(state.pool.id, state.allocator.free_pages)
-        self._recorder.observer.step_done(
-            state.id, StepKind.PREFILL, tokens, len(done.work), done.started, now
-        )
-        sampled = read(done, self._lifecycle)
-        if sampled is None:
-            return
-        state.time(done, tokens, now)
+
+    def take(self, state: EngineState, done: InFlight[tuple[Chunk, ...]], sampled: Sampled) -> None:
+        """Give the sequences of a step what it has computed of them."""
         told = of_each(sampled.scores, done.scored)
         for row, (chunk, ref, scores) in enumerate(zip(done.work, done.refs, told, strict=True)):
             if not ref.is_current:

@@ -1,0 +1,82 @@
+"""Steps on their way to engines, and what comes back of them."""
+
+from collections.abc import Callable
+
+from pdjax.host.engines import EngineState, InFlight, Work
+from pdjax.host.fleet import Fleet
+from pdjax.host.runtime import Runtime
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
+from pdjax.host.sequences.reference import SequenceRef
+from pdjax.interfaces.batches import Sampled
+from pdjax.interfaces.engine import StepTicket
+from pdjax.interfaces.steps import Step
+
+
+class Steps:
+    """Gives steps to engines, and reads them.
+
+    Args:
+      fleet: the engines.
+      lifecycle: lets the sequences of a step fail with it.
+      runtime: events, clock and recorder.
+    """
+
+    def __init__(self, fleet: Fleet, lifecycle: SequenceLifecycle, runtime: Runtime) -> None:
+        self._fleet, self._lifecycle, self._events = fleet, lifecycle, runtime.events
+        self._clock, self._recorder = runtime.clock, runtime.recorder
+
+    def submit(
+        self,
+        state: EngineState,
+        step: Step,
+        work: Work,
+        refs: tuple[SequenceRef, ...],
+        *,
+        tokens: int,
+        sequences: int,
+        scored: tuple[range, ...] = (),
+        on_error: Callable[[BaseException], None] = lambda error: None,
+    ) -> StepTicket | None:
+        """Give a step to an engine; None where it has failed, and the sequences of `refs` with it.
+
+        Args:
+          tokens, sequences: that it computes, for an observer.
+          scored: see `InFlight`.
+          on_error: is told the error.
+        """
+        started = self._clock.now()
+        try:
+            ticket = state.engine.submit(step)
+        except BaseException as error:
+            # An interrupt, too, leaves open how far the device has come.
+            self._fleet.touch(state)
+            self._lifecycle.fail_all(refs, error)
+            on_error(error)
+            if not isinstance(error, Exception):
+                raise
+            return None
+        state.in_flight.append(
+            InFlight(step.kind, work, ticket, started, refs, state.steps, scored)
+        )
+        self._events.watch(ticket, state.step_done, state.id)
+        self._fleet.stepped(state)
+        self._recorder.observer.step_submitted(state.id, step.kind, tokens, sequences, started)
+        return ticket
+
+    def read(
+        self, state: EngineState, done: InFlight, *, tokens: int, sequences: int
+    ) -> Sampled | None:
+        """The tokens of a step that has come back; None where it has failed, and its sequences
+        with it."""
+        now = self._clock.now()
+        self._recorder.free_pages(state.pool.id, state.allocator.free_pages)
+        self._recorder.observer.step_done(state.id, done.kind, tokens, sequences, done.started, now)
+        try:
+            sampled = done.ticket.result()
+        except BaseException as error:
+            self._lifecycle.fail_all(done.refs, error)
+            if not isinstance(error, Exception):
+                raise
+            return None
+        state.time(done, tokens, now)
+        return sampled
