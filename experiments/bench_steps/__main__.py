@@ -9,6 +9,8 @@ In one run, on one device, with random weights and greedy tokens:
             and KV that a tick must read at the copy bandwidth of this run
   prefill   whole steps back to back; the floor is the model's arithmetic (layers and causal
             attention for every token, the vocabulary for one a prompt) at the sustained rate
+  mixed     whole mixed steps back to back, and the same chunks and rows in two steps; the floor is
+            the model's arithmetic, and then the rows' KV at the read bandwidth
 
   python -m experiments.bench_steps --model=llama3_8b
   python -m experiments.bench_steps --sections=ceilings,decode --decode=64x1060 --layers=4 --profile
@@ -18,8 +20,8 @@ In one run, on one device, with random weights and greedy tokens:
 
 Shapes: 64x1060 is rows x context to --decode, and 8of64x1060 the same with 8 of an engine's 64 rows
 active. 8x1024 is prompts x length to --prefill, which also takes 300+700 (prompts of several
-lengths) and 2048@6144 (a chunk over earlier tokens). Prints each number, and writes all numbers so
-far as JSON after it. Ends with 1 if a case failed.
+lengths) and 2048@6144 (a chunk over earlier tokens); 64x1060/1x512 is one of each to --mixed.
+Prints each number, and writes all numbers so far as JSON after it. Ends with 1 if a case failed.
 """
 
 import gc
@@ -37,10 +39,10 @@ from absl import flags
 from experiments.baselines import vllm
 from experiments.bench_steps import ceilings
 from experiments.bench_steps import tables as step_tables
-from experiments.bench_steps.batches import decode_batches, prefill_batches
-from experiments.bench_steps.cases import LARGE, TINY, DecodeCase, PrefillCase
+from experiments.bench_steps.batches import decode_batches, mixed_batches, prefill_batches
+from experiments.bench_steps.cases import LARGE, TINY, DecodeCase, MixedCase, PrefillCase
 from experiments.bench_steps.engines import StepEngines, StepTime
-from experiments.bench_steps.floors import decode_bytes, prefill_flops
+from experiments.bench_steps.floors import decode_bytes, mixed_floor_s, prefill_flops
 from experiments.bench_steps.kernel_times import Kernel, Setting, kernels
 from experiments.common import kernel_profile
 from experiments.common.origin import origin, write_json
@@ -50,7 +52,7 @@ from pdjax.core.kv_layout import QUANTISED_DTYPES
 from pdjax.device.compat import keep_compilations
 from pdjax.flags import new_flags, run
 
-SECTIONS = ("ceilings", "kernels", "decode", "prefill")
+SECTIONS = ("ceilings", "kernels", "decode", "prefill", "mixed")
 PREFILL_TOKENS = 32768
 """About how many tokens a round computes, in at least three steps."""
 
@@ -64,6 +66,7 @@ _SECTIONS = flags.DEFINE_list(
 )
 _DECODE = flags.DEFINE_multi_string("decode", [], "a tick's shape", flag_values=FLAGS)
 _PREFILL = flags.DEFINE_multi_string("prefill", [], "a step's shape", flag_values=FLAGS)
+_MIXED = flags.DEFINE_multi_string("mixed", [], "a mixed step's shape", flag_values=FLAGS)
 _ONLY = flags.DEFINE_string(
     "only", "", "only cases with this in their label, as in paged_attention", flag_values=FLAGS
 )
@@ -193,6 +196,19 @@ class Bench:
         self.note("prefill", row)
         self._profile(f"prefill {case.name}", again)
 
+    def measure_mixed(self, case: MixedCase, engines: StepEngines) -> None:
+        steps, rounds = _STEPS.value or 1, _ROUNDS.value or 1
+        made = mixed_batches(case, steps, self.page_size, self.spec.vocab_size)
+        took, two, again = engines.time_mixed(*made, self.attention, rounds)
+        row = {"case": case.name, **_step_row(took), "floor_ms": None, "ratio": None}
+        if self.ceilings is not None:
+            rates = self.ceilings.matmul_sustained, self.ceilings.read
+            floor_ms = mixed_floor_s(self.spec, case, self.dtype, *rates) * 1e3
+            row |= {"floor_ms": floor_ms, "ratio": took.seconds * 1e3 / floor_ms}
+        row |= {"two_ms": two.seconds * 1e3, "of_two": took.seconds / two.seconds}
+        self.note("mixed", row)
+        self._profile(f"mixed {case.name}", again)
+
     def _ceiling(self, name: str) -> float | None:
         return None if self.ceilings is None else getattr(self.ceilings, name)
 
@@ -233,9 +249,11 @@ def bench(sections: list[str], one: Bench) -> None:
                 one.attempt(kernel.label, partial(one.measure_kernel, kernel))
     ticks = map(DecodeCase.parse, (_DECODE.value or one.usual.decode) * ("decode" in sections))
     steps = map(PrefillCase.parse, (_PREFILL.value or one.usual.prefill) * ("prefill" in sections))
+    both = map(MixedCase.parse, (_MIXED.value or one.usual.mixed) * ("mixed" in sections))
     whole: list[tuple[str, Callable[[StepEngines], None]]] = [
         *((f"decode {case.name}", partial(one.measure_decode, case)) for case in ticks),
         *((f"prefill {case.name}", partial(one.measure_prefill, case)) for case in steps),
+        *((f"mixed {case.name}", partial(one.measure_mixed, case)) for case in both),
     ]
     if whole := [each for each in whole if _asked(each[0])]:
         engines = StepEngines(one.spec, one.dtype, one.page_size, one.kv_dtype)

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from experiments.bench_steps.cases import DecodeCase, PrefillCase
+from experiments.bench_steps.cases import DecodeCase, MixedCase, PrefillCase
 from experiments.common.sequences import scattered_sequences
 from pdjax.host.batching.buckets import Buckets, doubling
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.batching.prefill_batch import prefill_batch
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
+from pdjax.interfaces.steps import MixedStep
 
 
 def decode_batches(
@@ -55,6 +56,30 @@ def prefill_batches(
         for sequence, (length, earlier) in zip(sequences, case.chunks, strict=True)
     ]
     return [*steps, prefill_batch(last, buckets)], 1 + pages
+
+
+def mixed_batches(
+    case: MixedCase, steps: int, page_size: int, vocab: int
+) -> tuple[list[MixedStep], list[PrefillBatch], int]:
+    """Make consecutive ticks of a one-stage engine, each with the same chunks beside it.
+
+    Returns:
+      The steps; the prefill batches that write the earlier tokens of the chunks; the pages of the
+      pool.
+    """
+    ticks, pages = decode_batches(case.rows, steps, page_size, vocab)
+    batches, more = prefill_batches(case.chunks, page_size, vocab)
+    *before, chunks = (_behind(batch, pages - 1, page_size) for batch in batches)
+    return [MixedStep(chunks, tick) for tick in ticks], before, pages + more - 1
+
+
+def _behind(batch: PrefillBatch, pages: int, page_size: int) -> PrefillBatch:
+    """A batch without padding, on pages behind so many others."""
+    return replace(
+        batch,
+        slot_mapping=batch.slot_mapping + pages * page_size,
+        kv_pages=batch.kv_pages + pages,
+    )
 
 
 def _buckets(page_size: int, tokens: int, pages: int, sequences: int, context: int) -> Buckets:

@@ -95,6 +95,32 @@ class PrefillCase:
 
 
 @dataclass(frozen=True)
+class MixedCase:
+    """Rows that decode and chunks of prompts, in one step."""
+
+    rows: DecodeCase
+    chunks: PrefillCase
+
+    @classmethod
+    def parse(cls, text: str) -> "MixedCase":
+        """Parse `64x1060/1x512`: a decode case, and a prefill case of whole prompts or of one
+        chunk.
+
+        Raises:
+          ValueError: anything else.
+        """
+        rows, slash, chunks = text.partition("/")
+        if not slash:
+            raise ValueError(f"{text!r}: must be ROWS/CHUNKS, such as 64x1060/1x512")
+        return cls(DecodeCase.parse(rows), PrefillCase.parse(chunks))
+
+    @property
+    def name(self) -> str:
+        """As it is parsed."""
+        return f"{self.rows.name}/{self.chunks.name}"
+
+
+@dataclass(frozen=True)
 class Usual:
     """The default cases where the command line names none, by their names there.
 
@@ -102,7 +128,7 @@ class Usual:
       paged: cases of paged_attention alone.
       append: cases of append_attention alone.
       attention: cases of prefill_attention alone.
-      decode, prefill: cases of whole steps.
+      decode, prefill, mixed: cases of whole steps.
     """
 
     paged: tuple[str, ...]
@@ -110,6 +136,7 @@ class Usual:
     attention: tuple[str, ...]
     decode: tuple[str, ...]
     prefill: tuple[str, ...]
+    mixed: tuple[str, ...]
 
 
 _PREFILL = ("1x1024", "1x2048", "8x1024", "1x8192", "300+700+1200+1896", "2048@6144")
@@ -119,6 +146,7 @@ LARGE = Usual(
     attention=_PREFILL,
     decode=("1x1060", "16x1060", "64x1060", "128x1060", "32x8192"),
     prefill=_PREFILL,
+    mixed=("64x1060/1x512", "16x1060/1x512", "64x1060/512@1536"),
 )
 """Cases for an accelerator of 80 GB."""
 
@@ -128,5 +156,6 @@ TINY = Usual(
     attention=("2x32", "20@12"),
     decode=("4x40",),
     prefill=("2x32", "5+9", "8@24"),
+    mixed=("4x40/1x16",),
 )
 """Cases for a CPU and the smallest model."""

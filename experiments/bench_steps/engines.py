@@ -23,10 +23,11 @@ from pdjax.device.mesh import PREFILL_RULES, make_mesh
 from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
 from pdjax.device.programs.decode import DecodeProgram
+from pdjax.device.programs.mixed import MixedProgram
 from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.programs.program import Program
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
-from pdjax.interfaces.steps import DecodeStep, PrefillStep, Step
+from pdjax.interfaces.steps import DecodeStep, MixedStep, PrefillStep, Step
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,59 @@ class StepEngines:
         Returns:
           The time, and a function that runs the last tick once more.
         """
-        entries, width = batches[0].page_table.shape[1:]
         pool = self._pool(self._decode_layout, pages)
-        program = DecodeProgram(
-            self._params,
-            self.spec,
-            pool,
-            rows=len(batches[0].sampling.seed),
-            context=width * self.layout.page_size,
-            max_logprobs=Config().max_logprobs,
-            attention=attention,
-        )
-        engine, compiled = _engine(pool, program), _Compiled(program.size(entries), "tick")
+        program = self._decode_program(pool, batches[0], attention)
+        size = program.size(len(batches[0].tokens))
+        engine, compiled = _engine(pool, program), _Compiled(size, "tick")
         steps = [DecodeStep(batch) for batch in batches]
         times = _time(engine, steps, rounds)
         return compiled.step_time(*times), lambda: engine.submit(steps[-1]).result()
+
+    def _decode_program(
+        self, pool: PoolOwner, batch: DecodeBatch, attention: str | None
+    ) -> DecodeProgram:
+        return DecodeProgram(
+            self._params,
+            self.spec,
+            pool,
+            rows=len(batch.sampling.seed),
+            context=batch.page_table.shape[-1] * self.layout.page_size,
+            max_logprobs=Config().max_logprobs,
+            attention=attention,
+        )
+
+    def time_mixed(
+        self,
+        steps: Sequence[MixedStep],
+        before: Sequence[PrefillBatch],
+        pages: int,
+        attention: str | None,
+        rounds: int,
+    ) -> tuple[StepTime, StepTime, Callable[[], object]]:
+        """Time mixed steps back to back, and for comparison the same chunks and rows in steps of
+        their own, in turn.
+
+        Args:
+          before: run once before, since they write the KV that the chunks read.
+
+        Returns:
+          The time of a mixed step, that of two steps instead, and a function that runs the last
+          mixed step once more.
+        """
+        pool = self._pool(self.layout, pages)
+        rows = self._decode_program(pool, steps[0].rows, attention)
+        chunks = PrefillProgram(self._params, self.spec, pool, max_logprobs=Config().max_logprobs)
+        mixed = MixedProgram(chunks, rows, self._params, self.spec, pool, attention=attention)
+        engine, compiled = _engine(pool, chunks, rows, mixed), _Compiled(mixed, "_step")
+        for batch in before:
+            engine.submit(PrefillStep(batch)).result()
+        together = compiled.step_time(*_time(engine, steps, rounds))
+        apart: list[Step] = []
+        for step in steps:
+            apart += [PrefillStep(step.chunks), DecodeStep(step.rows)]
+        seconds, dispatch_s = _time(engine, apart, rounds)
+        two = compiled.step_time([2 * each for each in seconds], 2 * dispatch_s)
+        return together, two, lambda: engine.submit(steps[-1]).result()
 
     def time_prefill(
         self, batches: Sequence[PrefillBatch], pages: int, steps: int, rounds: int
@@ -128,9 +167,9 @@ class StepEngines:
         return pool
 
 
-def _engine(pool: PoolOwner, program: Program) -> JaxEngine:
-    """An engine of one program, whose pages go nowhere."""
-    return JaxEngine(EngineId("bare/0"), PoolId("hbm/0"), pool, [program], Transports([]))
+def _engine(pool: PoolOwner, *programs: Program) -> JaxEngine:
+    """An engine of some programs, whose pages go nowhere."""
+    return JaxEngine(EngineId("bare/0"), PoolId("hbm/0"), pool, programs, Transports([]))
 
 
 class _Compiled:

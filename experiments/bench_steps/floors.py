@@ -1,6 +1,6 @@
 """The floors of a step: bytes that it must read, operations that it must compute."""
 
-from experiments.bench_steps.cases import DecodeCase, PrefillCase
+from experiments.bench_steps.cases import DecodeCase, MixedCase, PrefillCase
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.registry import kv_layout, matrix_params
 
@@ -19,6 +19,19 @@ def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int, kv_dtype: str
     """
     weights = matrix_params(spec) + spec.model_dim * spec.vocab_size
     return itemsize * weights + spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.tokens
+
+
+def mixed_floor_s(
+    spec: ModelSpec, case: MixedCase, kv_dtype: str, flops: float, read: float
+) -> float:
+    """Return the seconds of a mixed step at so many operations and bytes a second: the arithmetic
+    of its tokens, and then the KV of its rows. The weights are read while the former runs."""
+    rows = case.rows.rows
+    computed = prefill_flops(spec, case.chunks) + 2 * rows * (
+        matrix_params(spec) + spec.model_dim * spec.vocab_size
+    )
+    kv = spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.rows.tokens
+    return computed / flops + kv / read
 
 
 def attention_flops(spec: ModelSpec, case: PrefillCase) -> int:

@@ -58,6 +58,15 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("of sustained", _share),
         *_STEP,
     ),
+    "mixed": (
+        ("mixed", lambda row: row["case"]),
+        ("ms a step", _scaled("ms", 1, 2)),
+        ("floor", _scaled("floor_ms", 1, 2)),
+        ("ratio", _scaled("ratio", 1, 2)),
+        ("in two steps", _scaled("two_ms", 1, 2)),
+        ("of those", _scaled("of_two", 1, 2)),
+        *_STEP,
+    ),
 }
 """For each section, its columns: a name, and a function for the cells."""
 

@@ -18,7 +18,7 @@ from tests.helpers.alone import Alone
 from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
 from tests.helpers.fake_guides import VOCAB
 from tests.helpers.fakes import Chance, FakeText, InjectedError
-from tests.helpers.workload import run_all
+from tests.helpers.walks import run_all
 
 CHECKED = replace(CONFIG, handoff=HandoffConfig(checksums=True))
 BULK = replace(CONFIG, handoff=HandoffConfig(streaming=False))

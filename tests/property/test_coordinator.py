@@ -18,7 +18,8 @@ from pdjax.host.sequences.sequence import Sequence
 from tests.helpers.fake_transport import FakeTransport
 from tests.helpers.fakes import Chance, FakeTicket
 from tests.helpers.turmoil import Turmoil
-from tests.helpers.workload import REACHED, run_all
+from tests.helpers.walks import run_all
+from tests.helpers.workload import REACHED
 
 SHARDS = 10
 SEEDS = 30
