@@ -15,7 +15,7 @@ from pdjax.core.request import Request, SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.metrics import definitions
-from pdjax.host.metrics.definitions import Metric
+from pdjax.host.metrics.metric import Metric
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.request import FirstGap, phases
 from pdjax.host.metrics.summary import report, summarize
