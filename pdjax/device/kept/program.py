@@ -126,8 +126,8 @@ class KeptProgram:
     def _compiled(self, args: tuple[Any, ...], key: str | None) -> Callable[..., Any]:
         with noting_warnings() as warnings:
             lowered = self.jitted.lower(*args)
-        # XLA times kernels to choose among them. What others run on that GPU meanwhile is in their
-        # times, also if it is XLA that tries kernels of another program.
+        # XLA times kernels to choose among them, and warns of inaccurate times where several
+        # programs are compiled for one GPU at once.
         alone = nullcontext() if self.tried_on is None else _lock_of(self.tried_on)
         with alone:
             program, is_whole = compiled(lowered)
