@@ -32,8 +32,10 @@ def test_default_sizes(rows, sizes):
 
 
 def test_few_rows_have_fewer_widths():
-    buckets = Buckets(64, 8192, table_pages=(4, 8, 32, 128), tick_rows=(1, 8))
-    assert buckets.tick_shapes(16) == {1: (8, 128), 8: (8, 128), 16: (4, 8, 32, 128)}
+    buckets = Buckets(64, 32768, table_pages=(8, 32, 128, 512), tick_rows=(1, 8))
+    assert buckets.tick_shapes(16) == {1: (32, 512), 8: (32, 512), 16: (8, 32, 128, 512)}
+    assert Buckets(64, 8192, table_pages=(8, 32, 128)).tick_shapes(4)[4] == (8, 32, 128)
+    assert Buckets(64, 8192, table_pages=(8, 32, 128), tick_rows=(1,)).tick_shapes(4)[1] == (128,)
     assert Buckets(64, 8192, table_pages=(128,)).tick_shapes(4) == {4: (128,)}
 
 

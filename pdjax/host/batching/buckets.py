@@ -22,6 +22,9 @@ _FEW_TOKENS = 256
 _FEW_ROWS = 8
 """The smallest size of a tick beside that of one row."""
 
+_WIDE = 2048
+"""Tokens of the shortest table that ticks of few rows have beside the longest."""
+
 _FEW_MIXED = 128
 """Fewest prompt tokens of which a mixed step is worth a program of its own."""
 
@@ -114,9 +117,10 @@ class Buckets:
 
     def tick_shapes(self, rows: int) -> dict[int, tuple[int, ...]]:
         """Every n that a tick may have, of microbatches of so many rows, and the W that it may have
-        then. All rows take all of these. The processors that few rows leave idle make up for what a
-        wide table costs: they take every second W, from the widest down."""
+        then. All rows take all of these. A table that is 16 times as wide as needed costs fewer of
+        them 2%, so that they take every second W, from the widest down, and none that saves less."""
         few = self.table_pages[::-2][::-1]
+        few = tuple(pages for pages in few if pages * self.page_size >= _WIDE or pages == few[-1])
         shapes = {size: few for size in self.tick_rows if size < rows}
         return shapes | {rows: self.table_pages}
 
