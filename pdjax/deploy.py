@@ -31,7 +31,7 @@ from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.transport import Transport
 from pdjax.request_maker import RequestMaker, guide_maker, text_maker
 from pdjax.session import Session
-from pdjax.sim.cluster import Cluster
+from pdjax.sim.cluster import Cluster, wiring
 from pdjax.text.guides import GuideCompiler
 from pdjax.text.tokenizer import Tokenizer
 
@@ -205,7 +205,7 @@ def _simulated(
     cluster = Cluster(
         config,
         layout,
-        shared=config.prefill.engines if config.colocated else 0,
+        **wiring(config),
         max_model_len=model.max_model_len,
         vocab_size=model.spec.vocab_size,
         policies=chosen,

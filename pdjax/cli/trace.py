@@ -157,12 +157,11 @@ def _cluster(config: Config) -> "tuple[Cluster, int]":
         deployment = deploy(config, "sim")
         return deployment.backing, deployment.max_model_len
 
-    from pdjax.sim.cluster import LLAMA3_8B, Cluster
+    from pdjax.sim.cluster import LLAMA3_8B, Cluster, wiring
 
     longest = config.model.max_model_len or 8192
     layout = dataclasses.replace(LLAMA3_8B, page_size=config.kv.page_size, tp=config.prefill.tp)
-    shared = config.prefill.engines if config.colocated else 0
-    return Cluster(config, layout, shared=shared, max_model_len=longest), longest
+    return Cluster(config, layout, max_model_len=longest, **wiring(config)), longest
 
 
 # What happened.

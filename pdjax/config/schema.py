@@ -221,8 +221,9 @@ class Config:
     Attributes:
       model, kv, prefill, decode, handoff, policies: the parts; see their classes.
       colocated: prefill and decode on the same mesh and pool (the rival that disaggregation is
-        measured against). A hand-off moves ownership, not bytes. Needs one prefill engine, one
-        decode engine of one stage, and equal tp. None does so where there are too few devices.
+        measured against). A hand-off moves ownership, not bytes. Needs equal tp, and decode engines
+        of one stage, as many as prefill engines: several are replicas, each with a mesh and a pool,
+        behind the router. None does so where there are too few devices.
       shared_devices: give the same devices to the prefill engines and to the decode engines; each
         engine has its own weights and pool. Lets tensor-parallel prefill and pipelined decode both
         use all devices.
@@ -286,11 +287,11 @@ class Config:
             )
         if self.colocated:
             p, d = self.prefill, self.decode
-            if (p.engines, d.engines, d.stages) != (1, 1, 1) or p.tp != d.tp:
+            if (p.engines, p.tp, 1) != (d.engines, d.tp, d.stages):
                 raise ValueError(
-                    "colocated=True: needs prefill.engines=1, decode.engines=1, decode.stages=1 "
-                    f"and prefill.tp=decode.tp, but has {p.engines}, {d.engines}, {d.stages}, "
-                    f"and {p.tp} and {d.tp}"
+                    "colocated=True: needs prefill.engines=decode.engines, decode.stages=1 and "
+                    f"prefill.tp=decode.tp, but has {p.engines} and {d.engines}, {d.stages}, and "
+                    f"{p.tp} and {d.tp}"
                 )
 
     def _check_handoff(self) -> None:

@@ -133,7 +133,10 @@ def build_engines(
         decoding = _named("hbm/decode-", owned[len(sources) :])
     pools = {name: pool for name, (pool, _) in {**prefilling, **decoding}.items()}
     workers = Workers(config, for_prefill)
-    transport = connect(pools, config.handoff.wire_dtype, workers)
+    if config.colocated:  # what a replica has prefilled it decodes
+        transport = Transports([])
+    else:
+        transport = connect(pools, config.handoff.wire_dtype, workers)
     groups = choose_groups(config, spec, transport, pools, list(prefilling), list(decoding))
 
     def engine(kind: str, number: int, name: PoolId, *programs: Program) -> JaxEngine:

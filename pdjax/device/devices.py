@@ -34,6 +34,8 @@ def settled(config: Config) -> Config:
         instead = replace(config, colocated=True, handoff=config.handoff.where_nothing_moves)
     except ValueError:
         return apart  # which asks for more devices than there are, and will be told so
+    if present < instead.devices:
+        return apart
     _LOG.warning(
         "colocated: prefill and decode share one mesh, as in the preset smollm2_colocated, since "
         "meshes of their own need %d devices, and this process has %d",
@@ -60,7 +62,8 @@ def deal_devices(config: Config) -> tuple[Dealt, Dealt]:
     _check_attention(config.decode.attention, jax.default_backend())
     p, d = config.prefill, config.decode
     if config.colocated:
-        dealt = take_devices([p.tp], ["the colocated engine"])
+        replicas = [f"replica {i}" for i in range(p.engines)]
+        dealt = take_devices([p.tp] * p.engines, replicas if p.engines > 1 else ["one engine"])
         return dealt, dealt
     sizes = [p.tp] * p.engines, [d.stages * d.tp] * d.engines
     names = (

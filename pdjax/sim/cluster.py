@@ -62,6 +62,14 @@ class Run:
         )
 
 
+def wiring(config: Config) -> dict[str, Any]:
+    """Arguments of a `Cluster` whose pools are shared and linked as those of a deployment: the two
+    phases of a replica share its pool, and nothing links replicas."""
+    if config.colocated:
+        return {"shared": config.prefill.engines, "link": None}
+    return {}
+
+
 class Cluster:
     """Simulated engines under the production coordinator.
 

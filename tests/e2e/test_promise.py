@@ -221,6 +221,16 @@ def test_colocated_on_a_mesh_changes_nothing():
         assert llm.recorder.transfers.bytes == 0
 
 
+@pytest.mark.parametrize("budget", [None, 8])
+def test_replicas_change_nothing(budget):
+    several = {"prefill.engines": 2, "decode.engines": 2, "prefill.mixed_budget": budget}
+    with LLM(MONOLITHIC, COLD | several) as llm:
+        assert answers(llm) == expected()
+        assert llm.recorder.transfers.transfers == 0
+        ticked = {span.track for span in llm.recorder.spans() if span.name == "tick"}
+        assert len(ticked) == 2
+
+
 @pytest.mark.parametrize(
     "state",
     [State.WAITING, State.PREFILLING, State.PREFILLED, State.TRANSFERRING, State.DECODING],

@@ -118,7 +118,7 @@ class Buckets:
     def tick_shapes(self, rows: int) -> dict[int, tuple[int, ...]]:
         """Every n that a tick may have, of microbatches of so many rows, and the W that it may have
         then. All rows take all of these. A table that is 16 times as wide as needed costs fewer of
-        them 2%, so that they take every second W, from the widest down, and none that saves less."""
+        them 2%: they take every second W, from the widest down, and none that saves less."""
         few = self.table_pages[::-2][::-1]
         few = tuple(pages for pages in few if pages * self.page_size >= _WIDE or pages == few[-1])
         shapes = {size: few for size in self.tick_rows if size < rows}
