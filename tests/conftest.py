@@ -20,8 +20,8 @@ if sys.dont_write_bytecode:
 if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
     # Tests compile much and run each program a few times. Most of the time went into optimizations,
     # into a context of MLIR for each fusion, and into modules of LLVM, of which a program has one
-    # now. Modules are also mapped one by one, and Linux lets a process map 65,530 regions, which
-    # may be why a worker crashed when programs had many modules and no contexts.
+    # now. Modules are also mapped one by one, and Linux lets a process map 65,530 regions: with
+    # many a program, LLVM ends a process that has hundreds of programs.
     flags = (
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
