@@ -4,7 +4,7 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
-from pdjax.cli import convert, generate, serve, trace
+from pdjax.cli import bench, convert, generate, serve, trace
 from pdjax.flags import run
 
 COMMANDS = {
@@ -12,6 +12,7 @@ COMMANDS = {
     "convert": convert.COMMAND,
     "trace": trace.COMMAND,
     "serve": serve.COMMAND,
+    "bench": bench.COMMAND,
 }
 
 

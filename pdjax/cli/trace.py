@@ -1,6 +1,5 @@
 """`pdjax trace`: serve a small workload and write what happened, as a trace and as pictures."""
 
-import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from pdjax.pictures.timeline import draw_timeline
 
 if TYPE_CHECKING:
     from pdjax.llm import LLM
-    from pdjax.sim.cluster import Cluster
 
 USAGE = """
 pdjax trace: serve a few requests and write a trace for ui.perfetto.dev, with pictures if asked for.
@@ -142,26 +140,13 @@ def _play(llm: "LLM", requests: Sequence[Request]) -> None:
 
 
 def _simulate(config: Config) -> Recorder:
-    cluster, longest = _cluster(config)
+    from pdjax.bench.simulated import cluster_of
+
+    cluster, longest = cluster_of(config)
     for request in _requests(cluster.vocab_size, longest):
         cluster.expect_request(request)
     cluster.run()
     return cluster.recorder
-
-
-def _cluster(config: Config) -> "tuple[Cluster, int]":
-    """The engines of a config, simulated, and the longest sequence in tokens."""
-    if config.model.spec is not None:
-        from pdjax.deploy import deploy
-
-        deployment = deploy(config, "sim")
-        return deployment.backing, deployment.max_model_len
-
-    from pdjax.sim.cluster import LLAMA3_8B, Cluster, wiring
-
-    longest = config.model.max_model_len or 8192
-    layout = dataclasses.replace(LLAMA3_8B, page_size=config.kv.page_size, tp=config.prefill.tp)
-    return Cluster(config, layout, max_model_len=longest, **wiring(config)), longest
 
 
 # What happened.

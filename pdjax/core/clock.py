@@ -82,3 +82,8 @@ def unix_time() -> int:
 def unix_ns() -> int:
     """Nanoseconds since 1970, for traces that other hosts are part of."""
     return time.time_ns()
+
+
+def utc_now() -> str:
+    """Date and time, UTC, as 20261130-184500; for the names and heads of results."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")

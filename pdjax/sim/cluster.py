@@ -158,13 +158,17 @@ class Cluster:
         heapq.heappush(self._agenda, (moment, next(self._order), action))
         self.events.wake_at(moment)
 
-    def expect(self, arrivals: Iterable[Arrival]) -> None:
+    def expect(self, arrivals: Iterable[Arrival], *, start: float = 0.0, salt: str = "") -> None:
         """Let requests arrive, each at its moment, or when those that they wait for have ended.
+
+        Args:
+          start: of the workload, on the cluster's clock.
+          salt: another salt gives other prompts, of which no prefix cache knows.
 
         Raises:
           ValueError: a workload that contradicts itself; see `Schedule`.
         """
-        schedule = Schedule(arrivals, self.vocab_size, first=self._asked)
+        schedule = Schedule(arrivals, self.vocab_size, salt, self._asked, start)
         self._asked += schedule.count
         self._expect_due(schedule)
 

@@ -18,7 +18,7 @@ class Call:
     Attributes:
       number: of the arrival in the workload.
       arrival: what is asked.
-      moment: when it is due, seconds after the start.
+      moment: when it is due, seconds on the clock of those who play it.
       prompt: its token ids, with the conversation before.
     """
 
@@ -32,9 +32,9 @@ class Call:
         """Names it within the workload."""
         return self.arrival.name(self.number)
 
-    def request(self, start: float = 0.0) -> Request:
-        """What engines are asked; `start`: of the workload, on their clock."""
-        return self.arrival.request_of(self.prompt, self.number, start + self.moment)
+    def request(self) -> Request:
+        """What engines are asked."""
+        return self.arrival.request_of(self.prompt, self.number, self.moment)
 
 
 class Schedule:
@@ -45,13 +45,19 @@ class Schedule:
       vocab_size: token ids are below it.
       salt: another salt gives other tokens, of which no prefix cache knows.
       first: number of the first arrival.
+      start: of the workload, seconds on the clock of those who play it; all moments are on it.
 
     Raises:
       ValueError: two of one id, or one that comes after none before it.
     """
 
     def __init__(
-        self, arrivals: Iterable[Arrival], vocab_size: int, salt: str = "", first: int = 0
+        self,
+        arrivals: Iterable[Arrival],
+        vocab_size: int,
+        salt: str = "",
+        first: int = 0,
+        start: float = 0.0,
     ) -> None:
         self._vocab_size, self._salt = vocab_size, salt
         self._after: defaultdict[str, list[tuple[int, Arrival]]] = defaultdict(list)
@@ -62,7 +68,7 @@ class Schedule:
             if name in known:
                 raise ValueError(f"id={name!r}: must be of one request only")
             if not arrival.after:
-                heapq.heappush(self._due, (arrival.moment, number, arrival, ()))
+                heapq.heappush(self._due, (start + arrival.moment, number, arrival, ()))
             elif arrival.after in known:
                 self._after[arrival.after].append((number, arrival))
             else:
@@ -92,7 +98,7 @@ class Schedule:
         """A request has ended well, so that those after it are dated.
 
         Args:
-          moment: of its end, seconds after the start.
+          moment: of its end.
           answer: its token ids; None where they are not known, so that others stand for them.
           count: how many there were, where they are not known.
         """

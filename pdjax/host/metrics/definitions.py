@@ -8,6 +8,7 @@ A key that a report has and no group here names, or the other way round, fails a
 import sys
 from collections.abc import Mapping
 
+from pdjax.host.metrics.bench_definitions import BENCH_GROUPS, PERCENTILES
 from pdjax.host.metrics.metric import Metric, metrics_of
 
 STATISTICS = ("mean", "median", "std", "p90", "p99")
@@ -235,6 +236,20 @@ _HEADINGS = {
     "links": ("A link", "Entries of `links`, by the names of its pools: `SOURCE->TARGET`."),
     "engines": ("An engine", "Entries of `engines`, by its name."),
     "sums": ("Counts of steps", "Of `sums` of an engine, and `args` of a slice in the trace."),
+    "bench": (
+        "A benchmark",
+        "The results of `pdjax bench` ([bench.md](bench.md)), one object of JSON: the keys of a "
+        "report, without `requests` and, of a URL, without `engines`, `transfers` and `links`; "
+        f"statistics with the percentiles {', '.join(map(str, PERCENTILES))}; and these. Keys of "
+        "vLLM's serving benchmark mean what they mean there, but for ITL (see `icl`), and for the "
+        "moment at which a request's clock begins.",
+    ),
+    "details": ("Details", "With `--save_detailed`, as vLLM has them, in seconds."),
+    "records": (
+        "A record",
+        "A line of `pdjax bench --records=FILE`, which has the keys of a request, too.",
+    ),
+    "capacity": ("Capacity goodput", "Of `capacity` in the results."),
 }
 
 
@@ -279,7 +294,7 @@ def markdown() -> str:
     ]
     for group, (heading, text) in _HEADINGS.items():
         lines += ["", f"## {heading}", "", text, "", "| key | unit | meaning |", "|---|---|---|"]
-        lines += [f"| `{m.key}` | {m.unit} | {m.meaning} |" for m in GROUPS[group]]
+        lines += [f"| `{m.key}` | {m.unit} | {m.meaning} |" for m in (GROUPS | BENCH_GROUPS)[group]]
     return "\n".join([*lines, *_TRACE]) + "\n"
 
 

@@ -90,11 +90,18 @@ def report(recorder: Recorder, slo: SLO | None = None) -> dict[str, Any]:
     return {
         **summarize(requests, slo),
         "requests": [metrics.to_json() for metrics in requests],
+        **work_of(recorder),
+        "definitions": definitions(),
+    }
+
+
+def work_of(recorder: Recorder) -> dict[str, Any]:
+    """The part of a report that is about engines, transfers and links."""
+    return {
         "engines": {track: work.to_json() for track, work in sorted(recorder.engines.items())},
         "transfers": recorder.transfers.to_json(),
         "alarms": [name for name in ALARMS if getattr(recorder.transfers, name)],
         "links": {name: link.to_json() for name, link in sorted(recorder.links.items())},
-        "definitions": definitions(),
     }
 
 
