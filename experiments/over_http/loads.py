@@ -14,7 +14,8 @@ import numpy as np
 from pdjax.core.request import SamplingParams
 from pdjax.llm import LLM
 
-CLIENT = Path(__file__).with_name("client.py")
+CLIENT = "experiments.over_http.client"
+ROOT = Path(__file__).resolve().parents[2]
 LEAD_S = 0.2
 
 Moments = list[list[float]]
@@ -81,9 +82,14 @@ def over_http(port: int, load: Load) -> Moments:
     Raises:
       ValueError: the client has failed.
     """
-    command = [sys.executable, str(CLIENT), str(port)]
+    command = [sys.executable, "-m", CLIENT, str(port)]
     done = subprocess.run(
-        command, input=json.dumps(asdict(load)), stdout=subprocess.PIPE, text=True, check=False
+        command,
+        input=json.dumps(asdict(load)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        cwd=ROOT,
     )
     if done.returncode:
         raise ValueError(f"{' '.join(command)}: failed")

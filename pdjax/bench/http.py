@@ -7,12 +7,13 @@ there is none.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
-_LONGEST_LINE = 1 << 20
+_LONGEST_HEAD = 1 << 16
+"""Bytes of the head of a response."""
 
 
 @dataclass
@@ -45,11 +46,158 @@ class HttpError(Exception):
     answer: Answer | None = None
 
 
-@dataclass
-class _Connection:
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    used: bool = False
+class _Response:
+    """Reads one response out of what comes over a connection.
+
+    Args:
+      answer: takes what is read.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer, self._rest = answer, b""
+        self._read: Callable[[float], bool] = self._head
+        self.ended = self.stays = False
+
+    def feed(self, moment: float, data: bytes) -> None:
+        """Take what has come at a moment.
+
+        Raises:
+          ValueError: it is no HTTP.
+        """
+        self._rest += data
+        while not self.ended and self._read(moment):
+            pass
+
+    def close(self) -> bool:
+        """The connection has been closed; returns whether the response is whole."""
+        self.ended = self.ended or self._read == self._to_the_end
+        return self.ended
+
+    # Each reads a part of the response, and says whether it found one.
+
+    def _head(self, moment: float) -> bool:
+        head, found, rest = self._rest.partition(b"\r\n\r\n")
+        if not self._rest.startswith(b"HTTP/1."[: len(self._rest)]) or len(head) > _LONGEST_HEAD:
+            raise ValueError("no HTTP")
+        if not found:
+            return False
+        first, *lines = head.split(b"\r\n")
+        status = int(first.split(b" ")[1])
+        self._rest = rest
+        if status < 200:  # 1xx are followed by another
+            return True
+        pairs = (line.decode("latin-1").partition(":") for line in lines)
+        headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        self._answer.status = status
+        self.stays = headers.get("connection", "").lower() != "close"
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            self._read = self._chunk
+        elif "content-length" in headers:
+            self._left, self._read = int(headers["content-length"]), self._counted
+        else:
+            self.stays, self._read = False, self._to_the_end
+        return True
+
+    def _chunk(self, moment: float) -> bool:
+        line, found, rest = self._rest.partition(b"\r\n")
+        if not found:
+            return False
+        size = int(line.partition(b";")[0], 16)
+        if not size:
+            self._rest, self._read = rest, self._trailer
+            return True
+        if len(rest) < size + 2:
+            return False
+        self._answer.parts.append((moment, rest[:size]))
+        self._rest = rest[size + 2 :]
+        return True
+
+    def _trailer(self, moment: float) -> bool:
+        line, found, self._rest = self._rest.partition(b"\r\n")
+        if not found:
+            self._rest = line
+        self.ended = bool(found) and not line
+        return bool(found)
+
+    def _counted(self, moment: float) -> bool:
+        part, self._rest = self._rest[: self._left], self._rest[self._left :]
+        self._left -= len(part)
+        if part:
+            self._answer.parts.append((moment, part))
+        self.ended = not self._left
+        return False
+
+    def _to_the_end(self, moment: float) -> bool:
+        if self._rest:
+            self._answer.parts.append((moment, self._rest))
+        self._rest = b""
+        return False
+
+
+class _Connection(asyncio.Protocol):
+    """A connection, on which one response after another comes.
+
+    Args:
+      now: tells the time of what comes.
+      idle: has the connections on which nothing is under way.
+    """
+
+    def __init__(self, now: Callable[[], float], idle: list["_Connection"]) -> None:
+        self._now, self._idle = now, idle
+        self._response: _Response | None = None
+        self._whole: asyncio.Future[None] | None = None
+        self.used = False
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    async def ask(self, request: bytes, answer: Answer) -> None:
+        """Send a request, and read its answer.
+
+        Raises:
+          OSError, ValueError: it breaks off, or is no HTTP.
+        """
+        if self._transport.is_closing():
+            raise ConnectionError("the connection was closed")
+        self._response = response = _Response(answer)
+        self._whole = asyncio.get_running_loop().create_future()
+        try:
+            self._transport.write(request)
+            await self._whole
+        except BaseException:
+            self._transport.close()
+            raise
+        self.used = True
+        if response.stays and not self._transport.is_closing():
+            self._idle.append(self)
+        else:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        now, whole, response = self._now(), self._whole, self._response
+        if whole is None or response is None or whole.done():
+            self._transport.close()  # nobody has asked
+            return
+        try:
+            response.feed(now, data)
+        except (ValueError, LookupError) as error:
+            whole.set_exception(ValueError(f"no HTTP: {error}"))
+        else:
+            if response.ended:
+                whole.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self in self._idle:
+            self._idle.remove(self)
+        if self._whole is None or self._response is None or self._whole.done():
+            return
+        if self._response.close():
+            self._whole.set_result(None)
+        else:
+            self._whole.set_exception(exc or ConnectionError("the connection was closed"))
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 class HttpClient:
@@ -89,89 +237,41 @@ class HttpClient:
         return head.encode("latin-1") + body
 
     async def ask(self, request: bytes, until: float | None = None) -> tuple[float, Answer]:
-        """Send a request, at a moment if there is one; the moment at which it was sent, and its
-        answer, whole.
+        """Send a request, at a moment if there is one; the moment at which it was sent, before a
+        connection was opened for it, and its answer, whole.
 
         Raises:
           HttpError: there is none, or no whole one.
           OSError: the server cannot be reached.
         """
+        if until is not None:
+            await _wait(until, self._now)
+        sent = self._now()
         while True:
             connection = self._idle.pop() if self._idle else await self._connect()
-            if until is not None:
-                await _wait(until, self._now)
-            sent, answer = self._now(), Answer()
+            answer = Answer()
             try:
-                connection.writer.write(request)
-                stays = await self._read(connection.reader, answer)
-            except (OSError, EOFError, HttpError, ValueError) as error:
-                connection.writer.close()
+                await connection.ask(request, answer)
+                return sent, answer
+            except (OSError, ValueError) as error:
                 # The server may close an idle connection just when a request is sent on it.
                 if connection.used and not answer.status:
                     continue
                 broken = HttpError(f"the answer was cut off: {str(error) or type(error).__name__}")
                 broken.sent, broken.answer = sent, answer
                 raise broken from error
-            except BaseException:
-                connection.writer.close()
-                raise
-            if stays:
-                connection.used = True
-                self._idle.append(connection)
-            else:
-                connection.writer.close()
-            return sent, answer
 
     async def close(self) -> None:
         """Close all connections."""
         while self._idle:
-            writer = self._idle.pop().writer
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+            self._idle.pop().close()
+        await asyncio.sleep(0)  # transports close in the next turn of the event loop
 
     async def _connect(self) -> _Connection:
-        opened = asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=_LONGEST_LINE)
-        return _Connection(*await opened)
-
-    async def _read(self, reader: asyncio.StreamReader, answer: Answer) -> bool:
-        """Read an answer; returns whether the connection stays."""
-        status = 0
-        headers = dict[str, str]()
-        while status < 200:  # 1xx are followed by another
-            version, _, rest = (await reader.readuntil(b"\n")).partition(b" ")
-            if not version.startswith(b"HTTP/1."):
-                raise HttpError("no HTTP")
-            status, headers = int(rest[:3]), {}
-            while line := (await reader.readuntil(b"\n")).strip():
-                name, _, value = line.decode("latin-1").partition(":")
-                headers[name.strip().lower()] = value.strip()
-        answer.status = status
-        async for part in _parts(reader, headers):
-            answer.parts.append((self._now(), part))
-        length = "content-length" in headers or "transfer-encoding" in headers
-        return length and headers.get("connection", "").lower() != "close"
-
-
-async def _parts(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
-    """The parts of a body, as they come."""
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        while size := int((await reader.readuntil(b"\n")).partition(b";")[0], 16):
-            yield await reader.readexactly(size)
-            await reader.readexactly(2)
-        while (await reader.readuntil(b"\n")).strip():
-            pass
-    elif "content-length" in headers:
-        left = int(headers["content-length"])
-        while left:
-            part = await reader.read(min(left, 1 << 16))
-            if not part:
-                raise HttpError("the body ended early")
-            left -= len(part)
-            yield part
-    else:
-        while part := await reader.read(1 << 16):
-            yield part
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: _Connection(self._now, self._idle), self._host, self._port, ssl=self._tls
+        )
+        return connection
 
 
 _TIMER_S = 2e-3
