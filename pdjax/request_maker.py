@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 
 from pdjax.core.clock import Clock
 from pdjax.core.request import Request, SamplingParams
+from pdjax.core.slo import SLO
 from pdjax.text.guides import GuideCompiler, TokenGuide
 from pdjax.text.prompts import Prompt, each_conversation, each_prompt, params_of_each, token_ids_of
 from pdjax.text.text_stream import TextStream
@@ -20,6 +21,7 @@ class RequestOptions(TypedDict, total=False):
     priority: int
     deadline: float | None
     labels: Mapping[str, str] | None
+    slo: SLO | None
 
 
 class ChatOptions(RequestOptions, total=False):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pdjax.config.checks import check_types
 from pdjax.core.messages import shown
-from pdjax.core.request import is_number
+from pdjax.core.numbers import is_number
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class PoliciesConfig:
       handoff: whether KV moves, when and where to: "rules", those of HandoffConfig.
       router: which of several engines: "least_loaded", "round_robin", "power_of_two",
         "prefix_aware" or "cost_based".
+      admission: which requests are refused early: "all" admits all of them; "early_rejection" sheds
+        those that miss their deadline or SLO by what is predicted.
       tenant_weights: (tenant, weight) pairs for "fair": the shares of tenants that all have prompts
         waiting. A tenant that is not named has weight 1.
 
@@ -30,6 +32,7 @@ class PoliciesConfig:
     decode: str = "fcfs"
     handoff: str = "rules"
     router: str = "least_loaded"
+    admission: str = "all"
     tenant_weights: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:

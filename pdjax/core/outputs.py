@@ -16,10 +16,11 @@ class Completion:
     Attributes:
       token_ids: generated tokens, without the prompt. `text`: the same as text, cut before a stop
         string.
-      finish_reason: "stop" (end token, stop token or stop string), "length", "abort" or "error".
+      finish_reason: "stop" (end token, stop token or stop string), "length", "abort", "error", or
+        "shed": refused by `policies.admission` before anything was done for it.
       stop_reason: the stop string or token id that ended it, where one did.
       logprobs: one entry a token, where they were asked for.
-      error: why it failed, where it did.
+      error: why it failed or was shed, where it was.
       metrics: when things happened; see `host/metrics/request.py`.
     """
 

@@ -1,21 +1,17 @@
 """What is asked: SamplingParams and Request, both frozen."""
 
 import itertools
-import math
-import sys
 import typing
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral, Real
 from typing import Any
-
-import numpy as np
 
 from pdjax.core.guide import Guide
 from pdjax.core.messages import shown
+from pdjax.core.numbers import is_int, is_number, plain
+from pdjax.core.slo import SLO
 from pdjax.core.stop_strings import StopStrings
 
 MAX_STOP_STRINGS = 1024
@@ -41,29 +37,6 @@ class QueueFull(RuntimeError):
 def _check(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
         raise ValueError(f"{name}={shown(value)}: {allowed}")
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number, and no bool."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return _is_int(value) and abs(typing.cast(int, value)) <= sys.float_info.max
-
-
-def plain(value: Any) -> Any:
-    """A scalar of numpy as the number that it is; anything else as it is."""
-    if isinstance(value, (bool, np.bool_)) or type(value) in (int, float):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        with suppress(OverflowError):
-            return float(value)
-    return value
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _as_tuple(values: object, name: str, what: str, most: int) -> tuple:
@@ -172,27 +145,27 @@ class SamplingParams:
     def _check_ranges(self) -> None:
         t, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
         _check(is_number(t) and t >= 0, "temperature", t, "must be a finite number, 0 or more")
-        _check(_is_int(k) and k >= 0, "top_k", k, "must be an integer, 0 (all) or more")
+        _check(is_int(k) and k >= 0, "top_k", k, "must be an integer, 0 (all) or more")
         _check(is_number(p) and 0 < p <= 1, "top_p", p, "must be in (0, 1]")
         _check(is_number(m) and 0 <= m < 1, "min_p", m, "must be in [0, 1)")
         seed, most, n = self.seed, self.max_tokens, self.n
         _check(
-            seed is None or (_is_int(seed) and 0 <= seed < 2**64),
+            seed is None or (is_int(seed) and 0 <= seed < 2**64),
             "seed",
             seed,
             "must be None or in [0, 2**64)",
         )
         _check(
-            most is None or (_is_int(most) and most >= 1),
+            most is None or (is_int(most) and most >= 1),
             "max_tokens",
             most,
             "must be None or at least 1",
         )
-        _check(_is_int(n) and n >= 1, "n", n, "must be an integer, at least 1")
+        _check(is_int(n) and n >= 1, "n", n, "must be an integer, at least 1")
         for name in ("logprobs", "prompt_logprobs"):
             top = getattr(self, name)
             _check(
-                top is None or (_is_int(top) and top >= 0),
+                top is None or (is_int(top) and top >= 0),
                 name,
                 top,
                 "must be None or an integer, 0 or more",
@@ -216,7 +189,7 @@ class SamplingParams:
             )
         for name in _TOKEN_IDS:
             for token in getattr(self, name):
-                _check(_is_int(token) and token >= 0, name, token, "must be token ids, 0 or more")
+                _check(is_int(token) and token >= 0, name, token, "must be token ids, 0 or more")
 
     def _check_masks(self) -> None:
         guide, allowed, least = self.guide, self.allowed_token_ids, self.min_tokens
@@ -225,12 +198,12 @@ class SamplingParams:
             _check(bool(allowed), "allowed_token_ids", allowed, "must be None or not empty")
             for token in allowed:
                 _check(
-                    _is_int(token) and token >= 0,
+                    is_int(token) and token >= 0,
                     "allowed_token_ids",
                     token,
                     "must be token ids, 0 or more",
                 )
-        _check(_is_int(least) and least >= 0, "min_tokens", least, "must be an integer, 0 or more")
+        _check(is_int(least) and least >= 0, "min_tokens", least, "must be an integer, 0 or more")
         if self.max_tokens is not None and least > self.max_tokens:
             raise ValueError(
                 f"min_tokens={shown(least)}: must be at most max_tokens={shown(self.max_tokens)}"
@@ -272,7 +245,7 @@ def _bias(biases: object) -> dict[int, float]:
     found = {plain(token): plain(bias) for token, bias in given.items()}
     for token, bias in found.items():
         _check(
-            _is_int(token) and token >= 0, "logit_bias", token, "keys must be token ids, 0 or more"
+            is_int(token) and token >= 0, "logit_bias", token, "keys must be token ids, 0 or more"
         )
         _check(
             is_number(bias) and -100 <= bias <= 100,
@@ -294,12 +267,13 @@ class Request:
       arrival: moment of arrival on the coordinator's clock, seconds.
       priority: the lower, the earlier, as in vLLM; for policies that go by it.
       deadline: seconds after `arrival` within which the whole answer is wanted; None has no such
-        wish. It is for policies that go by it: a late request is not ended.
+        wish. It is for policies that go by it; a request that has a token is not ended for it.
       labels: what else is known of the request, such as its tenant, for policies and observers; at
         most 16, of at most 64 characters with values of at most 512. Not to be changed.
+      slo: latencies that are wanted, for policies that go by them: `ttft` and `tpot`.
 
     Raises:
-      ValueError: a priority, deadline or label of another type or beyond its bound.
+      ValueError: a priority, deadline, SLO or label of another type or beyond its bound.
     """
 
     id: str
@@ -309,13 +283,14 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    slo: SLO | None = None
 
     def __post_init__(self) -> None:
         for name in ("priority", "deadline"):
             object.__setattr__(self, name, plain(getattr(self, name)))
         priority, seconds = self.priority, self.deadline
         _check(
-            _is_int(priority) and abs(priority) < 2**63,
+            is_int(priority) and abs(priority) < 2**63,
             "priority",
             priority,
             "must be an integer in (-2**63, 2**63)",
@@ -325,6 +300,9 @@ class Request:
             "deadline",
             seconds,
             "must be None or a positive number of seconds after arrival",
+        )
+        _check(
+            self.slo is None or isinstance(self.slo, SLO), "slo", self.slo, "must be None or an SLO"
         )
         object.__setattr__(self, "labels", _labels(self.labels))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from pdjax.core.messages import shown
-from pdjax.core.request import is_number, plain
+from pdjax.core.numbers import is_number, plain
 
 
 class Latencies(Protocol):

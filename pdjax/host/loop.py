@@ -30,6 +30,7 @@ from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
 from pdjax.host.sequences.sequence import Sequence, State
+from pdjax.host.shedding import SHED, Shedding
 from pdjax.host.warm_up import Show, warm_ups
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.events import (
@@ -105,6 +106,7 @@ class Loop:
         self._prefill = PrefillRunner(self.fleet, *parts, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
         self._mixed = MixedRunner(self._prefill, self._decode, steps)
+        self._shedding = Shedding(policies.admission, self.fleet, self.lifecycle, runtime)
         self._due: deque[TimerDue] = deque()
         self._asks_at = NEVER  # or when the prefill policy is asked, whatever happens
         self._done: Touched = set()  # engines of which a step has come back and is not read
@@ -269,6 +271,8 @@ class Loop:
                 busy |= self.handoffs.expire()
             elif due == ASK:
                 self.fleet.to_plan.update(self.fleet.prefill)
+            elif due == SHED:
+                self._shedding.is_due = True
         return busy | self.handoffs.ahead.begin()
 
     def _ends(self, job_id: int) -> Touched:
@@ -330,6 +334,7 @@ class Loop:
 
     def _dispatch_prefill(self) -> bool:
         fleet, lifecycle = self.fleet, self.lifecycle
+        self._shedding.shed()
         if not fleet.to_plan and not lifecycle.waiting_changed:
             return False
         self._recorder.observer.part_began(TurnPart.DISPATCH_PREFILL)

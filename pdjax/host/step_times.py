@@ -50,6 +50,11 @@ class StepTimes:
         base, each = self.line()
         return base + each * size
 
+    def knows(self, size: int) -> bool:
+        """Whether a step of that size may be predicted from above and below. Steps of one size say
+        nothing of smaller ones, which may take less."""
+        return self._n > 0 and (self.line()[1] > 0 or size * self._n >= (1 - _SAME) * self._x)
+
     def _fit(self) -> tuple[float, float]:
         if not self._n:
             return 0.0, 0.0

@@ -36,7 +36,7 @@ class AsyncBackend:
 
     async def submit(self, ask: Ask) -> Answer:
         prompt, params = ask.prompt_token_ids, ask.params
-        return await self._llm.stream(prompt, params, whole=ask.whole, labels=ask.labels)
+        return await self._llm.stream(prompt, params, whole=ask.whole, **ask.options)
 
     async def report(self) -> dict[str, Any]:
         """Plain values, as they are at this moment: `engines`, `pools`, `links` and `transfers` by

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import SamplingParams
+from pdjax.core.slo import SLO
+from pdjax.request_maker import RequestOptions
 from pdjax.text.tokenizer import Tokenizer
 
 
@@ -41,13 +43,26 @@ class Ask:
       prompt_token_ids: at least one.
       params: how to answer.
       whole: whether each choice comes as one event, at its end.
-      labels: as in `Request`.
+      labels, priority, deadline, slo: as in `Request`.
     """
 
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     whole: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    deadline: float | None = None
+    slo: SLO | None = None
+
+    @property
+    def options(self) -> RequestOptions:
+        """What policies may go by."""
+        return {
+            "labels": self.labels,
+            "priority": self.priority,
+            "deadline": self.deadline,
+            "slo": self.slo,
+        }
 
 
 class Answer(Protocol):

@@ -137,7 +137,8 @@ def routes(front: Front) -> APIRouter:
             echoes = await front.in_thread(_decoded, front, prompts)
         state = request.scope["state"]
         labels = labels_of(state, body.user)
-        asks = [Ask(tuple(each), params, not body.stream, labels) for each in ids]
+        wishes = body.wishes()
+        asks = [Ask(tuple(each), params, not body.stream, labels, **wishes) for each in ids]
         writer = CompletionWriter(front, state["request_id"], body, asks, echoes)
         return await respond(front, request, body, asks, writer)
 

@@ -57,5 +57,5 @@ async def conversation_ask(
         guide=choice.guide(front.syntax.arguments) or params.guide,
     )
     labels = labels_of(request.scope["state"], body.user)
-    ask = Ask(tuple(ids), params, not body.stream, labels)
+    ask = Ask(tuple(ids), params, not body.stream, labels, **body.wishes())
     return ask, partial(front.syntax.reader, ids, choice, alone, params.guide is not None)

@@ -87,6 +87,24 @@ def failed(request_id: str) -> ApiError:
     )
 
 
+def shed(reason: str) -> ApiError:
+    """A request that the admission policy has refused, for a reason that begins with its cause: a
+    400 where no other time would be better, else a 503."""
+    cause, _, why = reason.partition(": ")
+    if cause == "impossible":
+        named = re.match(r"\w+", why)
+        param = None if named is None else named[0]
+        return ApiError(400, why, param=param, code="slo_impossible")
+    code = "deadline_exceeded" if cause == "deadline" else "overloaded"
+    return ApiError(
+        503,
+        f"the request was shed: {why}",
+        kind="server_error",
+        code=code,
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )
+
+
 def internal(request_id: str) -> ApiError:
     """A 500 for an error of the server itself, of which the client learns nothing."""
     return ApiError(

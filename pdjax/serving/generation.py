@@ -13,7 +13,7 @@ from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.host.metrics.request import RequestMetrics
 from pdjax.serving import sse
 from pdjax.serving.backend import Ask
-from pdjax.serving.errors import ApiError, draining, failed
+from pdjax.serving.errors import ApiError, draining, failed, shed
 from pdjax.serving.front import Front
 from pdjax.serving.logs import event as log_event
 from pdjax.serving.open_answer import OpenAnswer
@@ -159,8 +159,10 @@ class _Run:
         """Refuse to take a choice that failed, or that the server has ended, for an answer.
 
         Raises:
-          ApiError: a 500 or 503.
+          ApiError: a 400, 500 or 503.
         """
+        if event.finish_reason == "shed":
+            raise shed(event.error or "")
         if event.finish_reason in ("error", "abort"):
             if event.error is None:
                 raise draining()

@@ -12,15 +12,15 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SkipValidation
 
 from pdjax.core.guide import Guide
-from pdjax.core.request import SamplingParams
+from pdjax.core.request import Request, SamplingParams
+from pdjax.core.slo import SLO
 from pdjax.serving.errors import bad_value, not_supported, of_submit
 from pdjax.serving.guides import GuidedRequest, of_format
 from pdjax.serving.tool_choice import ToolChoice, tool_choice_of
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     "guided_decoding_backend": (),
-    "priority": (0,),
-    **dict.fromkeys(["deadline", "cache_salt", "kv_transfer_params"], ()),
+    **dict.fromkeys(["cache_salt", "kv_transfer_params"], ()),
     "suffix": ("",),
     "use_beam_search": (False,),
     "length_penalty": (1.0,),
@@ -75,6 +75,15 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
+class Slo(BaseModel):
+    """`slo`: latencies that are wanted, seconds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    ttft: float | None = None
+    tpot: float | None = None
+
+
 class SampledRequest(GuidedRequest):
     """What all that ask for tokens have in common; None everywhere is "not given".
 
@@ -100,6 +109,24 @@ class SampledRequest(GuidedRequest):
     ignore_eos: bool | None = None
     stop_token_ids: Many[int] | None = None
     allowed_token_ids: Many[int] | None = None
+    priority: int | None = None
+    deadline: float | None = None
+    slo: Slo | None = None
+
+    def wishes(self) -> dict[str, Any]:
+        """What policies may go by, as fields of `Ask`.
+
+        Raises:
+          ApiError: a 400 with the field that is out of range.
+        """
+        slo = {} if self.slo is None else self.slo.model_dump(exclude_none=True)
+        wishes: dict[str, Any] = {"priority": self.priority or 0, "deadline": self.deadline}
+        try:
+            made = SLO(**slo) if slo else None
+            Request("", (), SamplingParams(), 0.0, slo=made, **wishes)  # its bounds
+        except ValueError as error:
+            raise of_submit(error) from error
+        return {**wishes, "slo": made}
 
     def unknown_fields(self) -> list[str]:
         """The fields that are ignored since nobody knows them.

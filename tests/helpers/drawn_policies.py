@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from pdjax.config import PoliciesConfig
+from pdjax.core.slo import SLO
 from pdjax.host.policies.registry import POLICIES
 
 
@@ -26,6 +27,7 @@ def drawn_options(name: str, seed: int) -> dict[str, Any]:
     chance = random.Random(f"options of {name} in {seed}")
     return {
         "priority": chance.choice((0, 0, -1, 3)),
-        "deadline": chance.choice((None, 100.0, 3000.0)),
+        "deadline": chance.choice((None, 10.0, 100.0)),
+        "slo": chance.choice((None, None, SLO(ttft=5.0), SLO(ttft=30.0, tpot=3.0))),
         "labels": chance.choice(({}, {"tenant": "a"}, {"tenant": "b"}, {"user": "c"})),
     }

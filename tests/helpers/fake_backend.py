@@ -88,6 +88,9 @@ class FakeAnswer:
             logprobs: list[TokenLogprobs] | None = None if ask.params.logprobs is None else []
             reason, stop, error = None, None, None
             reply, life = backend.reply(choice), backend.life(ask, choice)
+            if backend.sheds is not None:
+                reply, reason, error = [], "shed", backend.sheds
+                new = None
             self._completed = partial(self._completion, arrival, ids, texts, times, logprobs)
             for token in reply:
                 await asyncio.sleep(backend.token_s)
@@ -188,7 +191,7 @@ class FakeBackend:
     Attributes:
       token_s: seconds a token takes.
       fails_after: tokens after which each choice fails; 0 never.
-      full: whether the queue has no room.
+      full: whether the queue has no room. `sheds`: why each request is shed; None lets it in.
       answers: all that were submitted.
       recorder: has their sequences.
     """
@@ -212,6 +215,7 @@ class FakeBackend:
     def reset(self) -> None:
         self.text = self._first_text
         self.token_s, self.fails_after, self.full = 0.0, 0, False
+        self.sheds: str | None = None
         self.answers: list[FakeAnswer] = []
         self.recorder = Recorder(WallClock())
 

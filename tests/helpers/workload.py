@@ -365,6 +365,8 @@ class Workload:
                 assert sequence.error.startswith(FAULTS), sequence.error
             case State.ABORTED:
                 assert sequence.finish_reason == "abort"
+            case State.SHED:
+                assert sequence.finish_reason == "shed" and not output and sequence.error, name
             case state:
                 raise AssertionError(f"{name}: left in {state}")
 
@@ -376,7 +378,7 @@ class Workload:
             assert sequence.error is not None
             assert sequence.error.startswith(("FloatingPointError", *FAULTS)), sequence.error
         else:
-            assert sequence.state is State.ABORTED, sequence.state
+            assert sequence.state in (State.ABORTED, State.SHED), sequence.state
         prompt = sequence.request.prompt_token_ids
         for pool in self.coordinator.loop.fleet.pools.values():
             index = pool.prefixes

@@ -174,7 +174,7 @@ def test_what_a_policy_lacks_is_named():
 
 
 def test_a_role_that_does_not_exist_is_refused():
-    wanted = "^policies='routing': allowed are prefill, decode, handoff, router$"
+    wanted = "^policies='routing': allowed are prefill, decode, handoff, router, admission$"
     with pytest.raises(ValueError, match=wanted):
         make_policies(Config(), {"routing": LeastLoaded})
 

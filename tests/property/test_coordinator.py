@@ -53,6 +53,7 @@ def test_the_workloads_cover_what_may_happen():
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
     wanted |= {"mixed steps", "FINISHED", "ABORTED", "FAILED", "poisoned", "prompt scored"}
+    wanted |= {"SHED"}
     wanted |= {"masked", "masked and preempted", "masks late"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
     wanted |= {f"{role} {name}" for role, names in POLICIES.items() for name in names}

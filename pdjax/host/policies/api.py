@@ -10,7 +10,7 @@ moment of the call.
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pdjax.config import Config
 from pdjax.core.ids import EngineId, PoolId
@@ -19,6 +19,8 @@ from pdjax.host.batching.chunks import Chunk
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.host.step_times import StepTimes
 from pdjax.interfaces.steps import StepKind
+
+ShedCause = Literal["overload", "deadline", "impossible"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,50 @@ class Router(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Shed:
+    """A sequence that waits is refused: it ends with finish reason "shed".
+
+    Attributes:
+      sequence: has written nothing yet. All choices of its request go with it that wait, too.
+      cause: "overload": the same request may be served another time; "deadline": its time is over;
+        "impossible": what it asks is less than it takes when it is alone.
+      reason: for a reader, with numbers.
+    """
+
+    sequence: Sequence
+    cause: ShedCause
+    reason: str
+
+
+class AdmissionPolicy(Protocol):
+    """Decides which requests are refused early, so that others are served in time.
+
+    Attributes:
+      sheds: whether `shed` may ever name a sequence; else it is not asked.
+    """
+
+    sheds: bool
+
+    def shed(
+        self,
+        arrived: Seq[Sequence],
+        waiting: Seq[Sequence],
+        prefill: Seq[EngineView],
+        decode: Seq[EngineView],
+        now: float,
+    ) -> Seq[Shed | AskAgain]:
+        """The sequences to refuse. It is asked when requests have come, and at the moments that it
+        names by `AskAgain`.
+
+        Args:
+          arrived: that have come since it was last asked.
+          waiting: the whole queue, those included, in its order.
+          prefill, decode: the engines that accept such steps, open or not.
+        """
+        ...
+
+
 class Ranked(Protocol):
     """What a prefill or decode policy may have besides: an order of its own for its queue.
 
@@ -319,3 +365,4 @@ class Policies:
     decode: DecodePolicy
     handoff: HandoffPolicy
     router: Router
+    admission: AdmissionPolicy

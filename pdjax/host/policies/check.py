@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pdjax.core.ids import EngineId
 from pdjax.core.messages import shown
@@ -24,6 +24,8 @@ from pdjax.host.policies.api import (
     Migration,
     Reservation,
     Router,
+    Shed,
+    ShedCause,
     StepPlan,
 )
 from pdjax.host.sequences.sequence import Sequence, State
@@ -38,12 +40,13 @@ def _fields(kind: type) -> dict[str, tuple[type, ...]]:
     allowed: dict[str, tuple[type, ...]] = {}
     for name, hint in get_type_hints(kind).items():
         found = getattr(hint, "__supertype__", None) or get_origin(hint) or hint
+        found = str if found is Literal else found  # which of them is checked where it is used
         allowed[name] = (int, float) if found is float else (found,)
     return allowed
 
 
 _PLANS: tuple[type, ...] = (
-    *(StepPlan, AskAgain, Chunk, Admission, Migration, GrowthPlan, Reservation),
+    *(StepPlan, AskAgain, Chunk, Admission, Migration, GrowthPlan, Reservation, Shed),
 )
 _FIELDS = {**{kind: _fields(kind) for kind in _PLANS}, Sequence: {}}
 """The types of which a policy makes its answers, and those of their fields."""
@@ -218,6 +221,29 @@ def check_withdrawals(
         left.remove(each)
 
 
+def check_shed(policy: Any, plan: Seq[Shed | AskAgain], waiting: Seq[Sequence], now: float) -> None:
+    """Refuse to shed what does not wait, or has written something; and moments that do not come.
+
+    Raises:
+      BadPlan: as for `check_steps`.
+    """
+    _check_each(policy, "shed", plan, Shed, AskAgain)
+    known = {id(sequence) for sequence in waiting}
+    for index, each in enumerate(plan):
+        if isinstance(each, AskAgain):
+            if not now < each.at < math.inf:
+                allowed = f"a moment after now, which is {now}"
+                raise _wrong(policy, f"shed[{index}].at", each.at, allowed)
+            continue
+        if each.cause not in get_args(ShedCause):
+            allowed = f"one of {', '.join(get_args(ShedCause))}"
+            raise _wrong(policy, f"shed[{index}].cause", each.cause, allowed)
+        if id(each.sequence) not in known or each.sequence.output:
+            what = "does not wait, has written something, or comes twice"
+            raise _bad(policy, each, f"sequence {each.sequence.id} {what}")
+        known.remove(id(each.sequence))
+
+
 def agrees(
     policy: HandoffPolicy,
     method: Literal["stays", "streams", "gives_back"],
@@ -317,6 +343,8 @@ def _shown(plan: Any) -> str:
         case GrowthPlan():
             victims, grown = ([seq.id for seq in each] for each in (plan.victims, plan.grown))
             return f"growth of {shown(grown)} with victims {shown(victims)}"
+        case Shed():
+            return f"shedding of {plan.sequence.id}"
         case Reservation():
             return f"withdrawal of hand-off {plan.handoff}"
         case _:

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 from pdjax.config import Config
 from pdjax.core.messages import one_line, shown
+from pdjax.host.policies.admission import AdmitAll, EarlyRejection
 from pdjax.host.policies.api import Policies, PolicySetup
 from pdjax.host.policies.decode import FcfsDecode
 from pdjax.host.policies.handoff import HandoffRules
@@ -48,6 +49,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "prefix_aware": PrefixAware,
         "cost_based": CostBased,
     },
+    "admission": {"all": AdmitAll, "early_rejection": EarlyRejection},
 }
 """The names that a config may give; the line of a new policy goes here. A class that is named as
 "module:Class" needs none."""
@@ -60,8 +62,8 @@ def make_policies(config: Config, given: Mapping[str, Any] | None = None) -> Pol
     """The policies of `config.policies`.
 
     Args:
-      given: in place of some of them, by "prefill", "decode", "handoff" or "router": a name as in
-        a config, a class, or an object.
+      given: in place of some of them, by role, such as "prefill" or "router": a name as in a
+        config, a class, or an object.
 
     Raises:
       ValueError: no such policy, or one that lacks a method.

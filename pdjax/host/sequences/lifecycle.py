@@ -49,6 +49,7 @@ class SequenceLifecycle:
       live: sequences by the id of their request.
       waiting: the queue, oldest first or by the prefill policy's `rank`; `waiting_changed`: whether
         it has changed since the coordinator last planned.
+      arrived: sequences that came into the queue since the loop last looked.
       held: sequences that come into the queue when it is known which tokens may follow their last.
       prefilled: sequences that wait for the decode side, oldest first or by the decode policy's
         `rank`; `prefilled_changed` likewise.
@@ -57,6 +58,7 @@ class SequenceLifecycle:
     def __init__(self, fleet: Fleet, recorder: Recorder, policies: Policies | None = None) -> None:
         self.live: dict[str, list[Sequence]] = {}
         self.waiting: list[Sequence] = []
+        self.arrived: list[Sequence] = []
         self.held: list[Sequence] = []
         self.prefilled: list[Sequence] = []
         self.waiting_changed = self.prefilled_changed = False
@@ -101,6 +103,7 @@ class SequenceLifecycle:
         for sequence in sequences:
             self._recorder.mark(sequence, "arrived")
         self.waiting_changed = True
+        self.arrived += sequences
         if State.WAITING not in self._ranking:
             self.waiting += sequences
             return
@@ -291,6 +294,13 @@ class SequenceLifecycle:
         """End a sequence, with the reason."""
         sequence.error = reason_of(error)
         self.end(sequence, State.FAILED, "error")
+
+    def shed(self, request_id: str, reason: str) -> None:
+        """End the choices of a request that wait and have written nothing, with the reason."""
+        for sequence in list(self.live.get(request_id, ())):
+            if sequence.state is State.WAITING and not sequence.output:
+                sequence.error = reason
+                self.end(sequence, State.SHED, "shed")
 
     def stop(self, sequence: Sequence, tokens: int, stop: str) -> None:
         """End a sequence whose first `tokens` tokens of output have completed a stop string; those

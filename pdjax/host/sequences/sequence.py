@@ -24,12 +24,13 @@ class State(enum.Enum):
     FINISHED = "finished"
     ABORTED = "aborted"
     FAILED = "failed"
+    SHED = "shed"  # refused by the admission policy, before anything was done for it
 
 
 _ENDS = {State.FINISHED, State.ABORTED, State.FAILED}
 
 LEGAL_MOVES: dict[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.PREFILLING} | _ENDS),
+    State.WAITING: frozenset({State.PREFILLING, State.SHED} | _ENDS),
     State.PREFILLING: frozenset({State.PREFILLED, State.WAITING} | _ENDS),
     State.PREFILLED: frozenset({State.TRANSFERRING, State.DECODING, State.WAITING} | _ENDS),
     State.TRANSFERRING: frozenset({State.DECODING, State.WAITING} | _ENDS),
@@ -37,6 +38,7 @@ LEGAL_MOVES: dict[State, frozenset[State]] = {
     State.FINISHED: frozenset(),
     State.ABORTED: frozenset(),
     State.FAILED: frozenset(),
+    State.SHED: frozenset(),
 }
 """The life of a sequence. `WAITING` again is recompute: the KV was given up, and its tokens will be
 prefilled once more. A sequence may finish anywhere: whoever makes its text may find a stop string
@@ -93,8 +95,8 @@ class Sequence:
       found: the prefix indices of the pools in which its KV was computed or brought, and how many
         of its first tokens were findable there before; all others are its own.
       cached_tokens: prompt tokens whose KV was reused instead of computed.
-      finish_reason: "stop", "length", "abort" or "error"; `stop_reason`: the stop string or token
-        id; `error`: why it failed.
+      finish_reason: "stop", "length", "abort", "error" or "shed"; `stop_reason`: the stop string or
+        token id; `error`: why it failed, or was shed.
       prompt_scores: the log-probabilities of its prompt, where it is to bring them.
       text: its text, where text was asked for.
       constraint: the tokens that it may choose next; None where it may choose any.

@@ -98,7 +98,7 @@ def _add_events(made: dict[str, Any]) -> None:
 def _add_notes(schemas: dict[str, Any], most_choices: int) -> None:
     """Say of each field of a request what `FIELDS` says."""
     for name, schema in schemas.items():
-        if not (name.endswith("Request") or name == "StreamOptions"):
+        if not (name.endswith("Request") or name in ("StreamOptions", "Slo")):
             continue
         for field, property_ in schema.get("properties", {}).items():
             note = FIELDS.get(f"{name}.{field}", FIELDS.get(field))

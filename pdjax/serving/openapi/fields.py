@@ -109,6 +109,22 @@ FIELDS: dict[str, FieldNote] = {
     ),
     "stream": FieldNote("Answer with server-sent events. Without it false."),
     "user": FieldNote("Who asks, for policies and observers; its first 512 characters count."),
+    "priority": FieldNote(
+        "The lower, the earlier, where the server goes by it (`policies.prefill` and "
+        "`policies.decode` of its config). Without it 0."
+    ),
+    "deadline": FieldNote(
+        "Seconds within which the answer is wanted. Where the server sheds (`policies.admission`) "
+        "a request that has no token then is a 503; otherwise it is for the order of the queue.",
+        {"exclusiveMinimum": 0},
+        30.0,
+    ),
+    "slo": FieldNote(
+        "Latencies that are wanted. Where the server sheds, a request that would miss them is a "
+        "503, and one that no empty server could serve so a 400."
+    ),
+    "ttft": FieldNote("Seconds to the first token.", {"exclusiveMinimum": 0}, 0.5),
+    "tpot": FieldNote("Mean seconds from token to token after it.", {"exclusiveMinimum": 0}, 0.05),
     "n": FieldNote(_CHOICES, {"minimum": 1}),
     "max_tokens": FieldNote(
         _TOKENS + "16. 0 is only for `echo`: the prompt alone.", {"minimum": 0}, 64

@@ -29,7 +29,7 @@ _RETRY = {
 
 STATUSES: dict[int, str] = {
     400: "A body that is no JSON, a wrong type or value, a prompt that does not fit, or a "
-    "parameter that is not supported; `param` names it.",
+    "parameter that is not supported; `param` names it. Or an SLO that no empty server could meet.",
     401: "An API key is missing or wrong.",
     404: "No such model or path.",
     405: "The path has no such method.",
@@ -38,7 +38,7 @@ STATUSES: dict[int, str] = {
     415: "The body is not `application/json`.",
     429: "The queue is full.",
     500: "The request failed on the way; the server's log says why, under its `x-request-id`.",
-    503: "The model loads, or the server drains.",
+    503: "The model loads, the server drains, or the request would be late and was shed.",
 }
 
 _OF_ALL = (401, 405, 500, 503)

@@ -14,7 +14,6 @@ from pdjax.core.request import Request
 from pdjax.entry import Stop
 from pdjax.guide_queue import GuideQueue
 from pdjax.llm import LLM
-from pdjax.request_maker import RequestOptions
 from pdjax.serving.backend import Ask
 from pdjax.serving.processes.frames import Frames
 from pdjax.serving.processes.messages import (
@@ -156,8 +155,7 @@ class FrontLink:
             self._enqueue(number, ask, request)
 
     def _request_of(self, ask: Ask) -> Request:
-        labels: RequestOptions = {"labels": ask.labels}
-        return self._llm.requests.of_ids(ask.prompt_token_ids, ask.params, labels)
+        return self._llm.requests.of_ids(ask.prompt_token_ids, ask.params, ask.options)
 
     def _enqueue(self, number: int, ask: Ask, request: Request) -> None:
         self.open[number] = request.id  # first: events may come at once

@@ -1,0 +1,75 @@
+"""Priorities, deadlines and SLOs over HTTP, and what is told of a request that is shed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdjax.core.slo import SLO
+from tests.helpers.fake_backend import FakeBackend
+from tests.helpers.http_client import Http, error_of
+
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "Hello"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
+    "/v1/responses": {"input": "Hello"},
+}
+WISHES: dict[str, Any] = {"priority": -2, "deadline": 3.5, "slo": {"ttft": 0.5, "tpot": 0.05}}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_wishes_come_to_the_policies(tmp_path: Path, path: str):
+    backend = FakeBackend(tmp_path)
+    http = Http(backend)
+    assert http.post(path, json={**BODIES[path], **WISHES}).status_code == 200
+    asked = backend.asked
+    assert (asked.priority, asked.deadline, asked.slo) == (-2, 3.5, SLO(ttft=0.5, tpot=0.05))
+    assert asked.options["priority"] == -2 and asked.options["slo"] == asked.slo
+    nothing = dict.fromkeys(WISHES)
+    assert http.post(path, json={**BODIES[path], **nothing}).status_code == 200
+    assert (backend.asked.priority, backend.asked.deadline, backend.asked.slo) == (0, None, None)
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize(
+    ("wish", "param"),
+    [
+        ({"priority": 1.5}, "priority"),
+        ({"priority": True}, "priority"),
+        ({"priority": 2**63}, "priority"),
+        ({"deadline": 0}, "deadline"),
+        ({"deadline": "soon"}, "deadline"),
+        ({"slo": {"ttft": -1.0}}, "slo"),
+        ({"slo": {"ttft": "fast"}}, "slo.ttft"),
+        ({"slo": {"latency": 1.0}}, "slo.latency"),
+        ({"slo": 0.5}, "slo"),
+    ],
+)
+def test_a_wish_that_is_none_is_refused(tmp_path: Path, path: str, wish: Any, param: str):
+    answer = Http(FakeBackend(tmp_path)).post(path, json={**BODIES[path], **wish})
+    assert answer.status_code == 400 and error_of(answer)["param"] == param
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize(
+    ("cause", "status", "code", "param"),
+    [
+        ("overload", 503, "overloaded", None),
+        ("deadline", 503, "deadline_exceeded", None),
+        ("impossible", 400, "slo_impossible", "slo"),
+    ],
+)
+def test_a_shed_request_has_a_status_and_the_reason(
+    tmp_path: Path, path: str, stream: bool, cause: str, status: int, code: str, param: str | None
+):
+    backend = FakeBackend(tmp_path)
+    http = Http(backend)
+    backend.sheds = f"{cause}: slo.ttft=0.1 s, but that is too soon"
+    answer = http.post(path, json={**BODIES[path], "stream": stream})
+    error = error_of(answer, status)
+    assert (error["code"], error["param"]) == (code, param)
+    assert "slo.ttft=0.1 s, but that is too soon" in error["message"]
+    assert ("retry-after" in answer.headers) == (status == 503)
+    counted = http.get("/metrics").text
+    assert 'finished_reason="shed"' in counted
