@@ -105,7 +105,7 @@ class Loop:
         parts = steps, self.lifecycle, self.handoffs, self._output
         self._prefill = PrefillRunner(self.fleet, *parts, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
-        self._mixed = MixedRunner(self._prefill, self._decode, steps)
+        self._mixed = MixedRunner(self._prefill, self._decode, steps, runtime.clock)
         self._shedding = Shedding(policies.admission, self.fleet, self.lifecycle, runtime)
         self._due: deque[TimerDue] = deque()
         self._asks_at = NEVER  # or when the prefill policy is asked, whatever happens

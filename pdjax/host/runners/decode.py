@@ -112,19 +112,19 @@ class DecodeRunner:
     def harvest(self, state: EngineState, done: InFlight[Tick]) -> list[Sequence]:
         """A tick has come back: each row that leaves has its sequence's next token. Returns the
         sequences that have finished."""
-        self.record(state, done)
+        self.record(state, done, self._clock.now())
         active = len(done.work.refs)
         sampled = self._steps.read(state, done, tokens=active, sequences=active)
         return [] if sampled is None else self.take(done, sampled)
 
-    def record(self, state: EngineState, done: InFlight[Tick]) -> None:
-        """Note a tick that has come back."""
+    def record(self, state: EngineState, done: InFlight[Tick], now: float) -> None:
+        """Note a tick that has come back now."""
         tick, rows = done.work, state.rows
         self._recorder.span(
             state.id,
             "tick",
             done.started,
-            self._clock.now(),
+            now,
             rows_active=len(tick.refs),
             rows=rows.rows,
             stages_active=tick.stages_active,

@@ -1,5 +1,6 @@
 """Mixed steps: chunks of prompts, and the tick of the rows beside them."""
 
+from pdjax.core.clock import Clock
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.prefill_batch import prefill_batch
 from pdjax.host.engines import EngineState, InFlight, Mixed
@@ -19,10 +20,14 @@ class MixedRunner:
     Args:
       prefill, decode: see to the two halves.
       steps: on their way.
+      clock: tells the time.
     """
 
-    def __init__(self, prefill: PrefillRunner, decode: DecodeRunner, steps: Steps) -> None:
+    def __init__(
+        self, prefill: PrefillRunner, decode: DecodeRunner, steps: Steps, clock: Clock
+    ) -> None:
         self._prefill, self._decode, self._steps = prefill, decode, steps
+        self._clock = clock
 
     def dispatch(self, state: EngineState, chunks: tuple[Chunk, ...]) -> bool:
         """Give an engine a step of a plan's chunks, if there are any, and of its rows. Returns
@@ -57,8 +62,9 @@ class MixedRunner:
         """A step has come back. Returns the sequences that have finished in their rows."""
         work = done.work
         chunks, rows = work.parts(done)
-        self._decode.record(state, rows)
-        self._prefill.record(state, chunks)
+        now = self._clock.now()  # two slices of a trace that begin and end together
+        self._decode.record(state, rows, now)
+        self._prefill.record(state, chunks, now)
         sampled = self._steps.read(state, done, tokens=work.tokens, sequences=len(work.refs))
         if sampled is None:
             return []

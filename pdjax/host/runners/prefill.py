@@ -150,19 +150,19 @@ class PrefillRunner:
 
     def harvest(self, state: EngineState, done: InFlight[tuple[Chunk, ...]]) -> None:
         """A step has come back: each sequence that is prefilled by it has its next token."""
-        self.record(state, done)
+        self.record(state, done, self._clock.now())
         tokens, sequences = _tokens(done.work), len(done.work)
         sampled = self._steps.read(state, done, tokens=tokens, sequences=sequences)
         if sampled is not None:
             self.take(state, done, sampled)
 
-    def record(self, state: EngineState, done: InFlight[tuple[Chunk, ...]]) -> None:
-        """Note a step that has come back."""
+    def record(self, state: EngineState, done: InFlight[tuple[Chunk, ...]], now: float) -> None:
+        """Note a step that has come back now."""
         self._recorder.span(
             state.id,
             "step",
             done.started,
-            self._clock.now(),
+            now,
             tokens=_tokens(done.work),
             sequences=len(done.work),
             who=ids_of(done.refs),
