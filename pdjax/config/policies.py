@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from pdjax.config.checks import check_types
+from pdjax.config.checks import check_types, one_of, seconds
 from pdjax.core.messages import shown
 from pdjax.core.numbers import is_number
+
+VICTIMS = ("youngest", "lowest_priority", "most_pages", "latest_deadline")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class PoliciesConfig:
         "prefix_aware" or "cost_based".
       admission: which requests are refused early: "all" admits all of them; "early_rejection" sheds
         those that miss their deadline or SLO by what is predicted.
+      victim: which sequence gives up its pages first when a decode pool is full: "youngest",
+        "lowest_priority", "most_pages" or "latest_deadline".
+      tpot_target: seconds between two tokens of a row that decode engines are held to: no row more
+        is taken while they are predicted to be longer. None takes rows while there are any.
       tenant_weights: (tenant, weight) pairs for "fair": the shares of tenants that all have prompts
         waiting. A tenant that is not named has weight 1.
 
@@ -33,10 +39,14 @@ class PoliciesConfig:
     handoff: str = "rules"
     router: str = "least_loaded"
     admission: str = "all"
+    victim: str = "youngest"
+    tpot_target: float | None = None
     tenant_weights: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         check_types("policies", self)
+        one_of("policies.victim", self.victim, VICTIMS)
+        seconds("policies", self, "tpot_target")
         for pair in self.tenant_weights:
             named = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
             if not (named and is_number(pair[1]) and pair[1] > 0):

@@ -8,6 +8,7 @@ from typing import Any
 from pdjax.config import PoliciesConfig
 from pdjax.core.slo import SLO
 from pdjax.host.policies.registry import POLICIES
+from pdjax.host.policies.victims import VICTIMS
 
 
 def drawn_policies(seed: int, happened: Counter[str]) -> PoliciesConfig:
@@ -18,8 +19,9 @@ def drawn_policies(seed: int, happened: Counter[str]) -> PoliciesConfig:
         for role, names in POLICIES.items()
         if chance.random() < 0.5
     }
-    happened.update(f"{role} {name}" for role, name in chosen.items())
-    return PoliciesConfig(**chosen)
+    victim = chance.choice(list(VICTIMS))
+    happened.update(f"{role} {name}" for role, name in (*chosen.items(), ("victim", victim)))
+    return PoliciesConfig(victim=victim, tpot_target=chance.choice((None, None, 2.0)), **chosen)
 
 
 def drawn_options(name: str, seed: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What policies are chosen for, on simulated engines: the same requests under two of them."""
 
 import random
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -27,6 +28,7 @@ def served(
     decode: int = 1,
     prefill_policy: str = "fcfs",
     decode_policy: str = "fcfs",
+    costs: StepCosts = COSTS,
     **policies: Any,
 ) -> Run:
     """Prefill takes 1 ms a token; a step holds 256 tokens of up to 4 prompts."""
@@ -37,7 +39,7 @@ def served(
         policies=PoliciesConfig(prefill=prefill_policy, decode=decode_policy, **policies),
         max_waiting=1000,
     )
-    cluster = Cluster(config, LAYOUT, max_model_len=512, link=FAST, costs=COSTS)
+    cluster = Cluster(config, LAYOUT, max_model_len=512, link=FAST, costs=costs)
     for request in requests:
         cluster.expect_request(request)
     run = cluster.run()
@@ -238,3 +240,15 @@ def test_a_flood_of_one_tenant_does_not_hold_up_another():
         for policy in ("fcfs", "fair")
     }
     assert waits["fair"] < 1.0 < 10.0 < waits["fcfs"]
+
+
+def test_a_target_for_tokens_limits_the_rows():
+    """A tick takes 10 ms and 2 ms a row: 26 ms with all eight rows, and 18 with four."""
+    costs = replace(COSTS, prefill_token=1e-4, tick_row=2e-3)
+    requests = [ask(i, 0.02 * i, (1 + i, *[1] * 19), 40) for i in range(60)]
+    free, held = (
+        served(requests, costs=costs, tpot_target=target).report for target in (None, 0.019)
+    )
+    assert free["median_itl_ms"] > 24
+    assert held["median_itl_ms"] < 19
+    assert held["completed"] == 60

@@ -7,34 +7,43 @@ from dataclasses import replace
 
 from pdjax.host.policies.api import Admission, EngineView, GrowthPlan, PolicySetup
 from pdjax.host.policies.check import choose
-from pdjax.host.sequences.sequence import Sequence, age
+from pdjax.host.policies.victims import VICTIMS
+from pdjax.host.sequences.sequence import Sequence
 
 
 class FcfsDecode:
     """First come, first served, with preemption by recompute (vLLM, Kwon et al. 2023).
 
-    Growing comes before admitting, and when the pool is full the youngest gives way. So the oldest
-    sequence of a pool always gets on; and since every prefill, that of a victim too, yields a
-    token, no sequence is recomputed for ever.
+    Growing comes before admitting, and when the pool is full the youngest gives way, or whom
+    `policies.victim` says. So the oldest sequence of a pool always gets on; and since every
+    prefill, that of a victim too, yields a token, no sequence is recomputed for ever.
+
+    With `policies.tpot_target` a row is taken only while tokens are predicted to come no further
+    apart than that with it, by what the engine's ticks have taken; an empty engine always takes
+    one. So the first one that waits is admitted at the latest when all rows of an engine have come
+    to their ends.
     """
 
     def __init__(self, setup: PolicySetup) -> None:
         assert setup.router is not None, "a router chooses the engine of a sequence"
         self._router = setup.router
+        self._gives_way = VICTIMS[setup.config.policies.victim]
+        self._tpot = setup.config.policies.tpot_target
 
     def grow(
         self, needing: Seq[Sequence], holders: Seq[Sequence], free_pages: int, now: float
     ) -> GrowthPlan:
-        """See `DecodePolicy`. A sequence that is itself the youngest gives way to the others."""
-        in_turn = sorted(needing, key=age)
+        """See `DecodePolicy`. A sequence that is itself the first victim gives way to the
+        others."""
+        in_turn = sorted(needing, key=self._gives_way)
         if len(needing) <= free_pages:  # nearly always: no other sequence need be looked at
             return GrowthPlan((), tuple(in_turn))
         victims: list[Sequence] = []
         grown: list[Sequence] = []
-        by_age = sorted(holders, key=age)
+        in_order = sorted(holders, key=self._gives_way)
         for sequence in in_turn:
             while not free_pages and sequence not in victims:
-                victims.append(by_age.pop())
+                victims.append(in_order.pop())
                 free_pages += len(victims[-1].pages)
             if sequence not in victims:
                 grown.append(sequence)
@@ -50,7 +59,7 @@ class FcfsDecode:
         views = {view.engine: view for view in engines}
         admissions, room = [], True
         for sequence in prefilled:
-            able = _able(sequence, views.values())
+            able = _able(sequence, filter(self._keeps_pace, views.values()))
             here = [view for view in able if view.pool == sequence.pool]
             room = room and bool(able)
             if not (room or here):
@@ -66,6 +75,14 @@ class FcfsDecode:
                 rows_of_pool=view.rows_of_pool + 1,
             )
         return admissions
+
+    def _keeps_pace(self, view: EngineView) -> bool:
+        """Whether an engine is predicted to keep the wanted time between tokens with a row more."""
+        taken = view.rows - view.free_rows
+        if self._tpot is None or not taken:
+            return True
+        predicted = view.token_times.seconds(taken + 1)
+        return predicted is None or predicted <= self._tpot
 
     def admit_ahead(
         self,
