@@ -196,9 +196,8 @@ class EngineState:
 
     def time(self, done: InFlight, size: int, now: float) -> None:
         """Note what a step of `size` tokens, of which each active row is one, took that has come
-        back. It began when
-        the one before it had ended: an engine works in order. Of two that are found at once the
-        second counts as no time, and the first as that of both."""
+        back. It began when the one before it had ended: an engine works in order. Of two that are
+        found at once the second counts as no time, and the first as that of both."""
         seconds, self.read_at = now - max(done.started, self.read_at), now
         if done.kind is StepKind.DECODE:
             self.token_times.add(size, seconds * self.rows.stages)

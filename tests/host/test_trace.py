@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -382,3 +383,18 @@ def test_kv_that_has_come_to_an_engine_without_a_tick_is_shown():
     script.recorder.shipment(a_shipment(1.5))
     [flow] = Timeline.of(script.recorder).flows
     assert flow.tick is None
+
+
+def test_a_step_begins_before_what_leaves_with_it_is_sent(monkeypatch: pytest.MonkeyPatch):
+    """Else no arrow would lead from it to the wire."""
+    moments = count()
+    monkeypatch.setattr(VirtualClock, "now", lambda self: next(moments) * 1e-3)
+    deployment = deploy(groups=2)
+    deployment.submit("a", prompt_len=20)
+    deployment.run()
+    begun = {span.number: span.start for span in deployment.recorder.spans() if span.number}
+    shipments = deployment.recorder.shipments()
+    assert shipments
+    for shipment in shipments:
+        [passenger] = shipment.passengers
+        assert begun[passenger.step] <= shipment.sent

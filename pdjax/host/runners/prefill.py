@@ -85,15 +85,17 @@ class PrefillRunner:
 
     def submit(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
         """Give an engine a step of chunks that are prepared."""
+        batch, started = prefill_batch(chunks, state.buckets), self._clock.now()
         streaming, queue = self._handoffs.streaming(chunks), self._handoffs.queue
         exports = queue.exports(streaming, len(state.engine.layer_groups)) if streaming else ()
         ticket = self._steps.submit(
             state,
-            PrefillStep(prefill_batch(chunks, state.buckets), exports),
+            PrefillStep(batch, exports),
             chunks,
             tuple(SequenceRef.of(chunk.sequence) for chunk in chunks),
             tokens=_tokens(chunks),
             sequences=len(chunks),
+            started=started,
             scored=tuple(chunk.scored for chunk in chunks),
             on_error=partial(queue.dropped, exports),
         )

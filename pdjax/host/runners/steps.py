@@ -34,6 +34,7 @@ class Steps:
         *,
         tokens: int,
         sequences: int,
+        started: float | None = None,
         scored: tuple[range, ...] = (),
         on_error: Callable[[BaseException], None] = lambda error: None,
     ) -> StepTicket | None:
@@ -41,10 +42,12 @@ class Steps:
 
         Args:
           tokens, sequences: that it computes, for an observer.
+          started: when its dispatch began, where that is not now: before what leaves with it was
+            sent.
           scored: see `InFlight`.
           on_error: is told the error.
         """
-        started = self._clock.now()
+        started = self._clock.now() if started is None else started
         try:
             ticket = state.engine.submit(step)
         except BaseException as error:
