@@ -1,8 +1,10 @@
 """From a config to engines: lays out pools, loads weights, connects pools; compiles no steps."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import jax
@@ -62,9 +64,10 @@ class Engines:
     def close(self) -> None:
         """Wait until everything that engines were asked has been dispatched, then let go of their
         devices' memory. No engine is asked anything from then on; a second call does nothing."""
-        for each in self.engines:
-            each.close()
-        self.transport.close()
+        with ExitStack() as closing:  # all of them, also if one is interrupted
+            closing.callback(self.transport.close)
+            for each in reversed(self.engines):
+                closing.callback(each.close)
 
 
 def connect(
@@ -139,27 +142,28 @@ def build_engines(
         transport = connect(pools, config.handoff.wire_dtype, workers)
     groups = choose_groups(config, spec, transport, pools, list(prefilling), list(decoding))
 
-    def engine(kind: str, number: int, name: PoolId, *programs: Program) -> JaxEngine:
-        id, pool = EngineId(f"{kind}/{number}"), pools[name]
-        threads = workers.of(pool.mesh.devices.flat), workers.ahead
-        return JaxEngine(id, name, pool, programs, transport, *threads)
-
+    made: list[tuple[str, PoolId, Sequence[Program]]]
     if config.prefill.mixed_budget is not None:
-        engines = [
-            engine("mixed", i, name, *builder.mixed(*decoding[name]))
-            for i, name in enumerate(decoding)
-        ]
+        made = [("mixed", name, builder.mixed(*each)) for name, each in decoding.items()]
     else:
-        engines = [
-            *(
-                engine("prefill", i, name, builder.prefill(*prefilling[name], groups[name]))
-                for i, name in enumerate(prefilling)
-            ),
-            *(
-                engine("decode", i, name, builder.decode(*decoding[name]))
-                for i, name in enumerate(decoding)
-            ),
+        made = [
+            ("prefill", name, [builder.prefill(*each, groups[name])])
+            for name, each in prefilling.items()
         ]
+        made += [("decode", name, [builder.decode(*each)]) for name, each in decoding.items()]
+    numbers = defaultdict[str, Iterator[int]](count)
+    engines = [
+        JaxEngine(
+            EngineId(f"{kind}/{next(numbers[kind])}"),
+            name,
+            pools[name],
+            programs,
+            transport,
+            workers.of(pools[name].mesh.devices.flat),
+            workers.ahead,
+        )
+        for kind, name, programs in made
+    ]
     return Engines(engines, transport, pools, workers, jax.default_backend() == "cpu")
 
 

@@ -199,10 +199,11 @@ class EngineState:
         back. It began when the one before it had ended: an engine works in order. Of two that are
         found at once the second counts as no time, and the first as that of both."""
         seconds, self.read_at = now - max(done.started, self.read_at), now
-        if done.kind is StepKind.DECODE:
-            self.token_times.add(size, seconds * self.rows.stages)
-        else:
+        if done.kind is not StepKind.DECODE:
             self.prefill_times.add(size, seconds)
+        if done.kind is not StepKind.PREFILL:
+            rows = size - sum(chunk.tokens for chunk in done.chunks)
+            self.token_times.add(rows, seconds * self.rows.stages)
 
     @property
     def backlog(self) -> int:

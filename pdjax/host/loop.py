@@ -147,7 +147,7 @@ class Loop:
         and to be dispatched, since it is the side whose latency is felt with every token. A turn
         that has read first tokens ends there, so that they are told before more is dispatched; the
         turn after it goes to its end. Returns whether anything changed."""
-        was_cut, self._is_cut = self._is_cut, False
+        was_cut, self._is_cut, self._prefill.has_firsts = self._is_cut, False, False
         jobs = self._sort(events)
         busy = self._harvest_decode()
         busy |= self._take_guided()
@@ -156,9 +156,9 @@ class Loop:
         if self._harvest_prefill():
             busy = True
             self._dispatch_decode()  # sequences whose KV is there already need not wait
-            self._is_cut = self._prefill.has_firsts and not was_cut
-            if self._is_cut:  # first tokens are told now, and the next turn does the rest
-                return True
+        self._is_cut = self._prefill.has_firsts and not was_cut
+        if self._is_cut:  # first tokens are told now, and the next turn does the rest
+            return True
         busy |= self._admit()
         busy |= self.handoffs.pump()  # else it would wait for the step that is dispatched next
         busy |= self._dispatch_prefill()
@@ -292,7 +292,7 @@ class Loop:
         if not self._done:
             return False
         self._recorder.observer.part_began(TurnPart.HARVEST_PREFILL)
-        busy = self._prefill.has_firsts = False
+        busy = False
         for state in self._with_results(StepKind.PREFILL):
             self._prefill.harvest(state, state.in_flight.popleft())
             busy = True

@@ -1,7 +1,5 @@
 """How long an engine's steps take: a line over their size, fitted to those that have come back."""
 
-from pdjax.host.batching.buckets import Buckets
-
 _KEPT = 1 - 1 / 128
 """What a measurement still counts after the next one: so about the last 128 steps count."""
 _SAME = 1e-9
@@ -71,10 +69,10 @@ class StepTimes:
         return base, each
 
 
-def prefill_seconds(times: StepTimes, buckets: Buckets, tokens: int) -> float | None:
-    """Seconds in which an engine computes so many prompt tokens, in steps of its whole budget and
-    one of the rest; None where no step has been measured."""
+def prefill_seconds(times: StepTimes, budget: int, tokens: int) -> float | None:
+    """Seconds in which an engine computes so many prompt tokens, in steps of its whole token budget
+    and one of the rest; None where no step has been measured."""
     if not times.measured:
         return None
     base, each = times.line()
-    return -(-tokens // buckets.token_budget) * base + each * tokens
+    return -(-tokens // budget) * base + each * tokens

@@ -86,9 +86,8 @@ def _steps(state: EngineState) -> Iterator[Step]:
     shapes = list(buckets.prefill_shapes())
     for shape in shapes:
         yield PrefillStep(empty_prefill_batch(buckets, *shape))
-    if (
-        shapes
-    ):  # A history is for the choice of the next token, which does not see the step's shape.
+    # A history is for the choice of the next token, which does not see the step's shape.
+    if shapes:
         yield PrefillStep(empty_prefill_batch(buckets, *shapes[0], history=True))
     if state.pipeline is not None:
         for rows, pages in state.pipeline.shapes():

@@ -113,3 +113,18 @@ def test_the_two_halves_are_slices_of_a_trace_that_coincide():
     spans = deployment.recorder.spans()
     steps, ticks = ({(s.start, s.end) for s in spans if s.name == n} for n in ("step", "tick"))
     assert steps & ticks
+
+
+def test_first_tokens_of_a_mixed_step_are_told_before_more_is_dispatched():
+    deployment = deployed()
+    steps = noted(deployment)
+    row = deployment.submit("a", prompt_len=4, max_tokens=12)
+    deployment.run_until(lambda: len(row.output) == 2)
+    later = deployment.submit("b", prompt_len=4, max_tokens=5)
+    while not later.output:
+        before = len(steps)
+        deployment.coordinator.step()
+    assert steps[before - 1] == (StepKind.MIXED, 5, 2)
+    assert len(steps) == before
+    deployment.coordinator.step()
+    assert len(steps) == before + 1

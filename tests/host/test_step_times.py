@@ -5,7 +5,6 @@ import random
 import pytest
 
 from pdjax.host.step_times import StepTimes, prefill_seconds
-from tests.helpers.views import prefill_buckets
 
 
 def fitted(*measured: tuple[int, float]) -> StepTimes:
@@ -19,7 +18,7 @@ def test_nothing_is_known_before_a_step():
     times = StepTimes()
     assert not times.measured and times.line() == (0.0, 0.0)
     assert times.seconds(100) is None
-    assert prefill_seconds(times, prefill_buckets(), 100) is None
+    assert prefill_seconds(times, 512, 100) is None
 
 
 def test_steps_on_a_line_give_the_line():
@@ -55,5 +54,5 @@ def test_an_engine_that_has_become_slow_is_known_to_be():
 
 def test_a_prompt_takes_as_many_steps_as_its_budget_says():
     times = fitted(*((size, 0.01 + 1e-3 * size) for size in (1, 10)))
-    assert prefill_seconds(times, prefill_buckets(budget=10), 25) == pytest.approx(0.03 + 0.025)
-    assert prefill_seconds(times, prefill_buckets(budget=10), 0) == 0.0
+    assert prefill_seconds(times, 10, 25) == pytest.approx(0.03 + 0.025)
+    assert prefill_seconds(times, 10, 0) == 0.0

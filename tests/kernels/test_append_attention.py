@@ -81,12 +81,14 @@ def test_append_is_write_then_attend(case: Case, bias: bool):
     inputs = make_inputs(case, seed=3)
     token = newest_tokens(case, seed=4, bias=bias)
     pools, table, lens = (inputs.k_pages, inputs.v_pages), inputs.page_table, inputs.kv_lens
-    arrays, rows = jax.tree.map(jnp.asarray, ((*token, *pools), (table, lens)))
+    arrays: Any = jax.tree.map(jnp.asarray, (*token, *pools))
+    rows: Any = jnp.asarray(table), jnp.asarray(lens)
     o, *after = append_attention(*arrays, *rows, **case.options)
     at = np.maximum(lens - 1, 0)
     page = table[np.arange(len(lens)), at // case.page_size]
     slots = np.where(lens > 0, page * case.page_size + at % case.page_size, 0).astype(np.int32)
-    q, *written = rope_and_write(*arrays, jnp.asarray(slots))
+    write: Any = rope_and_write
+    q, *written = write(*arrays, jnp.asarray(slots))
     sides = (jax.tree.leaves(side) for side in (after, written, pools))  # scales are sides, too
     for arrays in zip(*sides, strict=True):
         ours, theirs, before = (np.asarray(array, np.float32) for array in arrays)

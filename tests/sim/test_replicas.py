@@ -16,7 +16,7 @@ from tests.sim.test_cluster import LAYOUT, check_tokens
 COSTS = StepCosts(prefill_token=1e-3, tick=0.1, write=0.0)
 
 
-def replicas(count: int, mixed_budget: int | None) -> Cluster:
+def replicas(count: int, mixed_budget: int | None, costs: StepCosts = COSTS) -> Cluster:
     config = Config(
         kv=KVConfig(page_size=16),
         prefill=PrefillConfig(
@@ -25,7 +25,7 @@ def replicas(count: int, mixed_budget: int | None) -> Cluster:
         decode=DecodeConfig(engines=count, rows=8, pages=129),
         colocated=True,
     )
-    return Cluster(config, LAYOUT, max_model_len=512, costs=COSTS, **wiring(config))
+    return Cluster(config, LAYOUT, max_model_len=512, costs=costs, **wiring(config))
 
 
 @pytest.mark.parametrize("mixed_budget", [None, 64])
@@ -59,3 +59,15 @@ def test_costs_of_a_mixed_step():
     assert COSTS.mixed_seconds(many, rows) == pytest.approx(0.202)
     dear = replace(COSTS, tick_kv_token=1e-3)
     assert dear.mixed_seconds(many, rows) == pytest.approx(0.202 + 0.012)
+
+
+def test_mixed_steps_are_known_as_gaps_between_tokens():
+    """A policy that holds rows to a target would otherwise see ticks alone."""
+    dear = replace(COSTS, prefill_token=1e-2)
+    cluster = replicas(1, 64, dear)
+    cluster.expect([Arrival(0.0, 10, 40), Arrival(1.0, 500, 2)])
+    cluster.run()
+    [state] = cluster.coordinator.loop.fleet
+    gap, chunk = state.token_times.seconds(1), state.prefill_times.seconds(65)
+    assert gap is not None and COSTS.tick < gap < 0.65
+    assert chunk == pytest.approx(0.65, rel=0.1)

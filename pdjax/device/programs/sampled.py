@@ -77,7 +77,10 @@ class BothTickets:
         return self._rows.ready() and self._chunks.ready()
 
     def result(self) -> Sampled:
-        return joined(self._chunks.result(), self._rows.result())
+        rows = (
+            self._rows.result()
+        )  # first: it looks at the rows' state, too, if the step has failed
+        return joined(self._chunks.result(), rows)
 
 
 class _NothingSampled(Done[Sampled]):

@@ -85,9 +85,9 @@ def _tokens_a_second(engines: Seq[EngineView]) -> float:
     none has been measured. One that has not is taken to be like the others."""
     rates = []
     for view in engines:
-        step = view.prefill_times.seconds(view.buckets.token_budget)
+        step = view.prefill_times.seconds(view.token_budget)
         if step:
-            rates.append(view.buckets.token_budget / step)
+            rates.append(view.token_budget / step)
     return sum(rates) / len(rates) * len(engines) if rates else 0.0
 
 
@@ -108,7 +108,7 @@ def _too_slow(
     own, surely = inf, False
     for view in engines:
         tokens = sequence.length - view.cached(sequence)
-        seconds = prefill_seconds(view.prefill_times, view.buckets, tokens)
+        seconds = prefill_seconds(view.prefill_times, view.token_budget, tokens)
         if seconds is not None and seconds < own:
             size = min(tokens, view.buckets.token_budget)
             own, surely = seconds, view.prefill_times.knows(size)

@@ -26,12 +26,12 @@ class CostBased:
 
     def prefill_engine(self, sequence: Sequence, engines: Seq[EngineView]) -> EngineView:
         """See `Router`."""
-        step = max(view.buckets.token_budget for view in engines)
+        step = max(view.token_budget for view in engines)
         times = _times([view.prefill_times for view in engines], step)
         costs = []
         for view, its in zip(engines, times, strict=True):
             tokens = view.backlog + sequence.length - view.cached(sequence)
-            costs.append(prefill_seconds(its, view.buckets, tokens) if its else tokens)
+            costs.append(prefill_seconds(its, view.token_budget, tokens) if its else tokens)
         return _least(engines, costs)
 
     def decode_engine(self, sequence: Sequence, engines: Seq[EngineView]) -> EngineView:
