@@ -25,7 +25,9 @@ LEAD_S = 0.2
 async def ask(client: HttpClient, due: float, request: bytes) -> list[float]:
     """Send a request when it is due; the moments of its chunks after that."""
     await asyncio.sleep(max(0.0, due - time.perf_counter()))
-    sent, answer = await client.ask(request)
+    exchange = await client.ask(request)
+    sent, answer = exchange.sent, exchange.answer
+    assert sent is not None
     if answer.status != 200:
         raise ValueError(f"HTTP {answer.status}: {answer.body.decode(errors='replace')}")
     return [moment - sent for moment, part in answer.parts for _ in range(part.count(CHUNK))]

@@ -34,16 +34,21 @@ class Answer:
         return b"".join(part for _, part in self.parts)
 
 
-class HttpError(Exception):
-    """The other side does not answer as HTTP has it, or breaks off.
+@dataclass
+class Exchange:
+    """A request and its answer, as far as they have come.
 
     Attributes:
-      sent: when it was asked; None where it was not.
-      answer: what had come of an answer.
+      sent: when the request was sent, before a connection was opened for it; None before that.
+      answer: what has come of it.
     """
 
     sent: float | None = None
-    answer: Answer | None = None
+    answer: Answer = field(default_factory=Answer)
+
+
+class HttpError(Exception):
+    """The other side does not answer as HTTP has it, or breaks off."""
 
 
 class _Response:
@@ -236,9 +241,15 @@ class HttpClient:
         head = f"{method} {self._path}{path} HTTP/1.1\r\n{self._head}{content if body else ''}\r\n"
         return head.encode("latin-1") + body
 
-    async def ask(self, request: bytes, until: float | None = None) -> tuple[float, Answer]:
-        """Send a request, at a moment if there is one; the moment at which it was sent, before a
-        connection was opened for it, and its answer, whole.
+    async def ask(
+        self, request: bytes, exchange: Exchange | None = None, until: float | None = None
+    ) -> Exchange:
+        """Send a request, and read its answer, whole.
+
+        Args:
+          exchange: is filled as the request goes and its answer comes, so that its owner has both
+            when an error or a cancellation ends this; None makes one.
+          until: the moment at which the request is sent; None sends it now.
 
         Raises:
           HttpError: there is none, or no whole one.
@@ -246,20 +257,20 @@ class HttpClient:
         """
         if until is not None:
             await _wait(until, self._now)
-        sent = self._now()
+        exchange = Exchange() if exchange is None else exchange
+        exchange.sent = self._now()
         while True:
             connection = self._idle.pop() if self._idle else await self._connect()
-            answer = Answer()
+            exchange.answer = answer = Answer()
             try:
                 await connection.ask(request, answer)
-                return sent, answer
+                return exchange
             except (OSError, ValueError) as error:
                 # The server may close an idle connection just when a request is sent on it.
                 if connection.used and not answer.status:
                     continue
-                broken = HttpError(f"the answer was cut off: {str(error) or type(error).__name__}")
-                broken.sent, broken.answer = sent, answer
-                raise broken from error
+                told = str(error) or type(error).__name__
+                raise HttpError(f"the answer was cut off: {told}") from error
 
     async def close(self) -> None:
         """Close all connections."""

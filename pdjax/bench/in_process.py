@@ -4,6 +4,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from pdjax.bench.record import Played, Record, ended_badly, never_came
+from pdjax.core.clock import unix_ns
 from pdjax.core.outputs import RequestEvent, RequestOutput
 from pdjax.core.request import QueueFull
 from pdjax.host.metrics.summary import work_of
@@ -30,13 +31,14 @@ def play(llm: LLM, arrivals: list[Arrival], salt: str = "") -> Played:
     llm.session.start()
     player = _Player(llm, arrivals, salt)
     records = player.play()
-    return Played(player.start, records, work_of(llm.recorder))
+    return Played(player.start, player.unix_start_ns, records, work_of(llm.recorder))
 
 
 class _Player:
     def __init__(self, llm: LLM, arrivals: list[Arrival], salt: str) -> None:
         self._llm = llm
         self.start = llm.clock.now() + LEAD_S
+        self.unix_start_ns = unix_ns() + round(LEAD_S * 1e9)
         self._schedule = Schedule(arrivals, llm.spec.vocab_size, salt, start=self.start)
         self._ended = SimpleQueue[tuple[Call, float, RequestOutput]]()
         self._records: dict[int, Record] = {}

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pdjax.bench.http import Answer, HttpClient, HttpError
+from pdjax.bench.http import Answer, Exchange, HttpClient, HttpError
 from pdjax.bench.record import Played, Record, ended_badly, never_came
-from pdjax.core.clock import Clock, WallClock
+from pdjax.core.clock import Clock, WallClock, unix_ns
 from pdjax.formats.strict_json import dumps
 from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.metrics.request import RequestMetrics
@@ -65,7 +65,7 @@ def model_of(target: Target) -> str:
     async def ask() -> Answer:
         client = _client(target, WallClock())
         try:
-            return (await client.ask(client.request("GET", "/v1/models")))[1]
+            return (await client.ask(client.request("GET", "/v1/models"))).answer
         finally:
             await client.close()
 
@@ -95,6 +95,7 @@ class _Player:
 
     async def play(self) -> Played:
         start = self._clock.now() + LEAD_S
+        unix_start_ns = unix_ns() + round(LEAD_S * 1e9)
         self._schedule = Schedule(self._arrivals, self._vocab_size, self._salt, start=start)
         tasks = self._tasks
         try:
@@ -113,7 +114,7 @@ class _Player:
                 task.cancel()
             await self._client.close()
         records = [self._records[number] for number in sorted(self._records)]
-        return Played(start, records, {}, knows_cache=False)
+        return Played(start, unix_start_ns, records, {}, knows_cache=False)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -123,22 +124,22 @@ class _Player:
 
     async def _serve(self, call: Call) -> None:
         """Ask when it is due, and take the answer."""
-        request, clock = self._request(call), self._clock
-        sent: float | None = None
+        request, exchange = self._request(call), Exchange()
+        # An overloaded client is late, too: what it sends late has waited since it was due.
+        seconds = self._target.timeout_s
+        within = max(0.0, call.moment - self._clock.now()) + seconds
+        bound = asyncio.timeout(within)
         try:
-            # An overloaded client is late, too: what it sends late has waited since it was due.
-            sending = self._client.ask(request, until=call.moment)
-            within = max(0.0, call.moment - clock.now()) + self._target.timeout_s
-            sent, answer = await asyncio.wait_for(sending, within)
-            read = read_answer(answer)
-        except TimeoutError:
-            seconds = self._target.timeout_s
-            read = Read([], [], "error", f"timeout: no end within {seconds:g} s")
-        except HttpError as error:
-            sent, read = error.sent, _cut_off(error)
-        except OSError as error:
-            read = Read([], [], "error", f"{type(error).__name__}: {error}")
-        self._take(call, sent, read)
+            async with bound:
+                await self._client.ask(request, exchange, until=call.moment)
+            read = read_answer(exchange.answer)
+        except (HttpError, OSError) as error:
+            # A socket's ETIMEDOUT is a TimeoutError, too, which the bound has not raised.
+            told = f"{type(error).__name__}: {error}"
+            if bound.expired():
+                told = f"timeout: no end within {seconds:g} s"
+            read = _cut_off(exchange.answer, told)
+        self._take(call, exchange.sent, read)
 
     def _take(self, call: Call, sent: float | None, read: "Read") -> None:
         schedule, number = self._schedule, call.number
@@ -238,14 +239,14 @@ def read_answer(answer: Answer) -> Read:
     return Read(times, ids, reason)
 
 
-def _cut_off(error: HttpError) -> Read:
-    """What had come, and what the server has said of it if it has said anything."""
-    read = Read([], [], "error", f"HttpError: {error}")
-    if error.answer is not None and error.answer.status == 200:
-        begun = read_answer(error.answer)
-        told = begun.error if begun.error and _SAYS in begun.error else read.error
-        return Read(begun.times, begun.token_ids, "error", told)
-    return read
+def _cut_off(answer: Answer, error: str) -> Read:
+    """Read the beginning of an answer that an error has ended; what the server says of the error
+    takes its place."""
+    if answer.status != 200:
+        return Read([], [], "error", error)
+    begun = read_answer(answer)
+    told = begun.error if begun.error and _SAYS in begun.error else error
+    return Read(begun.times, begun.token_ids, "error", told)
 
 
 def _events(answer: Answer) -> list[tuple[float, bytes]]:

@@ -1,4 +1,4 @@
-"""What became of each request of a workload, whoever has served it."""
+"""Records: a record says what became of one request of a workload. All backends share its form."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -20,7 +20,8 @@ class Record:
     Attributes:
       number: in the workload. arrival: what it was there.
       metrics: what happened to it; it arrives when it was due.
-      sent: when it was sent, on the clock of `metrics`; None where it was not.
+      sent: when it was sent, on the clock of `metrics`; None where it was not. A request to a
+        server is sent when its connection is asked for, whether or not one is opened.
       error: why it failed or was shed.
     """
 
@@ -37,13 +38,16 @@ class Played:
 
     Attributes:
       start: moment of its start, on the clock of the records.
+      unix_start_ns: the same moment, nanoseconds since 1970; of a simulation, since the zero of
+        its virtual clock.
       records: one a request, in the order of the workload.
       work: engines, transfers and links under the keys of a report, of the time of this workload;
-        empty where nobody knows them.
+        empty for a server at a URL, which does not tell them.
       knows_cache: whether the records say how much of a prompt was found in a prefix cache.
     """
 
     start: float
+    unix_start_ns: int
     records: Seq[Record]
     work: Mapping[str, Any]
     knows_cache: bool = True
@@ -77,17 +81,14 @@ def named(arrivals: Seq[Arrival], prefix: str) -> list[Arrival]:
     ]
 
 
-def record_json(
-    record: Record, start: float, phase: str, slo: SLO | None, unix_start_ns: int
-) -> dict[str, Any]:
+def record_json(record: Record, played: Played, phase: str, slo: SLO | None) -> dict[str, Any]:
     """A line of the records: plain values under the keys of `definitions.REQUEST` and
     `definitions.RECORD`.
 
     Args:
-      start: of the workload, on the clock of the record.
+      played: the workload that the record is of.
       phase: "warmup" or "profiling", as aiperf calls what is measured.
       slo: what makes a request good.
-      unix_start_ns: of the workload, nanoseconds since 1970.
     """
     metrics, arrival = record.metrics, record.arrival
     late = None if record.sent is None else record.sent - metrics.arrival
@@ -98,19 +99,21 @@ def record_json(
         "session": arrival.session,
         "turn": arrival.turn,
         "phase": phase,
-        "due_s": metrics.arrival - start,
+        "due_s": metrics.arrival - played.start,
         "late_ms": in_ms(late),
         "error": record.error,
         "good": good,
-        **_as_aiperf(record, start, phase, unix_start_ns),
+        **_as_aiperf(record, played, phase),
     }
 
 
-def _as_aiperf(record: Record, start: float, phase: str, unix_start_ns: int) -> dict[str, Any]:
+def _as_aiperf(record: Record, played: Played, phase: str) -> dict[str, Any]:
     metrics, arrival = record.metrics, record.arrival
 
     def ns(moment: float | None) -> int | None:
-        return None if moment is None else unix_start_ns + round((moment - start) * 1e9)
+        if moment is None:
+            return None
+        return played.unix_start_ns + round((moment - played.start) * 1e9)
 
     times = metrics.token_times
     values = {

@@ -27,7 +27,7 @@ class Chips:
     """How many chips there are, and what for.
 
     Attributes:
-      all: of both phases; None where nobody knows.
+      all: of both phases; None of a server at a URL without `--num_gpu`.
       of_phases: the keys of the field, from `disagg` to `decode_num_workers`.
     """
 
@@ -36,7 +36,7 @@ class Chips:
 
     @classmethod
     def of(cls, config: Config) -> "Chips":
-        """Those of a config."""
+        """Chips of a config's engines."""
         prefill, decode = config.prefill, config.decode
         apart = not (config.colocated or config.shared_devices)
         first, second = prefill.engines * prefill.tp, decode.engines * decode.stages * decode.tp
@@ -53,7 +53,7 @@ class Chips:
 
     @classmethod
     def of_url(cls, count: int | None) -> "Chips":
-        """Those of a server that somebody has counted."""
+        """Chips of a server at a URL; `count` is `--num_gpu`, None where it is not given."""
         return cls(count, dict.fromkeys(cls.of(Config()).of_phases))
 
 

@@ -15,7 +15,7 @@ from pdjax.bench import results, workload_flags
 from pdjax.bench.record import Played, named, record_json
 from pdjax.cli.command import Command
 from pdjax.config import Config
-from pdjax.core.clock import unix_ns, utc_now
+from pdjax.core.clock import utc_now
 from pdjax.core.slo import SLO
 from pdjax.flags import config_of, new_flags
 from pdjax.formats.strict_json import dumps
@@ -80,7 +80,7 @@ class System:
     Attributes:
       kind: pdjax, sim, or openai of a URL.
       model: its name.
-      context: tokens of the longest request; None where nobody knows.
+      context: tokens of the longest request; None of a URL, whose server does not tell it.
       chips: that it has.
       play: has a workload served.
       config: of its engines; None of a URL.
@@ -293,19 +293,9 @@ class _Driver:
 
     def _keep(self, played: Played, phase: str) -> None:
         if _RECORDS.value:
-            # The clock of a simulation began when its cluster was made.
-            began = unix_ns() if self._system.kind != "sim" else 0
-            last = max((m.token_times[-1] for m in _metrics(played) if m.token_times), default=None)
-            if last is not None and self._system.kind != "sim":
-                began -= round((last - played.start) * 1e9)
             self._lines += [
-                dumps(record_json(record, played.start, phase, self._slo, began))
-                for record in played.records
+                dumps(record_json(record, played, phase, self._slo)) for record in played.records
             ]
-
-
-def _metrics(played: Played) -> list[Any]:
-    return [record.metrics for record in played.records]
 
 
 def _plain(value: Any) -> Any:

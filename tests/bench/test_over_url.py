@@ -1,5 +1,7 @@
 """A workload to a server: what its answers become, in time and in error."""
 
+import asyncio
+import errno
 import json
 import socketserver
 import threading
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pdjax.bench.http import Answer, HttpClient
-from pdjax.bench.over_url import Read, Target, model_of, play, read_answer
+from pdjax.bench.http import Answer, Exchange, HttpClient
+from pdjax.bench.over_url import LEAD_S, Read, Target, model_of, play, read_answer
+from pdjax.bench.record import record_json
+from pdjax.bench.results import Chips, run_results
 from pdjax.workloads.arrival import Arrival
 from pdjax.workloads.synthetic import regular
 from tests.bench.test_command import results
@@ -99,9 +103,75 @@ def test_answers_that_break_off_or_are_refused_are_failures(server: Served, back
     assert late.metrics.failed and late.error == "timeout: no end within 0.2 s"
 
 
+def test_what_came_before_a_timeout_is_kept():
+    """Two tokens come at once, and no other before the bound."""
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n" + event(used=1) + event(used=2)
+    hold = threading.Event()
+    with answering(lambda number: answer, hold) as (url, _):
+        played = play(Target(url, "x", timeout_s=0.3), regular(1.0, [(5, 6)]))
+        hold.set()
+    [late] = played.records
+    assert late.error == "timeout: no end within 0.3 s" and late.metrics.failed
+    assert late.metrics.output_tokens == 2 and late.metrics.ttft is not None
+    assert late.sent is not None and late.sent >= late.metrics.arrival
+    line = record_json(late, played, "profiling", None)
+    assert line["late_ms"] >= 0 and line["metadata"]["request_start_ns"] is not None
+    found = run_results(played, None, Chips.of_url(None))
+    assert found["max_late_ms"] == line["late_ms"]
+
+
+def test_a_timeout_before_any_token_keeps_when_it_was_sent(server: Served, backend: FakeBackend):
+    backend.token_s = 5.0
+    [late] = play(target(server, timeout_s=0.2), regular(1.0, [(5, 6)])).records
+    assert late.error == "timeout: no end within 0.2 s"
+    assert late.sent is not None and late.metrics.output_tokens == 0
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_timeout_of_the_socket_is_none_of_the_bound(connected: bool, monkeypatch):
+    async def broken(self: HttpClient) -> "Broken":
+        if connected:
+            return Broken()
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    class Broken:
+        used = False
+
+        async def ask(self, request: bytes, answer: Answer) -> None:
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(HttpClient, "_connect", broken)
+    [record] = play(Target("http://127.0.0.1:1", "x"), regular(1.0, [(5, 6)])).records
+    assert record.error is not None and "Connection timed out" in record.error
+    assert "no end within" not in record.error and record.metrics.failed
+    assert record.sent is not None
+
+
+def test_an_exchange_that_is_cancelled_before_it_is_due_was_not_sent():
+    async def cancelled() -> Exchange:
+        client, exchange = HttpClient("http://127.0.0.1:1", lambda: 0.0), Exchange()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.ask(b"", exchange, until=60.0), 0.01)
+        return exchange
+
+    assert asyncio.run(cancelled()) == Exchange(None, Answer())
+
+
+def test_unix_stamps_begin_where_the_workload_does(
+    server: Served, backend: FakeBackend, monkeypatch
+):
+    monkeypatch.setattr("pdjax.bench.over_url.unix_ns", lambda: 10**18)
+    played = play(target(server), regular(1.0, [(5, 2)]))
+    assert played.unix_start_ns == 10**18 + round(LEAD_S * 1e9)
+    [record] = played.records
+    assert record.sent is not None
+    told = record_json(record, played, "profiling", None)["metadata"]["request_start_ns"]
+    assert told == played.unix_start_ns + round((record.sent - played.start) * 1e9)
+
+
 def test_nobody_listens():
     [record] = play(Target("http://127.0.0.1:1", "x"), regular(1.0, [(5, 6)])).records
-    assert (record.metrics.failed and record.error and "OSError" in record.error) or record.error
+    assert record.metrics.failed and record.error and "Connect call failed" in record.error
     with pytest.raises(OSError, match="Connect call failed"):
         model_of(Target("http://127.0.0.1:1"))
 
@@ -194,9 +264,11 @@ ANSWERS = {
 
 
 @contextmanager
-def answering(answer: Callable[[int], bytes]) -> Iterator[tuple[str, list[int]]]:
-    """A server that reads one request of each connection, gives the answer of its number, and then
-    closes."""
+def answering(
+    answer: Callable[[int], bytes], hold: threading.Event | None = None
+) -> Iterator[tuple[str, list[int]]]:
+    """A server that reads one request of each connection, gives the answer of its number, waits for
+    `hold`, and then closes."""
     seen: list[int] = []
 
     class Handler(socketserver.BaseRequestHandler):
@@ -206,6 +278,8 @@ def answering(answer: Callable[[int], bytes]) -> Iterator[tuple[str, list[int]]]
             while b"\r\n\r\n" not in asked:
                 asked += self.request.recv(65536)
             self.request.sendall(answer(seen[-1]))
+            if hold is not None:
+                hold.wait(60)
 
     socketserver.ThreadingTCPServer.daemon_threads = True
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:

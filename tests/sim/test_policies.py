@@ -64,7 +64,7 @@ def ask(index: int, moment: float, prompt: tuple[int, ...], output: int = 4, **a
 def started(run: Run) -> dict[str, float]:
     """When the prefill of each request began."""
     return {
-        each.id.partition("#")[0]: next(at for name, at in each.marks if name == "prefill_started")
+        each.id.rpartition("#")[0]: next(at for name, at in each.marks if name == "prefill_started")
         for each in run.requests
     }
 
