@@ -20,6 +20,18 @@ from pdjax.workloads.synthetic import (
 from pdjax.workloads.transforms import at_rate, mean_rate, scaled, within
 
 READERS = ("saved", "mooncake", "azure")
+_OF_DRAWN = (
+    *("burstiness", "think_s", "think_burstiness", "input_len", "output_len", "mix", "turns"),
+    *("turn_input_len", "prefix_len", "prefix_groups", "prefix_share"),
+)
+"""The flags that only a workload that is drawn goes by."""
+_UNUSED = {
+    "": ("spread_s",),
+    "saved": (*_OF_DRAWN, "seed", "spread_s"),
+    "mooncake": _OF_DRAWN,
+    "azure": (*_OF_DRAWN, "spread_s"),
+}
+"""The flags that would change nothing, by the reader of a file, "" of what is drawn."""
 
 
 def define(values: flags.FlagValues) -> None:
@@ -31,7 +43,12 @@ def define(values: flags.FlagValues) -> None:
         "replay a file: saved:PATH, mooncake:PATH or azure:PATH; else one is drawn",
         **of,
     )
-    flags.DEFINE_integer("num_prompts", 100, "requests; of conversations, sessions", **of)
+    flags.DEFINE_integer(
+        "num_prompts",
+        100,
+        "requests; of conversations, sessions; of what was saved, all unless this is given",
+        **of,
+    )
     flags.DEFINE_float(
         "request_rate",
         None,
@@ -108,14 +125,24 @@ def made(values: flags.FlagValues, rate: float | None = None) -> Workload:
         raise ValueError(
             f"time_scale={flag['time_scale']}: is of a file, whose rate is not given besides"
         )
+    _check_given(values)
     if is_read:
-        arrivals = _scaled(_read(flag), flag)
+        arrivals = _scaled(_read(values, flag), flag)
         arrivals = arrivals if rate is None else _at(arrivals, rate)
         offered = mean_rate(arrivals) or math.inf
         return Workload(arrivals, offered, None, None, flag["seed"])
     rate = math.inf if clients is not None else 4.0 if rate is None else rate
     burstiness = None if clients is not None else flag["burstiness"]
     return Workload(_scaled(_draw(flag, rate), flag), rate, burstiness, clients, flag["seed"])
+
+
+def _check_given(values: flags.FlagValues) -> None:
+    """Refuse flags that were given and that this kind of workload does not go by."""
+    kind = (values["workload"].value or "").partition(":")[0]
+    for name in _UNUSED.get(kind, ()):
+        if values[name].present:
+            workload = f"workload={kind}:FILE" if kind else "a workload that is drawn"
+            raise ValueError(f"{name}={values[name].value}: changes nothing of {workload}")
 
 
 def _scaled(arrivals: list[Arrival], flag: dict[str, Any]) -> list[Arrival]:
@@ -142,11 +169,10 @@ def asked(values: flags.FlagValues) -> dict[str, Any]:
     """The flags of a workload that were given, for its record."""
     own = flags.FlagValues()
     define(own)
-    given = {name: values[name].value for name in own}
-    return {name: value for name, value in given.items() if value != own[name].default}
+    return {name: values[name].value for name in own if values[name].present}
 
 
-def _read(flag: dict[str, Any]) -> list[Arrival]:
+def _read(values: flags.FlagValues, flag: dict[str, Any]) -> list[Arrival]:
     kind, _, path = flag["workload"].partition(":")
     if kind not in READERS or not path:
         raise ValueError(
@@ -158,7 +184,8 @@ def _read(flag: dict[str, Any]) -> list[Arrival]:
         return read_mooncake(path, limit=limit, spread=flag["spread_s"], seed=seed)
     if kind == "azure":
         return read_azure(path, limit=limit, seed=seed)
-    return read_workload(path)
+    # Those that a request comes after stand before it, so that the first ones are a workload, too.
+    return read_workload(path, limit=limit if values["num_prompts"].present else None)
 
 
 def _at(arrivals: list[Arrival], rate: float) -> list[Arrival]:

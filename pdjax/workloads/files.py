@@ -35,14 +35,18 @@ def write_workload(path: str | Path, arrivals: Iterable[Arrival]) -> None:
             file.write(dumps({k: v for k, v in told.items() if v != _DEFAULTS[k]}) + "\n")
 
 
-def read_workload(path: str | Path) -> list[Arrival]:
+def read_workload(path: str | Path, *, limit: int | None = None) -> list[Arrival]:
     """Read what `write_workload` has written.
+
+    Args:
+      path: of the file.
+      limit: reads so many requests; None reads all.
 
     Raises:
       ValueError: a line that is no request, with its number.
       OSError: the file cannot be read.
     """
-    return [_read(path, number, line) for number, line in _lines(path)]
+    return [_read(path, number, line) for number, line in itertools.islice(_lines(path), limit)]
 
 
 def _read(path: str | Path, number: int, line: dict[str, Any]) -> Arrival:

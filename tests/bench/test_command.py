@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pdjax import cli
+from pdjax.core.clock import unix_ns
 from pdjax.flags import status
 from pdjax.host.metrics import definitions
 from pdjax.host.metrics.bench_definitions import BENCH, CAPACITY, DETAILS, PERCENTILES, RECORD
@@ -160,6 +161,34 @@ def test_a_saved_workload_is_replayed_as_it_was(tmp_path: Path):
     assert first == again
 
 
+def test_the_first_requests_of_a_saved_workload_are_replayed(tmp_path: Path):
+    """Without --num_prompts all are, whatever its default."""
+    saved = tmp_path / "saved.jsonl"
+    saved.write_text('{"moment": 0, "prompt": 8, "output": 2}\n' * 120)
+    args = ("--backend=sim", f"--workload=saved:{saved}", "--num_warmups=0")
+    assert results(tmp_path, *args)[0]["completed"] == 120
+    assert results(tmp_path, *args, "--num_prompts=7")[0]["completed"] == 7
+
+
+def test_ids_of_a_saved_workload_may_have_any_sign(tmp_path: Path):
+    saved = tmp_path / "saved.jsonl"
+    ids = ["a#1", "a#2", "#", "a#0#0"]
+    lines = [{"moment": 0, "prompt": 8, "output": i, "id": id} for i, id in enumerate(ids, 1)]
+    lines.append({"moment": 0, "prompt": 8, "output": 5, "id": "b#", "after": "a#1"})
+    saved.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole, records = results(
+        tmp_path, "--backend=sim", f"--workload=saved:{saved}", "--num_warmups=0"
+    )
+    assert whole["completed"] == 5, whole["errors_by_reason"]
+    assert [record["output_len"] for record in records] == [1, 2, 3, 4, 5]
+
+
+def test_stamps_of_a_simulation_are_of_its_virtual_clock(tmp_path: Path):
+    _, lines = results(tmp_path, *SIM, "--num_warmups=2")
+    warm = max(line["metadata"]["request_end_ns"] for line in lines[:2])
+    assert all(line["metadata"]["request_start_ns"] >= warm for line in lines[2:])
+
+
 def test_a_trace_is_replayed_at_its_own_rate_or_another(tmp_path: Path):
     trace = tmp_path / "trace.jsonl"
     lines = [
@@ -191,7 +220,9 @@ def test_a_model_on_devices_is_driven(more: tuple[str, ...], tmp_path: Path, cap
     config.write_text(TINY)
     rate = () if more[:1] == ("--max_concurrency=2",) else ("--request_rate=100",)
     args = (f"--config={config}", "--num_prompts=5", "--input_len=4-12", "--output_len=1-4")
+    before = unix_ns()
     whole, lines = results(tmp_path, *args, *more, *rate, "--turn_input_len=2", *GOODPUT)
+    after = unix_ns()
     count = 10 if more[:1] == ("--turns=2",) else 5
     assert whole["completed"] == len(lines) - 1 == count, whole["errors_by_reason"]
     assert [line["number"] for line in lines[1:]] == list(range(count))
@@ -199,6 +230,8 @@ def test_a_model_on_devices_is_driven(more: tuple[str, ...], tmp_path: Path, cap
         assert line["ttft_ms"] > 0 and line["late_ms"] >= 0
         assert line["queue_ms"] >= line["late_ms"] - 1e-6  # its clock began when it was due
         assert line["output_len"] == len(line["itls_ms"]) + 1
+        told = line["metadata"]
+        assert before < told["request_start_ns"] < told["request_end_ns"] < after
     assert whole["engines"]["prefill/0"]["steps"] >= 1 and whole["endpoint_type"] == "pdjax"
     assert whole["total_output_tokens"] == sum(line["output_len"] for line in lines[1:])
     assert "TTFT" in capsys.readouterr().out
@@ -246,6 +279,11 @@ def test_the_simulations_of_the_help_page_run(tmp_path: Path):
         (["--time_scale=2"], "time_scale=2.0: is of a file"),
         (["--workload=burst:x"], "workload='burst:x': must be one of saved, mooncake, azure"),
         (["--workload=saved:no_such_file"], "no_such_file"),
+        (["--workload=saved:x", "--seed=3"], "seed=3: changes nothing of workload=saved:FILE"),
+        (["--workload=saved:x", "--spread_s=3"], "spread_s=3.0: changes nothing of workload=saved"),
+        (["--workload=azure:x", "--spread_s=3"], "spread_s=3.0: changes nothing of workload=azure"),
+        (["--workload=mooncake:x", "--input_len=3"], "input_len=3: changes nothing of workload=mo"),
+        (["--spread_s=3"], "spread_s=3.0: changes nothing of a workload that is drawn"),
         (["--mix=1/2"], "mix='1/2': must be as 0.8/100-300/50"),
         (["--turns=2", "--prefix_len=3"], "turns: conversations have neither"),
         (["--context=1"], "context=1: must be at least 2"),
