@@ -37,7 +37,7 @@ class Shedding:
         self.is_due = False
 
     def shed(self) -> None:
-        """End what the policy refuses, with all choices of its request."""
+        """End what the policy refuses, with all choices of its request, if none has begun."""
         lifecycle, policy = self._lifecycle, self._policy
         if not (lifecycle.arrived or self.is_due):
             return

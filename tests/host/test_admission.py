@@ -1,5 +1,7 @@
 """Early rejection, on made-up queues and engines; and what becomes of a request that is shed."""
 
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -201,6 +203,33 @@ def test_a_deadline_that_passes_in_the_queue():
     [metrics] = [each for each in cluster.recorder.requests() if each.id == "r2#0"]
     name, moment = metrics.marks[-1]
     assert name == "finished" and moment == pytest.approx(0.31) and metrics.shed
+
+
+def test_choices_whose_deadline_passes_end_alike():
+    """Of the second request two choices begin at once and two after the deadline: all stay."""
+    several = SamplingParams(n=4, temperature=1.0, seed=5, max_tokens=4, ignore_eos=True)
+    requests = [replace(asked(i, 0.0, deadline=0.2), params=several) for i in range(3)]
+    cluster = simulated(requests, "early_rejection")
+    begun = {
+        each.id: dict(each.marks).get("prefill_started", inf)
+        for each in cluster.recorder.requests()
+    }
+    assert [begun[f"r1#{choice}"] < 0.2 for choice in range(4)] == [True, True, False, False]
+    reasons = [{each.finish_reason for each in choices} for choices in cluster.sequences.values()]
+    assert reasons == [{"length"}, {"length"}, {"shed"}]
+
+
+def test_choices_stay_after_one_has_ended():
+    request = Request("many", (1, 2), SamplingParams(n=3, temperature=1.0), 0.0)
+    coordinator = deploy(CONFIG).coordinator
+    first, *others = coordinator.submit(request)
+    lifecycle = coordinator.loop.lifecycle
+    lifecycle.fail(first, ValueError("broken"))
+    lifecycle.shed("many", "deadline: passed")
+    assert [each.state for each in others] == [State.WAITING] * 2
+    while coordinator.has_work:
+        coordinator.step()
+    assert [each.state for each in others] == [State.FINISHED] * 2
 
 
 def test_an_impossible_slo_is_reported_as_such():

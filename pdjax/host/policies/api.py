@@ -179,7 +179,8 @@ class Shed:
     """A sequence that waits is refused: it ends with finish reason "shed".
 
     Attributes:
-      sequence: has written nothing yet. All choices of its request go with it that wait, too.
+      sequence: has written nothing yet. All choices of its request go with it; once one of them has
+        begun or ended, all stay.
       cause: "overload": the same request may be served another time; "deadline": its time is over;
         "impossible": what it asks is less than it takes when it is alone.
       reason: for a reader, with numbers.

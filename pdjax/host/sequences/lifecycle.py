@@ -296,11 +296,16 @@ class SequenceLifecycle:
         self.end(sequence, State.FAILED, "error")
 
     def shed(self, request_id: str, reason: str) -> None:
-        """End the choices of a request that wait and have written nothing, with the reason."""
-        for sequence in list(self.live.get(request_id, ())):
-            if sequence.state is State.WAITING and not sequence.output:
-                sequence.error = reason
-                self.end(sequence, State.SHED, "shed")
+        """End all choices of a request, with the reason. Once one of them has begun or ended all
+        stay: to shed the others would throw away what it computes."""
+        choices = list(self.live.get(request_id, ()))
+        if not choices or len(choices) < choices[0].request.params.n:
+            return
+        if any(each.state is not State.WAITING or each.output for each in choices):
+            return
+        for sequence in choices:
+            sequence.error = reason
+            self.end(sequence, State.SHED, "shed")
 
     def stop(self, sequence: Sequence, tokens: int, stop: str) -> None:
         """End a sequence whose first `tokens` tokens of output have completed a stop string; those
