@@ -23,6 +23,9 @@ MAX_LOGIT_BIAS = 1024
 """Tokens of which a request may change the logit."""
 MAX_ALLOWED_TOKENS = 1 << 20
 """Tokens that a request may name as the only ones allowed."""
+MAX_PRIORITY = 100
+"""Greatest distance of a priority from 0 that an order counts, and that a server takes."""
+
 MAX_LABELS = 16
 MAX_LABEL_NAME = 64
 MAX_LABEL_VALUE = 512
@@ -265,9 +268,10 @@ class Request:
       prompt_token_ids: at least one.
       params: how to answer.
       arrival: moment of arrival on the coordinator's clock, seconds.
-      priority: the lower, the earlier, as in vLLM; for policies that go by it.
+      priority: the lower, the earlier, as in vLLM; for policies that go by it. The order "priority"
+        takes one beyond -100 or 100 for these.
       deadline: seconds after `arrival` within which the whole answer is wanted; None has no such
-        wish. It is for policies that go by it; a request that has a token is not ended for it.
+        wish. It is for policies that go by it; a request that has begun is not ended for it.
       labels: what else is known of the request, such as its tenant, for policies and observers; at
         most 16, of at most 64 characters with values of at most 512. Not to be changed.
       slo: latencies that are wanted, for policies that go by them: `ttft` and `tpot`.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SkipValidation
 
 from pdjax.core.guide import Guide
-from pdjax.core.request import Request, SamplingParams
+from pdjax.core.request import MAX_PRIORITY, Request, SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.serving.errors import bad_value, not_supported, of_submit
 from pdjax.serving.guides import GuidedRequest, of_format
@@ -119,6 +119,9 @@ class SampledRequest(GuidedRequest):
         Raises:
           ApiError: a 400 with the field that is out of range.
         """
+        if abs(self.priority or 0) > MAX_PRIORITY:  # else one client overtakes all others for ever
+            allowed = f"must be an integer in [-{MAX_PRIORITY}, {MAX_PRIORITY}]"
+            raise bad_value("priority", self.priority, allowed)
         slo = {} if self.slo is None else self.slo.model_dump(exclude_none=True)
         wishes: dict[str, Any] = {"priority": self.priority or 0, "deadline": self.deadline}
         try:

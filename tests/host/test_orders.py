@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pdjax.config import Config, PoliciesConfig
+from pdjax.core.request import MAX_PRIORITY
 from pdjax.host.policies.api import PolicySetup
 from pdjax.host.policies.orders.earliest_deadline import EarliestDeadline
 from pdjax.host.policies.orders.fair import FairPrefill, tenant_of
@@ -54,6 +55,17 @@ def test_a_class_of_priority_is_so_many_seconds():
     )
     assert ordered(order, late, plain, soon) == [1, 0, 2]
     assert ordered(order, sequence(3, 5, asked={"priority": 2**62}), plain) == [0, 3]
+
+
+def test_a_priority_beyond_the_classes_is_overtaken_in_time():
+    order = Priority()
+    most = 2 * MAX_PRIORITY * order.seconds_a_class
+    least = sequence(0, 5, asked={"priority": 10**9})
+    soon, late = (
+        sequence(i, 5, arrival=at, asked={"priority": -(10**9)})
+        for i, at in ((1, most - 1), (2, most + 1))
+    )
+    assert ordered(order, late, least, soon) == [1, 0, 2]
 
 
 def test_strict_classes_are_an_attribute():

@@ -1,4 +1,4 @@
-"""Priorities, deadlines and SLOs over HTTP, and what is told of a request that is shed."""
+"""Priorities, deadlines, SLOs and tenants over HTTP, and what is told of a request that is shed."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from pdjax.core.slo import SLO
+from pdjax.host.policies.orders.fair import tenant_of
+from pdjax.serving.keys import ApiKey, digest_of
 from tests.helpers.fake_backend import FakeBackend
 from tests.helpers.http_client import Http, error_of
+from tests.helpers.views import sequence
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "Hello"},
@@ -37,6 +40,7 @@ def test_wishes_come_to_the_policies(tmp_path: Path, path: str):
         ({"priority": 1.5}, "priority"),
         ({"priority": True}, "priority"),
         ({"priority": 2**63}, "priority"),
+        ({"priority": -101}, "priority"),
         ({"deadline": 0}, "deadline"),
         ({"deadline": "soon"}, "deadline"),
         ({"slo": {"ttft": -1.0}}, "slo"),
@@ -48,6 +52,31 @@ def test_wishes_come_to_the_policies(tmp_path: Path, path: str):
 def test_a_wish_that_is_none_is_refused(tmp_path: Path, path: str, wish: Any, param: str):
     answer = Http(FakeBackend(tmp_path)).post(path, json={**BODIES[path], **wish})
     assert answer.status_code == 400 and error_of(answer)["param"] == param
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_classes_of_priority_are_bounded(tmp_path: Path, path: str):
+    backend = FakeBackend(tmp_path)
+    http = Http(backend)
+    for priority in (-100, 100):
+        assert http.post(path, json={**BODIES[path], "priority": priority}).status_code == 200
+        assert backend.asked.priority == priority
+    answer = http.post(path, json={**BODIES[path], "priority": -(10**9)})
+    message = "priority=-1000000000: must be an integer in [-100, 100]"
+    assert error_of(answer)["message"] == message
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_tenant_is_a_key_where_there_are_keys(tmp_path: Path, path: str):
+    backend = FakeBackend(tmp_path)
+    key = {"authorization": "Bearer secret"}
+    guarded = Http(backend, api_keys=(ApiKey("a", digest_of("secret")),))
+    for user in ("u1", "u2"):
+        body = {**BODIES[path], "user": user}
+        assert guarded.post(path, json=body, headers=key).status_code == 200
+        assert tenant_of(sequence(0, 1, asked={"labels": backend.asked.labels})) == "a"
+    assert Http(backend).post(path, json=body, headers=key).status_code == 200
+    assert tenant_of(sequence(0, 1, asked={"labels": backend.asked.labels})) == "u2"
 
 
 @pytest.mark.parametrize("stream", [False, True])

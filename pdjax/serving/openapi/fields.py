@@ -7,6 +7,8 @@ what is written here.
 from dataclasses import dataclass, field
 from typing import Any
 
+from pdjax.core.request import MAX_PRIORITY
+
 
 @dataclass(frozen=True)
 class FieldNote:
@@ -111,11 +113,13 @@ FIELDS: dict[str, FieldNote] = {
     "user": FieldNote("Who asks, for policies and observers; its first 512 characters count."),
     "priority": FieldNote(
         "The lower, the earlier, where the server goes by it (`policies.prefill` and "
-        "`policies.decode` of its config). Without it 0."
+        "`policies.decode` of its config). Without it 0.",
+        {"minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY},
     ),
     "deadline": FieldNote(
         "Seconds within which the answer is wanted. Where the server sheds (`policies.admission`) "
-        "a request that has no token then is a 503; otherwise it is for the order of the queue.",
+        "a request of which no choice has begun then is a 503; otherwise it is for the order of "
+        "the queue.",
         {"exclusiveMinimum": 0},
         30.0,
     ),

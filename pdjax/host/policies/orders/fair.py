@@ -9,7 +9,8 @@ from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.sequences.sequence import Sequence, State
 
 _TENANT_LABELS = ("tenant", "api_key", "user")
-"""Labels that say whose a request is; the first that it has counts."""
+"""Labels that say whose a request is; the first that it has counts. The server sets `api_key`, the
+name of the key, for each request where it has keys; `user` is what the body says of itself."""
 
 _MOST_IDLE = 1000
 """Counters of tenants with nothing to do that are kept before the needless ones are dropped."""
@@ -31,6 +32,10 @@ class FairPrefill(FcfsPrefill):
     the least counter of those who wait, so that it has no credit of an idle time. While two tenants
     both have prompts waiting, what they are charged differs from their shares by what fits into
     the engines at once at the most, plus one prompt. Within a tenant the oldest goes first.
+
+    Shares hold between tenants that clients can't make up. Of a server without API keys a client
+    that sends a new `user` each time is a new tenant each time: lifted to the least counter, it is
+    served next, and takes most of the service.
 
     If the first of the tenant whose turn it is finds no room, no other overtakes it. The policy
     remembers its counters, and what it has charged for sequences that have begun.
