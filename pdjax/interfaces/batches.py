@@ -30,7 +30,7 @@ Array = Any
 class SamplingBatch:
     """How the next token of each row is chosen; fields of `SamplingParams`, one entry a row.
 
-    Rows nobody sits in are greedy and ask for nothing.
+    Rows without a sequence are greedy and ask for nothing.
     """
 
     temperature: Array  # f32[B]
@@ -148,13 +148,13 @@ class DecodeBatch:
     tokens sampled; those are kept on the device and fed back when it enters again, at the next
     tick. With R = 1 a tick is a whole decode step.
 
-    A tick computes n <= b entries of each microbatch, each a row of it, so that rows which nobody
-    decodes in cost nothing. From the tick at which a microbatch enters to that at which it leaves,
+    A tick computes n <= b entries of each microbatch, each a row of it, so that rows without
+    a sequence cost nothing. From the tick at which a microbatch enters to that at which it leaves,
     a row keeps its entry. Nothing that is kept of a row moves, whatever n the next tick has.
 
     The host describes the entries under every stage anew at each tick. So a row that it drops is
-    idle at once in all stages, and its pages may be given to somebody else before the pipeline has
-    drained.
+    idle at once in all stages, and its pages may be given to another sequence before the pipeline
+    has drained.
     """
 
     tick: int

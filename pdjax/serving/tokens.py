@@ -19,9 +19,8 @@ def routes(front: Front) -> APIRouter:
     router = APIRouter()
 
     @router.post("/tokenize", response_model=None, responses=answers(Tokenized))
-    async def tokenize(request: Request, body: TokenizeRequest) -> Response:
+    async def tokenize(_: Request, body: TokenizeRequest) -> Response:
         """The token ids of a text, or of a conversation."""
-        del request
         front.check_model(body.model)
         tokenizer = front.tokenizer
         if (body.prompt is None) == (body.messages is None):
@@ -46,9 +45,8 @@ def routes(front: Front) -> APIRouter:
         return JSONResponse(answer)
 
     @router.post("/detokenize", response_model=None, responses=answers(Detokenized))
-    async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
+    async def detokenize(_: Request, body: DetokenizeRequest) -> Response:
         """The text of token ids."""
-        del request
         front.check_model(body.model)
         tokenizer = front.tokenizer
         ids = checked_ids("tokens", body.tokens, tokenizer.vocab_size)

@@ -14,9 +14,9 @@ from pdjax.host.sequences.sequence import Sequence
 class FcfsDecode:
     """First come, first served, with preemption by recompute (vLLM, Kwon et al. 2023).
 
-    Growing comes before admitting, and when the pool is full the youngest gives way, or whom
-    `policies.victim` says. So the oldest sequence of a pool always gets on; and since every
-    prefill, that of a victim too, yields a token, no sequence is recomputed for ever.
+    Growing comes before admitting. When the pool is full `policies.victim` chooses the sequence
+    that gives way, by default the youngest, so that the oldest of a pool always gets on. Every
+    prefill yields a token, that of a victim too, so that no sequence is recomputed for ever.
 
     With `policies.tpot_target` a row is taken only while tokens are predicted to come no further
     apart than that with it, by what the engine's ticks have taken; an empty engine always takes
