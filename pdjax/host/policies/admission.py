@@ -9,7 +9,7 @@ from pdjax.host.step_times import prefill_seconds
 
 
 class AdmitAll:
-    """Everybody waits for as long as it takes."""
+    """No request is shed: each waits for as long as it takes."""
 
     sheds = False
 
