@@ -3,7 +3,7 @@
 import asyncio
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,12 @@ class Target:
 
 def play(target: Target, arrivals: list[Arrival], salt: str = "") -> Played:
     """Serve a workload to its end; see `in_process.play`. Moments of tokens are those at which
-    their chunks are read here. Where a conversation goes on, token ids are asked for.
+    their chunks are read here. Where a conversation goes on, token ids are asked for. Priority,
+    deadline and SLO are sent as pdjax's server takes them.
 
     Raises:
-      ValueError: the server has no model, or the URL is none.
+      ValueError: the server has no model, the URL is none, or a request has a label other than
+        `user`, which an API of completions has no field for.
       OSError: it cannot be reached.
     """
     return asyncio.run(_Player(target, arrivals, salt).play())
@@ -83,6 +85,8 @@ def _client(target: Target, clock: Clock) -> HttpClient:
 
 class _Player:
     def __init__(self, target: Target, arrivals: list[Arrival], salt: str) -> None:
+        for label in (label for each in arrivals for label in each.labels if label != "user"):
+            raise ValueError(f"labels[{label!r}]: must be `user`, as a server takes no other")
         self._target, self._clock = target, WallClock()
         self._client = _client(target, self._clock)
         self._vocab_size = target.vocab_size
@@ -181,7 +185,21 @@ class _Player:
         }
         if self._goes_on:
             asked["return_token_ids"] = True
+        asked |= _wishes(call.arrival)
         return self._client.request("POST", "/v1/completions", dumps(asked).encode())
+
+
+def _wishes(arrival: Arrival) -> dict[str, Any]:
+    """The fields of the body for what policies go by; those that are not given are left out, as
+    other servers may refuse them."""
+    wishes: dict[str, Any] = dict(arrival.labels)
+    if arrival.priority:
+        wishes["priority"] = arrival.priority
+    if arrival.deadline is not None:
+        wishes["deadline"] = arrival.deadline
+    if arrival.slo is not None:
+        wishes["slo"] = {k: v for k, v in asdict(arrival.slo).items() if v is not None}
+    return wishes
 
 
 @dataclass(frozen=True)

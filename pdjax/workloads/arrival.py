@@ -6,13 +6,15 @@ arrival that waits for an answer is dated by a `Schedule` (schedule.py), which s
 engines of this process and clients of a server all go by.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 
 from pdjax.core.request import Request, SamplingParams
+from pdjax.core.slo import SLO
 
 
 class Piece(NamedTuple):
@@ -44,10 +46,12 @@ class Arrival:
       continues: whether its prompt begins with the prompt and the answer of `after`.
       session: names its conversation, or its client in a closed loop; "" has none.
       turn: its number in the session, from 0.
+      priority, deadline, labels: as in `Request`. A request has its session as a label besides.
+      slo: latencies that are wanted, `ttft` and `tpot`, as in `Request`; None wishes none.
 
     Raises:
       ValueError: a moment before the start, a length below one, pieces that are not as long as the
-        prompt, or one that continues nothing.
+        prompt, one that continues nothing, an SLO with another bound, or what `Request` refuses.
     """
 
     moment: float
@@ -59,6 +63,10 @@ class Arrival:
     continues: bool = False
     session: str = ""
     turn: int = 0
+    priority: int = 0
+    deadline: float | None = None
+    slo: SLO | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.moment < float("inf"):
@@ -75,6 +83,10 @@ class Arrival:
                 )
         if self.continues and not self.after:
             raise ValueError("continues=True: must come after another request")
+        if self.priority != 0 or self.labels or (self.deadline, self.slo) != (None, None):
+            self.request_of((), 0)  # which checks them
+            if self.slo is not None and (self.slo.itl, self.slo.e2el) != (None, None):
+                raise ValueError("slo: must have no bound but ttft and tpot")
 
     def name(self, number: int) -> str:
         """Its id as the `number`-th request of a workload."""
@@ -100,9 +112,17 @@ class Arrival:
         params = SamplingParams(
             temperature=0.0, seed=number, max_tokens=self.output, ignore_eos=True
         )
-        labels = {"session": self.session} if self.session else {}
-        arrival = self.moment if moment < 0 else moment
-        return Request(self.name(number), prompt, params, arrival, labels=labels)
+        session = {"session": self.session} if self.session else {}
+        return Request(
+            self.name(number),
+            prompt,
+            params,
+            self.moment if moment < 0 else moment,
+            priority=self.priority,
+            deadline=self.deadline,
+            labels={**session, **self.labels},
+            slo=self.slo,
+        )
 
 
 def tokens_of(key: str, length: int, vocab_size: int) -> np.ndarray:

@@ -5,10 +5,11 @@ import datetime
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pdjax.core.slo import SLO
 from pdjax.formats.strict_json import dumps
 from pdjax.workloads.arrival import Arrival, Piece
 from pdjax.workloads.chances import generator
@@ -16,7 +17,10 @@ from pdjax.workloads.chances import generator
 MOONCAKE_BLOCK = 512
 """Tokens that a hash id of Mooncake's traces stands for."""
 
-_DEFAULTS = {field.name: field.default for field in fields(Arrival)}
+_DEFAULTS = {
+    each.name: each.default if each.default_factory is MISSING else each.default_factory()
+    for each in fields(Arrival)
+}
 
 
 def write_workload(path: str | Path, arrivals: Iterable[Arrival]) -> None:
@@ -31,7 +35,9 @@ def write_workload(path: str | Path, arrivals: Iterable[Arrival]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for each in arrivals:
             told = {name: getattr(each, name) for name in _DEFAULTS}
-            told["pieces"] = tuple(each.pieces)
+            told["pieces"], told["labels"] = tuple(each.pieces), dict(each.labels)
+            if each.slo is not None:
+                told["slo"] = {k: v for k, v in asdict(each.slo).items() if v is not None}
             file.write(dumps({k: v for k, v in told.items() if v != _DEFAULTS[k]}) + "\n")
 
 
@@ -55,6 +61,8 @@ def _read(path: str | Path, number: int, line: dict[str, Any]) -> Arrival:
         if unknown:
             raise ValueError(f"{unknown[0]}: no such key; allowed are {', '.join(_DEFAULTS)}")
         pieces = tuple(Piece(str(key), int(length)) for key, length in line.pop("pieces", ()))
+        if (bounds := line.pop("slo", None)) is not None:
+            line["slo"] = SLO(**bounds)
         return Arrival(**line, pieces=pieces)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}:{number}: {error}") from error

@@ -15,6 +15,7 @@ from pdjax.bench.http import Answer, Exchange, HttpClient
 from pdjax.bench.over_url import LEAD_S, Read, Target, model_of, play, read_answer
 from pdjax.bench.record import record_json
 from pdjax.bench.results import Chips, run_results
+from pdjax.core.slo import SLO
 from pdjax.workloads.arrival import Arrival
 from pdjax.workloads.synthetic import regular
 from tests.bench.test_command import results
@@ -79,6 +80,19 @@ def test_a_conversation_goes_on_with_the_answer_that_was_given(
     assert then[:12] == (*asked, *backend.reply(0)[:7]) and len(then) == 15
     one, two = (record.metrics for record in played.records)
     assert two.arrival >= one.token_times[-1] + 0.01 and two.prompt_tokens == 15
+
+
+def test_what_policies_go_by_is_sent(server: Served, backend: FakeBackend):
+    slo = SLO(ttft=3.0, tpot=2.0)
+    wish = Arrival(0.0, 5, 2, priority=3, deadline=60.0, slo=slo, labels={"user": "ann"})
+    played = play(target(server), [wish, Arrival(0.1, 5, 2)])
+    assert all(record.metrics.completed for record in played.records)
+    first, second = (answer.ask for answer in backend.answers)
+    assert (first.priority, first.deadline, first.slo) == (3, 60.0, slo)
+    assert first.labels["user"] == "ann" and "user" not in second.labels
+    assert (second.priority, second.deadline, second.slo) == (0, None, None)
+    with pytest.raises(ValueError, match=r"labels\['tenant'\]: must be `user`"):
+        play(target(server), [Arrival(0.0, 5, 2, labels={"tenant": "a"})])
 
 
 def test_a_server_without_room_sheds(server: Served, backend: FakeBackend):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pdjax.core.slo import SLO
 from pdjax.workloads.arrival import Arrival, Piece
 from pdjax.workloads.chances import Arrivals, Gaps, fixed
 from pdjax.workloads.files import read_azure, read_mooncake, read_workload, write_workload
@@ -42,6 +43,19 @@ def test_a_saved_workload_is_read_as_it_was(tmp_path: Path):
     assert "after" not in first and first["pieces"] == [["seed 0 of 0", 10]]
 
 
+def test_what_policies_go_by_is_saved_and_asked(tmp_path: Path):
+    wishes = {"priority": -2, "deadline": 1.5, "slo": SLO(ttft=0.3), "labels": {"tenant": "a"}}
+    made = [Arrival(0.0, 3, 1, session="s", **wishes), Arrival(0.0, 3, 1)]
+    path = tmp_path / "saved.jsonl"
+    write_workload(path, made)
+    assert read_workload(path) == made
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert first["slo"] == {"ttft": 0.3} and not second.keys() & wishes.keys()
+    asked = made[0].request(0, 100)
+    assert (asked.priority, asked.deadline, asked.slo) == (-2, 1.5, SLO(ttft=0.3))
+    assert asked.labels == {"session": "s", "tenant": "a"}
+
+
 @pytest.mark.parametrize(
     ("line", "match"),
     [
@@ -52,6 +66,15 @@ def test_a_saved_workload_is_read_as_it_was(tmp_path: Path):
             "saved.jsonl:2: colour: no such key",
         ),
         ('{"moment": 0, "prompt": 1}', "saved.jsonl:2: .*'output'"),
+        ('{"moment": 0, "prompt": 1, "output": 1, "slo": {"x": 1}}', "saved.jsonl:2: .*'x'"),
+        ('{"moment": 0, "prompt": 1, "output": 1, "slo": {"ttft": 0}}', "2: slo.ttft=0: must be"),
+        (
+            '{"moment": 0, "prompt": 1, "output": 1, "slo": {"itl": 1}}',
+            "2: slo: must have no bound",
+        ),
+        ('{"moment": 0, "prompt": 1, "output": 1, "deadline": -1}', "2: deadline=-1: must be"),
+        ('{"moment": 0, "prompt": 1, "output": 1, "priority": "x"}', "2: priority='x': must be"),
+        ('{"moment": 0, "prompt": 1, "output": 1, "labels": {"a": 1}}', "2: labels.*must be a str"),
         ('{"moment": 0, "prompt": 0, "output": 1}', "saved.jsonl:2: prompt=0"),
     ],
 )
