@@ -7,6 +7,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from pdjax.config import NO_CACHE
+from pdjax.device import compat
 from pdjax.device.compilation_cache import use_compilation_cache
 
 pytestmark = pytest.mark.smoke
@@ -74,3 +75,12 @@ def test_a_cache_that_cannot_be_written_only_warns(tmp_path, caplog):
     use_compilation_cache(str(tmp_path / "file" / "cache"))
     assert jax.config.jax_compilation_cache_dir == before
     assert "compilation_cache: programs are not kept for the next start" in caplog.text
+
+
+def test_flags_of_the_environment_go_before_options_of_our_own(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    options = compat._options()
+    assert set(options) == set(compat._CPU_OPTIONS)
+    assert jax.jit(lambda x: x + 1).lower(1).compile(compiler_options=options)(1) == 2
+    monkeypatch.setenv("XLA_FLAGS", " ".join(f"--{name}=2" for name in options))
+    assert compat._options() == {}
