@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,12 @@ def test_a_saved_workload_is_read_as_it_was(tmp_path: Path):
 
 
 def test_what_policies_go_by_is_saved_and_asked(tmp_path: Path):
-    wishes = {"priority": -2, "deadline": 1.5, "slo": SLO(ttft=0.3), "labels": {"tenant": "a"}}
+    wishes: dict[str, Any] = {
+        "priority": -2,
+        "deadline": 1.5,
+        "slo": SLO(ttft=0.3),
+        "labels": {"tenant": "a"},
+    }
     made = [Arrival(0.0, 3, 1, session="s", **wishes), Arrival(0.0, 3, 1)]
     path = tmp_path / "saved.jsonl"
     write_workload(path, made)
