@@ -31,12 +31,12 @@ class AdmitAll:
 class EarlyRejection:
     """Refuses a request as it comes if its first token is predicted later than its SLO or its
     deadline allow, or its tokens further apart; and one whose deadline passes while it waits (early
-    rejection by prediction, Mooncake, Qin et al., FAST 2025). So no engine computes what nobody
-    wants any more, and what is let in is on time.
+    rejection by prediction, Mooncake, Qin et al., FAST 2025). So no engine computes tokens that
+    come too late to be of use, and requests that are let in are on time.
 
     The time to first token is predicted from what engines have measured of themselves: all that is
     queued before it and in the backlogs, at the rate of all engines together, then its own prompt,
-    without what is cached. While no engine has finished a step, everybody is let in. A request
+    without what is cached. While no engine has finished a step, all are let in. A request
     without a deadline or SLO is never refused.
     """
 
