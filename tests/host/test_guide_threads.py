@@ -2,7 +2,8 @@
 waits. The random walks have guides that take any number of turns."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -55,10 +56,17 @@ def submit(house: Deployment, name: str, *, guided: bool, **params) -> list[Sequ
     return house.coordinator.submit(Request(name, (5, 6, 7), asked, 0.0))
 
 
-def run(house: Deployment) -> None:
-    while house.coordinator.has_work:
+def run_until(house: Deployment, condition: Callable[[], bool]) -> None:
+    """Take turns until it has come to that: however many, since threads get on by time."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
         house.coordinator.step()
         house.coordinator.check()
+
+
+def run(house: Deployment) -> None:
+    run_until(house, lambda: not house.coordinator.has_work)
 
 
 def test_a_row_sits_out_while_its_guide_is_followed_and_its_neighbours_go_on(
@@ -66,7 +74,7 @@ def test_a_row_sits_out_while_its_guide_is_followed_and_its_neighbours_go_on(
 ):
     [held] = submit(house, "held", guided=True)
     [other], [free] = submit(house, "other", guided=True), submit(house, "free", guided=False)
-    house.run_until(lambda: free.done)
+    run_until(house, lambda: free.done)
     assert (len(held.output), held.state) == (1, State.DECODING)
     gate.opened.set()
     run(house)
@@ -79,7 +87,7 @@ def test_a_request_is_aborted_while_its_guide_is_followed(
     house: Deployment, gate: Gate, tokens: int
 ):
     [held] = submit(house, "held", guided=True, max_tokens=tokens)
-    house.run_until(lambda: len(held.output) == 1)
+    run_until(house, lambda: len(held.output) == 1)
     for _ in range(3):
         house.coordinator.step()
     assert not held.done  # whether its form is complete is not known
