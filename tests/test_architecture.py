@@ -27,7 +27,7 @@ PUBLIC = ("LLM", "AsyncLLM", "SLO", "Config", "SamplingParams", "RequestOutput",
 # anything.
 ROOMS = {
     **dict.fromkeys(["", *PUBLIC], "public names"),
-    **dict.fromkeys(["cli", "bench", "serving", "pictures", "__main__"], "front"),
+    **dict.fromkeys(["cli", "bench", "serving", "pictures", "report", "__main__"], "front"),
     **{room: room for room in ("host", "sim", "device")},
     "interfaces": "door",
     **dict.fromkeys(["core", "config", "formats", "text"], "words"),

@@ -192,8 +192,8 @@ def commit_of(tree: Path | None) -> str | None:
     return None
 
 
-ORIGINS = ("experiments/common/origin.py", "experiments/origin.py")
-"""The files that hold a build's commit: today's, and that of older builds."""
+ORIGINS = ("pdjax/core/origin.py", "experiments/common/origin.py", "experiments/origin.py")
+"""The files that hold a build's commit: today's, and those of older builds."""
 
 
 def is_telling(argument: str) -> bool:

@@ -1,13 +1,10 @@
 """The results of a benchmark, under the keys of the field; what each means says
 `host/metrics/definitions.py`."""
 
-import importlib.metadata
 import math
-import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +15,6 @@ from pdjax.host.metrics.bench_definitions import PERCENTILES
 from pdjax.host.metrics.capacity import Point
 from pdjax.host.metrics.request import in_ms
 from pdjax.host.metrics.summary import summarize
-
-PACKAGES = ("pdjax", "jax", "jaxlib", "numpy")
 
 
 @dataclass(frozen=True)
@@ -114,15 +109,6 @@ def details(played: Played) -> dict[str, Any]:
 def point_of(rate: float, found: Mapping[str, Any]) -> Point:
     """What a run says to a search for capacity."""
     return Point(rate, found["slo_good"], found["slo_total"])
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of packages."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def slo_of(bounds: Iterable[str]) -> SLO | None:

@@ -16,12 +16,14 @@ from pdjax.bench.record import Played, named, record_json
 from pdjax.cli.command import Command
 from pdjax.config import Config
 from pdjax.core.clock import utc_now
+from pdjax.core.origin import versions
 from pdjax.core.slo import SLO
 from pdjax.flags import config_of, new_flags
 from pdjax.formats.strict_json import dumps
 from pdjax.host.metrics.bench_definitions import BENCH_GROUPS
 from pdjax.host.metrics.capacity import Point, capacity, find_capacity
 from pdjax.host.metrics.definitions import GROUPS, definitions
+from pdjax.report.origin import PACKAGES
 from pdjax.workloads.arrival import Arrival
 from pdjax.workloads.files import write_workload
 
@@ -283,7 +285,7 @@ class _Driver:
             "seed": _FLAGS["seed"].value,
             "workload": workload_flags.asked(_FLAGS),
             "config": None if system.config is None else _plain(asdict(system.config)),
-            "versions": results.versions(),
+            "versions": versions(*PACKAGES),
             "command": ["pdjax", "bench", *sys.argv[2:]],
             "definitions": definitions(groups | BENCH_GROUPS),
         }

@@ -1,7 +1,6 @@
 """What experiments share: tables, workloads, shapes, origins of numbers, times of a step."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,34 +84,6 @@ def test_a_number_says_where_it_comes_from():
     assert found["versions"].keys() >= {"python", "jax", "numpy"}
     assert found["devices"]
     assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40
-
-
-def test_an_export_knows_its_commit_and_a_copy_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(provenance, "ROOT", ROOT / "experiments")  # a copy within this checkout
-    assert provenance.commit() is None
-    monkeypatch.setattr(provenance, "EXPORTED", "f" * 40)
-    assert provenance.commit() == "f" * 40
-    assert (ROOT / ".gitattributes").read_text() == "experiments/common/origin.py export-subst\n"
-
-
-@pytest.mark.parametrize(
-    ("file", "mark"), [(None, ""), ("known.txt", "+"), ("new.py", "+"), ("results.json", "")]
-)
-def test_a_commit_has_a_plus_where_the_code_is_not_all_in_it(file, mark, tmp_path, monkeypatch):
-    def git(*args: str) -> None:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-        subprocess.run(["git", *who, *args], cwd=tmp_path, check=True, capture_output=True)
-
-    (tmp_path / "known.txt").write_text("a")
-    git("init")
-    git("add", "-A")
-    git("commit", "-m", "first")
-    if file:
-        (tmp_path / file).write_text("b")
-    monkeypatch.setattr(provenance, "ROOT", tmp_path.resolve())
-    monkeypatch.setattr(provenance, "EXPORTED", "$")
-    found = provenance.commit()
-    assert found is not None and len(found.rstrip("+")) == 40 and found[40:] == mark
 
 
 def test_parts_of_a_step_add_up_to_the_whole():
