@@ -32,6 +32,8 @@ from pdjax.interfaces.transport import Transport
 from pdjax.request_maker import RequestMaker, guide_maker, text_maker
 from pdjax.session import Session
 from pdjax.sim.cluster import Cluster, wiring
+from pdjax.sim.costs import StepCosts
+from pdjax.sim.links import Link
 from pdjax.text.guides import GuideCompiler
 from pdjax.text.tokenizer import Tokenizer
 
@@ -107,6 +109,8 @@ def deploy(
     *,
     clock: Clock | None = None,
     progress: bool = True,
+    costs: StepCosts | None = None,
+    link: Link | None = None,
 ) -> Deployment:
     """Make what serves a config.
 
@@ -120,15 +124,20 @@ def deploy(
         `host/policies/api.py`.
       clock: tells the time; wall time unless given. A simulation has a clock of its own.
       progress: tell on stderr what a start of more than a second is doing; see `core/progress.py`.
+      costs, link: of a simulation, seconds of steps and what a link can do, in place of the usual
+        ones.
 
     Raises:
-      ValueError: no such backend, or a config, policy, model or layout that cannot work, with the
-        field, its value and what is allowed.
+      ValueError: no such backend, costs or a link of real devices, or a config, policy, model or
+        layout that cannot work, with the field, its value and what is allowed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={shown(backend)}: allowed are {', '.join(BACKENDS)}")
+    given = {name: each for name, each in (("costs", costs), ("link", link)) if each is not None}
+    if given and backend != "sim":
+        raise ValueError(f'{", ".join(given)}: of backend="sim" alone; backend={shown(backend)}')
     told = Progress(progress)
-    made = BACKENDS[backend](load_config(config), policies, clock, told)
+    made = BACKENDS[backend](load_config(config), policies, clock, told, **given)
     told.end("ready")
     return made
 
@@ -184,7 +193,12 @@ def _check_mixing(config: Config) -> None:
 
 
 def _simulated(
-    config: Config, policies: Mapping[str, Any] | None, clock: Clock | None, progress: Progress
+    config: Config,
+    policies: Mapping[str, Any] | None,
+    clock: Clock | None,
+    progress: Progress,
+    costs: StepCosts | None = None,
+    link: Link | None = None,
 ) -> Deployment:
     config = replace(config, colocated=bool(config.colocated))  # it has all devices it needs
     _check_mixing(config)
@@ -205,7 +219,7 @@ def _simulated(
     cluster = Cluster(
         config,
         layout,
-        **wiring(config),
+        **wiring(config, costs, link),
         max_model_len=model.max_model_len,
         vocab_size=model.spec.vocab_size,
         policies=chosen,
@@ -217,9 +231,7 @@ def _simulated(
     return _deployment(config, model, cluster, *parts)
 
 
-BACKENDS: dict[
-    str, Callable[[Config, Mapping[str, Any] | None, Clock | None, Progress], Deployment]
-] = {
+BACKENDS: dict[str, Callable[..., Deployment]] = {
     "device": _on_devices,
     "sim": _simulated,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,6 +30,10 @@ class Record:
     metrics: RequestMetrics
     sent: float | None
     error: str | None = None
+
+    def slo(self, usual: SLO | None) -> SLO | None:
+        """What makes it good: the bounds that it came with, else the usual ones."""
+        return usual if self.arrival.slo is None else self.arrival.slo.over(usual)
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,12 @@ def record_json(record: Record, played: Played, phase: str, slo: SLO | None) -> 
     Args:
       played: the workload that the record is of.
       phase: "warmup" or "profiling", as aiperf calls what is measured.
-      slo: what makes a request good.
+      slo: what makes a request good that has no bounds of its own.
     """
     metrics, arrival = record.metrics, record.arrival
     late = None if record.sent is None else record.sent - metrics.arrival
-    good = None if slo is None else metrics.completed and slo.met_by(metrics)
+    bounds = record.slo(slo)
+    good = None if bounds is None else metrics.completed and bounds.met_by(metrics)
     return {
         **metrics.to_json(),
         "number": record.number,
@@ -102,9 +107,15 @@ def record_json(record: Record, played: Played, phase: str, slo: SLO | None) -> 
         "due_s": metrics.arrival - played.start,
         "late_ms": in_ms(late),
         "error": record.error,
+        "slo": slo_json(bounds),
         "good": good,
         **_as_aiperf(record, played, phase),
     }
+
+
+def slo_json(slo: SLO | None) -> dict[str, float | None] | None:
+    """Bounds by name, in milliseconds."""
+    return None if slo is None else {name: in_ms(most) for name, most in asdict(slo).items()}
 
 
 def _as_aiperf(record: Record, played: Played, phase: str) -> dict[str, Any]:

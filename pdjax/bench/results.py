@@ -5,10 +5,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from pdjax.bench.record import Played
+from pdjax.bench.record import Played, slo_json
 from pdjax.config import Config
 from pdjax.core.slo import SLO
 from pdjax.host.metrics.bench_definitions import PERCENTILES
@@ -53,9 +53,10 @@ class Chips:
 
 
 def run_results(played: Played, slo: SLO | None, chips: Chips) -> dict[str, Any]:
-    """The numbers of a run: those of `summarize`, of its engines, and those per chip."""
+    """The numbers of a run: those of `summarize`, of its engines, and those per chip; `slo`: what
+    makes a request good that has no bounds of its own."""
     metrics = [record.metrics for record in played.records]
-    found = summarize(metrics, slo, PERCENTILES)
+    found = summarize(metrics, [record.slo(slo) for record in played.records], PERCENTILES)
     late = [r.sent - r.metrics.arrival for r in played.records if r.sent is not None]
     cached = sum(m.cached_tokens for m in metrics if m.completed)
     duration = found["duration"]
@@ -81,7 +82,7 @@ def run_results(played: Played, slo: SLO | None, chips: Chips) -> dict[str, Any]
             f"{name}_intvty": 1000 / tpot if (tpot := found[f"{name}_tpot_ms"]) else None
             for name in ("mean", "median", "p99")
         },
-        "slo": None if slo is None else {k: in_ms(v) for k, v in asdict(slo).items()},
+        "slo": slo_json(slo),
         "errors_by_reason": dict(errors.most_common()),
         "capacity": None,
         "runs": None,

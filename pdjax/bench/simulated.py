@@ -7,18 +7,26 @@ from pdjax.config import Config
 from pdjax.deploy import deploy
 from pdjax.host.metrics.summary import work_of
 from pdjax.sim.cluster import LLAMA3_8B, Cluster, wiring
+from pdjax.sim.costs import StepCosts
+from pdjax.sim.links import Link
 from pdjax.workloads.arrival import Arrival
 
 
-def cluster_of(config: Config) -> tuple[Cluster, int]:
+def cluster_of(
+    config: Config, costs: StepCosts | None = None, link: Link | None = None
+) -> tuple[Cluster, int]:
     """The engines of a config, simulated with constant costs, and the longest sequence in tokens.
-    KV has the shapes of Llama 3 8B unless the config has a `model.spec`."""
+    KV has the shapes of Llama 3 8B unless the config has a `model.spec`.
+
+    Args:
+      costs, link: in place of the usual ones.
+    """
     if config.model.spec is not None:
-        deployment = deploy(config, "sim")
+        deployment = deploy(config, "sim", costs=costs, link=link)
         return deployment.backing, deployment.max_model_len
     longest = config.model.max_model_len or 8192
     layout = replace(LLAMA3_8B, page_size=config.kv.page_size, tp=config.prefill.tp)
-    return Cluster(config, layout, max_model_len=longest, **wiring(config)), longest
+    return Cluster(config, layout, max_model_len=longest, **wiring(config, costs, link)), longest
 
 
 def play(cluster: Cluster, arrivals: list[Arrival], salt: str = "") -> Played:

@@ -1,11 +1,12 @@
 """The flags that say what a benchmark plays, and the workload that they name."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from absl import flags
 
+from pdjax.bench.driver import Workload
 from pdjax.workloads.arrival import Arrival
 from pdjax.workloads.chances import Arrivals, Gaps, lengths_of
 from pdjax.workloads.files import read_azure, read_mooncake, read_workload
@@ -82,27 +83,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("seed", 0, "of all chance", **of)
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is played, before it is cut to a context.
-
-    Attributes:
-      arrivals: of it.
-      rate: requests a second that are offered; math.inf where they come at once or as answers do.
-      burstiness: of arrivals that were drawn; None of others.
-      clients: of a closed loop; None of an open one.
-      seed: of all chance.
-    """
-
-    arrivals: list[Arrival]
-    rate: float
-    burstiness: float | None
-    clients: int | None
-    seed: int
-
-
 def made(values: flags.FlagValues, rate: float | None = None) -> Workload:
-    """The workload that flags name.
+    """The workload that flags name, before it is cut to a context.
 
     Args:
       rate: in place of `--request_rate`.
@@ -150,19 +132,19 @@ def _scaled(arrivals: list[Arrival], flag: dict[str, Any]) -> list[Arrival]:
     return scaled(arrivals, time=time, prompt=prompt, output=output)
 
 
-def cut(values: flags.FlagValues, arrivals: list[Arrival], context: int | None) -> list[Arrival]:
+def cut(values: flags.FlagValues, workload: Workload, context: int | None) -> Workload:
     """What of a workload fits into `--context`, or else into that of the model.
 
     Raises:
       ValueError: nothing does.
     """
     longest = values["context"].value or context
-    kept = arrivals
+    kept = workload.arrivals
     if longest is not None:
-        kept = within(arrivals, longest, cut=bool(values["cut"].value))
+        kept = within(kept, longest, cut=bool(values["cut"].value))
     if not kept:
         raise ValueError(f"workload: no request fits into {longest} tokens")
-    return kept
+    return replace(workload, arrivals=kept)
 
 
 def asked(values: flags.FlagValues) -> dict[str, Any]:

@@ -2,29 +2,28 @@
 
 import json
 import math
+import secrets
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from pdjax.bench import results, workload_flags
-from pdjax.bench.record import Played, named, record_json
+from pdjax.bench.driver import Driver, compare_rates
+from pdjax.bench.system import System, device_system, server_system, simulated_system
 from pdjax.cli.command import Command
 from pdjax.config import Config
 from pdjax.core.clock import utc_now
 from pdjax.core.origin import versions
-from pdjax.core.slo import SLO
 from pdjax.flags import config_of, new_flags
 from pdjax.formats.strict_json import dumps
 from pdjax.host.metrics.bench_definitions import BENCH_GROUPS
-from pdjax.host.metrics.capacity import Point, capacity, find_capacity
+from pdjax.host.metrics.capacity import capacity
 from pdjax.host.metrics.definitions import GROUPS, definitions
 from pdjax.report.origin import PACKAGES
-from pdjax.workloads.arrival import Arrival
 from pdjax.workloads.files import write_workload
 
 USAGE = """
@@ -60,6 +59,13 @@ _GOODPUT = flags.DEFINE_multi_string(
     "goodput", [], "what makes a request good: ttft, tpot, itl or e2el, a colon, ms", **_OF
 )
 _WARMUPS = flags.DEFINE_integer("num_warmups", 1, "requests before those that are measured", **_OF)
+_SALT = flags.DEFINE_string(
+    "salt",
+    None,
+    "of prompts: runs of one salt have the same, which a prefix cache may have (default: of a "
+    "server another each time, else none)",
+    **_OF,
+)
 _RATES = flags.DEFINE_list("rates", [], "a run at each of these requests a second", **_OF)
 _SEARCH = flags.DEFINE_bool(
     "find_capacity", False, "search the highest rate with enough good requests", **_OF
@@ -75,60 +81,63 @@ _METADATA = flags.DEFINE_multi_string("metadata", [], "KEY=VALUE for the results
 workload_flags.define(_FLAGS)
 
 
-@dataclass(frozen=True)
-class System:
-    """What is driven.
-
-    Attributes:
-      kind: pdjax, sim, or openai of a URL.
-      model: its name.
-      context: tokens of the longest request; None of a URL, whose server does not tell it.
-      chips: that it has.
-      play: has a workload served.
-      config: of its engines; None of a URL.
-    """
-
-    kind: str
-    model: str
-    context: int | None
-    chips: results.Chips
-    play: Callable[[list[Arrival], str], Played]
-    config: Config | None
-
-
 def bench() -> None:
     """`pdjax bench`."""
     slo = results.slo_of(_GOODPUT.value or ())
-    rates = _checked_rates(slo)
+    rates = _checked_rates()
     metadata = _metadata()
     config = None if _URL.value else config_of(_FLAGS)
     # What is asked for is known to be right before a model is loaded.
     first = workload_flags.made(_FLAGS, rates[0] if rates else None)
+    compared = bool(rates or _SEARCH.value)
+    if compared and slo is None and all(each.slo is None for each in first.arrivals):
+        raise ValueError("goodput: must say what makes a request good where rates are compared")
     if _SAVE.value:
         write_workload(_SAVE.value, first.arrivals)
         print(f"saved {_SAVE.value}")
+    date, salt = utc_now(), _salt()
     with ExitStack() as held:
         if config is not None:
             room = len(first.arrivals) + (_WARMUPS.value or 0)
             config = replace(config, max_recorded=max(config.max_recorded, room))
-        driver = _Driver(_system(config, held), slo)
-        if rates or _SEARCH.value:
-            found = driver.sweep(rates, first.rate)
+        system = _system(config, held)
+        driver = Driver(
+            system,
+            slo,
+            warmups=_WARMUPS.value or 0,
+            salt=salt,
+            keep=bool(_RECORDS.value),
+            detailed=bool(_DETAILED.value),
+        )
+
+        def run(rate: float | None) -> dict[str, Any]:
+            made = workload_flags.made(_FLAGS, rate)
+            found = driver.run(workload_flags.cut(_FLAGS, made, system.context))
+            return found if rate is None else found | {"request_rate": rate}
+
+        if compared:
+            found = compare_rates(
+                run,
+                rates,
+                start=first.rate,
+                share=_SHARE.value or 0.0,
+                resolution=_RESOLUTION.value or 0.0,
+                chips=system.chips.all,
+            )
+            print("\n".join(results.capacity_lines(found["capacity"], found["runs"])))
         else:
-            found = driver.run(None)
+            found = run(None)
             print("\n".join(results.summary_lines(found)))
-        driver.save(found | metadata)
+        _save(system, {"date": date, "salt": salt, **found, **metadata}, driver.records)
 
 
-def _checked_rates(slo: SLO | None) -> list[float]:
+def _checked_rates() -> list[float]:
     try:
         rates = sorted({float(rate) for rate in _RATES.value or ()})
     except ValueError as error:
         raise ValueError(f"rates={','.join(_RATES.value or ())}: must be numbers") from error
     if rates and not 0 < rates[0] <= rates[-1] < math.inf:
         raise ValueError(f"rates={','.join(_RATES.value or ())}: must be more than 0, and finite")
-    if (rates or _SEARCH.value) and slo is None:
-        raise ValueError("goodput: must say what makes a request good where rates are compared")
     if rates and (_SEARCH.value or _FLAGS["request_rate"].value is not None):
         raise ValueError("rates: must not be given with find_capacity or request_rate")
     if (rates or _SEARCH.value) and _FLAGS["max_concurrency"].value is not None:
@@ -154,150 +163,48 @@ def _metadata() -> dict[str, str]:
 def _system(config: Config | None, held: ExitStack) -> System:
     """What the flags ask for; `held` closes it."""
     if config is None:
-        return _server()
-    if _BACKEND.value == "sim":
-        from pdjax.bench import simulated
-
-        cluster, longest = simulated.cluster_of(config)
-        return System(
-            "sim",
-            config.model.source,
-            longest,
-            results.Chips.of(config),
-            lambda arrivals, salt: simulated.play(cluster, arrivals, salt),
-            config,
+        key = Path(_KEY.value).read_text("utf-8").strip() if _KEY.value else None
+        return server_system(
+            _URL.value or "",
+            model=_MODEL.value,
+            vocab_size=_VOCAB.value or 0,
+            api_key=key,
+            timeout_s=_TIMEOUT.value or 0.0,
+            chips=_CHIPS.value,
         )
-    from pdjax.bench import in_process
-    from pdjax.llm import LLM
-
-    llm = held.enter_context(LLM(config))
-    return System(
-        "pdjax",
-        llm.config.model.source,
-        llm.max_model_len,
-        results.Chips.of(llm.config),
-        lambda arrivals, salt: in_process.play(llm, arrivals, salt),
-        llm.config,
-    )
+    if _BACKEND.value == "sim":
+        return simulated_system(config)
+    return held.enter_context(device_system(config))
 
 
-def _server() -> System:
-    from pdjax.bench import over_url
-
-    key = Path(_KEY.value).read_text("utf-8").strip() if _KEY.value else None
-    vocab_size, seconds = _VOCAB.value or 0, _TIMEOUT.value or 0.0
-    if not seconds > 0:
-        raise ValueError(f"timeout_s={seconds}: must be more than 0")
-    target = over_url.Target(_URL.value or "", _MODEL.value, vocab_size, key, seconds)
-    model = _MODEL.value or over_url.model_of(target)
-    target = replace(target, model=model)
-    return System(
-        "openai",
-        model,
-        None,
-        results.Chips.of_url(_CHIPS.value),
-        lambda arrivals, salt: over_url.play(target, arrivals, salt),
-        None,
-    )
+def _salt() -> str:
+    """Of this command's prompts. A server has served before: its prefix cache may have the prompts
+    of another command, unless they are told apart."""
+    if _SALT.value is not None:
+        return _SALT.value
+    return secrets.token_hex(4) if _URL.value else ""
 
 
-class _Driver:
-    """Plays workloads to a system, and keeps what became of them.
-
-    Args:
-      system: what is driven.
-      slo: what makes a request good.
-    """
-
-    def __init__(self, system: System, slo: SLO | None) -> None:
-        self._system, self._slo = system, slo
-        self._date, self._runs = utc_now(), 0
-        self._lines: list[str] = []  # of the records
-
-    def run(self, rate: float | None) -> dict[str, Any]:
-        """One run, after a warm-up if it is the first; `rate`: in place of `--request_rate`."""
-        made, system = workload_flags.made(_FLAGS, rate), self._system
-        arrivals = workload_flags.cut(_FLAGS, made.arrivals, system.context)
-        warmups = 0
-        if not self._runs and _WARMUPS.value:
-            warm = [each for each in arrivals if not each.after][: _WARMUPS.value]
-            # One after the other, and before the clock of anything that is measured.
-            chain = [
-                replace(each, moment=0.0, id=f"w{i}", after=f"w{i - 1}" if i else "")
-                for i, each in enumerate(warm)
-            ]
-            warmups = len(chain)
-            self._keep(system.play(chain, "warm-up "), "warmup")
-        # Another salt: no run finds the prompts of the one before in a prefix cache.
-        tag = f"{self._runs}." if self._runs else ""
-        self._runs += 1
-        played = system.play(named(arrivals, tag), f"run {tag} ")
-        self._keep(played, "profiling")
-        if errors := [record.error for record in played.records if record.error]:
-            print(f"{len(errors)} not served; the first: {errors[0]}", file=sys.stderr)
-        found = results.run_results(played, self._slo, system.chips)
-        offered = made.rate if rate is None else rate
-        found |= {
-            "num_warmups": warmups,
-            "request_rate": "inf" if offered == math.inf else offered,
-            "burstiness": made.burstiness if made.burstiness != math.inf else "inf",
-            "max_concurrency": made.clients,
-        }
-        if _DETAILED.value:
-            found |= results.details(played)
-        return found
-
-    def sweep(self, rates: list[float], start: float) -> dict[str, Any]:
-        """Runs at some rates, or a search that begins at `start`; the results of the run at the
-        capacity, or else of the slowest, with all of them."""
-        runs = dict[float, dict[str, Any]]()
-
-        def measure(rate: float) -> Point:
-            runs[rate] = found = self.run(rate)
-            point = results.point_of(rate, found)
-            print(f"{rate:.4g} requests/s: {point.good} of {point.total} good", flush=True)
-            return point
-
-        share = _SHARE.value or 0.0
-        if rates:
-            compared = capacity([measure(rate) for rate in rates], share)
-        else:
-            if start == math.inf:
-                raise ValueError("request_rate=inf: a search must begin at a finite rate")
-            compared = find_capacity(measure, start, share, resolution=_RESOLUTION.value or 0.0)
-        told = compared.to_json(self._system.chips.all)
-        print("\n".join(results.capacity_lines(told, list(runs.values()))))
-        shown = compared.best or compared.points[0]
-        kept = [runs[rate] for rate in sorted(runs)]
-        return {**runs[shown.rate], "capacity": told, "runs": kept}
-
-    def save(self, found: dict[str, Any]) -> None:
-        """Write the results and the records."""
-        system, groups = self._system, {k: v for k, v in GROUPS.items() if k != "requests"}
-        whole = {
-            "date": self._date,
-            "endpoint_type": system.kind,
-            "backend": system.kind,
-            "label": _LABEL.value,
-            "model_id": system.model,
-            "tokenizer_id": system.model,
-            **found,
-            "seed": _FLAGS["seed"].value,
-            "workload": workload_flags.asked(_FLAGS),
-            "config": None if system.config is None else _plain(asdict(system.config)),
-            "versions": versions(*PACKAGES),
-            "command": ["pdjax", "bench", *sys.argv[2:]],
-            "definitions": definitions(groups | BENCH_GROUPS),
-        }
-        _write(_OUT.value or "", dumps(whole, indent=1) + "\n")
-        if _RECORDS.value:
-            _write(_RECORDS.value, "".join(f"{line}\n" for line in self._lines))
-
-    def _keep(self, played: Played, phase: str) -> None:
-        if _RECORDS.value:
-            self._lines += [
-                dumps(record_json(record, played, phase, self._slo)) for record in played.records
-            ]
+def _save(system: System, found: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Write the results and the records."""
+    groups = {k: v for k, v in GROUPS.items() if k != "requests"}
+    whole = {
+        "endpoint_type": system.kind,
+        "backend": system.kind,
+        "label": _LABEL.value,
+        "model_id": system.model,
+        "tokenizer_id": system.model,
+        **found,
+        "seed": _FLAGS["seed"].value,
+        "workload": workload_flags.asked(_FLAGS),
+        "config": None if system.config is None else _plain(asdict(system.config)),
+        "versions": versions(*PACKAGES),
+        "command": ["pdjax", "bench", *sys.argv[2:]],
+        "definitions": definitions(groups | BENCH_GROUPS),
+    }
+    _write(_OUT.value or "", dumps(whole, indent=1) + "\n")
+    if _RECORDS.value:
+        _write(_RECORDS.value, "".join(f"{dumps(line)}\n" for line in records))
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """What makes a request good: bounds on its latencies."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from pdjax.core.messages import shown
@@ -55,6 +55,11 @@ class SLO:
                     f"slo.{bound.name}={shown(most)}: must be None or a positive number of seconds"
                 )
             object.__setattr__(self, bound.name, most)
+
+    def over(self, usual: "SLO | None") -> "SLO":
+        """Its own bounds, and those of `usual` for latencies that it does not bound."""
+        own = {f.name: most for f in fields(self) if (most := getattr(self, f.name)) is not None}
+        return self if usual is None else replace(usual, **own)
 
     def met_by(self, latencies: Latencies) -> bool:
         """Whether a completed request was good."""

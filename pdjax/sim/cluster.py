@@ -62,12 +62,16 @@ class Run:
         )
 
 
-def wiring(config: Config) -> dict[str, Any]:
+def wiring(
+    config: Config, costs: StepCosts | None = None, link: Link | None = None
+) -> dict[str, Any]:
     """Arguments of a `Cluster` whose pools are shared and linked as those of a deployment: the two
-    phases of a replica share its pool, and nothing links replicas."""
+    phases of a replica share its pool, and nothing links replicas. `costs` and `link` take the
+    place of the usual ones."""
+    given = {"costs": costs or StepCosts(), "link": link or Link()}
     if config.colocated:
-        return {"shared": config.prefill.engines, "link": None}
-    return {}
+        return {**given, "shared": config.prefill.engines, "link": None}
+    return given
 
 
 class Cluster:

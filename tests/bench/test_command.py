@@ -189,6 +189,27 @@ def test_stamps_of_a_simulation_are_of_its_virtual_clock(tmp_path: Path):
     assert all(line["metadata"]["request_start_ns"] >= warm for line in lines[2:])
 
 
+def test_requests_with_slos_of_their_own_are_held_against_those(tmp_path: Path):
+    saved = tmp_path / "saved.jsonl"
+    wishes = [{"ttft": 1e-6}, {"ttft": 9.0}, {"tpot": 9.0}, None]
+    lines = [
+        {"moment": i, "prompt": 8, "output": 3} | ({} if wish is None else {"slo": wish})
+        for i, wish in enumerate(wishes)
+    ]
+    saved.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    args = ("--backend=sim", f"--workload=saved:{saved}", "--num_warmups=0")
+    whole, records = results(tmp_path, *args)
+    assert [record["good"] for record in records] == [False, True, True, None]
+    assert (whole["slo_good"], whole["slo_total"], whole["slo"]) == (2, 3, None)
+    # What a request does not bound is held against the bounds of the command.
+    whole, records = results(tmp_path, *args, "--goodput=tpot:1")
+    assert [record["good"] for record in records] == [False, False, True, False]
+    assert records[1]["slo"] == {"ttft": 9e3, "tpot": 1.0, "itl": None, "e2el": None}
+    # Rates can be compared by the requests' own SLOs alone.
+    whole, _ = results(tmp_path, *args, "--rates=1,2", "--share=0.5")
+    assert (whole["capacity"]["good"], whole["capacity"]["total"]) == (2, 3)
+
+
 def test_a_trace_is_replayed_at_its_own_rate_or_another(tmp_path: Path):
     trace = tmp_path / "trace.jsonl"
     lines = [

@@ -206,6 +206,18 @@ def test_the_command_drives_a_server(server: Served, tmp_path: Path):
     assert all(ack > start for ack, start in zip(acks, starts, strict=True))
 
 
+def test_a_command_finds_no_prompt_of_another_in_a_prefix_cache(
+    server: Served, backend: FakeBackend, tmp_path: Path
+):
+    args = (f"--url={server.url}", "--num_prompts=2", "--input_len=20", "--output_len=2")
+    salts = ((), (), ("--salt=a",), ("--salt=a",))
+    told = [results(tmp_path, *args, "--vocab_size=200", *salt)[0]["salt"] for salt in salts]
+    prompts = [answer.ask.prompt_token_ids for answer in backend.answers]
+    first, second, third, fourth = (prompts[3 * i : 3 * i + 3] for i in range(4))
+    assert first != second != third == fourth
+    assert len(set(told)) == 3 and told[2] == "a"
+
+
 # Streams made by hand.
 
 

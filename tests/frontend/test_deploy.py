@@ -18,6 +18,8 @@ from pdjax.core.slo import SLO
 from pdjax.deploy import deploy
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.llm import LLM
+from pdjax.sim.costs import StepCosts
+from pdjax.workloads.arrival import Arrival
 
 pytestmark = pytest.mark.smoke
 
@@ -109,6 +111,15 @@ def test_policies_are_arguments():
 def test_what_cannot_be_deployed_is_refused(config: Config, given: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=f"^{message}"):
         deploy(config, **{"backend": "sim", **given})
+
+
+def test_costs_are_of_a_simulation():
+    costs = StepCosts(prefill_token=1.0)
+    cluster = deploy(CONFIG, "sim", costs=costs).backing
+    cluster.expect([Arrival(0.0, 3, 1)])
+    assert cluster.run().requests[0].ttft == pytest.approx(3.0)
+    with pytest.raises(ValueError, match=r"""^costs: of backend="sim" alone; backend='device'"""):
+        deploy(CONFIG, "device", costs=costs)
 
 
 def test_closing_is_final_and_may_come_twice():

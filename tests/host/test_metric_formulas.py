@@ -91,6 +91,21 @@ def test_attainment_counts_what_failed_and_what_was_shed(slo: SLO, good: int):
     assert found["request_goodput"] == pytest.approx(good / 3.5)
 
 
+def test_requests_with_slos_of_their_own_are_held_against_those():
+    # Of FAILED, ABORTED, SHED, A, B, C: B is good by its own bound, C has none and does not count.
+    own = [SLO(ttft=1.0), SLO(ttft=1.0), None, SLO(ttft=0.4), SLO(ttft=1.0), None]
+    found = summarize(EVERYONE, own)
+    assert (found["slo_good"], found["slo_total"]) == (1, 3)
+    assert found["request_goodput"] == pytest.approx(1 / 3.5)
+    assert summarize(EVERYONE, [None] * 6)["slo_good"] is None
+
+
+def test_bounds_that_a_request_has_take_the_place_of_the_usual_ones():
+    usual = SLO(ttft=0.3, tpot=0.01)
+    assert SLO(ttft=2.0).over(usual) == SLO(ttft=2.0, tpot=0.01)
+    assert SLO(ttft=2.0).over(None) == SLO(ttft=2.0)
+
+
 def test_without_slos_there_is_neither_goodput_nor_attainment():
     found = summarize(EVERYONE)
     keys = ("slo_good", "slo_total", "slo_attainment", "request_goodput")

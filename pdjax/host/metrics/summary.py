@@ -6,6 +6,7 @@ benchmark where it has such a metric, so that whatever plots its results plots t
 """
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,15 @@ computed again since a hand-off had failed for good."""
 
 def summarize(
     requests: Iterable[RequestMetrics],
-    slo: SLO | None = None,
+    slo: SLO | Seq[SLO | None] | None = None,
     percentiles: tuple[int, ...] = (90, 99),
 ) -> dict[str, Any]:
     """Metrics of a run by the JSON keys of vLLM's serving benchmark; see `definitions.py`.
 
     Args:
       requests: finished ones.
-      slo: what makes a request good.
+      slo: what makes a request good; of each request, in their order, where they have SLOs of their
+        own. One without is in no number of good ones, nor in what those are a share of.
       percentiles: which `p{N}_{metric}_ms` to give besides mean, median and standard deviation.
 
     Returns:
@@ -39,7 +41,7 @@ def summarize(
     done = [metrics for metrics in everyone if metrics.completed]
     failed = sum(metrics.failed for metrics in everyone)
     shed = sum(metrics.shed for metrics in everyone)
-    good = None if slo is None else sum(map(slo.met_by, done))
+    good, of = _good(everyone, slo)
     inputs, outputs = sum(m.prompt_tokens for m in done), sum(m.output_tokens for m in done)
     first = min((m.arrival for m in done), default=0.0)
     duration = max((m.token_times[-1] for m in done if m.token_times), default=first) - first
@@ -54,8 +56,8 @@ def summarize(
         "request_throughput": _ratio(len(done), duration),
         "request_goodput": _ratio(good, duration),
         "slo_good": good,
-        "slo_total": None if slo is None else len(done) + failed + shed,
-        "slo_attainment": _ratio(good, len(done) + failed + shed),
+        "slo_total": None if good is None else of,
+        "slo_attainment": _ratio(good, of),
         "output_throughput": _ratio(outputs, duration),
         "total_token_throughput": _ratio(inputs + outputs, duration),
         "max_output_tokens_per_s": _most_a_second(done, first),
@@ -64,6 +66,20 @@ def summarize(
     for name, values in _samples(done).items():
         summary |= _statistics(name, values * 1e3, percentiles)
     return summary
+
+
+def _good(
+    everyone: Seq[RequestMetrics], slo: SLO | Seq[SLO | None] | None
+) -> tuple[int | None, int]:
+    """How many requests met their SLOs, None where none has any; and of how many that have."""
+    slos = [slo] * len(everyone) if slo is None or isinstance(slo, SLO) else slo
+    held = [
+        bool(metrics.completed and bounds.met_by(metrics))
+        for metrics, bounds in zip(everyone, slos, strict=True)
+        if bounds is not None and (metrics.completed or metrics.failed or metrics.shed)
+    ]
+    known = isinstance(slo, SLO) or any(bounds is not None for bounds in slos)
+    return sum(held) if known else None, len(held)
 
 
 def _samples(done: list[RequestMetrics]) -> dict[str, np.ndarray]:
