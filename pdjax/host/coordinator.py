@@ -11,7 +11,7 @@ tests, and simulated engines.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from itertools import count
 
@@ -19,6 +19,7 @@ from pdjax.config import Config
 from pdjax.core.clock import Clock
 from pdjax.core.ids import EngineId
 from pdjax.core.request import QueueFull, Request
+from pdjax.core.roles import Role
 from pdjax.host.loop import Loop
 from pdjax.host.metrics.observer import Observer, TurnPart
 from pdjax.host.metrics.recorder import Recorder
@@ -30,6 +31,7 @@ from pdjax.host.sequences.guide_threads import GuideThreads
 from pdjax.host.sequences.lifecycle import Progress, SequenceLifecycle
 from pdjax.host.sequences.limits import Limits, choices
 from pdjax.host.sequences.sequence import Sequence, SequenceText, State
+from pdjax.host.service import services_of
 from pdjax.host.warm_up import Show
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.events import (
@@ -58,6 +60,8 @@ class Coordinator:
         none.
       guides: follow those forms beside the turns; None follows them within a turn.
       pools: that no engine has; the transport connects them to others.
+      roles: what engines are given to do at the start; any that is not named does all that it
+        accepts.
 
     Attributes:
       loop: the turns, and the state of engines, pools and sequences; `start_over` makes another.
@@ -83,11 +87,12 @@ class Coordinator:
         make_guide: Callable[[Request], SequenceGuide | None] | None = None,
         guides: GuideThreads | None = None,
         pools: Seq[Pool] = (),
+        roles: Mapping[EngineId, Role] | None = None,
     ) -> None:
         self._config, self._max_model_len = config, max_model_len
         self._engines, self._transport = engines, transport
         self._make_text, self._make_guide = make_text, make_guide
-        self._pools = pools
+        self._pools, self._services = pools, services_of(engines, roles)
         self._runtime = Runtime(events, clock, recorder, guides)
         self._policies = policies or make_policies(config)
         self._end_token_ids = frozenset(end_token_ids)
@@ -117,6 +122,7 @@ class Coordinator:
             self._end_token_ids,
             self._numbers,
             self._pools,
+            self._services,
         )
         for name in self._paused:
             loop.fleet.engines[name].paused = True

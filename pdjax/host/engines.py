@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pdjax.core.ids import EngineId, PoolId
+from pdjax.core.roles import Role
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.decode_pipeline import DecodePipeline, Tick
@@ -14,6 +15,7 @@ from pdjax.host.kv.pools import PoolState
 from pdjax.host.policies.api import EngineView
 from pdjax.host.sequences.reference import SequenceRef
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.host.service import Service
 from pdjax.host.step_times import StepTimes
 from pdjax.interfaces.batches import Sampled
 from pdjax.interfaces.engine import Engine
@@ -82,11 +84,13 @@ class InFlight(NamedTuple, Generic[WorkT]):
 
 @dataclass(eq=False, slots=True)
 class EngineState:
-    """An engine, as the host keeps it. Its role is data: it may prefill, decode, or both.
+    """An engine, as the host keeps it. What it accepts says what it can do; its role, which may
+    change while it runs, says what new work it is given.
 
     Attributes:
       index: place among all engines; the host goes through them in this order.
       engine: behind the door.
+      service: its role, and whether it is in service.
       pool: the pages; engines that share a pool share this.
       buckets: sizes of its steps.
       pipeline: its decode rows; None where it accepts no decode step.
@@ -106,6 +110,7 @@ class EngineState:
 
     index: int
     engine: Engine
+    service: Service
     pool: PoolState
     buckets: Buckets
     pipeline: DecodePipeline | None
@@ -136,6 +141,21 @@ class EngineState:
         self.decodes = StepKind.DECODE in self.engine.accepts
         self.mixes = StepKind.MIXED in self.engine.accepts
         self.step_done = StepDone(self.id)
+
+    @property
+    def role(self) -> Role:
+        """What it is given to do."""
+        return self.service.role
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether it may be given prompts that wait, when it has room."""
+        return self.service.gives_prompts
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether it may be given sequences to decode, when it has room."""
+        return self.service.gives_rows
 
     @property
     def allocator(self) -> PageAllocator:
@@ -230,6 +250,7 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         engine=state.id,
         pool=pool.id,
         accepts=state.engine.accepts,
+        role=state.role,
         buckets=state.buckets,
         open=state.takes_prefill,
         running=tuple(filter(_is_to_compute, state.running)),

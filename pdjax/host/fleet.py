@@ -5,8 +5,9 @@ that were taken or let go, a sequence that joined or left. So a turn costs what 
 however many engines there are.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from functools import partial
 
 from pdjax.config import Config
@@ -16,6 +17,7 @@ from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.engines import EngineState, view_of
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.policies.api import EngineView
+from pdjax.host.service import Service, services_of
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.steps import StepKind
 from pdjax.interfaces.transport import Pool, Transport
@@ -39,6 +41,7 @@ class Fleet:
       config: budgets, lookahead and buckets.
       max_model_len: tokens of the longest sequence.
       pools: that no engine has.
+      services: what each engine is given to do; None lets each do all that it accepts.
 
     Attributes:
       engines: all of them, by name; `prefill` and `decode` those that accept such steps.
@@ -60,6 +63,7 @@ class Fleet:
         config: Config,
         max_model_len: int,
         pools: Seq[Pool] = (),
+        services: Mapping[EngineId, Service] | None = None,
     ) -> None:
         self.pools: dict[PoolId, PoolState] = {}
         self.engines: dict[EngineId, EngineState] = {}
@@ -75,13 +79,19 @@ class Fleet:
             if pool.id in self.pools:
                 raise ValueError(f"pools: two are called {pool.id}; names must differ")
             self._add_pool(pool, prefix_cache=config.kv.prefix_cache)
+        self._services = services_of(engines) if services is None else services
         for index, engine in enumerate(engines):
             self._add_engine(index, engine, transport, config, max_model_len)
         self.prefill = [state for state in self if StepKind.PREFILL in state.engine.accepts]
         self.decode = [state for state in self if StepKind.DECODE in state.engine.accepts]
-        for kind, able in ((StepKind.PREFILL, self.prefill), (StepKind.DECODE, self.decode)):
+        for kind, able, given in (
+            (StepKind.PREFILL, self.prefill, [state.role.prefills for state in self.prefill]),
+            (StepKind.DECODE, self.decode, [state.role.decodes for state in self.decode]),
+        ):
             if not able:
                 raise ValueError(f"engines: none accepts {kind.value} steps; one must")
+            if not any(given):
+                raise ValueError(f"roles: no engine is given {kind.value} work; one must be")
 
     def __iter__(self) -> Iterator[EngineState]:
         return iter(self.engines.values())
@@ -128,6 +138,7 @@ class Fleet:
         state = EngineState(
             index=index,
             engine=engine,
+            service=self._services[engine.id],
             pool=self.pools[engine.pool],
             buckets=buckets,
             pipeline=rows,
@@ -182,6 +193,25 @@ class Fleet:
         """What a policy sees of some engines; of each the same object until something happens to
         it."""
         return [state.view or self._look_at(state) for state in states]
+
+    def prompt_views(self, states: Iterable[EngineState]) -> list[EngineView]:
+        """What a prefill policy sees of some engines: where one is given no prompts no page may be
+        reserved."""
+        return [
+            view if state.takes_prompts else replace(view, free_pages=0)
+            for state in states
+            for view in (state.view or self._look_at(state),)
+        ]
+
+    @property
+    def for_prompts(self) -> list[EngineState]:
+        """The engines that are given prompts."""
+        return [state for state in self.prefill if state.takes_prompts]
+
+    @property
+    def for_rows(self) -> list[EngineState]:
+        """The engines that are given sequences to decode."""
+        return [state for state in self.decode if state.takes_rows]
 
     def _look_at(self, state: EngineState) -> EngineView:
         state.view = view_of(state, self.sharing(state.pool))

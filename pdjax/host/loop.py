@@ -5,23 +5,23 @@ waits for a device.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
 
 from pdjax.config import Config
 from pdjax.core.ids import EngineId
 from pdjax.host.audit import audit
-from pdjax.host.batching.chunks import Chunk
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet, Touched, in_order
-from pdjax.host.handoff.deadlines import EXPIRE, NEVER
+from pdjax.host.handoff.deadlines import EXPIRE
 from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.handoff.transfer_queue import GIVE_UP
 from pdjax.host.losses import lose_pool
 from pdjax.host.metrics.observer import TurnPart
-from pdjax.host.policies.api import AskAgain, EngineView, Migration, Policies
-from pdjax.host.policies.check import check_admissions, check_steps
+from pdjax.host.planning import ASK, PrefillPlanner
+from pdjax.host.policies.api import Migration, Policies
+from pdjax.host.policies.check import check_admissions
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.runners.mixed import MixedRunner
 from pdjax.host.runners.prefill import PrefillRunner
@@ -30,6 +30,7 @@ from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.output import OutputProcessor
 from pdjax.host.sequences.sequence import Sequence, State
+from pdjax.host.service import Service
 from pdjax.host.shedding import SHED, Shedding
 from pdjax.host.warm_up import Show, warm_ups
 from pdjax.interfaces.engine import Engine
@@ -44,8 +45,6 @@ from pdjax.interfaces.events import (
 )
 from pdjax.interfaces.steps import StepKind
 from pdjax.interfaces.transport import Pool, Transport
-
-ASK = TimerDue("prefill policy")
 
 
 class Loop:
@@ -63,6 +62,7 @@ class Loop:
       end_token_ids: tokens with which the model ends an answer.
       numbers: ids for transfer jobs, of which none comes twice.
       pools: that no engine has.
+      services: what each engine is given to do; None lets each do all that it accepts.
 
     Attributes:
       fleet: engines and pools.
@@ -81,12 +81,13 @@ class Loop:
         end_token_ids: Iterable[int],
         numbers: Iterable[int],
         pools: Seq[Pool] = (),
+        services: Mapping[EngineId, Service] | None = None,
     ) -> None:
         self._config, self._transport, self._policies = config, transport, policies
-        self._events, self._clock, self._recorder = runtime.events, runtime.clock, runtime.recorder
+        self._clock, self._recorder = runtime.clock, runtime.recorder
         self._guides = runtime.guides
         self._max_model_len = max_model_len
-        self.fleet = Fleet(engines, transport, config, max_model_len, pools)
+        self.fleet = Fleet(engines, transport, config, max_model_len, pools, services)
         self.lifecycle = SequenceLifecycle(self.fleet, runtime.recorder, policies)
         self.handoffs = HandoffManager(
             config.handoff,
@@ -106,9 +107,10 @@ class Loop:
         self._prefill = PrefillRunner(self.fleet, *parts, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
         self._mixed = MixedRunner(self._prefill, self._decode, steps, runtime.clock)
-        self._shedding = Shedding(policies.admission, self.fleet, self.lifecycle, runtime)
+        known = self.fleet, self.lifecycle, runtime
+        self._planner = PrefillPlanner(policies.prefill, *known)
+        self._shedding = Shedding(policies.admission, *known)
         self._due: deque[TimerDue] = deque()
-        self._asks_at = NEVER  # or when the prefill policy is asked, whatever happens
         self._done: Touched = set()  # engines of which a step has come back and is not read
         self._finished: deque[tuple[Sequence, EngineState]] = deque()
         self._is_cut = False  # the last turn, after it has read first tokens
@@ -134,7 +136,7 @@ class Loop:
         """Whether sequences wait to be prefilled while nothing is under way, though no engine is
         paused: the prefill policy has planned nothing, and is not asked before another request
         comes."""
-        if not self.lifecycle.waiting or self._clock.now() < self._asks_at < NEVER:
+        if not self.lifecycle.waiting or self._planner.is_to_ask:
             return False
         if not self.idle or self.fleet.busy or self.handoffs.busy:
             return False
@@ -307,7 +309,7 @@ class Loop:
         fleet.to_admit.clear()
         lifecycle.prefilled_changed, begun = False, False
         if lifecycle.prefilled:
-            views, now = fleet.views(fleet.decode), self._clock.now()
+            views, now = fleet.views(fleet.for_rows), self._clock.now()
             admissions = policies.decode.admit(lifecycle.prefilled, views, now)
             check_admissions(policies.decode, admissions, lifecycle.prefilled, views)
             for admission in admissions:
@@ -319,8 +321,8 @@ class Loop:
 
     def _migrate(self) -> bool:
         fleet, policy, begun = self.fleet, self._policies.handoff, False
-        views = fleet.views(fleet.decode)
-        decoding = {state.id: state.decoding for state in fleet.decode}
+        states = fleet.for_rows
+        views, decoding = fleet.views(states), {state.id: state.decoding for state in states}
         prefilled, migrating = self.lifecycle.prefilled, self.handoffs.migrating
         plan = policy.migrations(views, decoding, prefilled, migrating, self._clock.now())
         every = (sequence for sequences in decoding.values() for sequence in sequences)
@@ -340,11 +342,7 @@ class Loop:
         self._recorder.observer.part_began(TurnPart.DISPATCH_PREFILL)
         touched, fleet.to_plan, lifecycle.waiting_changed = fleet.to_plan, set(), False
         self._notice_losses(touched)
-        if lifecycle.waiting:
-            views = [view for view in fleet.views(fleet.prefill) if view.open]
-        else:
-            views = fleet.views(state for state in in_order(touched) if state.goes_on)
-        plans, busy = self._plans(views) if views else {}, False
+        plans, busy = self._planner.plans(touched), False
         for state in in_order(touched):  # their rows, whether chunks join them or not
             if state.mixes and state.takes_tick:
                 busy |= self._mixed.dispatch(state, plans.pop(state.id, ()))
@@ -356,32 +354,14 @@ class Loop:
                 self._prefill.dispatch(state, chunks)
         return busy
 
-    def _plans(self, views: Seq[EngineView]) -> dict[EngineId, tuple[Chunk, ...]]:
-        """What the prefill policy lets engines compute."""
-        policy, now = self._policies.prefill, self._clock.now()
-        plans = policy.plan(self.lifecycle.waiting, views, now)
-        check_steps(policy, plans, views, now)
-        chunks = {}
-        for plan in plans:
-            if isinstance(plan, AskAgain):
-                self._ask_again(plan.at, now)
-            else:
-                chunks[plan.engine] = plan.chunks
-        return chunks
-
-    def _ask_again(self, moment: float, now: float) -> None:
-        """Ask the prefill policy at a moment, unless it will be asked before anyway."""
-        if not now < self._asks_at <= moment:
-            self._asks_at = moment
-            self._events.at(moment, ASK)
-
     def _give_back(self) -> None:
         """Not as soon as sequences end: the KV of a turn's own sequences goes first."""
         while self._finished:
             sequence, state = self._finished.popleft()
             if self._policies.handoff.returns and sequence.home is not None:
                 home = self.fleet.engines[sequence.home]
-                self.handoffs.give_back(sequence, state.pool, home.pool)
+                if home.takes_prompts:
+                    self.handoffs.give_back(sequence, state.pool, home.pool)
 
     # Before and after.
 

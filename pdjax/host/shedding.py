@@ -45,7 +45,8 @@ class Shedding:
         if not policy.sheds:
             return
         arrived = [each for each in arrived if each.state is State.WAITING]
-        views = self._fleet.views(self._fleet.prefill), self._fleet.views(self._fleet.decode)
+        fleet = self._fleet
+        views = fleet.views(fleet.for_prompts), fleet.views(fleet.for_rows)
         now = self._clock.now()
         plan = policy.shed(arrived, lifecycle.waiting, *views, now)
         check_shed(policy, plan, lifecycle.waiting, now)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from pdjax.config import Config
 from pdjax.core.ids import EngineId, PoolId
+from pdjax.core.roles import Role
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.sequences.sequence import Sequence
@@ -29,7 +30,7 @@ class EngineView:
 
     Attributes:
       engine: its name. `pool`: the pool of its pages.
-      accepts: the steps that it may be given.
+      accepts: the steps that it may be given. `role`: the new work that it is given.
       buckets: the sizes of its steps and pages.
       open: whether it takes another step now.
       running: its sequences with prompt tokens still to dispatch, oldest first.
@@ -39,7 +40,9 @@ class EngineView:
       beside_rows: most prompt tokens of its next step, where rows decode in the same step; None
         where none do, and `buckets` say how many.
       rows: decode rows, all of them; `free_rows`: those that are free.
-      free_pages: pages of the pool that may be reserved now. `total_pages`: all that it will have.
+      free_pages: pages of the pool that may be reserved now; 0 for a prefill policy where the
+        engine goes on with its prompts and is given no others. `total_pages`: all that it will
+        have.
       leaving_pages: pages of the pool that hand-offs hold until their KV has arrived elsewhere.
       rows_of_pool: decode rows that are taken, over all engines of the pool.
       cached: of a sequence that waits, the tokens at its front whose KV is in the pool already.
@@ -69,6 +72,7 @@ class EngineView:
     prefill_times: StepTimes = field(default_factory=StepTimes)
     token_times: StepTimes = field(default_factory=StepTimes)
     beside_rows: int | None = None
+    role: Role = Role.MIXED
 
     @property
     def token_budget(self) -> int:
@@ -214,7 +218,7 @@ class AdmissionPolicy(Protocol):
         Args:
           arrived: that have come since it was last asked.
           waiting: the whole queue, those included, in its order.
-          prefill, decode: the engines that accept such steps, open or not.
+          prefill, decode: the engines that are given such work, open or not.
         """
         ...
 
@@ -247,7 +251,7 @@ class PrefillPolicy(Protocol):
 
         Args:
           waiting: the queue, oldest first or by `rank`.
-          engines: that accept prefill steps and are open.
+          engines: that are open, and are given prompts or have some to go on with.
         """
         ...
 
@@ -274,7 +278,7 @@ class DecodePolicy(Protocol):
         """The sequences of `prefilled`, oldest first, that are handed over now, and where to.
 
         Args:
-          engines: that accept decode steps.
+          engines: that are given sequences to decode.
         """
         ...
 
@@ -291,8 +295,8 @@ class DecodePolicy(Protocol):
         Args:
           streaming: sequences of one pool whose prefill is about to be dispatched.
           prefilled: sequences that wait for room, oldest first.
-          engines: that accept decode steps and that KV of this pool can reach; also those of the
-            pool itself, where nothing has to leave.
+          engines: that are given sequences to decode and that KV of this pool can reach; also those
+            of the pool itself, where nothing has to leave.
         """
         ...
 
@@ -337,7 +341,7 @@ class HandoffPolicy(Protocol):
         """The sequences that leave the engine that decodes them for another.
 
         Args:
-          engines: that accept decode steps.
+          engines: that are given sequences to decode.
           decoding: the sequences that decode on each.
           prefilled: sequences that wait for room, oldest first.
           migrating: sequences that are on their way between two engines.

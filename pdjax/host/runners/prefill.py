@@ -138,7 +138,7 @@ class PrefillRunner:
         if not streaming:
             return
         pool, fleet = state.pool.id, self._fleet
-        views = [view for view in fleet.views(fleet.decode) if pool in view.sources]
+        views = [view for view in fleet.views(fleet.for_rows) if pool in view.sources]
         elsewhere = [view for view in views if view.pool != pool]
         if not elsewhere:
             return
@@ -201,7 +201,7 @@ class PrefillRunner:
 
     def _stays(self, sequence: Sequence, state: EngineState) -> bool:
         """Whether its next token is made here, too, and there is room for that."""
-        if not agrees(self._policies.handoff, "stays", sequence):
+        if not (state.takes_prompts and agrees(self._policies.handoff, "stays", sequence)):
             return False
         missing = state.buckets.pages_for(sequence.length) - len(sequence.pages)
         if missing > state.allocator.free_pages:
