@@ -267,13 +267,14 @@ def _deployment(
 def _open_model(config: Config) -> _Model:
     """The model of a config; no weights are read."""
     if config.model.spec is not None:  # random weights
-        spec = config.model.spec
-        return _Model(spec, None, _context(config, spec), None)
+        context = _context(config, config.model.spec)
+        return _Model(config.model.spec.within(context), None, context, None)
     checkpoint = open_checkpoint(config.model.source)
     spec = checkpoint.spec
     tokenizer = checkpoint.tokenizer()
     guides = None if tokenizer is None else GuideCompiler(tokenizer, spec.vocab_size)
-    return _Model(spec, tokenizer, _context(config, spec), checkpoint, guides)
+    context = _context(config, spec)
+    return _Model(spec.within(context), tokenizer, context, checkpoint, guides)
 
 
 def _guide_threads() -> int:

@@ -1,8 +1,11 @@
-"""The first half of the MLP: gate and up from one product, and their SwiGLU.
+"""The first half of the MLP: gate and up from one product, and their SwiGLU or GeGLU (Shazeer,
+2020).
 
 RMSNorm's scalar of a token commutes with the product, so it is applied after the product and the
 norm needs no pass of its own.
 """
+
+from functools import partial
 
 import jax
 
@@ -14,6 +17,8 @@ PLATFORMS = {"reference": ("cpu", "gpu", "tpu"), "mosaic_gpu": ("gpu",)}
 kernel, and the reference has not been profiled there."""
 
 IMPLEMENTATIONS = tuple(PLATFORMS)
+
+ACTIVATIONS = ("silu", "gelu_tanh")
 
 # The implementation that `None` lowers to on each platform, if it takes the arguments. A kernel is
 # listed once `python -m pallas_kernels.check` has passed on that hardware.
@@ -28,9 +33,10 @@ def swiglu(
     w_gate_up: jax.Array,
     *,
     eps: float | None = None,
+    activation: str = "silu",
     implementation: str | None = None,
 ) -> jax.Array:
-    """Return silu(gate) * up, where [gate, up] = scale * (x @ w_gate_up) for each token.
+    """Return activation(gate) * up, where [gate, up] = scale * (x @ w_gate_up) for each token.
 
     Sums and the SwiGLU are in float32. It is unspecified whether gate and up are rounded to the
     type of x before the SwiGLU. Within `jax.shard_map`, F may be split; the map must be made with
@@ -43,6 +49,7 @@ def swiglu(
       eps: >= 0; given if `scale` is RMSNorm's scale of x with this eps and has no other use. A
         kernel that reads x anyway then computes the scale itself, and no operation must run before
         it.
+      activation: "silu", or "gelu_tanh", gelu by its tanh approximation, which kernels do not take.
       implementation: one of IMPLEMENTATIONS, or None for the one proven on the platform that the
         program is lowered for, or the reference where no kernel takes these arguments or XLA's
         product is as fast.
@@ -63,10 +70,21 @@ def swiglu(
         raise ValueError(f"w_gate_up is {w_gate_up.dtype}, but x is {x.dtype}")
     if eps is not None:
         check_eps(eps)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    operands = (x, scale, w_gate_up)
+    if activation != "silu":
+        return _OPERATION.choose(
+            "reference" if implementation is None else implementation,
+            operands,
+            bound=lambda name: partial(
+                _OPERATION.module(name).swiglu, eps=eps, activation=activation
+            ),
+            refusal=lambda name: f"the activation must be silu, not {activation}",
+        )
     if implementation is None and not (
         _OPERATION.may_run("mosaic_gpu")
         and _OPERATION.module("mosaic_gpu").pays(x, w_gate_up, normed=eps is not None)
     ):
         implementation = "reference"
-    operands = (x, scale, w_gate_up)
     return _OPERATION.run(implementation, operands, {"eps": eps}, shown=(x, w_gate_up))

@@ -2,7 +2,8 @@
 is built from it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -32,14 +33,19 @@ class RopeSpec:
 
     Attributes:
       theta: base of the frequencies.
-      kind: "plain", "linear", "llama3", "yarn", or "none", which rotates nothing (layers without
-        a position embedding).
+      kind: "plain", "linear", "llama3", "yarn", "longrope", or "none", which rotates nothing
+        (layers without a position embedding).
       factor: how many times the context is stretched.
-      original_context: context length the model was trained with (llama3, yarn).
+      original_context: context length the model was trained with (llama3, yarn, longrope).
       low_freq_factor, high_freq_factor: llama3's band between stretched and untouched wavelengths.
       beta_fast, beta_slow: yarn's band, in rotations over the original context.
-      attention_factor: yarn's scale of cos and sin; None means 0.1 ln(factor) + 1.
+      attention_factor: scale of cos and sin (yarn, longrope); None means 0.1 ln(factor) + 1 for
+        yarn and sqrt(1 + ln(factor) / ln(original_context)) for longrope.
       truncate: yarn's band begins and ends at whole dimensions.
+      rotary_dim: dimensions of a head that are rotated, the first ones; None: all. The others keep
+        their places behind.
+      divisors: of the frequencies, one for each pair of dimensions (longrope).
+      short_divisors: those of a model that serves no more than its original context; see `within`.
 
     Raises:
       ValueError: a field has the wrong type, is not finite, or makes no frequencies.
@@ -55,18 +61,26 @@ class RopeSpec:
     beta_slow: float = 1.0
     attention_factor: float | None = None
     truncate: bool = True
+    rotary_dim: int | None = None
+    divisors: tuple[float, ...] = ()
+    short_divisors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        kinds = ("plain", "linear", "llama3", "yarn", "none")
+        kinds = ("plain", "linear", "llama3", "yarn", "longrope", "none")
         if self.kind not in kinds:
             raise ValueError(f"rope.kind={shown(self.kind)}: allowed are {', '.join(kinds)}")
         for name in _POSITIVE_NUMBERS:
-            _check_positive(f"rope.{name}", getattr(self, name))
+            check_positive(f"rope.{name}", getattr(self, name))
         if self.attention_factor is not None:
-            _check_positive("rope.attention_factor", self.attention_factor)
+            check_positive("rope.attention_factor", self.attention_factor)
         _check_integer("rope.original_context", self.original_context, 0, _I32)
         _check_bool("rope.truncate", self.truncate)
-        if self.kind in ("llama3", "yarn") and self.original_context < 1:
+        if self.rotary_dim is not None:
+            _check_integer("rope.rotary_dim", self.rotary_dim, 2, LARGEST["head_dim"])
+        for name in ("divisors", "short_divisors"):
+            for divisor in getattr(self, name):
+                check_positive(f"rope.{name}", divisor)
+        if self.kind in ("llama3", "yarn", "longrope") and self.original_context < 1:
             raise ValueError(
                 f"rope.original_context={self.original_context}: "
                 f"{self.kind} needs the trained context"
@@ -74,14 +88,36 @@ class RopeSpec:
         if self.kind == "yarn" and self.theta == 1:
             raise ValueError("rope.theta=1: yarn needs another base than 1")
 
+    def within(self, context: int) -> "RopeSpec":
+        """Return the embedding of a model that serves sequences of at most `context` tokens.
+
+        LongRoPE has two sets of divisors. transformers chooses by the length that a sequence has at
+        a step, so that K of one sequence come to be rotated in two ways. One set for all of a
+        deployment keeps tokens independent of chunks, prefixes and preemption.
+        """
+        if self.kind == "longrope" and context <= self.original_context:
+            return replace(self, divisors=self.short_divisors)
+        return self
+
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
-        """Radians a position for each pair of dimensions, f64[H/2], and the scale of cos and sin.
+        """Radians a position for each pair of dimensions that is rotated, f64[H/2] or
+        f64[rotary_dim/2], and the scale of cos and sin.
 
         Sources: RoPE (Su et al. 2021); "linear" position interpolation (Chen et al. 2023); "llama3"
-        as published with Llama 3.1; YaRN (Peng et al. 2023).
+        as published with Llama 3.1; YaRN (Peng et al. 2023); LongRoPE (Ding et al. 2024).
+
+        Raises:
+          ValueError: `rotary_dim` or the divisors do not fit a head.
         """
         if self.kind == "none":
             return np.zeros(head_dim // 2), 1.0
+        if self.rotary_dim is not None:
+            if self.rotary_dim > head_dim or self.rotary_dim % 2:
+                raise ValueError(
+                    f"rope.rotary_dim={self.rotary_dim}: must be even, and at most "
+                    f"head_dim={head_dim}"
+                )
+            head_dim = self.rotary_dim
         base = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         if self.kind == "plain":
             return base, 1.0
@@ -89,7 +125,22 @@ class RopeSpec:
             return base / self.factor, 1.0
         if self.kind == "llama3":
             return self._llama3(base), 1.0
+        if self.kind == "longrope":
+            return self._longrope(base)
         return self._yarn(base, head_dim)
+
+    def _longrope(self, base: np.ndarray) -> tuple[np.ndarray, float]:
+        for name in ("divisors", "short_divisors"):
+            if len(getattr(self, name)) != len(base):
+                raise ValueError(
+                    f"rope.{name}: {len(getattr(self, name))} numbers; longrope needs {len(base)}, "
+                    "one for each pair of dimensions that is rotated"
+                )
+        scale = self.attention_factor
+        if scale is None:
+            log = math.log(max(self.factor, 1.0)) / math.log(max(self.original_context, 2))
+            scale = math.sqrt(1 + log)
+        return base / np.asarray(self.divisors), scale
 
     def _llama3(self, base: np.ndarray) -> np.ndarray:
         rotations = self.original_context * base / (2 * math.pi)
@@ -128,7 +179,8 @@ _POSITIVE_NUMBERS = (
 )
 
 
-def _check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: object) -> None:
+    """Refuse anything but a positive number with a reciprocal in 32 bits."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{name}={shown(value)}: must be a positive number")
     if not MIN_NUMBER <= value <= MAX_NUMBER:  # also False for a NaN
@@ -142,6 +194,14 @@ def _check_integer(name: str, value: object, least: int, most: int) -> None:
         raise ValueError(f"{name}={shown(value)}: must be an integer")
     if not least <= value <= most:
         raise ValueError(f"{name}={shown(value)}: must be at least {least} and at most {most}")
+
+
+def check_layers(name: str, layers: object, count: int) -> None:
+    """Refuse anything but a tuple of the indices of some of `count` layers."""
+    if not isinstance(layers, tuple):
+        raise ValueError(f"{name}={shown(layers)}: must be indices of layers")
+    for layer in layers:
+        _check_integer(name, layer, 0, count - 1)
 
 
 def _check_bool(name: str, value: object) -> None:
@@ -163,6 +223,9 @@ class ModelSpec:
       qkv_bias: projections to Q, K and V have a bias (Qwen2).
       eos_token_ids: tokens that end a text.
       family: name of the family of models; see `device/models/registry.py`.
+      window: newest tokens that a token sees in some layers, itself included; None: all, as where
+        no sequence is longer than the window.
+      window_layers: those layers.
     """
 
     vocab_size: int
@@ -179,11 +242,13 @@ class ModelSpec:
     qkv_bias: bool = False
     eos_token_ids: tuple[int, ...] = ()
     family: str = "llama"
+    window: int | None = None
+    window_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, most in LARGEST.items():
             _check_integer(name, getattr(self, name), 1, most)
-        _check_positive("norm_eps", self.norm_eps)
+        check_positive("norm_eps", self.norm_eps)
         _check_bool("tied", self.tied)
         _check_bool("qkv_bias", self.qkv_bias)
         if not isinstance(self.family, str):
@@ -192,6 +257,9 @@ class ModelSpec:
             raise ValueError(f"eos_token_ids={shown(self.eos_token_ids)}: must be token ids")
         for token in self.eos_token_ids:
             _check_integer("eos_token_ids", token, 0, _I32)
+        if self.window is not None:
+            _check_integer("window", self.window, 1, _I32)
+        check_layers("window_layers", self.window_layers, self.num_layers)
         if self.query_heads % self.kv_heads:
             raise ValueError(
                 f"kv_heads={self.kv_heads}: must divide query_heads={self.query_heads}"
@@ -209,6 +277,11 @@ class ModelSpec:
             angles = np.float32(frequencies * self.context)
         if not (np.isfinite(angles).all() and np.isfinite(np.float32(scale))):
             raise ValueError(f"rope={self.rope}: its frequencies are not finite 32-bit numbers")
+
+    def within(self, context: int) -> Self:
+        """Return the spec of a model that serves sequences of at most `context` tokens; see
+        `RopeSpec.within`."""
+        return replace(self, rope=self.rope.within(context))
 
     @property
     def group(self) -> int:

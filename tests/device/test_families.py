@@ -59,7 +59,7 @@ def test_what_a_window_hides_changes_nothing():
     params = random_params(spec, mesh, PREFILL_RULES, split_layers(1, 1), "float32")
     long = np.array(PROMPTS[2], np.int32)
     whole = np.asarray(dense_logits(params, long, spec=spec))
-    seen = np.asarray(dense_logits(params, long[-spec.window :], spec=spec))
+    seen = np.asarray(dense_logits(params, long[-spec.local_window :], spec=spec))
     np.testing.assert_allclose(whole[-1], seen[-1], rtol=1e-3, atol=1e-4)
 
 
@@ -92,7 +92,7 @@ def directory(tmp_path: Path) -> Path:
 def test_a_new_weight_is_loaded_counted_and_converted(directory: Path, tmp_path: Path):
     checkpoint = open_checkpoint(directory)
     spec = checkpoint.spec
-    assert isinstance(spec, TwoKindsSpec) and (spec.window, spec.family) == (5, "two_kinds")
+    assert isinstance(spec, TwoKindsSpec) and (spec.local_window, spec.family) == (5, "two_kinds")
     mesh = make_mesh(jax.devices()[:2], 1, 2)
     layout = kv_layout(spec, 4, "float32", tp=2)
     params = load_params(checkpoint, mesh, PREFILL_RULES, layout.stage_layers, "float32")

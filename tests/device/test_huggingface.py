@@ -14,6 +14,7 @@ from tokenizers import models
 from pdjax.core.model_spec import RopeSpec
 from pdjax.device.checkpoints.huggingface import HuggingFaceCheckpoint
 from pdjax.device.checkpoints.open import open_checkpoint
+from pdjax.device.models.registry import family_of
 from tests.helpers import tiny_models
 
 LISTED = {"9": {"content": "<eos>", "special": True}}
@@ -202,30 +203,32 @@ def test_a_window_that_llama_does_not_use(tmp_path: Path):
         HuggingFaceCheckpoint(change_config(directory, {"layer_types": types}))
 
 
+def windows_of(directory: Path, **changes: Any) -> list[int | None]:
+    """The window of each layer, with some fields of config.json changed."""
+    spec = HuggingFaceCheckpoint(change_config(directory, changes)).spec
+    return [kind.window for kind in family_of(spec).kinds(spec)]
+
+
 def test_mistral_windows(tmp_path: Path):
     """A window as long as the context never slides; one that is not written is 4,096."""
     directory = tiny_models.write("mistral", tmp_path)
-    HuggingFaceCheckpoint(change_config(directory, {"sliding_window": 64}))
-    with pytest.raises(ValueError, match=r"sliding_window=32; allowed: null, or at least .*=64"):
-        HuggingFaceCheckpoint(change_config(directory, {"sliding_window": 32}))
+    assert windows_of(directory, sliding_window=64) == [None] * 3
+    assert windows_of(directory, sliding_window=32) == [32] * 3
     config = json.loads((directory / "config.json").read_text())
     del config["sliding_window"]
     (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    with pytest.raises(ValueError, match="sliding_window is missing, which mistral takes for 4096"):
-        HuggingFaceCheckpoint(directory)
-    HuggingFaceCheckpoint(change_config(directory, {"layer_types": ["full_attention"] * 3}))
+    assert windows_of(directory) == [4096] * 3
+    assert windows_of(directory, layer_types=["full_attention"] * 3) == [None] * 3
 
 
 def test_qwen2_windows(tmp_path: Path):
     directory = tiny_models.write("qwen2", tmp_path)
-    HuggingFaceCheckpoint(change_config(directory, {"sliding_window": 32}))
-    change_config(directory, {"use_sliding_window": True, "max_window_layers": 2})
-    with pytest.raises(ValueError, match="sliding_window=32"):
-        HuggingFaceCheckpoint(directory)
-    change_config(directory, {"max_window_layers": 3})  # of three layers none is the fourth
-    HuggingFaceCheckpoint(directory)
-    types = ["full_attention", "attention", "full_attention"]
-    HuggingFaceCheckpoint(change_config(directory, {"max_window_layers": 0, "layer_types": types}))
+    assert windows_of(directory, sliding_window=32) == [None] * 3
+    change_config(directory, {"use_sliding_window": True})
+    assert windows_of(directory, max_window_layers=2) == [None, None, 32]
+    assert windows_of(directory, max_window_layers=3) == [None] * 3  # of three none is the fourth
+    types = ["full_attention", "attention", "sliding_attention"]
+    assert windows_of(directory, max_window_layers=0, layer_types=types) == [None, None, 32]
 
 
 @pytest.mark.parametrize(

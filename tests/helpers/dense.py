@@ -35,8 +35,10 @@ def dense_attend(
     def rotate(x: jax.Array, rope: RopeSpec) -> jax.Array:
         frequencies, stretch = rope.frequencies(spec.head_dim)
         angles = np.arange(length)[:, None] * frequencies
-        cos = (stretch * np.cos(angles)).astype(np.float32)[:, None, None]  # [T, 1, 1, H/2]
-        sin = (stretch * np.sin(angles)).astype(np.float32)[:, None, None]
+        still = ((0, 0), (0, spec.head_dim // 2 - len(frequencies)))
+        cos = np.pad(stretch * np.cos(angles), still, constant_values=1)
+        cos = cos.astype(np.float32)[:, None, None]  # [T, 1, 1, H/2]
+        sin = np.pad(stretch * np.sin(angles), still).astype(np.float32)[:, None, None]
         a, b = jnp.split(x, 2, axis=-1)
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -46,17 +48,20 @@ def dense_attend(
         qkv = qkv * scale[:, None, None, None] + (0 if bias is None else bias)
         rotated = rotate(qkv[:, :, :-1], kind.rope)
         q, k, v = rotated[:, :, :-1], rotated[:, :, -1], qkv[:, :, -1]  # q [T, K, G, H]
-        o = see(q, k, v, kind.window)
+        o = see(q, k, v, kind)
         if rounded is not None:
             k, v = (decode(*encode(x, rounded)) for x in (k, v))
-            seen = see(q, k, v, kind.window)
+            seen = see(q, k, v, kind)
             o = jnp.where((jnp.arange(length) >= exact)[:, None, None, None], seen, o)
         return o.reshape(length, -1, spec.head_dim), cache
 
-    def see(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None) -> jax.Array:
+    def see(q: jax.Array, k: jax.Array, v: jax.Array, kind: LayerKind) -> jax.Array:
         back = place[:, None] - place
-        mask = (back >= 0) & (back < (window or length))
-        scores = jnp.einsum("qkgh,tkh->kgqt", q, k) / spec.head_dim**0.5
+        mask = (back >= 0) & (back < (kind.window or length))
+        scale = spec.head_dim**-0.5 if kind.scale is None else kind.scale
+        scores = jnp.einsum("qkgh,tkh->kgqt", q, k) * scale
+        if kind.soft_cap is not None:
+            scores = kind.soft_cap * jnp.tanh(scores / kind.soft_cap)
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
         return jnp.einsum("kgqt,tkh->qkgh", weights, v)
 
@@ -77,7 +82,7 @@ def dense_logits(
     them, so sequences of several lengths can share one compilation."""
     attend = dense_attend(spec, len(tokens), rounded, exact)
     nothing = [None] * len(params.layers)
-    x = decoder.embed(params, tokens)
+    x = decoder.embed(params, tokens, spec=spec)
     x, _ = decoder.forward(params, x, nothing, attend, family_of(spec).kinds(spec), spec=spec)
     return decoder.unembed(params, x, spec=spec)
 
@@ -100,7 +105,7 @@ def staged_logits(
 
     def run(local: Params, tokens: jax.Array) -> jax.Array:
         attend = dense_attend(spec, len(tokens))
-        x = decoder.embed(local, tokens, vocab_axes)
+        x = decoder.embed(local, tokens, spec=spec, vocab_axes=vocab_axes)
         for stage in range(stages):
             nothing = [None] * len(local.layers)
             mine, _ = decoder.forward(

@@ -29,7 +29,7 @@ ABSENT = COMMON | {"vocab_size": 101, "intermediate_size": 96, "max_position_emb
 class TwoKindsSpec(ModelSpec):
     """Add the numbers of a local layer: tokens of its window, and base of its frequencies."""
 
-    window: int = 6
+    local_window: int = 6
     local_theta: float = 50.0
 
 
@@ -43,11 +43,11 @@ class TwoKinds(Llama):
     def spec(self, config: Fields) -> ModelSpec:
         windows = Windows(None, first=None)
         dense = read_dense(config, self.name, ABSENT, windows, honoured=("qk_norm",))
-        return TwoKindsSpec(**vars(dense), window=config.integer("window", 6))
+        return TwoKindsSpec(**vars(dense), local_window=config.integer("window", 6))
 
     def kinds(self, spec: ModelSpec) -> Sequence[LayerKind]:
         assert isinstance(spec, TwoKindsSpec)
-        local = LayerKind(RopeSpec(spec.local_theta), spec.window)
+        local = LayerKind(RopeSpec(spec.local_theta), spec.local_window)
         return [(local, LayerKind(spec.rope))[layer % 2] for layer in range(spec.num_layers)]
 
     def weights(self, spec: ModelSpec, kind: LayerKind) -> Sequence[Weight]:

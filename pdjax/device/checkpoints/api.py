@@ -71,7 +71,7 @@ def _sources(weights: Sequence[Weight]) -> list[Tensor]:
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shapes, [out, in], of every tensor of a model, by name."""
-    return {name: spec.shape(tensor.dims) for name, _, tensor in tensors(spec)}
+    return {name: tensor.stored_shape(spec) for name, _, tensor in tensors(spec)}
 
 
 def num_params(spec: ModelSpec) -> int:
@@ -109,8 +109,8 @@ def check_tensors(
         name = shown(unknown[0])
         raise ValueError(
             f"model={str(source)!r}: tensor {name} (one of {len(unknown)} such) has no place in "
-            "the architecture that the configuration describes; allowed are the tensors "
-            "of a Llama-like decoder"
+            f"the architecture that the configuration describes; allowed are the tensors of "
+            f"the family {spec.family}"
         )
 
 

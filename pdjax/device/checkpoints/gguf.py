@@ -66,6 +66,7 @@ class GGUFCheckpoint:
         names = {gguf: name for name, gguf, _ in known}
         self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
         self._interleaved = {name for name, _, tensor in known if tensor.interleaved}
+        self._less_one = {name for name, _, tensor in known if tensor.less_one}
         shapes = {name: entry.shape for name, (_, entry) in self._tensors.items()}
         check_tensors(path, self._spec, shapes, ignored=(ROPE_FACTORS,))
         _check_types(path, {entry.kind for _, entry in self._tensors.values()})
@@ -94,7 +95,8 @@ class GGUFCheckpoint:
         file, entry = self._tensors[name]
         stored_rows = self._rows(name, rows, entry)
         if len(entry.shape) == 1:
-            return _dequantised(file.data(entry.name), entry.kind)[stored_rows].copy()
+            values = _dequantised(file.data(entry.name), entry.kind)[stored_rows].copy()
+            return values - 1 if name in self._less_one else values
         block, block_bytes = GGML_QUANT_SIZES[entry.kind]
         first, last, _ = cols.indices(entry.shape[1])
         blocks = slice(first // block, -(-last // block))

@@ -3,10 +3,10 @@
 Which fields those are, and what an absent one means, is as in transformers 5.24.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
-from pdjax.core.model_spec import LARGEST, ModelSpec
-from pdjax.device.checkpoints.hf_features import Windows, refuse_features, refuse_windows
+from pdjax.core.model_spec import LARGEST, ModelSpec, RopeSpec
+from pdjax.device.checkpoints.hf_features import Windows, read_windows, refuse_features
 from pdjax.device.checkpoints.hf_fields import Fields
 from pdjax.device.checkpoints.hf_rope import read_rope, stretched_context
 
@@ -22,6 +22,9 @@ def read_dense(
     *,
     qkv_bias: bool = False,
     honoured: Collection[str] = (),
+    eps: float = 1e-6,
+    tied: bool = False,
+    rope: Callable[[Fields, int, int], RopeSpec] = read_rope,
 ) -> ModelSpec:
     """Read the architecture, but for its end tokens.
 
@@ -32,6 +35,8 @@ def read_dense(
       windows: sliding windows that the model type understands the file to ask for.
       qkv_bias: see ModelSpec.
       honoured: fields of features that the family computes and Llama does not.
+      eps, tied: what transformers takes for absent `rms_norm_eps` and `tie_word_embeddings`.
+      rope: reads the position embedding of a file, a context and a head dim.
 
     Raises:
       ValueError: naming the field that is missing, malformed or not supported, its value, and what
@@ -44,10 +49,11 @@ def read_dense(
     vocab_size, mlp_dim = size("vocab_size"), size("intermediate_size")
     width, heads = size("hidden_size"), size("num_attention_heads")
     layers, context = size("num_hidden_layers"), size("max_position_embeddings")
-    head_dim = _head_dim(config, family, width, heads)
+    head_dim = _head_dim(config, family, absent, width, heads)
     refuse_features(config, width=width, head_dim=head_dim, honoured=honoured)
-    refuse_windows(config, family, windows, layers=layers, context=context)
-    rope = read_rope(config, context)
+    embedding = rope(config, context, head_dim)
+    context = stretched_context(embedding, context)
+    window, window_layers = read_windows(config, windows, layers=layers, context=context)
     return ModelSpec(
         family=family,
         vocab_size=vocab_size,
@@ -57,11 +63,13 @@ def read_dense(
         query_heads=heads,
         kv_heads=_kv_heads(config, absent, heads),
         head_dim=head_dim,
-        context=stretched_context(rope, context),
-        rope=rope,
-        norm_eps=config.number("rms_norm_eps", 1e-6),
-        tied=config.boolean("tie_word_embeddings", False),
+        context=context,
+        rope=embedding,
+        norm_eps=config.number("rms_norm_eps", eps),
+        tied=config.boolean("tie_word_embeddings", tied),
         qkv_bias=qkv_bias,
+        window=window,
+        window_layers=window_layers,
     )
 
 
@@ -74,8 +82,12 @@ def _kv_heads(config: Fields, absent: Mapping[str, int], heads: int) -> int:
     return absent.get("num_key_value_heads", heads)
 
 
-def _head_dim(config: Fields, family: str, width: int, heads: int) -> int:
-    if config.get("head_dim") is not None:
+def _head_dim(
+    config: Fields, family: str, absent: Mapping[str, int], width: int, heads: int
+) -> int:
+    if "head_dim" in absent:  # to these types it is a size like any other
+        head_dim = config.integer("head_dim", absent["head_dim"])
+    elif config.get("head_dim") is not None:
         head_dim = config.integer("head_dim")
     else:
         if width < heads or (family == "llama" and width % heads):

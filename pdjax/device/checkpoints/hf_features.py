@@ -82,7 +82,7 @@ def refuse_features(
       ValueError: naming the field, its value, and what is allowed.
     """
     _refuse_quantization(config)
-    if config.get("hidden_act", "silu") not in ACTIVATIONS:
+    if "hidden_act" not in honoured and config.get("hidden_act", "silu") not in ACTIVATIONS:
         raise config.refuse("hidden_act", ", ".join(ACTIVATIONS))
     for name, neutral in _NEUTRAL.items():
         if name not in honoured and not _one_of(config.get(name), neutral):
@@ -95,20 +95,22 @@ def refuse_features(
         "dim_model_base": width,
     }
     for name, value in sizes.items():
+        if name in honoured:
+            continue
         if config.get(name) is not None and not _close(config.get(name), value):
             raise config.refuse(name, f"{value:g}, or no such field")
     for name in config.names():
-        if name.endswith(_FACTORS) and name not in (*_NO_FACTORS, *sizes):
+        if name.endswith(_FACTORS) and name not in (*_NO_FACTORS, *sizes, *honoured):
             factors = config.get(name, 1.0)
             each = factors if isinstance(factors, list) else [factors]
             if not all(_close(factor, 1.0) for factor in each):
                 raise config.refuse(name, "1.0, or no such field")
 
 
-def refuse_biases(config: Fields) -> None:
+def refuse_biases(config: Fields, names: Collection[str] = ("mlp_bias", "attention_bias")) -> None:
     """Refuse biases where a field of Llama's asks for them: the output projection would have one as
     well. Qwen2's biases come with its type, and Mistral has none whatever the field says."""
-    for name in ("mlp_bias", "attention_bias"):
+    for name in names:
         if config.boolean(name, False):
             raise config.refuse(name, "false")
 
@@ -144,39 +146,47 @@ class Windows:
     Attributes:
       tokens: of a window; None where there is none.
       first: the first layer with a window, where no field says so for each layer; None: none has.
+      whole: where no field says so, the last of every so many layers has no window; None: all have.
+      honoured: whether the family computes with windows.
     """
 
     tokens: int | None
     first: int | None
+    whole: int | None = None
+    honoured: bool = True
 
 
-def stated_window(config: Fields) -> int | None:
+def stated_window(config: Fields, absent: int | None = ABSENT_WINDOW) -> int | None:
     """Tokens of a window: the field, null for none, or what transformers takes for no field."""
     if config.has("sliding_window"):
         written = config.get("sliding_window") is not None
         return config.integer("sliding_window") if written else None
-    return ABSENT_WINDOW
+    return absent
 
 
-def refuse_windows(
-    config: Fields, kind: str, windows: Windows, *, layers: int, context: int
-) -> None:
-    """Refuse a sliding window that a layer uses and that a sequence can outgrow."""
+def read_windows(
+    config: Fields, windows: Windows, *, layers: int, context: int
+) -> tuple[int | None, tuple[int, ...]]:
+    """Tokens of the window, None where no sequence outgrows it, and the layers that have it.
+
+    Raises:
+      ValueError: the family does not compute with the window, or layers have one of no tokens.
+    """
     types, window = _layer_types(config, layers), windows.tokens
     if types is not None:
-        uses = "sliding_attention" in types
+        used = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
+        if used and window is None:
+            raise config.refuse("layer_types", "full_attention where there is no sliding_window")
     else:
-        uses = windows.first is not None and windows.first < layers
-    if uses and window is not None and window < context:
-        allowed = f"null, or at least max_position_embeddings={context}"
-        if config.has("sliding_window"):
-            raise config.refuse("sliding_window", allowed)
-        raise ValueError(
-            f"{config.where} sliding_window is missing, which {kind} takes for {window}; "
-            f"allowed: {allowed}"
-        )
-    if types is not None and uses and window is None:
-        raise config.refuse("layer_types", "full_attention where there is no sliding_window")
+        after = range(layers if windows.first is None else windows.first, layers)
+        used = [layer for layer in after if not windows.whole or (layer + 1) % windows.whole]
+    if window is None:
+        return None, ()
+    if window >= context or not used:
+        return None, tuple(used)
+    if not windows.honoured:
+        raise config.refuse("sliding_window", f"null, or at least the context of {context}")
+    return window, tuple(used)
 
 
 def first_window_layer(config: Fields) -> int | None:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -174,23 +174,35 @@ def _read_spec(path: Path) -> ModelSpec:
         kind = family_named(values.get("family", "llama")).spec_type
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    rope, eos = values.get("rope"), values.get("eos_token_ids")
-    if not isinstance(rope, dict):
-        raise ValueError(f"{path}: rope={shown(rope)}; allowed: an object")
-    if not isinstance(eos, list):
-        raise ValueError(f"{path}: eos_token_ids={shown(eos)}; allowed: a list of token ids")
-    for record, found in ((RopeSpec, rope), (kind, values)):
-        unknown = set(found) - {field.name for field in dataclasses.fields(record)}
-        if unknown:
-            raise ValueError(
-                f"{path}: not the architecture that this version of pdjax writes "
-                f"(unknown field {shown(min(unknown))})"
-            )
+    if not isinstance(values.get("rope"), dict):
+        raise ValueError(f"{path}: rope={shown(values.get('rope'))}; allowed: an object")
+    if not isinstance(values.get("eos_token_ids"), list):
+        found = shown(values.get("eos_token_ids"))
+        raise ValueError(f"{path}: eos_token_ids={found}; allowed: a list of token ids")
     try:
-        return kind(**values | {"rope": RopeSpec(**rope), "eos_token_ids": tuple(eos)})
+        return kind(**_typed(path, kind, values))
     except TypeError as error:  # a field is missing
         raise ValueError(
             f"{path}: not the architecture that this version of pdjax writes ({error})"
         ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _typed(path: Path, record: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a spec, of which JSON keeps a RopeSpec as an object and a tuple as a list."""
+    fields = {field.name: field for field in dataclasses.fields(record)}
+    unknown = set(found) - set(fields)
+    if unknown:
+        raise ValueError(
+            f"{path}: not the architecture that this version of pdjax writes "
+            f"(unknown field {shown(min(unknown))})"
+        )
+
+    def typed(name: str, value: Any) -> Any:
+        if isinstance(value, dict) and fields[name].default_factory is RopeSpec:
+            return RopeSpec(**_typed(path, RopeSpec, value))
+        tuples = isinstance(value, list) and isinstance(fields[name].default, tuple)
+        return tuple(value) if tuples else value
+
+    return {name: typed(name, value) for name, value in found.items()}

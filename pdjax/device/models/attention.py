@@ -15,9 +15,9 @@ LayerPages = tuple[Pages, Pages]
 
 AttendPages = Callable[..., tuple[jax.Array, Pages, Pages]]
 """(qkv [T, K, J, H], scale f32[T], bias [K, J, H] or None, cos and sin f32[T, H/2], k_pages and
-v_pages [K, P, S, H], window=tokens or None) -> ([T, N, H], k_pages, v_pages): scales, shifts and
-rotates q and k, writes k and v to their pages, and reads attention back from the pages of that
-layer."""
+v_pages [K, P, S, H], options of `LayerKind.attention`) -> ([T, N, H], k_pages, v_pages): scales,
+shifts and rotates q and k, writes k and v to their pages, and reads attention back from the pages
+of that layer."""
 
 
 def attend_at(
@@ -41,9 +41,8 @@ def attend_at(
         # Layers of all kinds keep every page of a sequence, so one page table serves them all:
         # the one in `attend_pages`. A kind that drops pages behind its window would choose its
         # own here.
-        o, k_pages, v_pages = attend_pages(
-            qkv, scale, bias, *angles[kind.rope], *cache, window=kind.window
-        )
+        options = kind.attention(spec.head_dim)
+        o, k_pages, v_pages = attend_pages(qkv, scale, bias, *angles[kind.rope], *cache, **options)
         return o, (k_pages, v_pages)
 
     return attend
@@ -51,7 +50,9 @@ def attend_at(
 
 def rope_table(rope: RopeSpec, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin f32[T, H/2] of the angles at `positions` i32[T]; bfloat16 could not tell 257 from
-    256."""
+    256. Pairs of dimensions that are not rotated, the last ones, have the angle 0."""
     frequencies, scale = rope.frequencies(head_dim)
     angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)
-    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    still = ((0, 0), (0, head_dim // 2 - len(frequencies)))
+    cos = jnp.pad(jnp.cos(angles) * scale, still, constant_values=1)
+    return cos, jnp.pad(jnp.sin(angles) * scale, still)

@@ -95,7 +95,9 @@ def through(
     return x, scale, after
 
 
-def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> jax.Array:
+def embed(
+    params: Params, tokens: jax.Array, *, spec: ModelSpec, vocab_axes: Sequence[str] = ()
+) -> jax.Array:
     """Map tokens i32[T] to [T, D]. The vocabulary may be sharded over `vocab_axes`: exactly one
     shard has the row."""
     shard = params.unembed.shape[1]
@@ -104,6 +106,8 @@ def embed(params: Params, tokens: jax.Array, vocab_axes: Sequence[str] = ()) -> 
     local = jnp.where(mine, local, 0)
     rows = params.unembed[:, local].T if params.embed is None else params.embed[local]  # [T, D]
     rows = jnp.where(mine[:, None], rows, 0)
+    scale = family_of(spec).around(spec).embed_scale
+    rows = rows if scale == 1 else rows * jnp.asarray(scale, rows.dtype)
     return lax.psum(rows, tuple(vocab_axes)) if vocab_axes else rows
 
 
@@ -125,6 +129,8 @@ def unembed(
     logits = lax.dot(
         normed, params.unembed, precision=precision, preferred_element_type=jnp.float32
     )
+    cap = family_of(spec).around(spec).logit_soft_cap
+    logits = logits if cap is None else cap * jnp.tanh(logits / cap)
     if vocab_axes:
         logits = lax.all_gather(logits, tuple(vocab_axes), axis=1, tiled=True)
     return logits[:, : spec.vocab_size]  # the shards pad V to a common size

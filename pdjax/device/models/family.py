@@ -30,7 +30,7 @@ Reduce = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as checkpoints keep it, [out, in].
+    """A tensor as checkpoints keep it, [out, in], or a run of rows of one.
 
     Attributes:
       name: Hugging Face's, which `pdjax convert` keeps; of a layer, what follows the layer's index.
@@ -38,12 +38,31 @@ class Tensor:
       dims: letters of its axes, see `ModelSpec.shape`.
       interleaved: in a GGUF file the two rows of a head that RoPE rotates together are neighbours,
         instead of half a head apart.
+      order: which row of a head, as a checkpoint keeps it, each row on the devices is; see
+        `forms.rotary_order`. Empty: the rows keep their order.
+      less_one: a Hugging Face file holds the values less 1, and a GGUF file as they are.
+      fused: letters of the rows of all tensors that a checkpoint keeps as one under this name, in
+        their order; empty: it keeps this one alone.
+      place: of this one among those.
     """
 
     name: str
     gguf: str
     dims: str
     interleaved: bool = False
+    order: tuple[int, ...] = ()
+    less_one: bool = False
+    fused: tuple[str, ...] = ()
+    place: int = 0
+
+    def first_row(self, spec: ModelSpec) -> int:
+        """Where its rows begin in what the checkpoint keeps."""
+        return sum(spec.shape(rows)[0] for rows in self.fused[: self.place])
+
+    def stored_shape(self, spec: ModelSpec) -> tuple[int, ...]:
+        """Shape of what the checkpoint keeps under its name."""
+        rows, *cols = spec.shape(self.dims)
+        return (sum(spec.shape(each)[0] for each in self.fused) or rows, *cols)
 
 
 EMBED = Tensor("model.embed_tokens.weight", "token_embd.weight", "V D")
@@ -73,8 +92,9 @@ class Weight:
       axes: logical axes; `device/mesh.py` says on which mesh axes each lies in which phase.
       tensors: what it is made of.
       form: how.
-      norm: of the norm before its product, whose weight is multiplied into the rows.
       noise: its values in a model of random weights; None makes ones.
+      norm: of the norm before its product, whose weight is multiplied into the rows.
+      factor: multiplied into what a checkpoint holds, not into random values.
     """
 
     name: str
@@ -84,6 +104,7 @@ class Weight:
     form: Form
     noise: Noise | None
     norm: Tensor | None = None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,10 +114,35 @@ class LayerKind:
     Attributes:
       rope: position embedding.
       window: newest tokens that a token sees, itself included; None: all.
+      scale: of the products of Q and K; None: H ** -0.5.
+      soft_cap: scores of attention become cap * tanh(score / cap); None: they stay.
     """
 
     rope: RopeSpec
     window: int | None = None
+    scale: float | None = None
+    soft_cap: float | None = None
+
+    def attention(self, head_dim: int) -> dict[str, Any]:
+        """Options of both operations of attention, by their names."""
+        return {
+            "scale": head_dim**-0.5 if self.scale is None else self.scale,
+            "logit_soft_cap": self.soft_cap,
+            "sliding_window": self.window,
+        }
+
+
+@dataclass(frozen=True)
+class Around:
+    """What the network computes around its layers, beside the products with the weights there.
+
+    Attributes:
+      embed_scale: multiplies embeddings, rounded to their type.
+      logit_soft_cap: logits become cap * tanh(logit / cap); None: they stay.
+    """
+
+    embed_scale: float = 1.0
+    logit_soft_cap: float | None = None
 
 
 class Attend(Protocol):
@@ -153,6 +199,10 @@ class ModelFamily(Protocol):
     def outside(self, spec: ModelSpec) -> Sequence[Weight]:
         """Declare the weights outside the layers: `final_norm`, `unembed` and, unless it is tied,
         `embed`."""
+        ...
+
+    def around(self, spec: ModelSpec) -> Around:
+        """Return what is computed around the layers."""
         ...
 
     def block(

@@ -35,6 +35,31 @@ class Form:
     unit: str | None = None
 
 
+def rotary_order(head_dim: int, rotary_dim: int | None, neighbours: bool) -> tuple[int, ...]:
+    """The rows of a head in the order in which RoPE pairs row i with row i + H/2.
+
+    The rows that are rotated are the first `rotary_dim` of a checkpoint's, all if it is None.
+    Scores do not change when the rows of Q and K of a head change places together, so that kernels
+    need to know one order alone.
+
+    Args:
+      head_dim: H.
+      rotary_dim: rows that are rotated, as the first ones of each half.
+      neighbours: whether the two rows of a pair lie side by side in the checkpoint, instead of half
+        of `rotary_dim` apart.
+
+    Returns:
+      which row of the checkpoint each row is; empty if they keep their order.
+    """
+    rotated = head_dim if rotary_dim is None else rotary_dim
+    if rotated == head_dim and not neighbours:
+        return ()
+    step, apart = (2, 1) if neighbours else (1, rotated // 2)
+    first = [step * pair for pair in range(rotated // 2)]
+    still, half = list(range(rotated, head_dim)), (head_dim - rotated) // 2
+    return (*first, *still[:half], *(row + apart for row in first), *still[half:])
+
+
 def _plain(fetch: Fetch, rows: Rows, units: int, bounds: Bounds) -> np.ndarray:
     return fetch(0, slice(*bounds[0]), slice(*bounds[1]) if len(bounds) > 1 else slice(None))
 

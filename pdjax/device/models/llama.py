@@ -27,6 +27,7 @@ from pdjax.device.models.family import (
     EMBED,
     FINAL_NORM,
     UNEMBED,
+    Around,
     Attend,
     Layer,
     LayerKind,
@@ -45,50 +46,55 @@ class Llama:
 
     Attributes:
       interleaved: whether GGUF files of this architecture interleave the rows of Q and K.
+      pre_norms: the norms before attention and before the MLP; None where there is none.
+      final_norm: the norm before the output matrix.
     """
 
     name = "llama"
     gguf: str | None = "llama"
     spec_type: type[ModelSpec] = ModelSpec
     interleaved = True
+    pre_norms: tuple[Tensor | None, Tensor | None] = (
+        Tensor("input_layernorm.weight", "attn_norm.weight", "D"),
+        Tensor("post_attention_layernorm.weight", "ffn_norm.weight", "D"),
+    )
+    final_norm = FINAL_NORM
 
     def spec(self, config: Fields) -> ModelSpec:
         refuse_biases(config)
         # No layer has a window, whatever the field says.
-        windows = Windows(stated_window(config), first=None)
+        windows = Windows(stated_window(config), first=None, honoured=False)
         return read_dense(config, self.name, ABSENT, windows)
 
     def kinds(self, spec: ModelSpec) -> Sequence[LayerKind]:
-        return [LayerKind(spec.rope)] * spec.num_layers
+        return [self.kind(spec, layer) for layer in range(spec.num_layers)]
+
+    def kind(self, spec: ModelSpec, layer: int) -> LayerKind:
+        """Return the kind of a layer."""
+        return LayerKind(spec.rope, spec.window if layer in spec.window_layers else None)
 
     def weights(self, spec: ModelSpec, kind: LayerKind) -> Sequence[Weight]:
         """`wqkv`'s columns are grouped by KV head: G query heads, then K, then V, so that Q, K and
         V come from one product. `w_gate_up` holds gate, then up."""
-        norms = (
-            Tensor("input_layernorm.weight", "attn_norm.weight", "D"),
-            Tensor("post_attention_layernorm.weight", "ffn_norm.weight", "D"),
-        )
-        gate, up, down = (
-            Tensor(f"mlp.{part}_proj.weight", f"ffn_{part}.weight", dims)
-            for part, dims in (("gate", "F D"), ("up", "F D"), ("down", "D F"))
-        )
         out = Tensor("self_attn.o_proj.weight", "attn_output.weight", "D KGH")
-        qkv, heads = self._qkv("weight", " D"), (None, "kv_heads")
+        down = Tensor("mlp.down_proj.weight", "ffn_down.weight", "D F")
+        norms, gate_up = self.pre_norms, self.gate_up(spec)
+        qkv, heads = self.qkv(spec, "weight", " D"), (None, "kv_heads")
+        added = self.residual_scale(spec)
         weights = [
             Weight("wqkv", "D KJH", heads, qkv, BY_HEAD, Noise(1, gain=3.0), norms[0]),
-            Weight("wo", "KGH D", ("kv_heads", None), (out,), TRANSPOSED, Noise(3)),
-            Weight(
-                "w_gate_up", "D 2 F", (None, None, "mlp"), (gate, up), STACKED, Noise(5), norms[1]
-            ),
-            Weight("w_down", "F D", ("mlp", None), (down,), TRANSPOSED, Noise(6)),
+            Weight("wo", "KGH D", ("kv_heads", None), (out,), TRANSPOSED, Noise(3), factor=added),
+            Weight("w_gate_up", "D 2 F", (None, None, "mlp"), gate_up, STACKED, Noise(5), norms[1]),
+            Weight("w_down", "F D", ("mlp", None), (down,), TRANSPOSED, Noise(6), factor=added),
         ]
         if spec.qkv_bias:
             noise = Noise(2, gain=0.5, fan_in=None)
-            bias = self._qkv("bias", "")
+            bias = self.qkv(spec, "bias", "")
             weights.append(Weight("bqkv", "KJH", ("kv_heads",), bias, VECTOR_BY_HEAD, noise))
         return weights
 
-    def _qkv(self, what: str, more_dims: str) -> tuple[Tensor, ...]:
+    def qkv(self, spec: ModelSpec, what: str, more_dims: str) -> tuple[Tensor, ...]:
+        """Return the tensors of the projections to Q, K and V: their "weight" or their "bias"."""
         return tuple(
             Tensor(
                 f"self_attn.{part}_proj.{what}",
@@ -99,6 +105,22 @@ class Llama:
             for part, rows in (("q", "KGH"), ("k", "KH"), ("v", "KH"))
         )
 
+    def gate_up(self, spec: ModelSpec) -> tuple[Tensor, Tensor]:
+        """Return the tensors of the first half of the MLP."""
+        return (
+            Tensor("mlp.gate_proj.weight", "ffn_gate.weight", "F D"),
+            Tensor("mlp.up_proj.weight", "ffn_up.weight", "F D"),
+        )
+
+    def residual_scale(self, spec: ModelSpec) -> float:
+        """Return what multiplies the results of attention and of the MLP before they are added. It
+        is multiplied into weights."""
+        return 1.0
+
+    def logit_scale(self, spec: ModelSpec) -> float:
+        """Return what multiplies the logits. It is multiplied into the weight of the last norm."""
+        return 1.0
+
     def planes(self, spec: ModelSpec, kind: LayerKind) -> Planes:
         return k_and_v(spec.kv_heads, spec.head_dim)
 
@@ -108,8 +130,26 @@ class Llama:
         return [
             *([] if spec.tied else [embed]),
             Weight("unembed", "D V", vocab, (head,), TRANSPOSED, Noise(8)),
-            Weight("final_norm", "D", (None,), (FINAL_NORM,), PLAIN, noise=None),
+            Weight(
+                *("final_norm", "D", (None,), (self.final_norm,), PLAIN, None),
+                factor=self.logit_scale(spec),
+            ),
         ]
+
+    def around(self, spec: ModelSpec) -> Around:
+        return Around()
+
+    def heads(
+        self,
+        layer: Layer,
+        qkv: jax.Array,
+        scale: jax.Array,
+        spec: ModelSpec,
+        reduce: Reduce | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Return qkv [T, K, J, H], its scale f32[T] and its bias [K, J, H] as attention takes them,
+        from qkv and the scale of the product."""
+        return qkv, scale, layer["bqkv"].reshape(qkv.shape[1:]) if spec.qkv_bias else None
 
     def block(
         self,
@@ -132,8 +172,7 @@ class Llama:
             return add_rms(x, reduce(product(y, w)), eps=spec.norm_eps)
 
         qkv = product(x, layer["wqkv"]).reshape(x.shape[0], *heads)
-        bias = layer["bqkv"].reshape(heads) if spec.qkv_bias else None
-        o, cache = attend(qkv, scale, bias, cache, kind)  # [T, N, H]
+        o, cache = attend(*self.heads(layer, qkv, scale, spec, reduce), cache, kind)  # [T, N, H]
         o = o.reshape(x.shape[0], -1)
         alone = reduce is None and adds_in_place(o, layer["wo"])
         x, scale = add(x, o, layer["wo"])

@@ -1,5 +1,5 @@
-"""The Mistral family (Jiang et al., 2023): Llama's layers, which in Hugging Face's files have a
-window unless a file says that they have none."""
+"""The Mistral family (Jiang et al., 2023): Llama's layers with a window, unless a Hugging Face file
+says that they have none."""
 
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.checkpoints.hf_dense import COMMON, read_dense

@@ -20,7 +20,7 @@ from pdjax.core.progress import Progress
 from pdjax.device.checkpoints.api import Checkpoint, layer_tensor
 from pdjax.device.mesh import Rules
 from pdjax.device.models.decoder import Params
-from pdjax.device.models.family import ModelFamily, Noise, Weight
+from pdjax.device.models.family import ModelFamily, Noise, Tensor, Weight
 from pdjax.device.models.forms import Bounds
 from pdjax.device.models.registry import family_of
 from pdjax.device.models.weight_layout import StageLayers, WeightLayout
@@ -229,6 +229,19 @@ def _hash(x: jax.Array | np.uint32) -> jax.Array:
     return x ^ (x >> 16)
 
 
+def _whole(tensor: Tensor, found: np.ndarray) -> np.ndarray:
+    """Values that a checkpoint may hold less 1."""
+    return found.astype(np.float32) + 1 if tensor.less_one else found
+
+
+def _ordered(tensor: Tensor, found: np.ndarray) -> np.ndarray:
+    """Rows of whole heads, in the order in which the devices keep them."""
+    if not tensor.order:
+        return found
+    heads = found.reshape(-1, len(tensor.order), *found.shape[1:])
+    return heads[:, list(tensor.order)].reshape(found.shape)
+
+
 class _Reader:
     """Reads slices of weights out of a checkpoint."""
 
@@ -245,7 +258,7 @@ class _Reader:
         """A slice of a weight outside the layers, or, within one stage, of a layer slot; zeros
         where the stage has no layer."""
         if slot is None:
-            return self._form(weight, lambda name: name, bounds)
+            return self._times(weight.factor, self._form(weight, lambda name: name, bounds))
         d0 = self._layout.shape(weight)[0]
         stage = bounds[0][0] // d0
         local = ((bounds[0][0] - stage * d0, bounds[0][1] - stage * d0), *bounds[1:])
@@ -253,20 +266,28 @@ class _Reader:
         if layer is None:
             return np.zeros([stop - start for start, stop in local], np.float32)
         values = self._form(weight, functools.partial(layer_tensor, layer), local)
-        if weight.norm is None:
-            return values
-        norm = self._norm(layer_tensor(layer, weight.norm.name))[slice(*local[0])]  # [D]
-        norm = norm.astype(np.float32).reshape(-1, *(1,) * (values.ndim - 1))
-        return values.astype(np.float32) * norm
+        if weight.norm is not None:
+            norm = self._norm(layer_tensor(layer, weight.norm.name))[slice(*local[0])]  # [D]
+            norm = _whole(weight.norm, norm).astype(np.float32)
+            values = values.astype(np.float32) * norm.reshape(-1, *(1,) * (values.ndim - 1))
+        return self._times(weight.factor, values)
+
+    @staticmethod
+    def _times(factor: float, values: np.ndarray) -> np.ndarray:
+        return values if factor == 1 else values.astype(np.float32) * np.float32(factor)
 
     def _form(self, weight: Weight, named: Callable[[str], str], bounds: Bounds) -> np.ndarray:
         rows = [self._spec.shape(tensor.dims)[0] for tensor in weight.tensors]
+        before = [tensor.first_row(self._spec) for tensor in weight.tensors]
 
         def fetch(index: int, wanted: slice, cols: slice) -> np.ndarray:
             """Rows beyond the tensor's are zeros: they pad the vocabulary."""
-            first, last = min(wanted.start, rows[index]), min(wanted.stop, rows[index])
-            name = named(weight.tensors[index].name)
-            found = self._checkpoint.read(name, slice(first, last), cols)
+            first, last = (
+                before[index] + min(end, rows[index]) for end in (wanted.start, wanted.stop)
+            )
+            tensor = weight.tensors[index]
+            found = self._checkpoint.read(named(tensor.name), slice(first, last), cols)
+            found = _ordered(tensor, _whole(tensor, found))
             missing = wanted.stop - wanted.start - len(found)
             return (
                 np.pad(found, ((0, missing), *((0, 0),) * (found.ndim - 1))) if missing else found

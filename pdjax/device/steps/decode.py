@@ -120,8 +120,8 @@ def _make(
         inp = TickInput(**packed.unpack())
         stage = lax.axis_index(STAGE) if stages > 1 else 0
         positions, page_table = inp.positions[stage], inp.page_table[stage]  # [n], [n, W]
-        attend_pages = attend_rows(positions, page_table, spec, attention)
-        x = embed(params, entering(inp, fed_back), vocab_axes)  # [n, D]
+        attend_pages = attend_rows(positions, page_table, attention)
+        x = embed(params, entering(inp, fed_back), spec=spec, vocab_axes=vocab_axes)  # [n, D]
         if stages > 1:
             x = jnp.where(stage == 0, x, carried.x[: len(x)])
         x, layers = forward(
@@ -165,20 +165,14 @@ def entering(inp: TickInput, fed_back: jax.Array) -> jax.Array:
     return jnp.where(inp.tokens == USE_FED_BACK, fed, inp.tokens)
 
 
-def attend_rows(
-    positions: jax.Array, page_table: jax.Array, spec: ModelSpec, attention: str | None
-) -> AttendPages:
+def attend_rows(positions: jax.Array, page_table: jax.Array, attention: str | None) -> AttendPages:
     """Append one token an entry to its row's pages and attend to them. Idle entries write to the
     null page and read nothing."""
     kv_lens = jnp.where(positions == IDLE_ROW, 0, positions + 1)
 
-    def attend(*layer: Any, window: int | None) -> tuple[jax.Array, Pages, Pages]:
-        return append_attention(
-            *(*layer, page_table, kv_lens),
-            scale=spec.head_dim**-0.5,
-            sliding_window=window,
-            implementation=attention,
-        )
+    def attend(*layer: Any, **options: Any) -> tuple[jax.Array, Pages, Pages]:
+        operands = (*layer, page_table, kv_lens)
+        return append_attention(*operands, **options, implementation=attention)
 
     return attend
 

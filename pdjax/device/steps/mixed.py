@@ -79,13 +79,13 @@ def _make(
         count, positions = len(batch.tokens), rows.positions[0]
         attend_pages = _attend_both(
             count,
-            prefill.attend_chunks(batch, spec),
-            decode.attend_rows(positions, rows.page_table[0], spec, attention),
+            prefill.attend_chunks(batch),
+            decode.attend_rows(positions, rows.page_table[0], attention),
         )
         tokens = jnp.concatenate([batch.tokens, decode.entering(rows, fed_back)])
         x, layers = forward(
             params,
-            embed(params, tokens, vocab_axes),  # [T + n, D]
+            embed(params, tokens, spec=spec, vocab_axes=vocab_axes),  # [T + n, D]
             pool,
             attend_at(spec, kinds, jnp.concatenate([batch.positions, positions]), attend_pages),
             kinds,
@@ -132,12 +132,11 @@ def _attend_both(count: int, chunks: AttendPages, rows: AttendPages) -> AttendPa
         sin: jax.Array,
         k_pages: Pages,
         v_pages: Pages,
-        *,
-        window: int | None,
+        **options: Any,
     ) -> tuple[jax.Array, Pages, Pages]:
         def part(tokens: slice, attend: AttendPages, *pages: Pages) -> Any:
             given = qkv[tokens], scale[tokens], bias, cos[tokens], sin[tokens]
-            return attend(*given, *pages, window=window)
+            return attend(*given, *pages, **options)
 
         after = part(slice(count, None), rows, k_pages, v_pages)
         # An implementation that writes first and reads then must have read.

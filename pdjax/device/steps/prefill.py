@@ -161,7 +161,7 @@ class _Programs:
             batch = unpack(packed)
             x, layers = forward(
                 params,
-                embed(params, batch.tokens, self._vocab_axes),  # [T, D]
+                embed(params, batch.tokens, spec=self.spec, vocab_axes=self._vocab_axes),  # [T, D]
                 pool,
                 self._attend(batch),
                 self.kinds,
@@ -178,7 +178,8 @@ class _Programs:
         the programs that follow need not upload it again)."""
 
         def start(outer: Params, packed: Packed) -> tuple[jax.Array, jax.Array, Packed]:
-            x = embed(outer, unpack(packed).tokens, self._vocab_axes)
+            tokens = unpack(packed).tokens
+            x = embed(outer, tokens, spec=self.spec, vocab_axes=self._vocab_axes)
             return x, rms_scale(x, self.spec.norm_eps), packed
 
         return self._compile("prefill embed", start, (self._outer, P()), P())
@@ -211,7 +212,7 @@ class _Programs:
         return self._compile("prefill logits", finish, (self._outer, P(), P()), P())
 
     def _attend(self, batch: PrefillBatch) -> Attend:
-        return attend_at(self.spec, self.kinds, batch.positions, attend_chunks(batch, self.spec))
+        return attend_at(self.spec, self.kinds, batch.positions, attend_chunks(batch))
 
     def _undecided(self, params: Params, x: jax.Array, batch: PrefillBatch) -> Undecided:
         rows = x[batch.sample_at]
@@ -244,13 +245,13 @@ def undecided(logits: jax.Array, batch: PrefillBatch) -> Undecided:
     return Undecided(logits, positions=batch.kv_lens, rows=jnp.arange(len(batch.kv_lens)))
 
 
-def attend_chunks(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
+def attend_chunks(batch: PrefillBatch) -> AttendPages:
     """Write the chunks' KV, then attend to it and to what earlier chunks wrote."""
     # For floating pages only: a config has no others on the prefill side, and prefill attention
     # reads no others.
     write: Any = partial(rope_and_write, slot_mapping=batch.slot_mapping)
 
-    def attend(*layer: Any, window: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def attend(*layer: Any, **options: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k_pages, v_pages = write(*layer)
         o = prefill_attention(
             q,
@@ -260,8 +261,7 @@ def attend_chunks(batch: PrefillBatch, spec: ModelSpec) -> AttendPages:
             batch.cu_pages,
             batch.cu_q_lens,
             batch.kv_lens,
-            scale=spec.head_dim**-0.5,
-            sliding_window=window,
+            **options,
         )
         return o, k_pages, v_pages
 
