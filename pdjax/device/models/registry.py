@@ -12,11 +12,13 @@ from pdjax.device.models.family import LayerKind, ModelFamily
 from pdjax.device.models.llama import Llama
 from pdjax.device.models.mistral import Mistral
 from pdjax.device.models.qwen2 import Qwen2
+from pdjax.device.models.qwen3 import Qwen3
 
 FAMILIES: dict[str, ModelFamily] = {
     Llama.name: Llama(),
     Mistral.name: Mistral(),
     Qwen2.name: Qwen2(),
+    Qwen3.name: Qwen3(),
 }
 """Families by their names. A family is one file, and one line here."""
 
