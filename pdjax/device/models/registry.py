@@ -11,6 +11,7 @@ from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
 from pdjax.device.models.llama import Llama
 from pdjax.device.models.mistral import Mistral
+from pdjax.device.models.olmo2 import Olmo2
 from pdjax.device.models.qwen2 import Qwen2
 from pdjax.device.models.qwen3 import Qwen3
 
@@ -19,6 +20,7 @@ FAMILIES: dict[str, ModelFamily] = {
     Mistral.name: Mistral(),
     Qwen2.name: Qwen2(),
     Qwen3.name: Qwen3(),
+    Olmo2.name: Olmo2(),
 }
 """Families by their names. A family is one file, and one line here."""
 
