@@ -9,6 +9,7 @@ from pdjax.core.kv_layout import KVLayout, split_layers
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
+from pdjax.device.models.granite import Granite
 from pdjax.device.models.llama import Llama
 from pdjax.device.models.mistral import Mistral
 from pdjax.device.models.olmo2 import Olmo2
@@ -21,6 +22,7 @@ FAMILIES: dict[str, ModelFamily] = {
     Qwen2.name: Qwen2(),
     Qwen3.name: Qwen3(),
     Olmo2.name: Olmo2(),
+    Granite.name: Granite(),
 }
 """Families by their names. A family is one file, and one line here."""
 
