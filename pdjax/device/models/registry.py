@@ -15,6 +15,7 @@ from pdjax.device.models.mistral import Mistral
 from pdjax.device.models.olmo2 import Olmo2
 from pdjax.device.models.qwen2 import Qwen2
 from pdjax.device.models.qwen3 import Qwen3
+from pdjax.device.models.smollm3 import SmolLM3
 
 FAMILIES: dict[str, ModelFamily] = {
     Llama.name: Llama(),
@@ -23,6 +24,7 @@ FAMILIES: dict[str, ModelFamily] = {
     Qwen3.name: Qwen3(),
     Olmo2.name: Olmo2(),
     Granite.name: Granite(),
+    SmolLM3.name: SmolLM3(),
 }
 """Families by their names. A family is one file, and one line here."""
 
