@@ -13,6 +13,7 @@ from pdjax.device.models.granite import Granite
 from pdjax.device.models.llama import Llama
 from pdjax.device.models.mistral import Mistral
 from pdjax.device.models.olmo2 import Olmo2
+from pdjax.device.models.phi3 import Phi3
 from pdjax.device.models.qwen2 import Qwen2
 from pdjax.device.models.qwen3 import Qwen3
 from pdjax.device.models.smollm3 import SmolLM3
@@ -25,6 +26,7 @@ FAMILIES: dict[str, ModelFamily] = {
     Olmo2.name: Olmo2(),
     Granite.name: Granite(),
     SmolLM3.name: SmolLM3(),
+    Phi3.name: Phi3(),
 }
 """Families by their names. A family is one file, and one line here."""
 
