@@ -9,6 +9,7 @@ from pdjax.core.kv_layout import KVLayout, split_layers
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
+from pdjax.device.models.glm import Glm
 from pdjax.device.models.granite import Granite
 from pdjax.device.models.llama import Llama
 from pdjax.device.models.mistral import Mistral
@@ -27,6 +28,7 @@ FAMILIES: dict[str, ModelFamily] = {
     Granite.name: Granite(),
     SmolLM3.name: SmolLM3(),
     Phi3.name: Phi3(),
+    Glm.name: Glm(),
 }
 """Families by their names. A family is one file, and one line here."""
 
