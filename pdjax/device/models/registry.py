@@ -10,6 +10,7 @@ from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
 from pdjax.device.models.glm import Glm
+from pdjax.device.models.glm4 import Glm4
 from pdjax.device.models.granite import Granite
 from pdjax.device.models.llama import Llama
 from pdjax.device.models.mistral import Mistral
@@ -29,6 +30,7 @@ FAMILIES: dict[str, ModelFamily] = {
     SmolLM3.name: SmolLM3(),
     Phi3.name: Phi3(),
     Glm.name: Glm(),
+    Glm4.name: Glm4(),
 }
 """Families by their names. A family is one file, and one line here."""
 
