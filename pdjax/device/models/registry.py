@@ -9,6 +9,7 @@ from pdjax.core.kv_layout import KVLayout, split_layers
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
+from pdjax.device.models.gemma2 import Gemma2
 from pdjax.device.models.glm import Glm
 from pdjax.device.models.glm4 import Glm4
 from pdjax.device.models.granite import Granite
@@ -31,6 +32,7 @@ FAMILIES: dict[str, ModelFamily] = {
     Phi3.name: Phi3(),
     Glm.name: Glm(),
     Glm4.name: Glm4(),
+    Gemma2.name: Gemma2(),
 }
 """Families by their names. A family is one file, and one line here."""
 
