@@ -10,6 +10,7 @@ from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
 from pdjax.device.models.gemma2 import Gemma2
+from pdjax.device.models.gemma3 import Gemma3
 from pdjax.device.models.glm import Glm
 from pdjax.device.models.glm4 import Glm4
 from pdjax.device.models.granite import Granite
@@ -33,6 +34,7 @@ FAMILIES: dict[str, ModelFamily] = {
     Glm.name: Glm(),
     Glm4.name: Glm4(),
     Gemma2.name: Gemma2(),
+    Gemma3.name: Gemma3(),
 }
 """Families by their names. A family is one file, and one line here."""
 
