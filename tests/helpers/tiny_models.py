@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from pdjax.device.checkpoints import api
+from pdjax.device.checkpoints.hf_fields import Fields
+from pdjax.device.models.registry import FAMILIES
+
 LENGTH = 24
 """Tokens of the compared sequence; more than the trained context where RoPE is stretched."""
 
@@ -43,6 +47,28 @@ _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings":
 _MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
 _QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 1.3, 1.9, 2.6, 3.1, 4.0],
+}
+_GEMMA = {
+    "head_dim": 24,  # not the width over the heads
+    "num_hidden_layers": 4,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_act": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 7,
+    "tie_word_embeddings": True,
+}
+
+
+def _of(kind: str, architecture: str, **changes: Any) -> dict[str, Any]:
+    names: dict[str, Any] = {"model_type": kind, "architectures": [f"{architecture}ForCausalLM"]}
+    names["pad_token_id"] = 0  # some types' own lies beyond the vocabulary
+    return _BASE | names | changes
+
+
 TINY_MODELS: dict[str, dict[str, Any]] = {
     "llama": _BASE | {"rope_theta": 10000.0},
     "llama3": _BASE | {"rope_theta": 500.0, "rope_scaling": _LLAMA3},
@@ -55,6 +81,87 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "qwen2_yarn": _BASE
     | _QWEN2
     | {"rope_theta": 10000.0, "rope_scaling": _YARN | {"attention_factor": 1.25}},
+    "mistral_window": _of("mistral", "Mistral", sliding_window=9, rope_theta=10000.0),
+    "qwen3": _of("qwen3", "Qwen3", head_dim=24, rope_theta=1000000.0, tie_word_embeddings=True),
+    "qwen3_yarn": _of(
+        *("qwen3", "Qwen3"),
+        head_dim=24,
+        rope_theta=1000000.0,
+        rope_scaling=_YARN,
+        use_sliding_window=True,
+        sliding_window=9,
+        max_window_layers=0,
+    ),
+    "olmo2": _of("olmo2", "Olmo2", rope_theta=500000.0),
+    "granite": _of(
+        *("granite", "Granite"),
+        rope_theta=10000.0,
+        embedding_multiplier=12.0,
+        attention_multiplier=0.1,
+        residual_multiplier=0.22,
+        logits_scaling=4.0,
+        tie_word_embeddings=True,
+    ),
+    "smollm3": _of(
+        *("smollm3", "SmolLM3"),
+        num_hidden_layers=4,
+        no_rope_layers=[1, 0, 1, 0],
+        rope_theta=5000.0,
+        tie_word_embeddings=True,
+    ),
+    "smollm3_interval": _of(
+        *("smollm3", "SmolLM3"),
+        num_hidden_layers=4,
+        no_rope_layer_interval=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    ),
+    "phi3": _of("phi3", "Phi3", rope_theta=10000.0, sliding_window=9),
+    "phi3_longrope": _of(
+        *("phi3", "Phi3"),
+        partial_rotary_factor=0.75,
+        original_max_position_embeddings=16,
+        rope_scaling=_LONGROPE,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+    ),
+    "phi3_longrope_short": _of(
+        *("phi3", "Phi3"),
+        partial_rotary_factor=0.75,
+        original_max_position_embeddings=32,
+        rope_parameters=_LONGROPE | {"rope_theta": 10000.0, "partial_rotary_factor": 0.75},
+    ),
+    "glm": _of(
+        *("glm", "Glm"),
+        attention_bias=True,
+        head_dim=16,
+        partial_rotary_factor=0.5,
+        rope_theta=10000.0,
+    ),
+    "glm4": _of(
+        *("glm4", "Glm4"),
+        attention_bias=False,
+        head_dim=24,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    "gemma2": _of("gemma2", "Gemma2", rope_theta=10000.0)
+    | _GEMMA
+    | {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 3.0},
+    "gemma3": _of("gemma3_text", "Gemma3")
+    | _GEMMA
+    | {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "gemma3_old": _of("gemma3_text", "Gemma3", rope_theta=50000.0, rope_local_base_freq=100.0)
+    | _GEMMA
+    | {"sliding_window_pattern": 2, "sliding_window": 64},
 }
 """`config.json` by name, in the style of transformers 4 (`rope_theta`, `rope_scaling`) or 5
 (`rope_parameters`)."""
@@ -66,6 +173,8 @@ SHARDED = ("smollm2",)
 def tensors(name: str) -> dict[str, np.ndarray]:
     """Make the weights of a tiny model, by their Hugging Face names."""
     config = TINY_MODELS[name]
+    if config["model_type"] not in ("llama", "mistral", "qwen2"):
+        return _tensors_of_family(name)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     h = config.get("head_dim", d // config["num_attention_heads"])
@@ -94,6 +203,26 @@ def tensors(name: str) -> dict[str, np.ndarray]:
         found[prefix + "mlp.up_proj.weight"] = matrix(f, d)
         found[prefix + "mlp.down_proj.weight"] = matrix(d, f)
     return found
+
+
+def _tensors_of_family(name: str) -> dict[str, np.ndarray]:
+    """Make the weights of a tiny model by the shapes that its family declares; transformers refuses
+    or renames what does not fit its own."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    fields = Fields("config.json:", TINY_MODELS[name])
+    spec = FAMILIES[str(TINY_MODELS[name]["model_type"])].spec(fields)
+    less_one = {tensor for tensor, _, told in api.tensors(spec) if told.less_one}
+
+    def draw(tensor: str, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 2:
+            gain = 2.0 if "q_proj" in tensor or "k_proj" in tensor or "qkv" in tensor else 1.0
+            return gain * rng.normal(0, shape[1] ** -0.5, shape)
+        if tensor.endswith("bias"):
+            return rng.normal(0, 0.5, shape)
+        return rng.normal(0 if tensor in less_one else 1, 0.2, shape)
+
+    shapes = api.tensor_shapes(spec)
+    return {tensor: draw(tensor, shape).astype(np.float32) for tensor, shape in shapes.items()}
 
 
 def tokens(name: str) -> np.ndarray:
