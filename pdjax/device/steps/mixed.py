@@ -27,10 +27,11 @@ from pdjax.device.models.attention import AttendPages, attend_at
 from pdjax.device.models.decoder import Params, embed, forward, unembed
 from pdjax.device.models.family import ModelFamily
 from pdjax.device.models.registry import family_of, slot_kinds
-from pdjax.device.packing import Packed
+from pdjax.device.packing import ALIGNMENT, Packed
 from pdjax.device.sharing import Specs, shared
 from pdjax.device.steps import decode, prefill
 from pdjax.device.steps.sample import Undecided
+from pdjax.interfaces.batches import IDLE_ROW
 
 
 def make_mixed_step(
@@ -81,6 +82,7 @@ def _make(
             count,
             prefill.attend_chunks(batch),
             decode.attend_rows(positions, rows.page_table[0], attention),
+            taken=positions != IDLE_ROW,
         )
         tokens = jnp.concatenate([batch.tokens, decode.entering(rows, fed_back)])
         x, layers = forward(
@@ -116,8 +118,11 @@ def _jitted(step: Callable, weights: Any, pages: Any, mesh: Mesh) -> Any:
     )
 
 
-def _attend_both(count: int, chunks: AttendPages, rows: AttendPages) -> AttendPages:
-    """Attention of the first `count` tokens by `chunks`, and of the others by `rows`.
+def _attend_both(
+    count: int, chunks: AttendPages, rows: AttendPages, *, taken: jax.Array
+) -> AttendPages:
+    """Attention of the first `count` tokens by `chunks`, and of the others by `rows`, of which
+    those that are not `taken` bool[n] are idle.
 
     The rows come first. What the chunks' attention reads is then written by the operation before
     it, and each successor of the pool has one reader: were there two, and one of them wrote, XLA
@@ -134,14 +139,28 @@ def _attend_both(count: int, chunks: AttendPages, rows: AttendPages) -> AttendPa
         v_pages: Pages,
         **options: Any,
     ) -> tuple[jax.Array, Pages, Pages]:
-        def part(tokens: slice, attend: AttendPages, *pages: Pages) -> Any:
-            given = qkv[tokens], scale[tokens], bias, cos[tokens], sin[tokens]
+        def part(of: Callable[[jax.Array], jax.Array], attend: AttendPages, *pages: Pages) -> Any:
+            given = of(qkv), of(scale), bias, of(cos), of(sin)
             return attend(*given, *pages, **options)
 
-        after = part(slice(count, None), rows, k_pages, v_pages)
+        after = part(lambda x: _behind(x, count, taken), rows, k_pages, v_pages)
         # An implementation that writes first and reads then must have read.
         of_rows, k_pages, v_pages = lax.optimization_barrier(after)
-        of_chunks, k_pages, v_pages = part(slice(count), chunks, k_pages, v_pages)
+        of_chunks, k_pages, v_pages = part(lambda x: x[:count], chunks, k_pages, v_pages)
         return jnp.concatenate([of_chunks, of_rows]), k_pages, v_pages
 
     return attend
+
+
+def _behind(x: jax.Array, count: int, taken: jax.Array) -> jax.Array:
+    """x [T + n, ...] behind the first `count`: that of the rows.
+
+    A kernel may get a part of an array without a copy, and refuses to run where that does not begin
+    as `packing.ALIGNMENT` says. Such a part is selected here, as an array of its own; of idle rows
+    it has zeros.
+    """
+    part = x[count:]
+    row = x.size // len(x) * x.dtype.itemsize  # bytes
+    if count * row % (4 * ALIGNMENT) == 0:
+        return part
+    return jnp.where(taken.reshape(-1, *[1] * (x.ndim - 1)), part, 0)
