@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from experiments.bench_steps.cases import DecodeCase, MixedCase, PrefillCase
-from experiments.common.sequences import scattered_sequences
+from experiments.common.sequences import behind, scattered_sequences
 from pdjax.host.batching.buckets import Buckets, doubling
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.decode_pipeline import DecodePipeline
@@ -69,17 +69,8 @@ def mixed_batches(
     """
     ticks, pages = decode_batches(case.rows, steps, page_size, vocab)
     batches, more = prefill_batches(case.chunks, page_size, vocab)
-    *before, chunks = (_behind(batch, pages - 1, page_size) for batch in batches)
+    *before, chunks = (behind(batch, pages - 1, page_size) for batch in batches)
     return [MixedStep(chunks, tick) for tick in ticks], before, pages + more - 1
-
-
-def _behind(batch: PrefillBatch, pages: int, page_size: int) -> PrefillBatch:
-    """A batch without padding, on pages behind so many others."""
-    return replace(
-        batch,
-        slot_mapping=batch.slot_mapping + pages * page_size,
-        kv_pages=batch.kv_pages + pages,
-    )
 
 
 def _buckets(page_size: int, tokens: int, pages: int, sequences: int, context: int) -> Buckets:

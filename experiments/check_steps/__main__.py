@@ -40,7 +40,14 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.check_steps.batches import Batches, decode_batches, parse, prefill_batches
+from experiments.check_steps.batches import (
+    Batches,
+    decode_batches,
+    mixed_batches,
+    parse,
+    parse_mixed,
+    prefill_batches,
+)
 from experiments.check_steps.steps import (
     KERNELS,
     REFERENCE,
@@ -66,6 +73,12 @@ _PREFILL = flags.DEFINE_list(
 )
 _DECODE = flags.DEFINE_list(
     "decode", ["1x32", "8x16", "64x8"], "ticks, rows x pages of a table", flag_values=FLAGS
+)
+_MIXED = flags.DEFINE_list(
+    "mixed",
+    ["8x16/64x8", "64x8/512x32"],
+    "mixed steps, rows x pages of a table / tokens x pages",
+    flag_values=FLAGS,
 )
 _PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "tokens a page", flag_values=FLAGS)
 _KERNELS = flags.DEFINE_enum(
@@ -234,10 +247,14 @@ def main() -> int:
     spec = replace(spec, num_layers=spec.num_layers if _LAYERS.value is None else _LAYERS.value)
     if page_size < 1:
         raise ValueError(f"page_size={page_size}: must be at least 1 token")
-    makers = ((prefill_batches, _PREFILL.value), (decode_batches, _DECODE.value))
+    makers: tuple[tuple[Any, Any, Any], ...] = (
+        (prefill_batches, parse, _PREFILL.value),
+        (decode_batches, parse, _DECODE.value),
+        (mixed_batches, parse_mixed, _MIXED.value),
+    )
     buckets = [
-        make(*parse(text), page_size, spec.vocab_size)
-        for make, texts in makers
+        make(*parsed(text), page_size, spec.vocab_size)
+        for make, parsed, texts in makers
         for text in texts or ()
     ]
     usual = 16 * 2**-9 * (2 * spec.num_layers) ** 0.5

@@ -28,9 +28,11 @@ from pdjax.device.mesh import PREFILL_RULES, make_mesh
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
-from pdjax.device.steps import decode, prefill
+from pdjax.device.packing import Packed
+from pdjax.device.steps import decode, mixed, prefill
 from pdjax.device.steps.sample import Undecided
 from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, PrefillBatch
+from pdjax.interfaces.steps import MixedStep
 
 REFERENCE = "reference"
 KERNELS = ("mosaic_gpu", "mosaic_tpu")
@@ -104,19 +106,22 @@ class Steps:
         first = batches.steps[0]
         step: Any
         self._between: tuple[Any, ...] = ()
-        if isinstance(first, DecodeBatch):
-            step = decode.make_decode_tick(params, spec, self._layout, attention=None)
-            rows = len(first.tokens)
+        if isinstance(first, PrefillBatch):
+            step = prefill.make_prefill_step(params, spec, self._layout.tp)
+        else:
+            tick = first.rows if isinstance(first, MixedStep) else first
+            mixes = tick is not first
+            make = mixed.make_mixed_step if mixes else decode.make_decode_tick
+            step = make(params, spec, self._layout, attention=None)
+            rows = len(tick.tokens)
             no_tokens = jnp.zeros(rows, jnp.int32)
             undecided = Undecided(jnp.zeros((rows, spec.vocab_size)), no_tokens, no_tokens)
             carried = decode.Carried(jnp.zeros((rows, spec.model_dim), dtype), undecided)
-            self._between = carried, no_tokens
-        else:
-            step = prefill.make_prefill_step(params, spec, self._layout.tp)
+            self._between = undecided if mixes else carried, no_tokens
         shape = spec.kv_heads, batches.pages, page_size, spec.head_dim
         pool: Any = [(jax.ShapeDtypeStruct(shape, dtype),) * 2] * spec.num_layers
         with implementations(implementation):
-            self._lowered = step.jitted.lower(params, pool, *self._between, _pack(first))
+            self._lowered = step.jitted.lower(params, pool, *self._between, *_packed(first))
         self.kernels = _kernels_in(self._lowered.as_text())
 
     def compile(self) -> None:
@@ -132,13 +137,10 @@ class Steps:
         logits = []
         for batch in batches.steps:
             between = jax.tree.map(jnp.copy, self._between)  # a step donates the first one
-            owner.arrays, left, *_ = self._compiled(
-                self._params, owner.arrays, *between, _pack(batch)
+            owner.arrays, *left = self._compiled(
+                self._params, owner.arrays, *between, *_packed(batch)
             )
-            undecided = left.undecided if isinstance(batch, DecodeBatch) else left
-            found = np.asarray(undecided.logits)
-            seated = isinstance(batch, PrefillBatch) or batch.positions[-1] != IDLE_ROW
-            logits.append(found if seated is True else found[seated])
+            logits.append(_logits(batch, left))
         return Outcome(logits, owner.arrays)
 
 
@@ -192,8 +194,25 @@ def _token_error(found: jax.Array, exact: jax.Array) -> jax.Array:
     return jnp.sqrt(squares[0] / squares[1]).max()
 
 
-def _pack(batch: PrefillBatch | DecodeBatch) -> Any:
-    return decode.pack(batch) if isinstance(batch, DecodeBatch) else prefill.pack(batch)
+def _packed(batch: PrefillBatch | DecodeBatch | MixedStep) -> tuple[Packed, ...]:
+    """The batch as arguments of its step."""
+    if isinstance(batch, MixedStep):
+        return prefill.pack(batch.chunks), decode.pack(batch.rows)
+    return (decode.pack(batch) if isinstance(batch, DecodeBatch) else prefill.pack(batch),)
+
+
+def _logits(batch: PrefillBatch | DecodeBatch | MixedStep, left: list[Any]) -> np.ndarray:
+    """f32[rows, V] of what a step leaves beside the pool, without idle rows."""
+    if isinstance(batch, PrefillBatch):
+        return np.asarray(left[0].logits)
+    if isinstance(batch, MixedStep):
+        of_rows, of_chunks, _ = left
+        return np.concatenate([_of_rows(batch.rows, of_rows), np.asarray(of_chunks.logits)])
+    return _of_rows(batch, left[0].undecided)
+
+
+def _of_rows(tick: DecodeBatch, undecided: Undecided) -> np.ndarray:
+    return np.asarray(undecided.logits)[tick.positions[-1] != IDLE_ROW]
 
 
 def _fill(pool: KVPool) -> None:

@@ -1,11 +1,14 @@
 """Sequences for batches that no coordinator makes."""
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import numpy as np
 
+from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.batches import PrefillBatch
 
 
 def scattered_sequences(
@@ -30,3 +33,17 @@ def scattered_sequences(
         own, order = order[:count], order[count:]
         made.append(Sequence(request, 0, seed=0, max_new_tokens=new_tokens + 1, pages=own))
     return made
+
+
+def behind(batch: PrefillBatch, pages: int, page_size: int) -> PrefillBatch:
+    """The batch on pages behind so many others; its padding stays in the null page."""
+
+    def moved(x: np.ndarray, entries: int) -> np.ndarray:
+        """x, numbers of which a page has so many."""
+        return np.where(x // entries == NULL_PAGE, x, x + pages * entries)
+
+    return replace(
+        batch,
+        slot_mapping=moved(batch.slot_mapping, page_size),
+        kv_pages=moved(batch.kv_pages, 1),
+    )

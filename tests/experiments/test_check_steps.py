@@ -2,13 +2,21 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
 from experiments.check_steps import __main__ as check_steps
 from experiments.check_steps.__main__ import Errors, Limits
-from experiments.check_steps.batches import Batches, decode_batches, parse, prefill_batches
+from experiments.check_steps.batches import (
+    Batches,
+    decode_batches,
+    mixed_batches,
+    parse,
+    parse_mixed,
+    prefill_batches,
+)
 from experiments.check_steps.steps import (
     REFERENCE,
     Outcome,
@@ -19,8 +27,10 @@ from experiments.check_steps.steps import (
 )
 from experiments.common.shapes import MODELS
 from pallas_kernels.prefill_attention import api
+from pdjax.core.kv_layout import NULL_PAGE
 from pdjax.device.models.decoder import Params
 from pdjax.interfaces.batches import IDLE_ROW, DecodeBatch, PrefillBatch
+from pdjax.interfaces.steps import MixedStep
 
 PAGE = 8
 SPEC = replace(MODELS["tiny"], num_layers=1)
@@ -28,6 +38,7 @@ LIMITS = Limits(bound=16 * 2**-9 * 2**0.5, ratio=2.0)
 BUCKETS = {
     "prefill": prefill_batches(24, 10, PAGE, SPEC.vocab_size),
     "decode": decode_batches(4, 3, PAGE, SPEC.vocab_size),
+    "mixed": mixed_batches((4, 3), (24, 10), PAGE, SPEC.vocab_size),
 }
 
 
@@ -49,6 +60,25 @@ def test_a_decode_bucket_goes_from_long_to_short_and_an_idle_row():
     assert positions[-1] == [23, 9, 3, IDLE_ROW]
     with pytest.raises(ValueError, match="decode=4x1: a table must hold"):
         decode_batches(4, 1, PAGE, SPEC.vocab_size)
+
+
+def test_a_mixed_bucket_has_pages_of_its_own_for_chunks_and_for_rows():
+    bucket = BUCKETS["mixed"]
+    assert [type(step) for step in bucket.steps] == [MixedStep] * 3
+    ticks = [step.rows.page_table for step in bucket.steps if isinstance(step, MixedStep)]
+    last = bucket.steps[-1]
+    assert isinstance(last, MixedStep)
+    written, listed = last.chunks.slot_mapping // PAGE, last.chunks.kv_pages
+    assert not set(np.unique(ticks)) & (set(listed) - {NULL_PAGE})
+    assert (written == NULL_PAGE).sum() == len(written) - last.chunks.cu_q_lens[-1]  # padding
+    assert max(listed) < bucket.pages and np.isin(written, [NULL_PAGE, *listed]).all()
+
+
+def test_a_mixed_bucket_is_one_of_decode_and_one_of_prefill():
+    assert parse_mixed("8x16/64x8") == ((8, 16), (64, 8))
+    for text in ("8x16", "8x16/64"):
+        with pytest.raises(ValueError, match="must be "):
+            parse_mixed(text)
 
 
 @pytest.mark.parametrize("text", ["", "8", "0x8", "8x16x2"])
@@ -76,13 +106,15 @@ def float32_steps(phase: str) -> tuple[Steps, Outcome]:
 
 def shuffled(batches: Batches) -> Batches:
     """Permute the pages that are read; tokens are written to the right pages."""
-    steps = [
-        replace(batch, page_table=np.roll(batch.page_table, 1, axis=1))
-        if isinstance(batch, DecodeBatch)
-        else replace(batch, kv_pages=batch.kv_pages[::-1].copy())
-        for batch in batches.steps
-    ]
-    return replace(batches, steps=tuple(steps))
+
+    def step(batch: PrefillBatch | DecodeBatch | MixedStep) -> Any:
+        if isinstance(batch, MixedStep):
+            return MixedStep(step(batch.chunks), step(batch.rows))
+        if isinstance(batch, DecodeBatch):
+            return replace(batch, page_table=np.roll(batch.page_table, 1, axis=1))
+        return replace(batch, kv_pages=batch.kv_pages[::-1].copy())
+
+    return replace(batches, steps=tuple(map(step, batches.steps)))
 
 
 @pytest.mark.parametrize("phase", list(BUCKETS))
@@ -108,9 +140,11 @@ def test_wrong_rotation_is_caught():
 
 
 def test_bfloat16_is_within_its_bound():
-    results = check_steps.check(SPEC, half(), [BUCKETS["decode"]], PAGE, None, LIMITS)
-    [row] = results
-    assert (row["bucket"], row["wrong"]) == ("decode 4x3", [])
+    buckets = [BUCKETS["decode"], BUCKETS["mixed"]]
+    results = check_steps.check(SPEC, half(), buckets, PAGE, None, LIMITS)
+    names = ["decode 4x3", "mixed 4x3/24x10"]
+    assert [(row["bucket"], row["wrong"]) for row in results] == [(name, []) for name in names]
+    row = results[0]
     assert 2**-9 < row["reference"]["relative"] < LIMITS.bound
     assert row["kernels"] == row["reference"]  # on the CPU the references run
     assert row["kernels_in_program"] == []
