@@ -57,7 +57,7 @@ flags.DEFINE_integer("n", 1, "choices to generate a prompt", **_OF)
 
 
 def generate() -> int:
-    """`pdjax generate`; status 1 where a request failed on the way."""
+    """`pdjax generate`; status 1 where a request failed on the way, or was shed."""
     prompts = _prompts()
     for text in _FLAGS["stop"].value or ():
         _check_text("stop", text)
@@ -169,16 +169,15 @@ def _as_chat(prompt: str) -> list[dict]:
 
 
 def _stream(llm: "LLM", prompt: str, params: SamplingParams) -> int:
-    last = None
+    output = None
     chat = _CHAT.value
     for chunk in llm.stream_chat(_as_chat(prompt), params) if chat else llm.stream(prompt, params):
         print(chunk.text, end="", flush=True)
-        last = chunk
+        output = chunk.output or output
     print()
-    if last is None or last.finish_reason != "error":
+    if output is None or not output.choices[0].error:
         return 0
-    if last.output is not None:
-        _tell_failure(prompt, last.output.choices[0])
+    _tell_failure(prompt, output.choices[0])
     return 1
 
 

@@ -27,6 +27,10 @@ class EchoTokenizer:
         return [len(message["content"]) for message in messages]
 
 
+ILL = {"bad": ("error", "out of luck"), "late": ("shed", "deadline: too late")}
+"""Words of prompts that end with an error, and how."""
+
+
 class EchoLLM:
     """Answers "x" with "<x>", and prompts that hold "bad" with an error."""
 
@@ -70,11 +74,12 @@ class EchoLLM:
         self.closed = True
 
     def _answer(self, prompt: str, n: int) -> RequestOutput:
-        error = "out of luck" if "bad" in prompt else None
+        ill = next((word for word in ILL if word in prompt), None)
+        finish, error = ILL.get(ill or "", ("stop", None))
         choice = Completion(
             [1, 2],
             f"<{prompt}>",
-            "error" if error else "stop",
+            finish,
             None,
             [TokenLogprobs(-0.5, ((1, -0.5),))],
             error,
@@ -176,11 +181,12 @@ def test_stream_of_a_prompt_and_of_a_chat(capsys):
     assert capsys.readouterr().out == "<a>\n<[4]>\n"
 
 
-def test_a_failed_stream_says_why(capsys):
-    assert pdjax("generate", "--stream", "--prompt=bad") == 1
+@pytest.mark.parametrize("prompt", list(ILL))
+def test_a_stream_that_fails_or_is_shed_says_why(capsys, prompt: str):
+    assert pdjax("generate", "--stream", f"--prompt={prompt}") == 1
     out, err = capsys.readouterr()
-    assert out == "<bad>\n"
-    assert err == "pdjax generate: 'bad' failed: out of luck\n"
+    assert out == f"<{prompt}>\n"
+    assert err == f"pdjax generate: {prompt!r} failed: {ILL[prompt][1]}\n"
 
 
 def test_a_failed_request_leaves_its_neighbours_their_text(capsys):
