@@ -46,8 +46,10 @@ class Dealt:
         return sum(map(len, self.connections))
 
     def close(self) -> None:
-        for pair, found in zip(self.pairs, self.connections, strict=True):
-            for each in (*pair, *found):
+        for receiver in self.receivers:
+            receiver.close()
+        for (_, theirs), found in zip(self.pairs, self.connections, strict=True):
+            for each in (theirs, *found):
                 each.close()
 
 
@@ -101,6 +103,39 @@ def test_the_front_with_the_fewest_open_connections_is_dealt_the_next():
     asyncio.run(deal())
 
 
+def test_what_a_front_has_not_taken_when_it_ends_is_dealt_to_the_next():
+    async def deal() -> None:
+        with listening_socket("127.0.0.1", 0) as listening, ExitStack() as held:
+
+            def connect() -> socket.socket:
+                return held.enter_context(socket.create_connection(listening.getsockname()))
+
+            dealing = Dealer(listening)
+            fronts = Dealt(dealing, 1)
+            [first], [(_, theirs)] = fronts.receivers, fronts.pairs
+            taken = connect()
+            await until(lambda: fronts.come() == 1)
+            left = connect()
+            await until(lambda: first.dealt == 2)
+            theirs.close()  # it has ended
+            late = connect()  # nobody takes it
+            dealing.end(first)
+            assert first.channel.fileno() == -1 and first.dealt == 1
+            others = Dealt(dealing, 1)
+            await until(lambda: others.come() == 2)
+            [[again, new]] = others.connections
+            assert again.getpeername() == left.getsockname()
+            assert new.getpeername() == late.getsockname()
+            await until(lambda: not others.receivers[0]._sent)  # heard that it holds them
+            fronts.close()
+            taken.settimeout(PATIENCE)
+            assert taken.recv(1) == b""  # nobody else holds what had been taken
+            dealing.close()
+            others.close()
+
+    asyncio.run(deal())
+
+
 def test_a_front_tells_how_many_of_its_connections_have_ended(tmp_path: Path):
     async def serve() -> None:
         ours, theirs = socket.socketpair()
@@ -111,7 +146,7 @@ def test_a_front_tells_how_many_of_its_connections_have_ended(tmp_path: Path):
             dealing = Dealer(listening)
             dealing.add(receiver)
             clients = [socket.create_connection(listening.getsockname()) for _ in range(3)]
-            await until(lambda: len(server.server_state.connections) == 3)
+            await until(lambda: len(server.server_state.connections) == 3 and not receiver._sent)
             assert (receiver.dealt, server.ended) == (3, 0)
             for client in clients[:2]:
                 client.close()

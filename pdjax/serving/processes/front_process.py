@@ -48,10 +48,9 @@ class FrontProcess:
         self._process.kill()
 
     def end(self) -> int:
-        """Close the sockets, which ends it, and return its exit status; if it goes on for a second,
-        it is killed."""
+        """Close the socket for messages, which ends it, and return its exit status; if it goes on
+        for a second, it is killed. The receiver stays open, for what the process has not taken."""
         self.messages.close()
-        self.receiver.channel.close()
         try:
             return self._process.wait(1.0)
         except subprocess.TimeoutExpired:

@@ -167,6 +167,7 @@ class Fronts:
                 slot.link.close()
             if slot.process is not None:
                 slot.process.end()
+                slot.process.receiver.close()
         with suppress(AttributeError, ValueError):  # it was never started
             self._llm.session.after_turns.remove(self._flush)
         self._folder.close()
@@ -229,6 +230,10 @@ class Fronts:
     async def _end(self, slot: _Slot, process: FrontProcess, open_answers: int) -> None:
         """Wait until the process of a front that is gone has ended; then have another one."""
         status = await asyncio.to_thread(process.end)
+        if self._dealer is None or self._signals:
+            process.receiver.close()
+        else:
+            self._dealer.end(process.receiver)
         if self._signals:
             return
         slot.losses, slot.failures = slot.losses + 1, slot.failures + 1
