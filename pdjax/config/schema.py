@@ -239,7 +239,8 @@ class Config:
         the next start; applies to the whole process. "off" keeps none. None leaves what
         JAX_COMPILATION_CACHE_DIR or jax.config say, else takes `pdjax/jax` in $XDG_CACHE_HOME
         (~/.cache), at most 8 GiB. Steps that need not be traced again are in its folder `pdjax`,
-        at most 8 GiB more; PDJAX_KEEP_PROGRAMS=0 keeps none. It may be deleted at any time.
+        at most 8 GiB more; PDJAX_KEEP_PROGRAMS=0 keeps none, and a folder that other users own or
+        may write is not used, since what is in it is run. It may be deleted at any time.
       seed: seeds random weights, and the seeds that are drawn for requests which name none; in
         [0, 2**32).
     """

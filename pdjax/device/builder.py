@@ -17,6 +17,7 @@ from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.model_spec import ModelSpec
 from pdjax.core.progress import Progress
 from pdjax.device.checkpoints.api import Checkpoint
+from pdjax.device.compat import settings_of_this_thread
 from pdjax.device.devices import Workers, deal_devices
 from pdjax.device.engine import JaxEngine
 from pdjax.device.kv.pool import PoolOwner
@@ -120,9 +121,11 @@ def build_engines(
       progress: is told; None tells nobody.
 
     Raises:
-      ValueError: a layout that cannot work, or pools for which there is no memory even without
-        weights; nothing has been loaded then. Or, after that, too little memory for a pool.
+      ValueError: a layout that cannot work, pools for which there is no memory even without
+        weights, or a setting of JAX that holds in this thread alone; nothing has been loaded then.
+        Or, after that, too little memory for a pool.
     """
+    _check_settings()
     for_prefill, for_decode = deal_devices(config)
     builder = _Builder(config, spec, context, checkpoint, progress or Progress(False))
     if config.colocated:
@@ -334,6 +337,16 @@ def _fields_of(owner: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{owner}.{error}") from error
+
+
+def _check_settings() -> None:
+    """Programs are compiled, and called, in several threads, also after this one has gone on."""
+    if own := settings_of_this_thread():
+        raise ValueError(
+            f"{', '.join(own)}: holds in this thread alone, as a `with` block of JAX sets it; the "
+            "programs of engines are compiled and called in others, too. Set it with "
+            "jax.config.update before the engines are built"
+        )
 
 
 def _check_mlp(spec: ModelSpec, tp: int) -> None:

@@ -69,16 +69,33 @@ def compilation_cache_dir() -> str | None:
     return jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
 
 
-_OF_CACHES_AND_LOGS = ("jax_compilation_cache", "jax_persistent_cache", "jax_log", "jax_explain")
+_NOT_OF_PROGRAMS = (
+    "jax_compilation_cache",
+    "jax_persistent_cache",
+    "jax_log",
+    "jax_explain",
+    "jax_transfer_guard",
+)
 
 
 def jax_settings() -> list[tuple[str, str]]:
-    """JAX's settings but those of caches and logs, as they are in this thread."""
+    """JAX's settings, but those of caches, logs and guards of transfers, as they are in this
+    thread."""
     return [
         (name, repr(getattr(jax.config, name, None)))
         for name in sorted(jax.config.values)
-        if not name.startswith(_OF_CACHES_AND_LOGS)
+        if not name.startswith(_NOT_OF_PROGRAMS)
     ]
+
+
+def settings_of_this_thread() -> list[str]:
+    """As `name=value`, those of `jax_settings` that hold in this thread alone, as within `with
+    jax.default_matmul_precision(...)`."""
+    elsewhere: dict[str, str] = {}
+    thread = threading.Thread(target=lambda: elsewhere.update(jax_settings()))
+    thread.start()
+    thread.join()
+    return [f"{name}={value}" for name, value in jax_settings() if elsewhere[name] != value]
 
 
 def topology_of(devices: tuple[jax.Device, ...]) -> tuple[str, ...]:

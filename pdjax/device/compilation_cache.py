@@ -51,7 +51,14 @@ def use_compilation_cache(asked: str | None) -> None:
         _use(cache_dir() / "jax", _MOST_BYTES)
     folder = compilation_cache_dir()
     local = folder is not None and "://" not in folder and os.environ.get(_SWITCH) != "0"
-    keep_programs(Store(Path(folder or "", _PROGRAMS), _MOST_BYTES) if local else None)
+    keep_programs(_trusted(Store(Path(folder or "", _PROGRAMS), _MOST_BYTES)) if local else None)
+
+
+def _trusted(store: Store) -> Store | None:
+    if reason := store.distrusted():
+        _LOG.warning("compilation_cache: %s; no program is kept there, or read", reason)
+        return None
+    return store
 
 
 def _use(folder: Path, most_bytes: int | None) -> None:

@@ -1,9 +1,9 @@
 """Programs that all LLMs of a process share.
 
 What builds a jitted function is itself a function of hashable facts: shapes, shardings, a mesh, the
-names of implementations; never of weights or pools. `shared` remembers its results, so that a
-second LLM of the same shapes gets the functions of the first, and with them what JAX has compiled.
-They hold no arrays: an LLM that is closed frees its memory.
+names of implementations; never of weights or pools. JAX's settings are facts, too. `shared`
+remembers its results, so that a second LLM of the same shapes gets the functions of the first, and
+with them what JAX has compiled. They hold no arrays: an LLM that is closed frees its memory.
 
 What such programs have rehearsed in this process is compiled, so a rehearsal of the same shapes is
 left out.
@@ -11,11 +11,13 @@ left out.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
+
+from pdjax.device.compat import jax_settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,10 +32,19 @@ _builders: list[Any] = []
 
 def shared(build: Callable[P, T]) -> Callable[P, T]:
     """Decorate a pure function whose arguments are hashable: equal arguments give the same result
-    again."""
-    remembers = lru_cache(_MOST_KEPT)(build)
+    again, while JAX's settings are the same."""
+
+    @lru_cache(_MOST_KEPT)
+    def remembers(settings: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        del settings
+        return build(*args, **kwargs)
+
+    @wraps(build)
+    def found(*args: P.args, **kwargs: P.kwargs) -> T:
+        return remembers(tuple(jax_settings()), *args, **kwargs)  # type: ignore[arg-type]
+
     _builders.append(remembers)
-    return remembers  # type: ignore[return-value]
+    return found
 
 
 def forget() -> None:

@@ -8,7 +8,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from pdjax.config import NO_CACHE
 from pdjax.device import compat
+from pdjax.device.builder import build_engines
 from pdjax.device.compilation_cache import use_compilation_cache
+from pdjax.device.mesh import make_mesh
+from pdjax.device.steps.sample import make_sample_step
+from tests.helpers.promise import MONOLITHIC, SPEC
 
 pytestmark = pytest.mark.smoke
 
@@ -84,3 +88,25 @@ def test_flags_of_the_environment_go_before_options_of_our_own(monkeypatch):
     assert jax.jit(lambda x: x + 1).lower(1).compile(compiler_options=options)(1) == 2
     monkeypatch.setenv("XLA_FLAGS", " ".join(f"--{name}=2" for name in options))
     assert compat._options() == {}
+
+
+def test_engines_refuse_a_setting_that_their_threads_would_not_see():
+    with (
+        jax.default_matmul_precision("float32"),
+        pytest.raises(ValueError, match="jax_default_matmul_precision='float32': holds in this th"),
+    ):
+        build_engines(MONOLITHIC, SPEC, 64, None)
+    with jax.transfer_guard("log"), jax.log_compiles():  # no program follows from these
+        assert compat.settings_of_this_thread() == []
+
+
+def test_a_changed_setting_builds_programs_anew():
+    mesh = make_mesh(jax.devices()[:1], 1, 1)
+    before = make_sample_step(mesh, 3)
+    assert make_sample_step(mesh, 3) is before
+    jax.config.update("jax_default_matmul_precision", "float32")
+    try:
+        assert make_sample_step(mesh, 3) is not before
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+    assert make_sample_step(mesh, 3) is before

@@ -16,6 +16,7 @@ from pallas_kernels import implementations
 from pallas_kernels.implementations import Operation
 from pdjax import LLM, SamplingParams
 from pdjax.device.compat import keep_compilations, keep_no_compilations
+from pdjax.device.compilation_cache import use_compilation_cache
 from pdjax.device.kept import key as keys
 from pdjax.device.kept import program as kept
 from pdjax.device.kept.program import KeptProgram, keep_programs
@@ -243,6 +244,45 @@ def test_a_file_of_which_a_part_is_lost_is_compiled_again(store):
         assert program(x).tolist() == [2, 4]
         assert traced == [(2,)]
         assert store.get(file.name) is not None
+
+
+@pytest.mark.parametrize(
+    ("mode", "user", "reason"),
+    [
+        (0o700, 0, None),
+        (0o755, 0, None),
+        (0o775, 0, "may be written by others: chmod go-w it, or remove it"),
+        (0o757, 0, "may be written by others"),
+        (0o700, 1, "belongs to another user"),
+    ],
+)
+def test_a_folder_that_others_can_write_is_not_read(
+    tmp_path, monkeypatch, caplog, mode: int, user: int, reason: str | None
+):
+    monkeypatch.delenv("PDJAX_KEEP_PROGRAMS", raising=False)
+    folder, kept_before = tmp_path / "pdjax", kept._store
+    jax_before = jax.config.jax_compilation_cache_dir
+    folder.mkdir()
+    folder.chmod(mode)
+    if user:
+        owner = folder.stat().st_uid
+        monkeypatch.setattr(os, "getuid", lambda: 4242)
+        if owner == 0:
+            os.chown(folder, 4343, -1)
+    with caplog.at_level(logging.WARNING, "pdjax"):
+        use_compilation_cache(str(tmp_path))
+    assert (kept._store is None) == (reason is not None)
+    assert (reason or "") in caplog.text
+    keep_programs(kept_before)
+    keep_compilations(jax_before)
+
+
+def test_a_folder_is_made_for_its_user_alone(tmp_path):
+    store = Store(tmp_path / "pdjax", None)
+    assert store.distrusted() is None
+    store.put("name", b"kept")
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert store.get("name") == b"kept"
 
 
 def test_what_jax_reads_from_its_own_cache_is_not_kept_on_the_cpu(store, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -13,13 +14,27 @@ class Store:
     with the digest of what follows: a program of which a disk has lost a part may crash a process.
 
     Args:
-      folder: is made if it does not exist.
+      folder: is made if it does not exist, for this user alone.
       most_bytes: of all files together; those used least recently are dropped first. None: no
         bound.
     """
 
     def __init__(self, folder: Path, most_bytes: int | None) -> None:
         self.folder, self._most_bytes = folder, most_bytes
+
+    def distrusted(self) -> str | None:
+        """Why files of the folder may be from others than this user and root, or None. What is kept
+        is run, as programs in a folder of `PATH` are: whoever can write there can do what the user
+        can."""
+        if not hasattr(os, "getuid"):
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            found = self.folder.stat()
+            if found.st_uid not in (os.getuid(), 0):
+                return f"{self.folder} belongs to another user, {found.st_uid}"
+            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return f"{self.folder} may be written by others: chmod go-w it, or remove it"
+        return None
 
     def get(self, name: str) -> bytes | None:
         """What is kept by this name."""
@@ -37,7 +52,7 @@ class Store:
     def put(self, name: str, kept: bytes) -> None:
         """Keep it, in place of what was kept by this name."""
         with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
                 try:
                     file.write(_digest(kept))
