@@ -137,6 +137,7 @@ def _attend_both(
         sin: jax.Array,
         k_pages: Pages,
         v_pages: Pages,
+        /,  # an option is named scale, too
         **options: Any,
     ) -> tuple[jax.Array, Pages, Pages]:
         def part(of: Callable[[jax.Array], jax.Array], attend: AttendPages, *pages: Pages) -> Any:
