@@ -16,11 +16,12 @@ from pdjax.core.clock import Clock, WallClock
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
 from pdjax.core.progress import Progress
+from pdjax.core.recompute import RecomputeCost
 from pdjax.device.builder import build_engines
 from pdjax.device.checkpoints.api import Checkpoint
 from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.devices import deal_devices, settled
-from pdjax.device.models.registry import kv_layout
+from pdjax.device.models.registry import kv_layout, matrix_params
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
@@ -171,6 +172,7 @@ def _on_devices(
             make_text=text_maker(model.tokenizer),
             make_guide=guide_maker(model.guides),
             guides=GuideThreads(_guide_threads(), events.wake),
+            recompute=RecomputeCost.of(model.spec, matrix_params(model.spec)),
         )
         if config.warm_up:
             coordinator.warm_up(partial(progress.each, unit="shapes"))
@@ -225,6 +227,7 @@ def _simulated(
         policies=chosen,
         make_text=text_maker(model.tokenizer),
         make_guide=guide_maker(model.guides),
+        recompute=RecomputeCost.of(model.spec, matrix_params(model.spec)),
     )
     engines = list(cluster.engines.values())
     parts = engines, cluster.transport, cluster.coordinator, cluster.clock, cluster.recorder

@@ -23,6 +23,8 @@ class PoliciesConfig:
         "prefix_aware" or "cost_based".
       admission: which requests are refused early: "all" admits all of them; "early_rejection" sheds
         those that miss their deadline or SLO by what is predicted.
+      eviction: which pages of a prefix cache go first when none is free: "prefix_lru", "lru", "lfu"
+        or "cost_aware".
       victim: which sequence gives up its pages first when a decode pool is full: "youngest",
         "lowest_priority", "most_pages" or "latest_deadline".
       tpot_target: seconds between two tokens of a row that decode engines are held to: no row more
@@ -39,6 +41,7 @@ class PoliciesConfig:
     handoff: str = "rules"
     router: str = "least_loaded"
     admission: str = "all"
+    eviction: str = "prefix_lru"
     victim: str = "youngest"
     tpot_target: float | None = None
     tenant_weights: tuple[tuple[str, float], ...] = ()

@@ -18,6 +18,7 @@ from itertools import count
 from pdjax.config import Config
 from pdjax.core.clock import Clock
 from pdjax.core.ids import EngineId
+from pdjax.core.recompute import RecomputeCost
 from pdjax.core.request import QueueFull, Request
 from pdjax.core.roles import Role
 from pdjax.host.loop import Loop
@@ -62,6 +63,8 @@ class Coordinator:
       pools: that no engine has; the transport connects them to others.
       roles: what engines are given to do at the start; any that is not named does all that it
         accepts.
+      recompute: what it takes to compute KV again, for policies that go by it; None where it is not
+        known.
 
     Attributes:
       loop: the turns, and the state of engines, pools and sequences; `start_over` makes another.
@@ -88,13 +91,16 @@ class Coordinator:
         guides: GuideThreads | None = None,
         pools: Seq[Pool] = (),
         roles: Mapping[EngineId, Role] | None = None,
+        recompute: RecomputeCost | None = None,
     ) -> None:
         self._config, self._max_model_len = config, max_model_len
         self._engines, self._transport = engines, transport
         self._make_text, self._make_guide = make_text, make_guide
         self._pools, self._services = pools, services_of(engines, roles)
-        self._runtime = Runtime(events, clock, recorder, guides)
         self._policies = policies or make_policies(config)
+        eviction = self._policies.eviction if config.kv.prefix_cache else None
+        orders = None if eviction is None else lambda layout: eviction.order(layout, recompute)
+        self._runtime = Runtime(events, clock, recorder, guides, orders)
         self._end_token_ids = frozenset(end_token_ids)
         self._numbers = count(1)  # of transfer jobs
         self._submitted = 0

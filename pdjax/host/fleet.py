@@ -15,6 +15,7 @@ from pdjax.core.ids import EngineId, PoolId
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.engines import EngineState, view_of
+from pdjax.host.kv.eviction import MakeOrder
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.policies.api import EngineView
 from pdjax.host.service import Service, services_of
@@ -42,6 +43,8 @@ class Fleet:
       max_model_len: tokens of the longest sequence.
       pools: that no engine has.
       services: what each engine is given to do; None lets each do all that it accepts.
+      orders: makes the order in which the cached pages of a pool are evicted; None keeps no
+        prefixes.
 
     Attributes:
       engines: all of them, by name; `prefill` and `decode` those that accept such steps.
@@ -64,7 +67,9 @@ class Fleet:
         max_model_len: int,
         pools: Seq[Pool] = (),
         services: Mapping[EngineId, Service] | None = None,
+        orders: MakeOrder | None = None,
     ) -> None:
+        self._orders = orders
         self.pools: dict[PoolId, PoolState] = {}
         self.engines: dict[EngineId, EngineState] = {}
         self.to_tick, self.to_plan, self.to_admit = Touched(), Touched(), Touched()
@@ -74,11 +79,11 @@ class Fleet:
                 self._check_shared(engine)
             else:
                 own = Pool(engine.pool, engine.layout, engine.num_pages)
-                self._add_pool(own, prefix_cache=config.kv.prefix_cache)
+                self._add_pool(own)
         for pool in pools:
             if pool.id in self.pools:
                 raise ValueError(f"pools: two are called {pool.id}; names must differ")
-            self._add_pool(pool, prefix_cache=config.kv.prefix_cache)
+            self._add_pool(pool)
         self._services = services_of(engines) if services is None else services
         for index, engine in enumerate(engines):
             self._add_engine(index, engine, transport, config, max_model_len)
@@ -105,10 +110,11 @@ class Fleet:
                 f"engine has {mine}; engines that share a pool must agree"
             )
 
-    def _add_pool(self, new: Pool, *, prefix_cache: bool) -> None:
+    def _add_pool(self, new: Pool) -> None:
         for other in self.pools.values():
             other.layout.check_same_kv(new.layout)
-        pool = PoolState.of(new.id, new.layout, new.num_pages, prefix_cache=prefix_cache)
+        order = None if self._orders is None else self._orders(new.layout)
+        pool = PoolState.of(new.id, new.layout, new.num_pages, order)
         self.pools[new.id] = pool
         self._sharing[new.id] = []
         pool.allocator.on_change(partial(self._room_changed, self._sharing[new.id]))

@@ -87,7 +87,9 @@ class Loop:
         self._clock, self._recorder = runtime.clock, runtime.recorder
         self._guides = runtime.guides
         self._max_model_len = max_model_len
-        self.fleet = Fleet(engines, transport, config, max_model_len, pools, services)
+        self.fleet = Fleet(
+            engines, transport, config, max_model_len, pools, services, runtime.orders
+        )
         self.lifecycle = SequenceLifecycle(self.fleet, runtime.recorder, policies)
         self.handoffs = HandoffManager(
             config.handoff,

@@ -8,6 +8,7 @@ from itertools import product
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock
 from pdjax.core.kv_layout import KVLayout, split_groups
+from pdjax.core.recompute import RecomputeCost
 from pdjax.core.request import QueueFull, Request, SamplingParams
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
@@ -177,6 +178,7 @@ class Workload:
             make_text=self._make_text,
             make_guide=make_guide,
             guides=self.guides,
+            recompute=RecomputeCost(token=8.0, position=1.0),
         )
 
     def _handoff_config(self) -> HandoffConfig:

@@ -8,8 +8,10 @@ import pytest
 
 from pdjax.config import Config, PoliciesConfig
 from pdjax.host.batching.chunks import Chunk
+from pdjax.host.policies.admission import AdmitAll
 from pdjax.host.policies.api import PolicySetup, StepPlan
 from pdjax.host.policies.decode import FcfsDecode
+from pdjax.host.policies.evictions.lru import PrefixLru
 from pdjax.host.policies.handoff import HandoffRules
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.policies.registry import make_policies
@@ -67,7 +69,8 @@ def test_the_default_policies_have_names():
     policies = make_policies(Config())
     kinds: list[type] = [type(policies.prefill), type(policies.decode)]
     kinds += [type(policies.handoff), type(policies.router)]
-    assert kinds == [FcfsPrefill, FcfsDecode, HandoffRules, LeastLoaded]
+    kinds += [type(policies.admission), type(policies.eviction)]
+    assert kinds == [FcfsPrefill, FcfsDecode, HandoffRules, LeastLoaded, AdmitAll, PrefixLru]
 
 
 @pytest.mark.parametrize("how", ["name of a class", "class", "object"])
@@ -174,7 +177,9 @@ def test_what_a_policy_lacks_is_named():
 
 
 def test_a_role_that_does_not_exist_is_refused():
-    wanted = "^policies='routing': allowed are prefill, decode, handoff, router, admission$"
+    wanted = (
+        "^policies='routing': allowed are prefill, decode, handoff, router, admission, eviction$"
+    )
     with pytest.raises(ValueError, match=wanted):
         make_policies(Config(), {"routing": LeastLoaded})
 

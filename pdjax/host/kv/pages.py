@@ -1,10 +1,11 @@
 """The pages of a pool and their holders, by id; the bytes that the ids name are on a device."""
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Seq
 
 from pdjax.core.kv_layout import NULL_PAGE
+from pdjax.host.kv.eviction import EvictionOrder, TailsFirst, check_evicted
 
 
 class OutOfPages(RuntimeError):
@@ -24,13 +25,15 @@ class PageAllocator:
 
     Args:
       num_pages: pages of the pool, null page included.
+      order: which cached pages are evicted first; the allocator's from now on. None takes
+        `TailsFirst`.
 
     Attributes:
       total: pages that can be handed out.
       known: the pages that stay findable without a holder; to be read only.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, order: EvictionOrder | None = None) -> None:
         if num_pages < 2:
             raise ValueError(
                 f"num_pages={num_pages}: must be at least 2, the null page and one more"
@@ -41,9 +44,8 @@ class PageAllocator:
         self._on_change: list[Callable[[], None]] = []
         # Last freed, first reused: the working set stays small, and a use after free shows at once.
         self._free = [page for page in reversed(range(num_pages)) if page != NULL_PAGE]
-        # In order of eviction. A plain dict would be slow: its front is found by a scan over all
-        # that was taken from there before.
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._cached: set[int] = set()
+        self._order: EvictionOrder = TailsFirst() if order is None else order
         self._holders: dict[int, int] = {}
 
     def on_evict(self, listener: Callable[[Seq[int]], None]) -> None:
@@ -71,19 +73,20 @@ class PageAllocator:
         return len(self._holders)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` pages, or none at all: free ones first, then the least recently used of the
-        cached ones.
+        """Take `count` pages, or none at all: free ones first, then cached ones in the order of
+        their eviction.
 
         Raises:
           OutOfPages: fewer are free.
+          BadEviction: the order names a page that is not cached, or too few.
         """
         if count > self.free_pages:
             raise OutOfPages(f"{count} pages asked for, {self.free_pages} of {self.total} are free")
-        at_hand = max(0, len(self._free) - count)
-        pages = self._free[at_hand:][::-1]
+        lacking = count - len(self._free)
+        evicted = self._evict(lacking) if lacking > 0 else []
+        at_hand = max(0, -lacking)
+        pages = self._free[at_hand:][::-1] + evicted
         del self._free[at_hand:]
-        if len(pages) < count:
-            pages += self._evict(count - len(pages))
         self._holders.update(dict.fromkeys(pages, 1))
         self._changed()
         return pages
@@ -96,16 +99,18 @@ class PageAllocator:
         """
         pages = list(pages)
         self._check_held([page for page in set(pages) if page not in self._cached], "shared")
+        self._cached.difference_update(pages)
+        self._order.take(pages)
+        holders = self._holders
         for page in pages:
-            self._cached.pop(page, None)
-            self._holders[page] = self._holders.get(page, 0) + 1
+            holders[page] = holders.get(page, 0) + 1
         self._changed()
 
     def free(self, pages: Iterable[int]) -> None:
         """Let go of `pages`, once for each time that a page is named.
 
-        They are to be in the order of their sequence: of those that are cached now, the last will
-        be evicted first, since without its predecessors a page cannot be found.
+        They are to be in the order of their sequence, which orders of eviction go by: without its
+        predecessors a page cannot be found.
 
         Raises:
           ValueError: one of them has fewer holders than that; then none is freed.
@@ -119,25 +124,32 @@ class PageAllocator:
                 holders[page] = left
             else:
                 (cached if page in self.known else self._free).append(page)
-        self._cached.update(dict.fromkeys(reversed(cached)))
+        if cached:
+            self._cached.update(cached)
+            self._order.cache(cached)
         self._changed()
 
-    def know(self, pages: Iterable[int]) -> None:
-        """Let each of `pages` be cached, instead of free, when its last holder lets go.
+    def know(self, places: Mapping[int, int]) -> None:
+        """Let pages be cached, instead of free, when their last holders let go.
+
+        Args:
+          places: of each page that was not known before, its place among those of its sequence.
 
         Raises:
           ValueError: one of them has no holder, so anything may lie there; then none is known.
         """
-        pages = set(pages)
-        self._check_held(pages, "made known")
-        self.known |= pages
+        self._check_held(list(places), "made known")
+        self.known.update(places)
+        self._order.know(places)
 
     def forget(self, pages: Iterable[int]) -> None:
         """Undo `know`: those that are cached are free at once. The others are left as they are."""
+        pages = list(pages)
+        self._order.drop(pages)
+        self.known.difference_update(pages)
         for page in pages:
-            self.known.discard(page)
             if page in self._cached:
-                del self._cached[page]
+                self._cached.remove(page)
                 self._free.append(page)
         self._changed()
 
@@ -151,7 +163,7 @@ class PageAllocator:
         everyone = {*self._free, *self._cached, *self._holders}
         assert len(everyone) == self.total and NULL_PAGE not in everyone, "free and held"
         assert self.known.isdisjoint(self._free), "free and known"
-        assert self._cached.keys() <= self.known <= everyone, "cached, but not known"
+        assert self._cached <= self.known <= everyone, "cached, but not known"
         expected = Counter(held)
         assert expected == self._holders, (
             f"leaked pages {sorted(self._holders.keys() - expected.keys())}, "
@@ -159,7 +171,9 @@ class PageAllocator:
         )
 
     def _evict(self, count: int) -> list[int]:
-        pages = [self._cached.popitem(last=False)[0] for _ in range(count)]
+        pages = self._order.evict(count)
+        check_evicted(self._order, pages, self._cached, count)
+        self._cached.difference_update(pages)
         self.known.difference_update(pages)
         for listener in self._on_evict:
             listener(pages)

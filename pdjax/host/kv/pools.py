@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pdjax.core.ids import PoolId
 from pdjax.core.kv_layout import KVLayout
+from pdjax.host.kv.eviction import EvictionOrder
 from pdjax.host.kv.pages import PageAllocator
 from pdjax.host.kv.prefix_index import PrefixIndex
 
@@ -28,11 +29,15 @@ class PoolState:
 
     @classmethod
     def of(
-        cls, pool: PoolId, layout: KVLayout, num_pages: int, *, prefix_cache: bool
+        cls, pool: PoolId, layout: KVLayout, num_pages: int, order: EvictionOrder | None
     ) -> "PoolState":
-        """A pool whose pages, null page included, are all free."""
-        allocator = PageAllocator(num_pages)
-        index = PrefixIndex(allocator, layout.page_size) if prefix_cache else None
+        """A pool whose pages, null page included, are all free.
+
+        Args:
+          order: in which cached pages are evicted; None keeps no prefix.
+        """
+        allocator = PageAllocator(num_pages, order)
+        index = None if order is None else PrefixIndex(allocator, layout.page_size)
         return cls(pool, layout, allocator, index)
 
     @property

@@ -4,8 +4,7 @@ before is not computed again.
 The KV of a token depends on all tokens before it. So a page is named by a hash over its own tokens
 and the name of the page before it, and two sequences share their pages as far as they share their
 tokens, page by page. That is vLLM's automatic prefix caching (Kwon et al. 2023). The hashes make a
-flat table of what is a tree of token strings in SGLang's RadixAttention (Zheng et al. 2024), whose
-rule it keeps: the end of a prefix is evicted before its beginning (`PageAllocator.free`).
+flat table of what is a tree of token strings in SGLang's RadixAttention (Zheng et al. 2024).
 """
 
 from collections.abc import Iterable
@@ -134,12 +133,15 @@ class PrefixIndex:
                 f"but {len(keys)} keys and {len(pages)} pages were given"
             )
         new: dict[int, bytes] = {}
-        for key, page in zip(keys[:whole], pages[:whole], strict=True):
+        places: dict[int, int] = {}
+        for place, (key, page) in enumerate(zip(keys[:whole], pages[:whole], strict=True)):
             if new.get(page, self._keys.get(page, key)) != key:
                 raise ValueError(f"page={page}: known already to hold something else")
             if key not in self._pages:
-                new[page] = key
-        self._allocator.know(new)
+                new[page], places[page] = key, place
+        if not new:
+            return
+        self._allocator.know(places)
         self._keys.update(new)
         self._pages.update((key, page) for page, key in new.items())
 

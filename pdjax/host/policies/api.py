@@ -17,6 +17,7 @@ from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.roles import Role
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.chunks import Chunk
+from pdjax.host.kv.eviction import EvictionPolicy
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.host.step_times import StepTimes
 from pdjax.interfaces.steps import StepKind
@@ -371,3 +372,4 @@ class Policies:
     handoff: HandoffPolicy
     router: Router
     admission: AdmissionPolicy
+    eviction: EvictionPolicy

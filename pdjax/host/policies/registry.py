@@ -10,6 +10,8 @@ from pdjax.core.messages import one_line, shown
 from pdjax.host.policies.admission import AdmitAll, EarlyRejection
 from pdjax.host.policies.api import Policies, PolicySetup
 from pdjax.host.policies.decode import FcfsDecode
+from pdjax.host.policies.evictions.aged import CostAware, Lfu
+from pdjax.host.policies.evictions.lru import Lru, PrefixLru
 from pdjax.host.policies.handoff import HandoffRules
 from pdjax.host.policies.orders.earliest_deadline import (
     EarliestDeadlineDecode,
@@ -50,6 +52,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "cost_based": CostBased,
     },
     "admission": {"all": AdmitAll, "early_rejection": EarlyRejection},
+    "eviction": {"prefix_lru": PrefixLru, "lru": Lru, "lfu": Lfu, "cost_aware": CostAware},
 }
 """The names that a config may give; the line of a new policy goes here. A class that is named as
 "module:Class" needs none."""
