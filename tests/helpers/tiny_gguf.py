@@ -23,7 +23,21 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate_up_proj": "ffn_up",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
 }
+
+_SANDWICH = {
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_SANDWICHED = ("olmo2", "glm4", "gemma2", "gemma3")
+_INTERLEAVED = ("llama", "granite", "smollm3")
+"""Architectures whose Q and K the converter interleaves."""
 
 Q8_0 = GGMLQuantizationType.Q8_0
 F32 = GGMLQuantizationType.F32
@@ -53,7 +67,7 @@ def write_gguf(
     `arch` overrides the model's architecture; `tensors_a_shard` splits the file.
     """
     config = tiny_models.TINY_MODELS[model]
-    arch = arch or config["model_type"]
+    arch = arch or config["model_type"].removesuffix("_text")
     order = GGUFEndian.BIG if big_endian else GGUFEndian.LITTLE
     writer = GGUFWriter(path, arch, endianess=order, split_max_tensors=tensors_a_shard)
     fields: dict[str, Any] = {
@@ -67,16 +81,23 @@ def write_gguf(
         f"{arch}.rope.freq_base": config.get("rope_theta", 10000.0),
         "tokenizer.ggml.eos_token_id": 2,
     } | (metadata or {})
+    head_dim = config.get("head_dim")
+    if head_dim is not None and arch not in ("llama", "mistral"):
+        lengths = {f"{arch}.attention.{part}_length": head_dim for part in ("key", "value")}
+        fields = lengths | fields
     for key, value in fields.items():
         _add(writer, key, value)
     for name, values in tiny_models.tensors(model).items():
-        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            values = values + 1  # as the converter does
+        if arch in _INTERLEAVED and ("q_proj" in name or "k_proj" in name):
             key = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
             values = interleave(values, config[key])
         stored = quantize(values, kind) if values.ndim == 2 and kind != F32 else values
         raw = kind if values.ndim == 2 and kind != F32 else None
-        if _gguf_name(name) not in (extra or {}):
-            writer.add_tensor(_gguf_name(name), stored, raw_dtype=raw)
+        gguf_name = _gguf_name(name, arch)
+        if gguf_name not in (extra or {}):
+            writer.add_tensor(gguf_name, stored, raw_dtype=raw)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -100,9 +121,12 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(name: str, arch: str) -> str:
+    names = _NAMES | (_SANDWICH if arch in _SANDWICHED else {})
+    if arch.startswith("gemma") or arch == "olmo2":
+        names |= {"post_attention_layernorm": "post_attention_norm"}
     stem, suffix = name.rsplit(".", 1)
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
-        return f"blk.{layer}.{_NAMES[part]}.{suffix}"
-    return f"{_NAMES[stem]}.{suffix}"
+        return f"blk.{layer}.{names[part]}.{suffix}"
+    return f"{names[stem]}.{suffix}"

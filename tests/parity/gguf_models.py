@@ -24,6 +24,7 @@ _GGUF_YARN = {
     f"{_SCALING}.factor": 4.0,
     f"{_SCALING}.original_context_length": 16,
 }
+_GELU = 3e-3  # llama.cpp looks it up in a table of 16-bit floats
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,20 @@ class GGUFModel:
       weights: name of the tiny model that gives the weights.
       config: fields of config.json beyond those of the tiny model.
       metadata: fields of the GGUF file beyond the sizes.
-      same_in_llama_cpp: whether llama.cpp computes the same; for this architecture it reads only
+      same_in_llama_cpp: whether llama.cpp computes the same; for architecture "llama" it reads only
         the factor and the context of yarn.
+      llama_cpp_error: how much its log-probabilities may differ.
+      arch: general.architecture.
+      extra: tensors of the GGUF file beyond the weights.
     """
 
     weights: str
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     same_in_llama_cpp: bool = True
+    llama_cpp_error: float = 1e-3
+    arch: str = "llama"
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 MODELS = {
@@ -65,8 +72,64 @@ MODELS = {
         {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
         {f"{_SCALING}.factor": 3.0},
     ),
+    "qwen3": GGUFModel("qwen3", arch="qwen3"),
+    "olmo2": GGUFModel("olmo2", arch="olmo2"),
+    "granite": GGUFModel(
+        "granite",
+        metadata={
+            "granite.attention.scale": 0.1,
+            "granite.embedding_scale": 12.0,
+            "granite.residual_scale": 0.22,
+            "granite.logit_scale": 4.0,
+        },
+        arch="granite",
+    ),
+    "smollm3": GGUFModel(
+        "smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 4}, arch="smollm3"
+    ),
+    "phi3": GGUFModel(
+        "phi3_longrope",
+        metadata={
+            "phi3.rope.dimension_count": 12,
+            "phi3.rope.scaling.original_context_length": 16,
+            "phi3.rope.scaling.attn_factor": (1 + np.log(4) / np.log(16)) ** 0.5,
+        },
+        arch="phi3",
+        extra={
+            f"rope_factors_{which}.weight": np.array(
+                tiny_models.TINY_MODELS["phi3_longrope"]["rope_scaling"][f"{which}_factor"],
+                np.float32,
+            )
+            for which in ("long", "short")
+        },
+    ),
+    "glm4": GGUFModel("glm4", metadata={"glm4.rope.dimension_count": 12}, arch="glm4"),
+    "gemma2": GGUFModel(
+        "gemma2",
+        {"query_pre_attn_scalar": 24},
+        {
+            "gemma2.attention.sliding_window": 7,
+            "gemma2.attn_logit_softcapping": 4.0,
+            "gemma2.final_logit_softcapping": 3.0,
+        },
+        llama_cpp_error=_GELU,
+        arch="gemma2",
+    ),
+    "gemma3": GGUFModel(
+        "gemma3",
+        {"query_pre_attn_scalar": 24},
+        {
+            "gemma3.attention.sliding_window": 7,
+            "gemma3.attention.sliding_window_pattern": 2,
+            "gemma3.rope.freq_base": 1e6,
+            "gemma3.rope.scaling.type": "linear",
+            "gemma3.rope.scaling.factor": 8.0,
+        },
+        llama_cpp_error=_GELU,
+        arch="gemma3",
+    ),
 }
-"""Models by name; each is written as architecture "llama", even the one with Qwen2's biases."""
+"""Models by name. Those of architecture "llama" are Llama's, and one with Qwen2's biases."""
 
 
 def token_ids() -> np.ndarray:
@@ -85,7 +148,8 @@ def write(name: str, path: Path) -> Path:
         "tokenizer.ggml.merges": ["t 1"],
         "tokenizer.ggml.bos_token_id": 0,
     }
-    return write_gguf(path, model.weights, arch="llama", metadata=vocabulary | model.metadata)
+    metadata = vocabulary | model.metadata
+    return write_gguf(path, model.weights, arch=model.arch, metadata=metadata, extra=model.extra)
 
 
 def write_hugging_face(name: str, directory: Path) -> Path:

@@ -8,17 +8,23 @@ the convention of Hugging Face and of this project.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from pdjax.core.model_spec import ModelSpec
+from pdjax.core.model_spec import ModelSpec, RopeSpec
 from pdjax.device.checkpoints.api import ALL, check_tensors, tensors
-from pdjax.device.checkpoints.gguf_keys import check_keys
-from pdjax.device.checkpoints.gguf_rope import ROPE_FACTORS, rope_spec
+from pdjax.device.checkpoints.gguf_keys import ArchKeys, check_keys
+from pdjax.device.checkpoints.gguf_rope import (
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    longrope_spec,
+    rope_spec,
+)
 from pdjax.device.models.family import EMBED, UNEMBED, ModelFamily
 from pdjax.device.models.registry import FAMILIES
 from pdjax.formats.gguf_file import GGUFFile, TensorEntry
@@ -68,7 +74,7 @@ class GGUFCheckpoint:
         self._interleaved = {name for name, _, tensor in known if tensor.interleaved}
         self._less_one = {name for name, _, tensor in known if tensor.less_one}
         shapes = {name: entry.shape for name, (_, entry) in self._tensors.items()}
-        check_tensors(path, self._spec, shapes, ignored=(ROPE_FACTORS,))
+        check_tensors(path, self._spec, shapes, ignored=(ROPE_FACTORS, *LONG_FACTORS))
         _check_types(path, {entry.kind for _, entry in self._tensors.values()})
         if not self._spec.eos_token_ids:
             _LOG.warning(
@@ -133,14 +139,14 @@ class GGUFCheckpoint:
         width = meta.integer(f"{arch}.embedding_length")
         head_dim = meta.integer(f"{arch}.attention.key_length", width // max(heads, 1))
         context = meta.integer(f"{arch}.context_length")
-        _check_values(meta, arch, head_dim, context, len(shapes))
-        check_keys(meta, arch, head_dim, width)
+        _check_values(meta, arch, head_dim, context, len(shapes), family.gguf_keys)
+        check_keys(meta, arch, head_dim, width, family.gguf_keys)
         if len(shapes.get(EMBED.gguf, ())) != 2:
             raise ValueError(f"model={str(path)!r}: tensor {EMBED.gguf} is missing")
         vocab_size = shapes[EMBED.gguf][0]
         _check_vocabulary(meta, arch, vocab_size)
         try:
-            return ModelSpec(
+            dense = ModelSpec(
                 vocab_size=vocab_size,
                 num_layers=meta.integer(f"{arch}.block_count"),
                 model_dim=width,
@@ -149,28 +155,41 @@ class GGUFCheckpoint:
                 kv_heads=meta.integer(f"{arch}.attention.head_count_kv", heads),
                 head_dim=head_dim,
                 context=context,
-                rope=rope_spec(meta, arch, head_dim, context, self._rope_factors(head_dim)),
+                rope=self._rope(arch, head_dim, context),
                 norm_eps=_epsilon(meta, arch),
                 tied=UNEMBED.gguf not in shapes,
                 qkv_bias="blk.0.attn_q.bias" in shapes,
                 eos_token_ids=eos_token_ids(meta),
                 family=family.name,
             )
+            return family.gguf_spec(dense, ArchKeys(meta, arch, head_dim))
         except ValueError as error:
             if str(error).startswith("model="):
                 raise
             raise ValueError(f"model={str(path)!r}: {error}") from error
 
-    def _rope_factors(self, head_dim: int) -> np.ndarray | None:
-        if ROPE_FACTORS not in self._tensors:
+    def _rope(self, arch: str, head_dim: int, context: int) -> RopeSpec:
+        dims = self._meta.integer(f"{arch}.rope.dimension_count", head_dim)
+        if not 2 <= dims <= head_dim:
+            raise self._meta.refuse(f"{arch}.rope.dimension_count", f"2 to {head_dim}", dims)
+        long, short = (self._rope_factors(name, dims) for name in LONG_FACTORS)
+        factors = self._rope_factors(ROPE_FACTORS, dims)
+        if long is not None and short is not None:
+            rope = longrope_spec(self._meta, arch, context, long, short)
+        else:
+            rope = rope_spec(self._meta, arch, dims, context, factors)
+        return replace(rope, rotary_dim=None if dims == head_dim else dims)
+
+    def _rope_factors(self, name: str, dims: int) -> np.ndarray | None:
+        if name not in self._tensors:
             return None
-        file, entry = self._tensors[ROPE_FACTORS]
-        if entry.kind.name != "F32" or entry.shape != (head_dim // 2,):
+        file, entry = self._tensors[name]
+        if entry.kind.name != "F32" or entry.shape != (dims // 2,):
             raise ValueError(
-                f"model={str(file.path)!r}: tensor {ROPE_FACTORS} is {entry.kind.name} of shape "
-                f"{entry.shape}; allowed: F32 of shape {(head_dim // 2,)}"
+                f"model={str(file.path)!r}: tensor {name} is {entry.kind.name} of shape "
+                f"{entry.shape}; allowed: F32 of shape {(dims // 2,)}"
             )
-        return file.data(ROPE_FACTORS).view(np.float32).astype(np.float64)
+        return file.data(name).view(np.float32).astype(np.float64)
 
 
 def _family(meta: Metadata) -> ModelFamily:
@@ -185,7 +204,9 @@ def _family(meta: Metadata) -> ModelFamily:
     return read[arch]
 
 
-def _check_values(meta: Metadata, arch: str, head_dim: int, context: int, tensors: int) -> None:
+def _check_values(
+    meta: Metadata, arch: str, head_dim: int, context: int, tensors: int, honoured: Collection[str]
+) -> None:
     if not 1 <= context <= MAX_CONTEXT:
         raise meta.refuse(f"{arch}.context_length", f"1 to {MAX_CONTEXT}", context)
     layers = meta.integer(f"{arch}.block_count")
@@ -198,11 +219,13 @@ def _check_values(meta: Metadata, arch: str, head_dim: int, context: int, tensor
         "rope.dimension_count": "the head dimension",
     }
     for key, why in same.items():
+        if key in honoured:
+            continue
         found = meta.integer(f"{arch}.{key}", head_dim)
         if found != head_dim:
             raise meta.refuse(f"{arch}.{key}", f"{head_dim} ({why})", found)
     window = meta.integer(f"{arch}.attention.sliding_window", 0)
-    if window and not window >= context:
+    if "attention.sliding_window" not in honoured and window and not window >= context:
         raise meta.refuse(
             f"{arch}.attention.sliding_window",
             f"none, or at least the context of {context}",

@@ -6,7 +6,7 @@ refused by name. A key that llama.cpp does not know either is refused too: who w
 it matters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pdjax.formats.gguf_metadata import Metadata
@@ -87,8 +87,33 @@ _ONE = frozenset(["logit_scale", "residual_scale", "embedding_scale", "attention
 """Keys of factors that change nothing where the value is 1; 0 means that there is none."""
 
 
-def check_keys(meta: Metadata, arch: str, head_dim: int, width: int) -> None:
-    """Refuse the keys of `arch` that would make another model than the one that is read.
+class ArchKeys:
+    """The keys under the name of an architecture, for its family to read.
+
+    Attributes:
+      head_dim: of the model.
+    """
+
+    def __init__(self, meta: Metadata, arch: str, head_dim: int) -> None:
+        self._meta, self._arch, self.head_dim = meta, arch, head_dim
+
+    def integer(self, name: str, default: int) -> int:
+        """Read an integer, `default` where there is none."""
+        return self._meta.integer(f"{self._arch}.{name}", default)
+
+    def number(self, name: str, default: float) -> float:
+        """Read a finite number of 0 or more, `default` where there is none."""
+        value = self._meta.number(f"{self._arch}.{name}", default)
+        if value < 0:
+            raise self._meta.refuse(f"{self._arch}.{name}", "0 or more", value)
+        return value
+
+
+def check_keys(
+    meta: Metadata, arch: str, head_dim: int, width: int, honoured: Collection[str] = ()
+) -> None:
+    """Refuse the keys of `arch` that would make another model than the one that is read; its family
+    reads those `honoured`.
 
     Raises:
       ValueError: naming the key, its value and the values allowed.
@@ -105,7 +130,7 @@ def check_keys(meta: Metadata, arch: str, head_dim: int, width: int) -> None:
     }
     for key in meta.keys(f"{arch}."):
         name = key.removeprefix(f"{arch}.")
-        if name in _READ or name in _SILENT:
+        if name in _READ or name in _SILENT or name in honoured:
             continue
         if name not in allowed:
             raise meta.refuse(key, "no such key; the model it describes is not supported")

@@ -10,6 +10,43 @@ from pdjax.formats.gguf_metadata import Metadata
 ROPE_FACTORS = "rope_freqs.weight"
 """Divisors of the frequencies, f32[H/2]: how llama.cpp's converter stores Llama 3's scaling."""
 
+LONG_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+"""LongRoPE's two sets of divisors, f32[H/2] or f32[rotated dimensions / 2]."""
+
+
+def longrope_spec(
+    meta: Metadata, arch: str, context: int, long: np.ndarray, short: np.ndarray
+) -> RopeSpec:
+    """The position embedding of a file with the tensors LONG_FACTORS.
+
+    Raises:
+      ValueError: a key has a value that is not supported.
+    """
+    prefix = f"{arch}.rope.scaling"
+    original = meta.integer(f"{prefix}.original_context_length", 0) or context
+    theta = meta.number(f"{arch}.rope.freq_base", 10000.0)
+    scale = meta.number(f"{prefix}.attn_factor", 1.0)
+    for key, value in ((f"{arch}.rope.freq_base", theta), (f"{prefix}.attn_factor", scale)):
+        if value <= 0:
+            raise meta.refuse(key, "a number above 0", value)
+    kind = meta.text(f"{prefix}.type", "longrope")
+    if kind not in ("longrope", "none"):
+        raise meta.refuse(f"{prefix}.type", f"longrope beside the tensor {LONG_FACTORS[0]}", kind)
+    return RopeSpec(
+        theta=theta,
+        kind="longrope",
+        factor=max(context / original, 1.0),
+        original_context=original,
+        attention_factor=scale,
+        divisors=_shortest(long),
+        short_divisors=_shortest(short),
+    )
+
+
+def _shortest(factors: np.ndarray) -> tuple[float, ...]:
+    """The numbers, as they were before they were rounded to 32 bits."""
+    return tuple(float(str(np.float32(factor))) for factor in factors)
+
 
 def rope_spec(
     meta: Metadata, arch: str, head_dim: int, context: int, factors: np.ndarray | None

@@ -15,6 +15,7 @@ import jax
 
 from pdjax.core.kv_layout import Planes
 from pdjax.core.model_spec import ModelSpec, RopeSpec
+from pdjax.device.checkpoints.gguf_keys import ArchKeys
 from pdjax.device.checkpoints.hf_fields import Fields
 from pdjax.device.models.forms import Form
 
@@ -168,11 +169,15 @@ class ModelFamily(Protocol):
     Attributes:
       name: of `ModelSpec.family`, and of `model_type` in a `config.json`.
       gguf: of `general.architecture` in GGUF files that are read as this family; None: none are.
-      spec_type: of the specs, if a family has numbers of its own; their values are JSON's.
+      gguf_keys: of such files, without the architecture's name, that the family reads or computes
+        with and Llama does not.
+      spec_type: of the specs, if a family has numbers of its own; their values are JSON's, tuples
+        of them, and RopeSpecs.
     """
 
     name: str
     gguf: str | None
+    gguf_keys: frozenset[str]
     spec_type: type[ModelSpec]
 
     def spec(self, config: Fields) -> ModelSpec:
@@ -180,6 +185,14 @@ class ModelFamily(Protocol):
 
         Raises:
           ValueError: naming the field that is missing, malformed or not supported.
+        """
+        ...
+
+    def gguf_spec(self, spec: ModelSpec, keys: ArchKeys) -> ModelSpec:
+        """Complete what a GGUF file says as every architecture does by what its own keys say.
+
+        Raises:
+          ValueError: naming a key whose value is not supported.
         """
         ...
 

@@ -4,6 +4,7 @@ scores and logits, and a window in every other layer. Files hold the weights of 
 from dataclasses import dataclass, replace
 
 from pdjax.core.model_spec import ModelSpec, check_positive
+from pdjax.device.checkpoints.gguf_keys import ArchKeys
 from pdjax.device.checkpoints.hf_dense import COMMON, read_dense
 from pdjax.device.checkpoints.hf_features import Windows, refuse_biases, stated_window
 from pdjax.device.checkpoints.hf_fields import Fields
@@ -67,7 +68,10 @@ class Gemma2(PostNorms):
     weights of norms as they are."""
 
     name = "gemma2"
-    gguf: str | None = None
+    gguf: str | None = "gemma2"
+    gguf_keys = frozenset(
+        ["attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"]
+    )
     spec_type: type[ModelSpec] = GemmaSpec
     interleaved = False
     pre_norms = (_norm("input", "attn_norm"), _norm("pre_feedforward", "ffn_norm"))
@@ -89,6 +93,14 @@ class Gemma2(PostNorms):
             logit_soft_cap=soft_cap(config, "final_logit_softcapping", 30.0),
         )
 
+    def gguf_spec(self, spec: ModelSpec, keys: ArchKeys) -> ModelSpec:
+        return GemmaSpec(
+            **vars(with_window(spec, keys.integer("attention.sliding_window", 4096), 2)),
+            query_scalar=gguf_query_scalar(spec, largest=46),
+            attention_soft_cap=keys.number("attn_logit_softcapping", 50.0) or None,
+            logit_soft_cap=keys.number("final_logit_softcapping", 30.0) or None,
+        )
+
     def kind(self, spec: ModelSpec, layer: int) -> LayerKind:
         own = gemma(spec)
         scale, cap = own.query_scalar**-0.5, own.attention_soft_cap
@@ -96,6 +108,21 @@ class Gemma2(PostNorms):
 
     def around(self, spec: ModelSpec) -> Around:
         return Around(spec.model_dim**0.5, gemma(spec).logit_soft_cap)
+
+
+def with_window(spec: ModelSpec, window: int, whole: int) -> ModelSpec:
+    """Return the spec with a window of so many tokens, 0 for none, in all layers but the last of
+    every `whole`."""
+    layers = tuple(layer for layer in range(spec.num_layers) if (layer + 1) % whole)
+    return replace(spec, window=window if 0 < window < spec.context else None, window_layers=layers)
+
+
+def gguf_query_scalar(spec: ModelSpec, largest: int) -> float:
+    """Return what no key of Gemma's GGUF files says. llama.cpp knows the largest model, whose
+    scalar is not its head dim, by its number of layers."""
+    if spec.num_layers == largest:
+        return spec.model_dim / spec.query_heads
+    return float(spec.head_dim)
 
 
 def refuse_others(config: Fields) -> None:

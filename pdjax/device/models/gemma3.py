@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pdjax.core.model_spec import ModelSpec, RopeSpec
+from pdjax.device.checkpoints.gguf_keys import ArchKeys
 from pdjax.device.checkpoints.hf_dense import COMMON, read_dense
 from pdjax.device.checkpoints.hf_features import Windows, stated_window
 from pdjax.device.checkpoints.hf_fields import Fields
@@ -18,8 +19,10 @@ from pdjax.device.models.gemma2 import (
     HONOURED,
     Gemma2,
     GemmaSpec,
+    gguf_query_scalar,
     refuse_others,
     soft_cap,
+    with_window,
 )
 from pdjax.device.models.norms import norm_heads
 from pdjax.device.models.qwen3 import head_norms
@@ -55,7 +58,8 @@ class Gemma3(Gemma2):
     """See `ModelFamily`."""
 
     name = "gemma3_text"
-    gguf: str | None = None
+    gguf: str | None = "gemma3"
+    gguf_keys = Gemma2.gguf_keys | {"attention.sliding_window_pattern", "rope.freq_base_swa"}
     spec_type: type[ModelSpec] = Gemma3Spec
 
     def spec(self, config: Fields) -> ModelSpec:
@@ -84,6 +88,17 @@ class Gemma3(Gemma2):
                 theta="rope_local_base_freq",
                 absent_theta=1e4,
             ),
+        )
+
+    def gguf_spec(self, spec: ModelSpec, keys: ArchKeys) -> ModelSpec:
+        window = keys.integer("attention.sliding_window", 0)
+        pattern = keys.integer("attention.sliding_window_pattern", PATTERN)
+        return Gemma3Spec(
+            **vars(with_window(spec, window, pattern)),
+            query_scalar=gguf_query_scalar(spec, largest=62),
+            attention_soft_cap=keys.number("attn_logit_softcapping", 0.0) or None,
+            logit_soft_cap=keys.number("final_logit_softcapping", 0.0) or None,
+            local_rope=RopeSpec(keys.number("rope.freq_base_swa", 1e4)),
         )
 
     def weights(self, spec: ModelSpec, kind: LayerKind) -> Sequence[Weight]:

@@ -9,7 +9,8 @@ class Glm4(PostNorms, Glm):
     """See `ModelFamily`."""
 
     name = "glm4"
-    gguf: str | None = None
+    gguf: str | None = "glm4"
+    gguf_keys = frozenset(["rope.dimension_count"])
     post_norms = (
         Tensor("post_self_attn_layernorm.weight", "post_attention_norm.weight", "D"),
         Tensor("post_mlp_layernorm.weight", "post_ffw_norm.weight", "D"),

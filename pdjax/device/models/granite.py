@@ -4,6 +4,7 @@ attention, of what layers add, and of the logits."""
 from dataclasses import dataclass, replace
 
 from pdjax.core.model_spec import ModelSpec, check_positive
+from pdjax.device.checkpoints.gguf_keys import ArchKeys
 from pdjax.device.checkpoints.hf_dense import COMMON, read_dense
 from pdjax.device.checkpoints.hf_features import Windows, refuse_biases
 from pdjax.device.checkpoints.hf_fields import Fields
@@ -50,7 +51,8 @@ class Granite(Llama):
     """See `ModelFamily`."""
 
     name = "granite"
-    gguf: str | None = None
+    gguf: str | None = "granite"
+    gguf_keys = frozenset(["attention.scale", "embedding_scale", "residual_scale", "logit_scale"])
     spec_type: type[ModelSpec] = GraniteSpec
 
     def spec(self, config: Fields) -> ModelSpec:
@@ -58,6 +60,16 @@ class Granite(Llama):
         windows = Windows(None, first=None)
         dense = read_dense(config, self.name, ABSENT, windows, honoured=FACTORS)
         return GraniteSpec(**vars(dense) | {name: config.number(name, 1.0) for name in FACTORS})
+
+    def gguf_spec(self, spec: ModelSpec, keys: ArchKeys) -> ModelSpec:
+        """llama.cpp takes a factor of 0 for none, and none of attention for H ** -0.5."""
+        return GraniteSpec(
+            **vars(spec),
+            attention_multiplier=keys.number("attention.scale", 0.0) or keys.head_dim**-0.5,
+            embedding_multiplier=keys.number("embedding_scale", 1.0) or 1.0,
+            residual_multiplier=keys.number("residual_scale", 1.0) or 1.0,
+            logits_scaling=keys.number("logit_scale", 1.0) or 1.0,
+        )
 
     def kind(self, spec: ModelSpec, layer: int) -> LayerKind:
         return replace(super().kind(spec, layer), scale=_granite(spec).attention_multiplier)

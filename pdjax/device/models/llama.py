@@ -20,6 +20,7 @@ from pallas_kernels.product.api import add_product, adds_in_place, product
 from pallas_kernels.swiglu.api import swiglu
 from pdjax.core.kv_layout import Planes, k_and_v
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.checkpoints.gguf_keys import ArchKeys
 from pdjax.device.checkpoints.hf_dense import COMMON, read_dense
 from pdjax.device.checkpoints.hf_features import Windows, refuse_biases, stated_window
 from pdjax.device.checkpoints.hf_fields import Fields
@@ -52,6 +53,7 @@ class Llama:
 
     name = "llama"
     gguf: str | None = "llama"
+    gguf_keys: frozenset[str] = frozenset()
     spec_type: type[ModelSpec] = ModelSpec
     interleaved = True
     pre_norms: tuple[Tensor | None, Tensor | None] = (
@@ -65,6 +67,9 @@ class Llama:
         # No layer has a window, whatever the field says.
         windows = Windows(stated_window(config), first=None, honoured=False)
         return read_dense(config, self.name, ABSENT, windows)
+
+    def gguf_spec(self, spec: ModelSpec, keys: ArchKeys) -> ModelSpec:
+        return spec
 
     def kinds(self, spec: ModelSpec) -> Sequence[LayerKind]:
         return [self.kind(spec, layer) for layer in range(spec.num_layers)]

@@ -2,9 +2,11 @@
 keep Q, K and V as one tensor and gate and up as another, with LongRoPE (Ding et al., 2024) and, in
 some, heads that are rotated in part."""
 
+from dataclasses import replace
 from functools import partial
 
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.checkpoints.gguf_keys import ArchKeys
 from pdjax.device.checkpoints.hf_dense import COMMON, read_dense
 from pdjax.device.checkpoints.hf_features import Windows, stated_window
 from pdjax.device.checkpoints.hf_fields import Fields
@@ -27,7 +29,8 @@ class Phi3(Llama):
     """See `ModelFamily`."""
 
     name = "phi3"
-    gguf: str | None = None
+    gguf: str | None = "phi3"
+    gguf_keys = frozenset(["rope.dimension_count", "attention.sliding_window"])
     interleaved = False
 
     def spec(self, config: Fields) -> ModelSpec:
@@ -44,6 +47,13 @@ class Phi3(Llama):
         if spec.rope.kind == "longrope" and not config.has(TRAINED):
             raise config.refuse(TRAINED, "the context that the model was trained with")
         return spec
+
+    def gguf_spec(self, spec: ModelSpec, keys: ArchKeys) -> ModelSpec:
+        """The window counts as it does in transformers; llama.cpp computes without."""
+        window = keys.integer("attention.sliding_window", 0)
+        if not 0 < window < spec.context:
+            return spec
+        return replace(spec, window=window, window_layers=tuple(range(spec.num_layers)))
 
     def qkv(self, spec: ModelSpec, what: str, more_dims: str) -> tuple[Tensor, ...]:
         order = rotary_order(spec.head_dim, spec.rope.rotary_dim, neighbours=False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from pdjax.core.model_spec import ModelSpec, RopeSpec, check_layers
+from pdjax.device.checkpoints.gguf_keys import ArchKeys
 from pdjax.device.checkpoints.hf_dense import COMMON, read_dense
 from pdjax.device.checkpoints.hf_features import Windows, refuse_biases
 from pdjax.device.checkpoints.hf_fields import Fields
@@ -42,7 +43,7 @@ class SmolLM3(Llama):
     """See `ModelFamily`."""
 
     name = "smollm3"
-    gguf: str | None = None
+    gguf: str | None = "smollm3"
     spec_type: type[ModelSpec] = SmolLM3Spec
 
     def spec(self, config: Fields) -> ModelSpec:
@@ -55,6 +56,11 @@ class SmolLM3(Llama):
             config, self.name, ABSENT, windows, honoured=_HONOURED, tied=True, rope=rope
         )
         return SmolLM3Spec(**vars(dense), unrotated=_unrotated(config, dense.num_layers))
+
+    def gguf_spec(self, spec: ModelSpec, keys: ArchKeys) -> ModelSpec:
+        """No key says which layers have no position embedding: llama.cpp takes INTERVAL for all."""
+        unrotated = tuple(range(INTERVAL - 1, spec.num_layers, INTERVAL))
+        return SmolLM3Spec(**vars(spec), unrotated=unrotated)
 
     def kind(self, spec: ModelSpec, layer: int) -> LayerKind:
         assert isinstance(spec, SmolLM3Spec), f"a SmolLM3Spec, not {type(spec).__name__}"
