@@ -169,6 +169,7 @@ def _on_devices(
             clock=clock,
             recorder=recorder,
             policies=chosen,
+            roles=built.roles,
             make_text=text_maker(model.tokenizer),
             make_guide=guide_maker(model.guides),
             guides=GuideThreads(_guide_threads(), events.wake),
@@ -185,12 +186,17 @@ def _on_devices(
 
 
 def _check_mixing(config: Config) -> None:
-    """Refuse mixed steps without an engine that takes them."""
+    """Refuse mixed steps without an engine that takes them, and a placement that needs them."""
     budget = config.prefill.mixed_budget
-    if budget is not None and not config.colocated:
+    if config.policies.placement == "conditional" and budget is None:
         raise ValueError(
-            f"prefill.mixed_budget={budget}: must be None with colocated=False, where no engine "
-            "has both chunks and rows"
+            'policies.placement="conditional": needs engines that accept mixed steps, so '
+            'prefill.mixed_budget and flexible="decode" or "all" (or colocated=True)'
+        )
+    if budget is not None and not config.colocated and not config.decode_is_flexible:
+        raise ValueError(
+            f"prefill.mixed_budget={budget}: must be None with colocated=False and "
+            'flexible="none", where no engine has both chunks and rows'
         )
 
 

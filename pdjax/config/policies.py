@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pdjax.config.checks import check_types, one_of, seconds
+from pdjax.config.checks import MOST_TOKENS, between, check_types, one_of, seconds
 from pdjax.core.messages import shown
 from pdjax.core.numbers import is_number
 
@@ -21,6 +21,11 @@ class PoliciesConfig:
       handoff: whether KV moves, when and where to: "rules", those of HandoffConfig.
       router: which of several engines: "least_loaded", "round_robin", "power_of_two",
         "prefix_aware" or "cost_based".
+      placement: where a prompt is prefilled: "remote", on engines that are for prefill;
+        "conditional", on an engine that is for decode, beside its rows, where little of the prompt
+        is to compute or the prefill side is late. The latter needs `flexible` engines.
+      local_tokens: most tokens to compute of a prompt that "conditional" prefills on an engine that
+        is for decode without asking which side is sooner.
       admission: which requests are refused early: "all" admits all of them; "early_rejection" sheds
         those that miss their deadline or SLO by what is predicted.
       eviction: which pages of a prefix cache go first when none is free: "prefix_lru", "lru", "lfu"
@@ -28,7 +33,8 @@ class PoliciesConfig:
       victim: which sequence gives up its pages first when a decode pool is full: "youngest",
         "lowest_priority", "most_pages" or "latest_deadline".
       tpot_target: seconds between two tokens of a row that decode engines are held to: no row more
-        is taken while they are predicted to be longer. None takes rows while there are any.
+        is taken while they are predicted to be longer, and "conditional" lets in no more prompt
+        tokens beside rows. None takes rows while there are any.
       tenant_weights: (tenant, weight) pairs for "fair": the shares of tenants that all have prompts
         waiting. A tenant that is not named has weight 1.
 
@@ -40,6 +46,8 @@ class PoliciesConfig:
     decode: str = "fcfs"
     handoff: str = "rules"
     router: str = "least_loaded"
+    placement: str = "remote"
+    local_tokens: int = 128
     admission: str = "all"
     eviction: str = "prefix_lru"
     victim: str = "youngest"
@@ -49,6 +57,7 @@ class PoliciesConfig:
     def __post_init__(self) -> None:
         check_types("policies", self)
         one_of("policies.victim", self.victim, VICTIMS)
+        between("policies", self, 0, MOST_TOKENS, "local_tokens")
         seconds("policies", self, "tpot_target")
         for pair in self.tenant_weights:
             named = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)

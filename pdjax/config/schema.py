@@ -37,6 +37,9 @@ NO_CACHE = "off"
 
 DTYPES = ("float32", "bfloat16")
 
+FLEXIBLE = ("none", "decode", "all")
+"""The engines of `flexible`."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -112,9 +115,9 @@ class PrefillConfig:
         contexts of each step that may be dispatched, `1 + lookahead`, or for what the device's
         memory holds, if that is less: see kv.memory_fraction.
       token_budget: most tokens packed into one step, over all its prompts.
-      mixed_budget: most tokens of prompts in a step that also decodes, with colocated=True: chunks
-        and rows are computed together then, as in Sarathi-Serve. None gives each a step of its own,
-        in turn.
+      mixed_budget: most tokens of prompts in a step that also decodes, of colocated and flexible
+        engines: chunks and rows are computed together then, as in Sarathi-Serve. None gives each a
+        step of its own, in turn, with colocated=True.
       max_sequences: most prompts packed into one step.
       lookahead: steps dispatched beyond the one that runs.
       token_buckets: padded sizes of a step in tokens; None takes `token_budget`, a fourth of it,
@@ -224,6 +227,13 @@ class Config:
         measured against). A hand-off moves ownership, not bytes. Needs equal tp, and decode engines
         of one stage, as many as prefill engines: several are replicas, each with a mesh and a pool,
         behind the router. None does so where there are too few devices.
+      flexible: engines that accept all kinds of steps (prefill, decode and mixed) over pools of
+        their own: "none"; "decode", the decode engines, so that the placement policy may let a
+        sequence be prefilled where it decodes; or "all", so that the prefill engines can decode,
+        too. Each engine begins in its own role, and KV can move between any two pools. A flexible
+        engine's pool has the pages of both sections. Needs prefill.mixed_budget, decode.stages=1,
+        and decode pools of the page size and type of the prefill pools; tp may differ. Not with
+        colocated=True, where engines do both anyway.
       shared_devices: give the same devices to the prefill engines and to the decode engines; each
         engine has its own weights and pool. Lets tensor-parallel prefill and pipelined decode both
         use all devices.
@@ -252,6 +262,7 @@ class Config:
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
     policies: PoliciesConfig = field(default_factory=PoliciesConfig)
     colocated: bool | None = False
+    flexible: str = "none"
     shared_devices: bool = False
     max_waiting: int = 1024
     max_logprobs: int = 20
@@ -286,6 +297,7 @@ class Config:
             raise ValueError(
                 "shared_devices=True: is for separate engines; with colocated=True there is one"
             )
+        self._check_flexible()
         if self.colocated:
             p, d = self.prefill, self.decode
             if (p.engines, p.tp, 1) != (d.engines, d.tp, d.stages):
@@ -294,6 +306,22 @@ class Config:
                     f"prefill.tp=decode.tp, but has {p.engines} and {d.engines}, {d.stages}, and "
                     f"{p.tp} and {d.tp}"
                 )
+
+    def _check_flexible(self) -> None:
+        one_of("flexible", self.flexible, FLEXIBLE)
+        if not self.decode_is_flexible:
+            return
+        size, own = self.kv.page_size, self.decode_page_size
+        dtype, other = self.kv.dtype or self.model.dtype, self.decode.kv_dtype
+        for wrong, needs, has in (
+            (self.colocated, "colocated=False", "True"),
+            (self.prefill.mixed_budget is None, "a prefill.mixed_budget", "None"),
+            (self.decode.stages > 1, "decode.stages=1, as mixed steps do", self.decode.stages),
+            (own != size, f"decode.page_size to be None or kv.page_size={size}", own),
+            (other not in (None, dtype), f"decode.kv_dtype to be None or {dtype!r}", repr(other)),
+        ):
+            if wrong:
+                raise ValueError(f"flexible={self.flexible!r}: needs {needs}, but that is {has}")
 
     def _check_handoff(self) -> None:
         size, own = self.kv.page_size, self.decode.page_size or self.kv.page_size
@@ -333,6 +361,16 @@ class Config:
                 f"handoff.wire_dtype={wire!r}: must be None or {own!r} with decode.kv_dtype="
                 f"{own!r}, whose pages travel with the scales that they keep"
             )
+
+    @property
+    def decode_is_flexible(self) -> bool:
+        """Whether decode engines accept all kinds of steps."""
+        return self.flexible != "none"
+
+    @property
+    def prefill_is_flexible(self) -> bool:
+        """Whether prefill engines accept all kinds of steps."""
+        return self.flexible == "all"
 
     @property
     def decode_page_size(self) -> int:

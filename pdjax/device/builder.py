@@ -16,6 +16,7 @@ from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.model_spec import ModelSpec
 from pdjax.core.progress import Progress
+from pdjax.core.roles import Role
 from pdjax.device.checkpoints.api import Checkpoint
 from pdjax.device.compat import settings_of_this_thread
 from pdjax.device.devices import Workers, deal_devices
@@ -42,6 +43,7 @@ class Engines:
 
     Attributes:
       engines: all of them, those that prefill first.
+      roles: of each at the start.
       transport: between their pools.
       pools: by their names.
       workers: of their devices.
@@ -49,6 +51,7 @@ class Engines:
     """
 
     engines: list[JaxEngine]
+    roles: dict[EngineId, Role]
     transport: Transports
     pools: dict[PoolId, PoolOwner]
     workers: Workers
@@ -129,7 +132,7 @@ def build_engines(
     for_prefill, for_decode = deal_devices(config)
     builder = _Builder(config, spec, context, checkpoint, progress or Progress(False))
     if config.colocated:
-        owned = builder.own([builder.shared(devices) for devices in for_prefill])
+        owned = builder.own([builder.both(Role.PREFILL, devices) for devices in for_prefill])
         prefilling = decoding = _named("hbm/", owned)
     else:
         sources = [builder.source(devices) for devices in for_prefill]
@@ -143,31 +146,32 @@ def build_engines(
         transport = Transports([])
     else:
         transport = connect(pools, config.handoff.wire_dtype, workers)
-    groups = choose_groups(config, spec, transport, pools, list(prefilling), list(decoding))
+    flexible = decoding if config.decode_is_flexible else {}
+    ends = [*prefilling, *flexible], [*decoding, *prefilling]
+    groups = choose_groups(config, spec, transport, pools, *ends)
 
-    made: list[tuple[str, PoolId, Sequence[Program]]]
-    if config.prefill.mixed_budget is not None:
-        made = [("mixed", name, builder.mixed(*each)) for name, each in decoding.items()]
+    made: list[tuple[Role, PoolId, Sequence[Program]]]
+    if config.colocated and config.prefill.mixed_budget is not None:
+        made = [(Role.MIXED, name, builder.all(*each, 1)) for name, each in decoding.items()]
     else:
         made = [
-            ("prefill", name, [builder.prefill(*each, groups[name])])
+            (Role.PREFILL, name, builder.prefilling(*each, groups[name]))
             for name, each in prefilling.items()
         ]
-        made += [("decode", name, [builder.decode(*each)]) for name, each in decoding.items()]
-    numbers = defaultdict[str, Iterator[int]](count)
-    engines = [
-        JaxEngine(
-            EngineId(f"{kind}/{next(numbers[kind])}"),
-            name,
-            pools[name],
-            programs,
-            transport,
-            workers.of(pools[name].mesh.devices.flat),
-            workers.ahead,
-        )
-        for kind, name, programs in made
-    ]
-    return Engines(engines, transport, pools, workers, jax.default_backend() == "cpu")
+        made += [
+            (Role.DECODE, name, builder.decoding(*each, groups.get(name, 1)))
+            for name, each in decoding.items()
+        ]
+    numbers, roles = defaultdict[Role, Iterator[int]](count), dict[EngineId, Role]()
+    engines: list[JaxEngine] = []
+    for role, name, programs in made:
+        id = EngineId(f"{role.value}/{next(numbers[role])}")
+        worker = workers.of(pools[name].mesh.devices.flat)
+        given = id, name, pools[name], programs, transport, worker, workers.ahead
+        engines.append(JaxEngine(*given))
+        roles[id] = role
+    on_host_cores = jax.default_backend() == "cpu"
+    return Engines(engines, roles, transport, pools, workers, on_host_cores)
 
 
 Owned = tuple[PoolOwner, Params]
@@ -215,6 +219,8 @@ class _Builder:
 
     def source(self, devices: Sequence[jax.Device]) -> Claim:
         """The pool of a prefill engine."""
+        if self._config.prefill_is_flexible:
+            return self.both(Role.PREFILL, devices)
         fixed = self._config.prefill.pages is not None
         return self._claim(
             "prefill.pages", fixed, self._prefill_pages, self._prefill_layout, devices
@@ -222,17 +228,20 @@ class _Builder:
 
     def target(self, devices: Sequence[jax.Device]) -> Claim:
         """The pool of a decode engine."""
+        if self._config.decode_is_flexible:
+            return self.both(Role.DECODE, devices)
         fixed = self._config.decode.pages is not None
         return self._claim("decode.pages", fixed, self._decode_pages, self._decode_layout, devices)
 
-    def shared(self, devices: Sequence[jax.Device]) -> Claim:
-        """The pool of both ends at once, with the pages of both and one null page."""
+    def both(self, role: Role, devices: Sequence[jax.Device]) -> Claim:
+        """A pool with the pages of both ends and one null page, laid out as for the role."""
         sides = {"prefill.pages": self._config.prefill.pages}
         sides["decode.pages"] = self._config.decode.pages
         left_open = [name for name, pages in sides.items() if not pages]
         field = " and ".join(left_open or sides)
         pages = self._prefill_pages + self._decode_pages - 1
-        claim = self._claim(field, not left_open, pages, self._prefill_layout, devices)
+        layout = self._prefill_layout if role is Role.PREFILL else self._decode_layout
+        claim = self._claim(field, not left_open, pages, layout, devices)
         if len(left_open) != 1:
             return claim
         part = next((name, said) for name, said in sides.items() if said)
@@ -243,7 +252,9 @@ class _Builder:
         of several engines may share a device, or the memory of the host."""
         claims, fraction = [*sources, *targets], self._config.kv.memory_fraction
         deal_pages(claims, fraction)  # what fits not even without weights is refused at once
-        rules = [PREFILL_RULES] * len(sources) + [DECODE_RULES] * len(targets)
+        # Of one stage both rules say the same; prefill steps go by their own.
+        of_targets = PREFILL_RULES if self._config.decode_is_flexible else DECODE_RULES
+        rules = [PREFILL_RULES] * len(sources) + [of_targets] * len(targets)
         meshes = [make_mesh(each.devices, each.layout.stages, each.layout.tp) for each in claims]
         weights = self._all_weights(claims, meshes, rules)
         # Whatever else loading took must be free again, or it would be missing for good.
@@ -306,9 +317,21 @@ class _Builder:
             attention=self._config.decode.attention,
         )
 
-    def mixed(self, pool: PoolOwner, params: Params) -> tuple[Program, Program, Program]:
+    def prefilling(self, pool: PoolOwner, params: Params, groups: int) -> Sequence[Program]:
+        """The programs of a prefill engine."""
+        if self._config.prefill_is_flexible:
+            return self.all(pool, params, groups)
+        return [self.prefill(pool, params, groups)]
+
+    def decoding(self, pool: PoolOwner, params: Params, groups: int) -> Sequence[Program]:
+        """The programs of a decode engine; `groups` of its prefill steps, where it has them."""
+        if self._config.decode_is_flexible:
+            return self.all(pool, params, groups)
+        return [self.decode(pool, params)]
+
+    def all(self, pool: PoolOwner, params: Params, groups: int) -> Sequence[Program]:
         """Steps of both kinds over a pool, and mixed ones."""
-        chunks, rows = self.prefill(pool, params, 1), self.decode(pool, params)
+        chunks, rows = self.prefill(pool, params, groups), self.decode(pool, params)
         attention = self._config.decode.attention
         return (
             chunks,

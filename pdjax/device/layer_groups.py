@@ -37,7 +37,8 @@ def choose_groups(
 ) -> dict[PoolId, int]:
     """How many layer groups the steps over each of the pools `sources` are cut into:
     `handoff.layer_groups` of a config, or what suits the pool's mesh and the link to the first of
-    `targets`. Pools of one layout have one measurement, so that they have as many groups."""
+    `targets` that is another pool. Pools of one layout have one measurement, so that they have as
+    many groups."""
     chosen: dict[KVLayout, int] = {}
     for name in sources:
         source = pools[name]
@@ -50,7 +51,8 @@ def choose_groups(
         elif source.mesh.devices.flat[0].platform == "cpu":
             groups = small_divisor(spec.num_layers)
         else:
-            groups = measure_groups(config, spec, transport, pools, name, targets[0])
+            target = next(pool for pool in targets if pool != name)
+            groups = measure_groups(config, spec, transport, pools, name, target)
         chosen[source.layout] = groups
     return {name: chosen[pools[name].layout] for name in sources}
 

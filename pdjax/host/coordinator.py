@@ -108,13 +108,16 @@ class Coordinator:
         self._has_stalled = False
         self._broken: SequenceLifecycle | None = None  # not taken over: interrupted
         self.loop = self._new_loop()
+        fleet, local = self.loop.fleet, self._policies.placement.local
         self._limits = Limits(
             vocab_size=vocab_size,
             max_model_len=max_model_len,
             max_logprobs=config.max_logprobs,
             max_waiting=config.max_waiting,
-            prefill_tokens=max(state.pool.tokens for state in self.loop.fleet.prefill),
-            decode_tokens=max(state.pool.tokens for state in self.loop.fleet.decode),
+            prefill_tokens=max(
+                state.pool.tokens for state in fleet.prefill if state.takes_prompts or local
+            ),
+            decode_tokens=max(state.pool.tokens for state in fleet.decode if state.takes_rows),
         )
 
     def _new_loop(self) -> Loop:
@@ -164,6 +167,11 @@ class Coordinator:
           ValueError: naming the field, its value and what is allowed.
         """
         self._limits.check(request)
+
+    @property
+    def most_kv(self) -> int:
+        """Tokens of the longest sequence whose KV has room in the pools that it goes through."""
+        return min(self._limits.prefill_tokens, self._limits.decode_tokens)
 
     def has_room(self, choices: int) -> bool:
         """Whether the waiting queue has room for so many more sequences."""

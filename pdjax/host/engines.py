@@ -1,5 +1,6 @@
 """What the coordinator keeps about each engine: its sequences, its pool, its steps in flight."""
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -53,6 +54,9 @@ class Mixed(NamedTuple):
         )
 
 
+_MOST_PLAIN = 1000
+"""Ticks without chunks after which it is tried anew what chunks take."""
+
 Work = tuple[Chunk, ...] | Tick | Mixed
 """What a step computes: of prefill, of decode, or of both."""
 
@@ -104,8 +108,9 @@ class EngineState:
       steps: prefill steps that it has been given.
       paused: whether no tick is dispatched.
       view: what policies see of it; None where something has happened to it since they looked.
-      prefill_times, token_times: see `EngineView`. `read_at`: moment at which a step of it was read
-        last, or 0.
+      prefill_times, token_times, tick_times, chunk_times: see `EngineView`. `read_at`: moment at
+        which a step of it was read last, or 0. `plain`: ticks since its last mixed step.
+      paces: the times between tokens that its rows ask for by their SLO, ascending.
     """
 
     index: int
@@ -127,7 +132,11 @@ class EngineState:
     view: EngineView | None = None
     prefill_times: StepTimes = field(default_factory=StepTimes)
     token_times: StepTimes = field(default_factory=StepTimes)
+    tick_times: StepTimes = field(default_factory=StepTimes)
+    chunk_times: StepTimes = field(default_factory=StepTimes)
     read_at: float = 0.0
+    plain: int = 0
+    paces: list[float] = field(default_factory=list)
     # Kept, not worked out: they are asked for with every step.
     id: EngineId = field(init=False)
     prefills: bool = field(init=False)
@@ -176,7 +185,7 @@ class EngineState:
     @property
     def takes_prefill(self) -> bool:
         """Whether it accepts a step of chunks, and has few enough in flight."""
-        if self.mixes:
+        if self.mixes and self.role is not Role.PREFILL:
             return len(self.in_flight) <= self.decode_lookahead
         return self.prefills and self._under_way(StepKind.PREFILL) <= self.prefill_lookahead
 
@@ -202,9 +211,12 @@ class EngineState:
 
     @property
     def beside_rows(self) -> int | None:
-        """Most prompt tokens of its next step, if rows are in the same step."""
+        """Most prompt tokens of its next step, if rows are in the same step, or may come while it
+        runs, as to an engine that is for decode."""
         rows = self.pipeline
-        if self.mixes and rows is not None and not self.paused and rows.active:
+        if not self.mixes or rows is None:
+            return None
+        if self.role is Role.DECODE or (rows.active and not self.paused):
             return self.buckets.most_mixed
         return None
 
@@ -222,8 +234,36 @@ class EngineState:
         if done.kind is not StepKind.DECODE:
             self.prefill_times.add(size, seconds)
         if done.kind is not StepKind.PREFILL:
-            rows = size - sum(chunk.tokens for chunk in done.chunks)
-            self.token_times.add(rows, seconds * self.rows.stages)
+            chunks = sum(chunk.tokens for chunk in done.chunks)
+            self.token_times.add(size - chunks, seconds * self.rows.stages)
+            if self.mixes:
+                self._time_mixing(size - chunks, chunks, seconds)
+
+    def _time_mixing(self, rows: int, chunks: int, seconds: float) -> None:
+        """Note what a tick has taken of an engine that mixes, or chunks have added to one. What is
+        known of chunks is forgotten after many ticks without any: else one slow step could close an
+        engine to prompts for ever."""
+        if not chunks:
+            self.tick_times.add(rows, seconds)
+            self.plain += 1
+            if self.plain > _MOST_PLAIN and self.chunk_times.measured:
+                self.chunk_times = StepTimes()
+            return
+        self.plain, tick = 0, self.tick_times.seconds(rows)
+        if tick is not None:
+            self.chunk_times.add(chunks, max(0.0, seconds - tick))
+
+    def take_row(self, sequence: Sequence) -> None:
+        """One more sequence decodes."""
+        self.decoding.append(sequence)
+        if (pace := _pace(sequence)) is not None:
+            insort(self.paces, pace)
+
+    def leave_row(self, sequence: Sequence) -> None:
+        """A sequence decodes no longer."""
+        self.decoding.remove(sequence)
+        if (pace := _pace(sequence)) is not None:
+            self.paces.remove(pace)
 
     @property
     def backlog(self) -> int:
@@ -235,6 +275,12 @@ class EngineState:
 def _is_to_compute(sequence: Sequence) -> bool:
     """Whether a sequence has tokens that no step has been given, and may be given to one."""
     return sequence.prefilled < sequence.length and not sequence.behind
+
+
+def _pace(sequence: Sequence) -> float | None:
+    """The time between tokens that a sequence's request asks for."""
+    slo = sequence.request.slo
+    return None if slo is None else slo.tpot
 
 
 def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
@@ -268,4 +314,7 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         prefill_times=state.prefill_times,
         token_times=state.token_times,
         beside_rows=state.beside_rows,
+        tick_times=state.tick_times,
+        chunk_times=state.chunk_times,
+        tpot=state.paces[0] if state.paces else None,
     )

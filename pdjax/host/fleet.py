@@ -166,7 +166,7 @@ class Fleet:
     def touch(self, state: EngineState) -> None:
         """Something has happened to an engine."""
         state.view = None
-        if state.pipeline is not None and not state.mixes:
+        if state.pipeline is not None:
             self.to_tick.add(state)
         if state.prefills:
             self.to_plan.add(state)
@@ -178,7 +178,7 @@ class Fleet:
             state.view = None
             if state.takes_prefill:
                 self.to_plan.add(state)
-        if state.takes_tick and not state.mixes:
+        if state.takes_tick:
             self.to_tick.add(state)
 
     def _room_changed(self, states: Iterable[EngineState]) -> None:
@@ -200,11 +200,19 @@ class Fleet:
         it."""
         return [state.view or self._look_at(state) for state in states]
 
-    def prompt_views(self, states: Iterable[EngineState]) -> list[EngineView]:
+    def prompt_views(
+        self, states: Iterable[EngineState], *, local: bool = False
+    ) -> list[EngineView]:
         """What a prefill policy sees of some engines: where one is given no prompts no page may be
-        reserved."""
+        reserved.
+
+        Args:
+          local: whether engines that are for decode are given prompts, too.
+        """
         return [
-            view if state.takes_prompts else replace(view, free_pages=0)
+            view
+            if state.takes_prompts or (local and state.takes_rows)
+            else replace(view, free_pages=0)
             for state in states
             for view in (state.view or self._look_at(state),)
         ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from pdjax.config import Config
 from pdjax.core.ids import EngineId
+from pdjax.core.roles import Role
 from pdjax.host.audit import audit
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet, Touched, in_order
@@ -110,7 +111,7 @@ class Loop:
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
         self._mixed = MixedRunner(self._prefill, self._decode, steps, runtime.clock)
         known = self.fleet, self.lifecycle, runtime
-        self._planner = PrefillPlanner(policies.prefill, *known)
+        self._planner = PrefillPlanner(policies, *known)
         self._shedding = Shedding(policies.admission, *known)
         self._due: deque[TimerDue] = deque()
         self._done: Touched = set()  # engines of which a step has come back and is not read
@@ -290,7 +291,16 @@ class Loop:
         self._recorder.observer.part_began(TurnPart.DISPATCH_DECODE)
         touched, self.fleet.to_tick = self.fleet.to_tick, set()
         self._notice_losses(touched)
-        return self._decode.dispatch(in_order(touched))
+        states = [state for state in in_order(touched) if not self._may_join(state)]
+        return self._decode.dispatch(states)
+
+    def _may_join(self, state: EngineState) -> bool:
+        """Whether chunks may join the next tick of an engine, which is then dispatched with the
+        prefill steps."""
+        if not state.mixes or state.role is not Role.DECODE:
+            return state.mixes
+        waits = self._policies.placement.local and bool(self.lifecycle.waiting)
+        return waits or bool(state.running)
 
     def _harvest_prefill(self) -> bool:
         if not self._done:

@@ -1,5 +1,7 @@
 """How long an engine's steps take: a line over their size, fitted to those that have come back."""
 
+from math import inf
+
 _KEPT = 1 - 1 / 128
 """What a measurement still counts after the next one: so about the last 128 steps count."""
 _SAME = 1e-9
@@ -47,6 +49,17 @@ class StepTimes:
             return None
         base, each = self.line()
         return base + each * size
+
+    def within(self, seconds: float) -> float:
+        """The largest size of which a step is predicted to take at most so many seconds: infinity
+        where size costs nothing, 0 where no step is so short. Where all steps have had one size,
+        seconds are in proportion to it: the next one tells."""
+        if not self._n or self._y <= 0:
+            return inf if seconds >= 0 else 0.0
+        base, each = self.line()
+        if each > 0:
+            return max(0.0, (seconds - base) / each)
+        return max(0.0, seconds * self._x / self._y)
 
     def knows(self, size: int) -> bool:
         """Whether a step of that size may be predicted from above and below. Steps of one size say

@@ -23,13 +23,11 @@ class AsyncBackend:
     def __init__(self, llm: AsyncLLM, name: str | None = None) -> None:
         self._llm = llm
         below = llm.llm
-        fleet = below.coordinator.loop.fleet
-        # Nobody reads the KV of the last token.
-        pools = (max(state.pool.tokens for state in kind) for kind in (fleet.prefill, fleet.decode))
         self.model = ServedModel(
             name or _name_of(below.config.model.source),
             below.max_model_len,
-            min(below.max_model_len, *(tokens + 1 for tokens in pools)),
+            # Nobody reads the KV of the last token.
+            min(below.max_model_len, below.coordinator.most_kv + 1),
             below.config.max_waiting,
         )
         self.tokenizer = below.tokenizer

@@ -11,6 +11,7 @@ from pdjax.core.clock import VirtualClock
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.request import QueueFull, Request
+from pdjax.core.roles import Role
 from pdjax.formats.strict_json import dumps
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
@@ -80,12 +81,14 @@ class Cluster:
     `config.prefill.engines` and `config.decode.engines` say how many engines there are of each
     kind. Prefill engine i is "prefill/i", with a mesh and a pool "hbm/prefill-i" of its own; decode
     engines likewise. The first `shared` of both kinds share meshes and pools: "prefill/i" and
-    "decode/i" then keep their pages in "hbm/i".
+    "decode/i" then keep their pages in "hbm/i"; with `prefill.mixed_budget` they are one engine,
+    "mixed/i". Engines that `config.flexible` names accept all kinds of steps.
 
     Args:
       config: bounds, budgets and policies of the coordinator. `prefill.pages` and `decode.pages`
         None are `prefill.max_sequences` and `decode.rows` whole contexts; a shared pool has
-        `decode.pages`. `handoff.layer_groups` None is one group.
+        `decode.pages`, and that of a flexible engine both. `handoff.layer_groups` None is one
+        group.
       layout: of the pages of prefill pools, with `kv.page_size` tokens each; decode pools are of
         `decode.page_size`, `decode.stages` and `decode.tp`. None is that of Llama 3 8B.
       shared: how many engines of each kind share a mesh and a pool.
@@ -146,6 +149,7 @@ class Cluster:
             events=self.events,
             clock=self.clock,
             recorder=self.recorder,
+            roles={id: _role(id) for id in self.engines},
             **coordinator,
         )
         self.turns = 0
@@ -274,17 +278,29 @@ def _meshes(
     both = [SimMesh(clock, PoolId(f"hbm/{i}"), layout, grown) for i in range(shared)]
     meshes = dict[EngineId, SimMesh]()
     mixed = range(shared) if prefill.mixed_budget is not None else range(0)
+    whole = held + grown - 1
     for i in mixed:
         meshes[EngineId(f"{StepKind.MIXED.value}/{i}")] = both[i]
     for kind, count, form, pages in (
-        ("prefill", prefill.engines, layout, held),
-        ("decode", decode.engines, table, grown),
+        ("prefill", prefill.engines, layout, whole if config.prefill_is_flexible else held),
+        ("decode", decode.engines, table, whole if config.decode_is_flexible else grown),
     ):
         for i in range(len(mixed), count):
             own = PoolId(f"hbm/{kind}-{i}")
             mesh = both[i] if i < shared else SimMesh(clock, own, form, pages)
             meshes[EngineId(f"{kind}/{i}")] = mesh
     return meshes
+
+
+def _role(id: EngineId) -> Role:
+    """That of an engine at the start: its name says it."""
+    return Role(id.partition("/")[0])
+
+
+def _accepts(role: Role, config: Config) -> frozenset[StepKind]:
+    """The steps that an engine of a role at the start is built for."""
+    flexible = {Role.PREFILL: config.prefill_is_flexible, Role.DECODE: config.decode_is_flexible}
+    return frozenset(StepKind) if flexible.get(role, True) else frozenset({StepKind(role.value)})
 
 
 def _engine(
@@ -295,15 +311,14 @@ def _engine(
     costs: StepCosts,
     vocab_size: int,
 ) -> SimEngine:
-    kind = StepKind(id.partition("/")[0])
-    mixed = kind is StepKind.MIXED
+    accepts = _accepts(_role(id), config)
     groups = config.handoff.layer_groups or 1
     return SimEngine(
         id,
         mesh,
         transport,
-        accepts=StepKind if mixed else {kind},
-        rows=0 if kind is StepKind.PREFILL else config.decode.rows,
+        accepts=accepts,
+        rows=config.decode.rows if StepKind.DECODE in accepts else 0,
         layer_groups=split_groups(mesh.layout.num_layers, groups),
         costs=costs,
         vocab_size=vocab_size,

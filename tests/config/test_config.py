@@ -182,6 +182,44 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
             "handoff.give_back=True: with handoff.wire_dtype='int8', decode.kv_dtype=None rounded "
             "KV would come back; the former must be None, the latter None or the prefill side's",
         ),
+        (Config, {"flexible": "prefill"}, "flexible='prefill': allowed are none, decode, all"),
+        (
+            Config,
+            {"flexible": "decode"},
+            "flexible='decode': needs a prefill.mixed_budget, but that is None",
+        ),
+        (
+            Config,
+            {"flexible": "all", "prefill": PrefillConfig(mixed_budget=8), "colocated": True},
+            "flexible='all': needs colocated=False, but that is True",
+        ),
+        (
+            Config,
+            {
+                "flexible": "all",
+                "prefill": PrefillConfig(mixed_budget=8),
+                "decode": DecodeConfig(stages=2),
+            },
+            "flexible='all': needs decode.stages=1, as mixed steps do, but that is 2",
+        ),
+        (
+            Config,
+            {
+                "flexible": "all",
+                "prefill": PrefillConfig(mixed_budget=8),
+                "decode": DecodeConfig(page_size=8),
+            },
+            "flexible='all': needs decode.page_size to be None or kv.page_size=16, but that is 8",
+        ),
+        (
+            Config,
+            {
+                "flexible": "decode",
+                "prefill": PrefillConfig(mixed_budget=8),
+                "decode": DecodeConfig(kv_dtype="int8"),
+            },
+            "flexible='decode': needs decode.kv_dtype to be None or 'float32', but that is 'int8'",
+        ),
         (
             KVConfig,
             {"dtype": "int8"},

@@ -5,6 +5,7 @@ from typing import Any
 from pdjax.config import DecodeConfig, PrefillConfig
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.request import Request, SamplingParams
+from pdjax.core.roles import Role
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.policies.api import EngineView, StepPlan
 from pdjax.host.sequences.sequence import Sequence
@@ -60,6 +61,7 @@ def prefill_view(engine: int = 0, *running: Sequence, **changes: Any) -> EngineV
     pool = changes.pop("pool", PoolId(f"hbm/prefill-{engine}"))
     values: dict[str, Any] = {
         "accepts": PREFILL,
+        "role": Role.PREFILL,
         "buckets": prefill_buckets(),
         "running": running,
         **changes,
@@ -72,12 +74,27 @@ def decode_view(engine: int = 0, page_size: int = 4, **changes: Any) -> EngineVi
     buckets = Buckets.of(None, DecodeConfig(), page_size, MODEL_LEN)
     values: dict[str, Any] = {
         "accepts": DECODE,
+        "role": Role.DECODE,
         "buckets": buckets,
         "rows": 4,
         "free_rows": 4,
         **changes,
     }
     return view(f"decode/{engine}", pool, **values)
+
+
+def flexible_view(engine: int = 0, *running: Sequence, **changes: Any) -> EngineView:
+    """Of an engine for decode that accepts all kinds of steps, of mixed ones up to 8 prompt
+    tokens."""
+    config = PrefillConfig(token_budget=10, mixed_budget=8, page_buckets=(16,))
+    values: dict[str, Any] = {
+        "accepts": frozenset(StepKind),
+        "buckets": Buckets.of(config, DecodeConfig(), page_size=4, max_model_len=MODEL_LEN),
+        "running": running,
+        "beside_rows": 8,
+        **changes,
+    }
+    return decode_view(engine, **values)
 
 
 def chunks(plan: StepPlan) -> list[tuple[int, int, int]]:

@@ -7,9 +7,11 @@ from itertools import product
 
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock
+from pdjax.core.ids import EngineId
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.recompute import RecomputeCost
 from pdjax.core.request import QueueFull, Request, SamplingParams
+from pdjax.core.roles import Role
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
@@ -175,11 +177,19 @@ class Workload:
             events=PolledEvents(clock),
             clock=clock,
             recorder=Recorder(clock),
+            roles=self._roles(),
             make_text=self._make_text,
             make_guide=make_guide,
             guides=self.guides,
             recompute=RecomputeCost(token=8.0, position=1.0),
         )
+
+    def _roles(self) -> dict[EngineId, Role]:
+        """Of the engines that could do all."""
+        draw = random.Random(f"roles in {self._seed}")
+        roles = {engine.id: draw.choice(list(Role)) for engine in self.mixed}
+        self.happened.update(f"mixed engine for {role.value}" for role in roles.values())
+        return roles
 
     def _handoff_config(self) -> HandoffConfig:
         draw = self.random

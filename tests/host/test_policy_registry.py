@@ -14,7 +14,7 @@ from pdjax.host.policies.decode import FcfsDecode
 from pdjax.host.policies.evictions.lru import PrefixLru
 from pdjax.host.policies.handoff import HandoffRules
 from pdjax.host.policies.prefill import FcfsPrefill
-from pdjax.host.policies.registry import make_policies
+from pdjax.host.policies.registry import POLICIES, make_policies
 from pdjax.host.policies.router import LeastLoaded
 from pdjax.host.sequences.sequence import Sequence
 from tests.helpers.deployment import CONFIG, deploy, expected
@@ -177,9 +177,7 @@ def test_what_a_policy_lacks_is_named():
 
 
 def test_a_role_that_does_not_exist_is_refused():
-    wanted = (
-        "^policies='routing': allowed are prefill, decode, handoff, router, admission, eviction$"
-    )
+    wanted = f"^policies='routing': allowed are {', '.join(POLICIES)}$"
     with pytest.raises(ValueError, match=wanted):
         make_policies(Config(), {"routing": LeastLoaded})
 

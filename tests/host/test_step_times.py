@@ -1,6 +1,7 @@
 """The line that an engine's step times are taken to lie on."""
 
 import random
+from math import inf
 
 import pytest
 
@@ -56,3 +57,15 @@ def test_a_prompt_takes_as_many_steps_as_its_budget_says():
     times = fitted(*((size, 0.01 + 1e-3 * size) for size in (1, 10)))
     assert prefill_seconds(times, 10, 25) == pytest.approx(0.03 + 0.025)
     assert prefill_seconds(times, 10, 0) == 0.0
+
+
+def test_the_size_that_takes_so_long():
+    assert StepTimes().within(0.1) == inf
+    on_a_line = fitted(*((size, 0.01 + 0.001 * size) for size in (1, 20, 30)))
+    assert on_a_line.within(0.02) == pytest.approx(10)
+    assert on_a_line.within(0.005) == 0
+    one_size = fitted((100, 0.02), (100, 0.02))
+    assert one_size.within(0.01) == pytest.approx(50)
+    assert one_size.within(0.03) == pytest.approx(150)
+    free = fitted((1, 0.0), (100, 0.0))
+    assert (free.within(0.0), free.within(-1.0)) == (inf, 0)

@@ -25,7 +25,7 @@ def replicas(count: int, mixed_budget: int | None, costs: StepCosts = COSTS) -> 
         decode=DecodeConfig(engines=count, rows=8, pages=129),
         colocated=True,
     )
-    return Cluster(config, LAYOUT, max_model_len=512, costs=costs, **wiring(config))
+    return Cluster(config, LAYOUT, max_model_len=512, **wiring(config, costs))
 
 
 @pytest.mark.parametrize("mixed_budget", [None, 64])

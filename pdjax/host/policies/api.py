@@ -7,78 +7,19 @@ turn with a `BadPlan`; see `check.py`. Moments are seconds on the coordinator's 
 moment of the call.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pdjax.config import Config
-from pdjax.core.ids import EngineId, PoolId
-from pdjax.core.roles import Role
-from pdjax.host.batching.buckets import Buckets
+from pdjax.core.ids import EngineId
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.kv.eviction import EvictionPolicy
+from pdjax.host.policies.view import EngineView as EngineView
 from pdjax.host.sequences.sequence import Sequence
-from pdjax.host.step_times import StepTimes
-from pdjax.interfaces.steps import StepKind
 
 ShedCause = Literal["overload", "deadline", "impossible"]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineView:
-    """An engine, as a policy sees it.
-
-    Attributes:
-      engine: its name. `pool`: the pool of its pages.
-      accepts: the steps that it may be given. `role`: the new work that it is given.
-      buckets: the sizes of its steps and pages.
-      open: whether it takes another step now.
-      running: its sequences with prompt tokens still to dispatch, oldest first.
-      backlog: prompt tokens that it has been given and has not finished: the measure of its load.
-      steps: prefill steps that it has been given so far; `in_flight`: those that have not come
-        back.
-      beside_rows: most prompt tokens of its next step, where rows decode in the same step; None
-        where none do, and `buckets` say how many.
-      rows: decode rows, all of them; `free_rows`: those that are free.
-      free_pages: pages of the pool that may be reserved now; 0 for a prefill policy where the
-        engine goes on with its prompts and is given no others. `total_pages`: all that it will
-        have.
-      leaving_pages: pages of the pool that hand-offs hold until their KV has arrived elsewhere.
-      rows_of_pool: decode rows that are taken, over all engines of the pool.
-      cached: of a sequence that waits, the tokens at its front whose KV is in the pool already.
-      sources: the pools from which KV can come to this one, its own included.
-      prefill_times: what its prefill steps take by their tokens.
-      token_times: what its rows wait for each token, by how many rows are active: a tick for each
-        stage.
-    """
-
-    engine: EngineId
-    pool: PoolId
-    accepts: frozenset[StepKind]
-    buckets: Buckets
-    open: bool
-    running: tuple[Sequence, ...]
-    backlog: int
-    steps: int
-    rows: int
-    free_rows: int
-    free_pages: int
-    total_pages: int
-    rows_of_pool: int
-    cached: Callable[[Sequence], int]
-    sources: frozenset[PoolId]
-    in_flight: int = 0
-    leaving_pages: int = 0
-    prefill_times: StepTimes = field(default_factory=StepTimes)
-    token_times: StepTimes = field(default_factory=StepTimes)
-    beside_rows: int | None = None
-    role: Role = Role.MIXED
-
-    @property
-    def token_budget(self) -> int:
-        """Most prompt tokens of its next step."""
-        return self.buckets.token_budget if self.beside_rows is None else self.beside_rows
 
 
 @dataclass(frozen=True)
@@ -176,6 +117,37 @@ class Router(Protocol):
 
     def decode_engine(self, sequence: Sequence, engines: Seq[EngineView]) -> EngineView:
         """The engine that decodes it."""
+        ...
+
+
+class PlacementPolicy(Protocol):
+    """Decides where a sequence of the queue is prefilled, and how many prompt tokens join rows.
+
+    Attributes:
+      local: whether `engines_for` may ever name an engine that is for decode; else prefill policies
+        do not see those that have no prompt begun.
+    """
+
+    local: bool
+
+    def engines_for(
+        self, sequence: Sequence, engines: Seq[EngineView], now: float
+    ) -> Seq[EngineView]:
+        """The engines that may prefill a sequence: the router chooses among those that have room
+        now. While none of them has, the sequence waits, and those behind it in the queue may go to
+        other engines. A prefill policy that uses `packing.Draft` asks this.
+
+        Args:
+          engines: all that accept prefill steps and have a role or a prompt that needs them: those
+            that are for prefill and, where it is `local`, those that are for decode; open or not.
+            Backlogs count what comes before the sequence.
+        """
+        ...
+
+    def mixed_tokens(self, view: EngineView) -> int:
+        """Most prompt tokens of the next step of an engine that accepts mixed steps and has rows,
+        or is for decode: at most its largest mixed bucket; 0 keeps chunks away. It is asked before
+        each plan."""
         ...
 
 
@@ -356,11 +328,12 @@ class PolicySetup:
 
     Attributes:
       config: of the run.
-      router: of the deployment; None where a router itself is constructed.
+      router, placement: of the deployment; None where one of them is constructed itself.
     """
 
     config: Config
     router: Router | None = None
+    placement: PlacementPolicy | None = None
 
 
 @dataclass(frozen=True)
@@ -371,5 +344,6 @@ class Policies:
     decode: DecodePolicy
     handoff: HandoffPolicy
     router: Router
+    placement: PlacementPolicy
     admission: AdmissionPolicy
     eviction: EvictionPolicy

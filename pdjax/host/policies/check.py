@@ -22,6 +22,7 @@ from pdjax.host.policies.api import (
     GrowthPlan,
     HandoffPolicy,
     Migration,
+    PlacementPolicy,
     Reservation,
     Router,
     Shed,
@@ -277,6 +278,37 @@ def choose(
         allowed = f"the view of one of {_names(each.engine for each in engines)}"
         raise _wrong(router, f"{method} of {sequence.id}", view, allowed)
     return view
+
+
+def placed(
+    policy: PlacementPolicy, sequence: Sequence, engines: Seq[EngineView], now: float
+) -> set[EngineId]:
+    """Ask a placement policy for the engines that may prefill a sequence.
+
+    Raises:
+      BadPlan: the answer has something else than some of `engines`.
+    """
+    views = policy.engines_for(sequence, engines, now)
+    known = {view.engine for view in engines}
+    if not isinstance(views, (list, tuple)) or any(
+        not isinstance(view, EngineView) or view.engine not in known for view in views
+    ):
+        allowed = f"a list or tuple of the views of some of {_names(known)}"
+        raise _wrong(policy, f"engines_for of {sequence.id}", views, allowed)
+    return {view.engine for view in views}
+
+
+def mixed_tokens_of(policy: PlacementPolicy, view: EngineView) -> int:
+    """Ask a placement policy how many prompt tokens may join the rows of an engine.
+
+    Raises:
+      BadPlan: the answer is no number of tokens that a mixed step may have.
+    """
+    tokens, most = policy.mixed_tokens(view), view.buckets.most_mixed
+    if type(tokens) is not int or not 0 <= tokens <= most:
+        allowed = f"a whole number from 0 to {most}"
+        raise _wrong(policy, f"mixed_tokens of {view.engine}", tokens, allowed)
+    return tokens
 
 
 def rank_of(policy: Any, sequence: Sequence) -> Any:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from pdjax.core.ids import EngineId
 from pdjax.host.batching.chunks import Chunk
-from pdjax.host.policies.api import EngineView, StepPlan
+from pdjax.host.policies.api import EngineView, PlacementPolicy, StepPlan
+from pdjax.host.policies.check import placed
 from pdjax.host.sequences.sequence import Sequence
 
 
@@ -68,36 +69,71 @@ class _Step:
         return True
 
 
+_MOST_PASSED = 32
+"""Sequences of the queue that are looked at behind those that find no room: a plan is made many
+times a second, and the queue may be long."""
+
+
 class Draft:
     """A plan in the making: engines as a router sees them, with what they have been given so far,
     and their steps. A step is begun when it is first asked for, since most plans concern one engine
-    of many."""
+    of many.
 
-    def __init__(self, engines: Seq[EngineView]) -> None:
+    Args:
+      engines: as `PrefillPolicy.plan` is given them.
+      placement: says which of them may prefill a sequence.
+      now: moment of the plan.
+    """
+
+    def __init__(self, engines: Seq[EngineView], placement: PlacementPolicy, now: float) -> None:
+        self._placement, self._now = placement, now
         # A page in hand for every row of the pool that decodes, see `FcfsDecode`.
         self._views = {
             view.engine: view
             if not view.rows_of_pool
             else replace(view, free_pages=view.free_pages - view.rows_of_pool)
             for view in engines
-            if view.open
         }
+        self._open = {view.engine for view in engines if view.open}
         self._steps: dict[EngineId, _Step] = {}
         self._waits: set[EngineId] = set()
+        self._allowed = set(self._views)  # for the sequence that was asked about last
+        self._passed = 0
 
     def able(self, sequence: Sequence) -> list[EngineView]:
-        """The engines that have room for a sequence of the queue."""
+        """The engines that have room for a sequence of the queue, of those that may prefill it."""
         length, lifetime = sequence.length, sequence.lifetime_tokens
+        if self._placement.local:
+            views = list(self._views.values())
+            self._allowed = placed(self._placement, sequence, views, self._now)
         return [
             view
-            for view in self._views.values()
-            if length <= view.free_pages * view.buckets.page_size
+            for engine, view in self._views.items()
+            if engine in self._open
+            and engine in self._allowed
+            and length <= view.free_pages * view.buckets.page_size
             and lifetime <= view.total_pages * view.buckets.page_size
             and self._step_takes(sequence, view)
         ]
 
+    def passes(self, sequence: Sequence) -> bool:
+        """Let others of the queue pass a sequence that has found no room, to engines that may not
+        prefill it: it waits for none of those. Returns whether there are any."""
+        self._open -= self._allowed
+        self._passed += 1
+        if not self._open or self._passed > _MOST_PASSED:
+            return False
+        waited = [self._views[engine] for engine in self._allowed]
+        if waited:  # it comes before them there
+            view = min(waited, key=lambda view: view.backlog)
+            tokens = sequence.length - view.cached(sequence)
+            self._views[view.engine] = replace(view, backlog=view.backlog + tokens)
+        return True
+
     def _step_takes(self, sequence: Sequence, view: EngineView) -> bool:
         """Whether the budgets of an engine's step let a sequence of the queue begin."""
+        if not view.token_budget:
+            return False
         if not view.running and view.engine not in self._steps:
             return True  # nothing of the budgets is taken, and any sequence fits into them
         step = self._step(view)
@@ -118,9 +154,12 @@ class Draft:
         self._step(view).add(sequence, start)
         for each in list(self._views.values()):
             if each.pool == view.pool:
-                given = sequence.length - start if each is view else 0
+                given, row = (sequence.length - start, 1) if each is view else (0, 0)
                 self._views[each.engine] = replace(
-                    each, backlog=each.backlog + given, free_pages=each.free_pages - needs
+                    each,
+                    backlog=each.backlog + given,
+                    free_pages=each.free_pages - needs,
+                    free_rows=each.free_rows if each.role.prefills else each.free_rows - row,
                 )
         return sequence.length - start
 
@@ -128,6 +167,8 @@ class Draft:
         """Let the steps wait for which all that a sequence of the queue lacks to join them is pages
         that hand-offs are about to let go."""
         for engine, step in self._steps.items():
+            if engine not in self._allowed:
+                continue
             view = self._views[engine]
             needs = view.buckets.pages_for(sequence.length)
             lacks_pages = view.free_pages < needs <= view.free_pages + view.leaving_pages
@@ -138,6 +179,8 @@ class Draft:
     def plans(self) -> Iterator[StepPlan]:
         """A step for each engine that has something to compute."""
         for engine, view in self._views.items():
+            if not view.open:
+                continue
             begun = engine in self._steps and engine not in self._waits
             if begun or view.running:
                 step = self._step(view)

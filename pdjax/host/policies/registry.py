@@ -21,6 +21,7 @@ from pdjax.host.policies.orders.fair import FairPrefill
 from pdjax.host.policies.orders.prefill_order import PrefillOrderDecode
 from pdjax.host.policies.orders.priority import PriorityDecode, PriorityPrefill
 from pdjax.host.policies.orders.shortest_first import ShortestFirstDecode, ShortestFirstPrefill
+from pdjax.host.policies.placement import ConditionalPlacement, RemotePlacement
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.policies.router import LeastLoaded
 from pdjax.host.policies.routers.cost_based import CostBased
@@ -51,11 +52,15 @@ POLICIES: dict[str, dict[str, Any]] = {
         "prefix_aware": PrefixAware,
         "cost_based": CostBased,
     },
+    "placement": {"remote": RemotePlacement, "conditional": ConditionalPlacement},
     "admission": {"all": AdmitAll, "early_rejection": EarlyRejection},
     "eviction": {"prefix_lru": PrefixLru, "lru": Lru, "lfu": Lfu, "cost_aware": CostAware},
 }
 """The names that a config may give; the line of a new policy goes here. A class that is named as
 "module:Class" needs none."""
+
+_CHOOSE = ("router", "placement")
+"""Policies that others ask."""
 
 _PROTOCOLS = get_type_hints(Policies)
 """What a policy of each role must be."""
@@ -81,10 +86,10 @@ def make_policies(config: Config, given: Mapping[str, Any] | None = None) -> Pol
         if role not in POLICIES:
             raise ValueError(f"policies={shown(role)}: allowed are {', '.join(POLICIES)}")
     chosen = {role: given.get(role, getattr(config.policies, role)) for role in POLICIES}
-    router = _make("router", chosen["router"], PolicySetup(config))
-    setup = PolicySetup(config, router)
-    made = {role: _make(role, chosen[role], setup) for role in POLICIES if role != "router"}
-    return Policies(router=router, **made)
+    chooses = {role: _make(role, chosen[role], PolicySetup(config)) for role in _CHOOSE}
+    setup = PolicySetup(config, **chooses)
+    made = {role: _make(role, chosen[role], setup) for role in POLICIES if role not in _CHOOSE}
+    return Policies(**chooses, **made)
 
 
 def _make(role: str, chosen: Any, setup: PolicySetup) -> Any:

@@ -162,7 +162,7 @@ class SequenceLifecycle:
         """It gives up its row, but not its KV, which moves to another engine. Returns its pages,
         which are the caller's now."""
         state = self.engine_of(sequence)
-        state.decoding.remove(sequence)
+        state.leave_row(sequence)
         state.rows.release(sequence.row)
         sequence.epoch += 1
         return self._hand_over(sequence)
@@ -187,7 +187,7 @@ class SequenceLifecycle:
         self._move(sequence, State.DECODING)
         sequence.engine, sequence.row, sequence.pages = state.id, row, pages
         sequence.pool = state.pool.id
-        state.decoding.append(sequence)
+        state.take_row(sequence)
         runs_ahead = state.rows.ahead == row
         state.rows.assign(row, sequence)
         self._recorder.mark(sequence, "decoding")
@@ -367,7 +367,7 @@ class SequenceLifecycle:
                 pass  # what it held was the hand-off's
             case State.DECODING:
                 state = self.engine_of(sequence)
-                state.decoding.remove(sequence)
+                state.leave_row(sequence)
                 state.rows.release(sequence.row)
                 if sound:
                     self.computed(sequence, sequence.length - 1)  # all but the newest token

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Sequence as Seq
 
 from pdjax.host.policies.api import EngineView, PolicySetup, StepPlan
-from pdjax.host.policies.packing import Draft
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.sequences.sequence import Sequence, State
 
@@ -62,14 +61,14 @@ class FairPrefill(FcfsPrefill):
         for sequence in waiting:
             queues.setdefault(tenant_of(sequence), deque()).append(sequence)
         self._lift(set(queues))
-        draft = Draft(engines)
+        draft = self.draft(engines, now)
         while queues:
             tenant = min(queues, key=lambda name: (self._counters[name], queues[name][0].order))
             sequence = queues[tenant].popleft()
             tokens = self.place(sequence, draft)
-            if not tokens:
+            if not tokens and not draft.passes(sequence):
                 break
-            if sequence not in self._begun:  # else it was preempted, and has been charged
+            if tokens and sequence not in self._begun:  # one that was preempted has been charged
                 self._begun[sequence] = tokens, len(sequence.output)
                 self._charge(tenant, tokens)
             if not queues[tenant]:
