@@ -16,6 +16,7 @@ from markupsafe import Markup
 from pdjax.formats.strict_json import dumps
 from pdjax.report.blocks import Block, Facts, Figure
 from pdjax.report.origin import Origin
+from pdjax.report.standalone import chart_style
 
 _FOLDER = Path(__file__).parent / "page"
 
@@ -67,7 +68,7 @@ def _drawn(figure: Figure) -> Markup:
 
 @cache
 def _style() -> Markup:
-    return Markup((_FOLDER / "page.css").read_text("utf-8"))
+    return Markup(chart_style() + (_FOLDER / "page.css").read_text("utf-8"))
 
 
 @cache

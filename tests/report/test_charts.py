@@ -8,6 +8,7 @@ import pytest
 from pdjax.report.bar_chart import BarChart
 from pdjax.report.line_chart import Axis, LineChart, Series
 from pdjax.report.numbers import round_powers, round_steps, shown
+from pdjax.report.standalone import standalone_svg
 
 
 @pytest.mark.parametrize(
@@ -104,3 +105,14 @@ def test_many_series_have_a_legend_of_several_rows():
     width, height = map(float, root.get("viewBox", "").split()[2:])
     assert all(0 <= float(t.get("x", "0")) <= width for t in root.iter("text"))
     assert all(0 <= float(t.get("y", "0")) <= height for t in root.iter("text"))
+
+
+def test_a_chart_stands_alone_as_a_file():
+    chart = LineChart("a < b", Axis("x"), Axis("y"), [Series("s", [1, 2], [3, 4])])
+    root = ElementTree.fromstring(standalone_svg(chart))
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg" and root.findtext(f"{svg}title") == "a < b"
+    assert root.find(f"{svg}style") is not None and len(root.findall(f".//{svg}polyline")) == 1
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    inner = ElementTree.fromstring(chart.draw()).attrib["viewBox"].split()[2:]
+    assert width == float(inner[0]) and height > float(inner[1])
