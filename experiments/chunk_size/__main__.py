@@ -67,7 +67,7 @@ def measure(
 def predicted(found: list[dict[str, Any]]) -> dict[str, bool | None]:
     """Whether each prediction came out; none of fewer modes."""
     of = {(each["mode"], each["budget"]): each for each in found}
-    if {mode for mode, _ in of} != {"disaggregated", "colocated", "mixed"}:
+    if not {mode for mode, _ in of} >= {"disaggregated", "colocated", "mixed"}:
         return {}
     budgets = sorted(budget for mode, budget in of if mode == "mixed")
     ends = [(of[mode, budgets[0]], of[mode, budgets[-1]]) for mode in FIELDS]

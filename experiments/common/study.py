@@ -129,7 +129,8 @@ class Study:
         }
 
     def workload(self, rate: float, requests: int, seed: int, burstiness: float = 1.0) -> Workload:
-        """Requests that arrive at a rate, the same at every rate of a seed."""
+        """Requests that arrive at a rate, the same at every rate of a seed. They ask for the SLO,
+        which some modes go by; a server is not told it, as it may refuse what it does not know."""
         shape = Shape(lengths_of(self.input_len), lengths_of(self.output_len))
         process = Arrivals(rate, burstiness)
         if self.prefix_len:
@@ -138,7 +139,8 @@ class Study:
             made = shared_prefixes(process, prefix, shape, requests, groups, share, seed)
         else:
             made = open_loop(process, shape, requests, seed)
-        return Workload(made, rate, burstiness, None, seed)
+        asked = None if self.server is not None else self.slo
+        return Workload([replace(a, slo=asked) for a in made], rate, burstiness, None, seed)
 
     def of_lengths(self, input_len: str, output_len: str) -> "Study":
         """The same with requests of other lengths."""

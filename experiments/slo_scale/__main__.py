@@ -74,7 +74,7 @@ def smallest(points: list[dict[str, Any]], mode: str, key: str) -> float | None:
 
 def predicted(points: list[dict[str, Any]], modes: tuple[str, ...]) -> dict[str, bool | None]:
     """Whether each prediction came out; none of fewer modes."""
-    if set(modes) < {"disaggregated", "colocated", "mixed"}:
+    if not set(modes) >= {"disaggregated", "colocated", "mixed"}:
         return {}
 
     def rank(mode: str, key: str) -> float:

@@ -50,6 +50,20 @@ def _disaggregated(base: Config) -> Config:
     return replace(base, prefill=replace(base.prefill, mixed_budget=None))
 
 
+def _conditional(base: Config) -> Config:
+    budget = base.prefill.mixed_budget or MIXED_BUDGET
+    return replace(
+        base,
+        flexible="decode",
+        prefill=replace(
+            base.prefill,
+            mixed_budget=budget,
+            token_budget=max(base.prefill.token_budget, budget),
+        ),
+        policies=replace(base.policies, placement="conditional"),
+    )
+
+
 def _replicas(base: Config, budget: int | None) -> Config:
     """As many engines of both phases as there are chips; each has `decode.rows` rows."""
     tp, chips = base.prefill.tp, base.devices
@@ -76,6 +90,12 @@ def _replicas(base: Config, budget: int | None) -> Config:
 
 _ALL = (
     Mode("disaggregated", "prefill and decode on chips of their own", _disaggregated),
+    Mode(
+        "conditional",
+        "as disaggregated, but prompts that are short, or that prefill is late with, are prefilled "
+        "beside the rows of decode, within the TPOT that requests ask for",
+        _conditional,
+    ),
     Mode(
         "colocated",
         "replicas of both phases, each of which prefills first: steps of prompts and ticks in turn",

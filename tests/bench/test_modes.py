@@ -18,8 +18,10 @@ BASE = Config(
 
 @pytest.mark.parametrize("name", MODES)
 def test_a_mode_has_the_chips_of_its_base_and_can_be_simulated(name: str):
-    made = mode_config(name, BASE)
-    assert made.devices == BASE.devices == 8
+    # Flexible engines decode in one stage.
+    base = replace(BASE, decode=DecodeConfig(engines=2, tp=1, rows=16))
+    made = mode_config(name, base)
+    assert made.devices == base.devices == 8
     assert made.kv == BASE.kv and made.decode.rows == 16
     cluster, _ = cluster_of(made)
     assert cluster.config == made
@@ -34,13 +36,18 @@ def test_replicas_are_as_many_as_chips_allow():
     own = replace(BASE, prefill=replace(BASE.prefill, mixed_budget=128))
     assert mode_config("mixed", own).prefill.mixed_budget == 128
     assert mode_config("disaggregated", own).prefill.mixed_budget is None
+    flexible = replace(own, decode=DecodeConfig(rows=16))
+    made = mode_config("conditional", flexible)
+    assert (made.flexible, made.policies.placement) == ("decode", "conditional")
+    assert made.prefill.mixed_budget == 128
 
 
 @pytest.mark.parametrize(
     ("name", "base", "message"),
     [
-        ("best", BASE, "modes='best': allowed are disaggregated, colocated, mixed"),
+        ("best", BASE, "modes='best': allowed are disaggregated, conditional, colocated"),
         ("mixed", replace(BASE, shared_devices=True), "colocated=False, shared_devices=True"),
+        ("conditional", BASE, "flexible='decode': needs decode.stages=1"),
         (
             "mixed",
             replace(BASE, decode=DecodeConfig(engines=1, rows=16)),
