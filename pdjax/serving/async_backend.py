@@ -38,8 +38,9 @@ class AsyncBackend:
 
     async def report(self) -> dict[str, Any]:
         """Plain values, as they are at this moment: `engines`, `pools`, `links` and `transfers` by
-        name, `queue`, and `tokens`: of prompts that were computed, and of outputs. Counts and
-        seconds are of the whole run, those of requests' hand-offs as in docs/metrics.md.
+        name, `queue`, `tokens`: of prompts that were computed, and of outputs, and `prefills`, by
+        their place. Counts and seconds are of the whole run, those of requests' hand-offs as in
+        docs/metrics.md.
 
         They are read while the coordinator's thread works, so that two of them may be of moments
         some microseconds apart.
@@ -65,6 +66,7 @@ class AsyncBackend:
             },
             "links": {name: link.to_json() for name, link in list(recorder.links.items())},
             "transfers": recorder.transfers.to_json(),
+            "prefills": {"local": recorder.local_prefills, "remote": recorder.remote_prefills},
         }
 
     async def recent(self) -> list[dict[str, Any]]:

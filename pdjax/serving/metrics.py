@@ -241,6 +241,8 @@ def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Itera
     for key in ("bytes", "shipments", "wire_s"):
         name = f"link_{_spelt(key)}"
         yield _family(CounterMetricFamily, model, name, report["links"], key, ("link",))
+    places = {place: {"count": count} for place, count in report["prefills"].items()}
+    yield _family(CounterMetricFamily, model, "prefills", places, "count", ("place",))
     for key, value in report["transfers"].items():
         name = f"handoff_{_spelt(key)}"
         yield _family(CounterMetricFamily, model, name, {"": {key: value}}, key, ())

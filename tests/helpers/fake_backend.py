@@ -258,6 +258,7 @@ class FakeBackend:
             "tokens": {"prompt": 12, "output": self.recorder.output_tokens},
             "links": {"hbm/0->hbm/1": {"bytes": 64, "shipments": 1, "wire_s": 0.25}},
             "transfers": TransferTotals().to_json(),
+            "prefills": {"local": 1, "remote": 2},
         }
 
     async def recent(self) -> list[dict[str, Any]]:

@@ -348,6 +348,7 @@ def test_every_key_of_a_report_is_defined_once_and_every_definition_is_a_key():
     assert sorted(whole["requests"][0]["transfer"]) == keys_of(definitions.TRANSFER)
     assert sorted(whole["links"]["hbm/0->hbm/1"]) == keys_of(definitions.LINK)
     assert sorted(whole["engines"]["prefill/0"]) == keys_of(definitions.ENGINE)
+    assert sorted(whole["prefills"]) == keys_of(definitions.PREFILLS)
     assert sorted(whole["definitions"]) == sorted(definitions.GROUPS)
 
 

@@ -73,7 +73,10 @@ def test_the_switch_gives_vllms_families_its_names(tmp_path: Path):
     assert set(switched) >= VLLM_BOARD
     bare = {name.partition(":")[2] for name in switched}
     assert bare == {name.partition(":")[2] for name in own}
-    for name in ("http_responses_total", "engine_rows", "pool_pages", "handoff_bytes_total"):
+    for name in (
+        *("http_responses_total", "engine_rows", "pool_pages", "handoff_bytes_total"),
+        "prefills_total",
+    ):
         assert f"pdjax:{name}" in switched and f"vllm:{name}" not in switched
 
 

@@ -73,6 +73,9 @@ def test_short_prompts_are_prefilled_where_they_decode():
     run = played(cluster, *(Arrival(0.1 * i, 30 if i % 2 else 200, 20) for i in range(12)))
     moved = {r.prompt_tokens for r in run.requests if r.transfer.transfers}
     assert moved == {200}
+    assert run.report["prefills"] == {"local": 6, "remote": 6}
+    where = {each["input_len"]: each["prefilled_locally"] for each in run.report["requests"]}
+    assert where == {30: True, 200: False}
     assert cluster.recorder.transfers.transfers == 6
 
 

@@ -28,6 +28,12 @@ REQUEST = metrics_of(
     ("input_len", "tokens", "of the prompt"),
     ("cached_len", "tokens", "of the prompt whose KV was found, and not computed"),
     ("output_len", "tokens", "generated"),
+    (
+        "prefilled_locally",
+        "",
+        "true if its first prefill was on an engine that decodes, too; false on one that is for "
+        "prefill alone; null before, and of a server",
+    ),
     ("queue_ms", "ms", "arrival to the dispatch of the first prefill chunk"),
     ("prefill_ms", "ms", "from there to the first token; queue_ms + prefill_ms = ttft_ms"),
     ("ttft_ms", "ms", "time to first token: first token - arrival"),
@@ -115,6 +121,12 @@ LINK = metrics_of(
 )
 """Of each entry of `links`, which are named SOURCE->TARGET by their pools."""
 
+PREFILLS = metrics_of(
+    ("local", "1", "sequences prefilled first on an engine that decodes, too"),
+    ("remote", "1", "sequences prefilled first on an engine that is for prefill alone"),
+)
+"""Of `prefills`."""
+
 ENGINE = metrics_of(
     ("steps", "1", "prefill steps and ticks that have come back"),
     ("busy_seconds", "s", "covered by at least one step, from its dispatch to its outcome"),
@@ -176,6 +188,7 @@ RUN = metrics_of(
     ("transfers", "", "all hand-offs"),
     ("alarms", "", "keys of transfers that should be 0 and are not"),
     ("links", "", "each pair of pools between which KV moved"),
+    ("prefills", "", "where sequences were prefilled"),
     ("definitions", "", "these meanings, by group and key"),
 )
 """Of the report itself. Those of completed requests are about them alone."""
@@ -190,6 +203,7 @@ GROUPS = {
     "requests": REQUEST,
     "transfers": TRANSFER,
     "links": LINK,
+    "prefills": PREFILLS,
     "engines": ENGINE,
     "sums": SUMS,
 }
@@ -238,12 +252,14 @@ _HEADINGS = {
         "different shipments overlap, so that their sum may exceed the run's duration.",
     ),
     "links": ("A link", "Entries of `links`, by the names of its pools: `SOURCE->TARGET`."),
+    "prefills": ("Prefills by place", "Of the run, in `prefills`."),
     "engines": ("An engine", "Entries of `engines`, by its name."),
     "sums": ("Counts of steps", "Of `sums` of an engine, and `args` of a slice in the trace."),
     "bench": (
         "A benchmark",
         "The results of `pdjax bench` ([bench.md](bench.md)), one object of JSON: the keys of a "
-        "report, without `requests` and, of a URL, without `engines`, `transfers` and `links`; "
+        "report, without `requests` and, of a URL, without `engines`, `transfers`, `links` "
+        "and `prefills`; "
         f"statistics with the percentiles {', '.join(map(str, PERCENTILES))}; and these. Keys of "
         "vLLM's serving benchmark mean what they mean there, but for ITL (see `icl`), and for the "
         "moment at which a request's clock begins.",

@@ -32,6 +32,7 @@ class _Timeline:
     marks: list[tuple[str, float]] = field(default_factory=list)
     token_times: "array[float]" = field(default_factory=lambda: array("d"))
     transfer: TransferTotals = field(default_factory=TransferTotals)
+    local: bool | None = None
 
 
 class Recorder:
@@ -49,6 +50,8 @@ class Recorder:
     Attributes:
       observer: watches the coordinator's work as it happens.
       output_tokens: of all sequences of the run.
+      local_prefills, remote_prefills: sequences of the run that were prefilled first on an engine
+        that decodes, too, or on one that is for prefill alone.
     """
 
     def __init__(self, clock: Clock, keep: int = 10_000) -> None:
@@ -67,6 +70,7 @@ class Recorder:
         self.transfers = TransferTotals()
         self.links: dict[str, Link] = {}
         self.output_tokens = 0
+        self.local_prefills = self.remote_prefills = 0
 
     def mark(self, seq: Sequence, name: str) -> None:
         """Note that `seq` has come to `name`, now; "arrived" is dated by the request itself.
@@ -97,6 +101,15 @@ class Recorder:
             self._tokens > self._keep * TOKENS_EACH and len(finished) > 1
         ):
             self._tokens -= finished.popleft().output_tokens
+
+    def prefilled_at(self, seq: Sequence, *, local: bool) -> None:
+        """Note where `seq` is prefilled: on an engine that decodes, too (`local`), or on one that
+        is for prefill alone. The first time counts."""
+        timeline = self._timeline(seq)
+        if timeline.local is None:
+            timeline.local = local
+            self.local_prefills += local
+            self.remote_prefills += not local
 
     def now(self) -> float:
         """This moment, on the clock of the run."""
@@ -176,6 +189,7 @@ class Recorder:
             cached_tokens=seq.cached_tokens,
             transfer=replace(timeline.transfer),
             finish_reason=seq.finish_reason,
+            local=timeline.local,
         )
 
     def requests(self) -> list[RequestMetrics]:
@@ -214,6 +228,7 @@ class Recorder:
         self._free.clear()
         self.engines.clear()
         self.output_tokens = 0
+        self.local_prefills = self.remote_prefills = 0
         self.transfers = TransferTotals()
         self.links = {name: Link(peak=link.peak) for name, link in self.links.items()}
 

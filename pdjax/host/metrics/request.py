@@ -61,6 +61,8 @@ class RequestMetrics:
       transfer: its hand-offs.
       finish_reason: as in `Completion`, or "shed" of one that was refused for want of room; None
         while it runs.
+      local: whether it was prefilled first on an engine that decodes, too; None before, and where
+        that is not known.
     """
 
     id: str
@@ -71,6 +73,7 @@ class RequestMetrics:
     cached_tokens: int
     transfer: TransferTotals
     finish_reason: str | None
+    local: bool | None = None
 
     @property
     def output_tokens(self) -> int:
@@ -158,6 +161,7 @@ class RequestMetrics:
             "input_len": self.prompt_tokens,
             "cached_len": self.cached_tokens,
             "output_len": self.output_tokens,
+            "prefilled_locally": self.local,
             "queue_ms": in_ms(self.queue),
             "prefill_ms": in_ms(self.prefill),
             "ttft_ms": in_ms(self.ttft),

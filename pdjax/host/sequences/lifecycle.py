@@ -136,6 +136,7 @@ class SequenceLifecycle:
             sequence.engine = sequence.home = state.id
             sequence.pool = pool.id
             self._move(sequence, State.PREFILLING)
+            self._recorder.prefilled_at(sequence, local=state.role.decodes)
             insort(state.running, sequence, key=age)
 
     def computed(self, sequence: Sequence, tokens: int) -> None:
