@@ -95,19 +95,41 @@ def test_they_are_compiled_in_the_order_of_the_calls():
     rest()
 
 
-def test_what_engines_alike_share_is_compiled_once(tmp_path):
+@pytest.fixture
+def programs_kept(tmp_path):
+    """Kept in a folder of this test's own, and not by JAX."""
     folder = jax.config.jax_compilation_cache_dir
     keep_no_compilations()
     keep_programs(Store(tmp_path, None))
-    try:
-        alike = [Traced("alike", device) for device in (0, 1, 2)]
-        Ahead(3).compile(each.call() for each in alike).result()
-        assert sum(each.times for each in alike) == 1
-        for each in alike:
-            assert each.program(np.array([1, 2], np.float32)).tolist() == [2, 4]
-    finally:
-        keep_compilations(folder)
+    yield
+    keep_compilations(folder)
+
+
+@pytest.mark.usefixtures("programs_kept")
+def test_what_engines_alike_share_is_compiled_once():
+    alike = [Traced("alike", device) for device in (0, 1, 2)]
+    Ahead(3).compile(each.call() for each in alike).result()
+    assert sum(each.times for each in alike) == 1
+    for each in alike:
+        assert each.program(np.array([1, 2], np.float32)).tolist() == [2, 4]
     assert not kept._making
+
+
+@pytest.mark.usefixtures("programs_kept")
+def test_engines_alike_compile_different_programs_meanwhile():
+    go, ahead = threading.Event(), Ahead(2)
+    first = Traced("one", 0, wait=lambda: go.wait(SECONDS)), Traced("two", 0)
+    second = Traced("one", 1), Traced("two", 1)
+    for gpu, engine in (("gpu 0", first), ("gpu 1", second)):
+        for each in engine:
+            each.program.tried_on = gpu
+    compiling = ahead.compile(each.call() for each in (first[0], *second, first[1]))
+    assert second[1].began.wait(SECONDS)  # while the first engine is at the program before it
+    go.set()
+    compiling.result()
+    assert [each.times for each in (*first, *second)] == [1, 0, 0, 1]
+    rest()
+    assert not (ahead._names or ahead._making)
 
 
 def test_an_error_is_the_tickets_and_others_go_on():

@@ -4,7 +4,8 @@ A call of a program whose form is not compiled compiles it, in the thread that c
 so compile one after another. Here threads compile, as many at a time as there are cores: XLA lets
 go of Python's lock while it compiles. Nothing of ours runs on a device, and no array is held: the
 shapes say all. On a GPU one program is compiled at a time, since XLA times kernels there; the next
-is lowered meanwhile.
+is lowered meanwhile. What engines alike share one of them compiles, and the others read it; until
+then they compile what else there is.
 """
 
 import contextlib
@@ -48,6 +49,8 @@ class Ahead:
         self._lock = threading.Lock()
         self._asked: dict[Any, DispatchFuture[None]] = {}  # by form; those that have not ended
         self._queue: deque[Any] = deque()  # forms that no thread has taken
+        self._names: dict[Any, str | None] = {}  # of forms asked for, in the store of programs
+        self._making = set[str]()  # names of those that a thread has taken
         self._on = Counter[Any]()  # threads by GPU
         self._threads: list[threading.Thread] = []
         end_with_process(self)
@@ -62,12 +65,13 @@ class Ahead:
         shapes = program.shapes(args)
         if shapes in program.forms:
             return None
-        form = program, shapes
+        form, name = (program, shapes), program.name_of(shapes)
         with self._lock:
             future = self._asked.get(form)
             if future is None:
-                future = DispatchFuture(partial(_compile, program, _shapes_alone(program, args)))
-                self._asked[form] = future
+                shapes_alone = _shapes_alone(program, args)
+                future = DispatchFuture(partial(_compile, program, shapes_alone, name))
+                self._asked[form], self._names[form] = future, name
                 self._queue.append(form)
                 if len(self._threads) < self._most:
                     thread = threading.Thread(target=self._work, name="pdjax compile", daemon=True)
@@ -82,15 +86,17 @@ class Ahead:
             with self._lock:
                 del self._asked[form]
                 self._on[form[0].tried_on] -= 1
+                self._making.discard(self._names.pop(form) or "")
 
     def _next(self) -> Any:
         """The next form that may be compiled. Where there is none the thread that asks ends: those
         that hold others up go on with them."""
         with self._lock:
             for place, form in enumerate(self._queue):
-                gpu = form[0].tried_on
-                if gpu is None or self._on[gpu] < _MOST_ON_A_GPU:
+                gpu, name = form[0].tried_on, self._names[form]
+                if name not in self._making and (gpu is None or self._on[gpu] < _MOST_ON_A_GPU):
                     self._on[gpu] += 1
+                    self._making |= set() if name is None else {name}
                     del self._queue[place]
                     return form
             self._threads.remove(threading.current_thread())
@@ -101,6 +107,8 @@ class Ahead:
         most."""
         with self._lock:
             dropped, threads = [self._asked.pop(form) for form in self._queue], [*self._threads]
+            for form in self._queue:
+                del self._names[form]
             self._queue.clear()
         for future in dropped:
             future.give_up(Dropped("the engine was closed before the program was compiled"))
@@ -135,6 +143,6 @@ def _shapes_alone(program: KeptProgram, args: tuple[Any, ...]) -> tuple[Any, ...
     return *shapes, *args[len(given) :]
 
 
-def _compile(program: KeptProgram, args: tuple[Any, ...]) -> Done[None]:
-    program.form(args)
+def _compile(program: KeptProgram, args: tuple[Any, ...], name: str | None) -> Done[None]:
+    program.form(args, name)
     return Done(None)

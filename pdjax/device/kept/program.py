@@ -85,13 +85,17 @@ class KeptProgram:
         given = self.given(args)
         return shapes_of(*given), args[len(given) :]
 
-    def form(self, args: tuple[Any, ...]) -> Callable[..., Any]:
+    def form(self, args: tuple[Any, ...], name: str | None = None) -> Callable[..., Any]:
         """The form for arguments of these shapes: one of this process, one that is kept, or one
-        that is compiled now, and kept. Any thread may ask; arguments may be shapes alone."""
+        that is compiled now, and kept. Any thread may ask; arguments may be shapes alone.
+
+        Args:
+          name: that `name_of` gave, if it has been asked.
+        """
         shapes = self.shapes(args)
         form = self.forms.get(shapes)
         if form is None:
-            key = self._key(shapes)
+            key = name or self.name_of(shapes)
             with _lock_of(key or (self, shapes)):
                 form = self.forms.get(shapes) or self._made(args, shapes, key)
         return form
@@ -100,8 +104,9 @@ class KeptProgram:
         form = self.forms[shapes] = self._kept(key) or self._compiled(args, key)
         return form
 
-    def _key(self, shapes: Any) -> str | None:
-        """The name of a form in the store; None where it is not kept."""
+    def name_of(self, shapes: Any) -> str | None:
+        """The name of a form in the store, the same for engines alike; None where it is not
+        kept."""
         if _store is None:
             return None
         try:
