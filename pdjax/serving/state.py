@@ -15,6 +15,9 @@ from pdjax.serving.openapi.document import told
 from pdjax.serving.openapi.server_answers import ModelCard, ModelList
 from pdjax.serving.openapi.statuses import errors
 
+ANSWER_S = 5.0
+"""Seconds in which the engines' process answers a front, unless it hangs."""
+
 
 def routes(front: Front) -> APIRouter:
     """The endpoints."""
@@ -43,6 +46,8 @@ def routes(front: Front) -> APIRouter:
         front.check_model(name)
         return card
 
+    kept_report = BrieflyKept(front.backend.report)
+
     @router.head("/health", include_in_schema=False)
     @router.get("/health", response_class=PlainTextResponse, responses=errors())
     async def health() -> Response:
@@ -52,9 +57,15 @@ def routes(front: Front) -> APIRouter:
     @router.head("/ready", include_in_schema=False)
     @router.get("/ready", response_class=PlainTextResponse, responses=errors())
     async def ready() -> Response:
-        """Whether the server takes requests: not while it drains."""
+        """Whether the server takes requests: not while it drains, nor while the engines' process
+        says nothing."""
         if front.is_draining:
             raise ApiError(503, "draining", kind="server_error", code="shutting_down")
+        try:
+            await asyncio.wait_for(kept_report(), ANSWER_S)
+        except TimeoutError:
+            message = "the engines do not answer"
+            raise ApiError(503, message, kind="server_error", code="engines_hang") from None
         return PlainTextResponse("ok\n")
 
     @router.head("/metrics", include_in_schema=False)
@@ -64,8 +75,6 @@ def routes(front: Front) -> APIRouter:
         report = await front.backend.report()
         text = await asyncio.to_thread(front.metrics.text, report)  # some milliseconds
         return Response(text, headers={"content-type": CONTENT_TYPE})
-
-    kept_report = BrieflyKept(front.backend.report)
 
     @router.get("/engines", responses=errors())
     async def engines() -> dict[str, Any]:

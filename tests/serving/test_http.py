@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from pdjax.serving import state
 from pdjax.serving.logs import LOG, JsonLines
 from pdjax.serving.requests import REFUSED
-from tests.helpers.fake_backend import FakeBackend
+from tests.helpers.fake_backend import PATIENCE, FakeBackend
 from tests.helpers.http_client import Http, error_of
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -198,9 +199,9 @@ def test_metrics_have_the_families_of_vllm(http: Http):
 
 
 def test_engines_tell_their_state(http: Http):
-    state = http.get("/engines").json()
-    assert state["queue"] == {"waiting": 2, "running": 1, "max_waiting": 9}
-    assert state["engines"]["decode/0"]["free_rows"] == 3 and state["open_answers"] == 0
+    engines = http.get("/engines").json()
+    assert engines["queue"] == {"waiting": 2, "running": 1, "max_waiting": 9}
+    assert engines["engines"]["decode/0"]["free_rows"] == 3 and engines["open_answers"] == 0
 
 
 def test_a_server_that_drains_refuses_and_says_so(http: Http):
@@ -210,6 +211,20 @@ def test_a_server_that_drains_refuses_and_says_so(http: Http):
     refused = http.post("/v1/completions", json={"prompt": "x"})
     assert error_of(refused, 503)["code"] == "shutting_down"
     assert refused.headers["retry-after"] == "1"
+
+
+def test_engines_that_do_not_answer_take_no_requests(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+):
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(PATIENCE)
+        raise AssertionError("the test is over")
+
+    monkeypatch.setattr(state, "ANSWER_S", 0.01)
+    monkeypatch.setattr(backend, "report", never)
+    http = Http(backend)
+    assert error_of(http.get("/ready"), 503)["code"] == "engines_hang"
+    assert http.get("/health").status_code == 200  # of the process that answers
 
 
 def test_the_schema_names_every_endpoint(http: Http):
