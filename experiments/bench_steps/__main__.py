@@ -10,7 +10,8 @@ In one run, on one device, with random weights and greedy tokens:
   prefill   whole steps back to back; the floor is the model's arithmetic (layers and causal
             attention for every token, the vocabulary for one a prompt) at the sustained rate
   mixed     whole mixed steps back to back, and the same chunks and rows in two steps; the floor is
-            the model's arithmetic, and then the rows' KV at the read bandwidth
+            the model's arithmetic, and then the rows' KV at the read bandwidth; its parts are its
+            products alone, of as many tokens, and that KV
 
   python -m experiments.bench_steps --model=llama3_8b
   python -m experiments.bench_steps --sections=ceilings,decode --decode=64x1060 --layers=4 --profile
@@ -42,7 +43,12 @@ from experiments.bench_steps import tables as step_tables
 from experiments.bench_steps.batches import decode_batches, mixed_batches, prefill_batches
 from experiments.bench_steps.cases import LARGE, TINY, DecodeCase, MixedCase, PrefillCase
 from experiments.bench_steps.engines import StepEngines, StepTime
-from experiments.bench_steps.floors import decode_bytes, mixed_floor_s, prefill_flops
+from experiments.bench_steps.floors import (
+    decode_bytes,
+    mixed_floor_s,
+    prefill_flops,
+    rows_kv_bytes,
+)
 from experiments.bench_steps.kernel_times import Kernel, Setting, kernels
 from experiments.common import kernel_profile
 from experiments.common.origin import origin, write_json
@@ -200,11 +206,17 @@ class Bench:
         steps, rounds = _STEPS.value or 1, _ROUNDS.value or 1
         made = mixed_batches(case, steps, self.page_size, self.spec.vocab_size)
         took, two, again = engines.time_mixed(*made, self.attention, rounds)
-        row = {"case": case.name, **_step_row(took), "floor_ms": None, "ratio": None}
+        row = {"case": case.name, **_step_row(took)}
+        row |= dict.fromkeys(("floor_ms", "ratio", "products_ms", "kv_ms", "of_parts"))
         if self.ceilings is not None:
             rates = self.ceilings.matmul_sustained, self.ceilings.read
             floor_ms = mixed_floor_s(self.spec, case, self.dtype, *rates) * 1e3
             row |= {"floor_ms": floor_ms, "ratio": took.seconds * 1e3 / floor_ms}
+            sizes = case.rows.rows + case.chunks.tokens, case.rows.rows + len(case.chunks.chunks)
+            products = engines.time_products(*sizes, steps, rounds)
+            kv = rows_kv_bytes(self.spec, case.rows, self.dtype) / self.ceilings.read
+            row |= {"products_ms": products * 1e3, "kv_ms": kv * 1e3}
+            row |= {"of_parts": took.seconds / (products + kv)}
         row |= {"two_ms": two.seconds * 1e3, "of_two": took.seconds / two.seconds}
         self.note("mixed", row)
         self._profile(f"mixed {case.name}", again)

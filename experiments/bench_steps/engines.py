@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from experiments.common.loops import noisy_pages
+from experiments.common.loops import noise, noisy_pages
 from experiments.common.replaced import replace_method
+from pallas_kernels.product.api import product
 from pallas_kernels.quantised import elements_of
 from pdjax.config import Config
 from pdjax.core.ids import EngineId, PoolId
@@ -136,6 +138,38 @@ class StepEngines:
         seconds, dispatch_s = _time(engine, apart, rounds)
         two = compiled.step_time([2 * each for each in seconds], 2 * dispatch_s)
         return together, two, lambda: engine.submit(steps[-1]).result()
+
+    def time_products(self, tokens: int, last: int, steps: int, rounds: int) -> float:
+        """Seconds of a step's products alone, each weight's with so many tokens, and the
+        vocabulary's with those `last`: the median of the rounds, each of so many steps back to
+        back."""
+        layers = [
+            [w.reshape(w.shape[0], -1) for w in layer.values() if w.ndim > 1]
+            for layer in self._params.layers
+        ]
+        dtype = self._params.final_norm.dtype
+        depths = {w.shape[0] for w in layers[0]}
+        given = {depth: noise((tokens, depth), dtype) for depth in depths}
+        few = noise((last, self.spec.model_dim), dtype)
+
+        @jax.jit
+        def step(given: dict[int, jax.Array], few: jax.Array, layers: Any, unembed: Any) -> Any:
+            for weights in layers:
+                made = [product(given[w.shape[0]], w) for w in weights]
+                # In turn, and none is left out although nobody reads it.
+                given, few, made = lax.optimization_barrier((given, few, made))
+            logits = lax.dot(few, unembed, preferred_element_type=jnp.float32)
+            return lax.optimization_barrier((given, few, logits))[:2]
+
+        def run() -> float:
+            nonlocal given, few
+            began = time.perf_counter()
+            for _ in range(steps):
+                given, few = step(given, few, layers, self._params.unembed)
+            jax.block_until_ready(few)
+            return (time.perf_counter() - began) / steps
+
+        return statistics.median([run() for _ in range(1 + rounds)][1:])
 
     def time_prefill(
         self, batches: Sequence[PrefillBatch], pages: int, steps: int, rounds: int

@@ -18,7 +18,7 @@ def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int, kv_dtype: str
       kv_dtype: type of the pool.
     """
     weights = matrix_params(spec) + spec.model_dim * spec.vocab_size
-    return itemsize * weights + spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.tokens
+    return itemsize * weights + rows_kv_bytes(spec, case, kv_dtype)
 
 
 def mixed_floor_s(
@@ -30,8 +30,12 @@ def mixed_floor_s(
     computed = prefill_flops(spec, case.chunks) + 2 * rows * (
         matrix_params(spec) + spec.model_dim * spec.vocab_size
     )
-    kv = spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.rows.tokens
-    return computed / flops + kv / read
+    return computed / flops + rows_kv_bytes(spec, case.rows, kv_dtype) / read
+
+
+def rows_kv_bytes(spec: ModelSpec, case: DecodeCase, kv_dtype: str) -> int:
+    """Return the bytes of KV that the rows of a step read."""
+    return spec.num_layers * token_kv_bytes(spec, kv_dtype) * case.tokens
 
 
 def attention_flops(spec: ModelSpec, case: PrefillCase) -> int:

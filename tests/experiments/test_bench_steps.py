@@ -141,6 +141,7 @@ def test_a_run_measures_what_it_is_asked_for(tmp_path: Path, capsys: pytest.Capt
         "--kv_dtype=int8",
         "--prefill=2x8",
         "--prefill=5@12",
+        "--mixed=2x16/1x8",
         "--rounds=1",
         "--profile",
         f"--out={out}",
@@ -154,7 +155,10 @@ def test_a_run_measures_what_it_is_asked_for(tmp_path: Path, capsys: pytest.Capt
     assert step["tokens_per_s"] == pytest.approx(16 / step["ms"] * 1e3)
     assert {row["kernel"] for row in whole["kernels"]} == {"append_attention", "prefill_attention"}
     assert whole["layers"] == "1 of 3" and "vllm_ms" not in tick and whole["commit"] is not None
-    assert set(whole["profiles"]) == {"decode 2x16", "prefill 2x8"}
+    [mixed] = whole["mixed"]
+    parts = mixed["products_ms"] + mixed["kv_ms"]
+    assert mixed["of_parts"] == pytest.approx(mixed["ms"] / parts)
+    assert set(whole["profiles"]) == {"decode 2x16", "prefill 2x8", "mixed 2x16/1x8"}
     assert "FAILED prefill 5@12" in capsys.readouterr().out
 
 
