@@ -2,6 +2,7 @@
 
 from pdjax.config.handoff import HandoffConfig
 from pdjax.config.policies import PoliciesConfig
+from pdjax.config.roles import RolesConfig
 from pdjax.config.schema import (
     DTYPES,
     NO_CACHE,
@@ -24,4 +25,5 @@ __all__ = [
     "ModelConfig",
     "PoliciesConfig",
     "PrefillConfig",
+    "RolesConfig",
 ]

@@ -30,6 +30,8 @@ class PoliciesConfig:
         those that miss their deadline or SLO by what is predicted.
       eviction: which pages of a prefix cache go first when none is free: "prefix_lru", "lru", "lfu"
         or "cost_aware".
+      roles: which engines change what they do, and when: "fixed" changes none; "balance" moves
+        engines to the side with more to do than it can. See RolesConfig.
       victim: which sequence gives up its pages first when a decode pool is full: "youngest",
         "lowest_priority", "most_pages" or "latest_deadline".
       tpot_target: seconds between two tokens of a row that decode engines are held to: no row more
@@ -50,6 +52,7 @@ class PoliciesConfig:
     local_tokens: int = 128
     admission: str = "all"
     eviction: str = "prefix_lru"
+    roles: str = "fixed"
     victim: str = "youngest"
     tpot_target: float | None = None
     tenant_weights: tuple[tuple[str, float], ...] = ()

@@ -25,6 +25,7 @@ from pdjax.config.checks import (
 )
 from pdjax.config.handoff import HandoffConfig
 from pdjax.config.policies import PoliciesConfig
+from pdjax.config.roles import RolesConfig
 from pdjax.core.kv_layout import QUANTISED_DTYPES
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
@@ -222,7 +223,7 @@ class Config:
     """A whole run.
 
     Attributes:
-      model, kv, prefill, decode, handoff, policies: the parts; see their classes.
+      model, kv, prefill, decode, handoff, policies, roles: the parts; see their classes.
       colocated: prefill and decode on the same mesh and pool (the rival that disaggregation is
         measured against). A hand-off moves ownership, not bytes. Needs equal tp, and decode engines
         of one stage, as many as prefill engines: several are replicas, each with a mesh and a pool,
@@ -261,6 +262,7 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
     policies: PoliciesConfig = field(default_factory=PoliciesConfig)
+    roles: RolesConfig = field(default_factory=RolesConfig)
     colocated: bool | None = False
     flexible: str = "none"
     shared_devices: bool = False

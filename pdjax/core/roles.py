@@ -28,6 +28,14 @@ class Role(enum.Enum):
         """Whether an engine of this role is given all that one of the other role is."""
         return self is other or self is Role.MIXED
 
+    def common(self, other: "Role | None") -> "Role | None":
+        """The role that is given what engines of both are; None where that is nothing."""
+        if other is None:
+            return None
+        if self.includes(other):
+            return other
+        return self if other.includes(self) else None
+
     @classmethod
     def of(cls, *, prefills: bool, decodes: bool) -> "Role":
         """The role that is given just that.

@@ -21,6 +21,7 @@ from pdjax.core.ids import EngineId
 from pdjax.core.recompute import RecomputeCost
 from pdjax.core.request import QueueFull, Request
 from pdjax.core.roles import Role
+from pdjax.host.engines import EngineState
 from pdjax.host.loop import Loop
 from pdjax.host.metrics.observer import Observer, TurnPart
 from pdjax.host.metrics.recorder import Recorder
@@ -293,14 +294,41 @@ class Coordinator:
         """
         self._set_paused(engine, paused=False)
 
+    def set_role(self, engine: EngineId, role: Role | None) -> None:
+        """Let an engine prefill, decode, or do both, from when it has drained: it is given no more
+        of what the role leaves out, and what it has of that ends there or moves to other engines.
+
+        Args:
+          role: None puts it out of service, until it has a role again; also an engine that failed
+            or was slow is in service again with a role.
+
+        Raises:
+          ValueError: no such engine; it does not accept the role's steps; or no other engine in
+            service would do what it leaves out.
+        """
+        self._recover()
+        state = self._state(engine)
+        try:
+            self.loop.roles.set_role(state, role)
+        except ValueError:  # refused, before anything is changed
+            raise
+        except BaseException as error:
+            self.start_over(error)
+            raise
+        self.wake()
+
     def _set_paused(self, engine: EngineId, *, paused: bool) -> None:
+        state = self._state(engine)
+        state.paused = paused
+        (self._paused.add if paused else self._paused.discard)(engine)
+        self.loop.fleet.touch(state)
+
+    def _state(self, engine: EngineId) -> EngineState:
         state = self.loop.fleet.engines.get(engine)
         if state is None:
             names = ", ".join(map(str, self.loop.fleet.engines))
             raise ValueError(f"engine={engine}: must be one of {names}")
-        state.paused = paused
-        (self._paused.add if paused else self._paused.discard)(engine)
-        self.loop.fleet.touch(state)
+        return state
 
     @property
     def observer(self) -> Observer:

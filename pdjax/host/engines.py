@@ -167,6 +167,11 @@ class EngineState:
         return self.service.gives_rows
 
     @property
+    def takes_row(self) -> bool:
+        """Whether it may be given a sequence to decode, and has a row for it."""
+        return self.takes_rows and self.free_rows > 0
+
+    @property
     def allocator(self) -> PageAllocator:
         """Of its pool."""
         return self.pool.allocator

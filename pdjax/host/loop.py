@@ -18,11 +18,13 @@ from pdjax.host.fleet import Fleet, Touched, in_order
 from pdjax.host.handoff.deadlines import EXPIRE
 from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.handoff.transfer_queue import GIVE_UP
+from pdjax.host.health import Health
 from pdjax.host.losses import lose_pool
 from pdjax.host.metrics.observer import TurnPart
 from pdjax.host.planning import ASK, PrefillPlanner
 from pdjax.host.policies.api import Migration, Policies
 from pdjax.host.policies.check import check_admissions
+from pdjax.host.roles.manager import ROLES, RoleManager
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.runners.mixed import MixedRunner
 from pdjax.host.runners.prefill import PrefillRunner
@@ -69,6 +71,7 @@ class Loop:
       fleet: engines and pools.
       lifecycle: the live sequences.
       handoffs: the open hand-offs.
+      roles: changes what engines do.
     """
 
     def __init__(
@@ -105,7 +108,8 @@ class Loop:
         self._output = OutputProcessor(
             self.lifecycle, runtime.recorder, end_token_ids, runtime.guides
         )
-        steps = Steps(self.fleet, self.lifecycle, runtime)
+        self._health = Health(config.roles, self.fleet, runtime.clock)
+        steps = Steps(self.fleet, self.lifecycle, self._health, runtime)
         parts = steps, self.lifecycle, self.handoffs, self._output
         self._prefill = PrefillRunner(self.fleet, *parts, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
@@ -113,6 +117,10 @@ class Loop:
         known = self.fleet, self.lifecycle, runtime
         self._planner = PrefillPlanner(policies, *known)
         self._shedding = Shedding(policies.admission, *known)
+        self.roles = RoleManager(
+            *(config.roles, self.fleet, self.lifecycle, self.handoffs, policies),
+            *(self._health, max_model_len, runtime),
+        )
         self._due: deque[TimerDue] = deque()
         self._done: Touched = set()  # engines of which a step has come back and is not read
         self._finished: deque[tuple[Sequence, EngineState]] = deque()
@@ -131,13 +139,13 @@ class Loop:
         changed = lifecycle.waiting_changed or lifecycle.prefilled_changed or self._done
         if self._guides is not None and self._guides.any_done:
             return False
-        told = lifecycle.has_news or self._is_cut
+        told = lifecycle.has_news or self._is_cut or self.roles.changed
         return not (told or self.fleet.touched or changed or self.handoffs.sendable)
 
     @property
     def stalled(self) -> bool:
-        """Whether sequences wait to be prefilled while nothing is under way, though no engine is
-        paused: the prefill policy has planned nothing, and is not asked before another request
+        """Whether sequences wait to be prefilled while nothing is under way, though all engines are
+        in service: the prefill policy has planned nothing, and is not asked before another request
         comes."""
         if not self.lifecycle.waiting or self._planner.is_to_ask:
             return False
@@ -145,7 +153,7 @@ class Loop:
             return False
         if self._guides is not None and self._guides.busy:
             return False
-        return not any(state.paused for state in self.fleet)
+        return not any(state.paused or state.service.outage for state in self.fleet)
 
     def turn(self, events: Iterable[Event]) -> bool:
         """Take in events, and dispatch what follows from them. Decode goes first, both to be read
@@ -164,6 +172,8 @@ class Loop:
         self._is_cut = self._prefill.has_firsts and not was_cut
         if self._is_cut:  # first tokens are told now, and the next turn does the rest
             return True
+        if self.roles.is_active:
+            busy |= self.roles.tend()
         busy |= self._admit()
         busy |= self.handoffs.pump()  # else it would wait for the step that is dispatched next
         busy |= self._dispatch_prefill()
@@ -184,6 +194,7 @@ class Loop:
             elif isinstance(event, EngineLost):
                 state = self.fleet.engines[event.engine]
                 if state.losses < event.losses:
+                    self._health.failed(state, "a loss of its pool", self._clock.now())
                     self._lose(state)
                     state.losses = max(state.losses, event.losses)
             else:
@@ -278,6 +289,8 @@ class Loop:
                 self.fleet.to_plan.update(self.fleet.prefill)
             elif due == SHED:
                 self._shedding.is_due = True
+            elif due == ROLES:
+                self.roles.is_due = True
         return busy | self.handoffs.ahead.begin()
 
     def _ends(self, job_id: int) -> Touched:
@@ -390,3 +403,4 @@ class Loop:
         """Assert that every page and row is free, or held by a sequence or hand-off that is
         known."""
         audit(self.fleet, self.lifecycle, self.handoffs)
+        self.roles.check()

@@ -28,6 +28,16 @@ class StepTimes:
         """Whether any step has come back."""
         return self._n > 0
 
+    @property
+    def count(self) -> float:
+        """Steps that count, the older the less."""
+        return self._n
+
+    @property
+    def mean_size(self) -> float:
+        """Of those steps; 0 where there is none."""
+        return self._x / self._n if self._n else 0.0
+
     def add(self, size: int, seconds: float) -> None:
         """Note a step of a size (tokens, or rows) that took so many seconds."""
         self._n = self._n * _KEPT + 1.0

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from typing import Any
 
-from pdjax.config import PoliciesConfig
+from pdjax.config import PoliciesConfig, RolesConfig
 from pdjax.core.slo import SLO
 from pdjax.host.policies.registry import POLICIES
 from pdjax.host.policies.victims import VICTIMS
@@ -22,6 +22,21 @@ def drawn_policies(seed: int, happened: Counter[str]) -> PoliciesConfig:
     victim = chance.choice(list(VICTIMS))
     happened.update(f"{role} {name}" for role, name in (*chosen.items(), ("victim", victim)))
     return PoliciesConfig(victim=victim, tpot_target=chance.choice((None, None, 2.0)), **chosen)
+
+
+def drawn_roles(seed: int) -> RolesConfig:
+    """How engines of a workload drain, and what is borne of them."""
+    chance = random.Random(f"roles in {seed}")
+    return RolesConfig(
+        interval=chance.choice((1.0, 4.0)),
+        ttft_target=chance.choice((1.0, 20.0)),
+        holds=chance.choice((1, 2)),
+        pause=chance.choice((1.0, 10.0)),
+        drain_deadline=chance.choice((None, 1.0, 20.0)),
+        slow_ratio=chance.choice((None, 1.2)),
+        failures=chance.choice((None, 1, 3)),
+        retry_after=chance.choice((2.0, 20.0)),
+    )
 
 
 def drawn_options(name: str, seed: int) -> dict[str, Any]:

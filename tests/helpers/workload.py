@@ -17,7 +17,7 @@ from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.lifecycle import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
-from tests.helpers.drawn_policies import drawn_options, drawn_policies
+from tests.helpers.drawn_policies import drawn_options, drawn_policies, drawn_roles
 from tests.helpers.fake_engines import (
     FakeDecodeEngine,
     FakeEngine,
@@ -53,7 +53,7 @@ MOST_STEPS_TO_GIVE_UP = 200
 """Steps, of a second each, after which a job is under way for ever; it is given up after a
 minute."""
 
-FAULTS = ("Injected", "HandoffTimeout", "CorruptPages")
+FAULTS = ("Injected", "HandoffTimeout", "CorruptPages", "NoHealthyEngine")
 """What may be the reason of a failure."""
 
 LIVE = {state for state, moves in LEGAL_MOVES.items() if moves}
@@ -74,7 +74,13 @@ class Visit:
 
 
 class Workload:
-    """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for."""
+    """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for.
+
+    Attributes:
+      mixed_engines: how many engines that accept mixed steps there may be.
+    """
+
+    mixed_engines: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 2)
 
     def __init__(self, seed: int, *, faults: bool = False) -> None:
         self._seed = seed
@@ -135,7 +141,7 @@ class Workload:
             FakeMixedEngine(
                 layout(1, sizes[0]), pages(sizes[0], apart), rows, self.chance, name=f"mixed/{i}"
             )
-            for i in range(apart.choice((0, 0, 0, 0, 0, 0, 1, 2)))
+            for i in range(apart.choice(self.mixed_engines))
         ]
         self.engines: list[FakeEngine] = [*self.prefill, *self.decode, *self.mixed]
         handoff = self._handoff_config()
@@ -163,6 +169,7 @@ class Workload:
             max_logprobs=TOP_LOGPROBS,
             seed=draw.randrange(100),
             policies=drawn_policies(self._seed, self.happened),
+            roles=drawn_roles(self._seed),
         )
         clock = VirtualClock()
         chance = random.Random(f"guides in {self._seed}")

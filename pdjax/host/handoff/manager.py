@@ -373,7 +373,7 @@ class HandoffManager:
         that has a row."""
         sequence = handoff.sequence
         sequence.streams = False
-        able = [state for state in self._fleet.sharing(handoff.source) if state.free_rows]
+        able = [each for each in self._fleet.sharing(handoff.source) if each.takes_row]
         if not able:
             self._lifecycle.preempt(sequence)
             return

@@ -5,16 +5,23 @@ What the words mean is said once, in `definitions.py`.
 """
 
 from array import array
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 from pdjax.core.clock import Clock
-from pdjax.core.ids import PoolId
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.host.handoff.accounting import Link, TransferTotals
 from pdjax.host.metrics.observer import Observer
 from pdjax.host.metrics.request import MARKS, RequestMetrics
-from pdjax.host.metrics.work import EngineMetrics, FreePages, Shipment, Span
+from pdjax.host.metrics.work import (
+    Duty,
+    DutyTotals,
+    EngineMetrics,
+    FreePages,
+    Shipment,
+    Span,
+)
 from pdjax.host.sequences.sequence import Sequence
 
 TOKENS_EACH = 1000
@@ -39,8 +46,8 @@ class Recorder:
     """Takes down what the coordinator reports, and answers with metrics.
 
     A server runs for weeks, so only the newest finished requests, spans, shipments and moments of
-    free pages are kept; the totals (`engines`, `transfers`, `links`) are of the whole run, and
-    there are as many as engines and pairs of pools.
+    free pages are kept; the totals (`engines`, `duties`, `transfers`, `links`) are of the whole
+    run, and there are as many as engines and pairs of pools.
 
     Args:
       clock: gives the moments.
@@ -65,7 +72,9 @@ class Recorder:
         self._spans: deque[Span] = deque(maxlen=keep * SPANS_EACH)
         self._shipments: deque[Shipment] = deque(maxlen=keep * SPANS_EACH // 2)
         self._free_pages: deque[FreePages] = deque(maxlen=keep * SPANS_EACH)
+        self._duties: deque[Duty] = deque(maxlen=keep)
         self._free: dict[PoolId, int] = {}
+        self.duties: defaultdict[str, DutyTotals] = defaultdict(DutyTotals)
         self.engines: dict[str, EngineMetrics] = {}
         self.transfers = TransferTotals()
         self.links: dict[str, Link] = {}
@@ -177,6 +186,26 @@ class Recorder:
             metrics = self.engines[track] = EngineMetrics()
         metrics.add(span)
 
+    def drained(self, engine: EngineId, name: str, start: float, cause: str) -> None:
+        """Note that an engine has drained from `start` until now; `name` says for what."""
+        now = self._clock.now()
+        self._duties.append(Duty(engine, name, start, now, cause))
+        self.duties[engine].draining_s += now - start
+
+    def changed_role(self, engine: EngineId) -> None:
+        """Note that an engine has another role."""
+        self.duties[engine].role_changes += 1
+
+    def went_out(self, engine: EngineId) -> None:
+        """Note that an engine is out of service."""
+        self.duties[engine].outages += 1
+
+    def came_back(self, engine: EngineId, start: float, cause: str) -> None:
+        """Note that an engine is in service again that was out of it from `start` on."""
+        now = self._clock.now()
+        self._duties.append(Duty(engine, "out of service", start, now, cause))
+        self.duties[engine].out_of_service_s += now - start
+
     def request(self, seq: Sequence) -> RequestMetrics:
         """The metrics of a sequence, finished or not."""
         timeline = self._ended.get(seq) or self._live.get(seq) or _Timeline()
@@ -210,6 +239,10 @@ class Recorder:
         """The steps recorded, in the order of their ends."""
         return list(self._spans)
 
+    def all_duties(self) -> list[Duty]:
+        """When engines drained or were out of service, in the order of their ends."""
+        return list(self._duties)
+
     def shipments(self) -> list[Shipment]:
         """The shipments recorded, in the order of their ends."""
         return list(self._shipments)
@@ -226,6 +259,8 @@ class Recorder:
         self._shipments.clear()
         self._free_pages.clear()
         self._free.clear()
+        self._duties.clear()
+        self.duties.clear()
         self.engines.clear()
         self.output_tokens = 0
         self.local_prefills = self.remote_prefills = 0

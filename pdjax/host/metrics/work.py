@@ -3,7 +3,7 @@ run's clock."""
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from pdjax.core.ids import EngineId, PoolId
@@ -33,6 +33,37 @@ class Span(NamedTuple):
         """Whether `who` has a sequence's id, or leaves out some ids."""
         named = self.who.split(", ")
         return sequence in named or named[-1].endswith(" more")
+
+
+class Duty(NamedTuple):
+    """A time in which an engine was not given all that it could be.
+
+    Attributes:
+      engine: its name.
+      name: "draining to be decode", "out of service", and the like.
+      start, end: the moments.
+      cause: why.
+    """
+
+    engine: EngineId
+    name: str
+    start: float
+    end: float
+    cause: str
+
+
+@dataclass
+class DutyTotals:
+    """Of an engine; what each field means, and its unit, is said in `metrics/definitions.py`."""
+
+    role_changes: int = 0
+    outages: int = 0
+    draining_s: float = 0.0
+    out_of_service_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
 
 
 class Passenger(NamedTuple):

@@ -16,6 +16,7 @@ from pdjax.config import Config
 from pdjax.core.ids import EngineId
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.kv.eviction import EvictionPolicy
+from pdjax.host.policies.role_api import RolePolicy
 from pdjax.host.policies.view import EngineView as EngineView
 from pdjax.host.sequences.sequence import Sequence
 
@@ -347,3 +348,4 @@ class Policies:
     placement: PlacementPolicy
     admission: AdmissionPolicy
     eviction: EvictionPolicy
+    roles: RolePolicy

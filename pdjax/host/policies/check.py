@@ -29,6 +29,7 @@ from pdjax.host.policies.api import (
     ShedCause,
     StepPlan,
 )
+from pdjax.host.policies.role_api import RoleChange, RoleView
 from pdjax.host.sequences.sequence import Sequence, State
 
 
@@ -47,7 +48,7 @@ def _fields(kind: type) -> dict[str, tuple[type, ...]]:
 
 
 _PLANS: tuple[type, ...] = (
-    *(StepPlan, AskAgain, Chunk, Admission, Migration, GrowthPlan, Reservation, Shed),
+    *(StepPlan, AskAgain, Chunk, Admission, Migration, GrowthPlan, Reservation, Shed, RoleChange),
 )
 _FIELDS = {**{kind: _fields(kind) for kind in _PLANS}, Sequence: {}}
 """The types of which a policy makes its answers, and those of their fields."""
@@ -243,6 +244,25 @@ def check_shed(policy: Any, plan: Seq[Shed | AskAgain], waiting: Seq[Sequence], 
             what = "does not wait, has written something, or comes twice"
             raise _bad(policy, each, f"sequence {each.sequence.id} {what}")
         known.remove(id(each.sequence))
+
+
+def check_roles(policy: Any, plan: Seq[RoleChange], views: Seq[RoleView]) -> None:
+    """Refuse changes of other engines than those in service, to roles that they may not have now,
+    and of more than one engine.
+
+    Raises:
+      BadPlan: as for `check_steps`.
+    """
+    _check_each(policy, "change", plan, RoleChange)
+    options = {view.engine: view.options for view in views}
+    for index, each in enumerate(plan):
+        if index:
+            raise _wrong(policy, "change", plan, "of one engine at most")
+        if each.engine not in options:
+            raise _wrong(policy, "change[0].engine", each.engine, f"one of {_names(options)}")
+        if each.role not in options[each.engine]:
+            allowed = f"one of {_names(sorted(role.value for role in options[each.engine]))}"
+            raise _wrong(policy, f"change[0].role of {each.engine}", each.role.value, allowed)
 
 
 def agrees(

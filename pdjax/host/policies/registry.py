@@ -23,6 +23,7 @@ from pdjax.host.policies.orders.priority import PriorityDecode, PriorityPrefill
 from pdjax.host.policies.orders.shortest_first import ShortestFirstDecode, ShortestFirstPrefill
 from pdjax.host.policies.placement import ConditionalPlacement, RemotePlacement
 from pdjax.host.policies.prefill import FcfsPrefill
+from pdjax.host.policies.roles import BalanceRoles, FixedRoles
 from pdjax.host.policies.router import LeastLoaded
 from pdjax.host.policies.routers.cost_based import CostBased
 from pdjax.host.policies.routers.power_of_two import PowerOfTwo
@@ -55,6 +56,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "placement": {"remote": RemotePlacement, "conditional": ConditionalPlacement},
     "admission": {"all": AdmitAll, "early_rejection": EarlyRejection},
     "eviction": {"prefix_lru": PrefixLru, "lru": Lru, "lfu": Lfu, "cost_aware": CostAware},
+    "roles": {"fixed": FixedRoles, "balance": BalanceRoles},
 }
 """The names that a config may give; the line of a new policy goes here. A class that is named as
 "module:Class" needs none."""

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from pdjax.host.engines import EngineState, InFlight, Work
 from pdjax.host.fleet import Fleet
+from pdjax.host.health import Health
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
-from pdjax.host.sequences.reference import SequenceRef
+from pdjax.host.sequences.reference import SequenceRef, current
 from pdjax.interfaces.batches import Sampled
 from pdjax.interfaces.engine import StepTicket
-from pdjax.interfaces.steps import Step
+from pdjax.interfaces.steps import Step, StepKind
 
 
 class Steps:
@@ -17,12 +18,16 @@ class Steps:
 
     Args:
       fleet: the engines.
-      lifecycle: lets the sequences of a step fail with it.
+      lifecycle: lets the sequences of a step fail with it, or start over elsewhere.
+      health: counts the steps of an engine that fail.
       runtime: events, clock and recorder.
     """
 
-    def __init__(self, fleet: Fleet, lifecycle: SequenceLifecycle, runtime: Runtime) -> None:
-        self._fleet, self._lifecycle, self._events = fleet, lifecycle, runtime.events
+    def __init__(
+        self, fleet: Fleet, lifecycle: SequenceLifecycle, health: Health, runtime: Runtime
+    ) -> None:
+        self._fleet, self._lifecycle, self._health = fleet, lifecycle, health
+        self._events = runtime.events
         self._clock, self._recorder = runtime.clock, runtime.recorder
 
     def submit(
@@ -53,7 +58,7 @@ class Steps:
         except BaseException as error:
             # An interrupt, too, leaves open how far the device has come.
             self._fleet.touch(state)
-            self._lifecycle.fail_all(refs, error)
+            self._fail(state, step.kind, refs, error, started)
             on_error(error)
             if not isinstance(error, Exception):
                 raise
@@ -77,9 +82,31 @@ class Steps:
         try:
             sampled = done.ticket.result()
         except BaseException as error:
-            self._lifecycle.fail_all(done.refs, error)
+            self._fail(state, done.kind, done.refs, error, done.started)
             if not isinstance(error, Exception):
                 raise
             return None
         state.time(done, tokens, now)
+        self._health.worked(state)
         return sampled
+
+    def _fail(
+        self,
+        state: EngineState,
+        kind: StepKind,
+        refs: tuple[SequenceRef, ...],
+        error: BaseException,
+        started: float,
+    ) -> None:
+        """A step has failed, and its sequences with it; but they start over where another engine
+        can serve them, unless the error was meant for the program, as Ctrl-C is."""
+        health, again = self._health, 0
+        if isinstance(error, Exception):
+            health.failed(state, error, started)
+            again = health.most_attempts if health.is_served_elsewhere(state, kind) else 0
+        for sequence in current(refs):
+            if sequence.failed_steps < again:
+                sequence.failed_steps += 1
+                self._lifecycle.preempt(sequence, sound=False)
+            else:
+                self._lifecycle.fail(sequence, error)

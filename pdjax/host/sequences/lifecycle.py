@@ -50,6 +50,7 @@ class SequenceLifecycle:
       waiting: the queue, oldest first or by the prefill policy's `rank`; `waiting_changed`: whether
         it has changed since the coordinator last planned.
       arrived: sequences that came into the queue since the loop last looked.
+      prompt_tokens: of all prompts that have been queued.
       held: sequences that come into the queue when it is known which tokens may follow their last.
       prefilled: sequences that wait for the decode side, oldest first or by the decode policy's
         `rank`; `prefilled_changed` likewise.
@@ -59,6 +60,7 @@ class SequenceLifecycle:
         self.live: dict[str, list[Sequence]] = {}
         self.waiting: list[Sequence] = []
         self.arrived: list[Sequence] = []
+        self.prompt_tokens = 0
         self.held: list[Sequence] = []
         self.prefilled: list[Sequence] = []
         self.waiting_changed = self.prefilled_changed = False
@@ -102,6 +104,7 @@ class SequenceLifecycle:
         self.live[request.id] = list(sequences)
         for sequence in sequences:
             self._recorder.mark(sequence, "arrived")
+            self.prompt_tokens += sequence.prompt_len
         self.waiting_changed = True
         self.arrived += sequences
         if State.WAITING not in self._ranking:

@@ -1,0 +1,287 @@
+"""Engines that change what they do, go out of service and come back, on fakes that are ready at
+once; in tests/property at random."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pdjax.config import RolesConfig
+from pdjax.core.ids import EngineId
+from pdjax.core.roles import Role
+from pdjax.host.roles import drains
+from pdjax.host.sequences.sequence import Sequence, State
+from pdjax.host.service import Status
+from tests.helpers.deployment import CONFIG, LAYOUT, Deployment, assemble, expected
+from tests.helpers.fake_engines import FakeEngine, FakeMixedEngine
+from tests.helpers.fakes import Chance, InjectedError
+
+A, B, C = (EngineId(f"mixed/{i}") for i in range(3))
+P, D, M = Role.PREFILL, Role.DECODE, Role.MIXED
+
+
+def deployed(*roles: Role, rows: int = 2, pages: int = 40, **config: Any) -> Deployment:
+    """Engines that can do everything, each with a role and a pool of its own."""
+    chance = Chance(0)
+    engines: list[FakeEngine] = [
+        FakeMixedEngine(LAYOUT, pages, rows, chance, name=f"mixed/{i}") for i, _ in enumerate(roles)
+    ]
+    named = {engine.id: role for engine, role in zip(engines, roles, strict=True)}
+    decode = replace(CONFIG.decode, rows=rows)
+    settings = replace(CONFIG, decode=decode, max_waiting=20, roles=RolesConfig(**config))
+    return assemble(engines, chance, settings, roles=named)
+
+
+def roles(deployment: Deployment) -> dict[EngineId, Role]:
+    return {state.id: state.role for state in deployment.coordinator.loop.fleet}
+
+
+def status(deployment: Deployment, engine: EngineId) -> Status:
+    return deployment.coordinator.loop.fleet.engines[engine].service.status
+
+
+def finished(deployment: Deployment, *sequences: Sequence) -> None:
+    deployment.run()
+    assert [each.output for each in sequences] == [expected(each) for each in sequences]
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, deployment: Deployment, name: EngineId) -> list[int]:
+    """From now on every step of an engine fails; counts them."""
+    [engine] = [each for each in deployment.decode if each.id == name]
+    tried = [0]
+
+    def fail(step: Any) -> Any:
+        tried[0] += 1
+        raise InjectedError("the device has failed")
+
+    monkeypatch.setattr(engine, "submit", fail)
+    return tried
+
+
+def test_an_engine_ends_its_prompts_before_it_decodes():
+    deployment = deployed(P, P, D)
+    first = [deployment.submit(name, prompt_len=20) for name in "ab"]
+    deployment.run_until(lambda: all(each.state is State.PREFILLING for each in first))
+    assert {each.engine for each in first} == {A, B}
+    deployment.coordinator.set_role(B, D)
+    assert status(deployment, B) is Status.DRAINING
+    later = [deployment.submit(name, prompt_len=8, max_tokens=12) for name in "cdef"]
+    deployment.run_until(lambda: status(deployment, B) is Status.SERVING)
+    assert roles(deployment) == {A: P, B: D, C: D}
+    finished(deployment, *first, *later)
+    assert {each.home for each in later} == {A}
+    assert not sum(each.epoch for each in (*first, *later)), "nothing was computed twice"
+    assert any(span.track == B and span.name == "tick" for span in deployment.recorder.spans())
+    assert deployment.recorder.duties[B].role_changes == 1
+    [duty] = deployment.recorder.all_duties()
+    assert (duty.engine, duty.name, duty.cause) == (B, "draining to be decode", "asked for")
+
+
+def test_sequences_that_decode_move_to_another_engine():
+    deployment = deployed(P, D, D, rows=3)
+    sequences = [deployment.submit(name, max_tokens=20) for name in "ab"]
+    deployment.run_until(lambda: all(each.state is State.DECODING for each in sequences))
+    left = next(each for each in sequences if each.engine == B)
+    outputs = len(left.output)
+    deployment.coordinator.set_role(B, P)
+    deployment.run_until(lambda: roles(deployment)[B] is P)
+    assert left.engine in (C, None) and len(left.output) < 20 and outputs < 20
+    finished(deployment, *sequences)
+    assert any(
+        (job.source, job.target) == ("hbm/mixed-1", "hbm/mixed-2")
+        for job in deployment.transport.jobs
+    )
+    assert all("preempted" not in dict(m.marks) for m in deployment.recorder.requests())
+
+
+def test_what_has_no_room_elsewhere_ends_where_it_is():
+    deployment = deployed(P, D, D, rows=1, drain_deadline=None)
+    sequences = [deployment.submit(name, max_tokens=20) for name in "ab"]
+    deployment.run_until(lambda: all(each.state is State.DECODING for each in sequences))
+    deployment.coordinator.set_role(C, P)
+    finished(deployment, *sequences)
+    assert roles(deployment)[C] is P
+    assert not any(job.source == "hbm/mixed-2" for job in deployment.transport.jobs)
+
+
+def test_what_is_left_at_the_deadline_starts_over():
+    deployment = deployed(P, D, D, rows=1, drain_deadline=0.5)
+    sequences = [deployment.submit(name, max_tokens=20) for name in "ab"]
+    deployment.run_until(lambda: all(each.state is State.DECODING for each in sequences))
+    [left] = [each for each in sequences if each.engine == C]
+    deployment.coordinator.set_role(C, P)
+    deployment.coordinator.step()
+    assert status(deployment, C) is Status.DRAINING
+    deployment.clock.advance_to(deployment.clock.now() + 1)
+    deployment.run_until(lambda: roles(deployment)[C] is P)
+    assert 0 < len(left.output) < 20
+    finished(deployment, *sequences)
+    preempted = [m.id for m in deployment.recorder.requests() if "preempted" in dict(m.marks)]
+    assert preempted == [left.id]
+
+
+def test_more_is_done_at_once_and_less_when_drained():
+    deployment = deployed(P, D)
+    deployment.coordinator.set_role(A, M)
+    assert roles(deployment) == {A: M, B: D} and status(deployment, A) is Status.SERVING
+    sequence = deployment.submit("a", max_tokens=8)
+    deployment.run_until(lambda: sequence.state is State.DECODING)
+    assert sequence.engine == A  # where its KV is
+    deployment.coordinator.set_role(A, P)
+    assert status(deployment, A) is Status.DRAINING
+    finished(deployment, sequence)
+    assert roles(deployment) == {A: P, B: D}
+
+
+def test_a_change_that_is_under_way_is_taken_back():
+    deployment = deployed(P, D, D, rows=1)
+    sequences = [deployment.submit(name, max_tokens=20) for name in "ab"]
+    deployment.run_until(lambda: all(each.state is State.DECODING for each in sequences))
+    deployment.coordinator.set_role(C, None)
+    assert status(deployment, C) is Status.DRAINING
+    deployment.coordinator.set_role(C, D)
+    assert status(deployment, C) is Status.SERVING
+    finished(deployment, *sequences)
+    assert all("preempted" not in dict(m.marks) for m in deployment.recorder.requests())
+
+
+@pytest.mark.parametrize(
+    ("engine", "role", "message"),
+    [
+        (A, D, "mixed/0 to role decode: no other engine in service would prefill requests of 40"),
+        (A, None, "mixed/0 out of service: no other engine in service would prefill"),
+        (B, P, "no other engine in service would decode requests of 40 tokens; let another one"),
+        (EngineId("x"), P, "engine=x: must be one of mixed/0, mixed/1"),
+    ],
+)
+def test_the_last_engine_of_a_kind_stays(engine: EngineId, role: Role | None, message: str):
+    deployment = deployed(P, D)
+    with pytest.raises(ValueError, match=message):
+        deployment.coordinator.set_role(engine, role)
+    assert roles(deployment) == {A: P, B: D}
+    finished(deployment, deployment.submit("a"))
+
+
+def test_an_engine_goes_out_of_service_and_comes_back():
+    deployment = deployed(P, D, D)
+    deployment.coordinator.set_role(B, None)
+    assert status(deployment, B) is Status.OUT
+    finished(deployment, *(deployment.submit(name) for name in "abc"))
+    assert not any(span.track == B for span in deployment.recorder.spans())
+    deployment.coordinator.set_role(B, D)
+    assert status(deployment, B) is Status.SERVING
+    finished(deployment, *(deployment.submit(name) for name in "defg"))
+    assert any(span.track == B for span in deployment.recorder.spans())
+    assert deployment.recorder.duties[B].outages == 1
+
+
+def test_a_broken_turn_does_not_stop_a_drain(monkeypatch: pytest.MonkeyPatch):
+    deployment = deployed(P, D, D)
+    sequences = [deployment.submit(name, max_tokens=20) for name in "ab"]
+    deployment.run_until(lambda: all(each.state is State.DECODING for each in sequences))
+    monkeypatch.setattr(drains.Drains, "_migrate", lambda self, state: 1 / 0)
+    deployment.coordinator.set_role(B, P)
+    with pytest.raises(ZeroDivisionError):
+        deployment.run_until(lambda: False)
+    monkeypatch.undo()
+    finished(deployment, *sequences)
+    assert roles(deployment) == {A: P, B: P, C: D}
+
+
+@pytest.mark.parametrize("sick", [A, C])
+def test_a_failed_engine_is_out_of_service_and_others_do_its_work(sick: EngineId, monkeypatch):
+    deployment = deployed(P, P, D, D)
+    tried = broken(monkeypatch, deployment, sick)
+    sequences = [deployment.submit(f"r{i}", prompt_len=10) for i in range(8)]
+    finished(deployment, *sequences)
+    assert tried == [3] and status(deployment, sick) is Status.OUT
+    service = deployment.coordinator.loop.fleet.engines[sick].service
+    assert service.cause == "its steps failed, the last with InjectedError: the device has failed"
+
+
+def test_a_failed_engine_is_tried_again_and_longer_put_aside(monkeypatch: pytest.MonkeyPatch):
+    deployment = deployed(P, P, D, retry_after=5.0)
+    tried = broken(monkeypatch, deployment, A)
+    clock, lengths = deployment.clock, list[float]()
+    for i in range(3):
+        finished(deployment, *(deployment.submit(f"{i}-{j}", prompt_len=10) for j in range(4)))
+        outage = deployment.coordinator.loop.fleet.engines[A].service.outage
+        assert outage is not None
+        lengths.append(outage.until - outage.since)
+        clock.advance_to(outage.until)
+    assert lengths == [5.0, 10.0, 20.0]
+    assert tried == [5]  # once each further time
+    monkeypatch.undo()
+    finished(deployment, *(deployment.submit(f"z{j}", prompt_len=10) for j in range(4)))
+    assert status(deployment, A) is Status.SERVING
+
+
+def test_a_sequence_that_breaks_every_step_fails_and_harms_one_engine_alone(monkeypatch):
+    deployment = deployed(P, P, P, D)
+    for engine in deployment.decode:
+        submit = engine.submit
+
+        def picky(step: Any, submit: Callable[[Any], Any] = submit) -> Any:
+            if step.kind.value == "prefill" and 6 in step.batch.tokens[:1]:
+                raise InjectedError("poison")
+            return submit(step)
+
+        monkeypatch.setattr(engine, "submit", picky)
+    bad = deployment.submit("bad", prompt=(6, 1))
+    deployment.run()
+    assert (bad.state, bad.error) == (State.FAILED, "InjectedError: poison")
+    assert sum(status(deployment, EngineId(f"mixed/{i}")) is Status.OUT for i in range(4)) == 1
+    finished(deployment, deployment.submit("good", prompt_len=8))
+
+
+def test_an_engine_stands_in_and_goes_back(monkeypatch: pytest.MonkeyPatch):
+    deployment = deployed(P, D, retry_after=500.0)
+    broken(monkeypatch, deployment, B)
+    finished(deployment, *(deployment.submit(name) for name in "abc"))
+    assert status(deployment, B) is Status.OUT and roles(deployment)[A] is M
+    monkeypatch.undo()
+    deployment.clock.advance_to(deployment.clock.now() + 500)
+    finished(deployment, *(deployment.submit(name) for name in "def"))
+    assert status(deployment, B) is Status.SERVING and roles(deployment) == {A: P, B: D}
+
+
+def test_requests_fail_at_once_where_no_engine_is_healthy(monkeypatch: pytest.MonkeyPatch):
+    deployment = deployed(M, failures=2)
+    tried = broken(monkeypatch, deployment, A)
+    sequences = [deployment.submit(f"r{i}", prompt_len=10) for i in range(5)]
+    deployment.run()
+    assert {each.state for each in sequences} == {State.FAILED}
+    assert tried == [2]
+    cause = "mixed/0: its steps failed, the last with InjectedError: the device has failed"
+    for side in ("prefills", "decodes"):
+        if f"service {side}" in str(sequences[-1].error):
+            break
+    else:
+        raise AssertionError(sequences[-1].error)
+    assert str(sequences[-1].error).startswith("NoHealthyEngine: no engine in service")
+    assert str(sequences[-1].error).endswith(cause)
+    late = deployment.submit("late")
+    deployment.run()
+    assert late.state is State.FAILED and tried == [2]
+
+
+def test_without_a_bound_engines_stay_in_service(monkeypatch: pytest.MonkeyPatch):
+    deployment = deployed(P, P, D, failures=None)
+    broken(monkeypatch, deployment, A)
+    sequences = [deployment.submit(f"r{i}", prompt_len=10) for i in range(8)]
+    deployment.run()
+    assert {each.state for each in sequences} == {State.FAILED, State.FINISHED}
+    assert status(deployment, A) is Status.SERVING
+
+
+def test_a_loss_of_the_mesh_with_steps_in_flight_counts_once():
+    deployment = deployed(P, P, D)
+    health, state = deployment.coordinator.loop._health, deployment.state(deployment.decode[0])
+    deployment.clock.advance_to(1.0)
+    for started in (0.5, 0.7, 0.9):
+        health.failed(state, InjectedError("lost"), started)
+    assert state.service.failures == 1
+    for _ in range(8):
+        health.worked(state)
+    assert state.service.failures == 0.5
