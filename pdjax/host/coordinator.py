@@ -36,9 +36,7 @@ from pdjax.host.sequences.sequence import Sequence, SequenceText, State
 from pdjax.host.service import services_of
 from pdjax.host.warm_up import Show
 from pdjax.interfaces.engine import Engine
-from pdjax.interfaces.events import (
-    EventSource,
-)
+from pdjax.interfaces.events import EventSource
 from pdjax.interfaces.transport import Pool, Transport
 
 _LOG = logging.getLogger("pdjax")
@@ -104,22 +102,13 @@ class Coordinator:
         self._runtime = Runtime(events, clock, recorder, guides, orders)
         self._end_token_ids = frozenset(end_token_ids)
         self._numbers = count(1)  # of transfer jobs
-        self._submitted = 0
-        self._paused: set[EngineId] = set()
+        self._submitted, self._paused = 0, set[EngineId]()
         self._has_stalled = False
         self._broken: SequenceLifecycle | None = None  # not taken over: interrupted
         self.loop = self._new_loop()
-        fleet, local = self.loop.fleet, self._policies.placement.local
-        self._limits = Limits(
-            vocab_size=vocab_size,
-            max_model_len=max_model_len,
-            max_logprobs=config.max_logprobs,
-            max_waiting=config.max_waiting,
-            prefill_tokens=max(
-                state.pool.tokens for state in fleet.prefill if state.takes_prompts or local
-            ),
-            decode_tokens=max(state.pool.tokens for state in fleet.decode if state.takes_rows),
-        )
+        most = config.max_logprobs, config.max_waiting
+        pools = self.loop.fleet.longest(local=self._policies.placement.local)
+        self._limits = Limits(vocab_size, max_model_len, *most, *pools)
 
     def _new_loop(self) -> Loop:
         loop = Loop(
@@ -295,12 +284,8 @@ class Coordinator:
         self._set_paused(engine, paused=False)
 
     def set_role(self, engine: EngineId, role: Role | None) -> None:
-        """Let an engine prefill, decode, or do both, from when it has drained: it is given no more
-        of what the role leaves out, and what it has of that ends there or moves to other engines.
-
-        Args:
-          role: None puts it out of service, until it has a role again; also an engine that failed
-            or was slow is in service again with a role.
+        """Let an engine prefill, decode, or do both, from when it has drained; None puts it out of
+        service, until it has a role again. See `host/roles/`.
 
         Raises:
           ValueError: no such engine; it does not accept the role's steps; or no other engine in
@@ -310,10 +295,9 @@ class Coordinator:
         state = self._state(engine)
         try:
             self.loop.roles.set_role(state, role)
-        except ValueError:  # refused, before anything is changed
-            raise
         except BaseException as error:
-            self.start_over(error)
+            if not isinstance(error, ValueError):  # refused, before anything is changed
+                self.start_over(error)
             raise
         self.wake()
 

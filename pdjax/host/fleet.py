@@ -227,6 +227,12 @@ class Fleet:
         """The engines that are given sequences to decode."""
         return [state for state in self.decode if state.takes_rows]
 
+    def longest(self, *, local: bool) -> tuple[int, int]:
+        """Tokens of the largest pool of an engine that is given prompts, where it is `local` also
+        of one that is for decode, and of one that is given sequences to decode."""
+        prompts = [state.pool.tokens for state in self.prefill if local or state.takes_prompts]
+        return max(prompts), max(state.pool.tokens for state in self.for_rows)
+
     def _look_at(self, state: EngineState) -> EngineView:
         state.view = view_of(state, self.sharing(state.pool))
         return state.view

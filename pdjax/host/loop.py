@@ -70,8 +70,7 @@ class Loop:
     Attributes:
       fleet: engines and pools.
       lifecycle: the live sequences.
-      handoffs: the open hand-offs.
-      roles: changes what engines do.
+      handoffs: the open hand-offs; `roles`: changes what engines do.
     """
 
     def __init__(
@@ -89,8 +88,7 @@ class Loop:
     ) -> None:
         self._config, self._transport, self._policies = config, transport, policies
         self._clock, self._recorder = runtime.clock, runtime.recorder
-        self._guides = runtime.guides
-        self._max_model_len = max_model_len
+        self._guides, self._max_model_len = runtime.guides, max_model_len
         self.fleet = Fleet(
             engines, transport, config, max_model_len, pools, services, runtime.orders
         )
@@ -105,9 +103,8 @@ class Loop:
             numbers,
             runtime,
         )
-        self._output = OutputProcessor(
-            self.lifecycle, runtime.recorder, end_token_ids, runtime.guides
-        )
+        told = self._recorder, end_token_ids, runtime.guides
+        self._output = OutputProcessor(self.lifecycle, *told)
         self._health = Health(config.roles, self.fleet, runtime.clock)
         steps = Steps(self.fleet, self.lifecycle, self._health, runtime)
         parts = steps, self.lifecycle, self.handoffs, self._output
@@ -117,11 +114,9 @@ class Loop:
         known = self.fleet, self.lifecycle, runtime
         self._planner = PrefillPlanner(policies, *known)
         self._shedding = Shedding(policies.admission, *known)
-        self.roles = RoleManager(
-            *(config.roles, self.fleet, self.lifecycle, self.handoffs, policies),
-            *(self._health, max_model_len, runtime),
-        )
-        self._due: deque[TimerDue] = deque()
+        given = self.handoffs, policies, self._health, max_model_len
+        self.roles = RoleManager(config.roles, *given, *known)
+        self._due = deque[TimerDue]()
         self._done: Touched = set()  # engines of which a step has come back and is not read
         self._finished: deque[tuple[Sequence, EngineState]] = deque()
         self._is_cut = False  # the last turn, after it has read first tokens
@@ -172,8 +167,7 @@ class Loop:
         self._is_cut = self._prefill.has_firsts and not was_cut
         if self._is_cut:  # first tokens are told now, and the next turn does the rest
             return True
-        if self.roles.is_active:
-            busy |= self.roles.tend()
+        busy |= self.roles.tend()
         busy |= self._admit()
         busy |= self.handoffs.pump()  # else it would wait for the step that is dispatched next
         busy |= self._dispatch_prefill()

@@ -74,22 +74,16 @@ class Visit:
 
 
 class Workload:
-    """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for.
+    """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for."""
 
-    Attributes:
-      mixed_engines: how many engines that accept mixed steps there may be.
-    """
-
-    mixed_engines: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 2)
+    mixed_engines: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 2)  # how many there may be
 
     def __init__(self, seed: int, *, faults: bool = False) -> None:
-        self._seed = seed
+        self._seed, self._faults = seed, faults
         self.random = random.Random(seed)
         self.chance = Chance(seed, 0.02 if faults else 0.0, self.random.choice((0, 1, 4)))
         self.happened: Counter[str] = Counter()
-        self._faults = faults
-        self._streamed: dict[Sequence, list[int]] = {}
-        self._finished: Counter[Sequence] = Counter()
+        self._streamed, self._finished = dict[Sequence, list[int]](), Counter[Sequence]()
         self._build()
         self.visits = [self._visit(f"r{i}") for i in range(self.random.randint(1, 12))]
 

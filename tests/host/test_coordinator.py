@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pdjax.config import HandoffConfig
+from pdjax.config import HandoffConfig, RolesConfig
 from pdjax.core.kv_layout import k_and_v
 from pdjax.core.request import QueueFull, Request
 from pdjax.host.handoff.spans import Spans
@@ -140,7 +140,8 @@ def test_colocated_moves_nothing(pages):
 
 
 def test_a_broken_engine_takes_only_its_own_down(monkeypatch):
-    deployment = deploy(stages=(2, 1))
+    config = replace(CONFIG, roles=RolesConfig(failures=None))  # else others do its work
+    deployment = deploy(config, stages=(2, 1))
 
     def broken(step):
         raise RuntimeError("the mesh has gone")

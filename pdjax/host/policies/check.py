@@ -255,14 +255,11 @@ def check_roles(policy: Any, plan: Seq[RoleChange], views: Seq[RoleView]) -> Non
     """
     _check_each(policy, "change", plan, RoleChange)
     options = {view.engine: view.options for view in views}
-    for index, each in enumerate(plan):
-        if index:
-            raise _wrong(policy, "change", plan, "of one engine at most")
-        if each.engine not in options:
-            raise _wrong(policy, "change[0].engine", each.engine, f"one of {_names(options)}")
-        if each.role not in options[each.engine]:
-            allowed = f"one of {_names(sorted(role.value for role in options[each.engine]))}"
-            raise _wrong(policy, f"change[0].role of {each.engine}", each.role.value, allowed)
+    for each in plan:
+        if len(plan) > 1 or each.role not in options.get(each.engine, ()):
+            changes = ", ".join(f"{each.engine} to {each.role.value}" for each in plan)
+            roles = {name: sorted(role.value for role in its) for name, its in options.items()}
+            raise _wrong(policy, "change", changes, f"one engine to one of its options, {roles}")
 
 
 def agrees(

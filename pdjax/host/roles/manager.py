@@ -40,11 +40,11 @@ class RoleManager:
 
     Args:
       config: bounds of time, and of health.
-      fleet: the engines.
-      lifecycle, handoffs: move sequences, and their KV.
+      handoffs, lifecycle: move KV, and sequences.
       policies: say which engines change, and where sequences go.
       health: of the engines.
       max_model_len: tokens of the longest sequence.
+      fleet: the engines.
       runtime: events, clock and recorder.
 
     Attributes:
@@ -55,12 +55,12 @@ class RoleManager:
     def __init__(
         self,
         config: RolesConfig,
-        fleet: Fleet,
-        lifecycle: SequenceLifecycle,
         handoffs: HandoffManager,
         policies: Policies,
         health: Health,
         max_model_len: int,
+        fleet: Fleet,
+        lifecycle: SequenceLifecycle,
         runtime: Runtime,
     ) -> None:
         self._config, self._fleet, self._lifecycle = config, fleet, lifecycle
@@ -130,8 +130,7 @@ class RoleManager:
     # Turns.
 
     @property
-    def is_active(self) -> bool:
-        """Whether `tend` has anything to look at."""
+    def _is_active(self) -> bool:
         return bool(
             self.changed
             or self._drains.under_way
@@ -143,6 +142,8 @@ class RoleManager:
 
     def tend(self) -> bool:
         """Go on with what is under way. Returns whether anything changed."""
+        if not self._is_active:
+            return False
         self.changed, busy = False, bool(self._health.sick)
         while self._health.sick:
             self._outages.fail(*self._health.sick.popitem())
