@@ -107,8 +107,8 @@ class Coordinator:
         self._broken: SequenceLifecycle | None = None  # not taken over: interrupted
         self.loop = self._new_loop()
         most = config.max_logprobs, config.max_waiting
-        pools = self.loop.fleet.longest(local=self._policies.placement.local)
-        self._limits = Limits(vocab_size, max_model_len, *most, *pools)
+        tokens = self.loop.fleet.longest(local=self._policies.placement.local)
+        self._limits = Limits(vocab_size, max_model_len, *most, *tokens)
 
     def _new_loop(self) -> Loop:
         loop = Loop(

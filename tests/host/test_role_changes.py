@@ -201,7 +201,7 @@ def test_a_failed_engine_is_out_of_service_and_others_do_its_work(sick: EngineId
 
 
 def test_a_failed_engine_is_tried_again_and_longer_put_aside(monkeypatch: pytest.MonkeyPatch):
-    deployment = deployed(P, P, D, retry_after=5.0)
+    deployment = deployed(P, P, D, retry_after=500.0)
     tried = broken(monkeypatch, deployment, A)
     clock, lengths = deployment.clock, list[float]()
     for i in range(3):
@@ -210,7 +210,7 @@ def test_a_failed_engine_is_tried_again_and_longer_put_aside(monkeypatch: pytest
         assert outage is not None
         lengths.append(outage.until - outage.since)
         clock.advance_to(outage.until)
-    assert lengths == [5.0, 10.0, 20.0]
+    assert lengths == [500.0, 1000.0, 2000.0]
     assert tried == [5]  # once each further time
     monkeypatch.undo()
     finished(deployment, *(deployment.submit(f"z{j}", prompt_len=10) for j in range(4)))

@@ -5,7 +5,7 @@ import pytest
 from tests.helpers.shifting import Shifting
 from tests.helpers.walks import run_all
 
-SEEDS = 60
+SEEDS = 30
 
 
 @pytest.mark.parametrize("faults", [False, True])
