@@ -9,7 +9,7 @@ from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.entry import Entry, Inbox
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
-from pdjax.host.sequences.lifecycle import Progress
+from pdjax.host.sequences.news import Progress
 from pdjax.host.sequences.sequence import Sequence
 
 _LOG = logging.getLogger("pdjax")

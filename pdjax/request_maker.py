@@ -16,12 +16,14 @@ from pdjax.text.tokenizer import Message, Tokenizer
 
 
 class RequestOptions(TypedDict, total=False):
-    """What policies may go by; see `Request` in pdjax/core/request.py."""
+    """What policies may go by, and who shares cached prefixes; see `Request` in
+    pdjax/core/request.py."""
 
     priority: int
     deadline: float | None
     labels: Mapping[str, str] | None
     slo: SLO | None
+    cache_salt: str | None
 
 
 class ChatOptions(RequestOptions, total=False):

@@ -32,6 +32,9 @@ MAX_LABEL_VALUE = 512
 """Labels of a request, and characters of a label's name and value: the bounds of `metadata` in
 OpenAI's API."""
 
+MAX_CACHE_SALT = 512
+"""Characters of the salt of a request's cached prefixes."""
+
 
 class QueueFull(RuntimeError):
     """The coordinator's waiting queue is at its bound; try again later."""
@@ -275,9 +278,12 @@ class Request:
       labels: what else is known of the request, such as its tenant, for policies and observers; at
         most 16, of at most 64 characters with values of at most 512. Not to be changed.
       slo: latencies that are wanted, for policies that go by them: `ttft` and `tpot`.
+      cache_salt: cached prefixes are shared only with requests of the same salt, so that nobody
+        else learns from the time to a first token what a prompt begins with; 1 to 512 characters.
+        None shares with those that have none.
 
     Raises:
-      ValueError: a priority, deadline, SLO or label of another type or beyond its bound.
+      ValueError: a priority, deadline, SLO, label or salt of another type or beyond its bound.
     """
 
     id: str
@@ -288,6 +294,7 @@ class Request:
     deadline: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     slo: SLO | None = None
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("priority", "deadline"):
@@ -309,6 +316,13 @@ class Request:
             self.slo is None or isinstance(self.slo, SLO), "slo", self.slo, "must be None or an SLO"
         )
         object.__setattr__(self, "labels", _labels(self.labels))
+        salt = self.cache_salt
+        _check(
+            salt is None or (isinstance(salt, str) and 0 < len(salt) <= MAX_CACHE_SALT),
+            "cache_salt",
+            salt,
+            f"must be None or a string of 1 to {MAX_CACHE_SALT} characters",
+        )
 
 
 def _labels(labels: object) -> dict[str, str]:

@@ -30,8 +30,9 @@ from pdjax.host.policies.registry import make_policies
 from pdjax.host.runtime import Runtime
 from pdjax.host.sequences.constraint import Constraint, SequenceGuide
 from pdjax.host.sequences.guide_threads import GuideThreads
-from pdjax.host.sequences.lifecycle import Progress, SequenceLifecycle
+from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.limits import Limits, choices
+from pdjax.host.sequences.news import Progress
 from pdjax.host.sequences.sequence import Sequence, SequenceText, State
 from pdjax.host.service import services_of
 from pdjax.host.warm_up import Show

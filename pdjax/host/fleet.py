@@ -245,6 +245,11 @@ class Fleet:
         """The engines of a pool, by its name."""
         return self._sharing[pool]
 
+    def shares(self, tokens: int) -> bool:
+        """Whether a whole page of so many tokens is found again where engines prefill."""
+        indices = [state.pool.prefixes for state in self.prefill]
+        return any(index is not None and tokens >= index.page_size for index in indices)
+
     @property
     def busy(self) -> bool:
         """Whether any step is in flight."""

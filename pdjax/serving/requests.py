@@ -20,7 +20,7 @@ from pdjax.serving.tool_choice import ToolChoice, tool_choice_of
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     "guided_decoding_backend": (),
-    **dict.fromkeys(["cache_salt", "kv_transfer_params"], ()),
+    "kv_transfer_params": (),
     "suffix": ("",),
     "use_beam_search": (False,),
     "length_penalty": (1.0,),
@@ -112,9 +112,10 @@ class SampledRequest(GuidedRequest):
     priority: int | None = None
     deadline: float | None = None
     slo: Slo | None = None
+    cache_salt: str | None = None
 
     def wishes(self) -> dict[str, Any]:
-        """What policies may go by, as fields of `Ask`.
+        """What policies may go by, and who shares cached prefixes, as fields of `Ask`.
 
         Raises:
           ApiError: a 400 with the field that is out of range.
@@ -124,6 +125,7 @@ class SampledRequest(GuidedRequest):
             raise bad_value("priority", self.priority, allowed)
         slo = {} if self.slo is None else self.slo.model_dump(exclude_none=True)
         wishes: dict[str, Any] = {"priority": self.priority or 0, "deadline": self.deadline}
+        wishes["cache_salt"] = self.cache_salt
         try:
             made = SLO(**slo) if slo else None
             Request("", (), SamplingParams(), 0.0, slo=made, **wishes)  # its bounds

@@ -219,6 +219,8 @@ def test_a_request_carries_what_policies_go_by():
         ({"priority": 1.5}, "priority=1.5: must be an integer"),
         ({"priority": True}, "priority=True: must be an integer"),
         ({"priority": 2**70}, "priority=1180591620717411303424: must be an integer in"),
+        ({"cache_salt": ""}, "cache_salt='': must be None or a string of 1 to 512 characters"),
+        ({"cache_salt": b"x"}, "cache_salt=b'x': must be None or a string of 1 to 512"),
         ({"deadline": 0}, "deadline=0: must be None or a positive number of seconds after"),
         ({"deadline": float("nan")}, "deadline=nan: must be None or a positive number"),
         ({"deadline": float("inf")}, "deadline=inf: must be None or a positive number"),

@@ -14,8 +14,14 @@ from pdjax.text.byte_tokenizer import END, END_TEXT, byte_tokenizer
     ("options", "message"),
     [
         ({"max_tokens": 2}, r"^max_tokens: is given as SamplingParams\(max_tokens=...\)$"),
-        ({"urgent": True}, "^urgent: no such option; allowed are priority, deadline, labels, slo$"),
-        ({"tools": []}, "^tools: no such option; allowed are priority, deadline, labels, slo$"),
+        (
+            {"urgent": True},
+            "^urgent: no such option; allowed are priority, deadline, labels, slo, cache_salt$",
+        ),
+        (
+            {"tools": []},
+            "^tools: no such option; allowed are priority, deadline, labels, slo, cache_salt$",
+        ),
     ],
 )
 def test_an_argument_that_is_no_option_is_refused(options: Any, message: str):

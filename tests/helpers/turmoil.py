@@ -7,7 +7,7 @@ from pdjax.config import HandoffConfig
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.engines import EngineState
 from pdjax.host.kv.pages import PageAllocator
-from pdjax.host.sequences.lifecycle import Progress
+from pdjax.host.sequences.news import Progress
 from pdjax.host.sequences.sequence import State
 from tests.helpers.workload import Workload
 

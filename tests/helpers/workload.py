@@ -15,7 +15,7 @@ from pdjax.core.roles import Role
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
-from pdjax.host.sequences.lifecycle import Progress
+from pdjax.host.sequences.news import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
 from tests.helpers.drawn_policies import drawn_options, drawn_policies, drawn_roles
 from tests.helpers.fake_engines import (

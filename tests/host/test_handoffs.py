@@ -7,6 +7,7 @@ import pytest
 
 from pdjax.config import Config, HandoffConfig, KVConfig
 from pdjax.core.ids import EngineId
+from pdjax.core.request import Request, SamplingParams
 from pdjax.host.handoff.handoff import Handoff
 from pdjax.host.policies.api import EngineView, PolicySetup
 from pdjax.host.policies.handoff import HandoffRules
@@ -14,6 +15,7 @@ from pdjax.host.sequences.sequence import State
 from pdjax.interfaces.steps import PrefillStep
 from pdjax.interfaces.transport import TransferJob
 from tests.helpers.deployment import CONFIG, Deployment, deploy, expected
+from tests.helpers.fake_guides import VOCAB
 from tests.helpers.views import decode_view
 from tests.host.test_policies import NOW
 
@@ -186,6 +188,21 @@ def test_only_what_is_missing_moves():
     assert second.cached_tokens == 16  # the prefill side had four pages of it
     assert deployment.transport.pages_moved == 5 + 1  # and so had the decode side
     assert deployment.recorder.request(second).transfer.pages_skipped == 4
+
+
+def test_requests_of_different_salts_share_nothing_on_either_side():
+    deployment = deployed(prefix_cache=True)
+    cached: list[tuple[int, int]] = []
+    for name, salt in enumerate((None, "a", "b", "a", None)):
+        prompt = tuple(1 + i % (VOCAB - 1) for i in range(17))
+        params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+        request = Request(f"{name}", prompt, params, 0.0, cache_salt=salt)
+        [sequence] = deployment.coordinator.submit(request)
+        deployment.run()
+        assert sequence.output == expected(sequence)
+        skipped = deployment.recorder.request(sequence).transfer.pages_skipped
+        cached.append((sequence.cached_tokens, skipped))
+    assert cached == [(0, 0), (0, 0), (0, 0), (16, 4), (16, 4)]
 
 
 def test_tokens_may_be_made_on_the_prefill_side_first():

@@ -17,7 +17,12 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
     "/v1/responses": {"input": "Hello"},
 }
-WISHES: dict[str, Any] = {"priority": -2, "deadline": 3.5, "slo": {"ttft": 0.5, "tpot": 0.05}}
+WISHES: dict[str, Any] = {
+    "priority": -2,
+    "deadline": 3.5,
+    "slo": {"ttft": 0.5, "tpot": 0.05},
+    "cache_salt": "of a tenant",
+}
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -27,10 +32,12 @@ def test_wishes_come_to_the_policies(tmp_path: Path, path: str):
     assert http.post(path, json={**BODIES[path], **WISHES}).status_code == 200
     asked = backend.asked
     assert (asked.priority, asked.deadline, asked.slo) == (-2, 3.5, SLO(ttft=0.5, tpot=0.05))
+    assert asked.cache_salt == asked.options["cache_salt"] == "of a tenant"
     assert asked.options["priority"] == -2 and asked.options["slo"] == asked.slo
     nothing = dict.fromkeys(WISHES)
     assert http.post(path, json={**BODIES[path], **nothing}).status_code == 200
-    assert (backend.asked.priority, backend.asked.deadline, backend.asked.slo) == (0, None, None)
+    asked = backend.asked
+    assert (asked.priority, asked.deadline, asked.slo, asked.cache_salt) == (0, None, None, None)
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -47,6 +54,9 @@ def test_wishes_come_to_the_policies(tmp_path: Path, path: str):
         ({"slo": {"ttft": "fast"}}, "slo.ttft"),
         ({"slo": {"latency": 1.0}}, "slo.latency"),
         ({"slo": 0.5}, "slo"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_salt": 7}, "cache_salt"),
+        ({"cache_salt": "x" * 513}, "cache_salt"),
     ],
 )
 def test_a_wish_that_is_none_is_refused(tmp_path: Path, path: str, wish: Any, param: str):

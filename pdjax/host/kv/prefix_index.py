@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from pdjax.core.request import Request
 from pdjax.host.kv.pages import PageAllocator
 from pdjax.host.sequences.sequence import Sequence
 
@@ -185,12 +186,21 @@ class PrefixIndex:
 
 
 def keys_of(sequence: Sequence, index: PrefixIndex) -> list[bytes]:
-    """The keys of a sequence's whole pages, kept with it; each token is hashed once."""
+    """The keys of a sequence's whole pages, kept with it; each token is hashed once. They are
+    salted by its request."""
     known = sequence.page_keys.get(index.page_size, [])
     if sequence.length // index.page_size > len(known):
-        known = index.keys(sequence.token_ids, so_far=known)
+        salt = salt_of(sequence.request)
+        known = index.keys(sequence.token_ids, salt, so_far=known)
         sequence.page_keys[index.page_size] = known
     return known
+
+
+def salt_of(request: Request) -> bytes:
+    """What the keys of a request are salted with; nothing without a `cache_salt`."""
+    salt = request.cache_salt
+    # A lone surrogate of JSON has no bytes in UTF-8.
+    return b"" if salt is None else salt.encode("utf-8", "surrogatepass")
 
 
 def _digest(data: bytes) -> bytes:

@@ -13,7 +13,8 @@ class FcfsPrefill:
     """Packs the oldest first, up to the engine's token budget a step (chunked prefill, Agrawal et
     al. 2023). A prompt longer than what is left of the budget is cut, and goes on in the next step.
 
-    What is in the prefix cache of an engine's pool is not computed again there. All pages of a
+    What is in the prefix cache of an engine's pool is not computed again there, and of several
+    choices all go where most of their prompt is. All pages of a
     sequence are reserved when its first chunk is planned, so that what has begun can always be
     finished. If the first one waiting finds no room, no other overtakes it: what order a subclass
     gives the queue by its `rank`, this is why a wait has a bound. Only where the placement policy
@@ -48,5 +49,8 @@ class FcfsPrefill:
         if not able:
             draft.put_off(sequence)
             return 0
+        if sequence.request.params.n > 1:  # its prompt may have been computed for another choice
+            most = max(view.cached(sequence) for view in able)
+            able = [view for view in able if view.cached(sequence) == most]
         view = choose(self._router, "prefill_engine", sequence, able)
         return draft.admit(sequence, view.engine)

@@ -5,7 +5,7 @@ from bisect import insort
 from collections.abc import Iterable
 from contextlib import suppress
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from pdjax.core.messages import reason_of
 from pdjax.core.request import Request
@@ -16,25 +16,11 @@ from pdjax.host.kv.prefix_index import keys_of
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.policies.api import Policies
 from pdjax.host.policies.check import rank_of
+from pdjax.host.sequences.news import Progress
 from pdjax.host.sequences.reference import SequenceRef, current
 from pdjax.host.sequences.sequence import Sequence, State, age
 
 _rank = attrgetter("rank")
-
-
-class Progress(NamedTuple):
-    """What is new of a sequence: its tokens from the `start`-th up to the `stop`-th, and whether it
-    is done."""
-
-    sequence: Sequence
-    start: int
-    stop: int
-    finished: bool
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Its further tokens, cut out only when they are asked for."""
-        return self.sequence.output[self.start : self.stop]
 
 
 class SequenceLifecycle:
@@ -51,7 +37,8 @@ class SequenceLifecycle:
         it has changed since the coordinator last planned.
       arrived: sequences that came into the queue since the loop last looked.
       prompt_tokens: of all prompts that have been queued.
-      held: sequences that come into the queue when it is known which tokens may follow their last.
+      held: sequences that come into the queue when it is known which tokens may follow their last,
+        or when the prompt of their request has been computed for its first choice.
       prefilled: sequences that wait for the decode side, oldest first or by the decode policy's
         `rank`; `prefilled_changed` likewise.
     """
@@ -73,6 +60,7 @@ class SequenceLifecycle:
             ):
                 if callable(getattr(policy, "rank", None)):
                     self._ranking[state] = policy
+        self._others: dict[Sequence, list[Sequence]] = {}  # that wait for a first choice
         self._news: dict[Sequence, int] = {}  # tokens that had been told of
 
     @property
@@ -100,16 +88,18 @@ class SequenceLifecycle:
     # On its way.
 
     def add(self, request: Request, sequences: list[Sequence]) -> None:
-        """Queue all choices of a request; they are the youngest."""
+        """Queue all choices of a request; they are the youngest. Where the others find the prompt
+        of the first one in a prefix cache, they are held until it has been computed."""
         self.live[request.id] = list(sequences)
         for sequence in sequences:
             self._recorder.mark(sequence, "arrived")
             self.prompt_tokens += sequence.prompt_len
+        if len(sequences) > 1 and self._fleet.shares(sequences[1].reusable):
+            self._others[sequences[0]] = sequences[1:]
+            self.held += sequences[1:]
+            sequences = sequences[:1]
         self.waiting_changed = True
         self.arrived += sequences
-        if State.WAITING not in self._ranking:
-            self.waiting += sequences
-            return
         for sequence in sequences:
             self._insert(self.waiting, sequence)
 
@@ -147,6 +137,16 @@ class SequenceLifecycle:
         prefixes = self.pool_of(sequence).prefixes
         if prefixes is not None:
             prefixes.insert(keys_of(sequence, prefixes), sequence.pages, tokens)
+        if tokens >= sequence.prompt_len and sequence in self._others:
+            self._let_others_in(sequence)
+
+    def _let_others_in(self, first: Sequence) -> None:
+        """The choices that wait for the prompt of the first one need not wait any longer."""
+        for sequence in self._others.pop(first):
+            if sequence in self.held and not sequence.behind:
+                self.held.remove(sequence)
+                self.arrived.append(sequence)
+                self._queue(sequence)
 
     def wait_for_decode(self, sequence: Sequence) -> None:
         """Its KV is complete but for the newest token's, which decode writes."""
@@ -351,6 +351,8 @@ class SequenceLifecycle:
         Args:
           sound: whether what it has written is right, so that it may be found.
         """
+        if sequence in self._others:
+            self._let_others_in(sequence)
         if sequence.handoff is not None:
             sequence.handoff.close()
             sequence.handoff = None

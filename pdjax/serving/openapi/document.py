@@ -129,7 +129,7 @@ def _annotate(property_: dict[str, Any], note: FieldNote) -> None:
 _NUMBERS = ("number", "integer")
 _KINDS = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _NUMBERS),
-    "minLength": ("string",),
+    **dict.fromkeys(("minLength", "maxLength"), ("string",)),
 }
 """The types that a keyword is of."""
 

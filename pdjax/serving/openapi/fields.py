@@ -7,7 +7,7 @@ what is written here.
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdjax.core.request import MAX_PRIORITY
+from pdjax.core.request import MAX_CACHE_SALT, MAX_PRIORITY
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,12 @@ FIELDS: dict[str, FieldNote] = {
     ),
     "ttft": FieldNote("Seconds to the first token.", {"exclusiveMinimum": 0}, 0.5),
     "tpot": FieldNote("Mean seconds from token to token after it.", {"exclusiveMinimum": 0}, 0.05),
+    "cache_salt": FieldNote(
+        "Cached prefixes are shared only with requests of the same salt, so that nobody else "
+        "learns from the time to a first token what a prompt begins with.",
+        {"minLength": 1, "maxLength": MAX_CACHE_SALT},
+        "a secret of the tenant's",
+    ),
     "n": FieldNote(_CHOICES, {"minimum": 1}),
     "max_tokens": FieldNote(
         _TOKENS + "16. 0 is only for `echo`: the prompt alone.", {"minimum": 0}, 64
