@@ -3,7 +3,7 @@
 import random
 
 from pdjax.core.roles import Role
-from pdjax.host.sequences.lifecycle import Progress
+from pdjax.host.sequences.news import Progress
 from pdjax.host.service import Status
 from tests.helpers.workload import Workload
 
