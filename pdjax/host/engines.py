@@ -172,6 +172,11 @@ class EngineState:
         return self.takes_rows and self.free_rows > 0
 
     @property
+    def takes_any(self) -> bool:
+        """Whether it may be given any new work."""
+        return self.takes_prompts or self.takes_rows
+
+    @property
     def allocator(self) -> PageAllocator:
         """Of its pool."""
         return self.pool.allocator

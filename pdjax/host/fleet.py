@@ -212,7 +212,7 @@ class Fleet:
         return [
             view
             if state.takes_prompts or (local and state.takes_rows)
-            else replace(view, free_pages=0)
+            else replace(view, free_pages=0, takes_prompts=False)
             for state in states
             for view in (state.view or self._look_at(state),)
         ]

@@ -69,7 +69,8 @@ class PrefillPlanner:
         if not self._lifecycle.waiting:
             views = fleet.prompt_views(state for state in in_order(touched) if state.goes_on)
         elif local:
-            views = fleet.prompt_views(fleet.prefill, local=True)
+            states = [each for each in fleet.prefill if each.takes_any or each.goes_on]
+            views = fleet.prompt_views(states, local=True)
         else:
             states = [state for state in fleet.prefill if state.takes_prompts or state.goes_on]
             views = [view for view in fleet.prompt_views(states) if view.open]

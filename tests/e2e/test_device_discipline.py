@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdjax.config import HandoffConfig
+from pdjax.config import HandoffConfig, PoliciesConfig
 from pdjax.core.request import SamplingParams
 from pdjax.device.kept.program import KeptProgram
 from pdjax.device.mesh import HOST
@@ -48,11 +48,23 @@ EVERYTHING = replace(
 BY_A_THREAD = replace(EVERYTHING, prefill=replace(EVERYTHING.prefill, dispatch_thread=True))
 
 
-@pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING, BY_A_THREAD])
+FLEXIBLE = replace(
+    disaggregated(1, 1, 1, groups=1),
+    flexible="decode",
+    prefill=replace(MONOLITHIC.prefill, mixed_budget=8),
+    policies=PoliciesConfig(placement="conditional", local_tokens=20),
+)
+
+
+@pytest.mark.parametrize(
+    "config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING, BY_A_THREAD, FLEXIBLE]
+)
 def test_nothing_compiles_after_the_warm_up(config, compilations):
+    wanted = expected()  # of another LLM, which compiles as it goes
     with LLM(config) as llm:
         compilations.clear()
-        answers(llm)
+        assert answers(llm) == wanted
+        assert config is not FLEXIBLE or min(llm.report()["prefills"].values()) > 0
         llm.generate([[1, 2, 3] * 9], SamplingParams(max_tokens=1, prompt_logprobs=2))
         for length in range(5, 10):  # alone, so that rows run ahead
             llm.generate([[1] * length], SamplingParams(max_tokens=3))

@@ -66,6 +66,13 @@ def test_what_no_prefill_engine_can_ever_hold_is_for_decode():
     assert chosen(conditional(), sequence(0, 12), *views) == ["decode/0"]
 
 
+def test_an_engine_that_takes_no_prompts_is_not_waited_for():
+    ending = prefill_view(0, takes_prompts=False)
+    assert chosen(conditional(), sequence(0, 12), ending, flexible_view(0)) == ["decode/0"]
+    ending = flexible_view(0, takes_prompts=False)
+    assert chosen(conditional(20), sequence(0, 12), prefill_view(0), ending) == ["prefill/0"]
+
+
 def test_a_late_prefill_side_is_passed_by():
     late = prefill_view(0, backlog=100, prefill_times=SLOW)  # 11 steps of 10 tokens
     beside = flexible_view(0, free_rows=2, tick_times=FAST, chunk_times=FAST)

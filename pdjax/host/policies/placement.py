@@ -62,11 +62,11 @@ class ConditionalPlacement:
     ) -> Seq[EngineView]:
         """See `PlacementPolicy`. An engine that is for decode must have a row and pages for the
         sequence, and time for its chunks."""
-        remote = [view for view in engines if view.role.prefills and _could_hold(sequence, view)]
-        others = [view for view in engines if not view.role.prefills]
+        views = [view for view in engines if view.takes_prompts and _could_hold(sequence, view)]
+        remote = [view for view in views if view.role.prefills]
         if not remote:
-            return [view for view in others if _could_hold(sequence, view)]
-        able = [view for view in others if _has_room(sequence, view)]
+            return views
+        able = [view for view in views if not view.role.prefills and _has_room(sequence, view)]
         paced = [(view, tokens) for view in able if (tokens := self._tokens_a_step(view)) > 0]
         short = [view for view, tokens in paced if self._is_short(sequence, view, tokens)]
         if short or not paced:
@@ -122,7 +122,6 @@ def _has_room(sequence: Sequence, view: EngineView) -> bool:
     return (
         view.free_rows > len(view.running)
         and sequence.length <= (view.free_pages - view.rows_of_pool) * view.buckets.page_size
-        and _could_hold(sequence, view)
     )
 
 

@@ -39,6 +39,8 @@ class EngineView:
         stage.
       tick_times, chunk_times: of an engine that accepts mixed steps, what ticks without chunks take
         by their rows, and what chunks add to that in mixed steps, by their tokens.
+      takes_prompts: for a prefill policy, whether prompts that wait may be given to it, or it only
+        goes on with those that it has.
       tpot: the least seconds between two tokens that any of its rows asks for by its SLO; None
         where none does.
     """
@@ -67,6 +69,7 @@ class EngineView:
     tick_times: StepTimes = field(default_factory=StepTimes)
     chunk_times: StepTimes = field(default_factory=StepTimes)
     tpot: float | None = None
+    takes_prompts: bool = True
 
     @property
     def token_budget(self) -> int:
