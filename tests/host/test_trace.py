@@ -318,6 +318,24 @@ def test_a_tick_that_was_dispatched_ahead_is_shown_after_its_predecessor(tmp_pat
     assert one(tables, into) == 4900
 
 
+@pytest.mark.parametrize(("tick", "part"), [(3.2, "wire"), (2.6, "wire"), (2.3, "gather")])
+def test_a_tick_that_runs_ahead_of_the_arrival_has_its_arrow(
+    tmp_path: Path, tick: float, part: str
+):
+    """It is dispatched once the KV is sent, before the host sees it on the wire (2.5) or arrive."""
+    script, sequence = Script(), a_sequence()
+    script.recorder.span("prefill/0", "step", 1.0, 2.2, who="a#0", number=1, tokens=3)
+    script.recorder.shipment(a_shipment(1.5))
+    script.mark(sequence, "arrived", 0.0)
+    script.mark(sequence, "first_tick", tick)
+    script.recorder.span("decode/0", "tick", tick, 5.0, who="a#0", rows_active=1)
+    tables = traced(script.recorder, tmp_path)
+    assert tables.execute("select * from stats").fetchall() == []
+    assert one(tables, FLOWS_BY_KIND, part, "tick") == 1
+    assert one(tables, FLOWS_BY_KIND, "prefill 1", part) == 1
+    assert one(tables, "select count(*) from flow") == 2
+
+
 def test_shipments_of_one_link_that_overlap_lie_side_by_side(tmp_path: Path):
     script = Script()
     for id, sent in enumerate((1.0, 2.0, 3.5), start=1):

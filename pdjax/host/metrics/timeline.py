@@ -176,10 +176,10 @@ def _step(
 def _first_tick(
     ticks: Sequence[Step], turns: list[tuple[float, str]], name: str, shipment: Shipment
 ) -> Step | None:
-    """The first tick of a sequence after the arrival of a shipment; None where that failed. Where
-    time stands still, as between events of a simulation, several may have been dispatched at its
-    moment."""
-    at = bisect_left(turns, (shipment.arrived, ""))
+    """The first tick of a sequence after a shipment was sent; None where that failed. It may have
+    been dispatched before the host saw the arrival. Where time stands still, as between events of a
+    simulation, several may have been dispatched at its moment."""
+    at = bisect_left(turns, (shipment.sent, ""))
     if at == len(turns) or turns[at][1] != "first_tick":
         return None
     moment = turns[at][0]

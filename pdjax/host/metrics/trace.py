@@ -128,7 +128,8 @@ class _Trace:
         """Arrows; a way of which one end alone is known has none.
 
         The events of a flow have to come in its order. With lookahead a step is shown late, perhaps
-        later than the host saw that its shipment had arrived: then no arrow leads from it.
+        later than the host saw that its shipment had arrived: then no arrow leads from it. A tick
+        that runs ahead begins before the host sees that: then the arrow leaves the wire earlier.
         """
         shipment, ends = flow.shipment, list[tuple[int, int, int]]()
         on_wire, arrived = self._ns(shipment.on_wire), self._ns(shipment.arrived)
@@ -141,10 +142,13 @@ class _Trace:
             if left <= last:
                 ends.append((ENGINES, self._track_of[flow.step.span.track], left))
                 at = max(at, left)
+        begins = None if flow.tick is None else self._ns(flow.tick.start)
+        earliest = max([self._ns(shipment.sent), *(ns for *_, ns in ends)])
+        if begins is not None and earliest <= begins:
+            at = min(at, begins)
         ends.append((WIRES, self._wire_of[shipment.id], at))
-        if flow.tick is not None:
-            track = self._track_of[flow.tick.span.track]
-            ends.append((ENGINES, track, self._ns(flow.tick.start)))
+        if flow.tick is not None and begins is not None and at <= begins:
+            ends.append((ENGINES, self._track_of[flow.tick.span.track], begins))
         for kind, (process, thread, ns) in zip(_KINDS[len(ends)], ends, strict=False):
             event = _event(kind, process, thread, "KV", ns) | {"cat": "kv", "id": number}
             yield event | {"bp": "e"} if kind == "f" else event
