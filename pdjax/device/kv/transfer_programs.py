@@ -3,7 +3,7 @@ other."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -96,7 +96,7 @@ class Ends:
         return plane.local_heads(tp) // self.unit(plane)
 
 
-@shared
+@lru_cache(64)
 def _piece(
     wire: Wire, shape: tuple[int, ...], dtype: str, quantised: bool, spans: int, checked: bool
 ) -> jax.ShapeDtypeStruct:
