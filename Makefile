@@ -46,6 +46,7 @@ format: $(READY)  ## Rewrite the sources in the house format
 docs: $(READY)  ## Write the generated pages and diagrams of docs/ anew
 	$(VENV)/bin/python docs/scripts/diagrams.py
 	$(VENV)/bin/python -m docs.scripts.configuration
+	$(VENV)/bin/python -m docs.scripts.families
 	$(VENV)/bin/python -m pdjax.host.metrics.definitions > docs/metrics.md
 
 lock:  ## Resolve requirements/*.lock anew (needs Python 3.11 and 3.12)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from docs.scripts import configuration, diagrams
+from docs.scripts import configuration, diagrams, families
 from tests.helpers.fences import LANGUAGES, ROOT, commands, documents, fences, imports, matches
 from tests.helpers.shell import run_command
 
@@ -183,6 +183,7 @@ def test_blocks_have_a_language_and_import_what_exists(document):
 def test_generated_pages_are_up_to_date():
     """`make docs` writes them."""
     assert configuration.PAGE.read_text("utf-8") == configuration.page()
+    assert families.PAGE.read_text("utf-8") == families.page()
     for path, text in diagrams.drawn().items():
         assert path.read_text("utf-8") == text, path.name
 

@@ -19,6 +19,46 @@ def change_config(directory: Path, changes: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("qwen3", {"attention_bias": True}, r"attention_bias=True; allowed: false"),
+        ("qwen3", {"head_dim": None}, r"head_dim=None; allowed: an integer"),
+        ("olmo2", {"clip_qkv": 8.0}, r"clip_qkv=8\.0; allowed"),
+        ("granite", {"logits_scaling": 0}, r"logits_scaling=0; allowed: a positive"),
+        ("granite", {"mlp_bias": True}, r"mlp_bias=True; allowed: false"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, r"no_rope_layers=\[1, 0\]; allowed: 0 or 1"),
+        ("smollm3", {"use_sliding_window": True}, r"use_sliding_window=True; allowed: false"),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type='linear'; all"),
+        ("phi3", {"partial_rotary_factor": 0.45}, r"factor=0\.45; allowed: a share of head_dim=16"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "su"}},
+            r"long_factor=None; allowed: a list of positive",
+        ),
+        (
+            "phi3_longrope",
+            {"rope_scaling": {"type": "su", "long_factor": [1.0], "short_factor": [1.0]}},
+            r"rope\.divisors: 1 numbers; longrope needs 6",
+        ),
+        ("glm4", {"partial_rotary_factor": 2.0, "rope_parameters": None}, r"factor=2\.0; allowed"),
+        ("gemma2", {"hidden_activation": "relu"}, r"hidden_activation='relu'; allowed: gelu_py"),
+        ("gemma2", {"attn_logit_softcapping": -1}, r"attn_logit_softcapping=-1; allowed: a pos"),
+        ("gemma3", {"use_bidirectional_attention": True}, r"bidirectional_attention=True; allowed"),
+        (
+            "gemma3",
+            {"rope_parameters": {"rope_theta": 1.0}},
+            r"rope_theta=1\.0; allowed: an object",
+        ),
+    ],
+)
+def test_families_refuse_what_they_do_not_compute(
+    model: str, changes: dict[str, Any], message: str, tmp_path: Path
+):
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceCheckpoint(change_config(tiny_models.write(model, tmp_path), changes))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_type": "gpt2"}, r"model_type='gpt2'; allowed: llama, mistral, qwen2"),

@@ -8,6 +8,7 @@ import pytest
 
 from pdjax.core.model_spec import RopeSpec
 from pdjax.device.models.attention import rope_table
+from pdjax.device.models.forms import rotary_order
 
 
 def test_plain():
@@ -81,3 +82,50 @@ def test_yarn_scale_may_be_given():
 def test_refusals(fields: dict, message: str):
     with pytest.raises(ValueError, match=message):
         RopeSpec(**fields)
+
+
+def test_longrope_has_one_set_of_divisors_for_a_deployment():
+    rope = RopeSpec(
+        kind="longrope",
+        factor=4.0,
+        original_context=32,
+        divisors=(2.0, 4.0),
+        short_divisors=(1.0, 2.0),
+    )
+    plain, _ = RopeSpec().frequencies(4)
+    for context, divisors in ((32, (1.0, 2.0)), (33, (2.0, 4.0))):
+        frequencies, scale = rope.within(context).frequencies(4)
+        np.testing.assert_allclose(frequencies, plain / np.array(divisors))
+        assert scale == pytest.approx((1 + np.log(4) / np.log(32)) ** 0.5)
+    assert rope.within(32).within(64) == rope.within(32)
+    with pytest.raises(ValueError, match=r"rope\.divisors: 2 numbers; longrope needs 4"):
+        rope.frequencies(8)
+
+
+@pytest.mark.parametrize(
+    ("dims", "neighbours"), [(None, True), (4, False), (4, True), (None, False)]
+)
+def test_scores_do_not_change_with_the_order_of_rows(dims: int | None, neighbours: bool):
+    """Heads in a checkpoint's order, rotated as it says, have the scores of reordered heads whose
+    halves are rotated."""
+    rope = RopeSpec(rotary_dim=dims)
+    rotated = dims or 8
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 8)).astype(np.float32)
+    order = list(rotary_order(8, dims, neighbours)) or list(range(8))
+    angles = [rope_table(rope, 8, jnp.array([position])) for position in (5, 3)]
+    whole = 0.0
+    halves = []
+    for x, (cos, sin) in zip((q, k), angles, strict=True):
+        a, b = np.split(x[order], 2)
+        halves.append(np.concatenate([a * cos[0] - b * sin[0], b * cos[0] + a * sin[0]]))
+    frequencies, _ = rope.frequencies(8)
+    for pair, frequency in enumerate(frequencies):
+        rows = (2 * pair, 2 * pair + 1) if neighbours else (pair, pair + rotated // 2)
+        turned = [
+            complex(x[rows[0]], x[rows[1]]) * np.exp(1j * frequency * p)
+            for x, p in ((q, 5), (k, 3))
+        ]
+        whole += (turned[0] * np.conj(turned[1])).real
+    whole += float(q[rotated:] @ k[rotated:])
+    assert float(halves[0] @ halves[1]) == pytest.approx(whole, rel=1e-4)

@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 
 from pdjax.device.checkpoints import api
 from pdjax.device.checkpoints.hf_fields import Fields
-from pdjax.device.models.registry import FAMILIES
+from pdjax.device.models.family import EMBED, FINAL_NORM
+from pdjax.device.models.registry import FAMILIES, family_of
 
 LENGTH = 24
 """Tokens of the compared sequence; more than the trained context where RoPE is stretched."""
@@ -212,8 +213,15 @@ def _tensors_of_family(name: str) -> dict[str, np.ndarray]:
     fields = Fields("config.json:", TINY_MODELS[name])
     spec = FAMILIES[str(TINY_MODELS[name]["model_type"])].spec(fields)
     less_one = {tensor for tensor, _, told in api.tensors(spec) if told.less_one}
+    # Where embeddings are scaled up, drawn ones would outweigh what layers add, so that a tied
+    # model repeated its last token for ever.
+    scale = family_of(spec).around(spec).embed_scale
+    gains = {EMBED.name: 0.5 / scale, FINAL_NORM.name: 4 * scale} if scale > 1 else {}
 
     def draw(tensor: str, shape: tuple[int, ...]) -> np.ndarray:
+        if tensor in gains:
+            drawn = rng.normal(tensor == FINAL_NORM.name, shape[-1] ** -0.5, shape)
+            return gains[tensor] * drawn - (tensor in less_one)
         if len(shape) == 2:
             gain = 2.0 if "q_proj" in tensor or "k_proj" in tensor or "qkv" in tensor else 1.0
             return gain * rng.normal(0, shape[1] ** -0.5, shape)

@@ -201,3 +201,17 @@ def test_the_kernel_refuses_with_the_reason(case: Case, reason: str):
     operation = partial(swiglu, implementation="mosaic_gpu")
     with pytest.raises(NotImplementedError, match=f"swiglu by mosaic_gpu: .*{reason}"):
         jax.eval_shape(operation, *shapes(case))
+
+
+def test_gelu_is_of_the_reference_alone():
+    """Where no kernel takes the activation, None is the reference, and a kernel's name raises."""
+    inputs = make_inputs(CASES[0], seed=2)
+    x, scale, w = map(jnp.asarray, inputs.operands)
+    gate, up = np.moveaxis(np.einsum("td,duf->tuf", x, w) * inputs.operands[1][:, None, None], 1, 0)
+    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    found = swiglu(x, scale, w, activation="gelu_tanh")
+    np.testing.assert_allclose(found, gelu * up, rtol=1e-3, atol=1e-4)
+    with pytest.raises(NotImplementedError, match="the activation must be silu, not gelu_tanh"):
+        swiglu(x, scale, w, activation="gelu_tanh", implementation="mosaic_gpu")
+    with pytest.raises(ValueError, match="activation must be one of silu, gelu_tanh, not 'relu'"):
+        swiglu(x, scale, w, activation="relu")

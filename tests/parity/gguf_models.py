@@ -24,7 +24,7 @@ _GGUF_YARN = {
     f"{_SCALING}.factor": 4.0,
     f"{_SCALING}.original_context_length": 16,
 }
-_GELU = 3e-3  # llama.cpp looks it up in a table of 16-bit floats
+_GELU = 5e-3  # llama.cpp looks it up in a table of 16-bit floats
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Make the fixtures of the parity tests with Hugging Face transformers.
 
-Made with Python 3.11, torch 2.13.0, transformers 5.23.0, gguf 0.19.0, tokenizers 0.23.3 (the
-versions are also written into `fixtures/smollm2.json`). In an environment with these and this
-project's own dependencies, run from the repository root:
+Made with Python 3.11, torch 2.13.0, transformers 5.23.0 (those of families: 5.24.0), gguf 0.19.0,
+tokenizers 0.23.3 (the versions are also written into `fixtures/smollm2.json`). In an environment
+with these and this project's own dependencies, run from the repository root:
 
     python -m tests.parity.make_fixtures
 
-It writes `fixtures/tiny_logits.npz` (logits of the models in `tiny_models.py`) and
-`fixtures/smollm2.json` (token ids and greedy continuations of the default model).
+It writes `fixtures/tiny_logits.npz` (logits of the models in `tiny_models.py`),
+`fixtures/family_tokens.json` (greedy continuations of some of them) and `fixtures/smollm2.json`
+(token ids and greedy continuations of the default model).
 """
 
 import json
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pdjax.device.checkpoints.catalog import DEFAULT_MODEL, fetch
 from tests.helpers import tiny_models
+from tests.parity import family_tokens
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NEW_TOKENS = 24
@@ -82,6 +84,29 @@ def tiny_logits() -> dict[str, np.ndarray]:
     return logits
 
 
+def greedy_tokens(name: str) -> list[list[int]]:
+    """Continue the prompts of `family_tokens` with a tiny model.
+
+    Each token is the first choice of a whole pass over the tokens before it, so that LongRoPE
+    rotates all of them in one way, and by a clear margin: another order of summation gives it, too.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = tiny_models.write(name, Path(scratch))
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager"
+        )
+        answers = []
+        for prompt in family_tokens.prompts():
+            ids = list(prompt)
+            for _ in range(family_tokens.NEW_TOKENS):
+                with torch.inference_mode():
+                    best = model(torch.tensor([ids])).logits[0, -1].topk(2)
+                assert best.values[0] - best.values[1] > 1e-4, f"{name}: two tokens are as likely"
+                ids.append(int(best.indices[0]))
+            answers.append(ids[len(prompt) :])
+        return answers
+
+
 def smollm2() -> dict[str, Any]:
     """Compute token ids and greedy continuations of the default model, from the same GGUF file."""
     path = fetch(DEFAULT_MODEL)
@@ -120,10 +145,14 @@ def _continue(model: Any, prompt: list[int]) -> list[int]:
 
 
 def main() -> None:
-    """Write both fixtures."""
+    """Write the fixtures."""
     FIXTURES.mkdir(exist_ok=True)
     logits: dict[str, Any] = tiny_logits()
     np.savez_compressed(FIXTURES / "tiny_logits.npz", **logits)
+    found = {name: greedy_tokens(name) for name in family_tokens.MODELS}
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    text = json.dumps({"versions": versions, "answers": found})
+    family_tokens.FIXTURE.write_text(text.replace('], "', '],\n"') + "\n")
     text = json.dumps(smollm2(), ensure_ascii=True, indent=None, separators=(",", ":"))
     (FIXTURES / "smollm2.json").write_text(text.replace('],["', '],\n["') + "\n")
 
