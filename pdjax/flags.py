@@ -21,8 +21,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from pdjax.config import Config
-from pdjax.config.load import PRESETS, is_switch, load_config
+from pdjax.config.load import is_switch, load_config
 from pdjax.config.names import fields_called
+from pdjax.config.presets import PRESETS
 from pdjax.core.messages import shown
 
 _FIELD = "config.FIELD"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.config import Config
-from pdjax.config.load import PRESETS
+from pdjax.config.presets import PRESETS
 
 PAGE = Path(__file__).resolve().parent.parent / "configuration.md"
 

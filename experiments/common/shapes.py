@@ -6,22 +6,12 @@ from dataclasses import replace
 import jax
 
 from pdjax.config import RANDOM, Config, ModelConfig
+from pdjax.config.presets import LLAMA3_8B
 from pdjax.core.model_spec import ModelSpec, RopeSpec
 from pdjax.device.compat import use_virtual_cpu_devices
 
 MODELS = {
-    # meta-llama/Meta-Llama-3-8B
-    "llama3_8b": ModelSpec(
-        vocab_size=128256,
-        num_layers=32,
-        model_dim=4096,
-        mlp_dim=14336,
-        query_heads=32,
-        kv_heads=8,
-        head_dim=128,
-        context=8192,
-        rope=RopeSpec(theta=500000.0),
-    ),
+    "llama3_8b": LLAMA3_8B,
     # Qwen/Qwen3-8B, without its norms of queries and keys, which pdjax does not compute
     "qwen3_8b": ModelSpec(
         vocab_size=151936,

@@ -8,21 +8,15 @@ import importlib.util
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pdjax.config import Config, ModelConfig
+from pdjax.config import Config
 from pdjax.config.checks import as_text, check_type, kinds, path
 from pdjax.config.names import did_you_mean
+from pdjax.config.presets import PRESETS
 from pdjax.core.messages import shown
-
-PRESETS: dict[str, Callable[[], Config]] = {
-    "smollm2": lambda: Config(model=ModelConfig(max_model_len=1024), colocated=None),
-    "smollm2_colocated": lambda: Config(model=ModelConfig(max_model_len=1024), colocated=True),
-}
-"""Configs by name. Both serve the embedded model: `smollm2` prefills and decodes on one device
-each, where there are two, `smollm2_colocated` does both on one device."""
 
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 """How a flag's boolean may be written, as absl reads it; in any case."""
@@ -31,12 +25,13 @@ _MOST_TEXT = 2000
 _MOST_REASON = 300
 _DEEPEST = 8
 """Most parts of a dotted name; no field is nested this deep."""
-_FIELDS_FOR_A_CONTEXT = (
+_FIELDS_FOR_A_MODEL = (
+    ("model", "spec"),
     ("model", "max_model_len"),
     ("prefill", "page_buckets"),
     ("decode", "page_buckets"),
 )
-"""Fields with values that suit only the context length of the config's own model."""
+"""Fields with values that suit only the config's own model, or its context length."""
 
 
 def load_config(
@@ -131,7 +126,7 @@ def _reset_for_another_model(config: Config, tree: dict[str, Any]) -> None:
     source = model.get("source") if isinstance(model, dict) else None
     if not isinstance(source, str | Path) or str(source) == config.model.source:
         return
-    for owner, leaf in _FIELDS_FOR_A_CONTEXT:
+    for owner, leaf in _FIELDS_FOR_A_MODEL:
         fields = tree.setdefault(owner, {})
         if isinstance(fields, dict):
             fields.setdefault(leaf, None)

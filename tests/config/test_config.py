@@ -8,7 +8,8 @@ from pdjax.config import (
     ModelConfig,
     PrefillConfig,
 )
-from pdjax.config.load import PRESETS, load_config
+from pdjax.config.load import load_config
+from pdjax.config.presets import PRESETS
 
 pytestmark = pytest.mark.smoke
 
