@@ -137,6 +137,7 @@ class Bench:
         self._out = out
         self.whole: dict[str, Any] = {
             "model": model,
+            "spec": asdict(self.spec),
             "layers": f"{self.spec.num_layers} of {spec.num_layers}",
             "dtype": self.dtype,
             "page_size": page_size,

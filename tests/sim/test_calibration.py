@@ -1,0 +1,109 @@
+"""Calibrations: those that come along, files of bench_steps, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.shapes import MODELS
+from pdjax.config.presets import LLAMA3_8B
+from pdjax.device.checkpoints.api import num_params
+from pdjax.device.models.registry import kv_layout
+from pdjax.sim.calibration import NAMES, Calibration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_those_that_come_along_fit_their_measurements(name: str):
+    found = Calibration.load(name)
+    found.check_model(LLAMA3_8B, "bfloat16", "bfloat16")
+    assert max(abs(point.error) for point in found.points) < 0.04
+    assert {"decode", "prefill"} <= set(found.worst)
+    told = " ".join(found.validity())
+    assert found.hardware in told and "Mixed steps were not measured" in told
+    for source in found.sources:
+        path = source.split(": ", 1)[1].split(",")[0]
+        assert (ROOT / path).is_file(), source
+    assert found.link is not None and found.memory_bytes is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_those_of_the_measurements(name: str):
+    """Each step of a calibration is in a file that it names."""
+    found, known = Calibration.load(name), set()
+    for source in found.sources:
+        whole = json.loads((ROOT / source.split(": ", 1)[1].split(",")[0]).read_text())
+        for kind in ("decode", "prefill"):
+            known |= {(kind, row["case"], round(row["ms"], 4)) for row in whole.get(kind, ())}
+    for point in found.points:
+        assert (point.kind, point.case, round(point.measured * 1e3, 4)) in known
+
+
+def test_memory_is_that_of_the_model():
+    found = Calibration.load("h200")
+    assert found.weights_bytes == 2 * (num_params(LLAMA3_8B) - 65 * 4096), "norms are left out"
+    assert found.layout(64) == kv_layout(LLAMA3_8B, 64, "bfloat16")
+    pages = found.pages(64, 0.9)
+    assert pages is not None and pages * found.layout(64).page_bytes < 0.9 * (141e9 - 16e9)
+    assert (found.with_memory(80e9).pages(64, 0.9) or 0) < pages
+    with pytest.raises(ValueError, match="memory_gb=10: must be more than the weights take"):
+        found.with_memory(10e9)
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    whole = json.loads((ROOT / "experiments/measured/h100/bench_steps.json").read_text())
+    spec = {name: getattr(LLAMA3_8B, name) for name in Calibration.load("h100").sizes}
+    return {**whole, "spec": spec, **changes}
+
+
+def test_a_file_of_bench_steps_is_one(tmp_path: Path):
+    path = tmp_path / "bench_steps.json"
+    mixed = [{"case": "64x1060/1x512", "ms": 15.0}]
+    path.write_text(json.dumps(results(mixed=mixed)))
+    found, known = Calibration.load(str(path)), Calibration.load("h100")
+    assert found.costs.tick == pytest.approx(known.costs.tick, rel=1e-4)
+    assert found.costs.mixed_scale != 1 and "mixed" in found.worst
+    assert found.hardware == known.hardware and found.link is None and found.memory_bytes is None
+    assert "commit b5997de" in found.sources[0]
+    assert "Mixed steps were not measured" not in " ".join(found.validity())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decode": [{"case": "1x1060"}]}, "decode: must be objects with case and ms"),
+        ({"decode": [{"case": "what", "ms": 1}]}, "must be ROWSxCONTEXT"),
+        ({"decode": [{"case": "1x1060", "ms": 0}]}, "ms must be more than 0"),
+        ({"prefill": []}, "prefill: 0 shapes were measured"),
+        ({"memory_bytes": "80"}, "memory_bytes='80': must be a positive number"),
+        ({"link": {"bandwidth": -1}}, "bandwidth=-1"),
+        ({"link": {"speed": 1}}, "speed"),
+    ],
+)
+def test_a_file_that_does_not_say_enough_is_refused(changes, message: str, tmp_path: Path):
+    path = tmp_path / "steps.json"
+    path.write_text(json.dumps(results(**changes)))
+    with pytest.raises(ValueError, match=message) as caught:
+        Calibration.load(str(path))
+    assert str(caught.value).startswith(str(path))
+
+
+def test_results_without_shapes_are_refused(tmp_path: Path):
+    path = tmp_path / "old.json"
+    path.write_text((ROOT / "experiments/measured/h100/bench_steps.json").read_text())
+    with pytest.raises(ValueError, match="has no 'spec'"):
+        Calibration.load(str(path))
+
+
+def test_what_was_not_measured_is_refused():
+    found = Calibration.load("h200")
+    with pytest.raises(ValueError, match=r"costs='h300': must be one of h100, h200, or a file"):
+        Calibration.load("h300")
+    with pytest.raises(ValueError, match="vocab_size=151936, but the calibration h200 is of"):
+        found.check_model(MODELS["qwen3_8b"], "bfloat16", "bfloat16")
+    with pytest.raises(ValueError, match=r"model.dtype='float32': the calibration h200 is of"):
+        found.check_model(LLAMA3_8B, "float32", "bfloat16")
+    with pytest.raises(ValueError, match=r"decode.kv_dtype='int8'"):
+        found.check_model(LLAMA3_8B, "bfloat16", "int8")
