@@ -23,11 +23,11 @@ FOLDERS = (*PACKAGES, "experiments", "configs", "tests")
 MAX_LINES = 400
 
 PUBLIC = ("LLM", "AsyncLLM", "SLO", "Config", "SamplingParams", "RequestOutput", "load_config")
-# The first name below `pdjax` gives the room. The names that `pdjax` itself binds, lazily, may load
-# anything.
+# By the first name below `pdjax`. What `pdjax` itself binds, lazily, may load anything.
 ROOMS = {
     **dict.fromkeys(["", *PUBLIC], "public names"),
-    **dict.fromkeys(["cli", "bench", "serving", "pictures", "report", "__main__"], "front"),
+    **dict.fromkeys(["cli", "bench", "explain", "serving", "__main__"], "front"),
+    **dict.fromkeys(["pictures", "report"], "front"),
     **{room: room for room in ("host", "sim", "device")},
     "interfaces": "door",
     **dict.fromkeys(["core", "config", "formats", "text"], "words"),

@@ -4,7 +4,7 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
-from pdjax.cli import bench, convert, generate, serve, trace
+from pdjax.cli import bench, convert, explain, generate, serve, trace
 from pdjax.flags import run
 
 COMMANDS = {
@@ -13,6 +13,7 @@ COMMANDS = {
     "trace": trace.COMMAND,
     "serve": serve.COMMAND,
     "bench": bench.COMMAND,
+    "explain": explain.COMMAND,
 }
 
 

@@ -4,7 +4,7 @@ The page loads nothing, runs no script, is light or dark as the reader's screen 
 that it is given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,12 +53,24 @@ class Report:
         origin = Facts("Command, hardware, seed and code of this report", self.origin.facts())
         return _template().render(report=self, origin=origin, config=config, style=_style())
 
-    def save(self, path: str | Path) -> None:
-        """Write the page, make its folder, and print the path."""
+    def save(self, path: str | Path, tell: Callable[[str], object] = print) -> None:
+        """Write the page, make its folder, and tell the path."""
         out = Path(path)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(self.html(), "utf-8")
-        print(f"saved {out}")
+        tell(f"saved {out}")
+
+
+def report_path(asked: str | None, out: str | Path) -> Path | None:
+    """Where the report of a run goes.
+
+    Args:
+      asked: a path; "" for no report; None for `report.html` in a folder named after the results.
+      out: the file of the run's results, as results/run.json, whose folder is results/run.
+    """
+    if asked is None:
+        return Path(out).with_suffix("") / "report.html"
+    return Path(asked) if asked else None
 
 
 def _drawn(figure: Figure) -> Markup:

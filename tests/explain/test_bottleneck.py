@@ -1,0 +1,102 @@
+"""What holds a mode back, from outcomes and loads that are known."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from pdjax.core.ids import EngineId
+from pdjax.explain.bottleneck import (
+    NOTHING,
+    PREFILL_BUSY,
+    QUEUE,
+    ROWS,
+    STEPS,
+    TICKS,
+    TRANSFER,
+    bottleneck,
+)
+from pdjax.explain.load import Load, Role, _by_chip, _held_up, _roles, turns_of
+from pdjax.host.metrics.work import Span
+from tests.explain.made import APART, LOAD, LOST, outcome, phased, trial
+
+GOOD, SLOW = outcome(), outcome(tpot=0.02)
+LATE_IN_QUEUE, LATE_TO_COMPUTE = outcome(ttft=0.9, queue=0.8), outcome(ttft=0.9, queue=0.1)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "load", "name"),
+    [
+        ([GOOD], LOAD, NOTHING),
+        ([GOOD, LATE_IN_QUEUE], LOAD, QUEUE),
+        ([GOOD, LATE_TO_COMPUTE], LOAD, PREFILL_BUSY),
+        ([LATE_IN_QUEUE, LATE_IN_QUEUE, SLOW], LOAD, QUEUE),
+        ([SLOW], replace(LOAD, tick=0.011), TICKS),
+        ([SLOW], phased(replace(LOAD, held_up=0.5), decode=1.0), STEPS),
+        ([SLOW], phased(replace(LOAD, held_up=0.1), decode=1.0, wait_for_row=0.5), ROWS),
+        ([SLOW], phased(replace(LOAD, exposed=0.7), decode=1.0), TRANSFER),
+        ([SLOW], LOAD, TICKS),
+    ],
+)
+def test_the_name_follows_from_what_was_missed(outcomes, load: Load, name: str):
+    assert bottleneck(trial(APART, 4.0, outcomes, load)).name == name
+
+
+def test_sentences_have_the_numbers():
+    load = replace(phased(LOAD, queue=0.12, prefill=0.048), queue_p90=0.5, moved=268e6, wire=9e-4)
+    found = bottleneck(trial(APART, 4.0, [GOOD, LATE_IN_QUEUE, SLOW, LOST], load))
+    told = " ".join(found.sentences)
+    assert "3 of 4 requests are not good at 4 a second: 2 have their first token too late" in told
+    assert "waits 120 ms for its first chunk, one in ten 500 ms" in told
+    assert "computed for 48 ms" in told and "Prefill steps have their chips 50% of the time" in told
+    assert "268 MB of KV a request are on the wire for 0.90 ms" in told
+    assert "8.0 of 64 rows active" in told
+
+
+def span(track: str, name: str, start: float, end: float, **counts: int) -> Span:
+    return Span(track, name, start, end, counts)
+
+
+def test_a_step_that_was_dispatched_ahead_has_the_chip_when_the_one_before_ends():
+    spans = [span("decode/0", "tick", 0, 2), span("decode/0", "tick", 0.5, 4)]
+    assert [turn.seconds for turn in turns_of(spans)] == [2, 2]
+
+
+def test_chunks_and_rows_of_a_mixed_step_have_the_chip_together():
+    spans = [span("mixed/0", "tick", 0, 2), span("mixed/0", "step", 0, 2)]
+    [turn] = turns_of(spans)
+    assert turn.seconds == 2 and turn.has("tick") and turn.has("step")
+
+
+def cluster(pools: dict[str, str], spans: list[Span]) -> SimpleNamespace:
+    engines = {EngineId(id): SimpleNamespace(pool=pool) for id, pool in pools.items()}
+    return SimpleNamespace(engines=engines, recorder=SimpleNamespace(spans=lambda: spans))
+
+
+def test_roles_of_one_chip_share_its_time():
+    spans = [
+        span("decode/0", "tick", 0, 1, rows_active=3),
+        span("prefill/0", "step", 0, 3, tokens=100),  # waits for the tick
+        span("decode/0", "tick", 1, 4, rows_active=4),  # waits for the step
+    ]
+    made = cluster({"prefill/0": "hbm/0", "decode/0": "hbm/0"}, spans)
+    chips = _by_chip(made)  # type: ignore[arg-type]
+    prefill, decode = _roles(made, chips, 8.0)  # type: ignore[arg-type]
+    assert prefill == Role("prefill", (0.25,), (100,))
+    assert decode == Role("decode", (0.25,), (7,))
+    assert _held_up(chips.values()) == 0.5
+
+
+def test_chips_apart_hold_up_nobody():
+    spans = [
+        span("prefill/0", "step", 0, 3, tokens=100),
+        span("decode/0", "tick", 1, 4, rows_active=4),
+    ]
+    made = cluster({"prefill/0": "hbm/p", "decode/0": "hbm/d"}, spans)
+    assert _held_up(_by_chip(made).values()) == 0.0  # type: ignore[arg-type]
+
+
+def test_imbalance_is_the_most_over_the_mean():
+    assert Role("prefill", (0.5, 0.1), (300, 100)).imbalance == 1.5
+    assert Role("prefill", (0.5,), (300,)).imbalance == 1.0
+    assert Role("prefill", (0.0, 0.0), (0, 0)).imbalance == 1.0
