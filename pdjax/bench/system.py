@@ -23,6 +23,7 @@ class System:
       chips: that it has.
       play: has a workload served, with prompts of a salt; see `in_process.play`.
       config: of its engines; None of a URL.
+      hardware: what is measured, for a reader.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class System:
     chips: Chips
     play: Callable[[list[Arrival], str], Played]
     config: Config | None
+    hardware: str
 
 
 def simulated_system(
@@ -55,6 +57,7 @@ def simulated_system(
         Chips.of(config),
         lambda arrivals, salt: simulated.play(cluster, arrivals, salt),
         config,
+        f"simulated: {config.devices} chips",
     )
 
 
@@ -65,6 +68,8 @@ def device_system(config: Config) -> Iterator[System]:
     Raises:
       ValueError: a config, a model or a layout that cannot work.
     """
+    import jax
+
     from pdjax.bench import in_process
     from pdjax.llm import LLM
 
@@ -76,6 +81,7 @@ def device_system(config: Config) -> Iterator[System]:
             Chips.of(llm.config),
             lambda arrivals, salt: in_process.play(llm, arrivals, salt),
             llm.config,
+            f"{llm.config.devices} x {jax.devices()[0].device_kind}",
         )
 
 
@@ -112,4 +118,5 @@ def server_system(
         Chips.of_url(chips),
         lambda arrivals, salt: over_url.play(target, arrivals, salt),
         None,
+        f"the server at {url}",
     )

@@ -13,6 +13,7 @@ from absl import flags
 
 from pdjax.bench import results, workload_flags
 from pdjax.bench.driver import Driver, compare_rates
+from pdjax.bench.page import report_of
 from pdjax.bench.system import System, device_system, server_system, simulated_system
 from pdjax.cli.command import Command
 from pdjax.config import Config
@@ -23,7 +24,8 @@ from pdjax.formats.strict_json import dumps
 from pdjax.host.metrics.bench_definitions import BENCH_GROUPS
 from pdjax.host.metrics.capacity import capacity
 from pdjax.host.metrics.definitions import GROUPS, definitions
-from pdjax.report.origin import PACKAGES
+from pdjax.report.origin import PACKAGES, Origin
+from pdjax.report.report import report_path
 from pdjax.workloads.files import write_workload
 
 USAGE = """
@@ -78,6 +80,9 @@ _SAVE = flags.DEFINE_string("save_workload", None, "JSON lines to write, to be r
 _DETAILED = flags.DEFINE_bool("save_detailed", False, "have vLLM's arrays in --out", **_OF)
 _LABEL = flags.DEFINE_string("label", None, "of the results", **_OF)
 _METADATA = flags.DEFINE_multi_string("metadata", [], "KEY=VALUE for the results", **_OF)
+_REPORT = flags.DEFINE_string(
+    "report", None, "HTML page to write, none if empty; else report.html in a folder of out", **_OF
+)
 workload_flags.define(_FLAGS)
 
 
@@ -106,7 +111,7 @@ def bench() -> None:
             slo,
             warmups=_WARMUPS.value or 0,
             salt=salt,
-            keep=bool(_RECORDS.value),
+            keep=bool(_RECORDS.value) or _REPORT.value != "",
             detailed=bool(_DETAILED.value),
         )
 
@@ -205,6 +210,9 @@ def _save(system: System, found: dict[str, Any], records: list[dict[str, Any]]) 
     _write(_OUT.value or "", dumps(whole, indent=1) + "\n")
     if _RECORDS.value:
         _write(_RECORDS.value, "".join(f"{dumps(line)}\n" for line in records))
+    if path := report_path(_REPORT.value, _OUT.value or ""):
+        command, seed = whole["command"], whole["seed"]
+        report_of(whole, records, Origin.here(command, system.hardware, seed)).save(path)
 
 
 def _plain(value: Any) -> Any:
