@@ -7,6 +7,7 @@ from typing import Any
 from pdjax.async_llm import AsyncLLM
 from pdjax.host.engines import EngineState
 from pdjax.host.kv.pools import PoolState
+from pdjax.host.kv.prefix_account import PrefixTotals
 from pdjax.host.metrics.recent import recent
 from pdjax.serving.backend import Answer, Ask, ServedModel
 
@@ -118,4 +119,6 @@ def _pool(pool: PoolState) -> dict[str, Any]:
         "cached_pages": pages.cached_pages,
         "used_pages": pages.used_pages,
         "page_size": pool.layout.page_size,
+        "leaving_pages": pool.leaving,
+        **(PrefixTotals() if pool.prefixes is None else pool.prefixes.totals).to_json(),
     }

@@ -219,6 +219,10 @@ class _Families:
         yield from self._families
 
 
+_PREFIX_TOKENS = ("looked_up", "hit", "evicted", "isolated", "never_seen", "partial")
+"""Prompt tokens by what came of looking for them; see `host/kv/prefix_account.py`."""
+
+
 def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Iterator[Metric]:
     """Families of what is so at this moment, and of totals that the coordinator keeps; `prefix` is
     that of vLLM's families."""
@@ -228,8 +232,16 @@ def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Itera
     yield _family(gauge, model, "num_requests_waiting", one, "waiting", (), prefix)
     used = {name: {"share": _used(pool)} for name, pool in pools.items()}
     yield _family(gauge, model, "kv_cache_usage_perc", used, "share", ("pool",), prefix)
-    for key in ("pages", "free_pages", "cached_pages"):
+    for key in ("pages", "free_pages", "cached_pages", "used_pages", "leaving_pages"):
         yield _family(GaugeMetricFamily, model, f"pool_{key}", pools, key, ("pool",))
+    for key in ("prefix_rate", "prefix_ceiling"):
+        known = {name: pool for name, pool in pools.items() if pool[key] is not None}
+        yield _family(GaugeMetricFamily, model, f"pool_{key}", known, key, ("pool",))
+    for key in _PREFIX_TOKENS:
+        name = f"pool_prefix_{key}_tokens"
+        yield _family(CounterMetricFamily, model, name, pools, f"prefix_{key}", ("pool",))
+    name, key = "pool_evicted_pages", "prefix_evicted_pages"
+    yield _family(CounterMetricFamily, model, name, pools, key, ("pool",))
     for key in ("rows", "free_rows", "prefilling", "decoding", "steps_in_flight"):
         yield _family(GaugeMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
     for key in ("steps", "busy_seconds", "losses"):

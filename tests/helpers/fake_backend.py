@@ -19,6 +19,7 @@ from pdjax.core.logprobs import PromptLogprobs, TokenLogprobs
 from pdjax.core.outputs import Completion, RequestEvent, RequestOutput
 from pdjax.core.request import QueueFull, Request
 from pdjax.host.handoff.accounting import TransferTotals
+from pdjax.host.kv.prefix_account import PrefixTotals
 from pdjax.host.metrics.recent import recent
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.request import RequestMetrics
@@ -250,7 +251,8 @@ class FakeBackend:
     async def report(self) -> dict[str, Any]:
         engine = {"rows": 4, "free_rows": 3, "prefilling": 0, "decoding": 1, "steps_in_flight": 1}
         work = {"steps": 7, "busy_seconds": 0.5, "losses": 0}
-        pool = {"pages": 8, "free_pages": 6, "cached_pages": 1, "used_pages": 2, "page_size": 4}
+        pool: dict[str, Any] = {"pages": 8, "free_pages": 6, "cached_pages": 1, "used_pages": 2}
+        pool |= {"page_size": 4, "leaving_pages": 0, **PrefixTotals().to_json()}
         return {
             "engines": {"decode/0": engine | work},
             "pools": {"hbm/decode/0": pool},

@@ -16,6 +16,7 @@ import numpy as np
 
 from pdjax.core.request import Request
 from pdjax.host.kv.pages import PageAllocator
+from pdjax.host.kv.prefix_account import KeyMemory, PrefixTotals
 from pdjax.host.sequences.sequence import Sequence
 
 _KEY_BYTES = 16
@@ -33,6 +34,9 @@ class PrefixIndex:
       allocator: of the pool. It keeps the known pages that have no holder, and tells which it
         evicts.
       page_size: tokens a page.
+
+    Attributes:
+      totals: what prompts were found here, and why others were not.
     """
 
     def __init__(self, allocator: PageAllocator, page_size: int) -> None:
@@ -43,6 +47,9 @@ class PrefixIndex:
         self._allocator = allocator
         self._pages: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}
+        self.totals = PrefixTotals()
+        self._seen = KeyMemory()  # keys that were inserted
+        self._under_salts = KeyMemory()  # keys that salted sequences would have without their salts
         self._losses = 0  # keys forgotten so far
         self._matched: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
 
@@ -111,6 +118,34 @@ class PrefixIndex:
         self._allocator.share(pages)
         return pages
 
+    def serve(self, sequence: Sequence, tokens: int) -> list[int]:
+        """`take` the known pages of the first `tokens` tokens for a prefill that begins, and count
+        the prompt in `totals` if it is the sequence's first."""
+        keys = keys_of(sequence, self)
+        if not sequence.epoch:
+            self._count(sequence, keys, tokens)
+        return self.take(keys, tokens)
+
+    def _count(self, sequence: Sequence, keys: list[bytes], hit: int) -> None:
+        totals, size, salt = self.totals, self.page_size, salt_of(sequence.request)
+        whole = max(sequence.reusable, 0) // size
+        plain = self.keys(sequence.token_ids) if salt else keys
+        seen = evicted = isolated = 0
+        for key, bare in zip(keys[hit // size : whole], plain[hit // size : whole], strict=True):
+            seen += 1
+            if key in self._seen:
+                evicted += 1
+            elif bare in self._under_salts or (salt and bare in self._seen):
+                isolated += 1
+        if salt:
+            self._under_salts.add(plain)
+        totals.looked_up += sequence.length
+        totals.hit += hit
+        totals.evicted += evicted * size
+        totals.isolated += isolated * size
+        totals.never_seen += (seen - evicted - isolated) * size
+        totals.partial += sequence.length - hit - seen * size
+
     def insert(self, keys: Seq[bytes], pages: Seq[int], tokens: int) -> None:
         """Make findable the whole pages among the first `tokens` tokens of a sequence.
 
@@ -143,6 +178,7 @@ class PrefixIndex:
         if not new:
             return
         self._allocator.know(places)
+        self._seen.add(new.values())
         self._keys.update(new)
         self._pages.update((key, page) for page, key in new.items())
 
@@ -154,8 +190,10 @@ class PrefixIndex:
 
     def _forget_all(self, pages: Iterable[int]) -> None:
         """The allocator has evicted these pages."""
+        before = self._losses
         for page in pages:
             self._forget(page)
+        self.totals.evicted_pages += self._losses - before
 
     def _forget(self, page: int) -> bool:
         """Take a page out of the tables; returns whether it was there."""

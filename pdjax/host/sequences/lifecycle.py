@@ -116,7 +116,7 @@ class SequenceLifecycle:
         # First all of them take what is there: to allocate may evict it.
         for sequence, cached, _ in newcomers:
             if pool.prefixes is not None:
-                sequence.pages = pool.prefixes.take(keys_of(sequence, pool.prefixes), cached)
+                sequence.pages = pool.prefixes.serve(sequence, cached)
                 known = len(sequence.pages) * pool.prefixes.page_size
                 assert known == cached, f"{sequence.id}: {known} of {cached} tokens are there"
                 sequence.found_in(pool.prefixes, cached)
