@@ -3,12 +3,16 @@ of a workload."""
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from pdjax.config import PoliciesConfig, RolesConfig
+from pdjax.core.ids import EngineId
+from pdjax.core.roles import Role
 from pdjax.core.slo import SLO
 from pdjax.host.policies.registry import POLICIES
 from pdjax.host.policies.victims import VICTIMS
+from pdjax.interfaces.engine import Engine
 
 
 def drawn_policies(seed: int, happened: Counter[str]) -> PoliciesConfig:
@@ -50,3 +54,13 @@ def drawn_options(name: str, seed: int) -> dict[str, Any]:
         "slo": chance.choice((None, None, SLO(ttft=5.0), SLO(ttft=30.0, tpot=3.0))),
         "labels": chance.choice(({}, {"tenant": "a"}, {"tenant": "b"}, {"user": "c"})),
     }
+
+
+def starting_roles(
+    engines: Iterable[Engine], seed: int, happened: Counter[str]
+) -> dict[EngineId, Role]:
+    """Roles at the start of engines that could have any; counts what was drawn."""
+    chance = random.Random(f"roles in {seed}")
+    roles = {engine.id: chance.choice(list(Role)) for engine in engines}
+    happened.update(f"mixed engine for {role.value}" for role in roles.values())
+    return roles

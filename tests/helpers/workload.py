@@ -7,7 +7,6 @@ from itertools import product
 
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock
-from pdjax.core.ids import EngineId
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.recompute import RecomputeCost
 from pdjax.core.request import QueueFull, Request, SamplingParams
@@ -17,7 +16,12 @@ from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.news import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
-from tests.helpers.drawn_policies import drawn_options, drawn_policies, drawn_roles
+from tests.helpers.drawn_policies import (
+    drawn_options,
+    drawn_policies,
+    drawn_roles,
+    starting_roles,
+)
 from tests.helpers.fake_engines import (
     FakeDecodeEngine,
     FakeEngine,
@@ -178,19 +182,12 @@ class Workload:
             events=PolledEvents(clock),
             clock=clock,
             recorder=Recorder(clock),
-            roles=self._roles(),
+            roles=starting_roles(self.mixed, self._seed, self.happened),
             make_text=self._make_text,
             make_guide=make_guide,
             guides=self.guides,
             recompute=RecomputeCost(token=8.0, position=1.0),
         )
-
-    def _roles(self) -> dict[EngineId, Role]:
-        """Of the engines that could do all."""
-        draw = random.Random(f"roles in {self._seed}")
-        roles = {engine.id: draw.choice(list(Role)) for engine in self.mixed}
-        self.happened.update(f"mixed engine for {role.value}" for role in roles.values())
-        return roles
 
     def _handoff_config(self) -> HandoffConfig:
         draw = self.random
@@ -365,6 +362,9 @@ class Workload:
         self.happened["prompt scored"] += prompt_is_scored(sequence, self.layers)
         self.happened[sequence.state.name] += 1
         self.happened["preempted"] += sequence.epoch
+        if (home := sequence.home) is not None:
+            role = self.coordinator.loop.fleet.engines[home].role
+            self.happened["prefilled where others decode"] += role is Role.DECODE
         self.happened["masked"] += params.constrained and len(output) > 1
         self.happened["masked and preempted"] += params.constrained and sequence.epoch > 0
         assert text is None or text.finished, f"{name}: its text is left open"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pdjax.core.roles import Role
 from pdjax.host.batching.decode_pipeline import DecodePipeline
 from pdjax.host.handoff import transfer
 from pdjax.host.handoff.handoff import Handoff, Part
@@ -53,7 +54,8 @@ def test_the_workloads_cover_what_may_happen():
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
     wanted |= {"mixed steps", "FINISHED", "ABORTED", "FAILED", "poisoned", "prompt scored"}
-    wanted |= {"SHED"}
+    wanted |= {"SHED", "prefilled where others decode"}
+    wanted |= {f"mixed engine for {role.value}" for role in Role}
     wanted |= {"masked", "masked and preempted", "masks late"}
     wanted |= {f"abort in {state.name}" for state in REACHED}
     wanted |= {f"{role} {name}" for role, names in POLICIES.items() for name in names}
