@@ -1,5 +1,6 @@
 """Who decides."""
 
+import math
 from dataclasses import dataclass
 
 from pdjax.config.checks import MOST_TOKENS, between, check_types, one_of, seconds
@@ -7,6 +8,11 @@ from pdjax.core.messages import shown
 from pdjax.core.numbers import is_number
 
 VICTIMS = ("youngest", "lowest_priority", "most_pages", "latest_deadline")
+
+_LEAST = dict.fromkeys(
+    ("seconds_a_class", "tokens_a_second", "output_weight", "imbalance_steps", "imbalance_rows"), 0
+)
+"""The least values of what policies weigh one thing against another by."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,17 @@ class PoliciesConfig:
       tpot_target: seconds between two tokens of a row that decode engines are held to: no row more
         is taken while they are predicted to be longer, and "conditional" lets in no more prompt
         tokens beside rows. None takes rows while there are any.
+      seconds_a_class: seconds of waiting that make up for a class of "priority"; infinite is
+        strict.
+      tokens_a_second: tokens of a prompt that a second of waiting makes up for with
+        "shortest_first"; 0 lets short prompts starve long ones.
       tenant_weights: (tenant, weight) pairs for "fair": the shares of tenants that all have prompts
         waiting. A tenant that is not named has weight 1.
+      output_weight: what "fair" charges for a token of an answer, where one of a prompt costs 1.
+      imbalance_steps: whole prefill steps by which "prefix_aware" lets the engine with the longest
+        prefix have more to do than the one with the least; beyond that the prefix is computed
+        again.
+      imbalance_rows: the share of decode rows by which it may have more taken, likewise.
 
     Each is one of these names, or "module:Class" of a class of one's own, which is called with a
     `PolicySetup`.
@@ -55,13 +70,26 @@ class PoliciesConfig:
     roles: str = "fixed"
     victim: str = "youngest"
     tpot_target: float | None = None
+    seconds_a_class: float = 30.0
+    tokens_a_second: float = 500.0
     tenant_weights: tuple[tuple[str, float], ...] = ()
+    output_weight: float = 2.0
+    imbalance_steps: float = 4.0
+    imbalance_rows: float = 0.25
 
     def __post_init__(self) -> None:
         check_types("policies", self)
         one_of("policies.victim", self.victim, VICTIMS)
         between("policies", self, 0, MOST_TOKENS, "local_tokens")
         seconds("policies", self, "tpot_target")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            infinite = name == "seconds_a_class" and value == math.inf
+            if not (infinite or (is_number(value) and value >= least)):
+                raise ValueError(
+                    f"policies.{name}={shown(value)}: must be a number, {least} or more"
+                    + (", or infinite" if name == "seconds_a_class" else "")
+                )
         for pair in self.tenant_weights:
             named = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
             if not (named and is_number(pair[1]) and pair[1] > 0):

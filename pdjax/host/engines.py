@@ -202,8 +202,8 @@ class EngineState:
     @property
     def takes_tick(self) -> bool:
         """Whether it accepts a tick, and has few enough of them in flight."""
-        if self.mixes:
-            return len(self.in_flight) <= self.decode_lookahead
+        if self.mixes or not self.prefills:
+            return self.decodes and len(self.in_flight) <= self.decode_lookahead
         return self.decodes and self._under_way(StepKind.DECODE) <= self.decode_lookahead
 
     def _under_way(self, kind: StepKind) -> int:
@@ -236,18 +236,23 @@ class EngineState:
         dispatched."""
         return self.takes_prefill and any(map(_is_to_compute, self.running))
 
-    def time(self, done: InFlight, size: int, now: float) -> None:
+    def time(self, done: InFlight, size: int, now: float) -> bool:
         """Note what a step of `size` tokens, of which each active row is one, took that has come
         back. It began when the one before it had ended: an engine works in order. Of two that are
-        found at once the second counts as no time, and the first as that of both."""
+        found at once the second counts as no time, and the first as that of both. Returns whether
+        it is the first of its kind."""
         seconds, self.read_at = now - max(done.started, self.read_at), now
-        if done.kind is not StepKind.DECODE:
+        kind, is_first = done.kind, False
+        if kind is not StepKind.DECODE:
+            is_first = not self.prefill_times.measured
             self.prefill_times.add(size, seconds)
-        if done.kind is not StepKind.PREFILL:
-            chunks = sum(chunk.tokens for chunk in done.chunks)
+        if kind is not StepKind.PREFILL:
+            is_first |= not self.token_times.measured
+            chunks = sum(chunk.tokens for chunk in done.chunks) if self.mixes else 0
             self.token_times.add(size - chunks, seconds * self.rows.stages)
             if self.mixes:
                 self._time_mixing(size - chunks, chunks, seconds)
+        return is_first
 
     def _time_mixing(self, rows: int, chunks: int, seconds: float) -> None:
         """Note what a tick has taken of an engine that mixes, or chunks have added to one. What is
@@ -296,6 +301,7 @@ def _pace(sequence: Sequence) -> float | None:
 def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
     """What a policy sees of an engine; `sharing` are the engines of its pool."""
     pool, rows = state.pool, state.pipeline
+    decoding = [each.rows for each in sharing if each.decodes]
 
     def cached(sequence: Sequence) -> int:
         if pool.prefixes is None:
@@ -316,7 +322,7 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         free_rows=state.free_rows,
         free_pages=pool.allocator.free_pages,
         total_pages=pool.allocator.total,
-        rows_of_pool=sum([each.rows.taken_rows for each in sharing if each.decodes]),
+        rows_of_pool=sum([each.taken_rows for each in decoding]),
         cached=cached,
         sources=state.sources,
         in_flight=sum([bool(step.chunks) for step in state.in_flight]),
@@ -327,4 +333,7 @@ def view_of(state: EngineState, sharing: Iterable[EngineState]) -> EngineView:
         tick_times=state.tick_times,
         chunk_times=state.chunk_times,
         tpot=state.paces[0] if state.paces else None,
+        free_rows_of_pool=sum([each.rows - each.taken_rows for each in decoding])
+        if decoding
+        else None,
     )

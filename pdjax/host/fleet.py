@@ -53,6 +53,8 @@ class Fleet:
         dispatch, and for prefill steps to plan.
       to_admit: engines whose pages or rows have changed since it last looked for sequences to hand
         over.
+      newly_measured: whether an engine has been measured for the first time since the admission
+        policy was last asked.
 
     Raises:
       ValueError: two engines or pools of one name, no engine of a kind, or pools that cannot hold
@@ -73,6 +75,7 @@ class Fleet:
         self.pools: dict[PoolId, PoolState] = {}
         self.engines: dict[EngineId, EngineState] = {}
         self.to_tick, self.to_plan, self.to_admit = Touched(), Touched(), Touched()
+        self.newly_measured = False
         self._sharing: dict[PoolId, list[EngineState]] = {}
         for engine in engines:
             if engine.pool in self.pools:

@@ -13,7 +13,8 @@ SHED = TimerDue("admission policy")
 
 
 class Shedding:
-    """Asks the admission policy about requests that have come, and when it wants to be asked.
+    """Asks the admission policy about requests that have come, when an engine has been measured for
+    the first time, and when it wants to be asked.
 
     Args:
       policy: names what is refused.
@@ -39,9 +40,10 @@ class Shedding:
     def shed(self) -> None:
         """End what the policy refuses, with all choices of its request, if none has begun."""
         lifecycle, policy = self._lifecycle, self._policy
-        if not (lifecycle.arrived or self.is_due):
+        if not (lifecycle.arrived or self.is_due or self._fleet.newly_measured):
             return
-        arrived, lifecycle.arrived, self.is_due = lifecycle.arrived, [], False
+        arrived, lifecycle.arrived = lifecycle.arrived, []
+        self.is_due = self._fleet.newly_measured = False
         if not policy.sheds:
             return
         arrived = [each for each in arrived if each.state is State.WAITING]

@@ -69,7 +69,7 @@ def test_on_the_decode_side_what_is_there_does_not_move_again():
 def test_where_nothing_can_be_found_nobody_waits(kept, length):
     deployment = deployed(kept=kept)
     choices = several(deployment, length=length)
-    assert deployment.coordinator.loop.lifecycle.waiting == choices
+    assert deployment.coordinator.loop.lifecycle.waiting[:] == choices
     deployment.run()
     assert [each.output for each in choices] == [expected(each) for each in choices]
 
@@ -107,7 +107,7 @@ def test_they_do_not_wait_for_a_first_one_that_starts_over():
     choices = several(deployment)
     deployment.run_until(lambda: choices[0].state is State.PREFILLING)
     deployment.coordinator.loop.lifecycle.preempt(choices[0])
-    assert deployment.coordinator.loop.lifecycle.waiting == choices
+    assert deployment.coordinator.loop.lifecycle.waiting[:] == choices
     deployment.run()
     assert [each.output for each in choices] == [expected(each) for each in choices]
 

@@ -124,7 +124,7 @@ def test_a_victim_stands_before_younger_sequences():
     late = deployment.submit("c")
     for victim in (young, old):
         deployment.coordinator.loop.lifecycle.preempt(victim)
-    assert deployment.coordinator.loop.lifecycle.waiting == [old, young, late]
+    assert deployment.coordinator.loop.lifecycle.waiting[:] == [old, young, late]
     deployment.run()
     assert [s.output for s in (old, young, late)] == [expected(s) for s in (old, young, late)]
 

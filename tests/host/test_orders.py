@@ -1,6 +1,7 @@
 """The orders of queues, on made-up sequences."""
 
-from math import nan
+import random
+from math import inf, nan
 from typing import Any, ClassVar
 
 import pytest
@@ -15,9 +16,13 @@ from pdjax.host.policies.orders.shortest_first import ShortestFirst
 from pdjax.host.policies.prefill import FcfsPrefill
 from pdjax.host.policies.registry import POLICIES, make_policies
 from pdjax.host.policies.router import LeastLoaded
+from pdjax.host.sequences.queue import SequenceQueue
 from pdjax.host.sequences.sequence import Sequence, State
 from tests.helpers.deployment import CONFIG, deploy, expected
 from tests.helpers.views import chunks, decode_view, prefill_view, sequence
+
+SETUP = PolicySetup(Config())
+POLICY_CONFIG = SETUP.config.policies
 
 
 def ordered(order: Any, *queue: Sequence) -> list[int]:
@@ -25,8 +30,7 @@ def ordered(order: Any, *queue: Sequence) -> list[int]:
 
 
 def test_a_second_of_waiting_makes_a_prompt_shorter():
-    order = ShortestFirst()
-    rate = order.tokens_a_second
+    order, rate = ShortestFirst(SETUP), POLICY_CONFIG.tokens_a_second
     long = sequence(0, 1 + int(rate))
     assert ordered(order, long, sequence(1, 10), sequence(2, 5)) == [2, 1, 0]
     # Of one token come those within a second; then it is the long one's turn.
@@ -46,8 +50,7 @@ def test_the_earliest_deadline_comes_first_and_none_last():
 
 
 def test_a_class_of_priority_is_so_many_seconds():
-    order = Priority()
-    wait = order.seconds_a_class
+    order, wait = Priority(SETUP), POLICY_CONFIG.seconds_a_class
     plain = sequence(0, 5)
     soon, late = (
         sequence(i, 5, arrival=at, asked={"priority": -1})
@@ -58,8 +61,8 @@ def test_a_class_of_priority_is_so_many_seconds():
 
 
 def test_a_priority_beyond_the_classes_is_overtaken_in_time():
-    order = Priority()
-    most = 2 * MAX_PRIORITY * order.seconds_a_class
+    order = Priority(SETUP)
+    most = 2 * MAX_PRIORITY * POLICY_CONFIG.seconds_a_class
     least = sequence(0, 5, asked={"priority": 10**9})
     soon, late = (
         sequence(i, 5, arrival=at, asked={"priority": -(10**9)})
@@ -68,19 +71,17 @@ def test_a_priority_beyond_the_classes_is_overtaken_in_time():
     assert ordered(order, late, least, soon) == [1, 0, 2]
 
 
-def test_strict_classes_are_an_attribute():
-    class Strict(Priority):
-        seconds_a_class = float("inf")
-
+def test_infinite_classes_are_strict():
+    config = Config(policies=PoliciesConfig(seconds_a_class=inf))
     urgent = sequence(2, 5, arrival=1e6, asked={"priority": -1})
     idle = sequence(1, 5, asked={"priority": 1})
-    assert ordered(Strict(), sequence(0, 5), idle, urgent) == [2, 0, 1]
+    assert ordered(Priority(PolicySetup(config)), sequence(0, 5), idle, urgent) == [2, 0, 1]
 
 
 @pytest.mark.parametrize("name", POLICIES["prefill"])
 def test_a_prompt_without_room_is_not_overtaken(name):
     policy = POLICIES["prefill"][name](PolicySetup(Config(), LeastLoaded()))
-    queue = [sequence(0, 16), sequence(1, 4)]
+    queue = SequenceQueue.of([sequence(0, 16), sequence(1, 4)], group_of=tenant_of)
     assert policy.plan(queue, [prefill_view(free_pages=3)], 0.0) == []
     [plan] = policy.plan(queue, [prefill_view(free_pages=5)], 0.0)
     assert chunks(plan) == [(0, 0, 10)]
@@ -106,11 +107,15 @@ def of(tenant: str, order: int, tokens: int = 10) -> Sequence:
     return sequence(order, tokens, asked={"labels": {"tenant": tenant}})
 
 
+def by_tenant(waiting: list[Sequence]) -> SequenceQueue:
+    return SequenceQueue.of(waiting, group_of=tenant_of)
+
+
 def begin(policy: FairPrefill, waiting: list[Sequence], steps: int) -> list[int]:
     """The order in which prompts of 10 tokens begin on an engine that takes one a step."""
     begun = []
     for _ in range(steps):
-        [plan] = policy.plan(waiting, [prefill_view()], 0.0)
+        [plan] = policy.plan(by_tenant(waiting), [prefill_view()], 0.0)
         [chunk] = plan.chunks
         waiting.remove(chunk.sequence)
         chunk.sequence.state = State.PREFILLING
@@ -148,7 +153,7 @@ def test_an_idle_time_gives_no_credit():
 def test_a_plan_that_was_not_carried_out_is_not_charged():
     policy, waiting = fair(), [of("a", 0), of("b", 1)]
     for _ in range(3):
-        [plan] = policy.plan(waiting, [prefill_view()], 0.0)
+        [plan] = policy.plan(by_tenant(waiting), [prefill_view()], 0.0)
         assert chunks(plan) == [(0, 0, 10)]
     assert policy.served("a") == 10
 
@@ -166,12 +171,97 @@ def test_a_prompt_that_is_computed_again_is_charged_once():
 
 def test_tenants_that_have_gone_are_forgotten():
     policy = fair()
-    for i in range(5000):
+    for i in range(3500):
         asked = of(f"t{i}", i)
         begin(policy, [asked], 1)
         asked.state, asked.done = State.FINISHED, True
     assert len(policy._counters) < 3000
-    assert len(policy._begun) == 1
+    assert len(policy._begun) < 3000
+
+
+class PlainFair(FcfsPrefill):
+    """Virtual token counters by a walk over all that waits and all that has begun."""
+
+    def __init__(self, setup: PolicySetup) -> None:
+        super().__init__(setup)
+        self.weights = dict(setup.config.policies.tenant_weights)
+        self.counters: dict[str, float] = {}
+        self.begun: dict[Sequence, tuple[int, int]] = {}
+        self.queued: set[str] = set()
+        self.last = ""
+
+    def charge(self, tenant: str, tokens: float) -> None:
+        self.counters[tenant] = self.served(tenant) + tokens / self.weights.get(tenant, 1.0)
+
+    def served(self, tenant: str) -> float:
+        return self.counters.get(tenant, 0.0)
+
+    def plan(self, waiting, engines, now):
+        for each, (prompt, written) in list(self.begun.items()):
+            if each.state is State.WAITING and not each.output:
+                self.charge(tenant_of(each), -prompt)
+                del self.begun[each]
+                continue
+            self.charge(tenant_of(each), 2.0 * (len(each.output) - written))
+            self.begun[each] = prompt, len(each.output)
+            if each.done:
+                del self.begun[each]
+        queues: dict[str, list[Sequence]] = {}
+        for each in waiting:
+            queues.setdefault(tenant_of(each), []).append(each)
+        gone, stayed = self.queued - queues.keys(), self.queued & queues.keys()
+        if gone:
+            self.last = max(gone, key=lambda name: (self.served(name), name))
+        least = min(map(self.served, stayed), default=self.served(self.last))
+        for tenant in queues.keys() - self.queued:
+            self.counters[tenant] = max(self.served(tenant), least)
+        self.queued = set(queues)
+        draft = self.draft(engines, now)
+        while queues:
+            tenant = min(queues, key=lambda name: (self.counters[name], queues[name][0].order))
+            first = queues[tenant].pop(0)
+            tokens = self.place(first, draft)
+            if not tokens:
+                break
+            if first not in self.begun:
+                self.begun[first] = tokens, len(first.output)
+                self.charge(tenant, tokens)
+            if not queues[tenant]:
+                del queues[tenant]
+        return list(draft.plans())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shares_are_those_of_a_walk_over_the_queue(seed):
+    chance, order = random.Random(seed), 0
+    weights = PoliciesConfig(tenant_weights=(("a", 2.0), ("b", 0.5)))
+    setup = PolicySetup(Config(policies=weights), LeastLoaded())
+    policy, plain = FairPrefill(setup), PlainFair(setup)
+    policy._prune_begun_at = 5
+    queue, running = SequenceQueue(tenant_of), list[Sequence]()
+    for _ in range(80):
+        for _ in range(chance.choice((0, 0, 1, 3))):
+            made = of(chance.choice("abcd"), order, chance.randint(1, 12))
+            queue.add(made, made.order)
+            order += 1
+        view = prefill_view(free_pages=chance.randint(1, 8))
+        plans = policy.plan(queue, [view], 0.0)
+        assert plans == plain.plan(list(queue), [view], 0.0)
+        assert all(policy.served(tenant) == plain.served(tenant) for tenant in "abcd")
+        for each in [chunk.sequence for plan in plans for chunk in plan.chunks]:
+            if chance.random() < 0.8:  # is carried out
+                queue.remove(each)
+                each.state = State.PREFILLING
+                running.append(each)
+        for each in list(running):
+            if chance.random() < 0.6:
+                each.output.append(7)
+            if chance.random() < 0.2:  # ends, or is preempted
+                running.remove(each)
+                each.done = chance.random() < 0.6
+                each.state = State.FINISHED if each.done else State.WAITING
+                if not each.done:
+                    queue.add(each, each.order)
 
 
 def test_whose_a_request_is():
@@ -179,6 +269,21 @@ def test_whose_a_request_is():
     assert tenant_of(sequence(0, 1, asked={"labels": labels})) == "k"
     assert tenant_of(sequence(0, 1, asked={"labels": {**labels, "tenant": "t"}})) == "t"
     assert tenant_of(sequence(0, 1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seconds_a_class", bad) for bad in (-1.0, nan)),
+        *(("tokens_a_second", bad) for bad in (-1.0, nan, inf)),
+        *(("output_weight", bad) for bad in (-0.5, inf)),
+        ("imbalance_steps", -1.0),
+        ("imbalance_rows", nan),
+    ],
+)
+def test_weights_of_orders_are_checked(name, value):
+    with pytest.raises(ValueError, match=rf"^policies.{name}={value}: must be a number, 0 or more"):
+        PoliciesConfig(**{name: value})
 
 
 @pytest.mark.parametrize("weights", [("a", 1.0), (("a", 0.0),), (("a", nan),), ((1, 1.0),)])

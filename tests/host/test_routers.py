@@ -64,6 +64,19 @@ def test_an_engine_that_was_away_is_not_flooded():
     assert prefills(router, views, 6) == [2, 0, 1, 2, 0, 1]
 
 
+@pytest.mark.parametrize("name", ["least_loaded", "power_of_two", "prefix_aware"])
+def test_a_replica_with_free_rows_prefills(name):
+    """Of replicas, whose rows are in the pool where they prefill."""
+    router = POLICIES["router"][name](SETUP)
+    full = prefill_view(0, free_rows_of_pool=0)
+    busy, free = (prefill_view(i, backlog=9, free_rows_of_pool=i) for i in (1, 2))
+    assert prefills(router, [full, free]) == [2]
+    assert prefills(router, [full, busy, free])[0] in ((1, 2) if name == "power_of_two" else (2,))
+    # Where no row is free, and where none belongs to the pool, tokens to compute count.
+    assert prefills(router, [full, prefill_view(1, backlog=9, free_rows_of_pool=0)]) == [0]
+    assert prefills(router, [prefill_view(0), prefill_view(1, backlog=9)]) == [0]
+
+
 def test_of_two_drawn_engines_the_better_is_taken():
     router = PowerOfTwo(SETUP)
     views = [prefill_view(i, backlog=i) for i in range(4)]
@@ -85,20 +98,23 @@ def test_chance_is_the_seeds_alone():
 def test_a_prompt_goes_where_its_prefix_is():
     views = [prefill_view(0), prefill_view(1, backlog=15, cached=holding(r0=4))]
     views.append(prefill_view(2, backlog=5, cached=holding(r0=4)))
-    assert prefills(PrefixAware(), views, 2) == [2, 0]  # of two with the prefix the less loaded
+    assert prefills(PrefixAware(SETUP), views, 2) == [
+        2,
+        0,
+    ]  # of two with the prefix the less loaded
 
 
 def test_a_prefix_is_computed_again_where_its_engine_is_swamped():
     for backlog, chosen in ((40, 1), (41, 0)):  # four steps of 10 tokens
         views = [prefill_view(0), prefill_view(1, backlog=backlog, cached=holding(r0=4))]
-        assert prefills(PrefixAware(), views) == [chosen]
+        assert prefills(PrefixAware(SETUP), views) == [chosen]
 
 
 def test_decode_goes_where_pages_need_not_be_sent():
     views = [decode_view(0), decode_view(1, free_rows=3, cached=holding(r0=4))]
-    assert decodes(PrefixAware(), views) == 1
+    assert decodes(PrefixAware(SETUP), views) == 1
     views = [decode_view(0), decode_view(1, free_rows=2, cached=holding(r0=4))]
-    assert decodes(PrefixAware(), views) == 0
+    assert decodes(PrefixAware(SETUP), views) == 0
 
 
 def test_the_first_to_be_done_is_chosen():

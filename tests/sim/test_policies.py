@@ -10,8 +10,6 @@ import pytest
 from pdjax.config import Config, DecodeConfig, KVConfig, PoliciesConfig, PrefillConfig
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.request import Request, SamplingParams
-from pdjax.host.policies.orders.priority import Priority
-from pdjax.host.policies.orders.shortest_first import ShortestFirst, ShortestFirstPrefill
 from pdjax.host.policies.registry import POLICIES
 from pdjax.sim.cluster import Cluster, Run
 from pdjax.sim.costs import StepCosts
@@ -139,10 +137,10 @@ def patience(policy: str, request: Request, other: Request) -> float:
         case "fcfs":
             return 0.0
         case "shortest_first":
-            rate = ShortestFirst.tokens_a_second
+            rate = PoliciesConfig().tokens_a_second
             return (len(request.prompt_token_ids) - len(other.prompt_token_ids)) / rate
         case "priority":
-            return Priority.seconds_a_class * (request.priority - other.priority)
+            return PoliciesConfig().seconds_a_class * (request.priority - other.priority)
     mine, theirs = (inf if each.deadline is None else each.deadline for each in (request, other))
     return 0.0 if mine == theirs else mine - theirs
 
@@ -160,17 +158,12 @@ def test_nobody_is_overtaken_after_a_bounded_time(policy, seed):
     assert bool(overtaken) == (policy != "fcfs")
 
 
-class ShortestFirstOfSlowEngines(ShortestFirstPrefill):
-    """Engines here prefill 1,000 tokens a second, not tens of thousands."""
-
-    tokens_a_second = 20.0
-
-
 def test_shortest_first_waits_less_in_the_mean():
     requests = overloaded()
+    # Engines here prefill 1,000 tokens a second, not tens of thousands.
     fcfs, shortest = (
-        served(requests, prefill_policy=policy)
-        for policy in ("fcfs", f"{__name__}:ShortestFirstOfSlowEngines")
+        served(requests, prefill_policy=policy, tokens_a_second=20.0)
+        for policy in ("fcfs", "shortest_first")
     )
     assert shortest.report["mean_ttft_ms"] < 0.7 * fcfs.report["mean_ttft_ms"]
     assert shortest.tokens == fcfs.tokens

@@ -1,11 +1,28 @@
 """Which requests are refused early: none, or those that would be late anyway."""
 
+from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from heapq import heapify, heappop, heappush
 from math import inf
 
 from pdjax.host.policies.api import AskAgain, EngineView, PolicySetup, Shed
+from pdjax.host.sequences.queue import SequenceQueue
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.host.step_times import prefill_seconds
+
+Choices = tuple[Sequence, ...]
+"""The choices of a request that wait: all are refused together, or none is. It may be the first one
+alone, for which the others are held."""
+
+_AT_ONCE = 64
+"""Requests, of those let in while nothing had been measured, that are judged in one turn."""
+
+_SOON_S = 1e-3
+"""Seconds until the next of them are."""
+
+_MOST_GONE = 1000
+"""Deadlines of requests that can't be refused any more that are kept before they are dropped."""
 
 
 class AdmitAll:
@@ -19,7 +36,7 @@ class AdmitAll:
     def shed(
         self,
         arrived: Seq[Sequence],
-        waiting: Seq[Sequence],
+        waiting: SequenceQueue,
         prefill: Seq[EngineView],
         decode: Seq[EngineView],
         now: float,
@@ -36,48 +53,148 @@ class EarlyRejection:
 
     The time to first token is predicted from what engines have measured of themselves: all that is
     queued before it and in the backlogs, at the rate of all engines together, then its own prompt,
-    without what is cached. While no engine has finished a step, all are let in. A request
-    without a deadline or SLO is never refused.
+    without what is cached. While no engine has finished a step, all are let in; those of them that
+    still wait when one has are judged then, the oldest first. A request without a deadline or SLO
+    is never refused, nor is one of which a choice has begun.
+
+    The policy remembers the deadlines of what it has let in, so that it need not look at the whole
+    queue: a request costs the host about as much behind 50,000 others as behind none.
     """
 
     sheds = True
 
     def __init__(self, setup: PolicySetup | None = None) -> None:
         del setup
+        self._deadlines: list[tuple[float, int, Choices]] = []  # a heap
+        self._overdue: list[Choices] = []  # were being prefilled when their deadlines passed
+        self._unjudged: deque[Choices] = deque()  # the oldest first
+        self._prune_at = _MOST_GONE
 
     def shed(
         self,
         arrived: Seq[Sequence],
-        waiting: Seq[Sequence],
+        waiting: SequenceQueue,
         prefill: Seq[EngineView],
         decode: Seq[EngineView],
         now: float,
     ) -> list[Shed | AskAgain]:
-        """See `AdmissionPolicy`. It looks at the whole queue."""
-        plan: list[Shed | AskAgain] = []
-        new, soonest = {id(sequence) for sequence in arrived}, inf
-        rate = _tokens_a_second(prefill)
-        ahead = sum(view.backlog for view in prefill)
-        for sequence in waiting:
-            request = sequence.request
-            due = inf if request.deadline is None else request.arrival + request.deadline
-            refused = None
-            if not sequence.output:
-                if now >= due:
-                    late = f"its deadline of {request.deadline:g} s has passed before a first token"
-                    refused = Shed(sequence, "deadline", late)
-                elif id(sequence) in new:
-                    refused = _too_slow(sequence, prefill, ahead / rate if rate else None, now)
-                    refused = refused or _too_far_apart(sequence, decode)
-                if refused is None:
-                    soonest = min(soonest, due)
-            if refused is None:
-                ahead += sequence.length
-            else:
-                plan.append(refused)
-        if soonest < inf:
-            plan.append(AskAgain(soonest))
-        return plan
+        """See `AdmissionPolicy`. Of a request one choice is named."""
+        new = _requests(arrived)
+        self._note_deadlines(new)
+        late = self._late(waiting, now)
+        rate, backlog = _tokens_a_second(prefill), sum(view.backlog for view in prefill)
+        paced = [view for view in decode if view.token_times.measured]
+        old = self._unjudged_before(waiting, rate, paced)
+        self._unjudged += [each for each in new if not _is_known(each, rate, paced)]
+        looked_at = {id(each): each for each in (*late, *old, *new)}
+        overdue, ahead = set(map(id, late)), dict.fromkeys(looked_at, 0)
+        plan, refused, spared = list[Shed | AskAgain](), set[int](), 0
+        for before, _, key, sequence in _by_place(looked_at, waiting):
+            if key not in refused:
+                queue = (backlog + before - spared) / rate if rate else None
+                shed = _too_late(sequence) if key in overdue else None
+                shed = shed or _too_slow(sequence, prefill, queue, now)
+                shed = shed or _too_far_apart(sequence, paced)
+                if shed is None:
+                    ahead[key] += sequence.length
+                    continue
+                plan.append(shed)
+                refused.add(key)
+                spared += ahead[key]
+            spared += sequence.length  # of all choices: it is not in the way of the next
+        return [*plan, *self._ask_again(rate, paced, now)]
+
+    def _note_deadlines(self, new: Iterable[Choices]) -> None:
+        for choices in new:
+            request = choices[0].request
+            if request.deadline is not None:
+                due = request.arrival + request.deadline
+                heappush(self._deadlines, (due, choices[0].order, choices))
+        if len(self._deadlines) > self._prune_at:
+            self._deadlines = [each for each in self._deadlines if not _is_safe(each[-1])]
+            heapify(self._deadlines)
+            self._prune_at = 2 * len(self._deadlines) + _MOST_GONE
+
+    def _late(self, waiting: SequenceQueue, now: float) -> list[Choices]:
+        """The requests that wait and whose deadlines have passed."""
+        overdue, deadlines = self._overdue, self._deadlines
+        while deadlines and deadlines[0][0] <= now:
+            overdue.append(heappop(deadlines)[-1])
+        self._overdue = [each for each in overdue if not _is_safe(each)]
+        return [each for each in self._overdue if _all_wait(each, waiting)]
+
+    def _unjudged_before(
+        self, waiting: SequenceQueue, rate: float, paced: Seq[EngineView]
+    ) -> list[Choices]:
+        """Some of those let in unjudged that can be judged now. Those that have begun stay."""
+        judged = list[Choices]()
+        if not rate and not paced:
+            return judged
+        while self._unjudged and len(judged) < _AT_ONCE:
+            if not _is_known(self._unjudged[0], rate, paced):
+                break
+            choices = self._unjudged.popleft()
+            if _all_wait(choices, waiting):
+                judged.append(choices)
+        return judged
+
+    def _ask_again(self, rate: float, paced: Seq[EngineView], now: float) -> list[AskAgain]:
+        while self._deadlines and _is_safe(self._deadlines[0][-1]):
+            heappop(self._deadlines)
+        at = self._deadlines[0][0] if self._deadlines else inf
+        if self._unjudged and _is_known(self._unjudged[0], rate, paced):
+            at = min(at, now + _SOON_S)
+        return [AskAgain(at)] if at < inf else []
+
+
+def _requests(arrived: Iterable[Sequence]) -> list[Choices]:
+    """The requests that have come, by their choices; without those that lack one, since it has
+    failed, or whose first choice has come before."""
+    together: dict[int, list[Sequence]] = {}
+    for sequence in arrived:
+        together.setdefault(id(sequence.request), []).append(sequence)
+    every = map(tuple, together.values())
+    return [
+        choices
+        for choices in every
+        if not choices[0].choice and len(choices) in (1, choices[0].request.params.n)
+    ]
+
+
+def _all_wait(choices: Choices, waiting: SequenceQueue) -> bool:
+    """Whether nothing has begun of a request: it can be refused now."""
+    return all(each in waiting and not each.output for each in choices)
+
+
+def _is_safe(choices: Choices) -> bool:
+    """Whether a request will never be refused, since a choice has a token or has ended."""
+    return any(each.done or each.output for each in choices)
+
+
+def _is_known(choices: Choices, rate: float, paced: Seq[EngineView]) -> bool:
+    """Whether enough has been measured to judge all that a request wants."""
+    request, slo = choices[0].request, choices[0].request.slo
+    soon = request.deadline is not None or (slo is not None and slo.ttft is not None)
+    steady = slo is not None and slo.tpot is not None and choices[0].max_new_tokens > 1
+    return bool((rate or not soon) and (paced or not steady))
+
+
+def _by_place(
+    requests: dict[int, Choices], waiting: SequenceQueue
+) -> list[tuple[int, int, int, Sequence]]:
+    """The choices of requests in the order of the queue: the tokens before each, its order, its
+    request's key, and itself."""
+    return sorted(
+        (waiting.tokens_before(each), each.order, key, each)
+        for key, choices in requests.items()
+        for each in choices
+    )
+
+
+def _too_late(sequence: Sequence) -> Shed:
+    """Refuse a request whose deadline has passed."""
+    reason = f"its deadline of {sequence.request.deadline:g} s has passed before a first token"
+    return Shed(sequence, "deadline", reason)
 
 
 def _tokens_a_second(engines: Seq[EngineView]) -> float:
@@ -125,19 +242,22 @@ def _too_slow(
 
 def _too_far_apart(sequence: Sequence, engines: Seq[EngineView]) -> Shed | None:
     """Refuse a request whose tokens are predicted to come too far apart on every engine, as full as
-    each is now."""
+    each is now.
+
+    Args:
+      engines: that have been measured.
+    """
     slo = sequence.request.slo
-    measured = [view for view in engines if view.token_times.measured]
-    if slo is None or slo.tpot is None or not measured or sequence.max_new_tokens < 2:
+    if slo is None or slo.tpot is None or not engines or sequence.max_new_tokens < 2:
         return None
-    alone = [(view.token_times.seconds(1) or 0.0, view.token_times.knows(1)) for view in measured]
+    alone = [(view.token_times.seconds(1) or 0.0, view.token_times.knows(1)) for view in engines]
     least, surely = min(alone)
     if least > slo.tpot and surely:
         reason = f"slo.tpot={slo.tpot:g} s, but alone its tokens are {least:.3g} s apart"
         return Shed(sequence, "impossible", reason)
     predicted = min(
         view.token_times.seconds(min(view.rows, view.rows - view.free_rows + 1)) or 0.0
-        for view in measured
+        for view in engines
     )
     if predicted <= slo.tpot:
         return None

@@ -7,7 +7,7 @@ turn with a `BadPlan`; see `check.py`. Moments are seconds on the coordinator's 
 moment of the call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -18,6 +18,7 @@ from pdjax.host.batching.chunks import Chunk
 from pdjax.host.kv.eviction import EvictionPolicy
 from pdjax.host.policies.role_api import RolePolicy
 from pdjax.host.policies.view import EngineView as EngineView
+from pdjax.host.sequences.queue import SequenceQueue
 from pdjax.host.sequences.sequence import Sequence
 
 ShedCause = Literal["overload", "deadline", "impossible"]
@@ -181,17 +182,18 @@ class AdmissionPolicy(Protocol):
     def shed(
         self,
         arrived: Seq[Sequence],
-        waiting: Seq[Sequence],
+        waiting: SequenceQueue,
         prefill: Seq[EngineView],
         decode: Seq[EngineView],
         now: float,
     ) -> Seq[Shed | AskAgain]:
-        """The sequences to refuse. It is asked when requests have come, and at the moments that it
-        names by `AskAgain`.
+        """The sequences to refuse. It is asked when requests have come, when an engine has been
+        measured for the first time, and at the moments that it names by `AskAgain`.
 
         Args:
           arrived: that have come since it was last asked.
-          waiting: the whole queue, those included, in its order.
+          waiting: the whole queue, those included, in its order. It may be long: `tokens_before`
+            says what is ahead of a sequence without a walk over it.
           prefill, decode: the engines that are given such work, open or not.
         """
         ...
@@ -211,11 +213,23 @@ class Ranked(Protocol):
         ...
 
 
+class Grouped(Protocol):
+    """What a prefill policy may have besides: groups of sequences that wait, such as tenants.
+
+    The host keeps the queue of each (`SequenceQueue.groups`), so that a plan need not sort all that
+    waits.
+    """
+
+    def group(self, sequence: Sequence) -> Hashable:
+        """The group of a sequence. It is asked when the sequence comes into the queue."""
+        ...
+
+
 class PrefillPolicy(Protocol):
-    """Decides what engines prefill next. It may be `Ranked`."""
+    """Decides what engines prefill next. It may be `Ranked` and `Grouped`."""
 
     def plan(
-        self, waiting: Seq[Sequence], engines: Seq[EngineView], now: float
+        self, waiting: SequenceQueue, engines: Seq[EngineView], now: float
     ) -> Seq[StepPlan | AskAgain]:
         """At most one step for each engine.
 

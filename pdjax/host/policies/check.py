@@ -30,6 +30,7 @@ from pdjax.host.policies.api import (
     StepPlan,
 )
 from pdjax.host.policies.role_api import RoleChange, RoleView
+from pdjax.host.sequences.queue import SequenceQueue
 from pdjax.host.sequences.sequence import Sequence, State
 
 
@@ -223,14 +224,14 @@ def check_withdrawals(
         left.remove(each)
 
 
-def check_shed(policy: Any, plan: Seq[Shed | AskAgain], waiting: Seq[Sequence], now: float) -> None:
+def check_shed(policy: Any, plan: Seq[Shed | AskAgain], waiting: SequenceQueue, now: float) -> None:
     """Refuse to shed what does not wait, or has written something; and moments that do not come.
 
     Raises:
       BadPlan: as for `check_steps`.
     """
     _check_each(policy, "shed", plan, Shed, AskAgain)
-    known = {id(sequence) for sequence in waiting}
+    twice: set[int] = set()
     for index, each in enumerate(plan):
         if isinstance(each, AskAgain):
             if not now < each.at < math.inf:
@@ -240,10 +241,10 @@ def check_shed(policy: Any, plan: Seq[Shed | AskAgain], waiting: Seq[Sequence], 
         if each.cause not in get_args(ShedCause):
             allowed = f"one of {', '.join(get_args(ShedCause))}"
             raise _wrong(policy, f"shed[{index}].cause", each.cause, allowed)
-        if id(each.sequence) not in known or each.sequence.output:
+        if each.sequence not in waiting or each.sequence.output or id(each.sequence) in twice:
             what = "does not wait, has written something, or comes twice"
             raise _bad(policy, each, f"sequence {each.sequence.id} {what}")
-        known.remove(id(each.sequence))
+        twice.add(id(each.sequence))
 
 
 def check_roles(policy: Any, plan: Seq[RoleChange], views: Seq[RoleView]) -> None:

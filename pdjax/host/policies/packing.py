@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from pdjax.core.ids import EngineId
 from pdjax.host.batching.chunks import Chunk
-from pdjax.host.policies.api import EngineView, PlacementPolicy, StepPlan
-from pdjax.host.policies.check import placed
+from pdjax.host.policies.api import EngineView, PlacementPolicy, PolicySetup, StepPlan
+from pdjax.host.policies.check import choose, placed
+from pdjax.host.policies.placement import RemotePlacement
 from pdjax.host.sequences.sequence import Sequence
 
 
@@ -155,11 +156,13 @@ class Draft:
         for each in list(self._views.values()):
             if each.pool == view.pool:
                 given, row = (sequence.length - start, 1) if each is view else (0, 0)
+                rows = each.free_rows_of_pool
                 self._views[each.engine] = replace(
                     each,
                     backlog=each.backlog + given,
                     free_pages=each.free_pages - needs,
                     free_rows=each.free_rows if each.role.prefills else each.free_rows - row,
+                    free_rows_of_pool=rows and rows - 1,
                 )
         return sequence.length - start
 
@@ -187,6 +190,33 @@ class Draft:
                 step.let_decode(view.buckets.sequences)
                 if step.chunks:
                     yield StepPlan(engine, tuple(step.chunks))
+
+
+class Packer:
+    """Begins sequences of the queue on the engines that a router chooses: what the prefill policies
+    have in common."""
+
+    def __init__(self, setup: PolicySetup) -> None:
+        assert setup.router is not None, "a router chooses the engine of a sequence"
+        self._router = setup.router
+        self._placement = setup.placement or RemotePlacement()
+
+    def draft(self, engines: Seq[EngineView], now: float) -> Draft:
+        """An empty plan for these engines."""
+        return Draft(engines, self._placement, now)
+
+    def place(self, sequence: Sequence, draft: Draft) -> int:
+        """Begin a sequence of the queue on the engine that the router chooses of those that are
+        able; returns the tokens that it computes there, or 0 where none is able."""
+        able = draft.able(sequence)
+        if not able:
+            draft.put_off(sequence)
+            return 0
+        if sequence.request.params.n > 1:  # its prompt may have been computed for another choice
+            most = max(view.cached(sequence) for view in able)
+            able = [view for view in able if view.cached(sequence) == most]
+        view = choose(self._router, "prefill_engine", sequence, able)
+        return draft.admit(sequence, view.engine)
 
 
 def _begin(view: EngineView) -> _Step:

@@ -32,6 +32,7 @@ class EngineView:
         have.
       leaving_pages: pages of the pool that hand-offs hold until their KV has arrived elsewhere.
       rows_of_pool: decode rows that are taken, over all engines of the pool.
+      free_rows_of_pool: those that are free; None where no engine of the pool decodes.
       cached: of a sequence that waits, the tokens at its front whose KV is in the pool already.
       sources: the pools from which KV can come to this one, its own included.
       prefill_times: what its prefill steps take by their tokens.
@@ -70,6 +71,7 @@ class EngineView:
     chunk_times: StepTimes = field(default_factory=StepTimes)
     tpot: float | None = None
     takes_prompts: bool = True
+    free_rows_of_pool: int | None = None
 
     @property
     def token_budget(self) -> int:

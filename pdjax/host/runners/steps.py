@@ -86,7 +86,8 @@ class Steps:
             if not isinstance(error, Exception):
                 raise
             return None
-        state.time(done, tokens, now)
+        if state.time(done, tokens, now):
+            self._fleet.newly_measured = True
         self._health.worked(state)
         return sampled
 

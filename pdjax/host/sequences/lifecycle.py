@@ -4,7 +4,6 @@ The coordinator and its runners decide which move is made."""
 from bisect import insort
 from collections.abc import Iterable
 from contextlib import suppress
-from operator import attrgetter
 from typing import Any
 
 from pdjax.core.messages import reason_of
@@ -17,10 +16,9 @@ from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.policies.api import Policies
 from pdjax.host.policies.check import rank_of
 from pdjax.host.sequences.news import Progress
+from pdjax.host.sequences.queue import SequenceQueue
 from pdjax.host.sequences.reference import SequenceRef, current
 from pdjax.host.sequences.sequence import Sequence, State, age
-
-_rank = attrgetter("rank")
 
 
 class SequenceLifecycle:
@@ -41,15 +39,15 @@ class SequenceLifecycle:
         or when the prompt of their request has been computed for its first choice.
       prefilled: sequences that wait for the decode side, oldest first or by the decode policy's
         `rank`; `prefilled_changed` likewise.
+      news: sequences of which something is new, and how many tokens of each had been told of before
+        that; see `note`.
     """
 
     def __init__(self, fleet: Fleet, recorder: Recorder, policies: Policies | None = None) -> None:
         self.live: dict[str, list[Sequence]] = {}
-        self.waiting: list[Sequence] = []
         self.arrived: list[Sequence] = []
         self.prompt_tokens = 0
-        self.held: list[Sequence] = []
-        self.prefilled: list[Sequence] = []
+        self.held: dict[Sequence, None] = {}  # a set in order
         self.waiting_changed = self.prefilled_changed = False
         self._fleet, self._recorder = fleet, recorder
         self._ranking: dict[State, Any] = {}  # who gives the queue of a state its order
@@ -61,18 +59,21 @@ class SequenceLifecycle:
                 if callable(getattr(policy, "rank", None)):
                     self._ranking[state] = policy
         self._others: dict[Sequence, list[Sequence]] = {}  # that wait for a first choice
-        self._news: dict[Sequence, int] = {}  # tokens that had been told of
+        group = getattr(policies and policies.prefill, "group", None)
+        self.waiting = SequenceQueue(group if callable(group) else None)
+        self.prefilled = SequenceQueue()
+        self.news: dict[Sequence, int] = {}
 
     @property
     def has_news(self) -> bool:
         """Whether a token was added or a sequence ended since `take_news`."""
-        return bool(self._news)
+        return bool(self.news)
 
     def take_news(self) -> list[Progress]:
         """What was added or ended since the last time, a sequence once."""
-        if not self._news:
+        if not self.news:
             return []
-        news, self._news = self._news, {}
+        news, self.news = self.news, {}
         return [Progress(seq, told, len(seq.output), seq.done) for seq, told in news.items()]
 
     def engine_of(self, sequence: Sequence) -> EngineState:
@@ -96,7 +97,7 @@ class SequenceLifecycle:
             self.prompt_tokens += sequence.prompt_len
         if len(sequences) > 1 and self._fleet.shares(sequences[1].reusable):
             self._others[sequences[0]] = sequences[1:]
-            self.held += sequences[1:]
+            self.held.update(dict.fromkeys(sequences[1:]))
             sequences = sequences[:1]
         self.waiting_changed = True
         self.arrived += sequences
@@ -144,7 +145,7 @@ class SequenceLifecycle:
         """The choices that wait for the prompt of the first one need not wait any longer."""
         for sequence in self._others.pop(first):
             if sequence in self.held and not sequence.behind:
-                self.held.remove(sequence)
+                del self.held[sequence]
                 self.arrived.append(sequence)
                 self._queue(sequence)
 
@@ -209,7 +210,7 @@ class SequenceLifecycle:
             case State.PREFILLING:  # its next token is made there, too
                 self._fleet.touch(self.engine_of(sequence))
             case State.WAITING if sequence in self.held:
-                self.held.remove(sequence)
+                del self.held[sequence]
                 self._queue(sequence)
 
     def preempt(self, sequence: Sequence, *, sound: bool = True) -> None:
@@ -231,22 +232,17 @@ class SequenceLifecycle:
 
     def _queue(self, sequence: Sequence) -> None:
         if sequence.behind:
-            self.held.append(sequence)
+            self.held[sequence] = None
         else:
             self._insert(self.waiting, sequence)
             self.waiting_changed = True
 
-    def _insert(self, queue: list[Sequence], sequence: Sequence) -> None:
+    def _insert(self, queue: SequenceQueue, sequence: Sequence) -> None:
         """Put a sequence into a queue of its state, in the order of that."""
         policy = self._ranking.get(sequence.state)
-        if policy is None:
-            insort(queue, sequence, key=age)
-            return
         try:
-            sequence.rank = rank_of(policy, sequence)
-            insort(queue, sequence, key=_rank)
+            queue.add(sequence, age(sequence) if policy is None else rank_of(policy, sequence))
         except Exception as error:  # of its own place, or beside another's
-            queue.append(sequence)
             self.fail(sequence, error)
 
     def take_over(self, broken: "SequenceLifecycle", error: BaseException) -> None:
@@ -256,9 +252,9 @@ class SequenceLifecycle:
         Each sequence goes back to the queue, whatever its state. A sequence that was being given a
         token fails: what comes with that token may be half done.
         """
-        self._news = broken._news
+        self.news = broken.news
         for sequence in [each for choices in broken.live.values() for each in choices]:
-            self._news.setdefault(sequence, len(sequence.output))
+            self.news.setdefault(sequence, len(sequence.output))
             if sequence.done:  # only the last lines of its end are missing
                 if not self._recorder.has_ended(sequence):
                     self._recorder.mark(sequence, "finished")
@@ -273,8 +269,8 @@ class SequenceLifecycle:
 
     def note(self, sequence: Sequence) -> None:
         """There will be news of a sequence."""
-        if sequence not in self._news:
-            self._news[sequence] = len(sequence.output)
+        if sequence not in self.news:
+            self.news[sequence] = len(sequence.output)
 
     def fail_all(self, refs: Iterable[SequenceRef], error: BaseException) -> None:
         """End the sequences that `error` concerns, as far as their references are current."""
@@ -358,16 +354,16 @@ class SequenceLifecycle:
             sequence.handoff = None
         match sequence.state:
             case State.WAITING if sequence in self.held:
-                self.held.remove(sequence)
+                del self.held[sequence]
             case State.WAITING:
-                self.waiting.remove(sequence)
+                self.waiting.discard(sequence)
                 self.waiting_changed = True
             case State.PREFILLING:
                 state = self.engine_of(sequence)
                 state.running.remove(sequence)
                 self._fleet.touch(state)
             case State.PREFILLED:
-                self.prefilled.remove(sequence)
+                self.prefilled.discard(sequence)
                 self.prefilled_changed = True
             case State.TRANSFERRING:
                 pass  # what it held was the hand-off's

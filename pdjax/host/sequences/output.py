@@ -82,21 +82,30 @@ class OutputProcessor:
         error of one, as in the making of its text, fails that one alone.
         """
         tokens, moment = sampled.tokens.tolist(), self._recorder.now()
+        news, record, ends = self._lifecycle.news, self._recorder.token, self._end_token_ids
         finished = []
         for row, ref in rows:
             if not ref.is_current:
                 continue
-            sequence, token = ref.sequence, tokens[row]
+            sequence, token, end = ref.sequence, tokens[row], None
             if token == NOT_FINITE:
                 self._lifecycle.fail_not_finite(sequence)
                 continue
             try:
-                self._lifecycle.note(sequence)
-                sequence.output.append(token)
+                output = sequence.output
+                if sequence not in news:
+                    news[sequence] = len(output)
+                output.append(token)
                 if sequence.wanted_logprobs is not None:
                     sequence.logprobs.append(logprobs_of(sampled, row, sequence.wanted_logprobs))
-                self._recorder.token(sequence, moment)
-                end = ending(sequence, token, self._end_token_ids)
+                record(sequence, moment)
+                if (
+                    len(output) >= sequence.max_new_tokens
+                    or token in ends
+                    or token in sequence.stop_token_ids
+                    or sequence.text is not None
+                ):  # else nothing ends it
+                    end = ending(sequence, token, ends)
                 if end is None and sequence.constraint is not None:
                     end = self._constrain(sequence)
             except Exception as error:

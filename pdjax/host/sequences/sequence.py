@@ -101,7 +101,6 @@ class Sequence:
       prompt_scores: the log-probabilities of its prompt, where it is to bring them.
       text: its text, where text was asked for.
       constraint: the tokens that it may choose next; None where it may choose any.
-      rank: its place in the queue that it is in, where a policy says that.
       settled: tokens of `output` that are complete: with their log-probabilities and text, and
         known not to be the last. Fewer than `output` has only while a token is being added, or for
         good if the turn was broken off then.
@@ -141,7 +140,6 @@ class Sequence:
     prompt_scores: PromptScores | None = None
     text: SequenceText | None = None
     constraint: Constraint | None = None
-    rank: Any = None
     settled: int = 0
     # Kept, not worked out: they are asked for with every step, most of them with every token.
     done: bool = field(default=False, init=False)

@@ -12,19 +12,12 @@ class PrefixAware:
     where loads are too unequal, the least loaded one. So does SGLang's cache-aware router (SGLang,
     Zheng et al. 2024, its `cache_aware` policy), and llm-d's by weights of prefix and queue.
 
-    SGLang's router guesses from what it has sent; here the host owns the pools and knows.
-
-    Attributes:
-      imbalance_steps: whole prefill steps by which the engine with the longest prefix may have more
-        to do than the one with the least; beyond that the prefix is computed again.
-      imbalance_rows: the share of rows by which it may have more taken, likewise.
+    SGLang's router guesses from what it has sent; here the host owns the pools and knows. How
+    unequal loads may be say `policies.imbalance_steps` and `policies.imbalance_rows`.
     """
 
-    imbalance_steps: float = 4.0
-    imbalance_rows: float = 0.25
-
-    def __init__(self, setup: PolicySetup | None = None) -> None:
-        del setup
+    def __init__(self, setup: PolicySetup) -> None:
+        self._config = setup.config.policies
         self._least = LeastLoaded()
 
     def prefill_engine(self, sequence: Sequence, engines: Seq[EngineView]) -> EngineView:
@@ -33,14 +26,14 @@ class PrefixAware:
         near = [
             view
             for view in engines
-            if view.backlog - least <= self.imbalance_steps * view.buckets.token_budget
+            if view.backlog - least <= self._config.imbalance_steps * view.buckets.token_budget
         ]
         return self._least.prefill_engine(sequence, _longest(sequence, near))
 
     def decode_engine(self, sequence: Sequence, engines: Seq[EngineView]) -> EngineView:
         """See `Router`. The prefix is what need not be sent."""
         least = min(map(_taken, engines))
-        near = [view for view in engines if _taken(view) - least <= self.imbalance_rows]
+        near = [view for view in engines if _taken(view) - least <= self._config.imbalance_rows]
         return self._least.decode_engine(sequence, _longest(sequence, near))
 
 
