@@ -87,7 +87,7 @@ class DecodePipeline:
         # By n, the tokens of a tick at which no row joins.
         self._fed_back = {n: np.full(n, USE_FED_BACK, np.int32) for n in self._sizes}
         self._sampling = [SamplingRows(self._size) for _ in range(stages)]
-        self._refs: list[SequenceRef | None] = [None] * rows
+        self._refs: dict[int, SequenceRef] = {}  # by row
         self._new: list[set[int]] = [set() for _ in range(stages)]  # places not yet launched
         self._masked = MaskedRows(stages)
         self._occupants: list[Occupants | None] = [None] * stages  # None: to be made
@@ -131,7 +131,7 @@ class DecodePipeline:
             self.ahead = None
         else:
             self._begin(row, sequence, sequence.length - 1, sequence.pages)
-        self._courses[row // self._size] = None
+        self._leave_course(row // self._size)
         self._bound(self._place(row), sequence)
         self._on_change()
 
@@ -146,7 +146,7 @@ class DecodePipeline:
         self._on_change()
 
     def _begin(self, row: int, sequence: Sequence, position: int, pages: list[int]) -> None:
-        assert row in self._taken and self._refs[row] is None, f"row {row} is not reserved"
+        assert row in self._taken and row not in self._refs, f"row {row} is not reserved"
         microbatch, i = place = self._place(row)
         self._refs[row] = SequenceRef.of(sequence)
         self._next[place] = position  # the KV of the last token that it may have is never read
@@ -156,7 +156,7 @@ class DecodePipeline:
     def resume(self, row: int) -> None:
         """Launch a row with a mask again: the host knows its newest token."""
         microbatch, i = place = self._place(row)
-        self._courses[microbatch] = None
+        self._leave_course(microbatch)
         self._bound(place, self._sequence(microbatch, i))
         self._on_change()
 
@@ -174,14 +174,15 @@ class DecodePipeline:
     def release(self, row: int) -> None:
         """Give up a row; what is in flight in it is idle from the next tick on."""
         self._taken.remove(row)
-        self._refs[row] = None
+        self._refs.pop(row, None)
         if row == self.ahead:
             self.ahead = None
         microbatch, i = place = self._place(row)
         heappush(self._free[microbatch], i)
         self._new[microbatch].discard(i)
         self._masked.release(microbatch, i)
-        self._occupants[microbatch] = self._courses[microbatch] = None
+        self._occupants[microbatch] = None
+        self._leave_course(microbatch)
         self._next[place], self._last[place] = 0, -1
         self._tables[place] = NULL_PAGE
         self._widths[place] = 0
@@ -225,11 +226,12 @@ class DecodePipeline:
         """
         microbatch = self.entering
         course = self._courses[microbatch]
-        flight = self._launch(microbatch) if course is None else course.next()
-        if course is not None and not course.left:
-            self._courses[microbatch] = None
-        if flight is not None:
-            self._next[microbatch][flight.occupants.places] += 1
+        if course is None:
+            flight = self._launch(microbatch)
+        else:
+            flight = course.next()
+            if not course.left:
+                self._leave_course(microbatch)
         self._flights[microbatch] = flight
         shapes = self._mixed_shapes if mixed else self._shapes
         return self._advance(self._known_tokens(microbatch, flight), shapes)
@@ -253,12 +255,20 @@ class DecodePipeline:
             table,
         )
         # How often the same rows can be launched again before anything else differs.
+        self._next[microbatch][places] += 1
         held = widths * self._buckets.page_size - 1
         left = int((np.minimum(self._last[microbatch][places], held) - following).min())
         if left > 0:
             launched = (flight.positions != IDLE_ROW).astype(np.int32)
             self._courses[microbatch] = Course(flight, launched, left)
         return flight
+
+    def _leave_course(self, microbatch: int) -> None:
+        """The next launch of a microbatch may differ from the last one. Only now it is noted how
+        far the launches of its course have brought its rows, since each would cost an addition."""
+        course, self._courses[microbatch] = self._courses[microbatch], None
+        if course is not None:
+            self._next[microbatch][course.flight.occupants.places] += course.launches
 
     def _known_tokens(self, microbatch: int, flight: Flight | None) -> dict[int, int]:
         """By their entries, the inputs of rows that the device has not kept: of those that enter
@@ -330,8 +340,8 @@ class DecodePipeline:
         if occupants is None or not np.array_equal(occupants.places, places):
             first = microbatch * self._size
             refs = [self._refs[first + i] for i in places.tolist()]
-            entries = [(entry, ref) for entry, ref in enumerate(refs) if ref is not None]
-            occupants = self._occupants[microbatch] = Occupants.of(places, entries)
+            occupants = Occupants.of(places, tuple(enumerate(refs)))
+            self._occupants[microbatch] = occupants
         return occupants
 
     @property
@@ -356,9 +366,7 @@ class DecodePipeline:
         self._widths[place] = len(pages)
 
     def _sequence(self, microbatch: int, i: int) -> Sequence:
-        ref = self._refs[microbatch * self._size + i]
-        assert ref is not None, f"row {i} of microbatch {microbatch} is free"
-        return ref.sequence
+        return self._refs[microbatch * self._size + i].sequence
 
     def _place(self, row: int) -> tuple[int, int]:
         """Microbatch of a row, and its place there."""

@@ -75,10 +75,12 @@ class Course:
     flight: Flight  # the launch before
     launched: np.ndarray  # i32[n], 1 for each row that is launched
     left: int  # launches
+    launches: int = 0  # so far
 
     def next(self) -> Flight:
         """The next launch."""
         self.left -= 1
+        self.launches += 1
         occupants, rows, positions, table = self.flight
         # Padding stays where it is.
         self.flight = Flight(occupants, rows, positions + self.launched, table)

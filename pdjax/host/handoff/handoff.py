@@ -102,6 +102,7 @@ class Handoff:
     def __post_init__(self) -> None:
         self._ledger = np.full((self.spans, len(self.groups)), Part.UNSENT, np.uint8)
         self._ledger[: self.skipped_tokens // self.span] = Part.WRITTEN
+        self._is_nearly_written: bool | None = None  # None: the ledger has changed since
 
     @property
     def sequence(self) -> Sequence:
@@ -130,9 +131,12 @@ class Handoff:
     @property
     def nearly_written(self) -> bool:
         """Whether every part has been written but for those of the last layer group, of which every
-        one has at least been sent."""
-        rest, last = self._ledger[:, :-1], self._ledger[:, -1]
-        return bool((rest == Part.WRITTEN).all() and (last != Part.UNSENT).all())
+        one has at least been sent. It is asked with every event of any transfer job."""
+        if self._is_nearly_written is None:
+            rest, last = self._ledger[:, :-1], self._ledger[:, -1]
+            written = (rest == Part.WRITTEN).all() and (last != Part.UNSENT).all()
+            self._is_nearly_written = bool(written)
+        return self._is_nearly_written
 
     @property
     def waits(self) -> bool:
@@ -184,6 +188,7 @@ class Handoff:
     def mark(self, spans: np.ndarray, groups: slice, part: Part) -> None:
         """These parts have come so far."""
         self._ledger[spans, groups] = part
+        self._is_nearly_written = None
 
     def has_computed(self, tokens: int) -> None:
         """KV of the first `tokens` has been dispatched through all layers."""
@@ -193,10 +198,12 @@ class Handoff:
         """What is on its way is not wanted any more, and has to be sent again."""
         self.generation += 1
         self._ledger[self._ledger == Part.SENT] = Part.UNSENT
+        self._is_nearly_written = None
 
     def skip_nothing(self) -> None:
         """What the target had already is not right: it is sent, too."""
         self._ledger[: self.skipped_tokens // self.span] = Part.UNSENT
+        self._is_nearly_written = None
         self.skipped_tokens, self.costs.pages_skipped = 0, 0
 
     def take_source(self, pages: list[int]) -> None:

@@ -126,8 +126,7 @@ class Recorder:
 
     def token(self, seq: Sequence, moment: float) -> None:
         """Note that an output token of `seq`, the first or a later one, reached the host then."""
-        timeline = self._live.get(seq) or self._timeline(seq)
-        timeline.token_times.append(moment)
+        (self._live.get(seq) or self._timeline(seq)).token_times.append(moment)
         self.output_tokens += 1
 
     def cut(self, seq: Sequence, tokens: int) -> None:
