@@ -5,10 +5,18 @@ coordinator's. Requests are greedy with random token ids; there is no tokenizer;
 A real engine adds the time to dispatch its program, which lookahead can hide behind the step that
 runs.
 
+Then it drives simulated engines whose rows are all taken while requests wait: for each that begins
+another one comes. All that the host does between two ticks counts, prefill and hand-offs too, but
+not what the simulation takes. Orders, admission and router are flags.
+
   python -m experiments.bench_host
+  python -m experiments.bench_host --rows=256 --prefill=fair --admission=early_rejection
 """
 
+import os
+import platform
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +24,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from absl import flags
 
+from experiments.bench_host.waiting import Situation, measure, waiting_table
+from experiments.common.origin import commit, save
 from experiments.common.tables import number, table
-from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.config import Config, DecodeConfig, PoliciesConfig, PrefillConfig
 from pdjax.core.clock import WallClock
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout
@@ -39,6 +49,31 @@ _ROWS = flags.DEFINE_multi_integer("rows", [8, 64, 256], "rows that decode", fla
 _STAGES = flags.DEFINE_integer("stages", 1, "stages of the decode engine", flag_values=FLAGS)
 _STEPS = flags.DEFINE_integer("steps", 300, "decode steps a number", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_integer("prompt", 64, "tokens of a prompt", flag_values=FLAGS)
+_WAITING = flags.DEFINE_multi_integer(
+    "waiting",
+    [0, 1_000, 10_000, 50_000],
+    "requests that wait while simulated engines decode",
+    flag_values=FLAGS,
+)
+_ENGINES = flags.DEFINE_integer(
+    "engines", 8, "simulated engines of each kind, of the last of --rows", flag_values=FLAGS
+)
+_OUTPUT = flags.DEFINE_integer("output", 512, "mean tokens of an answer there", flag_values=FLAGS)
+_LONG = flags.DEFINE_integer("long", 256, "tokens of a prompt there", flag_values=FLAGS)
+_TICKS = flags.DEFINE_integer("ticks", 2_000, "decode steps there", flag_values=FLAGS)
+_RUNS = flags.DEFINE_integer(
+    "runs", 3, "equal runs there, see `waiting.measure`", flag_values=FLAGS
+)
+_POLICIES = {
+    role: flags.DEFINE_string(role, getattr(PoliciesConfig(), role), text, flag_values=FLAGS)
+    for role, text in (
+        ("prefill", "prefill policy there"),
+        ("decode", "decode policy there"),
+        ("router", "router there"),
+        ("admission", "admission policy there"),
+    )
+}
+_OUT = flags.DEFINE_string("out", None, "JSON file for what was measured", flag_values=FLAGS)
 
 
 @dataclass(frozen=True)
@@ -155,7 +190,9 @@ def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
         vocab_size=VOCAB,
         max_model_len=longest,
         end_token_ids=[0],
-        engines=[InstantEngine(kind, layout, pages, rows) for kind in StepKind],
+        engines=[
+            InstantEngine(kind, layout, pages, rows) for kind in (StepKind.PREFILL, StepKind.DECODE)
+        ],
         transport=NoTransport(),
         events=PolledEvents(clock),
         clock=clock,
@@ -199,6 +236,31 @@ def main() -> None:
         median, least = statistics.median(times), times[0]
         rows.append([str(count), number(median * 1e6, 0), number(least * 1e6, 0)])
     print(table(["rows", "host, us/step", "least"], rows))
+    policies = PoliciesConfig(**{role: flag.value for role, flag in _POLICIES.items()})
+    found = [
+        measure(
+            Situation(
+                engines=_ENGINES.value or 1,
+                rows=(_ROWS.value or [1])[-1],
+                waiting=waiting,
+                prompt=_LONG.value or 2,
+                output=_OUTPUT.value or 2,
+                policies=policies,
+            ),
+            _TICKS.value or 1,
+            _RUNS.value or 1,
+        )
+        for waiting in _WAITING.value or ()
+    ]
+    if found:
+        print(waiting_table(found))
+    if _OUT.value:
+        machine = {"cores": os.cpu_count(), "python": platform.python_version()}
+        command = ["bench_host", *(each for each in sys.argv[1:] if not each.startswith("--out="))]
+        save(
+            {"commit": commit(), "command": command, "machine": machine, "waiting": found},
+            _OUT.value,
+        )
 
 
 if __name__ == "__main__":

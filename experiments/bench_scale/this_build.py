@@ -22,11 +22,15 @@ from pdjax.sim.links import Link
 
 
 class Stopwatch:
-    """Adds up the time inside functions; one that another calls counts once."""
+    """Adds up the time inside functions; one that another calls counts once.
 
-    def __init__(self) -> None:
+    Args:
+      clock: tells seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds = 0.0
-        self._inside = False
+        self._clock, self._inside = clock, False
 
     def time(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, timed."""
@@ -35,12 +39,12 @@ class Stopwatch:
         def timed(*args: Any) -> Any:
             if self._inside:
                 return function(*args)
-            self._inside, start = True, time.perf_counter()
+            self._inside, start = True, self._clock()
             try:
                 return function(*args)
             finally:
                 self._inside = False
-                self.seconds += time.perf_counter() - start
+                self.seconds += self._clock() - start
 
         return timed
 

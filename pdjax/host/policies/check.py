@@ -231,7 +231,7 @@ def check_shed(policy: Any, plan: Seq[Shed | AskAgain], waiting: SequenceQueue, 
       BadPlan: as for `check_steps`.
     """
     _check_each(policy, "shed", plan, Shed, AskAgain)
-    twice: set[int] = set()
+    named = Counter(id(each.sequence) for each in plan if isinstance(each, Shed))
     for index, each in enumerate(plan):
         if isinstance(each, AskAgain):
             if not now < each.at < math.inf:
@@ -241,10 +241,9 @@ def check_shed(policy: Any, plan: Seq[Shed | AskAgain], waiting: SequenceQueue, 
         if each.cause not in get_args(ShedCause):
             allowed = f"one of {', '.join(get_args(ShedCause))}"
             raise _wrong(policy, f"shed[{index}].cause", each.cause, allowed)
-        if each.sequence not in waiting or each.sequence.output or id(each.sequence) in twice:
+        if each.sequence not in waiting or each.sequence.output or named[id(each.sequence)] > 1:
             what = "does not wait, has written something, or comes twice"
             raise _bad(policy, each, f"sequence {each.sequence.id} {what}")
-        twice.add(id(each.sequence))
 
 
 def check_roles(policy: Any, plan: Seq[RoleChange], views: Seq[RoleView]) -> None:
