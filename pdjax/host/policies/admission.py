@@ -58,7 +58,7 @@ class EarlyRejection:
     is never refused, nor is one of which a choice has begun.
 
     The policy remembers the deadlines of what it has let in, so that it need not look at the whole
-    queue: a request costs the host about as much behind 50,000 others as behind none.
+    queue.
     """
 
     sheds = True

@@ -30,7 +30,7 @@ class SequenceQueue(Seq[Sequence]):
     """Sequences by their ranks, the least first; of equals the one that was added first.
 
     Sorted entries are kept in blocks of bounded size (a list of lists, as in `sortedcontainers`),
-    so that to add, to remove and to find one costs about as much with 50,000 as with 500. To a
+    so that to add, to remove and to find one takes few comparisons, however many there are. To a
     policy it is a sequence of sequences that can also say what is ahead of one.
 
     Args:
