@@ -52,7 +52,9 @@ class AsyncBackend:
         waiting, work = len(loop.lifecycle.waiting), dict(recorder.engines)
         return {
             "engines": {
-                str(state.id): _engine(state) | _work(work.get(str(state.id)))
+                str(state.id): _engine(state)
+                | _work(work.get(str(state.id)))
+                | recorder.duty_of(state.id).to_json()
                 for state in loop.fleet
             },
             "pools": {str(pool.id): _pool(pool) for pool in loop.fleet.pools.values()},
@@ -94,6 +96,10 @@ def _engine(state: EngineState) -> dict[str, Any]:
         "steps_in_flight": len(state.in_flight),
         "paused": state.paused,
         "losses": state.losses,
+        "role": state.role.value,
+        "status": state.service.status.value,
+        "cause": state.service.cause,
+        "in_service": int(state.service.outage is None),
     }
 
 

@@ -222,6 +222,9 @@ class _Families:
 _PREFIX_TOKENS = ("looked_up", "hit", "evicted", "isolated", "never_seen", "partial")
 """Prompt tokens by what came of looking for them; see `host/kv/prefix_account.py`."""
 
+_DUTIES = ("role_changes", "outages", "draining_s", "out_of_service_s")
+"""Totals of an engine that changes what it does, or is out of service."""
+
 
 def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Iterator[Metric]:
     """Families of what is so at this moment, and of totals that the coordinator keeps; `prefix` is
@@ -242,10 +245,11 @@ def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Itera
         yield _family(CounterMetricFamily, model, name, pools, f"prefix_{key}", ("pool",))
     name, key = "pool_evicted_pages", "prefix_evicted_pages"
     yield _family(CounterMetricFamily, model, name, pools, key, ("pool",))
-    for key in ("rows", "free_rows", "prefilling", "decoding", "steps_in_flight"):
+    for key in ("rows", "free_rows", "prefilling", "decoding", "steps_in_flight", "in_service"):
         yield _family(GaugeMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
-    for key in ("steps", "busy_seconds", "losses"):
-        yield _family(CounterMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
+    for key in ("steps", "busy_seconds", "losses", *_DUTIES):
+        name = f"engine_{_spelt(key)}"
+        yield _family(CounterMetricFamily, model, name, engines, key, ("engine",))
     fronts = report.get("fronts", {})
     for key in ("is_ready", "connections", "open_answers"):
         yield _family(GaugeMetricFamily, model, f"front_{key}", fronts, key, ("front",))

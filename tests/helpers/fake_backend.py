@@ -23,6 +23,7 @@ from pdjax.host.kv.prefix_account import PrefixTotals
 from pdjax.host.metrics.recent import recent
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.request import RequestMetrics
+from pdjax.host.metrics.work import DutyTotals
 from pdjax.host.sequences.limits import Limits
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.serving.backend import Ask, Backend, ServedModel
@@ -250,7 +251,8 @@ class FakeBackend:
 
     async def report(self) -> dict[str, Any]:
         engine = {"rows": 4, "free_rows": 3, "prefilling": 0, "decoding": 1, "steps_in_flight": 1}
-        work = {"steps": 7, "busy_seconds": 0.5, "losses": 0}
+        work = {"steps": 7, "busy_seconds": 0.5, "losses": 0, "in_service": 1}
+        work |= DutyTotals(role_changes=2, draining_s=0.25).to_json()
         pool: dict[str, Any] = {"pages": 8, "free_pages": 6, "cached_pages": 1, "used_pages": 2}
         pool |= {"page_size": 4, "leaving_pages": 0, **PrefixTotals().to_json()}
         return {

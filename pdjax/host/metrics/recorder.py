@@ -238,6 +238,10 @@ class Recorder:
         """The steps recorded, in the order of their ends."""
         return list(self._spans)
 
+    def duty_of(self, engine: EngineId) -> DutyTotals:
+        """How often an engine has changed, and how long it was not given all that it could be."""
+        return self.duties.get(engine) or DutyTotals()
+
     def all_duties(self) -> list[Duty]:
         """When engines drained or were out of service, in the order of their ends."""
         return list(self._duties)

@@ -28,7 +28,8 @@ class EngineRow {
   }
 
   show({ now, busy, stepsPerSecond }) {
-    const state = now.paused ? " (paused)" : now.losses ? ` (lost ${now.losses} times)` : "";
+    const other = now.status && now.status !== "serving" ? ` (${now.status})` : "";
+    const state = other || now.paused ? other || " (paused)" : now.losses ? ` (lost ${now.losses} times)` : "";
     write(this.accepts, (now.accepts ?? []).join(", ") + state);
     const used = now.rows - now.free_rows;
     this.bar.node.hidden = !now.rows;
