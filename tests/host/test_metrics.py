@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pdjax.core.clock import VirtualClock
-from pdjax.core.ids import PoolId
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.request import Request, SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.host.handoff.accounting import TransferTotals
@@ -339,6 +339,7 @@ def test_every_key_of_a_report_is_defined_once_and_every_definition_is_a_key():
     a_life(script, a_sequence(arrival=1.0))
     script.recorder.span("prefill/0", "step", 3.0, 4.0, tokens=5)
     script.recorder.link(PoolId("hbm/0"), PoolId("hbm/1"))
+    script.recorder.went_out(EngineId("prefill/0"))
     whole = report(script.recorder)
     statistics = {key for name in definitions.SAMPLED for key in definitions.statistic_keys(name)}
     assert sorted(set(whole) - statistics) == keys_of(definitions.RUN)
@@ -349,6 +350,7 @@ def test_every_key_of_a_report_is_defined_once_and_every_definition_is_a_key():
     assert sorted(whole["links"]["hbm/0->hbm/1"]) == keys_of(definitions.LINK)
     assert sorted(whole["engines"]["prefill/0"]) == keys_of(definitions.ENGINE)
     assert sorted(whole["prefills"]) == keys_of(definitions.PREFILLS)
+    assert sorted(whole["duties"]["prefill/0"]) == keys_of(definitions.DUTY)
     assert sorted(whole["definitions"]) == sorted(definitions.GROUPS)
 
 

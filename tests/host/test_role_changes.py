@@ -10,6 +10,9 @@ import pytest
 from pdjax.config import RolesConfig
 from pdjax.core.ids import EngineId
 from pdjax.core.roles import Role
+from pdjax.host.metrics import trace
+from pdjax.host.metrics.timeline import Timeline
+from pdjax.host.metrics.trace import trace_events
 from pdjax.host.roles import drains
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.host.service import Status
@@ -76,6 +79,9 @@ def test_an_engine_ends_its_prompts_before_it_decodes():
     assert deployment.recorder.duties[B].role_changes == 1
     [duty] = deployment.recorder.all_duties()
     assert (duty.engine, duty.name, duty.cause) == (B, "draining to be decode", "asked for")
+    events = list(trace_events(Timeline.of(deployment.recorder)))
+    [shown] = [event for event in events if event["name"] == duty.name]
+    assert (shown["pid"], shown["args"]) == (trace.DUTIES, {"cause": "asked for"})
 
 
 def test_sequences_that_decode_move_to_another_engine():

@@ -127,6 +127,14 @@ PREFILLS = metrics_of(
 )
 """Of `prefills`."""
 
+DUTY = metrics_of(
+    ("role_changes", "1", "times that the engine began to have another role"),
+    ("outages", "1", "times that the engine went out of service"),
+    ("draining_s", "s", "in which it was given no more of what it would not do afterwards"),
+    ("out_of_service_s", "s", "in which it was given nothing; of times that are over"),
+)
+"""Of an engine that changes what it does."""
+
 ENGINE = metrics_of(
     ("steps", "1", "prefill steps and ticks that have come back"),
     ("busy_seconds", "s", "covered by at least one step, from its dispatch to its outcome"),
@@ -189,6 +197,7 @@ RUN = metrics_of(
     ("alarms", "", "keys of transfers that should be 0 and are not"),
     ("links", "", "each pair of pools between which KV moved"),
     ("prefills", "", "where sequences were prefilled"),
+    ("duties", "", "each engine that has drained or been out of service, by its name"),
     ("definitions", "", "these meanings, by group and key"),
 )
 """Of the report itself. Those of completed requests are about them alone."""
@@ -205,6 +214,7 @@ GROUPS = {
     "links": LINK,
     "prefills": PREFILLS,
     "engines": ENGINE,
+    "duties": DUTY,
     "sums": SUMS,
 }
 """Of a report."""
@@ -254,6 +264,11 @@ _HEADINGS = {
     "links": ("A link", "Entries of `links`, by the names of its pools: `SOURCE->TARGET`."),
     "prefills": ("Prefills by place", "Of the run, in `prefills`."),
     "engines": ("An engine", "Entries of `engines`, by its name."),
+    "duties": (
+        "Roles and outages",
+        "Entries of `duties`, by the engine's name; see [scheduling.md](scheduling.md). The trace "
+        "has a slice for each time.",
+    ),
     "sums": ("Counts of steps", "Of `sums` of an engine, and `args` of a slice in the trace."),
     "bench": (
         "A benchmark",

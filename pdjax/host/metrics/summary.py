@@ -119,6 +119,7 @@ def work_of(recorder: Recorder) -> dict[str, Any]:
         "alarms": [name for name in ALARMS if getattr(recorder.transfers, name)],
         "links": {name: link.to_json() for name, link in sorted(recorder.links.items())},
         "prefills": {"local": recorder.local_prefills, "remote": recorder.remote_prefills},
+        "duties": {name: duty.to_json() for name, duty in sorted(recorder.duties.items())},
     }
 
 

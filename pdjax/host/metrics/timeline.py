@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.metrics.request import RequestMetrics, phases
-from pdjax.host.metrics.work import Passenger, Shipment, Span
+from pdjax.host.metrics.work import Duty, Passenger, Shipment, Span
 
 
 class Step(NamedTuple):
@@ -73,6 +73,7 @@ class Timeline:
       requests: in the order of their arrival, with those that have not ended.
       flows: in the order of their shipments.
       counters: free pages of pools, bytes on the way of links, sequences.
+      duties: when engines drained or were out of service, within that time.
     """
 
     start: float
@@ -82,6 +83,7 @@ class Timeline:
     requests: list[RequestMetrics]
     flows: list[KVFlow]
     counters: list[Counter]
+    duties: list[Duty]
 
     @classmethod
     def of(cls, recorder: Recorder) -> "Timeline":
@@ -104,7 +106,8 @@ class Timeline:
         whole = {name for name, work in totals if work.steps == len(steps.get(name, ()))}
         flows = list(_flows(steps, whole, shipments, requests))
         start, end = min(moments, default=0.0), max(last, default=0.0)
-        return cls(start, end, steps, shipments, requests, flows, counters)
+        duties = [each for each in recorder.all_duties() if start <= each.start and each.end <= end]
+        return cls(start, end, steps, shipments, requests, flows, counters, duties)
 
 
 def _in_turn(spans: list[Span]) -> list[Step]:

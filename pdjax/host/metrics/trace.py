@@ -2,7 +2,8 @@
 
 Four processes on one clock that begins at 0: the engines, with a track for each; the wires, with a
 slice for each shipment; the requests, with a row for each sequence that shows what it was doing and
-when its tokens came; and counters. An arrow leads from the prefill step that computed KV by the
+when its tokens came; and counters. Where engines drained or were out of service a fifth one shows
+that. An arrow leads from the prefill step that computed KV by the
 wire to the tick in which its sequence first decodes. The format is the "Trace Event Format" of
 Chromium's tracing project, as Perfetto reads it: slices of a track nest, a flow event belongs to
 the innermost slice of its track at its moment.
@@ -19,7 +20,7 @@ from pdjax.host.metrics.request import RequestMetrics, phases
 from pdjax.host.metrics.timeline import Counter, KVFlow, Step, Timeline, lanes
 from pdjax.host.metrics.work import Shipment
 
-ENGINES, WIRES, REQUESTS, COUNTERS = 1, 2, 3, 4
+ENGINES, WIRES, REQUESTS, COUNTERS, DUTIES = 1, 2, 3, 4, 5
 """Process ids of the groups of tracks, in the order in which they are shown."""
 
 _GROUPS = {
@@ -27,6 +28,7 @@ _GROUPS = {
     WIRES: "wires (KV between pools)",
     REQUESTS: "requests",
     COUNTERS: "counters",
+    DUTIES: "roles (engines that drain or are out of service)",
 }
 _FIRST_THREAD = 10
 """Ids of tracks begin here: a track with the id of a process would be taken for its main thread."""
@@ -67,6 +69,8 @@ class _Trace:
     def events(self) -> Iterator[Event]:
         """All of them; a slice comes before what is bound to it, also at the same moment."""
         for process, name in _GROUPS.items():
+            if process == DUTIES and not self._timeline.duties:
+                continue
             yield _metadata(process, process, "process_name", name=name)
             yield _metadata(process, process, "process_sort_index", sort_index=process)
         for track, steps in self._timeline.steps.items():
@@ -86,6 +90,7 @@ class _Trace:
             yield from self._life(number, metrics)
         for counter in self._timeline.counters:
             yield from self._counter(counter)
+        yield from self._duties()
 
     def _ns(self, moment: float) -> int:
         return round((moment - self._timeline.start) * 1e9)
@@ -123,6 +128,16 @@ class _Trace:
         for part, start, end in shipment_parts(shipment):
             if self._ns(end) > self._ns(start):
                 yield self._slice(WIRES, thread, part, start, end)
+
+    def _duties(self) -> Iterator[Event]:
+        """A track for each engine that has drained or been out of service."""
+        threads: dict[str, int] = {}
+        for duty in self._timeline.duties:
+            if duty.engine not in threads:
+                threads[duty.engine] = next(self._threads)
+                yield from _names(DUTIES, threads[duty.engine], duty.engine)
+            thread = threads[duty.engine]
+            yield self._slice(DUTIES, thread, duty.name, duty.start, duty.end, cause=duty.cause)
 
     def _flow(self, number: int, flow: KVFlow) -> Iterator[Event]:
         """Arrows; a way of which one end alone is known has none.
