@@ -112,7 +112,13 @@ class Gemma2(PostNorms):
 
 def with_window(spec: ModelSpec, window: int, whole: int) -> ModelSpec:
     """Return the spec with a window of so many tokens, 0 for none, in all layers but the last of
-    every `whole`."""
+    every `whole`.
+
+    Raises:
+      ValueError: `whole` is not positive.
+    """
+    if whole < 1:
+        raise ValueError(f"attention.sliding_window_pattern={whole}: must be at least 1")
     layers = tuple(layer for layer in range(spec.num_layers) if (layer + 1) % whole)
     return replace(spec, window=window if 0 < window < spec.context else None, window_layers=layers)
 
