@@ -214,14 +214,18 @@ class Serving:
 
 
 def base_config(size: Size) -> Config:
-    """One engine of each phase; both phases keep prefixes, so that no mode has less reuse."""
-    tokens = pages = None
+    """One engine of each phase. Every pool keeps prefixes, and has pages for as many whole contexts
+    as there are rows, whatever its chips do, so that no mode has less to reuse."""
+    tokens = buckets = None
     if size.one_shape:
-        tokens, pages = (size.budget,), (size.longest // size.page_size,)
+        tokens, buckets = (size.budget,), (size.longest // size.page_size,)
+    pages = 1 + size.rows * (size.longest // size.page_size)
     return Config(
         model=random_model(size.model, size.longest),
         kv=KVConfig(page_size=size.page_size, prefix_cache=True),
-        prefill=PrefillConfig(token_budget=size.budget, token_buckets=tokens, page_buckets=pages),
-        decode=DecodeConfig(rows=size.rows, lookahead=2, page_buckets=pages),
+        prefill=PrefillConfig(
+            token_budget=size.budget, token_buckets=tokens, page_buckets=buckets, pages=pages
+        ),
+        decode=DecodeConfig(rows=size.rows, lookahead=2, page_buckets=buckets, pages=pages),
         handoff=HandoffConfig(layer_groups=size.groups),
     )

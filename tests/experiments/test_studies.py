@@ -26,6 +26,7 @@ from experiments.slo_scale import __main__ as slo_scale
 from pdjax.bench.modes import MODES
 from pdjax.core.slo import SLO
 from pdjax.flags import status
+from tests.helpers.fake_backend import LENGTH, FakeBackend, served
 
 SMALL = ("--input_len=600", "--output_len=6", "--requests=8", "--seeds=1")
 
@@ -64,6 +65,39 @@ def test_the_same_command_writes_the_same_points(tmp_path: Path):
     args = (*SMALL, "--rates=20", "--nocapacity", "--modes=mixed", "--modes=disaggregated")
     first, second = (play(attainment, tmp_path / name, *args)["points"] for name in "ab")
     assert first == second and [p["mode"] for p in first] == ["mixed", "disaggregated"]
+
+
+def test_engines_of_this_process_serve_as_simulated_ones_do(tmp_path: Path, capsys):
+    args = ("--backend=engine", "--size=small", "--modes=disaggregated", "--rates=50")
+    command = [
+        "attainment",
+        f"--out={tmp_path}",
+        *args,
+        "--requests=4",
+        "--seeds=1",
+        "--nocapacity",
+    ]
+    assert status(attainment.main, attainment.FLAGS, "", command) == 0
+    whole = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    [point] = whole["points"]
+    assert (point["completed"], point["slo_total"], point["num_gpu"]) == (4, 4, 2)
+    assert whole["backend"] == "engine" and whole["costs"] is None
+    assert "simulated" not in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_a_server_is_driven_in_place_of_modes(tmp_path: Path):
+    args = ["--label=fake", "--vocab_size=200", "--num_gpu=2", "--input_len=20", "--requests=4"]
+    args += [f"--output_len={LENGTH}", "--rates=50", "--seeds=1", "--nocapacity"]
+    backend = FakeBackend(tmp_path)
+    with served(lambda: backend) as server:
+        command = ["attainment", f"--url={server.url}", f"--out={tmp_path / 'out'}", *args]
+        assert status(attainment.main, attainment.FLAGS, "", command) == 0
+    whole = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    [point] = whole["points"]
+    assert (point["mode"], point["completed"], point["num_gpu"]) == ("fake", 4, 2)
+    assert whole["config"] is None and whole["hardware"] == f"a server at {server.url}"
+    # It may refuse what it does not know.
+    assert all(answer.ask.slo is None for answer in backend.answers)
 
 
 def test_slo_scale(tmp_path: Path):
