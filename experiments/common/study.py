@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from experiments.common.costs import Chip
 from experiments.common.shapes import random_model
 from pdjax.bench.driver import Driver, Workload
 from pdjax.bench.modes import mode_config
@@ -17,6 +16,7 @@ from pdjax.bench.system import System, device_system, server_system, simulated_s
 from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
 from pdjax.config.load import load_config
 from pdjax.core.slo import SLO
+from pdjax.sim.calibration import Calibration
 from pdjax.workloads.chances import Arrivals, lengths_of
 from pdjax.workloads.synthetic import Shape, open_loop, shared_prefixes
 
@@ -88,7 +88,7 @@ class Study:
       base: the config that modes are made of.
       modes: that are compared; of a server, its label.
       seeds: one run each.
-      chip: of a simulation: what steps and links take.
+      calibration: of a simulation: what steps and links take.
       server: that is driven.
       prefix_len, prefix_groups, prefix_share: of shared prefixes before prompts; no prefix without
         a length.
@@ -103,7 +103,7 @@ class Study:
     base: Config
     modes: tuple[str, ...]
     seeds: tuple[int, ...]
-    chip: Chip | None = None
+    calibration: Calibration | None = None
     server: Server | None = None
     prefix_len: str | None = None
     prefix_groups: int = 1
@@ -112,7 +112,7 @@ class Study:
 
     def described(self) -> dict[str, Any]:
         """What is the same in all of its runs, as plain values."""
-        known = self.chip
+        known = self.calibration
         return {
             "backend": self.backend,
             "size": self.size,
@@ -123,7 +123,7 @@ class Study:
             "prefix_share": self.prefix_share if self.prefix_len else None,
             "slo": slo_json(self.slo),
             "costs": None if known is None else asdict(known.costs),
-            "link": None if known is None else asdict(known.link),
+            "link": None if known is None or known.link is None else asdict(known.link),
             "sources": None if known is None else list(known.sources),
             "config": None if self.server is not None else asdict(self.base),
         }
@@ -176,9 +176,9 @@ class Study:
 
     def _simulated(self, config: Config) -> System:
         """A cluster anew for each workload, so that no run waits for what another has left."""
-        assert self.chip is not None, "of a simulation"
+        assert self.calibration is not None, "of a simulation"
         config = replace(config, max_recorded=1_000_000)
-        known = config, self.chip.costs, self.chip.link
+        known = config, self.calibration.costs, self.calibration.link
         return replace(
             simulated_system(*known),
             play=lambda arrivals, salt: simulated_system(*known).play(arrivals, salt),

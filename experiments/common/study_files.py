@@ -46,8 +46,8 @@ _SAID = {True: "right", False: "WRONG", None: "not measured"}
 
 def hardware_of(study: Study, found: Mapping[str, Any]) -> str:
     """What was measured, or what was simulated; `found`: by `origin`."""
-    if study.chip is not None:
-        return f"simulated: {study.chip.hardware}"
+    if study.calibration is not None:
+        return f"simulated: {study.calibration.hardware}"
     if study.server is not None:
         return f"a server at {study.server.url}"
     return Origin.of(found, None).hardware
@@ -114,8 +114,9 @@ def _what(study: Study) -> list[Block]:
                 f"prefixes of {study.prefix_len} tokens besides."
             )
         )
-    if study.chip is not None:
-        told += [Words(sentence) for sentence in study.chip.validity()]
+    if study.calibration is not None:
+        told += [Words(sentence) for sentence in study.calibration.validity()]
+        told.append(Words("The host's own time, HTTP and the network are not simulated."))
     if study.server is None:
         rows = [[name, MODES[name].says] for name in study.modes]
         told.append(Table("Modes, on the same chips", ["mode", "what it does"], rows))

@@ -7,7 +7,6 @@ import jax
 from absl import flags
 
 from experiments.common.config_fields import config_fields, define_config_fields
-from experiments.common.costs import Chip
 from experiments.common.study import SIZES, Server, Study, base_config
 from pdjax.bench.modes import MODES
 from pdjax.config import Config
@@ -15,6 +14,7 @@ from pdjax.config.load import load_config
 from pdjax.core.slo import SLO
 from pdjax.device.compat import use_virtual_cpu_devices
 from pdjax.flags import new_flags
+from pdjax.sim.calibration import Calibration
 
 
 def study_flags(name: str, modes: tuple[str, ...] = tuple(MODES)) -> flags.FlagValues:
@@ -33,7 +33,7 @@ def study_flags(name: str, modes: tuple[str, ...] = tuple(MODES)) -> flags.FlagV
     flags.DEFINE_string("label", "server", "what that server is called in results", **of)
     flags.DEFINE_integer("vocab_size", 1000, "token ids for it are below this", **of)
     flags.DEFINE_integer("num_gpu", None, "chips that it has", **of)
-    flags.DEFINE_string("costs", "h200", "chip whose measured steps are simulated", **of)
+    flags.DEFINE_string("costs", "h200", "what simulated steps take: a calibration or a file", **of)
     flags.DEFINE_multi_enum("modes", list(modes), list(MODES), "what is compared", **of)
     flags.DEFINE_enum(
         "size", None, list(SIZES), "of model and requests; small with engines on a CPU", **of
@@ -84,13 +84,22 @@ def study_of(values: flags.FlagValues, prefix: Mapping[str, str] | None = None) 
         base=base,
         modes=(flag["label"],) if server else tuple(flag["modes"]),
         seeds=tuple(range(flag["seed"], flag["seed"] + flag["seeds"])),
-        chip=Chip.load(flag["costs"]) if backend == "sim" else None,
+        calibration=_calibration(flag["costs"], base) if backend == "sim" else None,
         server=server,
         prefix_len=flag["prefix_len"] or (prefix or {}).get(name),
         prefix_groups=flag["prefix_groups"],
         prefix_share=flag["prefix_share"],
         keep=bool(flag["records"]),
     )
+
+
+def _calibration(name: str, base: Config) -> Calibration:
+    """What steps were measured to take, which must be of the model that is served."""
+    found, model = Calibration.load(name), base.model
+    if model.spec is not None:
+        dtype = base.kv.dtype or model.dtype
+        found.check_model(model.spec, model.dtype, base.decode.kv_dtype or dtype)
+    return found
 
 
 def _base(flag: dict[str, Any], name: str, values: flags.FlagValues) -> Config:

@@ -81,11 +81,11 @@ def set_ups(study: Study) -> Iterator[tuple[str, str, Study, Mapping[str, Any]]]
     if "disaggregated" not in study.modes or not _LINKS.value or study.server is not None:
         return
     yield "KV in bulk", "disaggregated", study, {"handoff.streaming": False}
-    known = study.chip
-    if known is not None:
+    known = study.calibration
+    if known is not None and known.link is not None:
         for times in SLOWER:
             slow = known.with_link(replace(known.link, bandwidth=known.link.bandwidth / times))
-            slower = replace(study, chip=slow)
+            slower = replace(study, calibration=slow)
             yield f"link / {times:g}", "disaggregated", slower, {}
             bulk = {"handoff.streaming": False}
             yield f"link / {times:g}, in bulk", "disaggregated", slower, bulk

@@ -18,7 +18,6 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common.costs import MeasuredStep, prefill_seconds, tick_seconds
 from experiments.common.points import capacity_of, told_rate
 from experiments.common.study import Study
 from experiments.common.study_charts import lines_over, point_table
@@ -26,6 +25,7 @@ from experiments.common.study_files import Outcome, save_outcome
 from experiments.common.study_flags import requests_of, study_flags, study_of
 from pdjax.flags import run
 from pdjax.report.line_chart import Axis
+from pdjax.sim.step_cases import DecodeCase, PrefillCase
 
 KINDS = {"full": ("2048/256", "512/512"), "small": ("24/8",)}
 CHIPS = {"full": 6, "small": 3}
@@ -59,13 +59,13 @@ def kinds_of(study: Study) -> list[tuple[int, int]]:
 def matched(study: Study, prompt: int, output: int) -> float | None:
     """Prefill engines for each decode engine by the rate-matching formula; None where the costs of
     steps are not known."""
-    if study.chip is None:
+    if study.calibration is None:
         return None
-    costs, most = study.chip.costs, study.slo.tpot or 1e9
-    fed = prompt / prefill_seconds(costs, MeasuredStep(prompt, prompt, 0.0))
+    costs, most = study.calibration.costs, study.slo.tpot or 1e9
+    fed = prompt / costs.of_prefill(PrefillCase(((prompt, 0),)))
 
     def tick(rows: int) -> float:
-        return tick_seconds(costs, MeasuredStep(rows, rows * (prompt + output // 2), 0.0))
+        return costs.of_decode(DecodeCase(rows, prompt + output // 2, rows))
 
     fitting = [rows for rows in range(1, study.base.decode.rows + 1) if tick(rows) <= most]
     rows = max(fitting, default=1)
