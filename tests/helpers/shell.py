@@ -64,7 +64,7 @@ def _module(words: list[str], runs: bool, line: str) -> None:
 
 def _call(main: Any, values: Any, words: list[str], runs: bool, line: str) -> None:
     def look() -> None:
-        if "config" in values:
+        if {"config", "config.FIELD"} <= set(values):  # else a flag of its own has that name
             config_of(values)
 
     code = status(main if runs else look, values, "", words)
