@@ -110,16 +110,17 @@ def explain() -> None:
     study.sweep(rates or study.grid)
     asked = Asked(slo, scales, start, resolution, chips, calibration, workload_flags.asked(_FLAGS))
     whole = _whole(study, asked, origin, config)
-    if _JSON.value:
-        print(dumps(whole, indent=1))
-    else:
-        print("\n".join(_lines(study, asked)))
     out = Path(_OUT.value or "")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(dumps(whole, indent=1) + "\n", "utf-8")
     tell(f"saved {out}")
     if path := report_path(_REPORT.value, out):
         report_of(study, asked, origin, whole["config"]).save(path, tell)
+    # Last: whoever reads this may close the pipe before its end.
+    if _JSON.value:
+        print(dumps(whole, indent=1))
+    else:
+        print("\n".join(_lines(study, asked)))
 
 
 def _on_stderr(line: str) -> None:
