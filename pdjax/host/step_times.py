@@ -60,6 +60,12 @@ class StepTimes:
         base, each = self.line()
         return base + each * size
 
+    @property
+    def each(self) -> float:
+        """Seconds for each token (or row) of the steps that have come back, with its share of what
+        a step takes by itself; 0 where nothing has been measured."""
+        return self._y / self._x if self._x else 0.0
+
     def within(self, seconds: float) -> float:
         """The largest size of which a step is predicted to take at most so many seconds: infinity
         where size costs nothing, 0 where no step is so short. Where all steps have had one size,

@@ -94,6 +94,16 @@ def test_predictions_need_measurements():
     assert chosen(conditional(), prompt, late, fresh) == ["decode/0"]
 
 
+def test_steps_of_one_size_do_not_say_that_chunks_cost_as_much():
+    """Prompts of one length: all prefill steps are alike, and no chunk has been tried."""
+    whole = StepTimes()
+    whole.add(10, 0.1)
+    late = prefill_view(0, backlog=30, prefill_times=whole)  # 400 ms
+    fresh = flexible_view(0, free_rows=2, tick_times=FAST)  # 100 ms in ticks, 20 of their own
+    assert chosen(conditional(), sequence(0, 10), late, fresh) == ["decode/0"]
+    assert chosen(conditional(), sequence(0, 10), replace(late, backlog=0), fresh) == ["prefill/0"]
+
+
 def test_a_little_sooner_is_not_worth_it():
     prompt = sequence(0, 8)
     beside = flexible_view(0, prefill_times=times(0.1, 0.0))

@@ -95,6 +95,14 @@ def test_a_late_prefill_side_is_helped():
     assert helped.tokens == late.tokens
 
 
+def test_prompts_of_one_length_are_shared_out_where_prefill_cannot_keep_up():
+    arrivals = [Arrival(0.03 * i, 400, 4) for i in range(40)]  # a step of 400 takes 40 ms
+    run = played(flexible(placement="conditional", local_tokens=0), *arrivals)
+    late = played(flexible(), *arrivals)
+    assert min(run.report["prefills"].values()) > 5
+    assert run.report["p90_ttft_ms"] < 0.5 * late.report["p90_ttft_ms"]
+
+
 def test_rows_keep_the_time_between_tokens_that_they_ask_for():
     """A tick of two rows takes 5.2 ms, a step of them and 512 prompt tokens 10.5. The first of
     these, and the one that is dispatched meanwhile, show what chunks cost."""

@@ -153,14 +153,13 @@ def _ttft_beside_rows(
     sequence: Sequence, view: EngineView, tokens: int, fastest: StepTimes | None
 ) -> float:
     """Seconds until the first token on an engine that is for decode, in steps of so many prompt
-    tokens. Until chunks have been measured beside its rows, they are taken to cost as much as steps
-    of their own."""
-    rows, chunks = view.rows - view.free_rows, view.chunk_times
+    tokens. Until chunks have been measured there, they are taken to cost what steps do on the
+    prefill side, or their share of those where all of them are larger and alike."""
+    rows, compute = view.rows - view.free_rows, _to_compute(sequence, view)
     tick = view.tick_times.seconds(rows) if rows else 0.0
-    alone = view.prefill_times if view.prefill_times.measured else fastest
-    times = chunks if rows and chunks.measured else alone
+    own = view.chunk_times if rows else view.prefill_times
+    times = own if own.measured else fastest
     if tick is None or times is None:
         return inf
-    whole, rest = divmod(_to_compute(sequence, view), tokens)
-    seconds = whole * (tick + (times.seconds(tokens) or 0.0))
-    return seconds + (tick + (times.seconds(rest) or 0.0) if rest else 0.0)
+    base, each = times.line() if own.measured or times.knows(tokens) else (0.0, times.each)
+    return -(-compute // tokens) * (tick + base) + compute * each
