@@ -268,6 +268,11 @@ class EngineState:
         if tick is not None:
             self.chunk_times.add(chunks, max(0.0, seconds - tick))
 
+    def forget_times(self) -> None:
+        """Measure steps anew."""
+        self.prefill_times, self.token_times = StepTimes(), StepTimes()
+        self.tick_times, self.chunk_times = StepTimes(), StepTimes()
+
     def take_row(self, sequence: Sequence) -> None:
         """One more sequence decodes."""
         self.decoding.append(sequence)

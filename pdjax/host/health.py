@@ -116,7 +116,7 @@ class Health:
         service.lasted = now - ended.since if ended.until < inf else 0.0
         service.outage, service.back, service.slow = None, now, 0
         service.failures = max(0.0, (self._config.failures or 1) - 1.0) if ended.failed else 0.0
-        state.prefill_times, state.token_times = StepTimes(), StepTimes()
+        state.forget_times()
         self.sick.pop(state, None)
 
 

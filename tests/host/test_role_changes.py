@@ -291,3 +291,20 @@ def test_a_loss_of_the_mesh_with_steps_in_flight_counts_once():
     for _ in range(8):
         health.worked(state)
     assert state.service.failures == 0.5
+
+
+def test_an_engine_that_comes_back_is_measured_anew():
+    deployment = deployed(M, M)
+    finished(deployment, *(deployment.submit(name) for name in "abcdef"))
+    state = deployment.coordinator.loop.fleet.engines[A]
+
+    def known() -> list[bool]:
+        kinds = state.prefill_times, state.token_times, state.tick_times, state.chunk_times
+        return [times.measured for times in kinds]
+
+    assert sum(known()) > 2
+    deployment.coordinator.set_role(A, None)
+    deployment.coordinator.step()
+    assert status(deployment, A) is Status.OUT
+    deployment.coordinator.set_role(A, M)
+    assert not any(known())
