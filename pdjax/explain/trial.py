@@ -4,7 +4,6 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pdjax.bench import simulated
 from pdjax.bench.record import Played, named
 from pdjax.config import RANDOM, Config
 from pdjax.core.model_spec import ModelSpec
@@ -201,6 +200,8 @@ class Simulator:
 
     def run(self, mode: Variant, rate: float, arrivals: Seq[Arrival]) -> Trial:
         """Serve a workload, whose requests come at a rate."""
+        from pdjax.bench import simulated
+
         # Ten spans are kept for each request that is, and there are no more ticks than tokens.
         room = len(arrivals) + sum(each.output for each in arrivals) // 5
         most = max(mode.config.max_recorded, room)
