@@ -44,6 +44,7 @@ def change_config(directory: Path, changes: dict[str, Any]) -> Path:
         ("gemma2", {"hidden_activation": "relu"}, r"hidden_activation='relu'; allowed: gelu_py"),
         ("gemma2", {"attn_logit_softcapping": -1}, r"attn_logit_softcapping=-1; allowed: a pos"),
         ("gemma3", {"use_bidirectional_attention": True}, r"bidirectional_attention=True; allowed"),
+        ("gemma3", {"sliding_window": None}, r"sliding_window=None; allowed: a number of tokens"),
         (
             "gemma3",
             {"rope_parameters": {"rope_theta": 1.0}},

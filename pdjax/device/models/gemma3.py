@@ -66,6 +66,8 @@ class Gemma3(Gemma2):
         refuse_others(config)
         pattern = config.integer("sliding_window_pattern", PATTERN)
         windows = Windows(stated_window(config), first=0, whole=pattern)
+        if windows.tokens is None:  # whose layers would still have the position embedding of one
+            raise config.refuse("sliding_window", "a number of tokens")
         dense = read_dense(
             *(config, self.name, ABSENT, windows),
             honoured=HONOURED,
@@ -91,7 +93,8 @@ class Gemma3(Gemma2):
         )
 
     def gguf_spec(self, spec: ModelSpec, keys: ArchKeys) -> ModelSpec:
-        window = keys.integer("attention.sliding_window", 0)
+        if not (window := keys.integer("attention.sliding_window", 0)):
+            raise ValueError("attention.sliding_window=0: must be at least 1")
         pattern = keys.integer("attention.sliding_window_pattern", PATTERN)
         return Gemma3Spec(
             **vars(with_window(spec, window, pattern)),
