@@ -92,8 +92,8 @@ def _why(name: str, load: Load) -> list[str]:
         f"{load.queue_p90 * 1e3:.0f} ms and more, and is then computed for {prefill:.0f} ms.",
         PREFILL_BUSY: f"A prompt is computed for {prefill:.0f} ms, after {queue:.0f} ms of "
         "waiting: it is its own length that takes long.",
-        STEPS: f"Steps with chunks of prompts take {load.held_up:.0%} of the time of the chips "
-        f"that decode, and rows wait for them: a tick alone takes {tick}.",
+        STEPS: f"Steps with chunks of prompts take {load.held_up:.0%} of the time in which chips "
+        f"have rows to decode, and these wait for them: a tick alone takes {tick}.",
         ROWS: f"A request waits {load.phases['wait for row'] * 1e3:.0f} ms for a decode row, one "
         f"in ten {load.row_wait_p90 * 1e3:.0f} ms and more, with {rows} active on average.",
         TICKS: f"A tick takes {tick} with {rows} active: more rows and longer contexts make it "

@@ -52,7 +52,8 @@ class Load:
       roles: of the engines, by their roles.
       rows: mean number of active rows of a tick, on one engine; `most_rows`: that it has.
       tick: seconds of a tick without chunks of prompts, the median; None where there was none.
-      held_up: of the time of chips that decode, the part that steps with chunks of prompts take.
+      held_up: of the time in which a chip has a sequence in a decode row, the part that its steps
+        with chunks of prompts take.
       phases: seconds a request by the names of `PHASES`.
       queue_p90, row_wait_p90: seconds to the first chunk, and for a row, of one in ten.
       wire, exposed: seconds a request that KV was on the wire, and that it was waited for with a
@@ -93,7 +94,7 @@ class Load:
             rows=float(np.mean(counted)) if counted else None,
             most_rows=cluster.config.decode.rows,
             tick=float(np.median([turn.seconds for turn in alone])) if alone else None,
-            held_up=_held_up(chips.values()),
+            held_up=_held_up(chips, done),
             phases=_mean_phases(done),
             queue_p90=_p90(m.queue for m in done),
             row_wait_p90=_p90(gap.row_wait for gap in gaps),
@@ -185,12 +186,67 @@ def _tokens(span: Span) -> int:
     return span.args.get("tokens", 0) + span.args.get("rows_active", 0)
 
 
-def _held_up(chips: Iterable[list[Turn]]) -> float:
-    """Of the time of chips that decode, the part that steps with chunks take."""
-    decoding = [turns for turns in chips if any(turn.has("tick") for turn in turns)]
-    whole = sum(turn.seconds for turns in decoding for turn in turns)
-    chunks = sum(turn.seconds for turns in decoding for turn in turns if turn.has("step"))
+_IN_A_ROW = ("wait for tick", "decode")
+"""Phases in which a sequence has a decode row and its KV is there."""
+
+
+def _held_up(chips: Mapping[str, list[Turn]], done: Seq[RequestMetrics]) -> float:
+    """Of the time in which chips had steps and a sequence in a row, the part that steps with chunks
+    take."""
+    decoding = {
+        pool: turns for pool, turns in chips.items() if any(turn.has("tick") for turn in turns)
+    }
+    held = _held(decoding, done)
+    whole = chunks = 0.0
+    for pool, turns in decoding.items():
+        for turn, seconds in zip(turns, _overlaps(turns, held[pool]), strict=True):
+            whole += seconds
+            chunks += seconds if turn.has("step") else 0.0
     return chunks / whole if whole else 0.0
+
+
+def _held(
+    chips: Mapping[str, list[Turn]], done: Seq[RequestMetrics]
+) -> dict[str, list[tuple[float, float]]]:
+    """When each chip had a sequence in a row: starts and ends, in order and apart. A sequence is on
+    the chip whose ticks end when its tokens come."""
+    ends = {pool: {t.end for t in turns if t.has("tick")} for pool, turns in chips.items()}
+    found: dict[str, list[tuple[float, float]]] = {pool: [] for pool in chips}
+    for metrics in done:
+        for in_a_row, group in groupby(phases(metrics), lambda phase: phase.name in _IN_A_ROW):
+            spent = list(group)
+            start, end = spent[0].start, spent[-1].end
+            tokens = [moment for moment in metrics.token_times if start < moment <= end]
+            if in_a_row and tokens:
+                pool = max(ends, key=lambda pool: sum(each in ends[pool] for each in tokens))
+                found[pool].append((start, end))
+    return {pool: _union(each) for pool, each in found.items()}
+
+
+def _union(times: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same times without overlap, in order."""
+    found = list[tuple[float, float]]()
+    for start, end in sorted(times):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((start, end))
+    return found
+
+
+def _overlaps(turns: Seq[Turn], times: Seq[tuple[float, float]]) -> Iterable[float]:
+    """Seconds of each turn that lie in some times; both are in order and without overlap."""
+    first = 0
+    for turn in turns:
+        while first < len(times) and times[first][1] <= turn.start:
+            first += 1
+        seconds = 0.0
+        at = first
+        while at < len(times) and times[at][0] < turn.end:
+            start, end = times[at]
+            seconds += min(end, turn.end) - max(start, turn.start)
+            at += 1
+        yield seconds
 
 
 def _mean_phases(done: Seq[RequestMetrics]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pdjax.bench.simulated import play
 from pdjax.core.ids import EngineId
 from pdjax.explain.bottleneck import (
     NOTHING,
@@ -17,8 +18,12 @@ from pdjax.explain.bottleneck import (
     bottleneck,
 )
 from pdjax.explain.load import Load, Role, _by_chip, _held_up, _roles, turns_of
+from pdjax.host.handoff.accounting import TransferTotals
+from pdjax.host.metrics.request import RequestMetrics
 from pdjax.host.metrics.work import Span
+from pdjax.workloads.arrival import Arrival
 from tests.explain.made import APART, LOAD, LOST, outcome, phased, trial
+from tests.sim.test_replicas import replicas
 
 GOOD, SLOW = outcome(), outcome(tpot=0.02)
 LATE_IN_QUEUE, LATE_TO_COMPUTE = outcome(ttft=0.9, queue=0.8), outcome(ttft=0.9, queue=0.1)
@@ -73,6 +78,14 @@ def cluster(pools: dict[str, str], spans: list[Span]) -> SimpleNamespace:
     return SimpleNamespace(engines=engines, recorder=SimpleNamespace(spans=lambda: spans))
 
 
+def decoded(start: float, *tokens: float, first: float = 0.0) -> RequestMetrics:
+    """A request with a first token, a row from `start` on, and tokens of ticks."""
+    marks = [("arrived", 0.0), ("prefilled", first), ("decoding", start), ("first_tick", start)]
+    marks.append(("finished", tokens[-1]))
+    times = first, *tokens
+    return RequestMetrics("r", 0.0, tuple(marks), times, 9, 0, TransferTotals(), "length")
+
+
 def test_roles_of_one_chip_share_its_time():
     spans = [
         span("decode/0", "tick", 0, 1, rows_active=3),
@@ -84,7 +97,21 @@ def test_roles_of_one_chip_share_its_time():
     prefill, decode = _roles(made, chips, 8.0)  # type: ignore[arg-type]
     assert prefill == Role("prefill", (0.25,), (100,))
     assert decode == Role("decode", (0.25,), (7,))
-    assert _held_up(chips.values()) == 0.5
+    assert _held_up(chips, [decoded(0, 1, 4)]) == 0.5
+    assert _held_up(chips, [decoded(0, 1), decoded(3, 4, first=3)]) == 0.0
+    assert _held_up(chips, [decoded(0, 1), decoded(2, 4, first=2)]) == 1 / 3
+    assert _held_up(chips, []) == 0.0
+
+
+def test_a_step_holds_up_the_rows_of_its_own_chip():
+    spans = [
+        span("mixed/0", "step", 0, 2, tokens=100),
+        span("mixed/1", "tick", 0, 2.5, rows_active=1),
+        span("mixed/0", "tick", 2, 3, rows_active=1),
+    ]
+    made = cluster({"mixed/0": "hbm/0", "mixed/1": "hbm/1"}, spans)
+    chips = _by_chip(made)  # type: ignore[arg-type]
+    assert _held_up(chips, [decoded(0, 2.5), decoded(2, 3, first=2)]) == 0.0
 
 
 def test_chips_apart_hold_up_nobody():
@@ -93,7 +120,19 @@ def test_chips_apart_hold_up_nobody():
         span("decode/0", "tick", 1, 4, rows_active=4),
     ]
     made = cluster({"prefill/0": "hbm/p", "decode/0": "hbm/d"}, spans)
-    assert _held_up(_by_chip(made).values()) == 0.0  # type: ignore[arg-type]
+    chips = _by_chip(made)  # type: ignore[arg-type]
+    assert _held_up(chips, [decoded(1, 4)]) == 0.0
+
+
+@pytest.mark.parametrize("mixed_budget", [None, 64])
+def test_requests_that_are_alone_wait_for_no_steps(mixed_budget: int | None):
+    """Three of them, far apart, on two replicas; where they overlap they do."""
+    for apart in (100.0, 0.5):
+        served = replicas(2, mixed_budget)
+        arrivals = [Arrival(apart * n, 100, 20, id=f"r{n}") for n in range(3)]
+        load = Load.of(served, play(served, arrivals))
+        assert load.rows is not None and load.phases["decode"] > 1.0
+        assert (load.held_up > 0) == (apart < 1.0)
 
 
 def test_imbalance_is_the_most_over_the_mean():
