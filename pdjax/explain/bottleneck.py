@@ -1,10 +1,13 @@
 """What holds a mode back at a rate, in a name and in sentences with numbers."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pdjax.explain.load import DECODE, MIXED, PREFILL, Load
 from pdjax.explain.trial import Outcome, Trial
 
+SHED = "shedding"
+FAILED = "requests that fail"
 PREFILL_BUSY = "prefill"
 QUEUE = "queueing for prefill"
 STEPS = "steps that wait for prompts"
@@ -27,26 +30,52 @@ class Bottleneck:
     sentences: tuple[str, ...]
 
 
+class Missed(NamedTuple):
+    """Requests that were not good, each in one of the lists.
+
+    Attributes:
+      shed, failed: were not served.
+      late: had their first token too late.
+      slow: had it in time, and the others not.
+    """
+
+    shed: list[Outcome]
+    late: list[Outcome]
+    slow: list[Outcome]
+    failed: list[Outcome]
+
+
 def bottleneck(trial: Trial) -> Bottleneck:
-    """Of the requests that were not good, which bound most of them missed, and what that part of
-    their time went on. Where all were good, nothing holds the mode back."""
-    missed = [each for each in trial.outcomes if not each.good()]
-    late = [each for each in missed if each.late()]
-    slow = [each for each in missed if each.completed and not each.late()]
-    name = NOTHING
-    if missed:
-        name = (
-            _of_first_tokens(late) if len(late) >= len(slow) else _of_later_ones(trial.load, slow)
-        )
+    """Of the requests that were not good, what most of them missed: room, a bound, or a proper end;
+    and what that part of their time went on. Of equals the first of these counts. Where all were
+    good, nothing holds the mode back."""
+    bad = [each for each in trial.outcomes if not each.good()]
+    served = [each for each in bad if each.completed]
+    missed = Missed(
+        shed=[each for each in bad if each.shed],
+        late=[each for each in served if each.late()],
+        slow=[each for each in served if not each.late()],
+        failed=[each for each in bad if not each.completed and not each.shed],
+    )
+    name = _name(missed, trial.load) if bad else NOTHING
     return Bottleneck(
         name,
         (
-            _misses(trial, missed, late, slow),
-            *_why(name, trial.load),
+            _misses(trial, missed),
+            *_why(name, trial),
             *_engines(trial.load),
             *_transfer(trial.load),
         ),
     )
+
+
+def _name(missed: Missed, load: Load) -> str:
+    most = max(missed, key=len)
+    if most is missed.shed:
+        return SHED
+    if most is missed.failed:
+        return FAILED
+    return _of_first_tokens(most) if most is missed.late else _of_later_ones(load, most)
 
 
 def _of_first_tokens(late: list[Outcome]) -> str:
@@ -70,24 +99,32 @@ def _of_later_ones(load: Load, slow: list[Outcome]) -> str:
     return TICKS if not waits[most] or (bounds and alone >= min(bounds)) else most
 
 
-def _misses(trial: Trial, missed: list[Outcome], late: list[Outcome], slow: list[Outcome]) -> str:
-    total = len(trial.outcomes)
-    if not missed:
+def _misses(trial: Trial, missed: Missed) -> str:
+    total, bad = len(trial.outcomes), sum(map(len, missed))
+    if not bad:
         return f"All {total} requests are good at {trial.rate:.3g} a second."
-    lost = len(missed) - len(late) - len(slow)
-    told = f"{len(missed)} of {total} requests are not good at {trial.rate:.3g} a second: "
-    parts = [f"{len(late)} have their first token too late", f"{len(slow)} the others too slowly"]
-    if lost:
-        parts.append(f"{lost} were not served")
-    return told + ", ".join(parts) + "."
+    parts = [
+        *([f"{len(missed.shed)} were shed"] if missed.shed else []),
+        *([f"{len(missed.failed)} failed"] if missed.failed else []),
+        f"{len(missed.late)} have their first token too late",
+        f"{len(missed.slow)} the others too slowly",
+    ]
+    return (
+        f"{bad} of {total} requests are not good at {trial.rate:.3g} a second: {', '.join(parts)}."
+    )
 
 
-def _why(name: str, load: Load) -> list[str]:
+def _why(name: str, trial: Trial) -> list[str]:
     """The sentence about what holds it back."""
+    load, config = trial.load, trial.mode.config
+    early = config.policies.admission != "all"
     queue, prefill = load.phases["queue"] * 1e3, load.phases["prefill"] * 1e3
     rows = "" if load.rows is None else f"{load.rows:.1f} of {load.most_rows} rows"
     tick = "" if load.tick is None else f"{load.tick * 1e3:.1f} ms"
     told = {
+        SHED: f"A request is shed where {config.max_waiting} wait already"
+        f"{' or its tokens are expected too late' if early else ''}; one that is served waits "
+        f"{queue:.0f} ms for its first chunk.",
         QUEUE: f"A request waits {queue:.0f} ms for its first chunk, one in ten "
         f"{load.queue_p90 * 1e3:.0f} ms and more, and is then computed for {prefill:.0f} ms.",
         PREFILL_BUSY: f"A prompt is computed for {prefill:.0f} ms, after {queue:.0f} ms of "

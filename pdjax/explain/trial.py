@@ -49,7 +49,7 @@ class Outcome:
     """What became of a request: its latencies, in seconds, and the SLO that it is held against.
 
     Attributes:
-      completed: whether it ran to its proper end.
+      completed: whether it ran to its proper end. shed: whether it was refused for want of room.
       ttft, tpot, e2e: as in RequestMetrics. worst_gap: the longest of `itl`.
       queue: seconds from arrival to its first chunk.
       slo: its own, or else that of the workload.
@@ -62,6 +62,7 @@ class Outcome:
     worst_gap: float | None
     queue: float | None
     slo: SLO
+    shed: bool = False
 
     @property
     def itl(self) -> tuple[float, ...]:
@@ -83,9 +84,9 @@ class Outcome:
         return [(value, most) for value, most in pairs if most is not None]
 
     def late(self) -> bool:
-        """Whether its first token came too late, or never."""
+        """Whether it was served, and its first token came too late."""
         most = self.slo.ttft
-        return most is not None and (self.ttft is None or self.ttft > most)
+        return self.completed and most is not None and self.ttft is not None and self.ttft > most
 
 
 @dataclass(frozen=True)
@@ -229,5 +230,5 @@ class Simulator:
             if slo is not None and (metrics.completed or metrics.failed or metrics.shed):
                 gap = max(metrics.itl, default=None)
                 times = metrics.ttft, metrics.tpot, metrics.e2e, gap, metrics.queue
-                found.append(Outcome(metrics.completed, *times, slo))
+                found.append(Outcome(metrics.completed, *times, slo, metrics.shed))
         return found

@@ -35,6 +35,7 @@ def outcome(ttft: float = 0.1, tpot: float = 0.005, queue: float = 0.0) -> Outco
 
 
 LOST = Outcome(False, None, None, None, None, None, BOUNDS)
+REFUSED = replace(LOST, shed=True)
 
 
 def trial(

@@ -7,22 +7,29 @@ import pytest
 
 from pdjax.bench.simulated import play
 from pdjax.core.ids import EngineId
+from pdjax.core.slo import SLO
 from pdjax.explain.bottleneck import (
+    FAILED,
     NOTHING,
     PREFILL_BUSY,
     QUEUE,
     ROWS,
+    SHED,
     STEPS,
     TICKS,
     TRANSFER,
     bottleneck,
 )
 from pdjax.explain.load import Load, Role, _by_chip, _held_up, _roles, turns_of
+from pdjax.explain.model import spec_of
+from pdjax.explain.modes import variants
+from pdjax.explain.trial import Simulator
 from pdjax.host.handoff.accounting import TransferTotals
 from pdjax.host.metrics.request import RequestMetrics
 from pdjax.host.metrics.work import Span
+from pdjax.sim.calibration import Calibration
 from pdjax.workloads.arrival import Arrival
-from tests.explain.made import APART, LOAD, LOST, outcome, phased, trial
+from tests.explain.made import APART, LOAD, LOST, REFUSED, outcome, phased, trial
 from tests.sim.test_replicas import replicas
 
 GOOD, SLOW = outcome(), outcome(tpot=0.02)
@@ -41,6 +48,10 @@ LATE_IN_QUEUE, LATE_TO_COMPUTE = outcome(ttft=0.9, queue=0.8), outcome(ttft=0.9,
         ([SLOW], phased(replace(LOAD, held_up=0.1), decode=1.0, wait_for_row=0.5), ROWS),
         ([SLOW], phased(replace(LOAD, exposed=0.7), decode=1.0), TRANSFER),
         ([SLOW], LOAD, TICKS),
+        ([GOOD, REFUSED], LOAD, SHED),
+        ([REFUSED, REFUSED, LATE_IN_QUEUE, LATE_IN_QUEUE, SLOW], LOAD, SHED),
+        ([REFUSED, LATE_IN_QUEUE, LATE_IN_QUEUE, SLOW], LOAD, QUEUE),
+        ([LOST], LOAD, FAILED),
     ],
 )
 def test_the_name_follows_from_what_was_missed(outcomes, load: Load, name: str):
@@ -51,11 +62,40 @@ def test_sentences_have_the_numbers():
     load = replace(phased(LOAD, queue=0.12, prefill=0.048), queue_p90=0.5, moved=268e6, wire=9e-4)
     found = bottleneck(trial(APART, 4.0, [GOOD, LATE_IN_QUEUE, SLOW, LOST], load))
     told = " ".join(found.sentences)
-    assert "3 of 4 requests are not good at 4 a second: 2 have their first token too late" in told
+    assert (
+        "3 of 4 requests are not good at 4 a second: 1 failed, 1 have their first token too late, "
+        "1 the others too slowly." in told
+    )
     assert "waits 120 ms for its first chunk, one in ten 500 ms" in told
     assert "computed for 48 ms" in told and "Prefill steps have their chips 50% of the time" in told
     assert "268 MB of KV a request are on the wire for 0.90 ms" in told
     assert "8.0 of 64 rows active" in told
+
+
+def test_what_is_shed_is_neither_late_nor_slow():
+    mode = replace(APART, config=replace(APART.config, max_waiting=1))
+    found = bottleneck(trial(mode, 4.0, [GOOD] + [REFUSED] * 6))
+    assert found.sentences[0] == (
+        "6 of 7 requests are not good at 4 a second: 6 were shed, 0 have their first token too "
+        "late, 0 the others too slowly."
+    )
+    assert found.sentences[1].startswith("A request is shed where 1 wait already; one that is")
+    policies = replace(mode.config.policies, admission="early_rejection")
+    mode = replace(mode, config=replace(mode.config, policies=policies))
+    told = bottleneck(trial(mode, 4.0, [REFUSED])).sentences[1]
+    assert "wait already or its tokens are expected too late;" in told
+
+
+@pytest.mark.parametrize("bounds", [SLO(e2el=5.0), SLO(ttft=5.0)])
+def test_a_full_queue_sheds_whatever_the_bounds_are_on(bounds: SLO):
+    """Of ten requests at once one waits."""
+    config = replace(APART.config, max_waiting=1)
+    mode = variants(config, 2, [], ["disaggregated"])[0]
+    calibration = Calibration.load("h200")
+    simulator = Simulator(calibration, spec_of(config, calibration, True), bounds, 2048)
+    made = simulator.run(mode, 10.0, [Arrival(0.0, 1000, 4)] * 10)
+    assert sum(each.shed for each in made.outcomes) > 5
+    assert bottleneck(made).name == SHED
 
 
 def span(track: str, name: str, start: float, end: float, **counts: int) -> Span:

@@ -98,7 +98,7 @@ def test_other_slos_have_other_winners():
 def test_a_scale_multiplies_bounds():
     assert Scale(0.5, 2).of(BOUNDS).ttft == 0.15 and Scale(0.5, 2).of(BOUNDS).tpot == 0.02
     assert outcome(0.2).good() and not outcome(0.2).good(Scale(ttft=0.5))
-    assert not LOST.good(Scale(100, 100)) and LOST.late()
+    assert not LOST.good(Scale(100, 100)) and not LOST.late()
 
 
 @pytest.mark.parametrize(
