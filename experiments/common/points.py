@@ -1,4 +1,4 @@
-"""Points of a study: runs of several seeds pooled, shares of requests, capacity goodput."""
+"""Points of a study: of several seeds together, shares of requests, capacity goodput."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence

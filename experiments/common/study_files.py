@@ -99,7 +99,10 @@ def _what(study: Study) -> list[Block]:
     ttft, tpot = (1e3 * (most or 0.0) for most in (study.slo.ttft, study.slo.tpot))
     seeds = f"seed {study.seeds[0]}"
     if len(study.seeds) > 1:
-        seeds = f"seeds {study.seeds[0]} to {study.seeds[-1]}, whose requests are pooled"
+        seeds = (
+            f"seeds {study.seeds[0]} to {study.seeds[-1]}, whose requests are counted together; "
+            "latencies, their percentiles too, are means over the seeds"
+        )
     told: list[Block] = [
         Words(
             f"Prompts of {study.input_len} tokens and answers of {study.output_len}; a request is "

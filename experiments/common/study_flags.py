@@ -13,6 +13,7 @@ from pdjax.config import Config
 from pdjax.config.load import load_config
 from pdjax.core.slo import SLO
 from pdjax.device.compat import use_virtual_cpu_devices
+from pdjax.explain.model import spec_of
 from pdjax.flags import new_flags
 from pdjax.sim.calibration import Calibration
 
@@ -49,7 +50,7 @@ def study_flags(name: str, modes: tuple[str, ...] = tuple(MODES)) -> flags.FlagV
     flags.DEFINE_float("ttft", None, "milliseconds to the first token of a good request", **of)
     flags.DEFINE_float("tpot", None, "milliseconds a token after it", **of)
     flags.DEFINE_integer("seed", 0, "the first seed of arrivals and lengths", **of)
-    flags.DEFINE_integer("seeds", 3, "how many seeds; their requests are pooled", **of)
+    flags.DEFINE_integer("seeds", 3, "how many; latencies are means over them", **of)
     flags.DEFINE_bool("records", False, "write a line for each request, too", **of)
     flags.DEFINE_string("out", f"results/{name}", "folder to write", **of)
     return values
@@ -95,10 +96,8 @@ def study_of(values: flags.FlagValues, prefix: Mapping[str, str] | None = None) 
 
 def _calibration(name: str, base: Config) -> Calibration:
     """What steps were measured to take, which must be of the model that is served."""
-    found, model = Calibration.load(name), base.model
-    if model.spec is not None:
-        dtype = base.kv.dtype or model.dtype
-        found.check_model(model.spec, model.dtype, base.decode.kv_dtype or dtype)
+    found = Calibration.load(name)
+    spec_of(base, found, assumed=False)
     return found
 
 

@@ -86,8 +86,13 @@ _REPORT = flags.DEFINE_string(
 workload_flags.define(_FLAGS)
 
 
+_OF_URL = ("model", "vocab_size", "api_key_file", "timeout_s", "num_gpu")
+"""The flags that only a server at a URL goes by."""
+
+
 def bench() -> None:
     """`pdjax bench`."""
+    _check_given()
     slo = results.slo_of(_GOODPUT.value or ())
     rates = _checked_rates()
     metadata = _metadata()
@@ -136,6 +141,21 @@ def bench() -> None:
         _save(system, {"date": date, "salt": salt, **found, **metadata}, driver.records)
 
 
+def _check_given() -> None:
+    """Refuse flags that were given and that this command does not go by."""
+    idle: dict[str, tuple[str, ...]] = {}
+    if not _URL.value:
+        idle["without url"] = _OF_URL
+    if not _SEARCH.value:
+        idle["without find_capacity"] = ("resolution",)
+    if not (_SEARCH.value or _RATES.value):
+        idle["without rates or find_capacity"] = ("share",)
+    for why, names in idle.items():
+        for name in names:
+            if _FLAGS[name].present:
+                raise ValueError(f"{name}={_FLAGS[name].value}: changes nothing {why}")
+
+
 def _checked_rates() -> list[float]:
     try:
         rates = sorted({float(rate) for rate in _RATES.value or ()})
@@ -148,6 +168,8 @@ def _checked_rates() -> list[float]:
     if (rates or _SEARCH.value) and _FLAGS["max_concurrency"].value is not None:
         raise ValueError("max_concurrency: a closed loop has no rates to compare")
     capacity([], _SHARE.value or 0.0)
+    if not 0 < (_RESOLUTION.value or 0.0) < math.inf:
+        raise ValueError(f"resolution={_RESOLUTION.value}: must be more than 0, and finite")
     if (_WARMUPS.value or 0) < 0:
         raise ValueError(f"num_warmups={_WARMUPS.value}: must be 0 or more")
     if not _OUT.value:

@@ -26,6 +26,7 @@ from experiments.slo_scale import __main__ as slo_scale
 from pdjax.bench.modes import MODES
 from pdjax.core.slo import SLO
 from pdjax.flags import status
+from tests.helpers import tiny_models
 from tests.helpers.fake_backend import LENGTH, FakeBackend, served
 
 SMALL = ("--input_len=600", "--output_len=6", "--requests=8", "--seeds=1")
@@ -310,3 +311,26 @@ def test_what_cannot_be_measured_is_refused(
     command = ["experiment", f"--out={tmp_path / 'out'}", *flags]
     assert status(module.main, module.FLAGS, "", command) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_report_says_what_several_seeds_come_to(tmp_path: Path):
+    args = ("--input_len=600", "--output_len=6", "--requests=4", "--modes=mixed", "--seeds=2")
+    command = ["slo_scale", f"--out={tmp_path}", *args]
+    assert status(slo_scale.main, slo_scale.FLAGS, "", command) == 0
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "seeds 0 to 1, whose requests are counted together; latencies, their" in page
+    assert "means over the seeds" in page
+
+
+def test_a_model_of_a_checkpoint_is_held_against_the_costs(tmp_path: Path, capsys):
+    """Its shapes are read from it, as a config without a model.spec does not say them."""
+    source = tiny_models.write("llama", tmp_path / "model")
+    config = tmp_path / "own.py"
+    config.write_text(
+        "from pdjax import Config\nfrom pdjax.config import ModelConfig\n"
+        f"def get_config():\n    return Config(model=ModelConfig(source={str(source)!r}))\n"
+    )
+    command = ["attainment", f"--out={tmp_path / 'out'}", f"--config={config}"]
+    assert status(attainment.main, attainment.FLAGS, "", command) == 2
+    assert "but the calibration h200 is of llama3_8b" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
