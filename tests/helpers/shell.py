@@ -64,7 +64,8 @@ def _module(words: list[str], runs: bool, line: str) -> None:
 
 def _call(main: Any, values: Any, words: list[str], runs: bool, line: str) -> None:
     def look() -> None:
-        if {"config", "config.FIELD"} <= set(values):  # else a flag of its own has that name
+        # Else a flag of its own has that name, or the config is one that the program makes.
+        if {"config", "config.FIELD"} <= set(values) and values["config"].value is not None:
             config_of(values)
 
     code = status(main if runs else look, values, "", words)
