@@ -18,6 +18,9 @@ _FORGIVEN = 1 / 16
 """Failures that a step which did not fail makes up for."""
 _FEWEST_STEPS = 8
 """Steps of an engine, and of a peer, below which their times say nothing."""
+_HOPELESS = 4
+"""Times `failures` that steps must fail in a row of an engine that has no substitute: a few
+requests that break every step must not end the service for the others."""
 _LONGEST = 32
 """Times `retry_after` that an outage lasts at most."""
 
@@ -49,14 +52,21 @@ class Health:
         if self._config.failures is None or started < service.failed_at:
             return
         service.failures, service.failed_at = service.failures + 1, now
+        service.failed_in_row += 1
         if service.failures >= self._config.failures and service.outage is None:
             why = error if isinstance(error, str) else reason_of(error)
             self.sick[state] = f"its steps failed, the last with {why}"
 
     def worked(self, state: EngineState) -> None:
         """A step of an engine has come back well."""
+        state.service.failed_in_row = 0
         if state.service.failures:
             state.service.failures = max(0.0, state.service.failures - _FORGIVEN)
+
+    def is_hopeless(self, state: EngineState) -> bool:
+        """Whether so many steps of an engine have failed, and none come back well since, that it
+        has to go out of service even if nobody else does what it does."""
+        return state.service.failed_in_row >= _HOPELESS * (self._config.failures or inf)
 
     def is_served_elsewhere(self, state: EngineState, kind: StepKind) -> bool:
         """Whether another engine is given the work of a step that has failed, or could stand

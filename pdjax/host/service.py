@@ -68,8 +68,8 @@ class Service:
       cut_off: whether no engine that is given rows can take the KV that it would compute.
       stands_in: the role that it had before it had to do the work of engines that are out of
         service, too; None where it does not.
-      failures: steps of it that have failed, less a part for each that has not; `failed_at`: when
-        the last of them did.
+      failures: steps of it that have failed, less a part for each that has not; `failed_in_row`:
+        since the last that has not. `failed_at`: when the last of them did.
       slow: looks in a row that have found it slow.
       outages: in a row, each soon after the one before. `back`: when it was last taken back;
         `lasted`: seconds of the last outage.
@@ -82,6 +82,7 @@ class Service:
     cut_off: bool = False
     stands_in: Role | None = None
     failures: float = 0.0
+    failed_in_row: int = 0
     failed_at: float = -math.inf
     slow: int = 0
     outages: int = 0

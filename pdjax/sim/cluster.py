@@ -208,8 +208,8 @@ class Cluster:
                 for progress in news if self._followed else ():
                     if progress.finished:
                         self._follow(progress.sequence)
-            elif self._agenda:
-                self.events.wait()
+            elif self._agenda:  # a timer of the coordinator's that is due can wait for a request
+                self.clock.advance_to(self._agenda[0][0])
 
     def so_far(self) -> Run:
         """What has happened until now."""

@@ -22,6 +22,7 @@ from pdjax.host.metrics.summary import summarize
 from pdjax.host.service import Status
 from pdjax.sim.cluster import Cluster, Run
 from pdjax.sim.costs import StepCosts
+from pdjax.workloads.arrival import Arrival
 
 CONFIG = Config(
     flexible="all",
@@ -98,3 +99,15 @@ def test_a_slow_engine_drains_and_is_tried_again(name: str):
     assert Status.OUT in {status for _, status in seen}
     assert seen[-1][1] is Status.SERVING and state.role in (Role.PREFILL, Role.DECODE)
     assert any(each.cause.startswith("slow: its") for each in cluster.recorder.all_duties())
+
+
+@pytest.mark.parametrize("roles", [RolesConfig(), RolesConfig(slow_ratio=2.0, interval=0.5)])
+def test_a_gap_between_requests_outlasts_the_timers_of_the_host(roles: RolesConfig):
+    config = replace(CONFIG, roles=roles, policies=PoliciesConfig(admission="early_rejection"))
+    cluster = Cluster(config, max_model_len=8192, costs=COSTS)
+    cluster.expect(
+        [Arrival(0.0, 100, 4, id="a", deadline=2.0), Arrival(9.0, 100, 4, id="b", deadline=2.0)]
+    )
+    run = cluster.run()
+    assert [each.finish_reason for each in run.requests] == ["length"] * 2
+    assert run.seconds > 9

@@ -137,6 +137,8 @@ class Draft:
             return False
         if not view.running and view.engine not in self._steps:
             return True  # nothing of the budgets is taken, and any sequence fits into them
+        if sequence.failed_steps or any(each.failed_steps for each in view.running):
+            return False  # a step that fails takes all that is in it along
         step = self._step(view)
         # Last, since this question alone may cost a walk over the pages of the prompt.
         return step.has_room and step.next_chunk(sequence, view.cached(sequence)).tokens > 0
@@ -153,6 +155,8 @@ class Draft:
         view = self._views[engine]
         start, needs = view.cached(sequence), view.buckets.pages_for(sequence.length)
         self._step(view).add(sequence, start)
+        if sequence.failed_steps:
+            self._step(view).sequences = 0
         for each in list(self._views.values()):
             if each.pool == view.pool:
                 given, row = (sequence.length - start, 1) if each is view else (0, 0)
@@ -215,6 +219,8 @@ class Packer:
         if sequence.request.params.n > 1:  # its prompt may have been computed for another choice
             most = max(view.cached(sequence) for view in able)
             able = [view for view in able if view.cached(sequence) == most]
+        if sequence.failed_on:
+            able = [view for view in able if view.engine not in sequence.failed_on] or able
         view = choose(self._router, "prefill_engine", sequence, able)
         return draft.admit(sequence, view.engine)
 

@@ -41,6 +41,26 @@ class Coverage:
             return None
         return self._missing_if(state, role.prefills, role.decodes)
 
+    def without(self, state: EngineState) -> str | None:
+        """What no engine could do without one, if all others in service did all that they can;
+        None where nothing would be missing."""
+        others = [each for each in self._fleet if each is not state and not each.service.outage]
+        return self._missing(
+            [each for each in others if each.service.widest.prefills],
+            [each for each in others if each.service.widest.decodes],
+        )
+
+    def lacking(self) -> str | None:
+        """What no engine in service does; None where nothing is missing."""
+        return self._missing(self._fleet.for_prompts, self._fleet.for_rows, "engine")
+
+    def would_help(self, state: EngineState) -> bool:
+        """Whether an engine could do more than it does, also for the longest requests."""
+        is_all = state.takes_prompts and state.takes_rows
+        return (
+            state.service.widest is Role.MIXED and not is_all and state.pool.tokens >= self._tokens
+        )
+
     def _missing_if(self, state: EngineState, gives_prompts: bool, gives_rows: bool) -> str | None:
         prompts = [each for each in self._fleet.for_prompts if each is not state]
         rows = [each for each in self._fleet.for_rows if each is not state]
@@ -50,16 +70,18 @@ class Coverage:
             rows.append(state)
         return self._missing(prompts, rows)
 
-    def _missing(self, prompts: Seq[EngineState], rows: Seq[EngineState]) -> str | None:
+    def _missing(
+        self, prompts: Seq[EngineState], rows: Seq[EngineState], which: str = "other engine"
+    ) -> str | None:
         """An engine that prefills and one that decodes must have room for the longest request, and
         KV a way from the first to the second."""
         ends = [state for state in rows if state.pool.tokens >= self._tokens]
         starts = [state for state in prompts if state.pool.tokens >= self._tokens]
         size = f"requests of {self._tokens} tokens"
         if not ends:
-            return f"no other engine in service would decode {size}"
+            return f"no {which} in service would decode {size}"
         if not starts:
-            return f"no other engine in service would prefill {size}"
+            return f"no {which} in service would prefill {size}"
         if not any(reaches(state, ends) for state in starts):
             return f"KV of {size} would have no way to an engine that decodes"
         return None

@@ -17,7 +17,7 @@ from pdjax.host.service import Outage
 
 _LOG = logging.getLogger("pdjax")
 
-_SIDES = {Role.PREFILL: "prefills", Role.DECODE: "decodes"}
+_SIDES = Role.PREFILL, Role.DECODE
 
 
 class NoHealthyEngine(RuntimeError):
@@ -64,8 +64,11 @@ class Outages:
         self.under_way = [state for state in fleet if state.service.outage is not None]
 
     def fail(self, state: EngineState, cause: str) -> None:
-        """Put an engine out of service whose steps fail: all that it has starts over elsewhere."""
+        """Put an engine out of service whose steps fail: all that it has starts over elsewhere.
+        One without a substitute stays for as long as there is hope."""
         if state.service.outage is not None:
+            return
+        if self._coverage.without(state) is not None and not self._health.is_hopeless(state):
             return
         now = self._clock.now()
         seconds = self._health.outage_seconds(state)
@@ -114,25 +117,26 @@ class Outages:
     # Others do its work.
 
     def _stand_in(self) -> None:
-        """Where no engine in service is given a kind of work, let others do it, too: those that
-        can, else those that are out of service since they are slow."""
-        for side, does in _SIDES.items():
-            for state in self._fleet:
-                service = state.service
-                if self._coverage.gives(side) or service.outage or service.widest is not Role.MIXED:
-                    continue
-                if service.stands_in is None:
-                    drain = service.drain
-                    service.stands_in = service.role if drain is None else drain.to or service.role
-                self._drains.leave(state, service.role)
-                service.role = Role.MIXED
-                _LOG.warning("%s: stands in, since no other engine %s", state.id, does)
-                self._tell(state)
-            for state in list(self.under_way):
-                outage = state.service.outage
-                slow = outage is not None and not outage.failed and outage.until < inf
-                if slow and not self._coverage.gives(side):
-                    self.take_back(state)
+        """Where the engines in service do not do all that requests need, let others do it, too:
+        those that can, else those that are out of service since they are slow."""
+        for state in self._fleet:
+            service, missing = state.service, self._coverage.lacking()
+            if missing is None:
+                return
+            if service.outage or not self._coverage.would_help(state):
+                continue
+            if service.stands_in is None:
+                drain = service.drain
+                service.stands_in = service.role if drain is None else drain.to or service.role
+            self._drains.leave(state, service.role)
+            service.role = Role.MIXED
+            _LOG.warning("%s: stands in, since %s", state.id, missing)
+            self._tell(state)
+        for state in list(self.under_way):
+            outage = state.service.outage
+            slow = outage is not None and not outage.failed and outage.until < inf
+            if slow and self._coverage.lacking() is not None:
+                self.take_back(state)
 
     def _stand_down(self) -> None:
         """Let engines that stand in go back to their roles, as far as others do the work."""
@@ -166,21 +170,31 @@ class Outages:
     # Where no engine can.
 
     def find_unserved(self) -> None:
-        """See whether sequences can go on."""
+        """See whether all sequences can go on."""
         self.unserved = None
-        for side, does in _SIDES.items():
-            if self.under_way and not self._coverage.gives(side):
-                causes = (f"{each.id}: {each.service.cause}" for each in self.under_way)
-                self.unserved = f"no engine in service {does}; {'; '.join(causes)}"
+        if self.under_way and (missing := self._coverage.lacking()) is not None:
+            causes = (f"{each.id}: {each.service.cause}" for each in self.under_way)
+            self.unserved = f"{missing}; {'; '.join(causes)}"
 
     def fail_unserved(self) -> bool:
-        """End the sequences that no engine would serve; returns whether there are any."""
+        """End the sequences that no engine would serve, since none has room or none is there;
+        returns whether there are any."""
         if self.unserved is None:
             return False
         lifecycle = self._lifecycle
-        lost = [*lifecycle.waiting, *lifecycle.held]
-        if not self._coverage.gives(Role.DECODE):
-            lost += lifecycle.prefilled
+        prompts, rows = (
+            _largest(self._coverage.gives(side)) for side in (Role.PREFILL, Role.DECODE)
+        )
+        lost = [
+            *(each for each in lifecycle.waiting if each.lifetime_tokens > min(prompts, rows)),
+            *(each for each in lifecycle.held if each.lifetime_tokens > min(prompts, rows)),
+            *(each for each in lifecycle.prefilled if each.lifetime_tokens > rows),
+        ]
         for sequence in lost:
             lifecycle.fail(sequence, NoHealthyEngine(self.unserved))
         return bool(lost)
+
+
+def _largest(engines: list[EngineState]) -> int:
+    """Tokens of the largest pool; 0 where there is no engine."""
+    return max((state.pool.tokens for state in engines), default=0)

@@ -100,14 +100,17 @@ class Steps:
         started: float,
     ) -> None:
         """A step has failed, and its sequences with it; but they start over where another engine
-        can serve them, unless the error was meant for the program, as Ctrl-C is."""
-        health, again = self._health, 0
+        can serve them, unless the error was meant for the program, as Ctrl-C is. Where one of them
+        has failed on another engine, too, it may be what is wrong, and the engine is not blamed."""
+        health, again, sequences = self._health, 0, list(current(refs))
         if isinstance(error, Exception):
-            health.failed(state, error, started)
+            if not any(sequence.failed_on - {state.id} for sequence in sequences):
+                health.failed(state, error, started)
             again = health.most_attempts if health.is_served_elsewhere(state, kind) else 0
-        for sequence in current(refs):
+        for sequence in sequences:
             if sequence.failed_steps < again:
                 sequence.failed_steps += 1
+                sequence.failed_on |= {state.id}
                 self._lifecycle.preempt(sequence, sound=False)
             else:
                 self._lifecycle.fail(sequence, error)

@@ -88,7 +88,7 @@ class Sequence:
       home: the engine that prefilled it last.
       handoff: its hand-off, while there is one; see host/handoff/handoff.py.
       failed_handoffs: hand-offs that failed for good, after which it was prefilled again;
-        `failed_steps`: steps that failed, likewise.
+        `failed_steps`: steps that failed, likewise; `failed_on`: the engines of those.
       streams: whether its KV may leave before it has to: while it is prefilled, or for another
         decode engine.
       page_keys: keys of its whole pages by page size, as far as they have been asked for; see
@@ -130,6 +130,7 @@ class Sequence:
     handoff: Any = None
     failed_handoffs: int = 0
     failed_steps: int = 0
+    failed_on: frozenset[EngineId] = frozenset()
     streams: bool = True
     page_keys: dict[int, list[bytes]] = field(default_factory=dict)
     found: dict[Any, int] = field(default_factory=dict)
