@@ -182,11 +182,10 @@ def _rate() -> float:
 def _lines(study: Study, asked: Asked) -> list[str]:
     """The comparison for a terminal."""
     standings, cells = study.standings(), study.cells(asked.scales)
-    kinds = {mode.name: mode.kind for mode in study.modes}
     lines = [
         "",
         verdict(study, asked.resolution),
-        around(cells, kinds),
+        around(cells),
         *warnings(study),
         "",
         f"Capacity goodput: {asked.slo_text}, {study.share:.0%} of all requests",

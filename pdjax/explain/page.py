@@ -57,7 +57,6 @@ def report_of(study: Study, asked: Asked, origin: Origin, config: Mapping[str, A
     """The report of a comparison."""
     standings = study.standings()
     cells = study.cells(asked.scales)
-    kinds = {mode.name: mode.kind for mode in study.modes}
     chips = f"{asked.chips} simulated chips of {asked.calibration.hardware}"
     return Report(
         title=f"Disaggregate? {asked.calibration.model} on {asked.chips} chips",
@@ -65,7 +64,7 @@ def report_of(study: Study, asked: Asked, origin: Origin, config: Mapping[str, A
             verdict(study, asked.resolution),
             f"SLO: {asked.slo_text}; a rate holds where {study.share:.0%} of all requests meet it, "
             "failed and shed ones counted against it.",
-            around(cells, kinds),
+            around(cells),
             *warnings(study),
             f"The production coordinator and its policies served one workload on {chips}.",
         ],
@@ -216,6 +215,7 @@ def _crossings(study: Study, standings: Seq[Standing], asked: Asked) -> list[Blo
 def _grid(study: Study, asked: Asked) -> list[Block]:
     cells = study.cells(asked.scales)
     bounds = asked.slo
+    rates = ", ".join(f"{rate:.3g}" for rate in study.rates)
     heads = ["bound on the first token"]
     heads += [f"others x {scale:g}{_scaled(bounds.tpot, scale, 'TPOT')}" for scale in asked.scales]
     rows = [
@@ -228,8 +228,11 @@ def _grid(study: Study, asked: Asked) -> list[Block]:
     return [
         Table("The winner under each SLO, and its capacity goodput", heads, rows),
         Words(
-            "Capacities of scaled SLOs are the highest of the rates above that hold: they are as "
-            "fine as those rates lie apart."
+            "Capacities of scaled SLOs are the highest of the rates that hold and at which all "
+            f"modes were measured, {rates} a second: they are as fine as those rates lie apart, "
+            "and modes between which none of them lies tie. They are judged by the runs above, in "
+            "which policies that go by a request's SLO (conditional placement, early rejection) "
+            "went by the unscaled one."
         ),
     ]
 

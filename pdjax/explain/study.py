@@ -35,14 +35,17 @@ class Cell(NamedTuple):
 
     Attributes:
       scale: of the SLO.
-      winner: the name of the mode; None where none holds at any rate that was measured.
-      rate: its capacity goodput, requests a second.
-      second: that of the best other kind of modes; None where none of it holds.
+      winners: the modes that hold most, several of a tie; none where none holds at any rate that
+        was measured.
+      rate: their capacity goodput, requests a second.
+      at_least: whether a winner holds the highest rate that was measured, so that it may hold more.
+      second: capacity goodput of the best mode of any other kind; None where none of it holds.
     """
 
     scale: Scale
-    winner: str | None
+    winners: tuple[Variant, ...]
     rate: float | None
+    at_least: bool
     second: float | None
 
 
@@ -129,14 +132,14 @@ class Study:
             rate for rate in rates if all((mode.name, rate) in self._trials for mode in self.modes)
         )
 
-    def capacity(self, mode: Variant, scale: Scale = Scale()) -> Capacity:  # noqa: B008 - frozen
-        """Of a mode, from its trials so far, under the SLO times `scale`."""
-        return capacity((trial.point(scale) for trial in self.trials(mode)), self.share)
+    def capacity(self, mode: Variant) -> Capacity:
+        """Of a mode, from its trials so far."""
+        return capacity((trial.point() for trial in self.trials(mode)), self.share)
 
-    def standings(self, scale: Scale = Scale()) -> list[Standing]:  # noqa: B008 - frozen
+    def standings(self) -> list[Standing]:
         """Of all modes, the best first; of equals, the one of fewer good requests at the first rate
         that does not hold comes later."""
-        made = [Standing(mode, self.capacity(mode, scale)) for mode in self.modes]
+        made = [Standing(mode, self.capacity(mode)) for mode in self.modes]
         return sorted(made, key=lambda each: (each.rate, _beyond(each.found)), reverse=True)
 
     def reigns(self, metric: str) -> list[Reign]:
@@ -191,15 +194,28 @@ class Study:
 
     def cells(self, scales: Seq[float]) -> list[list[Cell]]:
         """What wins under SLOs of scaled bounds: a row for each scale of the first token's, a cell
-        for each of the others'."""
+        for each of the others'. Scaled ones are judged by the `rates` at which all modes were
+        measured, that of the SLO itself by the capacities that were searched for."""
         return [[self._cell(Scale(ttft, tpot)) for tpot in scales] for ttft in scales]
 
     def _cell(self, scale: Scale) -> Cell:
-        first, *others = self.standings(scale)
-        if not first.rate:
-            return Cell(scale, None, None, None)
-        other = max((o.rate for o in others if o.mode.kind != first.mode.kind), default=0.0)
-        return Cell(scale, first.mode.name, first.rate, other or None)
+        if scale == Scale():
+            found = self.standings()
+        else:
+            found = [Standing(mode, self._scaled(mode, scale)) for mode in self.modes]
+        most = max(each.rate for each in found)
+        if not most:
+            return Cell(scale, (), None, False, None)
+        first = [each for each in found if each.rate == most]
+        kinds = {each.mode.kind for each in first}
+        other = max((each.rate for each in found if each.mode.kind not in kinds), default=0.0)
+        at_least = any(each.found.next is None for each in first)
+        return Cell(scale, tuple(each.mode for each in first), most, at_least, other or None)
+
+    def _scaled(self, mode: Variant, scale: Scale) -> Capacity:
+        """Of a mode under the SLO times `scale`, from the rates that all modes have."""
+        points = (self.trial(mode, rate).point(scale) for rate in self.rates)
+        return capacity(points, self.share)
 
     def to_json(self, scales: Seq[float], chips: int) -> dict[str, Any]:
         """Plain values."""
@@ -222,8 +238,9 @@ class Study:
                 {
                     "ttft_scale": cell.scale.ttft,
                     "tpot_scale": cell.scale.tpot,
-                    "winner": cell.winner,
+                    "winners": [mode.name for mode in cell.winners],
                     "rate": cell.rate,
+                    "at_least": cell.at_least,
                     "best_of_another_kind": cell.second,
                 }
                 for row in self.cells(scales)

@@ -14,6 +14,8 @@ METRICS = {
 }
 """What winners have, by metric."""
 assert set(METRICS) == {ATTAINMENT, *LOWEST}
+_NAMED = 2
+"""Modes of a tie that are named."""
 
 
 def standings_lines(standings: Seq[Standing]) -> list[str]:
@@ -65,7 +67,14 @@ def cell_lines(cells: Seq[Seq[Cell]]) -> list[str]:
 
 def cell_text(cell: Cell) -> str:
     """What wins under an SLO, and its capacity."""
-    return "nothing" if cell.winner is None else f"{cell.winner} ({cell.rate:.3g}/s)"
+    if cell.rate is None:
+        return "nothing"
+    named = [mode.name for mode in cell.winners[:_NAMED]]
+    if more := len(cell.winners) - len(named):
+        named.append(f"{more} more")
+    tie = "tie of " if len(cell.winners) > 1 else ""
+    least = "≥ " if cell.at_least else ""
+    return f"{tie}{', '.join(named)} ({least}{cell.rate:.3g}/s)"
 
 
 def _ms(value: float | None) -> str:

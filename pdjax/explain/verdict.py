@@ -10,7 +10,7 @@ from pdjax.explain.study import Cell, Standing, Study
 
 def verdict(study: Study, resolution: float) -> str:
     """The answer, from the capacities of the best mode with chips for each phase and of the best
-    colocated one.
+    colocated one. Where the workload is too short for a steady state, that comes first.
 
     Args:
       resolution: to which capacities are known; a difference of twice as much says nothing.
@@ -19,25 +19,31 @@ def verdict(study: Study, resolution: float) -> str:
     best = standings[0]
     if not best.rate:
         return _nothing_holds(study, standings)
+    answer, why = _answer(standings, resolution)
+    if study.trial(best.mode, best.rate).lives < ENOUGH:
+        answer = "Too short to say"
+    return f"{answer}: {why}" if answer else why
+
+
+def _answer(standings: Seq[Standing], resolution: float) -> tuple[str, str]:
+    """In a word or a few, none where nothing was compared, and by which numbers."""
+    best = standings[0]
     apart = next((each for each in standings if each.mode.apart), None)
     together = next((each for each in standings if not each.mode.apart), None)
     if apart is None or together is None:
-        return f"{_holds(best)}; no mode of the other way to serve was compared with it."
+        return "", f"{_holds(best)}; no mode of the other way to serve was compared with it."
+    answer = "Yes" if best is apart else "No"
     other = together if best is apart else apart
     if not other.rate:
-        answer = "Yes" if best is apart else "No"
-        return f"{answer}: {_holds(best)}; {other.mode.name} and its like hold none."
+        return answer, f"{_holds(best)}; {other.mode.name} and its like hold none."
     ratio = best.rate / other.rate
     if ratio <= 1 + 2 * resolution:
-        return (
-            f"It makes little difference: {_holds(apart)}, {_holds(together)}, and capacities are "
-            f"known to {resolution:.0%}."
+        return "It makes little difference", (
+            f"{_holds(apart)}, {_holds(together)}, and capacities are known to {resolution:.0%}."
         )
     how = "the best colocated mode" if best is apart else "the best disaggregated mode"
-    answer = "Yes" if best is apart else "No"
-    return (
-        f"{answer}: {_holds(best)}, {ratio:.2f} times the {other.rate:.3g} of {how}, "
-        f"{other.mode.name}."
+    return answer, (
+        f"{_holds(best)}, {ratio:.2f} times the {other.rate:.3g} of {how}, {other.mode.name}."
     )
 
 
@@ -85,18 +91,18 @@ def warnings(study: Study) -> list[str]:
     return found
 
 
-def around(cells: Seq[Seq[Cell]], kinds: dict[str, str]) -> str:
-    """A sentence about which kinds of modes win under the SLOs of a grid.
-
-    Args:
-      kinds: of modes, by their names.
-    """
+def around(cells: Seq[Seq[Cell]]) -> str:
+    """A sentence about which kinds of modes win under the SLOs of a grid."""
     every = [cell for row in cells for cell in row]
-    won = Counter(kinds[cell.winner] for cell in every if cell.winner is not None)
-    parts = [f"{kind} wins {count}" for kind, count in won.most_common()]
-    if lost := sum(cell.winner is None for cell in every):
-        parts.append(f"nothing holds {lost}")
-    return f"Of {len(every)} SLOs around this one, {', '.join(parts)}."
+    kinds = [{mode.kind for mode in cell.winners} for cell in every]
+    won = Counter(kind for each in kinds if len(each) == 1 for kind in each)
+    parts = [(f"{kind} wins", count) for kind, count in won.most_common()]
+    parts.append(("kinds tie in", sum(len(each) > 1 for each in kinds)))
+    parts.append(("nothing holds", sum(not each for each in kinds)))
+    told = [f"{what} {count}" for what, count in parts if count]
+    if len(every) == 1:
+        return f"Of the one SLO of the grid, {told[0]}."
+    return f"Of {len(every)} SLOs around this one, {', '.join(told)}."
 
 
 def at_its_limit(study: Study, standing: Standing) -> Bottleneck:

@@ -4,11 +4,12 @@ import pytest
 
 from pdjax.explain.modes import Variant
 from pdjax.explain.study import ATTAINMENT, Study
+from pdjax.explain.text import cell_text
 from pdjax.explain.trial import Scale, Trial
 from pdjax.explain.verdict import around, verdict, warnings
 from tests.explain.made import APART, BOUNDS, LOST, MIXED, outcome, trial
 
-COUNT = 100
+COUNT = 400
 
 
 def study(
@@ -16,7 +17,7 @@ def study(
     mixed: float,
     *,
     first: float = 0.1,
-    share: float = 0.9,
+    count: int = COUNT,
     told: list[str] | None = None,
 ) -> Study:
     """Modes all of whose requests are good up to a rate, and then fewer: as many as that rate is of
@@ -24,9 +25,9 @@ def study(
 
     def run(mode: Variant, rate: float) -> Trial:
         limit = apart if mode is APART else mixed
-        good = COUNT if rate <= limit else int(COUNT * limit / rate)
+        good = count if rate <= limit else int(count * limit / rate)
         ttft = first if mode is APART else 0.1
-        outcomes = [outcome(ttft)] * good + [LOST] * (COUNT - good)
+        outcomes = [outcome(ttft)] * good + [LOST] * (count - good)
         return trial(mode, rate, outcomes, p90_ttft_ms=(50 if mode is APART else 20) + rate * 2)
 
     return Study([APART, MIXED], run, tell=(told if told is not None else []).append)
@@ -40,7 +41,7 @@ def test_capacities_are_found_and_each_trial_is_made_once():
     assert first.mode is MIXED and second.mode is APART
     assert 20.0 <= first.rate <= 20.0 / 0.9 and 12.0 <= second.rate <= 12.0 / 0.9
     assert len(told) == len(set(told)), "no trial was made twice"
-    assert told[0] == "1P1D at 4 requests/s: 100 of 100 good"
+    assert told[0] == "1P1D at 4 requests/s: 400 of 400 good"
     best = first.found.best
     assert (
         best is not None and (best.good, best.total) == (found.trial(MIXED, best.rate).point()[1:])
@@ -85,14 +86,44 @@ def test_other_slos_have_other_winners():
     found = study(30.0, 10.0, first=0.2)  # the disaggregated one meets 0.2 s, not half of 0.3
     found.sweep([5.0, 10.0, 20.0, 30.0])
     [[tight], [usual]] = [[row[1]] for row in found.cells([0.5, 1.0])]
-    assert (tight.winner, tight.rate, tight.second) == ("2 x mixed 512", 10.0, None)
-    assert (usual.winner, usual.rate, usual.second) == ("1P1D", 30.0, 10.0)
+    assert (tight.winners, tight.rate, tight.second) == ((MIXED,), 10.0, None)
+    assert (usual.winners, usual.rate, usual.second) == ((APART,), 30.0, 10.0)
+    assert usual.at_least and not tight.at_least
+    assert cell_text(usual) == "1P1D (≥ 30/s)" and cell_text(tight) == "2 x mixed 512 (10/s)"
     nothing = found.cells([0.01])[0][0]
-    assert (nothing.winner, nothing.rate) == (None, None)
-    kinds = {mode.name: mode.kind for mode in found.modes}
-    assert around(found.cells([0.01, 1.0]), kinds) == (
+    assert (nothing.winners, nothing.rate) == ((), None) and cell_text(nothing) == "nothing"
+    assert around(found.cells([0.01, 1.0])) == (
         "Of 4 SLOs around this one, disaggregated wins 1, nothing holds 3."
     )
+    assert around(found.cells([1.0])) == "Of the one SLO of the grid, disaggregated wins 1."
+
+
+def test_under_other_slos_modes_are_compared_where_all_were_measured():
+    """One mode was tried at 128 requests a second, too, and held it."""
+    found = study(200.0, 200.0)
+    found.sweep([8.0, 100.0])
+    found.trial(APART, 128.0)
+    cell = found.cells([8.0])[0][0]
+    assert (cell.winners, cell.rate, cell.at_least, cell.second) == (
+        (APART, MIXED),
+        100.0,
+        True,
+        None,
+    )
+    assert cell_text(cell) == "tie of 1P1D, 2 x mixed 512 (≥ 100/s)"
+    assert around(found.cells([4.0, 8.0])) == "Of 4 SLOs around this one, kinds tie in 4."
+    assert found.to_json([8.0], 2)["slo_grid"] == [
+        {
+            "ttft_scale": 8.0,
+            "tpot_scale": 8.0,
+            "winners": ["1P1D", "2 x mixed 512"],
+            "rate": 100.0,
+            "at_least": True,
+            "best_of_another_kind": None,
+        }
+    ]
+    more = cell._replace(winners=(APART, MIXED, MIXED))
+    assert cell_text(more) == "tie of 1P1D, 2 x mixed 512, 1 more (≥ 100/s)"
 
 
 def test_a_scale_multiplies_bounds():
@@ -133,9 +164,15 @@ def test_one_kind_alone_has_no_rival():
     assert "no mode of the other way to serve" in verdict(found, 0.1)
 
 
-def test_a_workload_that_is_too_short_is_said_to_be():
-    found = study(20.0, 12.0)
+@pytest.mark.parametrize("limits", [(20.0, 12.0), (20.0, 20.5), (20.0, 0.0)])
+def test_a_workload_that_is_too_short_is_said_to_be(limits: tuple[float, float]):
+    """A hundred requests, which come in 5 s and take 0.6 s each."""
+    found = study(*limits, count=100)
     found.search(4.0, 0.1)
     short, few = warnings(found)
     assert short.startswith("Requests came for") and "--num_prompts" in short
     assert few.startswith("Of 100 requests, a share of 90% has a standard error of 3.0 points")
+    told = verdict(found, 0.1)
+    assert told.startswith(
+        ("Too short to say: 1P1D holds", "Too short to say: 2 x mixed 512 holds")
+    )
