@@ -178,7 +178,7 @@ class Study:
         """A cluster anew for each workload, so that no run waits for what another has left."""
         assert self.calibration is not None, "of a simulation"
         config = replace(config, max_recorded=1_000_000)
-        known = config, self.calibration.costs, self.calibration.link
+        known = config, self.calibration
         return replace(
             simulated_system(*known),
             play=lambda arrivals, salt: simulated_system(*known).play(arrivals, salt),

@@ -8,7 +8,7 @@ import numpy as np
 
 from pdjax.host.metrics.bench_definitions import PERCENTILES
 from pdjax.report.bar_chart import BarChart
-from pdjax.report.blocks import Block, Facts, Figure, Table
+from pdjax.report.blocks import Block, Facts, Figure, Points, Table
 from pdjax.report.line_chart import Axis, LineChart, Series
 from pdjax.report.origin import Origin
 from pdjax.report.report import Report, Section
@@ -41,6 +41,8 @@ def report_of(whole: Mapping[str, Any], records: Seq[Mapping[str, Any]], origin:
     work = _work(whole)
     if work:
         sections.append(Section("What engines and links did", work))
+    if costs := whole["costs"]:
+        sections.append(Section("What simulated steps cost", _costs(costs)))
     counts = {key: whole[key] for key in _COUNTS}
     sections.append(Section("Counts", [Facts("Of the run", counts), _played(whole)]))
     title = f"Benchmark of {whole['model_id']}"
@@ -165,6 +167,12 @@ def _work(whole: Mapping[str, Any]) -> list[Block]:
         rows = [[name, each["bytes"], each["bytes_per_s"]] for name, each in links.items()]
         blocks.append(Table("Links", ["link", "bytes", "bytes a second on the wire"], rows))
     return blocks
+
+
+def _costs(costs: Mapping[str, Any]) -> list[Block]:
+    facts = {f"{name}, s": value for name, value in costs["coefficients"].items()}
+    facts |= {f"source {n}": source for n, source in enumerate(costs["sources"], start=1)}
+    return [Points(costs["sentences"]), Facts(f"Of {costs['hardware']}", facts)]
 
 
 def _played(whole: Mapping[str, Any]) -> Facts:

@@ -15,11 +15,11 @@ from pdjax.workloads.arrival import Arrival
 def cluster_of(
     config: Config, costs: StepCosts | None = None, link: Link | None = None
 ) -> tuple[Cluster, int]:
-    """The engines of a config, simulated with constant costs, and the longest sequence in tokens.
-    KV has the shapes of Llama 3 8B unless the config has a `model.spec`.
+    """The engines of a config, simulated, and the longest sequence in tokens. KV has the shapes of
+    Llama 3 8B unless the config has a `model.spec`.
 
     Args:
-      costs, link: in place of the usual ones.
+      costs, link: of steps, and of a link; None takes the usual constants.
     """
     if config.model.spec is not None:
         deployment = deploy(config, "sim", costs=costs, link=link)

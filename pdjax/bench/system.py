@@ -1,14 +1,14 @@
 """What a benchmark drives: engines of a config, simulated or real, or a server at a URL."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pdjax.bench.record import Played
 from pdjax.bench.results import Chips
 from pdjax.config import Config
-from pdjax.sim.costs import StepCosts
-from pdjax.sim.links import Link
+from pdjax.sim.calibration import Calibration
 from pdjax.workloads.arrival import Arrival
 
 
@@ -24,6 +24,7 @@ class System:
       play: has a workload served, with prompts of a salt; see `in_process.play`.
       config: of its engines; None of a URL.
       hardware: what is measured, for a reader.
+      costs: of a simulation: what its steps and links take, plain values; None of others.
     """
 
     kind: str
@@ -33,31 +34,39 @@ class System:
     play: Callable[[list[Arrival], str], Played]
     config: Config | None
     hardware: str
+    costs: Mapping[str, Any] | None = None
 
 
-def simulated_system(
-    config: Config, costs: StepCosts | None = None, link: Link | None = None
-) -> System:
+def simulated_system(config: Config, calibration: Calibration | None = None) -> System:
     """A config's engines, simulated.
 
     Args:
       config: keeps as many requests on record, `max_recorded`, as will be played at once.
-      costs, link: seconds of steps, and what a link can do; None takes the usual ones.
+      calibration: what steps and links take, of the config's model; None takes constants.
 
     Raises:
-      ValueError: a config that cannot be simulated.
+      ValueError: a config that cannot be simulated, or that the calibration is not of.
     """
     from pdjax.bench import simulated
+    from pdjax.bench.simulated_costs import SimulatedCosts, calibrated
 
-    cluster, longest = simulated.cluster_of(config, costs, link)
+    name = config.model.source
+    if calibration is None:
+        known, served = SimulatedCosts.constant(), config
+        hardware = f"simulated: {config.devices} chips, {known.hardware}"
+    else:
+        known, served = SimulatedCosts.of(calibration, config), calibrated(config, calibration)
+        hardware = f"simulated: {config.devices} x {known.hardware}"
+    cluster, longest = simulated.cluster_of(served, known.steps, known.link)
     return System(
         "sim",
-        config.model.source,
+        name,
         longest,
         Chips.of(config),
         lambda arrivals, salt: simulated.play(cluster, arrivals, salt),
         config,
-        f"simulated: {config.devices} chips",
+        hardware,
+        known.to_json(),
     )
 
 

@@ -26,12 +26,14 @@ from pdjax.host.metrics.capacity import capacity
 from pdjax.host.metrics.definitions import GROUPS, definitions
 from pdjax.report.origin import PACKAGES, Origin
 from pdjax.report.report import report_path
+from pdjax.sim.calibration import NAMES, Calibration
 from pdjax.workloads.files import write_workload
 
 USAGE = """
 pdjax bench: play a workload to a config or to a server, and write its latencies and goodput.
 
   pdjax bench --backend=sim --request_rate=8 --goodput=ttft:300 --goodput=tpot:10
+  pdjax bench --backend=sim --config=llama3_8b --costs=h200 --request_rate=8
   pdjax bench --config=configs/gpu_1p1d.py --request_rate=8 --input_len=2048 --output_len=256
   pdjax bench --url=http://127.0.0.1:8000 --max_concurrency=16 --num_prompts=200
   pdjax bench --backend=sim --rates=4,8,16 --goodput=ttft:300
@@ -41,13 +43,20 @@ Requests come when they are due, whatever has become of those before, and their 
 with --max_concurrency each client waits for its answer instead. --out has the results under the
 keys of vLLM's serving benchmark, --records a line for each request: see docs/bench.md. Prompts are
 token ids, and answers greedy and of the length that is asked for. --backend=sim needs no model and
-no device: the config's engines are simulated with constant costs.
+no device: the config's engines are simulated, with constant costs unless --costs names measured
+ones, which must be of the config's model. What steps cost is printed and in the report.
 """
 
 _FLAGS = new_flags(config="smollm2")
 _OF: dict[str, Any] = {"flag_values": _FLAGS}
 _BACKEND = flags.DEFINE_enum(
     "backend", "device", ["device", "sim"], "where a config is served; sim simulates", **_OF
+)
+_COSTS = flags.DEFINE_string(
+    "costs",
+    None,
+    f"of simulated steps: {', '.join(NAMES)}, or a file of experiments.bench_steps; else constants",
+    **_OF,
 )
 _URL = flags.DEFINE_string(
     "url", None, "drive a server with OpenAI's API instead, as http://127.0.0.1:8000", **_OF
@@ -111,6 +120,8 @@ def bench() -> None:
             room = len(first.arrivals) + (_WARMUPS.value or 0)
             config = replace(config, max_recorded=max(config.max_recorded, room))
         system = _system(config, held)
+        if system.costs is not None:
+            print("\n".join([system.hardware, *system.costs["sentences"], ""]))
         driver = Driver(
             system,
             slo,
@@ -146,6 +157,8 @@ def _check_given() -> None:
     idle: dict[str, tuple[str, ...]] = {}
     if not _URL.value:
         idle["without url"] = _OF_URL
+    if _URL.value or _BACKEND.value != "sim":
+        idle["without backend=sim"] = ("costs",)
     if not _SEARCH.value:
         idle["without find_capacity"] = ("resolution",)
     if not (_SEARCH.value or _RATES.value):
@@ -200,7 +213,8 @@ def _system(config: Config | None, held: ExitStack) -> System:
             chips=_CHIPS.value,
         )
     if _BACKEND.value == "sim":
-        return simulated_system(config)
+        costs = None if _COSTS.value is None else Calibration.load(_COSTS.value)
+        return simulated_system(config, costs)
     return held.enter_context(device_system(config))
 
 
@@ -225,6 +239,7 @@ def _save(system: System, found: dict[str, Any], records: list[dict[str, Any]]) 
         "seed": _FLAGS["seed"].value,
         "workload": workload_flags.asked(_FLAGS),
         "config": None if system.config is None else _plain(asdict(system.config)),
+        "costs": system.costs,
         "versions": versions(*PACKAGES),
         "command": ["pdjax", "bench", *sys.argv[2:]],
         "definitions": definitions(groups | BENCH_GROUPS),

@@ -15,6 +15,7 @@ from pdjax.flags import status
 from pdjax.host.metrics import definitions
 from pdjax.host.metrics.bench_definitions import BENCH, CAPACITY, DETAILS, PERCENTILES, RECORD
 from pdjax.host.metrics.metric import Metric
+from pdjax.sim import calibration
 from pdjax.workloads.files import read_workload
 from tests.frontend.test_trace_command import TINY
 
@@ -276,7 +277,7 @@ def test_a_request_that_nothing_can_serve_is_a_failure_and_not_a_hole(tmp_path: 
 
 def test_the_simulations_of_the_help_page_run(tmp_path: Path):
     found = re.findall("pdjax bench (--backend=sim .*)", cli.COMMANDS["bench"].usage)
-    assert len(found) == 2
+    assert len(found) == 3
     for line in found:
         assert bench(*line.split(), f"--out={tmp_path / 'out.json'}") == 0
 
@@ -296,6 +297,10 @@ def test_the_simulations_of_the_help_page_run(tmp_path: Path):
         (["--share=0.5"], "share=0.5: changes nothing without rates or find_capacity"),
         (["--resolution=0", "--find_capacity", *GOODPUT], "resolution=0.0: must be more than 0"),
         (["--resolution=0.1", "--rates=1", *GOODPUT], "resolution=0.1: changes nothing without fi"),
+        (["--costs=v5e"], "costs='v5e': must be one of h100, h200"),
+        (["--costs=h200", "--config=llama3_8b", "--config.prefill.tp=2"], "prefill.tp=2: must be"),
+        (["--costs=h200", "--backend=device"], "costs=h200: changes nothing without backend=sim"),
+        (["--costs=h200", "--url=http://x"], "costs=h200: changes nothing without backend=sim"),
         (["--model=m"], "model=m: changes nothing without url"),
         (["--vocab_size=9"], "vocab_size=9: changes nothing without url"),
         (["--api_key_file=x"], "api_key_file=x: changes nothing without url"),
@@ -327,6 +332,27 @@ def test_what_cannot_be_measured_is_refused(flags: list[str], message: str, tmp_
     assert bench("--backend=sim", f"--out={tmp_path / 'out.json'}", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+def test_costs_of_another_model_are_refused(tmp_path: Path, capsys):
+    config = tmp_path / "tiny.py"
+    config.write_text(TINY)
+    args = (f"--config={config}", "--costs=h200", f"--out={tmp_path / 'out.json'}")
+    assert bench("--backend=sim", *args) == 2
+    assert "model.spec: vocab_size=101, but the calibration h200 is" in capsys.readouterr().err
+
+
+def test_costs_without_a_link_are_those_of_colocated_engines(tmp_path: Path, capsys):
+    measured = json.loads(
+        (Path(calibration.__file__).parent / "calibrations/h200.json").read_text()
+    )
+    del measured["link"]
+    (path := tmp_path / "steps.json").write_text(json.dumps(measured))
+    args = (*SIM, "--config=llama3_8b", f"--costs={path}", f"--out={tmp_path / 'out.json'}")
+    assert bench(*args) == 2
+    assert "does not say what the link between two chips can do" in capsys.readouterr().err
+    assert bench(*args, "--config.colocated") == 0
+    assert json.loads((tmp_path / "out.json").read_text())["costs"]["link"] is None
 
 
 def test_constant_arrivals_are_written_as_a_string(tmp_path: Path):

@@ -1,8 +1,12 @@
 """The report of a benchmark says what its results say."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
+from pdjax.sim.calibration import Calibration
 from tests.bench.test_command import GOODPUT, SIM, bench
 from tests.report.test_report import Page
 
@@ -23,6 +27,31 @@ def test_a_run_has_its_latencies_waits_and_engines(tmp_path: Path):
         n in words for n in whole["links"]
     )
     assert read.count("svg") == 2 and "row wait" in words and "pdjax bench" in words
+
+
+def test_a_simulation_says_what_its_steps_cost(tmp_path: Path, capsys):
+    whole, read = page(tmp_path)
+    words = " ".join(read.texts)
+    assert "simulated: 2 chips, constant costs" in words and "a decode tick 7 ms" in words
+    assert whole["costs"]["name"] is None and whole["costs"]["coefficients"]["tick"] == 7e-3
+    assert "constants that were measured on no hardware" in capsys.readouterr().out
+    whole, read = page(tmp_path, "--config=llama3_8b", "--costs=h200")
+    words, known = " ".join(read.texts), Calibration.load("h200")
+    assert "simulated: 2 x NVIDIA H200" in words
+    assert all(sentence in words for sentence in known.validity())
+    assert whole["costs"]["coefficients"] == asdict(known.costs)
+    assert whole["costs"]["link"]["bandwidth"] == known.link.bandwidth
+    assert whole["model_id"] == whole["config"]["model"]["source"]
+    assert "on NVIDIA H200, for llama3_8b" in capsys.readouterr().out
+
+
+def test_measured_costs_are_what_the_simulation_takes(tmp_path: Path):
+    """One request alone: its time between tokens is that of a tick of one row."""
+    args = ("--config=llama3_8b", "--num_prompts=1", "--input_len=2048", "--output_len=9")
+    assert bench("--backend=sim", f"--out={tmp_path}/run.json", *args, "--costs=h200") == 0
+    whole, costs = json.loads((tmp_path / "run.json").read_text()), Calibration.load("h200").costs
+    tick = costs.tick + costs.tick_row + 2053 * costs.tick_kv_token
+    assert whole["median_tpot_ms"] == pytest.approx(1e3 * tick, rel=0.05)
 
 
 def test_rates_are_compared(tmp_path: Path):

@@ -53,6 +53,12 @@ BENCH = metrics_of(
     ("salt", "", "prompts of another salt are other tokens, so that no prefix cache has them"),
     ("workload", "", "what was played: the flags that it was made of"),
     ("config", "", "of the engines; null of a URL"),
+    (
+        "costs",
+        "",
+        "of a simulation: what its steps and links take, in seconds and bytes a second, with the "
+        "calibration, its hardware and its sources; null of others",
+    ),
     ("versions", "", "of Python and packages"),
     ("command", "", "the command line"),
     (
