@@ -40,7 +40,7 @@ def test_a_simulation_says_what_its_steps_cost(tmp_path: Path, capsys):
     assert "simulated: 2 x NVIDIA H200" in words
     assert all(sentence in words for sentence in known.validity())
     assert whole["costs"]["coefficients"] == asdict(known.costs)
-    assert whole["costs"]["link"]["bandwidth"] == known.link.bandwidth
+    assert known.link is not None and whole["costs"]["link"] == asdict(known.link)
     assert whole["model_id"] == whole["config"]["model"]["source"]
     assert "on NVIDIA H200, for llama3_8b" in capsys.readouterr().out
 
