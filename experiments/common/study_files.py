@@ -9,6 +9,7 @@ from experiments.common.origin import origin, write_json
 from experiments.common.study import Study
 from experiments.common.study_charts import printed
 from pdjax.bench.modes import MODES
+from pdjax.bench.steady_state import too_short
 from pdjax.formats.strict_json import dumps
 from pdjax.report.bar_chart import BarChart
 from pdjax.report.blocks import Block, Figure, Table, Words
@@ -53,12 +54,28 @@ def hardware_of(study: Study, found: Mapping[str, Any]) -> str:
     return Origin.of(found, None).hardware
 
 
+def warnings_of(outcome: Outcome) -> list[str]:
+    """A sentence about the fastest rate of the points of which 90% are good, where its runs are too
+    short for a steady state; none of outcomes without points at rates."""
+    keys = {"rate", "slo_total", "slo_attainment", "median_e2el_ms"}
+    points = [each for each in outcome.whole.get("points", ()) if keys <= set(each)]
+    held = [each for each in points if each["median_e2el_ms"] and each["slo_attainment"] >= 0.9]
+    if not held:
+        return []
+    at = max(held, key=lambda each: each["rate"])
+    count, life = at["slo_total"] // at.get("runs", 1), at["median_e2el_ms"] / 1e3
+    told = too_short(count, at["rate"], life, "requests")
+    return [] if told is None else [f"At {at['rate']:g} requests a second: {told}"]
+
+
 def save_outcome(study: Study, outcome: Outcome, folder: str | None) -> None:
     """Print the tables and the outcome; write results.json, a file for each chart, report.html, and
     records.jsonl where records are kept."""
     for each in outcome.tables:
         print(f"{each.caption}\n\n{printed(each)}\n")
     told = [f"predicted: {what}: {_SAID[held]}" for what, held in outcome.predicted.items()]
+    warnings = warnings_of(outcome)
+    outcome = replace(outcome, lead=[*outcome.lead, *warnings])
     print("\n".join([*outcome.lead, *told]))
     path, found = Path(folder or "."), origin()
     path.mkdir(parents=True, exist_ok=True)
@@ -69,6 +86,7 @@ def save_outcome(study: Study, outcome: Outcome, folder: str | None) -> None:
         "seeds": list(study.seeds),
     }
     whole = {**found, **described, **outcome.whole, "predicted": outcome.predicted}
+    whole["warnings"] = warnings
     write_json(whole, path / "results.json")
     for stem, (chart, _) in outcome.charts.items():
         titled = replace(chart, title=f"{chart.title} ({hardware})")

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence as Seq
 
+from pdjax.bench.steady_state import ENOUGH, too_short
 from pdjax.explain.bottleneck import Bottleneck, bottleneck
 from pdjax.explain.study import Cell, Standing, Study
 
@@ -63,10 +64,6 @@ def _nothing_holds(study: Study, standings: Seq[Standing]) -> str:
     )
 
 
-ENOUGH = 10
-"""Lives of requests that a run should be long."""
-
-
 def warnings(study: Study) -> list[str]:
     """Sentences about what the workload is too short to say."""
     best = study.standings()[0]
@@ -75,13 +72,9 @@ def warnings(study: Study) -> list[str]:
     trial = study.trial(best.mode, best.rate)
     count = len(trial.outcomes)
     found = []
-    if trial.lives < ENOUGH:
-        more = math.ceil(count * ENOUGH / trial.lives / 10) * 10
-        found.append(
-            f"Requests came for {count / trial.rate:.1f} s at that rate, only {trial.lives:.1f} "
-            "times as long as one of them takes: engines were still filling up, and capacities may "
-            f"be too high. {more} requests say more (--num_prompts)."
-        )
+    short = too_short(count, trial.rate, count / trial.rate / trial.lives, "num_prompts")
+    if short is not None:
+        found.append(short)
     error = math.sqrt(study.share * (1 - study.share) / count)
     if error > 0.02:
         found.append(
