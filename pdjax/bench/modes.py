@@ -64,6 +64,11 @@ def _conditional(base: Config) -> Config:
     )
 
 
+def _dynamic(base: Config) -> Config:
+    config = _conditional(base)
+    return replace(config, flexible="all", policies=replace(config.policies, roles="balance"))
+
+
 def _replicas(base: Config, budget: int | None) -> Config:
     """As many engines of both phases as there are chips; each has `decode.rows` rows."""
     tp, chips = base.prefill.tp, base.devices
@@ -95,6 +100,12 @@ _ALL = (
         "as disaggregated, but prompts that are short, or that prefill is late with, are prefilled "
         "beside the rows of decode, within the TPOT that requests ask for",
         _conditional,
+    ),
+    Mode(
+        "dynamic",
+        "as conditional, and engines change between prefill and decode as the load of either side "
+        "asks for; how many begin with each is as in disaggregated",
+        _dynamic,
     ),
     Mode(
         "colocated",

@@ -39,13 +39,18 @@ def test_replicas_are_as_many_as_chips_allow():
     flexible = replace(own, decode=DecodeConfig(rows=16))
     made = mode_config("conditional", flexible)
     assert (made.flexible, made.policies.placement) == ("decode", "conditional")
+    made = mode_config("dynamic", flexible)
+    assert (made.flexible, made.policies.placement, made.policies.roles) == (
+        *("all", "conditional"),
+        "balance",
+    )
     assert made.prefill.mixed_budget == 128
 
 
 @pytest.mark.parametrize(
     ("name", "base", "message"),
     [
-        ("best", BASE, "modes='best': allowed are disaggregated, conditional, colocated"),
+        ("best", BASE, "modes='best': allowed are disaggregated, conditional, dynamic, colo"),
         ("mixed", replace(BASE, shared_devices=True), "colocated=False, shared_devices=True"),
         ("conditional", BASE, "flexible='decode': needs decode.stages=1"),
         (

@@ -117,6 +117,7 @@ def test_chunk_size(tmp_path: Path):
     assert set(found) == {
         ("disaggregated", 2048),
         ("conditional", 2048),
+        ("dynamic", 2048),
         *((mode, budget) for mode in ("colocated", "mixed") for budget in (128, 512)),
     }
     assert all(point["total_cached_tokens"] > 0 for point in whole["points"])
