@@ -50,8 +50,11 @@ _CHIPS = flags.DEFINE_integer("chips", None, "of all engines; else those of the 
 _COSTS = flags.DEFINE_string(
     "costs", "h200", f"of steps: {', '.join(NAMES)}, or a file of experiments.bench_steps", **_OF
 )
+_USUAL_MS = 0.2
 _LINK = flags.DEFINE_float("link_gb_s", None, "GB/s between two chips; else as measured", **_OF)
-_LATENCY = flags.DEFINE_float("link_ms", 0.2, "milliseconds of a transfer, with link_gb_s", **_OF)
+_LATENCY = flags.DEFINE_float(
+    "link_ms", None, f"milliseconds of a transfer, with link_gb_s; else {_USUAL_MS}", **_OF
+)
 _MEMORY = flags.DEFINE_float("memory_gb", None, "GB of a chip; else as the costs say", **_OF)
 _ASSUME = flags.DEFINE_bool(
     "assume_model", False, "take the model to have the shapes of the costs, unopened", **_OF
@@ -162,8 +165,12 @@ def _budgets() -> list[int]:
 
 def _calibration() -> Calibration:
     found = Calibration.load(_COSTS.value or "")
+    latency = _LATENCY.value
     if _LINK.value is not None:
-        found = found.with_link(Link(_LINK.value * 1e9, (_LATENCY.value or 0.0) / 1e3))
+        latency = _USUAL_MS if latency is None else latency
+        found = found.with_link(Link(_LINK.value * 1e9, latency / 1e3))
+    elif latency is not None:
+        raise ValueError(f"link_ms={latency:g}: is of a link that is given; say --link_gb_s, too")
     if _MEMORY.value is not None:
         found = found.with_memory(_MEMORY.value * 1e9)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from pdjax.core.slo import SLO
 from pdjax.explain.study import Standing, Study
-from pdjax.explain.text import METRICS, cell_text, reigns_of
+from pdjax.explain.text import METRICS, PARTS, cell_text, reigns_of
 from pdjax.explain.trial import SHOWN, Trial
 from pdjax.explain.verdict import around, at_its_limit, verdict, warnings
 from pdjax.host.metrics.request import PHASES
@@ -130,7 +130,7 @@ def _attainment(trial: Trial) -> float:
 
 def _at_rate(study: Study, standings: Seq[Standing], asked: Asked) -> list[Block]:
     trials = [study.trial(each.mode, asked.rate) for each in standings]
-    heads = ["mode", "good", "TTFT p50", "p90", "p99", "TPOT p50", "p90", "p99", "ITL p50", "p90"]
+    heads = [f"{metric} {part}" for metric in ("TTFT", "TPOT", "ITL") for part in PARTS]
     rows = []
     for trial in trials:
         _, good, total = trial.point()
@@ -140,7 +140,9 @@ def _at_rate(study: Study, standings: Seq[Standing], asked: Asked) -> list[Block
         for trial in trials
     ]
     return [
-        Table("Latencies of completed requests, ms", [*heads, "p99"], rows, best=_best(rows)),
+        Table(
+            "Latencies of completed requests, ms", ["mode", "good", *heads], rows, best=_best(rows)
+        ),
         Figure(
             BarChart("What a request's time goes on", "ms a request, the mean", phases),
             "Queue: until its first chunk is dispatched; wait for row and transfer lie between its "

@@ -14,6 +14,8 @@ METRICS = {
 }
 """What winners have, by metric."""
 assert set(METRICS) == {ATTAINMENT, *LOWEST}
+PARTS = ("p50", "p90", "p99")
+"""The statistics of a latency in `SHOWN`, in its order."""
 _NAMED = 2
 """Modes of a tie that are named."""
 
@@ -37,7 +39,8 @@ def standings_lines(standings: Seq[Standing]) -> list[str]:
 
 def trial_lines(trials: Iterable[Trial]) -> list[str]:
     """A line for each trial: attainment, and latencies in milliseconds."""
-    rows = [["mode", "good", "TTFT p50 / p90 / p99", "TPOT", "ITL, ms"]]
+    parts = " / ".join(PARTS)
+    rows = [["mode", "good", *(f"{metric} {parts}, ms" for metric in ("TTFT", "TPOT", "ITL"))]]
     for trial in trials:
         _, good, total = trial.point()
         values = [trial.numbers[key] for key in SHOWN]

@@ -24,6 +24,8 @@ NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
 _FREE = ("context", "rope", "norm_eps", "eos_token_ids", "tied", "qkv_bias")
 """Fields of a ModelSpec on which the time of a step does not depend, or hardly."""
+_LINK_SOURCE = "link: "
+"""What the source of a link begins with."""
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 _Case = TypeVar("_Case", DecodeCase, PrefillCase, MixedCase)
@@ -107,8 +109,12 @@ class Calibration:
         )
 
     def with_link(self, link: Link) -> "Calibration":
-        """The same chips with another link between them."""
-        return replace(self, link=link, sources=(*self.sources, f"link: as given, {link}"))
+        """The same chips with another link between them, in place of the measured one and of its
+        source."""
+        given = f"{_LINK_SOURCE}as given, {link.bandwidth / 1e9:.4g} GB/s"
+        kept = (each for each in self.sources if not each.startswith(_LINK_SOURCE))
+        sources = (*kept, f"{given} after {link.latency * 1e3:.3g} ms")
+        return replace(self, link=link, sources=sources)
 
     def with_memory(self, memory_bytes: float) -> "Calibration":
         """The same with chips of another memory.

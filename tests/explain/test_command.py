@@ -104,6 +104,7 @@ def test_the_same_command_says_the_same(told, tmp_path: Path, capsys: pytest.Cap
         (["--request_rate=inf"], "request_rate=inf: a search must begin"),
         (["--memory_gb=10"], "memory_gb=10: must be more than the weights"),
         (["--link_gb_s=-1"], "bandwidth=-1000000000.0: must be more than 0"),
+        (["--link_ms=5"], "link_ms=5: is of a link that is given; say --link_gb_s, too"),
         (["--out="], "out='': must name a file"),
         (["--config.decode.stages=2"], "decode.stages=2: must be 1"),
         (["--chips=0"], "chips=0: must be at least 2"),

@@ -11,6 +11,7 @@ from pdjax.config.presets import LLAMA3_8B
 from pdjax.device.checkpoints.api import num_params
 from pdjax.device.models.registry import kv_layout
 from pdjax.sim.calibration import NAMES, Calibration
+from pdjax.sim.links import Link
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,3 +108,15 @@ def test_what_was_not_measured_is_refused():
         found.check_model(LLAMA3_8B, "float32", "bfloat16")
     with pytest.raises(ValueError, match=r"decode.kv_dtype='int8'"):
         found.check_model(LLAMA3_8B, "bfloat16", "int8")
+
+
+def test_a_link_that_is_given_stands_for_the_measured_one_and_its_source():
+    measured = Calibration.load("h100")
+    given = measured.with_link(Link(50e9, 2e-4))
+    assert given.link == Link(50e9, 2e-4) and given.costs == measured.costs
+    links = [each for each in given.sources if each.startswith("link")]
+    assert links == ["link: as given, 50 GB/s after 0.2 ms"]
+    assert len(given.sources) == len(measured.sources)
+    again = given.with_link(Link(25e9, 0.0))
+    assert again.sources[-1] == "link: as given, 25 GB/s after 0 ms"
+    assert len(again.sources) == len(measured.sources)
