@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pdjax.config import RANDOM, Config
-from pdjax.sim.calibration import Calibration
+from pdjax.sim.calibration import Calibration, check_one_chip
 from pdjax.sim.costs import StepCosts
 from pdjax.sim.links import Link
 
@@ -49,16 +49,7 @@ class SimulatedCosts:
         Raises:
           ValueError: engines of several chips, or pools that are linked where it has no link.
         """
-        for name, value in (
-            ("prefill.tp", config.prefill.tp),
-            ("decode.tp", config.decode.tp),
-            ("decode.stages", config.decode.stages),
-        ):
-            if value != 1:
-                raise ValueError(
-                    f"{name}={value}: must be 1; the calibration {calibration.name} is of engines "
-                    "of one chip"
-                )
+        check_one_chip(config)
         link = calibration.link
         if link is None and not config.colocated:
             raise ValueError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from pdjax.bench.modes import MIXED_BUDGET, MODES, mode_config
 from pdjax.config import Config
+from pdjax.sim.calibration import check_one_chip
 
 GROUPS = 4
 """Layer groups of prefill steps where the config leaves them to the planner, which chooses as many
@@ -48,16 +49,7 @@ def variants(config: Config, chips: int, budgets: Seq[int], kinds: Seq[str]) -> 
         raise ValueError(f"modes: must be some of {', '.join(MODES)}")
     if chips < 2:
         raise ValueError(f"chips={chips}: must be at least 2, for both phases to have their own")
-    for name, value in (
-        ("prefill.tp", config.prefill.tp),
-        ("decode.tp", config.decode.tp),
-        ("decode.stages", config.decode.stages),
-    ):
-        if value != 1:
-            raise ValueError(
-                f"{name}={value}: must be 1; calibrations are of engines of one chip, and --chips "
-                "says how many there are"
-            )
+    check_one_chip(config)
     if any(budget < 1 for budget in budgets):
         raise ValueError(f"budgets={','.join(map(str, budgets))}: must be at least 1 token each")
     found: dict[str, Variant] = {}

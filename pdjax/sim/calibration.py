@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pdjax.config import Config
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
@@ -244,3 +245,18 @@ def _number(path: Path, found: dict[str, Any], name: str) -> float | None:
     if value is not None and not (is_number(value) and value > 0):
         raise ValueError(f"{path}: {name}={shown(value)}: must be a positive number")
     return value
+
+
+def check_one_chip(config: Config) -> None:
+    """Refuse engines that a calibration says nothing of.
+
+    Raises:
+      ValueError: engines of several chips.
+    """
+    for name, value in (
+        ("prefill.tp", config.prefill.tp),
+        ("decode.tp", config.decode.tp),
+        ("decode.stages", config.decode.stages),
+    ):
+        if value != 1:
+            raise ValueError(f"{name}={value}: must be 1; calibrations are of engines of one chip")
