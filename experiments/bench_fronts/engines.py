@@ -82,7 +82,8 @@ def deployment(config: Config, policies: Any, clock: Any, progress: Any) -> Depl
     layout = KVLayout.of_heads(1, 1, 2, page_size=PAGE_SIZE, dtype="float32", itemsize=4)
     pages = 1 + rows * (longest // PAGE_SIZE + 2)
     tokenizer, wall = byte_tokenizer(), WallClock()
-    engines = [PacedEngine(kind, layout, pages, rows) for kind in StepKind]
+    kinds = StepKind.PREFILL, StepKind.DECODE
+    engines = [PacedEngine(kind, layout, pages, rows) for kind in kinds]
     recorder = Recorder(wall, config.max_recorded)
     coordinator = Coordinator(
         config,

@@ -326,7 +326,7 @@ def test_overview_and_unknown_commands(capsys, argv: list[str], expected: int):
     assert end.value.code == expected
     out, err = capsys.readouterr()
     if expected:
-        allowed = "generate, convert, trace, serve, bench"
+        allowed = "generate, convert, trace, serve, bench, explain"
         assert err == f"pdjax: 'generat': no such command; allowed are {allowed}\n"
     else:
         assert "pdjax generate: complete prompts" in out
