@@ -28,7 +28,7 @@ ROOMS = {
     **dict.fromkeys(["", *PUBLIC], "public names"),
     **dict.fromkeys(["cli", "bench", "explain", "serving", "__main__"], "front"),
     **dict.fromkeys(["pictures", "report"], "front"),
-    **{room: room for room in ("host", "sim", "device")},
+    **{room: room for room in ("host", "sim", "device", "disk")},
     "interfaces": "door",
     **dict.fromkeys(["core", "config", "formats", "text"], "words"),
     **dict.fromkeys(["session", "book", "entry", "stream", "coordinator_thread"], "session"),
@@ -42,28 +42,19 @@ MAY_IMPORT = {
     "door": BELOW,
     "host": {*BELOW, "host"},
     "sim": {*BELOW, "host", "sim"},
-    "device": {*BELOW, "device", "pallas_kernels"},
+    "disk": {*BELOW, "disk"},
+    "device": {*BELOW, "device", "disk", "pallas_kernels"},
     "session": {*BELOW, "host", "session"},
-    "roof": {*BELOW, "host", "sim", "device", "session", "roof"},
+    "roof": {*BELOW, "host", "sim", "device", "disk", "session", "roof"},
     "surface": {*BELOW, "host", "device", "session", "roof", "surface"},
     "public names": {*BELOW, "roof", "surface"},
-    "front": {
-        *BELOW,
-        "host",
-        "sim",
-        "device",
-        "session",
-        "roof",
-        "surface",
-        "front",
-        "public names",
-    },
+    "front": {*ROOMS.values()},
     "pallas_kernels": {"pallas_kernels"},
     "configs": {"words"},
     "experiments": {*ROOMS.values(), *BELOW, "pallas_kernels", "experiments"},
     "tests": {*ROOMS.values(), *BELOW, *FOLDERS},
 }
-WITHOUT_JAX = {"words", "door", "host", "session", "sim", "configs"}
+WITHOUT_JAX = {"words", "door", "host", "session", "sim", "disk", "configs"}
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 
 # Floors of a column, by the name below it; what is not named stands on floor 1.
@@ -320,6 +311,9 @@ def test_host_column_runs_without_jax():
         ("pdjax/device/engine.py", "import pdjax.host.kv.pages", "of host"),
         ("pdjax/device/models/llama.py", "from ..steps import decode", "stands above"),
         ("pdjax/device/mesh.py", "from pdjax.device.kv.pool import KVPool", "stands above"),
+        ("pdjax/disk/slot_file.py", "import jax", "disk must not import jax"),
+        ("pdjax/disk/slot_file.py", "from pdjax.host.kv import pages", "of host"),
+        ("pdjax/host/kv/pages.py", "import pdjax.disk.slot_file", "of disk"),
         ("pdjax/core/request.py", "import jax", "words must not import jax"),
         ("pdjax/core/request.py", "from pdjax.interfaces.engine import Ticket", "of door"),
         ("pdjax/a_new_file.py", "import orbax.checkpoint", "words must not import orbax"),
