@@ -21,8 +21,10 @@ from typing import Any, TypeVar, Unpack
 from pdjax.async_stream import AsyncStream, LoopMailbox
 from pdjax.config import Config
 from pdjax.core.clock import Clock
+from pdjax.core.ids import EngineId
 from pdjax.core.outputs import RequestOutput
 from pdjax.core.request import SamplingParams
+from pdjax.core.roles import Role
 from pdjax.core.slo import SLO
 from pdjax.guide_queue import GuideQueue
 from pdjax.llm import LLM
@@ -157,6 +159,15 @@ class AsyncLLM:
         """End a request wherever it is, soon; its stream's last chunk says "abort". An id that is
         not known, or no longer, is no error."""
         self.llm.session.abort_soon(request_id)
+
+    # Engines.
+
+    async def set_role(self, engine: str, role: Role | str | None) -> None:
+        """Let an engine prefill, decode, or do both, from when it has drained; as
+        `LLM.set_role`."""
+        wanted, coordinator = Role.named(role), self.llm.coordinator
+        change = partial(coordinator.set_role, EngineId(engine), wanted)
+        await asyncio.wrap_future(self.llm.session.call_soon(change))
 
     # What happened.
 

@@ -1,10 +1,11 @@
-"""What a session keeps of a request, and which thread the news of it wakes."""
+"""What a session keeps of a request, which thread the news of it wakes, and what is asked for."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pdjax.core.logprobs import PromptLogprobs
 from pdjax.core.outputs import RequestEvent, RequestOutput
@@ -135,6 +136,23 @@ class Stop(NamedTuple):
     stop: str
 
 
+class Call(NamedTuple):
+    """What is to be called between two turns, and what comes of it."""
+
+    function: Callable[[], Any]
+    outcome: Future[Any]
+
+    def carry_out(self) -> None:
+        """Call it, unless nobody waits for it any more."""
+        if self.outcome.set_running_or_notify_cancel():
+            try:
+                self.outcome.set_result(self.function())
+            except BaseException as error:
+                self.outcome.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+
+
 @dataclass
 class Inbox:
     """What has been asked for and not been carried out. `append` and `popleft` of a deque need no
@@ -143,9 +161,10 @@ class Inbox:
     arrivals: deque[Entry] = field(default_factory=deque)
     stops: deque[Stop] = field(default_factory=deque)
     aborts: deque[str] = field(default_factory=deque)
+    calls: deque[Call] = field(default_factory=deque)
 
     def __bool__(self) -> bool:
-        return bool(self.arrivals or self.stops or self.aborts)
+        return bool(self.arrivals or self.stops or self.aborts or self.calls)
 
 
 def text_of_first_choice(on_text: Callable[[str], None]) -> Callable[[RequestEvent], None]:

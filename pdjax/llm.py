@@ -19,9 +19,11 @@ from typing import Any, Unpack
 from pdjax.config import Config
 from pdjax.config.load import load_config
 from pdjax.core.clock import Clock
+from pdjax.core.ids import EngineId
 from pdjax.core.outputs import RequestOutput
 from pdjax.core.progress import Progress
 from pdjax.core.request import SamplingParams
+from pdjax.core.roles import Role
 from pdjax.core.slo import SLO
 from pdjax.deploy import deploy
 from pdjax.entry import Listener
@@ -239,7 +241,7 @@ class LLM:
         Raises:
           ValueError: no such request.
         """
-        entry = self.session.entry(request_id)
+        entry = self.session.book.get(request_id)
         if entry is None:
             raise ValueError(f"request_id={request_id!r}: must be of a request that has not ended")
         return entry.sequences
@@ -247,7 +249,7 @@ class LLM:
     def take_output(self, request_id: str) -> RequestOutput | None:
         """The finished answer to a submitted request, handed out once; None while it is not
         finished."""
-        return self.session.take(request_id)
+        return self.session.book.take(request_id)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it is; its answer, as far as it came, says "abort". Within a turn,
@@ -274,6 +276,26 @@ class LLM:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    # Engines.
+
+    def set_role(self, engine: str, role: Role | str | None) -> None:
+        """Let an engine prefill, decode, or do both, from when it has drained; nothing is lost, and
+        every token is the one that it would have been. See docs/scheduling.md. Within a turn that
+        another thread drives, it begins when that has ended.
+
+        Args:
+          engine: its id, as "prefill/0".
+          role: None puts the engine out of service, until it has a role again.
+
+        Raises:
+          ValueError: no such engine or role; the engine does not accept the role's steps; or no
+            other engine in service would do what it leaves out.
+          RuntimeError: called by an `on_text`.
+          Closed: the LLM has been closed.
+        """
+        wanted = Role.named(role)
+        self.session.call(lambda: self.coordinator.set_role(EngineId(engine), wanted))
 
     # What happened.
 

@@ -13,18 +13,22 @@ Ctrl-C never breaks a turn off, and what a callback raises ends its own request 
 import atexit
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import TypeVar
 
 from pdjax.book import Book
 from pdjax.coordinator_thread import CoordinatorThread
 from pdjax.core.interrupts import held_interrupts
 from pdjax.core.messages import reason_of
-from pdjax.core.outputs import RequestEvent, RequestOutput
+from pdjax.core.outputs import RequestEvent
 from pdjax.core.request import Request
-from pdjax.entry import Entry, Inbox, Listener, Stop, text_of_first_choice
+from pdjax.entry import Call, Entry, Inbox, Listener, Stop, text_of_first_choice
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.metrics.recorder import Recorder
+from pdjax.listeners import Listeners
+
+ResultT = TypeVar("ResultT")
 
 
 class Closed(RuntimeError):
@@ -43,6 +47,7 @@ class Session:
       recorder: has the metrics of each sequence.
 
     Attributes:
+      book: has the requests; to be read.
       after_turns: called after each turn, by the thread that drives; they raise nothing.
     """
 
@@ -54,8 +59,8 @@ class Session:
         self._thread: CoordinatorThread | None = None  # drives instead of those who wait
         self._admission = threading.Lock()
         self._inbox = Inbox()
-        self._book = Book(recorder, self.abort_soon, self._callback_failed)
-        self._listeners: set[Listener] = set()
+        self.book = Book(recorder, self.abort_soon, self._callback_failed)
+        self._listeners = Listeners()
         self._errors: deque[BaseException] = deque(maxlen=_MOST_ERRORS)  # that `step` has to raise
         self._broken_off: BaseException | None = None  # by a callback: the turn ends with it
         self._closed = False
@@ -113,7 +118,7 @@ class Session:
             elif on_text is not None:
                 entry.on_event, entry.callback = text_of_first_choice(on_text), "on_text"
             entry.is_taken = on_event is None
-            self._book.add(entry)
+            self.book.add(entry)
             self._inbox.arrivals.append(entry)
             self._wake()
         return entry
@@ -125,12 +130,7 @@ class Session:
         with held_interrupts():
             for request_id in request_ids:
                 self.abort_soon(request_id)
-            if self._thread is not None:
-                return
-            try:
-                self._abort_noted()
-            finally:
-                self._wake_one()  # it may have found this thread at work, and gone to sleep
+            self._attend()
 
     def abort_soon(self, request_id: str) -> None:
         """Note that a request is to be ended. Takes no lock, so that a finaliser may call it
@@ -144,23 +144,42 @@ class Session:
         self._inbox.stops.append(stop)
         self._wake()
 
+    def call_soon(self, function: Callable[[], ResultT]) -> Future[ResultT]:
+        """Note what is to be called between two turns, by the thread that drives them, such as a
+        change to the coordinator.
+
+        Returns:
+          what it returns, or the Exception that it raises.
+
+        Raises:
+          Closed: the session has been closed.
+        """
+        outcome = Future[ResultT]()
+        with held_interrupts(), self._admission:
+            if self._closed:
+                raise Closed("this LLM is closed")
+            self._inbox.calls.append(Call(function, outcome))
+            self._wake()
+        return outcome
+
+    def call(self, function: Callable[[], ResultT]) -> ResultT:
+        """Call it between two turns: at once, unless another thread is in the middle of one.
+
+        Raises:
+          Exception: what it raises.
+          Closed: the session has been closed.
+          RuntimeError: the caller is a callback of a turn.
+        """
+        self.refuse_within_turn()
+        outcome = self.call_soon(function)
+        with held_interrupts():
+            self._attend()
+        return outcome.result()
+
     @property
     def has_work(self) -> bool:
         """Whether a turn may still bring something."""
         return bool(self._inbox) or self._coordinator.has_work
-
-    def take(self, request_id: str) -> RequestOutput | None:
-        """The answer to a request without a listener, handed out once; None while there is none."""
-        return self._book.take(request_id)
-
-    def entry(self, request_id: str) -> Entry | None:
-        """A request that has not ended; None for any other."""
-        return self._book.get(request_id)
-
-    @property
-    def entries(self) -> list[Entry]:
-        """The requests that have not ended, oldest first."""
-        return self._book.entries
 
     # A thread of the session's own.
 
@@ -202,8 +221,7 @@ class Session:
             self._thread = None
             atexit.unregister(self.stop)
             self.abort()  # what the thread has not come to
-            for listener in list(self._listeners):
-                listener.event.set()
+            self._listeners.wake_all()
 
     def _wake(self) -> None:
         """End the wait of the thread that drives, within a turn or between two. Takes no lock."""
@@ -213,7 +231,7 @@ class Session:
 
     def _give_up(self, error: BaseException) -> None:
         """Abort every request: no turn gets through, so that they would wait for ever."""
-        for entry in self.entries:
+        for entry in self.book.entries:
             for sequence in entry.sequences:
                 sequence.error = sequence.error or reason_of(error)
             self.abort_soon(entry.request.id)
@@ -231,7 +249,7 @@ class Session:
         if self._closed:
             raise Closed("this LLM is closed")
         listener, before = Listener(wants_turns=True), self._turns
-        with self._listening(listener):
+        with self._listeners.waiting(listener):
             while self._turns == before and (self._thread is None or self.has_work):
                 self._advance(listener)
         if self._errors:
@@ -250,7 +268,7 @@ class Session:
           RuntimeError: the caller is a callback of a turn.
         """
         todo = set(entries)
-        with self._listening(listener):
+        with self._listeners.waiting(listener):
             while todo:
                 done = 0
                 while listener.finished:
@@ -266,7 +284,7 @@ class Session:
         """Drive or wait, likewise, until a stream's entry has events or is closed. Raises what
         `wait_for` does."""
         assert entry.listener is not None and entry.events is not None, "no stream's"
-        with self._listening(entry.listener):
+        with self._listeners.waiting(entry.listener):
             while not entry.events and not entry.closed:
                 self._advance(entry.listener)
 
@@ -282,12 +300,12 @@ class Session:
             self._closed = True
         self.stop()
         listener = Listener(wants_turns=True)
-        with self._listening(listener):
-            for entry in self.entries:
+        with self._listeners.waiting(listener):
+            for entry in self.book.entries:
                 self.abort_soon(entry.request.id)
             while self.has_work:
                 self._advance(listener)
-        self._book.clear_answers()
+        self.book.clear_answers()
 
     def refuse_within_turn(self) -> None:
         """Refuse a call that would wait for the turn from which it is made.
@@ -303,22 +321,6 @@ class Session:
 
     # Inside.
 
-    @contextmanager
-    def _listening(self, listener: Listener) -> Iterator[None]:
-        """While a thread waits, it may have to take over; when it ends, another one has to."""
-        self._listeners.add(listener)
-        try:
-            yield
-        finally:
-            self._listeners.discard(listener)
-            self._wake_one()
-
-    def _wake_one(self) -> None:
-        """Let a thread that sleeps look whether it has to drive. When it leaves, it wakes the
-        next."""
-        for listener in list(self._listeners)[:1]:
-            listener.event.set()
-
     def _advance(self, listener: Listener) -> None:
         """Drive one turn, or wait until something has come for the listener or no thread drives.
         Where the session has a thread of its own, only wait.
@@ -332,7 +334,7 @@ class Session:
                 try:
                     mine = self._try_turn(self._drive)
                 finally:
-                    self._abort_noted()
+                    self._carry_out_noted()
                 if mine:
                     return
         listener.event.wait()
@@ -362,25 +364,33 @@ class Session:
         try:
             self._take_inbox()
             if self._coordinator.has_work:  # else it would wait for what never comes
-                self._book.publish(self._coordinator.step())
+                self.book.publish(self._coordinator.step())
         except BaseException:
-            self._book.publish(self._coordinator.take_news())
-            self._book.sweep()
+            self.book.publish(self._coordinator.take_news())
+            self.book.sweep()
             raise
         finally:
             self._turns += 1
-            for listener in list(self._listeners):
-                if listener.wants_turns:
-                    listener.event.set()
+            self._listeners.turn_ended()
 
-    def _abort_noted(self) -> None:
-        """Carry out the aborts that are noted, unless another thread drives: that does so when its
-        turn has ended."""
-        while self._inbox.aborts and self._try_turn(self._take_inbox):
+    def _attend(self) -> None:
+        """Carry out what cannot wait for a turn, unless another thread does."""
+        if self._thread is None:
+            try:
+                self._carry_out_noted()
+            finally:
+                self._listeners.wake_one()  # one that found this thread at work, and sleeps
+
+    def _carry_out_noted(self) -> None:
+        """Carry out the aborts and calls that are noted, unless another thread drives: that does so
+        when its turn has ended."""
+        while (self._inbox.aborts or self._inbox.calls) and self._try_turn(self._take_inbox):
             pass
 
     def _take_inbox(self) -> None:
-        self._book.carry_out(self._inbox, self._coordinator)
+        while self._inbox.calls:
+            self._inbox.calls.popleft().carry_out()
+        self.book.carry_out(self._inbox, self._coordinator)
 
     def _callback_failed(self, error: BaseException, meant_for_driver: bool) -> None:
         if meant_for_driver:

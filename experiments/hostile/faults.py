@@ -60,7 +60,7 @@ def is_whole(llm: LLM, truth: list[list[int]]) -> bool:
     while llm.has_work:
         llm.step()
     llm.coordinator.check()
-    return right and not llm.session.entries
+    return right and not llm.session.book.entries
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def measure(config: Config, load: Load) -> dict[str, Any]:
             gc.unfreeze()
         seen: dict[str, Any] = {"quiet": quiet, "loaded": loaded}
         seen["layer_groups"] = len(engines_of(llm, PREFILL)[0].layer_groups)
-        for request_id in [entry.request.id for entry in llm.session.entries]:
+        for request_id in [entry.request.id for entry in llm.session.book.entries]:
             llm.abort(request_id)
     llm.coordinator.check()
     return seen

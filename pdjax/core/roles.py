@@ -2,6 +2,8 @@
 
 import enum
 
+from pdjax.core.messages import shown
+
 
 class Role(enum.Enum):
     """The new work that an engine is given. Which steps an engine accepts bounds its role; what it
@@ -35,6 +37,21 @@ class Role(enum.Enum):
         if self.includes(other):
             return other
         return self if other.includes(self) else None
+
+    @classmethod
+    def named(cls, role: "Role | str | None") -> "Role | None":
+        """A role by its name; None, for an engine out of service, stays None.
+
+        Raises:
+          ValueError: there is no such role.
+        """
+        if role is None or isinstance(role, cls):
+            return role
+        for each in cls:
+            if each.value == role:
+                return each
+        names = ", ".join(each.value for each in cls)
+        raise ValueError(f"role={shown(role)}: must be {names} or None")
 
     @classmethod
     def of(cls, *, prefills: bool, decodes: bool) -> "Role":

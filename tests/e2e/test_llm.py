@@ -180,7 +180,7 @@ def test_a_stream_that_is_dropped_is_aborted(llm: LLM):
     del stream
     llm.stream([1, 2, 3], GREEDY)  # never listened to
     conserved(llm)
-    assert not llm.session.entries
+    assert not llm.session.book.entries
 
 
 def test_streams_of_asyncio_have_the_same_tokens_and_log_probabilities(llm: LLM):

@@ -107,7 +107,7 @@ def test_what_cannot_be_served_is_refused(house: House):
         high: Any = "high"
         with pytest.raises(ValueError, match="priority='high': must be an integer"):
             await llm.stream([1], priority=high)
-        assert not house.session.entries
+        assert not house.session.book.entries
         house.session.stop()  # so that the queue stays full
         streams = [await llm.stream([1], GREEDY) for _ in range(4)]
         with pytest.raises(QueueFull):
@@ -122,7 +122,7 @@ def test_what_cannot_be_served_is_refused(house: House):
 def test_a_task_that_is_cancelled_aborts_its_requests_and_no_others(house: House):
     async def program(llm: AsyncLLM) -> None:
         async def stop_in(task: asyncio.Task[Any], entries: int) -> None:
-            await until(lambda: len(house.session.entries) == entries)
+            await until(lambda: len(house.session.book.entries) == entries)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -130,7 +130,7 @@ def test_a_task_that_is_cancelled_aborts_its_requests_and_no_others(house: House
         neighbour = await llm.stream([5, 6], LONG)
         await stop_in(asyncio.create_task(read(llm.stream([1, 2], LONG))), 2)
         await stop_in(asyncio.create_task(llm.generate([[3], [4], [5]], LONG)), 4)
-        await until(lambda: len(house.session.entries) <= 1)
+        await until(lambda: len(house.session.book.entries) <= 1)
         assert len([t for chunk in await read(neighbour) for t in chunk.token_ids]) == 30
 
     slow_house(house)
@@ -166,7 +166,7 @@ def test_a_stream_that_is_left_is_aborted(house: House, how: str):
         else:
             async with stream:
                 pass
-        await until(lambda: not house.session.entries)
+        await until(lambda: not house.session.book.entries)
 
     slow_house(house)
     run(house, program)
@@ -274,7 +274,7 @@ def test_a_loop_that_is_closed_hurts_nobody(house: House):
     async def again() -> None:
         [output] = await llm.generate([1, 2], LONG)
         assert len(output.token_ids) == 30
-        await until(lambda: not house.session.entries)
+        await until(lambda: not house.session.book.entries)
         await llm.close()
 
     asyncio.run(asyncio.wait_for(again(), PATIENCE))

@@ -14,6 +14,7 @@ from pdjax.async_llm import AsyncLLM
 from pdjax.config import RANDOM, Config, DecodeConfig, HandoffConfig, ModelConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock, WallClock
 from pdjax.core.request import SamplingParams
+from pdjax.core.roles import Role
 from pdjax.core.slo import SLO
 from pdjax.deploy import deploy
 from pdjax.host.policies.prefill import FcfsPrefill
@@ -55,6 +56,26 @@ def test_a_colocated_simulation_moves_nothing():
         [output] = llm.generate([1, 2, 3], GREEDY)
         assert len(output.token_ids) == 8
         assert llm.recorder.transfers.bytes == 0
+
+
+def test_roles_change_from_the_front():
+    prefill, decode = replace(CONFIG.prefill, mixed_budget=64), replace(CONFIG.decode, stages=1)
+    config = replace(CONFIG, flexible="all", prefill=prefill, decode=decode)
+    with LLM(config, backend="sim") as llm:
+        roles = {str(state.id): state for state in llm.coordinator.loop.fleet}
+        llm.set_role("prefill/1", "decode")
+        assert roles["prefill/1"].role is Role.DECODE
+        llm.set_role("decode/0", None)
+        assert len(llm.generate([[1, 2, 3]] * 4, GREEDY)) == 4
+        assert roles["decode/0"].service.outage is not None
+        llm.set_role("decode/0", Role.DECODE)
+        assert roles["decode/0"].service.outage is None
+        with pytest.raises(ValueError, match="role='both': must be prefill, decode, mixed or None"):
+            llm.set_role("prefill/0", "both")
+        with pytest.raises(ValueError, match="engine=prefill/7: must be one of prefill/0"):
+            llm.set_role("prefill/7", "decode")
+        with pytest.raises(ValueError, match="let another one do so first"):
+            llm.set_role("prefill/0", "decode")
 
 
 ENGINES = ("prefill.engines", "decode.engines", "decode.stages")

@@ -56,7 +56,7 @@ def test_every_choice_is_told_with_tokens_text_and_log_probabilities(stages: tup
     assert output is entry.answer and output.prompt == "asked"
     assert len({tuple(choice.token_ids) for choice in output.choices}) == 3
     assert len(events) > 6, "one event a turn"
-    assert house.session.take(entry.request.id) is None, "the event has had it"
+    assert house.session.book.take(entry.request.id) is None, "the event has had it"
 
 
 def test_a_token_has_one_event_and_the_last_one_says_why_it_ended():

@@ -118,7 +118,7 @@ def test_who_steps_for_an_answer_learns_that_the_session_is_closed():
     house = House()
     entry = house.session.submit(house.request(max_tokens=30))
     house.session.close()
-    assert house.session.take(entry.request.id) is None
+    assert house.session.book.take(entry.request.id) is None
     with pytest.raises(Closed):
         house.session.step()
 

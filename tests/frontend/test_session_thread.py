@@ -123,7 +123,7 @@ def test_an_abort_ends_a_request_soon(house: House):
     stream = house.stream(max_tokens=30)
     del stream
     deadline = time.monotonic() + PATIENCE
-    while house.session.entries:
+    while house.session.book.entries:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -158,7 +158,7 @@ def test_what_a_callback_raises_ends_its_request_alone(house: House, error: Base
     assert all(map(exact, house.generate(3)))
     answer = None
     while answer is None:
-        answer = house.session.take(guilty.request.id)
+        answer = house.session.book.take(guilty.request.id)
     assert answer.finish_reason == "abort"
     assert str(answer.error).startswith(f"on_text: {type(error).__name__}")
     with pytest.raises(type(error)):
@@ -257,3 +257,37 @@ def test_a_program_that_forgets_to_close_ends():
         check=False,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("has_thread", [True, False])
+def test_calls_are_made_between_turns(house: House, has_thread: bool):
+    session = house.session if has_thread else text_house().session
+
+    def fail() -> None:
+        raise ValueError("no such thing")
+
+    stream = house.stream(max_tokens=30)
+    assert session.call(lambda: session._turn.locked())
+    with pytest.raises(ValueError, match="no such thing"):
+        session.call(fail)
+    stream.close()
+
+
+def test_a_call_is_carried_out_though_the_thread_stops_and_none_after_the_end(house: House):
+    outcome = house.session.call_soon(lambda: 1)
+    house.session.stop()
+    assert outcome.result(PATIENCE) == 1
+    callback_calls: list[BaseException] = []
+
+    def hear(event: RequestEvent) -> None:
+        try:
+            house.session.call(lambda: None)
+        except RuntimeError as error:
+            callback_calls.append(error)
+
+    house.session.submit(house.request(max_tokens=2), on_event=hear)
+    house.rest()
+    assert callback_calls and "within a turn" in str(callback_calls[0])
+    house.session.close()
+    with pytest.raises(Closed):
+        house.session.call(lambda: None)

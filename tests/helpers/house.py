@@ -49,7 +49,7 @@ class House:
 
     def check(self) -> None:
         self.deployment.coordinator.check()
-        assert not self.session.entries
+        assert not self.session.book.entries
 
 
 class Crosses:

@@ -170,7 +170,7 @@ def test_a_client_that_leaves_frees_what_it_held(
         stream = one.iter_raw()  # dropped, it would close the response
         next(stream)
         until(lambda: open_answers(clients[1]) == (1, 1))
-    until(lambda: not server.llm.session.entries)
+    until(lambda: not server.llm.session.book.entries)
     server.llm.coordinator.resume(engine)
     name = 'pdjax:request_success_total{finished_reason="abort",model_name="bytes"}'
     until(lambda: metrics_of(clients[1]).get(name) == 1)

@@ -266,7 +266,7 @@ def test_a_storm_of_readers_that_leave_leaves_nothing_behind(llm: TextLLM):
                 task.cancel()
             for end in await asyncio.gather(*reading, return_exceptions=True):
                 assert end is None or isinstance(end, asyncio.CancelledError), end
-            while backend._answers or llm.session.entries:
+            while backend._answers or llm.session.book.entries:
                 await asyncio.sleep(0.005)
 
     asyncio.run(asyncio.wait_for(storm(), PATIENCE))
@@ -317,7 +317,7 @@ def test_a_link_that_breaks_aborts_what_is_open_and_ends_the_readers(llm: TextLL
             pass
         with pytest.raises(Closed):
             await backend.submit(Ask((1,), params))
-        while llm.session.entries:
+        while llm.session.book.entries:
             await asyncio.sleep(0.005)
         frames.close()
 

@@ -60,7 +60,7 @@ def test_a_storm_leaves_nothing_behind():
             assert {name.split(":")[0] for name in outcomes} == set(SHARES)
         assert found[0] == found[1]
         loop = llm.llm.coordinator.loop
-        assert not llm.llm.session.entries and not loop.lifecycle.live
+        assert not llm.llm.session.book.entries and not loop.lifecycle.live
         assert not any(pool.allocator.used_pages for pool in loop.fleet.pools.values())
         assert all(not each.decoding and not each.running for each in loop.fleet)
         llm.llm.coordinator.check()
