@@ -7,6 +7,7 @@ from zlib import crc32
 import numpy as np
 
 from pdjax.core.kv_layout import KVLayout
+from pdjax.disk.checksum import FASTEST, SUMS
 from pdjax.disk.positional import BLOCK, aligned
 
 VERSION = 1
@@ -34,13 +35,15 @@ HEADER = np.dtype(
         ("used", "<u8"),
         ("length", "<u8"),
         ("checksum", "<u8"),
-        ("unused", "u1", (20,)),
+        ("summed", "<u4"),
+        ("unused", "u1", (16,)),
         ("crc", "<u4"),
     ]
 )
 """A header. `place` is that of the page in its sequence; `generation` counts writes and uses of the
 file, up to the one that wrote the slot, and `used` up to the last use of the slot; `length` and
-`checksum` are of the payload, `crc` of all fields before it. An empty slot has zeros."""
+`checksum` are of the payload, `summed` says by which of `checksum.SUMS`, and `crc` is of all fields
+before it. An empty slot has zeros."""
 
 HEADERS_PER_BLOCK = BLOCK // HEADER.itemsize
 _CRC_AT = HEADER.itemsize - 4
@@ -125,7 +128,7 @@ class Headers:
         self.table[slot] = np.zeros((), HEADER)
 
     def set(self, content: SlotContent, generation: int, checksum: int) -> None:
-        """Say what lies in a slot."""
+        """Say what lies in a slot; the checksum is that of `FASTEST`."""
         header = self.table[content.slot : content.slot + 1]
         header["magic"], header["version"], header["slot"] = _MAGIC, VERSION, content.slot
         header["model"] = np.frombuffer(self.identity.model, np.uint8)
@@ -133,8 +136,13 @@ class Headers:
         header["key"] = np.frombuffer(content.key, np.uint8)
         header["place"], header["length"] = content.place, self.identity.payload_bytes
         header["generation"] = header["used"] = generation
-        header["checksum"] = checksum
+        header["checksum"], header["summed"] = checksum, FASTEST
         self._sign(content.slot)
+
+    def holds(self, slot: int, payload: np.ndarray) -> bool:
+        """Whether a payload is the one that was written to a slot."""
+        header = self.table[slot]
+        return SUMS[int(header["summed"])](payload) == int(header["checksum"])
 
     def use(self, slot: int, generation: int) -> None:
         """Note a use of what lies in a slot."""
@@ -158,6 +166,7 @@ class Headers:
         for what, right in (
             ("damaged", self._signed(used) & (table["slot"][used] == used)),
             ("version", table["version"][used] == VERSION),
+            ("checksum", np.isin(table["summed"][used], list(SUMS))),
             ("layout", _same(table["layout"][used], mine.layout)),
             ("model", _same(table["model"][used], mine.model)),
             ("cut off", used < slots),

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from pdjax.core.messages import shown
+from pdjax.disk.checksum import FASTEST, XXH3
 from pdjax.disk.geometry import Geometry
 from pdjax.disk.headers import HEADERS_PER_BLOCK, VERSION, Headers, Identity, SlotContent
 from pdjax.disk.positional import BLOCK, aligned, open_file, read_at, write_at
@@ -64,9 +65,9 @@ class SlotFile:
       geometry: where its slots lie.
       headers: of its slots.
       dropped: slots that were dropped when it was opened, by what was wrong with them: "damaged"
-        headers, another "model" or "layout", "truncated" payloads, a "duplicate" of a key, or "cut
-        off" by a smaller size. A file whose slots have another size or "version", and one whose
-        "superblock" is damaged, count as one.
+        headers, another "model" or "layout", a "checksum" that cannot be made here, "truncated"
+        payloads, a "duplicate" of a key, or "cut off" by a smaller size. A file whose slots have
+        another size or "version", and one whose "superblock" is damaged, count as one.
 
     Raises:
       ValueError: the folder cannot be used, is in use by another process or holds another file of
@@ -99,6 +100,12 @@ class SlotFile:
         except BaseException:
             os.close(self._file)
             raise
+        if FASTEST != XXH3:
+            _LOG.warning(
+                "%s: CRC-32 sums its pages up, at the cost of a core for each 1.3 GB/s; install "
+                "xxhash for a faster checksum",
+                self.path,
+            )
         if not self.direct:
             _LOG.warning("%s: its file system takes no direct I/O; plain I/O is used", self.path)
         if self.dropped:
@@ -199,11 +206,16 @@ class SlotFile:
         self._change(wrong, self.headers.clear)
 
     def contents(self) -> list[SlotContent]:
-        """What lies in the file, the least recently used first."""
+        """What lies in the file, the least recently used first; of what was used at once, the end
+        of a sequence before its beginning, without which it cannot be found."""
         table = self.headers.table
         kept = np.flatnonzero(table["magic"])
-        kept = kept[np.argsort(table["used"][kept], kind="stable")]
+        kept = kept[np.lexsort((table["place"][kept].astype(np.int64) * -1, table["used"][kept]))]
         return [self.headers.content(slot) for slot in kept.tolist()]
+
+    def next_use(self) -> int:
+        """A number for what is written or used at once, which is larger than all before."""
+        return next(self._generations)
 
     def clear(self, slots: Iterable[int]) -> None:
         """Let slots be empty, on the disk when this returns.
@@ -220,13 +232,15 @@ class SlotFile:
         contents: Sequence[SlotContent],
         payloads: Sequence[np.ndarray],
         checksums: Sequence[int],
+        generation: int,
     ) -> None:
         """Write slots anew. They are empty if this fails.
 
         Args:
           contents: in ascending order of their slots.
           payloads: u8[geometry.stride] of each; aligned if I/O is direct.
-          checksums: of each payload.
+          checksums: of each payload, by `checksum.FASTEST`.
+          generation: of `next_use`.
 
         Raises:
           OSError: something was not written.
@@ -237,7 +251,7 @@ class SlotFile:
         told = {each.slot: (each, sum_) for each, sum_ in zip(contents, checksums, strict=True)}
 
         def tell(slot: int) -> None:
-            self.headers.set(told[slot][0], next(self._generations), told[slot][1])
+            self.headers.set(told[slot][0], generation, told[slot][1])
 
         try:
             self._change(told, tell)
@@ -247,12 +261,9 @@ class SlotFile:
                 self.headers.clear(slot)
             raise
 
-    def get(self, slots: Sequence[int], payloads: Sequence[np.ndarray]) -> list[int]:
+    def get(self, slots: Sequence[int], payloads: Sequence[np.ndarray]) -> None:
         """Read the payloads of slots in ascending order into u8[geometry.stride] each, aligned if
         I/O is direct. Whether they are right is for their checksums to say.
-
-        Returns:
-          the checksums that their headers give.
 
         Raises:
           OSError: they cannot be read, or not wholly.
@@ -261,14 +272,14 @@ class SlotFile:
             wanted = sum(buffer.nbytes for buffer in payloads[run])
             if (came := read_at(self._file, payloads[run], offset)) < wanted:
                 raise OSError(errno.EIO, f"the file has {came} of {wanted} bytes at {offset}")
-        return [int(sum_) for sum_ in self.headers.table["checksum"][list(slots)]]
 
-    def use(self, slots: Iterable[int]) -> None:
-        """Note a use of each slot. It is written when a header beside it is, or at the end."""
+    def use(self, slots: Iterable[int], generation: int) -> None:
+        """Note a use of each slot, by a number of `next_use`. It is written when a header beside it
+        is, or at the end."""
         for slot in slots:
             group = slot // HEADERS_PER_BLOCK
             with self._locks[group % _LOCKS]:
-                self.headers.use(slot, next(self._generations))
+                self.headers.use(slot, generation)
                 self._used.add(group)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pdjax.core.clock import Clock, WallClock
 from pdjax.core.messages import shown
-from pdjax.disk.checksum import checksum
+from pdjax.disk.checksum import FASTEST, SUMS
 from pdjax.disk.headers import KEY_BYTES, SlotContent
 from pdjax.disk.positional import aligned, is_aligned
 from pdjax.disk.slot_file import SlotFile
@@ -139,7 +139,8 @@ class SlotStore:
         for each in contents:
             if len(each.key) != KEY_BYTES:
                 raise ValueError(f"key={each.key!r}: must be {KEY_BYTES} bytes")
-        return self._ask(contents, payloads, self._write, False, lambda: len(contents))
+        write = partial(self._write, self.file.next_use())
+        return self._ask(contents, payloads, write, False, lambda: len(contents))
 
     def read(self, contents: Sequence[SlotContent], payloads: Rows) -> DiskTicket[tuple[bool, ...]]:
         """Read pages from slots.
@@ -157,10 +158,10 @@ class SlotStore:
           DiskBusy, DiskClosed: see `DiskThreads`.
         """
         self._check(contents, payloads)
-        came: dict[int, bool] = {}
+        came, generation = dict[int, bool](), self.file.next_use()
 
         def read(part: Sequence[SlotContent], rows: Sequence[np.ndarray]) -> None:
-            came.update(self._read(part, rows))
+            came.update(self._read(generation, part, rows))
 
         slots = [each.slot for each in contents]
         return self._ask(contents, payloads, read, True, lambda: tuple(came[at] for at in slots))
@@ -223,16 +224,18 @@ class SlotStore:
         self._threads.ask(parts)
         return ticket
 
-    def _write(self, contents: Sequence[SlotContent], payloads: Sequence[np.ndarray]) -> None:
+    def _write(
+        self, generation: int, contents: Sequence[SlotContent], payloads: Sequence[np.ndarray]
+    ) -> None:
         started, size = self._clock.now(), self.payload_bytes
         evicted = self._forget(each.slot for each in contents)
         rows = self._rows(payloads)
         for row, payload in zip(rows, payloads, strict=True):
             if row is not payload:
                 row[:size] = payload[:size]
-        sums = [checksum(row[:size]) for row in rows]
+        sums = [SUMS[FASTEST](row[:size]) for row in rows]
         try:
-            self.file.put(contents, rows, sums)
+            self.file.put(contents, rows, sums, generation)
         except OSError:
             with self._lock:
                 self._counters.failed += len(contents)
@@ -247,15 +250,15 @@ class SlotStore:
             self._counters.written_bytes += len(contents) * size
 
     def _read(
-        self, contents: Sequence[SlotContent], payloads: Sequence[np.ndarray]
+        self, generation: int, contents: Sequence[SlotContent], payloads: Sequence[np.ndarray]
     ) -> dict[int, bool]:
         started, size = self._clock.now(), self.payload_bytes
         came = {each.slot: self._holds(each) for each in contents}
         here = [at for at, each in enumerate(contents) if came[each.slot]]
         slots, rows = [contents[at].slot for at in here], self._rows([payloads[at] for at in here])
-        wrong = []
-        for at, row, slot, sum_ in zip(here, rows, slots, self._sums(slots, rows), strict=True):
-            if sum_ is None or checksum(row[:size]) != sum_:
+        read, wrong = self._get(slots, rows), list[int]()
+        for at, row, slot in zip(here, rows, slots, strict=True):
+            if slot not in read or not self.file.headers.holds(slot, row[:size]):
                 wrong.append(slot)
             elif row is not payloads[at]:
                 payloads[at][:size] = row[:size]
@@ -263,7 +266,7 @@ class SlotStore:
         with contextlib.suppress(OSError):  # the slots count as empty all the same
             self._drop([SlotContent(slot, b"") for slot in wrong])
         right = [slot for slot in slots if came[slot]]
-        self.file.use(right)
+        self.file.use(right, generation)
         with self._lock:
             counters = self._counters
             counters.missed += len(contents) - len(slots)
@@ -273,17 +276,16 @@ class SlotStore:
             counters.read_seconds += self._clock.now() - started
         return came
 
-    def _sums(self, slots: list[int], rows: list[np.ndarray]) -> list[int | None]:
-        """Read payloads; returns the checksums that they should have, None where one cannot be
-        read."""
-        if not slots:
-            return []
+    def _get(self, slots: list[int], rows: list[np.ndarray]) -> set[int]:
+        """Read payloads; returns the slots of those that can be read."""
         try:
-            return [*self.file.get(slots, rows)]
+            self.file.get(slots, rows)
         except OSError:
             if len(slots) == 1:
-                return [None]
-        return [self._sums([slot], [row])[0] for slot, row in zip(slots, rows, strict=True)]
+                return set()
+            alone = (self._get([slot], [row]) for slot, row in zip(slots, rows, strict=True))
+            return set().union(*alone)
+        return set(slots)
 
     def _drop(self, contents: Sequence[SlotContent]) -> None:
         self._forget(each.slot for each in contents)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pdjax.core.kv_layout import KVLayout
+from pdjax.disk import headers
 from pdjax.disk.geometry import Geometry
 from pdjax.disk.headers import HEADER, Identity, SlotContent
 from pdjax.disk.positional import BLOCK
@@ -33,6 +34,12 @@ def edit(folder: Path, offset: int, change: bytes) -> None:
     with open(folder / FILE_NAME, "r+b") as file:
         file.seek(offset)
         file.write(change)
+
+
+def flip(folder: Path, offset: int) -> None:
+    """Flip a bit."""
+    [before] = (folder / FILE_NAME).read_bytes()[offset : offset + 1]
+    edit(folder, offset, bytes([before ^ 0x20]))
 
 
 def header_at(slot: int, field: str = "magic") -> int:
@@ -70,7 +77,7 @@ def test_the_order_of_use_outlives_the_process(open_store, folder: Path):
         assert read(store, [SlotContent(slot, key(f"page {slot}"))]) == [True]
     store.close()
     slots = [each.slot for each in open_store(folder).file.contents()]
-    assert slots == [2, 31, 32, 33, 39, 1, 0]
+    assert slots == [39, 33, 32, 31, 2, 1, 0]  # of a batch the end of a sequence first
 
 
 def test_a_file_grows_and_shrinks_at_its_end(open_store, folder: Path):
@@ -83,7 +90,7 @@ def test_a_file_grows_and_shrinks_at_its_end(open_store, folder: Path):
 
 @pytest.mark.parametrize("field", ["magic", "slot", "key", "generation", "checksum", "crc"])
 def test_a_flipped_bit_of_a_header_drops_the_slot(open_store, folder: Path, field: str):
-    edit(folder, header_at(31, field), b"\xa5")
+    flip(folder, header_at(31, field))
     store = open_store(folder)
     assert found(store).keys() == NAMES.keys() - {31} and store.file.dropped == {"damaged": 1}
     store.close()
@@ -91,7 +98,7 @@ def test_a_flipped_bit_of_a_header_drops_the_slot(open_store, folder: Path, fiel
 
 
 def test_a_flipped_bit_of_a_payload_is_never_served(open_store, folder: Path):
-    edit(folder, Geometry(PAYLOAD_BYTES, 40).payload_at(32) + PAYLOAD_BYTES - 1, b"\xa5")
+    flip(folder, Geometry(PAYLOAD_BYTES, 40).payload_at(32) + PAYLOAD_BYTES - 1)
     store = open_store(folder)
     contents = store.file.contents()
     assert read(store, contents) == [each.slot != 32 for each in contents]
@@ -146,9 +153,14 @@ def test_a_file_of_another_format_is_made_anew(open_store, folder: Path):
 
 
 def test_slots_outlive_a_damaged_superblock(open_store, folder: Path):
-    edit(folder, 24, b"\xa5")
+    flip(folder, 24)
     store = open_store(folder)
     assert len(found(store)) == 7 and store.file.dropped == {"superblock": 1}
+
+
+def test_a_payload_whose_checksum_cannot_be_made_is_dropped(open_store, folder, monkeypatch):
+    monkeypatch.setattr(headers, "SUMS", {})
+    assert open_store(folder).file.dropped == {"checksum": 7}
 
 
 def test_of_two_slots_of_one_page_the_later_one_stays(open_store, tmp_path: Path):
