@@ -1,12 +1,32 @@
 """How KV moves from one pool to another, as data and a protocol."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pdjax.core.ids import PoolId
 from pdjax.core.kv_layout import KVLayout
 from pdjax.interfaces.batches import Array
 from pdjax.interfaces.tickets import Ticket
+
+
+class KeptPage(NamedTuple):
+    """A page whose content is known, by its key, and its place among the pages of its sequence."""
+
+    key: bytes
+    place: int
+    page: int
+
+
+class LostPages(RuntimeError):
+    """Pages of the source of a job do not hold what they were said to: a disk has lost them.
+
+    Attributes:
+      pages: of the source.
+    """
+
+    def __init__(self, pages: tuple[int, ...]) -> None:
+        super().__init__(f"pages {list(pages)} do not hold what they were said to")
+        self.pages = pages
 
 
 @dataclass(frozen=True)
@@ -18,11 +38,13 @@ class Pool:
       id: its name, such as "host/0".
       layout: of its pages; it holds the same KV as the pools of engines.
       num_pages: null page included.
+      kept: pages that hold KV since before the process began, the least recently used first.
     """
 
     id: PoolId
     layout: KVLayout
     num_pages: int
+    kept: tuple[KeptPage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,7 @@ class TransferJob:
       source_pages: i32[n].
       pages: how many of `source_pages` are not null.
       checked: whether a checksum of each page travels along, and is compared when it is written.
+      contents: of the source's pages that are not null, in order, where their keys are known.
     """
 
     id: int
@@ -51,6 +74,7 @@ class TransferJob:
     source_pages: Array
     pages: int
     checked: bool = False
+    contents: tuple[KeptPage, ...] = ()
 
 
 @dataclass(frozen=True)
