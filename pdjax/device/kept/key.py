@@ -88,10 +88,10 @@ def _surroundings(devices: tuple[jax.Device, ...]) -> tuple[Any, ...]:
         topology = topology_of(devices)
     except jax.errors.JaxRuntimeError as error:
         raise Unkept(f"devices of {devices[0].platform}") from error
-    return _code(), jax_settings(), flags, topology
+    return source_digest(), jax_settings(), flags, topology
 
 
-def _code() -> str:
+def source_digest() -> str:
     """A digest of our source, all of it: which part a program follows from is not known.
 
     Raises:
