@@ -44,6 +44,14 @@ def noting_warnings() -> Iterator[list[tuple[str, str]]]:
         _due.noted = before
 
 
+def tell_of_reference(operation: str, reason: str) -> None:
+    """Warn, where the program may be traced for a GPU, that no kernel of the operation runs there;
+    `noting_warnings` notes it."""
+    if jax.default_backend() == "gpu":
+        getattr(_due, "noted", []).append((operation, reason))
+        warn(operation, reason)
+
+
 def _too_old(name: str) -> str | None:
     """Say which JAX a kernel needs, if this one is older."""
     if name == "mosaic_gpu" and jax.__version_info__ < _HOPPER_JAX:
@@ -158,9 +166,8 @@ class Operation:
             if name in reasons and reasons[name] is None
         }
         reason = reasons.get(self.proven.get("cuda", ""))
-        if self.warns and reason is not None and jax.default_backend() == "gpu":
-            getattr(_due, "noted", []).append((self.name, reason))
-            warn(self.name, reason)
+        if self.warns and reason is not None:
+            tell_of_reference(self.name, reason)
         if not kernels:
             return bound("reference")(*operands)
         return lax.platform_dependent(*operands, default=bound("reference"), **kernels)

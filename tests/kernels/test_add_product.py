@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.errors import LIMITS, relative_error
 from pallas_kernels.product import mosaic_gpu
 from pallas_kernels.product.add_cases import CASES, LARGE_CASES, AddCase, make_inputs
 from pallas_kernels.product.api import add_product

@@ -12,7 +12,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.check import LIMITS, append_error
+from pallas_kernels.errors import LIMITS, append_error
 from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.paged_attention import append_cases, mosaic_gpu
 from pallas_kernels.paged_attention.api import append_attention, paged_attention

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import check, naive
+from pallas_kernels import check, errors, naive
 from pallas_kernels.kv_write import cases as write_cases
 from pallas_kernels.kv_write import reference as write_reference
 from pallas_kernels.paged_attention import append_cases
@@ -113,19 +113,19 @@ def test_pools_with_scales_are_judged_too():
     inputs = append_cases.make_inputs(case, seed=0)
     append = partial(append_attention, implementation="reference", **case.options)
     right = jax.tree.map(np.asarray, jax.jit(append)(*inputs.operands))
-    error = check.append_error(inputs, right)
-    assert error <= check.LIMITS["float32"]
+    error = errors.append_error(inputs, right)
+    assert error <= errors.LIMITS["float32"]
     page, position = (int(x[0]) for x in inputs.write.written)
     kept = tuple(int(x[0]) for x in np.nonzero(inputs.write.kept))
-    assert check.append_error(inputs, _changed(right, (0, *kept, 0))) == np.inf
-    assert check.append_error(inputs, _changed(right, (1, *kept, 63))) == np.inf
+    assert errors.append_error(inputs, _changed(right, (0, *kept, 0))) == np.inf
+    assert errors.append_error(inputs, _changed(right, (1, *kept, 63))) == np.inf
     # The scale of a token that a row sees: NaN times any scale would stay the same.
     seen = (0, int(inputs.paged.page_table[2, 0]), 5)
     assert inputs.write.kept[seen[1:]]
-    assert check.append_error(inputs, _changed(right, seen, scale=True)) == np.inf
+    assert errors.append_error(inputs, _changed(right, seen, scale=True)) == np.inf
     written = _changed(right, (0, page, position, 0))
-    assert check.LIMITS["float32"] < check.append_error(inputs, written) < np.inf
-    assert check.append_error(inputs, _changed(right, (0, 0, 0, 0))) == error
+    assert errors.LIMITS["float32"] < errors.append_error(inputs, written) < np.inf
+    assert errors.append_error(inputs, _changed(right, (0, 0, 0, 0))) == error
 
 
 def test_what_rounding_explains_of_swiglu_is_right():
@@ -139,9 +139,9 @@ def test_what_rounding_explains_of_swiglu_is_right():
     product = x.astype(np.float32).sum(axis=1).astype(jnp.bfloat16)
     gate = up = product.astype(np.float32) * scale
     out = (gate / (1 + np.exp(-gate)) * up).astype(jnp.bfloat16)[:, None]
-    error = check.swiglu_error(inputs, out)
+    error = errors.swiglu_error(inputs, out)
     assert 3.2 * 2**-8 < error <= check.SWIGLU.limits["bfloat16"]
-    assert error > check.LIMITS["bfloat16"]
+    assert error > errors.LIMITS["bfloat16"]
 
 
 def test_inputs_and_answers_are_made_once_a_case(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from pallas_kernels.check import scatter_error
+from pallas_kernels.errors import scatter_error
 from pallas_kernels.page_copy import cases, mosaic_gpu, scatter_cases
 from pallas_kernels.page_copy.api import gather, scatter
 from pallas_kernels.page_copy.cases import CASES, LARGE_CASES, Case

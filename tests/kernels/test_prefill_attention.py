@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.errors import LIMITS, relative_error
 from pallas_kernels.paged_attention.api import paged_attention
 from pallas_kernels.prefill_attention import api, mosaic_tpu
 from pallas_kernels.prefill_attention.api import prefill_attention

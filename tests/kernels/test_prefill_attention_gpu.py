@@ -17,7 +17,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.check import LIMITS, relative_error
+from pallas_kernels.errors import LIMITS, relative_error
 from pallas_kernels.prefill_attention import mosaic_gpu
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pallas_kernels.prefill_attention.cases import CASES, LARGE_CASES, Case, make_inputs

@@ -12,7 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from pallas_kernels import few_rows
-from pallas_kernels.check import LIMITS, attention_error
+from pallas_kernels.errors import LIMITS, attention_error
 from pallas_kernels.product import mosaic_gpu
 from pallas_kernels.product.api import product
 from pallas_kernels.product.cases import CASES, LARGE_CASES, Case, make_inputs

@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.check import SWIGLU_LIMITS, swiglu_error
+from pallas_kernels.errors import SWIGLU_LIMITS, swiglu_error
 from pallas_kernels.swiglu import mosaic_gpu
 from pallas_kernels.swiglu.api import swiglu
 from pallas_kernels.swiglu.cases import CASES, LARGE_CASES, Case, make_inputs
