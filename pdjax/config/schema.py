@@ -38,6 +38,9 @@ NO_CACHE = "off"
 
 DTYPES = ("float32", "bfloat16")
 
+EXPERTS = ("split", "whole")
+"""How `tp` shards the experts of a model that has some."""
+
 FLEXIBLE = ("none", "decode", "all")
 """The engines of `flexible`."""
 
@@ -112,6 +115,8 @@ class PrefillConfig:
     Attributes:
       engines: independent engines, each on its own mesh.
       tp: tensor-parallel shards of an engine; must divide the model's KV heads.
+      experts: how shards hold the experts of a model. "split": each has a part of every expert, and
+        all have equal work. "whole": experts are dealt out, and products are larger.
       pages: pages of an engine's pool, null page included; None sizes it for `max_sequences` whole
         contexts of each step that may be dispatched, `1 + lookahead`, or for what the device's
         memory holds, if that is less: see kv.memory_fraction.
@@ -132,6 +137,7 @@ class PrefillConfig:
 
     engines: int = 1
     tp: int = 1
+    experts: str = "split"
     pages: int | None = None
     token_budget: int = 512
     mixed_budget: int | None = None
@@ -144,6 +150,7 @@ class PrefillConfig:
     def __post_init__(self) -> None:
         check_types("prefill", self)
         between("prefill", self, 1, MOST_DEVICES, "engines", "tp")
+        one_of("prefill.experts", self.experts, EXPERTS)
         between("prefill", self, 1, MOST_STEP_TOKENS, "token_budget", "mixed_budget")
         between("prefill", self, 1, MOST_ROWS, "max_sequences")
         between("prefill", self, 2, 2 * MOST_TOKENS - 1, "pages")
@@ -170,6 +177,7 @@ class DecodeConfig:
       engines: independent engines, each on its own mesh.
       stages: pipeline stages of an engine; need not divide the layers evenly.
       tp: tensor-parallel shards of a stage; must divide the model's KV heads.
+      experts: how the shards of a stage hold experts, as prefill.experts says.
       rows: most sequences that an engine decodes at once; a multiple of `stages`, since the engine
         splits its rows evenly into one microbatch a stage.
       pages: pages of an engine's pool, null page included; None sizes it for `rows` whole contexts,
@@ -191,6 +199,7 @@ class DecodeConfig:
     engines: int = 1
     stages: int = 1
     tp: int = 1
+    experts: str = "split"
     rows: int = 8
     pages: int | None = None
     lookahead: int = 1
@@ -203,6 +212,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         check_types("decode", self)
         between("decode", self, 1, MOST_DEVICES, "engines", "stages", "tp")
+        one_of("decode.experts", self.experts, EXPERTS)
         between("decode", self, 1, MOST_ROWS, "rows")
         between("decode", self, 1, MOST_PAGE_SIZE, "page_size")
         if self.kv_dtype is not None:
@@ -302,11 +312,12 @@ class Config:
         self._check_flexible()
         if self.colocated:
             p, d = self.prefill, self.decode
-            if (p.engines, p.tp, 1) != (d.engines, d.tp, d.stages):
+            if (p.engines, p.tp, p.experts, 1) != (d.engines, d.tp, d.experts, d.stages):
                 raise ValueError(
                     "colocated=True: needs prefill.engines=decode.engines, decode.stages=1 and "
-                    f"prefill.tp=decode.tp, but has {p.engines} and {d.engines}, {d.stages}, and "
-                    f"{p.tp} and {d.tp}"
+                    "equal tp and experts, but has "
+                    f"{p.engines} and {d.engines}, {d.stages}, {p.tp} and {d.tp}, and "
+                    f"{p.experts!r} and {d.experts!r}"
                 )
 
     def _check_flexible(self) -> None:

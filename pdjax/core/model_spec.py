@@ -73,10 +73,10 @@ class RopeSpec:
             check_positive(f"rope.{name}", getattr(self, name))
         if self.attention_factor is not None:
             check_positive("rope.attention_factor", self.attention_factor)
-        _check_integer("rope.original_context", self.original_context, 0, _I32)
-        _check_bool("rope.truncate", self.truncate)
+        check_integer("rope.original_context", self.original_context, 0, _I32)
+        check_bool("rope.truncate", self.truncate)
         if self.rotary_dim is not None:
-            _check_integer("rope.rotary_dim", self.rotary_dim, 2, LARGEST["head_dim"])
+            check_integer("rope.rotary_dim", self.rotary_dim, 2, LARGEST["head_dim"])
         for name in ("divisors", "short_divisors"):
             for divisor in getattr(self, name):
                 check_positive(f"rope.{name}", divisor)
@@ -189,7 +189,8 @@ def check_positive(name: str, value: object) -> None:
         )
 
 
-def _check_integer(name: str, value: object, least: int, most: int) -> None:
+def check_integer(name: str, value: object, least: int, most: int) -> None:
+    """Refuse anything but an integer from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name}={shown(value)}: must be an integer")
     if not least <= value <= most:
@@ -201,10 +202,11 @@ def check_layers(name: str, layers: object, count: int) -> None:
     if not isinstance(layers, tuple):
         raise ValueError(f"{name}={shown(layers)}: must be indices of layers")
     for layer in layers:
-        _check_integer(name, layer, 0, count - 1)
+        check_integer(name, layer, 0, count - 1)
 
 
-def _check_bool(name: str, value: object) -> None:
+def check_bool(name: str, value: object) -> None:
+    """Refuse anything but true or false."""
     if not isinstance(value, bool):
         raise ValueError(f"{name}={shown(value)}: must be true or false")
 
@@ -247,18 +249,18 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for name, most in LARGEST.items():
-            _check_integer(name, getattr(self, name), 1, most)
+            check_integer(name, getattr(self, name), 1, most)
         check_positive("norm_eps", self.norm_eps)
-        _check_bool("tied", self.tied)
-        _check_bool("qkv_bias", self.qkv_bias)
+        check_bool("tied", self.tied)
+        check_bool("qkv_bias", self.qkv_bias)
         if not isinstance(self.family, str):
             raise ValueError(f"family={shown(self.family)}: must be the name of one")
         if not isinstance(self.eos_token_ids, tuple):
             raise ValueError(f"eos_token_ids={shown(self.eos_token_ids)}: must be token ids")
         for token in self.eos_token_ids:
-            _check_integer("eos_token_ids", token, 0, _I32)
+            check_integer("eos_token_ids", token, 0, _I32)
         if self.window is not None:
-            _check_integer("window", self.window, 1, _I32)
+            check_integer("window", self.window, 1, _I32)
         check_layers("window_layers", self.window_layers, self.num_layers)
         if self.query_heads % self.kv_heads:
             raise ValueError(
@@ -289,6 +291,11 @@ class ModelSpec:
         return self.query_heads // self.kv_heads
 
     @property
+    def mlp_params(self) -> int:
+        """Weights of the MLPs of all layers."""
+        return self.num_layers * 3 * self.model_dim * self.mlp_dim
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Sizes by the letters of the dimension key; J = G + 2 rows of a KV head: its queries', K
         and V."""
@@ -305,8 +312,8 @@ class ModelSpec:
 
     def shape(self, dims: str) -> tuple[int, ...]:
         """Shape of what is written in letters, axes apart by spaces: "D 2 KJH" is [D, 2, K * J *
-        H]."""
-        sizes = self.sizes
+        H], and "2X" is 2 * X."""
+        sizes = {**self.sizes, "2": 2}
         return tuple(
             int(axis) if axis.isdecimal() else math.prod(sizes[letter] for letter in axis)
             for axis in dims.split()

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from pdjax.config import Config, HandoffConfig
+from pdjax.config import Config, DecodeConfig, HandoffConfig, PrefillConfig
 from pdjax.config.checks import MOST_TOKENS
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout, split_groups
@@ -26,9 +26,10 @@ from pdjax.device.kv.sizing import Claim, deal_pages
 from pdjax.device.kv.transport import DeviceTransport
 from pdjax.device.kv.transports import Transports
 from pdjax.device.layer_groups import choose_groups
-from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, Rules, make_mesh
+from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, WHOLE_EXPERTS, Rules, make_mesh
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.registry import family_of, kv_layout
+from pdjax.device.models.weight_layout import check_shards
 from pdjax.device.models.weights import copied_params, load_params, random_params
 from pdjax.device.programs.decode import DecodeProgram
 from pdjax.device.programs.mixed import MixedProgram
@@ -202,12 +203,14 @@ class _Builder:
             family_of(spec).kinds(spec)
         with _fields_of("prefill"):
             self._prefill_layout = kv_layout(spec, config.kv.page_size, dtype, tp=p.tp)
-            _check_mlp(spec, p.tp)
+            self._prefill_rules = _checked_rules(spec, PREFILL_RULES, p)
         with _fields_of("decode"):
             self._decode_layout = kv_layout(
                 spec, config.decode_page_size, d.kv_dtype or dtype, d.stages, d.tp
             )
-            _check_mlp(spec, d.tp)
+            # Of one stage both rules say the same; prefill steps go by their own.
+            its_rules = PREFILL_RULES if config.decode_is_flexible else DECODE_RULES
+            self._decode_rules = _checked_rules(spec, its_rules, d)
         with _fields_of("handoff"):
             split_groups(spec.num_layers, config.handoff.layer_groups or 1)
         # A step that is dispatched ahead has sequences of its own.
@@ -252,9 +255,7 @@ class _Builder:
         of several engines may share a device, or the memory of the host."""
         claims, fraction = [*sources, *targets], self._config.kv.memory_fraction
         deal_pages(claims, fraction)  # what fits not even without weights is refused at once
-        # Of one stage both rules say the same; prefill steps go by their own.
-        of_targets = PREFILL_RULES if self._config.decode_is_flexible else DECODE_RULES
-        rules = [PREFILL_RULES] * len(sources) + [of_targets] * len(targets)
+        rules = [self._prefill_rules] * len(sources) + [self._decode_rules] * len(targets)
         meshes = [make_mesh(each.devices, each.layout.stages, each.layout.tp) for each in claims]
         weights = self._all_weights(claims, meshes, rules)
         # Whatever else loading took must be free again, or it would be missing for good.
@@ -372,6 +373,17 @@ def _check_settings() -> None:
         )
 
 
-def _check_mlp(spec: ModelSpec, tp: int) -> None:
-    if spec.mlp_dim % tp:
-        raise ValueError(f"tp={tp}: does not divide the model's mlp_dim={spec.mlp_dim}")
+def _checked_rules(
+    spec: ModelSpec, rules: Rules, its_config: PrefillConfig | DecodeConfig
+) -> Rules:
+    """The rules of a phase, with experts where the config has them.
+
+    Raises:
+      ValueError: the weights do not divide into the shards, or whole experts of a model without.
+    """
+    if its_config.experts == "whole":
+        if not family_of(spec).experts:
+            raise ValueError(f"experts='whole': the family {spec.family} has no experts")
+        rules = {**rules, **WHOLE_EXPERTS}
+    check_shards(spec, rules, its_config.tp)
+    return rules

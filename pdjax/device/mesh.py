@@ -19,12 +19,23 @@ HOST = "pinned_host"
 
 Rules = Mapping[str, tuple[str, ...]]
 
-PREFILL_RULES: Rules = {"stage": (STAGE,), "kv_heads": (TP,), "mlp": (TP,), "vocab": (TP,)}
-"""Prefill: one stage; KV heads, MLP and vocabulary are sharded over `tp`."""
+PREFILL_RULES: Rules = {
+    "stage": (STAGE,),
+    "kv_heads": (TP,),
+    "mlp": (TP,),
+    "experts": (),
+    "expert_mlp": (TP,),
+    "shared_mlp": (TP,),
+    "vocab": (TP,),
+}
+"""Prefill: one stage; KV heads, MLP, each expert and the vocabulary are sharded over `tp`."""
 
-DECODE_RULES: Rules = {"stage": (STAGE,), "kv_heads": (TP,), "mlp": (TP,), "vocab": (STAGE, TP)}
+DECODE_RULES: Rules = {**PREFILL_RULES, "vocab": (STAGE, TP)}
 """Decode: layers over `stage`; the vocabulary over all devices, so that the last stage is not a
 bottleneck."""
+
+WHOLE_EXPERTS: Rules = {"experts": (TP,), "expert_mlp": ()}
+"""Rules in place of those of a phase: experts are dealt out to the shards, each of them whole."""
 
 
 def make_mesh(devices: Sequence[jax.Device], stages: int, tp: int) -> Mesh:

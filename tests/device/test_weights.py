@@ -41,7 +41,7 @@ class CountingCheckpoint:
         return found
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama", "qwen2", "mixtral"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
     return open_checkpoint(tiny_models.write(request.param, tmp_path))
 

@@ -27,6 +27,7 @@ _NAMES = {
     "self_attn.qkv_proj": "attn_qkv",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate": "ffn_gate_inp",
 }
 
 _SANDWICH = {
@@ -87,14 +88,14 @@ def write_gguf(
         fields = lengths | fields
     for key, value in fields.items():
         _add(writer, key, value)
-    for name, values in tiny_models.tensors(model).items():
+    for name, values in _by_part(tiny_models.tensors(model)).items():
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             values = values + 1  # as the converter does
         if arch in _INTERLEAVED and ("q_proj" in name or "k_proj" in name):
             key = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
             values = interleave(values, config[key])
-        stored = quantize(values, kind) if values.ndim == 2 and kind != F32 else values
-        raw = kind if values.ndim == 2 and kind != F32 else None
+        stored = quantize(values, kind) if values.ndim > 1 and kind != F32 else values
+        raw = kind if values.ndim > 1 and kind != F32 else None
         gguf_name = _gguf_name(name, arch)
         if gguf_name not in (extra or {}):
             writer.add_tensor(gguf_name, stored, raw_dtype=raw)
@@ -121,6 +122,21 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
+def _by_part(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Part the matrices of experts that the converter keeps apart."""
+    found = {}
+    for name, values in tensors.items():
+        stem, _, part = name.rpartition("mlp.experts.")
+        if part == "gate_up_proj":
+            for half, its_part in zip(np.split(values, 2, axis=1), ("gate", "up"), strict=True):
+                found[f"{stem}ffn_{its_part}_exps.weight"] = half
+        elif part == "down_proj":
+            found[f"{stem}ffn_down_exps.weight"] = values
+        else:
+            found[name] = values
+    return found
+
+
 def _gguf_name(name: str, arch: str) -> str:
     names = _NAMES | (_SANDWICH if arch in _SANDWICHED else {})
     if arch.startswith("gemma") or arch == "olmo2":
@@ -128,5 +144,5 @@ def _gguf_name(name: str, arch: str) -> str:
     stem, suffix = name.rsplit(".", 1)
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
-        return f"blk.{layer}.{names[part]}.{suffix}"
+        return f"blk.{layer}.{names.get(part, part)}.{suffix}"
     return f"{names[stem]}.{suffix}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from pdjax.core.model_spec import ModelSpec
 from pdjax.device.checkpoints import api
 from pdjax.device.checkpoints.hf_fields import Fields
 from pdjax.device.models.family import EMBED, FINAL_NORM
@@ -160,6 +161,32 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         },
     },
+    "mixtral": _of(
+        *("mixtral", "Mixtral"),
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=9,
+        rope_theta=10000.0,
+    ),
+    "qwen2_moe": _of(
+        *("qwen2_moe", "Qwen2Moe"),
+        num_experts=5,  # no number of shards divides it
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=40,
+        decoder_sparse_step=2,
+        rope_theta=10000.0,
+    ),
+    "qwen3_moe": _of(
+        *("qwen3_moe", "Qwen3Moe"),
+        head_dim=24,
+        num_local_experts=8,  # as transformers 5.24 writes it
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+    ),
     "gemma3_old": _of("gemma3_text", "Gemma3", rope_theta=50000.0, rope_local_base_freq=100.0)
     | _GEMMA
     | {"sliding_window_pattern": 2, "sliding_window": 64},
@@ -169,6 +196,9 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
 
 SHARDED = ("smollm2",)
 """Models that spread their tensors over several files with an index."""
+
+BY_EXPERT = ("mixtral", "qwen2_moe")
+"""Models that keep a tensor for each expert, as transformers 4 does, and 5 unless it is told to."""
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:
@@ -210,8 +240,7 @@ def _tensors_of_family(name: str) -> dict[str, np.ndarray]:
     """Make the weights of a tiny model by the shapes that its family declares; transformers refuses
     or renames what does not fit its own."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    fields = Fields("config.json:", TINY_MODELS[name])
-    spec = FAMILIES[str(TINY_MODELS[name]["model_type"])].spec(fields)
+    spec = _spec(name)
     less_one = {tensor for tensor, _, told in api.tensors(spec) if told.less_one}
     # Where embeddings are scaled up, drawn ones would outweigh what layers add, so that a tied
     # model repeated its last token for ever.
@@ -222,15 +251,37 @@ def _tensors_of_family(name: str) -> dict[str, np.ndarray]:
         if tensor in gains:
             drawn = rng.normal(tensor == FINAL_NORM.name, shape[-1] ** -0.5, shape)
             return gains[tensor] * drawn - (tensor in less_one)
-        if len(shape) == 2:
+        if len(shape) > 1:
             gain = 2.0 if "q_proj" in tensor or "k_proj" in tensor or "qkv" in tensor else 1.0
-            return gain * rng.normal(0, shape[1] ** -0.5, shape)
+            gain = 3.0 if tensor.endswith("mlp.gate.weight") else gain
+            return gain * rng.normal(0, shape[-1] ** -0.5, shape)
         if tensor.endswith("bias"):
             return rng.normal(0, 0.5, shape)
         return rng.normal(0 if tensor in less_one else 1, 0.2, shape)
 
     shapes = api.tensor_shapes(spec)
     return {tensor: draw(tensor, shape).astype(np.float32) for tensor, shape in shapes.items()}
+
+
+def by_expert(name: str) -> dict[str, np.ndarray]:
+    """Return the weights of a tiny model by the names of transformers 4, an expert's by itself."""
+    spec = _spec(name)
+    found = tensors(name)
+    for tensor, _, told in api.tensors(spec):
+        prefix = tensor.removesuffix(told.name)
+        if told.old:
+            found[prefix + told.old] = found.pop(tensor)
+        if told.of_expert:
+            for i, expert in enumerate(found.pop(tensor)):
+                halves = np.split(expert, len(told.of_expert))
+                for part, values in zip(told.of_expert, halves, strict=True):
+                    found[prefix + part.format(i)] = values
+    return found
+
+
+def _spec(name: str) -> ModelSpec:
+    fields = Fields("config.json:", TINY_MODELS[name])
+    return FAMILIES[str(TINY_MODELS[name]["model_type"])].spec(fields)
 
 
 def tokens(name: str) -> np.ndarray:
@@ -243,7 +294,7 @@ def write(name: str, directory: Path) -> Path:
     """Write a tiny model as a Hugging Face directory; return the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(TINY_MODELS[name]))
-    found = tensors(name)
+    found = by_expert(name) if name in BY_EXPERT else tensors(name)
     if name not in SHARDED:
         save_file(found, directory / "model.safetensors", metadata={"format": "pt"})
         return directory

@@ -18,6 +18,8 @@ MODELS = (
     "glm4",
     "gemma2",
     "gemma3",
+    "mixtral",
+    "qwen3_moe",
 )
 """Of `tiny_models`, one for each family or feature."""
 

@@ -104,6 +104,20 @@ MODELS = {
         },
     ),
     "glm4": GGUFModel("glm4", metadata={"glm4.rope.dimension_count": 12}, arch="glm4"),
+    "mixtral": GGUFModel(
+        "mixtral",
+        {"sliding_window": None},
+        {"llama.expert_count": 4, "llama.expert_used_count": 2},
+    ),
+    "qwen3_moe": GGUFModel(
+        "qwen3_moe",
+        metadata={
+            "qwen3moe.expert_count": 8,
+            "qwen3moe.expert_used_count": 3,
+            "qwen3moe.expert_feed_forward_length": 32,
+        },
+        arch="qwen3moe",
+    ),
     "gemma2": GGUFModel(
         "gemma2",
         {"query_pre_attn_scalar": 24},

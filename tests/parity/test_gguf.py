@@ -71,7 +71,8 @@ def test_logits_are_those_of_the_hugging_face_directory(
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3", "olmo2", "granite", "smollm3", "glm4", "gemma2", "gemma3"]
+    "name",
+    ["qwen3", "olmo2", "granite", "smollm3", "glm4", "gemma2", "gemma3", "mixtral", "qwen3_moe"],
 )
 def test_the_architecture_is_that_of_the_hugging_face_directory(name: str, tmp_path: Path):
     found = GGUFCheckpoint(gguf_models.write(name, tmp_path / "m.gguf")).spec

@@ -16,6 +16,7 @@ import numpy as np
 
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
+from pdjax.device.checkpoints.pieces import Pieces
 from pdjax.device.models.family import Tensor, Weight
 from pdjax.device.models.registry import family_of
 from pdjax.text.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ class Checkpoint(Protocol):
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """A fresh array with rows `rows` and columns `cols` of tensor `name`; a vector has rows
-        only.
+        only, and the rows of a tensor of several matrices are those of one after another.
 
         Slices have step 1. The element type is a float type of the reader's choice.
         """
@@ -52,7 +53,10 @@ def layer_tensor(layer: int, part: str) -> str:
 
 
 def tensors(spec: ModelSpec) -> Iterator[tuple[str, str, Tensor]]:
-    """Every tensor of a model: its name, its name in GGUF files, and what its family says of it."""
+    """Every tensor of a model: its name, its name in GGUF files, and what its family says of it.
+
+    A tensor's own names are the ends of both, so that what comes before is found.
+    """
     family = family_of(spec)
     for tensor in _sources(family.outside(spec)):
         yield tensor.name, tensor.gguf, tensor
@@ -70,7 +74,7 @@ def _sources(weights: Sequence[Weight]) -> list[Tensor]:
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes, [out, in], of every tensor of a model, by name."""
+    """Shapes, [out, in] or, of experts, [expert, out, in], of every tensor of a model, by name."""
     return {name: tensor.stored_shape(spec) for name, _, tensor in tensors(spec)}
 
 
@@ -84,8 +88,10 @@ def check_tensors(
     spec: ModelSpec,
     found: Mapping[str, tuple[int, ...]],
     ignored: Iterable[str] = (),
+    kept: Mapping[str, Pieces] | None = None,
 ) -> None:
-    """Hold the tensors of a file against those that its configuration promises.
+    """Hold the tensors of a file against those that its configuration promises; `kept` names the
+    ones that the file keeps in pieces.
 
     A tensor that the architecture does not have is refused too: a model computed without it is
     another model.
@@ -94,6 +100,9 @@ def check_tensors(
       ValueError: naming the tensor, the shape found and the shape expected.
     """
     expected = tensor_shapes(spec)
+    for name, pieces in (kept or {}).items():
+        del expected[name]
+        expected |= pieces.shapes()
     for name, shape in expected.items():
         if name not in found:
             raise ValueError(

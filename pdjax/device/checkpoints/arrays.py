@@ -19,7 +19,8 @@ class ArrayCheckpoint:
 
     Args:
       spec: architecture of the model.
-      arrays: every tensor of the model, [out, in], by its name; of numpy or of JAX.
+      arrays: every tensor of the model, [out, in], of experts [expert, out, in], by its name; of
+        numpy or of JAX.
       tokenizer: the model's, if it has one.
 
     Raises:
@@ -51,5 +52,5 @@ class ArrayCheckpoint:
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """See `Checkpoint.read`; in the array's own element type."""
         array = self._arrays[name]
-        part = array[rows, cols] if array.ndim == 2 else array[rows]
+        part = array[rows] if array.ndim == 1 else array.reshape(-1, array.shape[-1])[rows, cols]
         return np.array(part)  # a copy: the caller may write to it

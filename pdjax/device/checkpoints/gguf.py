@@ -10,6 +10,7 @@ the convention of Hugging Face and of this project.
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from pdjax.device.checkpoints.gguf_rope import (
     longrope_spec,
     rope_spec,
 )
+from pdjax.device.checkpoints.pieces import Pieces
 from pdjax.device.models.family import EMBED, UNEMBED, ModelFamily
 from pdjax.device.models.registry import FAMILIES
 from pdjax.formats.gguf_file import GGUFFile, TensorEntry
@@ -69,12 +71,17 @@ class GGUFCheckpoint:
         shapes = {name: entry.shape for name, (_, entry) in self._tensors.items()}
         self._spec = self._read_spec(path, shapes)
         known = list(tensors(self._spec))
-        names = {gguf: name for name, gguf, _ in known}
+        self._kept = {
+            name: Pieces.by_part(tensor, self._spec, gguf.removesuffix(tensor.gguf))
+            for name, gguf, tensor in known
+            if tensor.gguf_parts
+        }
+        names = {gguf: name for name, gguf, tensor in known if tensor.gguf}
         self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
         self._interleaved = {name for name, _, tensor in known if tensor.interleaved}
         self._less_one = {name for name, _, tensor in known if tensor.less_one}
         shapes = {name: entry.shape for name, (_, entry) in self._tensors.items()}
-        check_tensors(path, self._spec, shapes, ignored=(ROPE_FACTORS, *LONG_FACTORS))
+        check_tensors(path, self._spec, shapes, (ROPE_FACTORS, *LONG_FACTORS), self._kept)
         _check_types(path, {entry.kind for _, entry in self._tensors.values()})
         if not self._spec.eos_token_ids:
             _LOG.warning(
@@ -98,17 +105,20 @@ class GGUFCheckpoint:
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """See `Checkpoint.read`; always float32."""
+        pieces = self._kept.get(name)
+        if pieces is not None:
+            return pieces.read(rows, lambda part, its_rows: self.read(part, its_rows, cols))
         file, entry = self._tensors[name]
         stored_rows = self._rows(name, rows, entry)
         if len(entry.shape) == 1:
             values = _dequantised(file.data(entry.name), entry.kind)[stored_rows].copy()
             return values - 1 if name in self._less_one else values
         block, block_bytes = GGML_QUANT_SIZES[entry.kind]
-        first, last, _ = cols.indices(entry.shape[1])
+        first, last, _ = cols.indices(entry.shape[-1])
         blocks = slice(first // block, -(-last // block))
-        matrix = file.data(entry.name).reshape(entry.shape[0], -1)
+        matrix = file.data(entry.name).reshape(prod(entry.shape[:-1]), -1)
         offset = first - blocks.start * block
-        order = np.arange(entry.shape[0])[stored_rows]
+        order = np.arange(len(matrix))[stored_rows]
         out = np.empty((len(order), max(last - first, 0)), np.float32)
         if not out.size:
             return out
@@ -198,10 +208,13 @@ def _family(meta: Metadata) -> ModelFamily:
     if kind != "model":
         raise meta.refuse("general.type", "'model'", kind)
     arch = meta.text("general.architecture")
-    read = {family.gguf: family for family in FAMILIES.values() if family.gguf is not None}
-    if arch not in read:
-        raise meta.refuse("general.architecture", ", ".join(map(str, read)), arch)
-    return read[arch]
+    read = [family for family in FAMILIES.values() if family.gguf is not None]
+    named = [family for family in read if family.gguf == arch]
+    if not named:
+        known = dict.fromkeys(str(family.gguf) for family in read)
+        raise meta.refuse("general.architecture", ", ".join(known), arch)
+    experts = meta.integer(f"{arch}.expert_count", 0) > 0
+    return next((family for family in named if family.experts == experts), named[0])
 
 
 def _check_values(

@@ -3,16 +3,23 @@
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.checkpoints.api import ALL, check_tensors, tensor_shapes, warn_if_endless
+from pdjax.device.checkpoints.api import (
+    ALL,
+    check_tensors,
+    tensor_shapes,
+    tensors,
+    warn_if_endless,
+)
 from pdjax.device.checkpoints.hf_config import read_config, read_spec
 from pdjax.device.checkpoints.hf_shards import locate_tensors
+from pdjax.device.checkpoints.pieces import Pieces
 from pdjax.device.checkpoints.safetensors_file import DTYPES, SafetensorsFile
 from pdjax.device.models import family
 from pdjax.text.tokenizer import NoTokenizer, Tokenizer
@@ -37,6 +44,7 @@ class HuggingFaceCheckpoint:
         self._spec = read_spec(directory)
         located = locate_tensors(directory, read_config(directory))
         self._places = _canonical(self._spec, located)
+        self._kept = _in_pieces(self._spec, self._places)
         self._check()
         self._settle_head()
         self._tokenizer: Tokenizer | None = None
@@ -59,8 +67,13 @@ class HuggingFaceCheckpoint:
 
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """See `Checkpoint.read`; in the element type of the file."""
-        file, stored = self._places[name]
-        return file.read(stored, rows, cols)
+
+        def of_file(name: str, rows: slice) -> np.ndarray:
+            file, stored = self._places[name]
+            return file.read(stored, rows, cols)
+
+        pieces = self._kept.get(name)
+        return of_file(name, rows) if pieces is None else pieces.read(rows, of_file)
 
     def _check(self) -> None:
         """Hold the tensors against the configuration, a head that a tied model carries too."""
@@ -72,7 +85,8 @@ class HuggingFaceCheckpoint:
         if carries and EMBED not in shapes:  # of a tied pair transformers takes the one it finds
             self._places[EMBED] = self._places[UNEMBED]
             shapes[EMBED] = shapes[UNEMBED]
-        check_tensors(self._directory, untied if carries else self._spec, shapes, ignored)
+        spec = untied if carries else self._spec
+        check_tensors(self._directory, spec, shapes, ignored, self._kept)
         for name, (file, stored) in self._places.items():
             dtype = file.tensors[stored].dtype
             if name not in ignored and dtype not in DTYPES:
@@ -112,15 +126,36 @@ def _canonical(
 ) -> dict[str, tuple[SafetensorsFile, str]]:
     """The file and the name there of each tensor, by its canonical name.
 
-    As in transformers a name may lack the prefix `model.` or have it once too often.
+    As in transformers a name may be one of transformers 4, and may lack the prefix `model.` or have
+    it once too often.
     """
     expected = set(tensor_shapes(spec)) | {UNEMBED}
+    names = {name: name for name in expected}
+    for name, _, tensor in tensors(spec):
+        if tensor.old:
+            names[name.removesuffix(tensor.name) + tensor.old] = name
+        if tensor.of_expert:
+            names |= {piece: piece for piece in _by_expert(spec, name, tensor).shapes()}
     places: dict[str, tuple[SafetensorsFile, str]] = {}
     # The canonical name comes first, so that another spelling of it does not take its place.
     for stored in sorted(located, key=lambda name: name not in expected):
-        name = next((n for n in _spellings(stored) if n in expected), stored)
+        name = next((names[n] for n in _spellings(stored) if n in names), stored)
         places.setdefault(name, (located[stored], stored))
     return places
+
+
+def _in_pieces(spec: ModelSpec, found: Mapping[str, object]) -> dict[str, Pieces]:
+    """The tensors of all experts of which files keep one for each expert, by their names."""
+    kept = {
+        name: _by_expert(spec, name, tensor)
+        for name, _, tensor in tensors(spec)
+        if tensor.of_expert and name not in found
+    }
+    return {name: each for name, each in kept.items() if not found.keys().isdisjoint(each.shapes())}
+
+
+def _by_expert(spec: ModelSpec, name: str, tensor: family.Tensor) -> Pieces:
+    return Pieces.by_expert(tensor, spec, name.removesuffix(tensor.name))
 
 
 def _spellings(stored: str) -> Iterable[str]:

@@ -35,6 +35,7 @@ from pdjax.device.checkpoints.api import (
     tensor_shapes,
     warn_if_endless,
 )
+from pdjax.device.checkpoints.pieces import runs
 from pdjax.device.models.registry import family_named
 from pdjax.formats.json_file import read_json
 from pdjax.text.tokenizer import Tokenizer
@@ -94,9 +95,12 @@ class OrbaxCheckpoint:
     def read(self, name: str, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """See `Checkpoint.read`; in the element type that `convert` wrote."""
         store = self._stores[name]
-        part = store[rows, cols] if store.rank == 2 else store[rows]
         with self._named(name):
-            return part.read().result()
+            if store.rank < 3:
+                return (store[rows, cols] if store.rank == 2 else store[rows]).read().result()
+            matrices, each, _ = store.shape
+            parts = [store[i, part, cols].read() for i, part in runs(rows, each, matrices)]
+            return np.concatenate([part.result() for part in parts])
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:
@@ -142,14 +146,16 @@ def _write(checkpoint: Checkpoint, weights: Path, dtype: np.dtype) -> None:
     import orbax.checkpoint as ocp  # takes most of a second, and only this function needs it
 
     groups: dict[str, list[str]] = {}
-    for name in tensor_shapes(checkpoint.spec):
+    shapes = tensor_shapes(checkpoint.spec)
+    for name in shapes:
         groups.setdefault(_group(name), []).append(name)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_zarr3=True)) as checkpointer:
         for group, names in tqdm(
             groups.items(), desc="converting", unit="layer", delay=2, disable=None
         ):
             tree = {
-                name: np.ascontiguousarray(checkpoint.read(name), dtype=dtype) for name in names
+                name: np.ascontiguousarray(checkpoint.read(name), dtype).reshape(shapes[name])
+                for name in names
             }
             chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in names}
             checkpointer.save(weights / group, args=ocp.args.PyTreeSave(tree, chunks))

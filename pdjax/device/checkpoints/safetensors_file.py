@@ -70,19 +70,20 @@ class SafetensorsFile:
             raise ValueError(f"{path}: not a readable safetensors file ({reason})") from error
 
     def read(self, name: str, rows: slice, cols: slice) -> np.ndarray:
-        """A fresh array with the slices `rows` and `cols`, of step 1, of a tensor of one or two
-        dimensions.
+        """A fresh array with the slices `rows` and `cols`, of step 1, of a tensor: a vector has
+        rows only, and the rows of several matrices are those of one after another.
 
         Raises:
           ValueError: the file has become shorter, or cannot be read.
         """
         tensor = self.tensors[name]
-        dtype, size = DTYPES[tensor.dtype], tensor.shape[0]
+        dtype = DTYPES[tensor.dtype]
+        size = math.prod(tensor.shape[:-1]) if len(tensor.shape) > 1 else tensor.shape[0]
         first, last, _ = rows.indices(size)
         last = max(first, last)
         if len(tensor.shape) == 1:
             return self._load(tensor.start + first * dtype.itemsize, (last - first,), dtype)
-        width = tensor.shape[1]
+        width = tensor.shape[-1]
         left, right, _ = cols.indices(width)
         stride = width * dtype.itemsize
         if (left, right) == (0, width):

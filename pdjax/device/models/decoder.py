@@ -44,6 +44,7 @@ def forward(
     *,
     spec: ModelSpec,
     reduce: Reduce | None = None,
+    live: jax.Array | None = None,
 ) -> tuple[jax.Array, list[Any]]:
     """Compute all layers of `params` over packed tokens.
 
@@ -54,12 +55,14 @@ def forward(
       attend: attention over it.
       kinds: of each layer.
       reduce: sums partial products over the tensor-parallel shards, if there are several.
+      live: bool[T], which of the tokens do not pad; None: all.
 
     Returns:
       [T, D] residual stream before the final norm, and the successors of `caches`.
     """
     scale = rms_scale(x, spec.norm_eps)
-    x, _, after = through(params.layers, x, scale, caches, attend, kinds, spec=spec, reduce=reduce)
+    options: Any = {"spec": spec, "reduce": reduce, "live": live}
+    x, _, after = through(params.layers, x, scale, caches, attend, kinds, **options)
     return x, after
 
 
@@ -73,6 +76,7 @@ def through(
     *,
     spec: ModelSpec,
     reduce: Reduce | None,
+    live: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, list[Any]]:
     """Compute some layers in a row; see `forward`. `scale` f32[T] is that of RMSNorm for x, and the
     result has that for its own x."""
@@ -84,7 +88,8 @@ def through(
         def one(
             x: jax.Array, scale: jax.Array, layer: Layer, cache: Any
         ) -> tuple[jax.Array, jax.Array, Any]:
-            return family.block(layer, x, scale, cache, attend, spec=spec, kind=kind, reduce=reduce)
+            options: Any = {"spec": spec, "kind": kind, "reduce": reduce, "live": live}
+            return family.block(layer, x, scale, cache, attend, **options)
 
         return one
 

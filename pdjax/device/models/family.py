@@ -4,11 +4,12 @@ The weights that a family declares are the one table of them. The pytree of a la
 what is read from a checkpoint of which format, random values and counts all follow from it.
 
 Dimension key: D model dim, N query heads, K KV heads, G = N/K, J = G + 2, H head dim, F MLP dim, V
-vocabulary, T tokens.
+vocabulary, T tokens, E experts, X MLP dim of an expert.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import jax
@@ -31,7 +32,8 @@ Reduce = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as checkpoints keep it, [out, in], or a run of rows of one.
+    """A tensor as checkpoints keep it, [out, in] or, of all experts, [expert, out, in]; or a run of
+    rows of one.
 
     Attributes:
       name: Hugging Face's, which `pdjax convert` keeps; of a layer, what follows the layer's index.
@@ -45,6 +47,11 @@ class Tensor:
       fused: letters of the rows of all tensors that a checkpoint keeps as one under this name, in
         their order; empty: it keeps this one alone.
       place: of this one among those.
+      old: the name that transformers 4 has for it; empty: the same.
+      of_expert: the names that transformers 4 has for the parts of one expert's matrix, `{}` being
+        its number; empty: files keep all experts as one tensor.
+      gguf_parts: the tensors, each of all experts, that hold those parts in GGUF files; empty: they
+        keep one, `gguf`.
     """
 
     name: str
@@ -55,6 +62,14 @@ class Tensor:
     less_one: bool = False
     fused: tuple[str, ...] = ()
     place: int = 0
+    old: str = ""
+    of_expert: tuple[str, ...] = ()
+    gguf_parts: tuple[str, ...] = ()
+
+    def rows(self, spec: ModelSpec) -> int:
+        """Rows that it has, those of all its matrices; of a vector, its numbers."""
+        shape = spec.shape(self.dims)
+        return prod(shape[:-1]) if len(shape) > 1 else shape[0]
 
     def first_row(self, spec: ModelSpec) -> int:
         """Where its rows begin in what the checkpoint keeps."""
@@ -94,7 +109,8 @@ class Weight:
       tensors: what it is made of.
       form: how.
       noise: its values in a model of random weights; None makes ones.
-      norm: of the norm before its product, whose weight is multiplied into the rows.
+      norm: of the norm before its product, whose weight is multiplied in along the axis of its
+        letter.
       factor: multiplied into what a checkpoint holds, not into random values.
     """
 
@@ -107,6 +123,11 @@ class Weight:
     norm: Tensor | None = None
     factor: float = 1.0
 
+    @property
+    def of_experts(self) -> bool:
+        """Whether it holds one matrix an expert, of which a token is multiplied with a few."""
+        return self.axes[0] == "experts"
+
 
 @dataclass(frozen=True)
 class LayerKind:
@@ -117,12 +138,14 @@ class LayerKind:
       window: newest tokens that a token sees, itself included; None: all.
       scale: of the products of Q and K; None: H ** -0.5.
       soft_cap: scores of attention become cap * tanh(score / cap); None: they stay.
+      experts: whether the MLP is one of experts.
     """
 
     rope: RopeSpec
     window: int | None = None
     scale: float | None = None
     soft_cap: float | None = None
+    experts: bool = False
 
     def attention(self, head_dim: int) -> dict[str, Any]:
         """Options of both operations of attention, by their names."""
@@ -169,6 +192,8 @@ class ModelFamily(Protocol):
     Attributes:
       name: of `ModelSpec.family`, and of `model_type` in a `config.json`.
       gguf: of `general.architecture` in GGUF files that are read as this family; None: none are.
+      experts: whether layers have experts. Of GGUF files of one architecture those that name
+        experts are read by such a family.
       gguf_keys: of such files, without the architecture's name, that the family reads or computes
         with and Llama does not.
       spec_type: of the specs, if a family has numbers of its own; their values are JSON's, tuples
@@ -177,6 +202,7 @@ class ModelFamily(Protocol):
 
     name: str
     gguf: str | None
+    experts: bool
     gguf_keys: frozenset[str]
     spec_type: type[ModelSpec]
 
@@ -229,6 +255,7 @@ class ModelFamily(Protocol):
         spec: ModelSpec,
         kind: LayerKind,
         reduce: Reduce | None,
+        live: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Any]:
         """Compute one layer over packed tokens.
 
@@ -239,6 +266,8 @@ class ModelFamily(Protocol):
           cache: what holds the KV of the layer.
           attend: attention over it.
           reduce: None where there is one shard.
+          live: bool[T], whether each is a token; the others pad, and what becomes of them does not
+            matter. None: all are.
 
         Returns:
           the residual stream after the layer, its scale, and the successor of `cache`.

@@ -1,11 +1,13 @@
 """Forms in which tensors of a checkpoint, [out, in], become a weight. A form makes a slice of the
-weight out of slices of the tensors, so that loading reads no more than a shard needs.
+weight out of slices of the tensors, so that loading reads no more than a shard needs. The rows of a
+tensor [expert, out, in] are those of its matrices, one after another.
 
-Dimension key: D model dim, K KV heads, H head dim, F MLP dim.
+Dimension key: D model dim, K KV heads, H head dim, F MLP dim, E experts.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -28,11 +30,14 @@ class Form:
       axis: of the weight, which the rows of the tensors become. They are contiguous in a file, so
         that a weight is filled along it.
       unit: letter of a dimension that is not cut along that axis, such as "K"; None: all are.
+      inner: axis of the rows within one unit, along which a unit that is too large is filled; None:
+        units are read whole.
     """
 
     read: Callable[[Fetch, Rows, int, Bounds], np.ndarray]
     axis: int
     unit: str | None = None
+    inner: int | None = None
 
 
 def rotary_order(head_dim: int, rotary_dim: int | None, neighbours: bool) -> tuple[int, ...]:
@@ -89,6 +94,23 @@ def _grouped(fetch: Fetch, rows: Rows, units: int, bounds: Bounds) -> np.ndarray
     return whole.reshape(-1, *whole.shape[2:]).T
 
 
+def _experts(fetch: Fetch, rows: Rows, units: int, bounds: Bounds, *, parts: int) -> np.ndarray:
+    """The matrices of experts, [in, out] each or, of several parts, [in, part, out]."""
+    (first, last), (start, stop), *inner = bounds
+    out = rows[0] // units // parts
+    (one, end), (left, right) = inner if parts > 1 else ((0, 1), *inner)
+    shape = last - first, end - one, right - left, stop - start
+    found = None
+    for expert, part in np.ndindex(shape[:2]):
+        before = ((first + expert) * parts + one + part) * out
+        matrix = fetch(0, slice(before + left, before + right), slice(start, stop))
+        found = np.empty(shape, matrix.dtype) if found is None else found
+        found[expert, part] = matrix
+    assert found is not None, "a slice of no expert"
+    whole = np.moveaxis(found, 3, 1)  # [expert, in, part, out]
+    return whole if parts > 1 else whole[:, :, 0]
+
+
 PLAIN = Form(_plain, axis=0)
 """A tensor as it is."""
 
@@ -104,3 +126,9 @@ is a shard of tensor parallelism."""
 
 VECTOR_BY_HEAD = Form(_grouped, axis=0, unit="K")
 """The same of vectors."""
+
+EXPERTS = Form(partial(_experts, parts=1), axis=0, unit="E", inner=2)
+"""A tensor [expert, out, in] -> [expert, in, out]."""
+
+EXPERTS_STACKED = Form(partial(_experts, parts=2), axis=0, unit="E", inner=3)
+"""A tensor [expert, 2 * out, in] of two matrices an expert -> [expert, in, 2, out]."""

@@ -53,6 +53,7 @@ class Llama:
 
     name = "llama"
     gguf: str | None = "llama"
+    experts = False
     gguf_keys: frozenset[str] = frozenset()
     spec_type: type[ModelSpec] = ModelSpec
     interleaved = True
@@ -80,23 +81,29 @@ class Llama:
 
     def weights(self, spec: ModelSpec, kind: LayerKind) -> Sequence[Weight]:
         """`wqkv`'s columns are grouped by KV head: G query heads, then K, then V, so that Q, K and
-        V come from one product. `w_gate_up` holds gate, then up."""
+        V come from one product."""
         out = Tensor("self_attn.o_proj.weight", "attn_output.weight", "D KGH")
-        down = Tensor("mlp.down_proj.weight", "ffn_down.weight", "D F")
-        norms, gate_up = self.pre_norms, self.gate_up(spec)
-        qkv, heads = self.qkv(spec, "weight", " D"), (None, "kv_heads")
+        qkv, heads, norm = self.qkv(spec, "weight", " D"), (None, "kv_heads"), self.pre_norms[0]
         added = self.residual_scale(spec)
         weights = [
-            Weight("wqkv", "D KJH", heads, qkv, BY_HEAD, Noise(1, gain=3.0), norms[0]),
+            Weight("wqkv", "D KJH", heads, qkv, BY_HEAD, Noise(1, gain=3.0), norm),
             Weight("wo", "KGH D", ("kv_heads", None), (out,), TRANSPOSED, Noise(3), factor=added),
-            Weight("w_gate_up", "D 2 F", (None, None, "mlp"), gate_up, STACKED, Noise(5), norms[1]),
-            Weight("w_down", "F D", ("mlp", None), (down,), TRANSPOSED, Noise(6), factor=added),
+            *self.mlp_weights(spec, kind),
         ]
         if spec.qkv_bias:
             noise = Noise(2, gain=0.5, fan_in=None)
             bias = self.qkv(spec, "bias", "")
             weights.append(Weight("bqkv", "KJH", ("kv_heads",), bias, VECTOR_BY_HEAD, noise))
         return weights
+
+    def mlp_weights(self, spec: ModelSpec, kind: LayerKind) -> Sequence[Weight]:
+        """Declare those of the MLP. `w_gate_up` holds gate, then up."""
+        down = Tensor("mlp.down_proj.weight", "ffn_down.weight", "D F")
+        gate_up, norm, added = self.gate_up(spec), self.pre_norms[1], self.residual_scale(spec)
+        return [
+            Weight("w_gate_up", "D 2 F", (None, None, "mlp"), gate_up, STACKED, Noise(5), norm),
+            Weight("w_down", "F D", ("mlp", None), (down,), TRANSPOSED, Noise(6), factor=added),
+        ]
 
     def qkv(self, spec: ModelSpec, what: str, more_dims: str) -> tuple[Tensor, ...]:
         """Return the tensors of the projections to Q, K and V: their "weight" or their "bias"."""
@@ -167,20 +174,42 @@ class Llama:
         spec: ModelSpec,
         kind: LayerKind,
         reduce: Reduce | None,
+        live: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Any]:
         heads = (-1, spec.group + 2, spec.head_dim)  # [K, J, H], K of this shard
-
-        def add(x: jax.Array, y: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """x + y @ w of all shards, and its scale."""
-            if reduce is None:
-                return add_product(x, y, w, eps=spec.norm_eps)
-            return add_rms(x, reduce(product(y, w)), eps=spec.norm_eps)
-
         qkv = product(x, layer["wqkv"]).reshape(x.shape[0], *heads)
         o, cache = attend(*self.heads(layer, qkv, scale, spec, reduce), cache, kind)  # [T, N, H]
         o = o.reshape(x.shape[0], -1)
         alone = reduce is None and adds_in_place(o, layer["wo"])
-        x, scale = add(x, o, layer["wo"])
-        hidden = swiglu(x, scale, layer["w_gate_up"], eps=spec.norm_eps if alone else None)
-        x, scale = add(x, hidden, layer["w_down"])
+        x, scale = add_all(x, o, layer["wo"], spec, reduce)
+        x, scale = self.mlp(layer, x, scale, spec, kind, reduce, live, alone=alone)
         return x, scale, cache
+
+    def mlp(
+        self,
+        layer: Layer,
+        x: jax.Array,
+        scale: jax.Array,
+        spec: ModelSpec,
+        kind: LayerKind,
+        reduce: Reduce | None,
+        live: jax.Array | None,
+        *,
+        alone: bool,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the residual stream after the MLP, and its scale.
+
+        Args:
+          alone: whether nothing else needs `scale`, so that a kernel may compute it itself.
+        """
+        hidden = swiglu(x, scale, layer["w_gate_up"], eps=spec.norm_eps if alone else None)
+        return add_all(x, hidden, layer["w_down"], spec, reduce)
+
+
+def add_all(
+    x: jax.Array, y: jax.Array, w: jax.Array, spec: ModelSpec, reduce: Reduce | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return x + y @ w of all shards, and its scale."""
+    if reduce is None:
+        return add_product(x, y, w, eps=spec.norm_eps)
+    return add_rms(x, reduce(product(y, w)), eps=spec.norm_eps)

@@ -44,6 +44,7 @@ class PostNorms(Llama):
         spec: ModelSpec,
         kind: LayerKind,
         reduce: Reduce | None,
+        live: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Any]:
         heads = (x.shape[0], -1, spec.group + 2, spec.head_dim)  # [T, K, J, H], K of this shard
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pdjax.core.kv_layout import KVLayout, split_layers
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
+from pdjax.core.moe_spec import MoeSpec
 from pdjax.device.models.family import LayerKind, ModelFamily
 from pdjax.device.models.gemma2 import Gemma2
 from pdjax.device.models.gemma3 import Gemma3
@@ -16,10 +17,13 @@ from pdjax.device.models.glm4 import Glm4
 from pdjax.device.models.granite import Granite
 from pdjax.device.models.llama import Llama
 from pdjax.device.models.mistral import Mistral
+from pdjax.device.models.mixtral import Mixtral
 from pdjax.device.models.olmo2 import Olmo2
 from pdjax.device.models.phi3 import Phi3
 from pdjax.device.models.qwen2 import Qwen2
+from pdjax.device.models.qwen2_moe import Qwen2Moe
 from pdjax.device.models.qwen3 import Qwen3
+from pdjax.device.models.qwen3_moe import Qwen3Moe
 from pdjax.device.models.smollm3 import SmolLM3
 
 FAMILIES: dict[str, ModelFamily] = {
@@ -35,6 +39,9 @@ FAMILIES: dict[str, ModelFamily] = {
     Glm4.name: Glm4(),
     Gemma2.name: Gemma2(),
     Gemma3.name: Gemma3(),
+    Mixtral.name: Mixtral(),
+    Qwen2Moe.name: Qwen2Moe(),
+    Qwen3Moe.name: Qwen3Moe(),
 }
 """Families by their names. A family is one file, and one line here."""
 
@@ -105,11 +112,29 @@ def kv_layout(
 
 
 def matrix_params(spec: ModelSpec) -> int:
-    """Count the weights of all layers that a token is multiplied with: their matrices."""
+    """Count the weights of all layers that a token is multiplied with: their matrices, of experts
+    those of the token's."""
+    return _matrices(spec, spec.share_used if isinstance(spec, MoeSpec) else 1.0)
+
+
+def touched_params(spec: ModelSpec, tokens: int) -> int:
+    """Count the weights of all layers that a step of so many tokens must read: their matrices, of
+    experts those that one of the tokens goes through, on average; see `MoeSpec.share_touched`."""
+    return _matrices(spec, spec.share_touched(tokens) if isinstance(spec, MoeSpec) else 1.0)
+
+
+def _matrices(spec: ModelSpec, share: float) -> int:
+    """Weights of the matrices of all layers, and of a share of the experts."""
     family = family_of(spec)
-    shapes = [
-        spec.shape(weight.dims)
-        for kind in family.kinds(spec)
-        for weight in family.weights(spec, kind)
-    ]
-    return sum(prod(shape) for shape in shapes if len(shape) > 1)
+    weights = {
+        kind: [weight for weight in family.weights(spec, kind) if len(weight.dims.split()) > 1]
+        for kind in dict.fromkeys(family.kinds(spec))
+    }
+    each = {
+        kind: sum(
+            prod(spec.shape(weight.dims)) * (share if weight.of_experts else 1)
+            for weight in weights[kind]
+        )
+        for kind in weights
+    }
+    return round(sum(each[kind] for kind in family.kinds(spec)))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh, NamedSharding
 
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.mesh import Rules, sharding
+from pdjax.device.mesh import TP, Rules, sharding
 from pdjax.device.models.family import Weight
 from pdjax.device.models.registry import family_of, slot_kinds
 
@@ -28,8 +28,8 @@ class WeightLayout:
       outside: weights outside the layers.
 
     Raises:
-      ValueError: the KV heads or the MLP do not divide into the shards, and says what would; or the
-        layers of a slot are of different kinds.
+      ValueError: what a weight is cut along does not divide into the shards, see `check_shards`; or
+        the layers of a slot are of different kinds.
     """
 
     def __init__(
@@ -39,8 +39,7 @@ class WeightLayout:
         self.slots = max(len(layers) for layers in stage_layers)
         self._mesh, self._rules, self._stage_layers = mesh, rules, stage_layers
         assert self._shards("stage") == self.stages, "one run of layers a stage"
-        _check_divides("kv_heads", spec.kv_heads, self._shards("kv_heads"))
-        _check_divides("mlp_dim", spec.mlp_dim, self._shards("mlp"))
+        check_shards(spec, rules, mesh.shape[TP])
         self._spec, family = spec, family_of(spec)
         kinds = slot_kinds(spec, stage_layers)
         weights = {kind: tuple(family.weights(spec, kind)) for kind in dict.fromkeys(kinds)}
@@ -76,9 +75,29 @@ class WeightLayout:
         return math.prod(self._mesh.shape[name] for name in self._rules[axis])
 
 
-def _check_divides(field: str, size: int, shards: int) -> None:
-    if size % shards:
-        allowed = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
-        raise ValueError(
-            f"tp={shards}: does not divide the model's {field}={size}; allowed: {allowed}"
-        )
+_FIELDS = {
+    "kv_heads": "kv_heads",
+    "mlp": "mlp_dim",
+    "experts": "num_experts",
+    "expert_mlp": "expert_mlp_dim",
+    "shared_mlp": "shared_mlp_dim",
+}
+"""Field of a spec that an axis of weights is cut along; the vocabulary is padded instead."""
+
+
+def check_shards(spec: ModelSpec, rules: Rules, tp: int) -> None:
+    """Refuse shards that would cut a head or an expert in two, or cut unequally.
+
+    Raises:
+      ValueError: `tp` does not divide what a weight of the model is cut along; says what would.
+    """
+    family = family_of(spec)
+    of_kind = (family.weights(spec, kind) for kind in dict.fromkeys(family.kinds(spec)))
+    axes = dict.fromkeys(axis for weights in of_kind for weight in weights for axis in weight.axes)
+    for field in (_FIELDS[axis] for axis in axes if axis is not None and TP in rules[axis]):
+        size = getattr(spec, field)
+        if size % tp:
+            allowed = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
+            raise ValueError(
+                f"tp={tp}: does not divide the model's {field}={size}; allowed: {allowed}"
+            )

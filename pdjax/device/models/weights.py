@@ -63,7 +63,8 @@ def load_params(
             stacked = slot is not None
             shape = layout.stacked_shape(weight) if stacked else layout.shape(weight)
             read = functools.partial(reader.read, weight, slot)
-            fill = functools.partial(_fill, read, weight.form.axis, reader.unit(weight), dtype)
+            form, unit = weight.form, reader.unit(weight)
+            fill = functools.partial(_fill, read, form.axis, unit, dtype, inner=form.inner)
             return _place(shape, layout.sharding(weight, stacked=stacked), fill)
 
         layers = [
@@ -111,9 +112,16 @@ fills."""
 
 
 def _fill(
-    read: Callable[[Bounds], np.ndarray], axis: int, unit: int, dtype: np.dtype, bounds: Bounds
+    read: Callable[[Bounds], np.ndarray],
+    axis: int,
+    unit: int,
+    dtype: np.dtype,
+    bounds: Bounds,
+    *,
+    inner: int | None = None,
 ) -> np.ndarray:
-    """The slice `bounds`, read in blocks of a multiple of `unit` along `axis`.
+    """The slice `bounds`, read in blocks of a multiple of `unit` along `axis`; where one unit is
+    larger than a block, and there is an axis `inner`, in blocks along that one.
 
     A checkpoint's element type may be wider than `dtype`, and a reader transposes and scales what
     it reads; so a few blocks are in memory beside the slice, and not a few slices.
@@ -122,6 +130,8 @@ def _fill(
     first, last = bounds[axis]
     width = 4 * values.size // max(last - first, 1)
     step = unit * max(1, BLOCK_BYTES // max(width * unit, 1))
+    if inner is not None and width * unit > BLOCK_BYTES:
+        read = functools.partial(_fill, read, inner, 1, dtype)
     for start in range(first, last, step):
         stop = min(start + step, last)
         part = (slice(None),) * axis + (slice(start - first, stop - first),)
@@ -267,9 +277,11 @@ class _Reader:
             return np.zeros([stop - start for start, stop in local], np.float32)
         values = self._form(weight, functools.partial(layer_tensor, layer), local)
         if weight.norm is not None:
-            norm = self._norm(layer_tensor(layer, weight.norm.name))[slice(*local[0])]  # [D]
+            axis = weight.dims.split().index(weight.norm.dims)
+            norm = self._norm(layer_tensor(layer, weight.norm.name))[slice(*local[axis])]  # [D]
             norm = _whole(weight.norm, norm).astype(np.float32)
-            values = values.astype(np.float32) * norm.reshape(-1, *(1,) * (values.ndim - 1))
+            after = values.ndim - 1 - axis
+            values = values.astype(np.float32) * norm.reshape(-1, *(1,) * after)
         return self._times(weight.factor, values)
 
     @staticmethod
@@ -277,7 +289,7 @@ class _Reader:
         return values if factor == 1 else values.astype(np.float32) * np.float32(factor)
 
     def _form(self, weight: Weight, named: Callable[[str], str], bounds: Bounds) -> np.ndarray:
-        rows = [self._spec.shape(tensor.dims)[0] for tensor in weight.tensors]
+        rows = [tensor.rows(self._spec) for tensor in weight.tensors]
         before = [tensor.first_row(self._spec) for tensor in weight.tensors]
 
         def fetch(index: int, wanted: slice, cols: slice) -> np.ndarray:

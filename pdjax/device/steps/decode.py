@@ -132,6 +132,7 @@ def _make(
             kinds,
             spec=spec,
             reduce=partial(lax.psum, axis_name=TP) if tp > 1 else None,
+            live=positions != IDLE_ROW,
         )
 
         leaving = _from_last_stage(x, stages)

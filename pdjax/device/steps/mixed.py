@@ -78,11 +78,12 @@ def _make(
         del undecided  # only its memory is used again
         batch, rows = prefill.unpack(chunks), decode.TickInput(**tick.unpack())
         count, positions = len(batch.tokens), rows.positions[0]
+        taken = positions != IDLE_ROW
         attend_pages = _attend_both(
             count,
             prefill.attend_chunks(batch),
             decode.attend_rows(positions, rows.page_table[0], attention),
-            taken=positions != IDLE_ROW,
+            taken=taken,
         )
         tokens = jnp.concatenate([batch.tokens, decode.entering(rows, fed_back)])
         x, layers = forward(
@@ -93,6 +94,7 @@ def _make(
             kinds,
             spec=spec,
             reduce=reduce,
+            live=jnp.concatenate([prefill.live_tokens(batch), taken]),
         )
         last = jnp.concatenate([x[batch.sample_at], x[count:]])
         logits = unembed(params, last, spec=spec, vocab_axes=vocab_axes)  # [B + n, V]

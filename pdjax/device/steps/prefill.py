@@ -167,6 +167,7 @@ class _Programs:
                 self.kinds,
                 spec=self.spec,
                 reduce=self._reduce,
+                live=live_tokens(batch),
             )
             return layers, self._undecided(params, x, batch), x
 
@@ -192,10 +193,10 @@ class _Programs:
         def group(
             layers: list[Layer], pages: Layers, x: jax.Array, scale: jax.Array, packed: Packed
         ) -> tuple[Layers, jax.Array, jax.Array]:
-            attend = self._attend(unpack(packed))
-            x, scale, pages = through(
-                layers, x, scale, pages, attend, kinds, spec=self.spec, reduce=self._reduce
-            )
+            batch = unpack(packed)
+            options: Any = {"spec": self.spec, "reduce": self._reduce, "live": live_tokens(batch)}
+            attend = self._attend(batch)
+            x, scale, pages = through(layers, x, scale, pages, attend, kinds, **options)
             return pages, x, scale
 
         weights, pages = (x[like.start : like.stop] for x in (self._weights.layers, self._pages))
@@ -243,6 +244,11 @@ class _Programs:
 def undecided(logits: jax.Array, batch: PrefillBatch) -> Undecided:
     """The tokens that follow those at `sample_at`, of logits f32[B, V]."""
     return Undecided(logits, positions=batch.kv_lens, rows=jnp.arange(len(batch.kv_lens)))
+
+
+def live_tokens(batch: PrefillBatch) -> jax.Array:
+    """bool[T]: which are tokens of a sequence, and no padding."""
+    return jnp.arange(len(batch.tokens)) < batch.cu_q_lens[-1]
 
 
 def attend_chunks(batch: PrefillBatch) -> AttendPages:
