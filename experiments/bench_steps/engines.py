@@ -12,16 +12,19 @@ from jax import lax
 
 from experiments.common.loops import noise, noisy_pages
 from experiments.common.replaced import replace_method
+from pallas_kernels.grouped_product.api import grouped_product
 from pallas_kernels.product.api import product
 from pallas_kernels.quantised import elements_of
 from pdjax.config import Config
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
+from pdjax.core.moe_spec import MoeSpec
 from pdjax.device.engine import JaxEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.transports import Transports
 from pdjax.device.mesh import PREFILL_RULES, make_mesh
+from pdjax.device.models.family import Layer
 from pdjax.device.models.registry import kv_layout
 from pdjax.device.models.weights import random_params
 from pdjax.device.programs.decode import DecodeProgram
@@ -143,19 +146,22 @@ class StepEngines:
         """Seconds of a step's products alone, each weight's with so many tokens, and the
         vocabulary's with those `last`: the median of the rounds, each of so many steps back to
         back."""
-        layers = [
-            [w.reshape(w.shape[0], -1) for w in layer.values() if w.ndim > 1]
-            for layer in self._params.layers
-        ]
+        layers = [_matrices(layer, self.spec) for layer in self._params.layers]
         dtype = self._params.final_norm.dtype
-        depths = {w.shape[0] for w in layers[0]}
-        given = {depth: noise((tokens, depth), dtype) for depth in depths}
+        used = self.spec.experts_per_token if isinstance(self.spec, MoeSpec) else 1
+        kinds = {w.shape[:-1] for layer in layers for w in layer}
+        given = {
+            kind: noise((tokens * (used if len(kind) > 1 else 1), kind[-1]), dtype)
+            for kind in kinds
+        }
         few = noise((last, self.spec.model_dim), dtype)
 
         @jax.jit
-        def step(given: dict[int, jax.Array], few: jax.Array, layers: Any, unembed: Any) -> Any:
+        def step(
+            given: dict[tuple[int, ...], jax.Array], few: jax.Array, layers: Any, unembed: Any
+        ) -> Any:
             for weights in layers:
-                made = [product(given[w.shape[0]], w) for w in weights]
+                made = [_times(given[w.shape[:-1]], w) for w in weights]
                 # In turn, and none is left out although nobody reads it.
                 given, few, made = lax.optimization_barrier((given, few, made))
             logits = lax.dot(few, unembed, preferred_element_type=jnp.float32)
@@ -199,6 +205,25 @@ class StepEngines:
         for layer in range(layout.slots):  # layer by layer, since two whole pools might not fit
             pool.arrays[layer] = fill(2 * layer), fill(2 * layer + 1)
         return pool
+
+
+def _matrices(layer: Layer, spec: ModelSpec) -> list[jax.Array]:
+    """Those of a layer, [A, B], and those of experts, [E, A, B]."""
+    found = []
+    for name, w in layer.items():
+        of_experts = isinstance(spec, MoeSpec) and name.startswith("w_experts")
+        kept = 2 if of_experts else 1
+        if w.ndim > 1:
+            found.append(w.reshape(*w.shape[:kept], -1))
+    return found
+
+
+def _times(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x times a matrix, or, its rows dealt out equally, times those of experts."""
+    if w.ndim == 2:
+        return product(x, w)
+    sizes = jnp.diff(jnp.arange(len(w) + 1) * len(x) // len(w)).astype(jnp.int32)
+    return grouped_product(x, w, sizes)
 
 
 def _engine(pool: PoolOwner, *programs: Program) -> JaxEngine:

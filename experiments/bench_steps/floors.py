@@ -2,7 +2,7 @@
 
 from experiments.bench_steps.cases import DecodeCase, MixedCase, PrefillCase
 from pdjax.core.model_spec import ModelSpec
-from pdjax.device.models.registry import kv_layout, matrix_params
+from pdjax.device.models.registry import kv_layout, matrix_params, touched_params
 
 
 def token_kv_bytes(spec: ModelSpec, dtype: str) -> int:
@@ -11,13 +11,14 @@ def token_kv_bytes(spec: ModelSpec, dtype: str) -> int:
 
 
 def decode_bytes(spec: ModelSpec, case: DecodeCase, itemsize: int, kv_dtype: str) -> int:
-    """Return the bytes that a decode step reads: every matrix but the embedding, and all KV, once.
+    """Return the bytes that a decode step reads: every matrix but the embedding, of experts those
+    that its rows touch on average, and all KV, once.
 
     Args:
       itemsize: bytes of a weight.
       kv_dtype: type of the pool.
     """
-    weights = matrix_params(spec) + spec.model_dim * spec.vocab_size
+    weights = touched_params(spec, case.rows) + spec.model_dim * spec.vocab_size
     return itemsize * weights + rows_kv_bytes(spec, case, kv_dtype)
 
 

@@ -8,6 +8,7 @@ import jax
 from pdjax.config import RANDOM, Config, ModelConfig
 from pdjax.config.presets import LLAMA3_8B
 from pdjax.core.model_spec import ModelSpec, RopeSpec
+from pdjax.core.moe_spec import MoeSpec
 from pdjax.device.compat import use_virtual_cpu_devices
 
 MODELS = {
@@ -37,6 +38,23 @@ MODELS = {
         context=131072,
         rope=RopeSpec(theta=500000.0, kind="llama3", factor=32.0, original_context=8192),
         tied=True,
+    ),
+    # Qwen/Qwen3-30B-A3B
+    "qwen3_30b_a3b": MoeSpec(
+        vocab_size=151936,
+        num_layers=48,
+        model_dim=2048,
+        mlp_dim=6144,
+        query_heads=32,
+        kv_heads=4,
+        head_dim=128,
+        context=40960,
+        rope=RopeSpec(theta=1e6),
+        norm_eps=1e-6,
+        family="qwen3_moe",
+        num_experts=128,
+        experts_per_token=8,
+        expert_mlp_dim=768,
     ),
     # small enough that a CPU compiles and runs it in seconds
     "tiny": ModelSpec(

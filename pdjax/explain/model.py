@@ -17,7 +17,7 @@ def spec_of(config: Config, calibration: Calibration, assumed: bool) -> ModelSpe
     """
     if assumed:
         context = config.model.max_model_len or 8192
-        return ModelSpec(**calibration.sizes, context=context)
+        return calibration.spec(context)
     spec = config.model.spec or open_checkpoint(config.model.source).spec
     dtype = config.model.dtype
     kv_dtype = config.decode.kv_dtype or config.kv.dtype or dtype

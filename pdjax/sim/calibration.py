@@ -13,6 +13,7 @@ from pdjax.config import Config
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
+from pdjax.core.moe_spec import MoeSpec, spec_of_sizes
 from pdjax.core.numbers import is_number
 from pdjax.formats.json_file import read_json
 from pdjax.sim.links import Link
@@ -88,7 +89,9 @@ class Calibration:
         mixed = _points(path, found, "mixed", MixedCase)
         try:
             write = _number(path, found, "write_s") or MeasuredCosts.write
-            costs, points = fit(decode, prefill, mixed, write=write)
+            spec = spec_of_sizes(found["spec"], 1)
+            used = spec.share_used if isinstance(spec, MoeSpec) else 1.0
+            costs, points = fit(decode, prefill, mixed, write=write, share_used=used)
             link = Link(**found["link"]) if "link" in found else None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
@@ -136,8 +139,9 @@ class Calibration:
         Raises:
           ValueError: other shapes, or other types.
         """
-        for field in fields(ModelSpec):
-            asked, known = getattr(spec, field.name), self.sizes.get(field.name, field.default)
+        own = self.spec(spec.context)
+        for field in fields(MoeSpec if isinstance(spec, MoeSpec) else ModelSpec):
+            asked, known = getattr(spec, field.name), getattr(own, field.name, None)
             if field.name not in _FREE and asked != known:
                 raise ValueError(
                     f"model.spec: {field.name}={shown(asked)}, but the calibration {self.name} is "
@@ -153,6 +157,10 @@ class Calibration:
                     f"{name}={type_!r}: the calibration {self.name} is of {calibrated!r}"
                 )
 
+    def spec(self, context: int) -> ModelSpec:
+        """Its model, for sequences of at most so many tokens; see `spec_of_sizes`."""
+        return spec_of_sizes(self.sizes, context)
+
     def layout(self, page_size: int) -> KVLayout:
         """Of its KV pages."""
         sizes = self.sizes["num_layers"], self.sizes["kv_heads"], self.sizes["head_dim"]
@@ -163,11 +171,11 @@ class Calibration:
 
     @property
     def weights_bytes(self) -> int:
-        """Of all weights: matrices of attention and of the MLP, the embedding, the output."""
-        s = self.sizes
-        wide = s["head_dim"] * (2 * s["query_heads"] + 2 * s["kv_heads"])
-        layer = s["model_dim"] * (wide + 3 * s["mlp_dim"])
-        count = s["num_layers"] * layer + 2 * s["vocab_size"] * s["model_dim"]
+        """Of all weights: matrices of attention and of the MLPs, the embedding, the output."""
+        spec = self.spec(1)
+        wide = spec.head_dim * (2 * spec.query_heads + 2 * spec.kv_heads)
+        outside = 2 * spec.vocab_size * spec.model_dim
+        count = spec.num_layers * spec.model_dim * wide + spec.mlp_params + outside
         return count * _ITEM_BYTES[self.dtype]
 
     def pages(self, page_size: int, share: float) -> int | None:
@@ -217,6 +225,12 @@ class Calibration:
             f"steps of {tokens:,} tokens and more; beyond that, and in smaller chunks, costs are "
             "extrapolated."
         )
+        if self.costs.share_used < 1:
+            told.append(
+                "Experts are touched as if each token's were drawn: "
+                f"{self.costs.touched(1):.0%} of them by one row, {self.costs.touched(rows):.0%} "
+                f"by {rows}. Prompts of one kind touch fewer."
+            )
         if "mixed" not in self.worst:
             told.append(
                 "Mixed steps were not measured: their cost is composed of those of their parts, "

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pdjax.core.moe_spec import share_touched
 from pdjax.interfaces.batches import DecodeBatch, PrefillBatch
 from pdjax.sim.costs import StepCosts
 from pdjax.sim.step_cases import DecodeCase, MixedCase, PrefillCase
@@ -44,14 +45,25 @@ class MeasuredCosts(StepCosts):
     A mixed step reads the weights once, while its tokens, of chunks and of rows, are computed; then
     comes attention, of chunks and of rows. That is worked out, and multiplied by `mixed_scale`.
 
+    Of a model with experts a step reads those that its tokens touch: the more tokens, the more of
+    them, up to all (`MoeSpec.share_touched`).
+
     Attributes:
       prefill_pair: seconds of each pair, over all layers.
       mixed_scale: mean ratio of measured mixed steps to what is worked out; 1 where none was
         measured.
+      tick_experts: seconds of the reading of all experts, beside `tick`.
+      share_used: share of the experts that a token goes through; 1 of a model without.
     """
 
     prefill_pair: float = 0.0
     mixed_scale: float = 1.0
+    tick_experts: float = 0.0
+    share_used: float = 1.0
+
+    def touched(self, tokens: float) -> float:
+        """Share of the experts that a step of so many tokens reads."""
+        return share_touched(self.share_used, tokens)
 
     def prefill_seconds(self, batch: PrefillBatch) -> float:
         tokens, pairs = _work(batch)
@@ -59,21 +71,26 @@ class MeasuredCosts(StepCosts):
 
     def tick_seconds(self, batch: DecodeBatch) -> float:
         stages, computed = np.shape(batch.positions)
-        return self.tick + computed * self.tick_row + _seen(batch) / stages * self.tick_kv_token
+        reading = self._reading(_active(batch) / stages)
+        return reading + computed * self.tick_row + _seen(batch) / stages * self.tick_kv_token
 
     def mixed_seconds(self, chunks: PrefillBatch, rows: DecodeBatch) -> float:
         tokens, pairs = _work(chunks)
-        active = int((np.asarray(rows.positions) >= 0).sum())
         attention = pairs * self.prefill_pair + _seen(rows) * self.tick_kv_token
-        return (self._computing(tokens + active) + attention) * self.mixed_scale
+        return (self._computing(tokens + _active(rows)) + attention) * self.mixed_scale
+
+    def _reading(self, tokens: float) -> float:
+        """Of the weights, for so many tokens."""
+        return self.tick + self.touched(tokens) * self.tick_experts
 
     def _computing(self, tokens: int) -> float:
         """Of all but attention, for so many tokens."""
-        return max(self.tick, self.prefill_step + tokens * self.prefill_token)
+        return max(self._reading(tokens), self.prefill_step + tokens * self.prefill_token)
 
     def of_decode(self, case: DecodeCase) -> float:
         """Seconds of a tick of a shape; it computes the rows that are active."""
-        return self.tick + case.rows * self.tick_row + case.tokens * self.tick_kv_token
+        rows = case.rows * self.tick_row
+        return self._reading(case.rows) + rows + case.tokens * self.tick_kv_token
 
     def of_prefill(self, case: PrefillCase) -> float:
         """Seconds of a prefill step of a shape."""
@@ -92,22 +109,29 @@ def fit(
     mixed: Sequence[tuple[MixedCase, float]] = (),
     *,
     write: float = StepCosts.write,
+    share_used: float = 1.0,
 ) -> tuple[MeasuredCosts, tuple[Fitted, ...]]:
     """Fit costs to measured steps, by least squares of relative errors.
 
     Args:
       decode, prefill, mixed: shapes and seconds.
       write: seconds of the writing of a transfer job.
+      share_used: share of the experts that a token goes through; 1 of a model without.
 
     Returns:
       the costs, and each measured step beside them.
 
     Raises:
-      ValueError: fewer than three shapes of ticks or of prefill steps, or shapes that do not tell
-        the coefficients apart.
+      ValueError: fewer than three shapes of ticks or of prefill steps, with experts four of ticks,
+        or shapes that do not tell the coefficients apart.
     """
-    tick, row, seen = _coefficients(
-        "decode", [((1, case.rows, case.tokens), seconds) for case, seconds in decode]
+
+    def features(case: DecodeCase) -> tuple[float, ...]:
+        of_all = 1, case.rows, case.tokens
+        return of_all if share_used == 1 else (*of_all, share_touched(share_used, case.rows))
+
+    tick, row, seen, *experts = _coefficients(
+        "decode", [(features(case), seconds) for case, seconds in decode]
     )
     step, token, pair = _coefficients(
         "prefill", [((1, case.tokens, case.pairs), seconds) for case, seconds in prefill]
@@ -119,6 +143,8 @@ def fit(
         tick=tick,
         tick_row=row,
         tick_kv_token=seen,
+        tick_experts=sum(experts),
+        share_used=share_used,
         write=write,
     )
     if mixed:
@@ -135,17 +161,18 @@ def fit(
 
 def _coefficients(
     kind: str, points: Sequence[tuple[tuple[float, ...], float]]
-) -> tuple[float, float, float]:
-    """Three coefficients, none below 0. Where the best one of a feature is, the feature is left
-    out: what was measured does not show it."""
-    features = np.array([each for each, _ in points], np.float64).reshape(-1, 3)
+) -> tuple[float, ...]:
+    """A coefficient a feature, none below 0. Where the best one of a feature is, the feature is
+    left out: what was measured does not show it."""
+    count = len(points[0][0]) if points else 3
+    features = np.array([each for each, _ in points], np.float64).reshape(-1, count)
     seconds = np.array([took for _, took in points], np.float64)
-    if np.linalg.matrix_rank(features / features.max(axis=0, initial=1)) < 3:
+    if np.linalg.matrix_rank(features / features.max(axis=0, initial=1)) < count:
         raise ValueError(
-            f"{kind}: {len(points)} shapes were measured; at least 3 are needed that differ in "
-            "tokens, in rows or prompts, and in lengths"
+            f"{kind}: {len(points)} shapes were measured; at least {count} are needed that differ "
+            "in tokens, in rows or prompts, and in lengths"
         )
-    kept, found = [0, 1, 2], np.zeros(3)
+    kept, found = list(range(count)), np.zeros(count)
     while kept:
         some = features[:, kept] / seconds[:, None]
         scale = np.abs(some).max(axis=0)
@@ -154,7 +181,7 @@ def _coefficients(
             found[kept] = best
             break
         kept.pop(int(np.argmin(best * scale)))
-    return float(found[0]), float(found[1]), float(found[2])
+    return tuple(map(float, found))
 
 
 def _work(batch: PrefillBatch) -> tuple[int, int]:
@@ -163,6 +190,11 @@ def _work(batch: PrefillBatch) -> tuple[int, int]:
     ends = np.asarray(batch.kv_lens).astype(np.int64)
     # A chunk of n tokens that ends at k sees k - n + 1, ..., k of them.
     return int(lengths.sum()), int((lengths * (2 * ends - lengths + 1) // 2).sum())
+
+
+def _active(batch: DecodeBatch) -> int:
+    """Rows that are active, over all stages."""
+    return int((np.asarray(batch.positions) >= 0).sum())
 
 
 def _seen(batch: DecodeBatch) -> int:

@@ -1,6 +1,7 @@
 """Calibrations: those that come along, files of bench_steps, and what is refused."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 
 from experiments.common.shapes import MODELS
 from pdjax.config.presets import LLAMA3_8B
+from pdjax.core.model_spec import RopeSpec
+from pdjax.core.moe_spec import MoeSpec
 from pdjax.device.checkpoints.api import num_params
 from pdjax.device.models.registry import kv_layout
 from pdjax.sim.calibration import NAMES, Calibration
@@ -57,6 +60,22 @@ def results(**changes: Any) -> dict[str, Any]:
     whole = json.loads((ROOT / "experiments/measured/h100/bench_steps.json").read_text())
     spec = {name: getattr(LLAMA3_8B, name) for name in Calibration.load("h100").sizes}
     return {**whole, "spec": spec, **changes}
+
+
+def test_a_model_with_experts(tmp_path: Path):
+    """Its memory holds all experts, and its ticks read those that rows touch."""
+    spec = MODELS["qwen3_30b_a3b"]
+    assert isinstance(spec, MoeSpec)
+    path = tmp_path / "bench_steps.json"
+    path.write_text(json.dumps(results(spec=asdict(spec), model="qwen3_30b_a3b")))
+    found = Calibration.load(str(path))
+    norms = 48 * (2 * 2048 + 2 * 128) + 2048
+    assert found.weights_bytes == 2 * (num_params(spec) - norms)
+    assert found.costs.share_used == 1 / 16 and "experts" in " ".join(found.validity()).lower()
+    found.check_model(spec, "bfloat16", "bfloat16")
+    with pytest.raises(ValueError, match=r"model\.spec: experts_per_token=4, but .* with 8"):
+        found.check_model(replace(spec, experts_per_token=4), "bfloat16", "bfloat16")
+    assert found.spec(100) == replace(spec, context=100, rope=RopeSpec())
 
 
 def test_a_file_of_bench_steps_is_one(tmp_path: Path):

@@ -46,6 +46,25 @@ def test_what_was_not_seen_costs_nothing_rather_than_less():
     assert 0 < max(abs(point.error) for point in points) < 0.03
 
 
+def test_a_step_reads_the_experts_that_its_tokens_touch():
+    """A tick of twice the rows takes less than twice as long, up to where all are touched."""
+    true = replace(TRUE, tick_experts=6e-3, share_used=1 / 8)
+    decode, prefill = measured(true)
+    decode.append((DecodeCase.parse("4x500"), true.of_decode(DecodeCase.parse("4x500"))))
+    found, _ = fit(decode, prefill, share_used=1 / 8)
+    assert vars(found) == pytest.approx(vars(true), rel=1e-6)
+    one, two, many = (
+        found.tick_seconds(decode_batch([[99] * n + [IDLE_ROW] * (64 - n)])) for n in (1, 2, 64)
+    )
+    seen = 100 * found.tick_kv_token
+    assert two - one == pytest.approx(7 / 64 * 6e-3 + seen)  # 15/64 of the experts, not 1/8
+    assert many - one < 7 / 8 * 6e-3 + 63 * seen
+    few = prefill_batch([1])
+    assert found.prefill_seconds(few) == pytest.approx(4e-3 + 6e-3 / 8 + found.prefill_pair)
+    with pytest.raises(ValueError, match="decode: 3 shapes were measured; at least 4 are needed"):
+        fit(decode[:3], prefill, share_used=1 / 8)
+
+
 def test_mixed_steps_scale_what_is_worked_out():
     mixed = [(case, 1.1 * TRUE.of_mixed(case)) for case in MIXED]
     decode, prefill = measured(TRUE)
