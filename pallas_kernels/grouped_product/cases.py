@@ -58,9 +58,9 @@ class Inputs:
     @cached_property
     def expected(self) -> np.ndarray:
         """The expected products, float32[count, B]."""
-        groups = np.repeat(np.arange(len(self.case.sizes)), self.case.sizes)
-        x, w = self.x[: self.count].astype(np.float32), self.w.astype(np.float32)
-        return np.einsum("ma,mab->mb", x, w[groups], optimize=True)
+        groups = np.split(self.x[: self.count], np.cumsum(self.case.sizes)[:-1])
+        pairs = zip(groups, self.w, strict=True)
+        return np.concatenate([x.astype(np.float32) @ w.astype(np.float32) for x, w in pairs])
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
@@ -87,11 +87,9 @@ def poisoned(inputs: Inputs, value: float) -> Poisoned:
 
 
 CASES = (
-    Case("one row", 1, (0, 1), 64, 128),
-    Case("odd", 7, (2, 0, 4, 1), 33, 31),
+    Case("one row", 1, (0, 1), 33, 31),
     Case("all in one", 300, (0, 300, 0), 32, 48),
     Case("padded", 24, (0, 5, 0, 0, 9, 1), 48, 64),
-    Case("none", 4, (0, 0), 16, 16),
     Case("bf16", 200, (130, 0, 1, 60), 64, 128, "bfloat16"),
 )
 """Cases small enough for an interpreter."""

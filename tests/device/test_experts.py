@@ -84,28 +84,35 @@ def alone(layer: dict[str, jax.Array], x: np.ndarray) -> np.ndarray:
 
 
 def test_of_equal_experts_the_first_ones_are_chosen():
-    chosen, shares = route(jnp.asarray(tokens(1)), jnp.ones(TOKENS), jnp.zeros((16, 4)), SPEC)
-    np.testing.assert_array_equal(chosen, [[0, 1]] * TOKENS)
-    np.testing.assert_array_equal(shares, [[0.5, 0.5]] * TOKENS)
     among_all = replace(SPEC, normalised=False)
-    _, shares = route(jnp.asarray(tokens(1)), jnp.ones(TOKENS), jnp.zeros((16, 4)), among_all)
-    np.testing.assert_array_equal(shares, [[0.25, 0.25]] * TOKENS)
+
+    @jax.jit
+    def routed(x: jax.Array) -> Any:
+        return [route(x, jnp.ones(TOKENS), jnp.zeros((16, 4)), s) for s in (SPEC, among_all)]
+
+    for (chosen, shares), share in zip(routed(tokens(1)), (0.5, 0.25), strict=True):
+        np.testing.assert_array_equal(chosen, [[0, 1]] * TOKENS)
+        np.testing.assert_array_equal(shares, [[share, share]] * TOKENS)
 
 
 def test_padding_goes_through_no_expert(monkeypatch: pytest.MonkeyPatch):
-    seen: list[np.ndarray] = []
+    seen: list[jax.Array] = []
 
     def noted(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
-        seen.append(np.asarray(sizes))
+        seen.append(sizes)
         return jnp.zeros((len(x), w.shape[2]))
 
+    @jax.jit
+    def sizes(layer: Any, x: jax.Array, live: jax.Array) -> Any:
+        scale = jnp.ones(TOKENS)
+        chosen, shares = route(x, scale, layer["router"], SPEC)
+        through_experts(layer, x, scale, chosen, shares, SPEC, live)
+        return chosen, seen
+
     monkeypatch.setattr(experts, "grouped_product", noted)
-    live = jnp.arange(TOKENS) < 3
-    x, scale = jnp.asarray(tokens(1)), jnp.ones(TOKENS)
-    chosen, shares = route(x, scale, layer()["router"], SPEC)
-    through_experts(layer(), x, scale, chosen, shares, SPEC, live)
-    np.testing.assert_array_equal(seen[0], np.bincount(np.ravel(chosen[:3]), minlength=4))
-    np.testing.assert_array_equal(seen[0], seen[1])
+    chosen, (up, down) = sizes(layer(), tokens(1), np.arange(TOKENS) < 3)
+    np.testing.assert_array_equal(up, np.bincount(np.ravel(chosen[:3]), minlength=4))
+    np.testing.assert_array_equal(up, down)
 
 
 def test_counts_are_of_the_experts_that_tokens_go_through():

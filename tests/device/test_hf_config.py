@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from pdjax.core.model_spec import RopeSpec
+from pdjax.core.moe_spec import MoeSpec
+from pdjax.device.checkpoints.hf_config import read_config
 from pdjax.device.checkpoints.huggingface import HuggingFaceCheckpoint
+from pdjax.device.models.registry import FAMILIES
 from tests.helpers import tiny_models
 
 
@@ -41,6 +44,22 @@ def change_config(directory: Path, changes: dict[str, Any]) -> Path:
             r"rope\.divisors: 1 numbers; longrope needs 6",
         ),
         ("glm4", {"partial_rotary_factor": 2.0, "rope_parameters": None}, r"factor=2\.0; allowed"),
+        (
+            "mixtral",
+            {"num_local_experts": 0},
+            r"num_local_experts=0; allowed: an integer of at least",
+        ),
+        (
+            "mixtral",
+            {"num_local_experts": 4096},
+            r"gate\.weight has shape \(4, 64\); .* \(4096, 64\)",
+        ),
+        ("mixtral", {"num_experts_per_tok": 5}, r"experts_per_token=5: must be .* at most 4"),
+        ("llama", {"num_experts": 8}, r"num_experts=8; allowed: False"),
+        ("qwen2_moe", {"mlp_only_layers": 1}, r"mlp_only_layers=1; allowed: a list of layers"),
+        ("qwen2_moe", {"use_sliding_window": True}, r"use_sliding_window=True; allowed: false, or"),
+        ("qwen3_moe", {"mlp_only_layers": [0, 1, 2]}, r"some layer must have experts"),
+        ("qwen3_moe", {"norm_topk_prob": 1}, r"norm_topk_prob=1; allowed: true or false"),
         ("gemma2", {"hidden_activation": "relu"}, r"hidden_activation='relu'; allowed: gelu_py"),
         ("gemma2", {"attn_logit_softcapping": -1}, r"attn_logit_softcapping=-1; allowed: a pos"),
         ("gemma3", {"use_bidirectional_attention": True}, r"bidirectional_attention=True; allowed"),
@@ -202,3 +221,17 @@ def test_rope_scaling_replaces_rope_parameters(tmp_path: Path, caplog: pytest.Lo
     assert spec.rope == RopeSpec(theta=1e4, kind="yarn", factor=4.0, original_context=32)
     assert spec.context == 128
     assert "replaces rope_parameters" in caplog.text
+
+
+def test_layers_without_experts(tmp_path: Path):
+    """Those that a list names, and all but the last of every so many."""
+    directory = change_config(tiny_models.write("qwen2_moe", tmp_path), {"mlp_only_layers": [1]})
+    with pytest.raises(ValueError, match=r"dense_layers=\(0, 1, 2\): some layer must have experts"):
+        HuggingFaceCheckpoint(directory)
+    config = read_config(change_config(directory, {"decoder_sparse_step": 1}))
+    spec = FAMILIES["qwen2_moe"].spec(config)
+    assert isinstance(spec, MoeSpec)
+    assert (spec.dense_layers, spec.num_experts, spec.normalised) == ((1,), 6, False)
+    config = read_config(change_config(directory, {"num_local_experts": 5}))
+    with pytest.raises(ValueError, match="num_experts=6; allowed: 5, as num_local_experts says"):
+        FAMILIES["qwen2_moe"].spec(config)

@@ -170,7 +170,7 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     ),
     "qwen2_moe": _of(
         *("qwen2_moe", "Qwen2Moe"),
-        num_experts=5,  # no number of shards divides it
+        num_experts=6,
         num_experts_per_tok=2,
         moe_intermediate_size=32,
         shared_expert_intermediate_size=40,

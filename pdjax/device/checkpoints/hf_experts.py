@@ -8,13 +8,19 @@ from typing import Any
 from pdjax.device.checkpoints.hf_fields import Fields
 
 COUNTS = ("num_experts", "num_local_experts")
-"""Names of the number of experts; types that have one of them write, or read, the other, too."""
+"""Names of the number of experts: transformers 5.24 reads both, and writes the second."""
 
 
 def count_of_experts(config: Fields, absent: int) -> int:
-    """Experts of a layer; `absent` where the file does not say."""
-    name = next((name for name in COUNTS if config.has(name)), COUNTS[0])
-    return config.integer(name, absent)
+    """Experts of a layer; `absent` where the file does not say.
+
+    Raises:
+      ValueError: the number is none, or the file has two.
+    """
+    found = {name: config.integer(name) for name in COUNTS if config.has(name)}
+    if len(set(found.values())) > 1:
+        raise config.refuse(COUNTS[0], f"{found[COUNTS[1]]}, as {COUNTS[1]} says")
+    return next(iter(found.values()), absent)
 
 
 def read_experts(

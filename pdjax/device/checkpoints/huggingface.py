@@ -43,8 +43,13 @@ class HuggingFaceCheckpoint:
         self._directory = directory
         self._spec = read_spec(directory)
         located = locate_tensors(directory, read_config(directory))
-        self._places = _canonical(self._spec, located)
-        self._kept = _in_pieces(self._spec, self._places)
+        pieces = _by_expert(self._spec, len(located))
+        self._places = _canonical(self._spec, located, pieces)
+        self._kept = {
+            name: each
+            for name, each in pieces.items()
+            if name not in self._places and not self._places.keys().isdisjoint(each.shapes())
+        }
         self._check()
         self._settle_head()
         self._tokenizer: Tokenizer | None = None
@@ -122,7 +127,7 @@ class HuggingFaceCheckpoint:
 
 
 def _canonical(
-    spec: ModelSpec, located: dict[str, SafetensorsFile]
+    spec: ModelSpec, located: dict[str, SafetensorsFile], pieces: Mapping[str, Pieces]
 ) -> dict[str, tuple[SafetensorsFile, str]]:
     """The file and the name there of each tensor, by its canonical name.
 
@@ -134,8 +139,7 @@ def _canonical(
     for name, _, tensor in tensors(spec):
         if tensor.old:
             names[name.removesuffix(tensor.name) + tensor.old] = name
-        if tensor.of_expert:
-            names |= {piece: piece for piece in _by_expert(spec, name, tensor).shapes()}
+    names |= {name: name for each in pieces.values() for name in each.shapes()}
     places: dict[str, tuple[SafetensorsFile, str]] = {}
     # The canonical name comes first, so that another spelling of it does not take its place.
     for stored in sorted(located, key=lambda name: name not in expected):
@@ -144,18 +148,16 @@ def _canonical(
     return places
 
 
-def _in_pieces(spec: ModelSpec, found: Mapping[str, object]) -> dict[str, Pieces]:
-    """The tensors of all experts of which files keep one for each expert, by their names."""
-    kept = {
-        name: _by_expert(spec, name, tensor)
-        for name, _, tensor in tensors(spec)
-        if tensor.of_expert and name not in found
+def _by_expert(spec: ModelSpec, stored: int) -> dict[str, Pieces]:
+    """The tensors of all experts, by their names, as files keep them that have one of each expert;
+    none where `stored` tensors are too few for that, however many a configuration promises."""
+    told = [(name, tensor) for name, _, tensor in tensors(spec) if tensor.of_expert]
+    if sum(tensor.stored_shape(spec)[0] for _, tensor in told) > stored:
+        return {}
+    return {
+        name: Pieces.by_expert(tensor, spec, name.removesuffix(tensor.name))
+        for name, tensor in told
     }
-    return {name: each for name, each in kept.items() if not found.keys().isdisjoint(each.shapes())}
-
-
-def _by_expert(spec: ModelSpec, name: str, tensor: family.Tensor) -> Pieces:
-    return Pieces.by_expert(tensor, spec, name.removesuffix(tensor.name))
 
 
 def _spellings(stored: str) -> Iterable[str]:
