@@ -17,7 +17,7 @@ def get_config() -> Config:
         model=ModelConfig(
             source="meta-llama/Llama-3.1-8B-Instruct", dtype="bfloat16", max_model_len=8192
         ),
-        kv=KVConfig(page_size=64, prefix_cache=True),
+        kv=KVConfig(page_size=64),
         prefill=PrefillConfig(tp=2, token_budget=512, max_sequences=8),
         decode=DecodeConfig(tp=2, rows=128),
         colocated=True,

@@ -10,7 +10,7 @@ from pdjax import LLM, SamplingParams
 QUESTIONS = ("What is the capital of France?", "And of Italy?")
 
 messages: list[dict[str, str]] = []
-with LLM("smollm2", {"kv.prefix_cache": True}) as llm:
+with LLM("smollm2") as llm:
     for question in QUESTIONS:
         messages.append({"role": "user", "content": question})
         [answer] = llm.chat(messages, SamplingParams(temperature=0.0, max_tokens=48))

@@ -1,6 +1,6 @@
 """Writes docs/pictures/page.png: the page of a server that runs, under a load of its own.
 
-pdjax serve --config.decode.engines=2 --config.handoff.layer_groups=3 --config.kv.prefix_cache
+pdjax serve --config.decode.engines=2 --config.handoff.layer_groups=3
 python -m docs.scripts.page_picture http://127.0.0.1:8000
 """
 

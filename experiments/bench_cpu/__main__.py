@@ -44,7 +44,7 @@ def one_device(rows: int, work: Workload) -> Config:
     decoded = -(-(work.context + work.steps + 1) // PAGE_SIZE)
     return Config(
         model=ModelConfig(source=MODEL, max_model_len=work.longest),
-        kv=KVConfig(page_size=PAGE_SIZE),
+        kv=KVConfig(page_size=PAGE_SIZE, prefix_cache=False),
         prefill=PrefillConfig(
             token_budget=work.prefill,
             token_buckets=(work.prefill,),

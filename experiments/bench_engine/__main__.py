@@ -122,7 +122,7 @@ def make_config(
     context = -(-longest // page_size)
     config = Config(
         model=random_model(model, longest),
-        kv=KVConfig(page_size=page_size),
+        kv=KVConfig(page_size=page_size, prefix_cache=False),
         prefill=PrefillConfig(
             token_budget=budget,
             max_sequences=sequences,

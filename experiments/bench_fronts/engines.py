@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.bench_host.__main__ import InstantEngine, NoTransport
-from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.config import Config, DecodeConfig, KVConfig, PrefillConfig
 from pdjax.core.clock import WallClock
 from pdjax.core.kv_layout import KVLayout
 from pdjax.deploy import Deployment
@@ -69,6 +69,7 @@ class PacedEngine(InstantEngine):
 def config_of(rows: int) -> Config:
     """The config of a deployment whose decode engine has so many rows."""
     return Config(
+        kv=KVConfig(prefix_cache=False),
         prefill=PrefillConfig(token_budget=1024, lookahead=0),
         decode=DecodeConfig(rows=rows, lookahead=0),
         max_waiting=4 * rows,

@@ -9,7 +9,11 @@ Then it drives simulated engines whose rows are all taken while requests wait: f
 another one comes. All that the host does between two ticks counts, prefill and hand-offs too, but
 not what the simulation takes. Orders, admission and router are flags.
 
+Prompts differ from their first page on, so that a prefix cache finds none: what it costs is what
+`--noprefix_cache` leaves out.
+
   python -m experiments.bench_host
+  python -m experiments.bench_host --noprefix_cache
   python -m experiments.bench_host --rows=256 --prefill=fair --admission=early_rejection
 """
 
@@ -27,7 +31,7 @@ from absl import flags
 from experiments.bench_host.waiting import Situation, measure, waiting_table
 from experiments.common.origin import commit, save
 from experiments.common.tables import number, table
-from pdjax.config import Config, DecodeConfig, PoliciesConfig, PrefillConfig
+from pdjax.config import Config, DecodeConfig, KVConfig, PoliciesConfig, PrefillConfig
 from pdjax.core.clock import WallClock
 from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.kv_layout import KVLayout
@@ -64,6 +68,7 @@ _TICKS = flags.DEFINE_integer("ticks", 2_000, "decode steps there", flag_values=
 _RUNS = flags.DEFINE_integer(
     "runs", 3, "equal runs there, see `waiting.measure`", flag_values=FLAGS
 )
+_PREFIX = flags.DEFINE_bool("prefix_cache", True, "keep and look up prefixes", flag_values=FLAGS)
 _POLICIES = {
     role: flags.DEFINE_string(role, getattr(PoliciesConfig(), role), text, flag_values=FLAGS)
     for role, text in (
@@ -184,6 +189,7 @@ def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
     clock = WallClock()
     return Coordinator(
         Config(
+            kv=KVConfig(prefix_cache=bool(_PREFIX.value)),
             prefill=PrefillConfig(token_budget=longest),
             decode=DecodeConfig(rows=rows, stages=stages),
         ),
@@ -246,6 +252,7 @@ def main() -> None:
                 prompt=_LONG.value or 2,
                 output=_OUTPUT.value or 2,
                 policies=policies,
+                prefix_cache=bool(_PREFIX.value),
             ),
             _TICKS.value or 1,
             _RUNS.value or 1,

@@ -32,6 +32,7 @@ class Situation:
       waiting: requests in the queue, all the time.
       prompt: tokens of a prompt. `output`: of an answer, in the mean; from half to 1.5 times that.
       policies: of the coordinator.
+      prefix_cache: whether it keeps prefixes, of which no prompt has one that another had.
     """
 
     engines: int
@@ -40,6 +41,7 @@ class Situation:
     prompt: int
     output: int
     policies: PoliciesConfig = field(default_factory=PoliciesConfig)
+    prefix_cache: bool = True
 
 
 class Ticks(Observer):
@@ -66,7 +68,7 @@ class Load:
         self.situation, self._chance = situation, random.Random(seed)
         longest = situation.prompt + 2 * situation.output
         config = Config(
-            kv=KVConfig(page_size=_PAGE),
+            kv=KVConfig(page_size=_PAGE, prefix_cache=situation.prefix_cache),
             prefill=PrefillConfig(engines=situation.engines),
             decode=DecodeConfig(
                 engines=situation.engines,

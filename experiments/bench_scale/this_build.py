@@ -53,7 +53,7 @@ def build(job: dict[str, Any]) -> Cluster:
     """Make the cluster that a job describes."""
     layout = KVLayout.of_heads(*job["layout"])
     config = Config(
-        kv=KVConfig(page_size=layout.page_size),
+        kv=KVConfig(page_size=layout.page_size, prefix_cache=False),
         prefill=PrefillConfig(
             engines=job["prefill"],
             pages=job["prefill_pages"],

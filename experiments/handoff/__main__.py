@@ -87,7 +87,7 @@ def make_config(model: str, layers: int | None, layout: str, prompts: list[int])
             spec=replace(spec, num_layers=layers or spec.num_layers, context=longest),
             dtype="float32" if model == "tiny" else "bfloat16",
         ),
-        kv=KVConfig(page_size=page_size),
+        kv=KVConfig(page_size=page_size, prefix_cache=False),
         prefill=PrefillConfig(
             tp=tp_p,
             token_budget=budget,

@@ -53,7 +53,7 @@ def make_config(
     sequences = max(1, min(64, budget // min(load.prompt, load.long)))
     config = Config(
         model=random_model(model, longest),
-        kv=KVConfig(page_size=page_size),
+        kv=KVConfig(page_size=page_size, prefix_cache=False),
         prefill=PrefillConfig(
             pages=1 + (2 + load.intruders) * context,
             token_budget=budget,

@@ -99,7 +99,7 @@ def truth(scale: Scale, devices: int, cache: str | None) -> Config:
     context, sequences = -(-longest // scale.page_size), 4
     return Config(
         model=ModelConfig(source=RANDOM, spec=scale.spec, max_model_len=longest),
-        kv=KVConfig(page_size=scale.page_size),
+        kv=KVConfig(page_size=scale.page_size, prefix_cache=False),
         prefill=PrefillConfig(
             token_budget=scale.budget,
             max_sequences=sequences,

@@ -51,7 +51,7 @@ def make_config(model: str | None) -> Config:
     """The config that all loads share."""
     prompt, output, page = _PROMPT.value or 1, _OUTPUT.value or 1, _PAGE_SIZE.value or 1
     config = Config(
-        kv=KVConfig(page_size=page),
+        kv=KVConfig(page_size=page, prefix_cache=False),
         prefill=PrefillConfig(token_budget=max(prompt, page), max_sequences=8),
         decode=DecodeConfig(rows=_ROWS.value or 1, lookahead=2),
         colocated=bool(_COLOCATED.value),

@@ -6,7 +6,7 @@ from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillC
 def get_config() -> Config:
     """One engine of each kind, for prompts and answers of at most 4,096 tokens together."""
     return Config(
-        kv=KVConfig(page_size=64),
+        kv=KVConfig(page_size=64, prefix_cache=False),
         prefill=PrefillConfig(max_sequences=8),
         decode=DecodeConfig(rows=64),
         handoff=HandoffConfig(layer_groups=4),

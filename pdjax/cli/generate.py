@@ -92,11 +92,9 @@ def generate() -> int:
 def _for_one_run(config: Config) -> Config:
     """A command answers once and ends. So it compiles what a rehearsal meets, not every bucket, and
     one width of decode's page table, so that nothing is left to compile between two tokens.
-
-    A rehearsal would leave its prefixes in a prefix cache: there every bucket is compiled.
     """
     decode, longest = config.decode, config.model.max_model_len
-    if config.kv.prefix_cache or not config.warm_up:
+    if not config.warm_up:
         return config
     if decode.page_buckets is None and longest is not None:
         pages = -(-longest // config.decode_page_size)
@@ -107,20 +105,29 @@ def _for_one_run(config: Config) -> Config:
 _REHEARSED = 3
 """Tokens of a rehearsal: one of prefill, and two ticks of decode."""
 
+_APART = "rehearsal"
+"""The `cache_salt` of a rehearsal: no answer finds what it leaves in the prefix cache."""
+
 
 def _rehearse(llm: "LLM", prompts: list[str], params: SamplingParams) -> None:
     """Answer the first few tokens and forget them, so that compiling counts as nobody's latency."""
     few = min(params.max_tokens or _REHEARSED, _REHEARSED)
-    _answers(llm, prompts, dataclasses.replace(params, max_tokens=few), progress=False)
+    rehearsed = dataclasses.replace(params, max_tokens=few)
+    _answers(llm, prompts, rehearsed, progress=False, salt=_APART)
     llm.recorder.clear()
 
 
 def _answers(
-    llm: "LLM", prompts: list[str], params: SamplingParams, progress: bool | None = None
+    llm: "LLM",
+    prompts: list[str],
+    params: SamplingParams,
+    progress: bool | None = None,
+    salt: str | None = None,
 ) -> list[RequestOutput]:
     if _CHAT.value:
-        return llm.chat([_as_chat(prompt) for prompt in prompts], params, progress=progress)
-    return llm.generate([*prompts], params, progress=progress)
+        chats = [_as_chat(prompt) for prompt in prompts]
+        return llm.chat(chats, params, progress=progress, cache_salt=salt)
+    return llm.generate([*prompts], params, progress=progress, cache_salt=salt)
 
 
 def _prompts() -> list[str]:

@@ -83,7 +83,7 @@ class KVConfig:
       dtype: type of the pools, "float32" or "bfloat16"; None takes the model's. Decode pools may
         have another, see decode.kv_dtype.
       prefix_cache: keep the pages of computed tokens until their memory is needed, and reuse the
-        pages of a prompt's longest cached prefix.
+        pages of a prompt's longest cached prefix. False computes every prompt whole.
       memory_fraction: where a pool's `pages` is None, the pools take at most this share, in (0, 1],
         of the memory that the weights leave free on a device; on a CPU, of half of the host's free
         memory. The rest holds activations, logits and hand-offs in flight. A platform that does not
@@ -92,7 +92,7 @@ class KVConfig:
 
     page_size: int = 16
     dtype: str | None = None
-    prefix_cache: bool = False
+    prefix_cache: bool = True
     memory_fraction: float = 0.9
 
     def __post_init__(self) -> None:

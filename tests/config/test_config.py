@@ -171,7 +171,7 @@ def test_a_mistake_in_a_file_names_the_file_in_one_line(tmp_path, source, reason
         (HandoffConfig, {"retries": -1}, "handoff.retries=-1: must be at least 0"),
         (
             Config,
-            {"handoff": HandoffConfig(give_back=True)},
+            {"handoff": HandoffConfig(give_back=True), "kv": KVConfig(prefix_cache=False)},
             "handoff.give_back=True: needs kv.prefix_cache=True, to be of any use",
         ),
         (

@@ -37,6 +37,7 @@ class EchoLLM:
     made: "EchoLLM"
     params: SamplingParams | None = None
     rehearsed: SamplingParams | None = None
+    salts: tuple[str | None, ...] = ()
 
     def __init__(self, config: Config, progress: bool = True) -> None:
         EchoLLM.made = self
@@ -46,9 +47,14 @@ class EchoLLM:
         self.closed = False
 
     def generate(
-        self, prompts: list[str], params: SamplingParams, progress: bool | None = None
+        self,
+        prompts: list[str],
+        params: SamplingParams,
+        progress: bool | None = None,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         self.rehearsed, self.params = self.params, params
+        self.salts += (cache_salt,)
         return [self._answer(prompt, params.n) for prompt in prompts]
 
     def chat(
@@ -56,8 +62,10 @@ class EchoLLM:
         messages: list[list[dict]],
         params: SamplingParams,
         progress: bool | None = None,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
-        return self.generate([f"chat {turns[0]['content']}" for turns in messages], params)
+        said = [f"chat {turns[0]['content']}" for turns in messages]
+        return self.generate(said, params, progress, cache_salt)
 
     def stream(self, prompt: str | list[int], params: SamplingParams) -> Iterator[StreamChunk]:
         output = self._answer(str(prompt), 1)
@@ -150,10 +158,11 @@ def test_an_answer_is_rehearsed_before_anybody_waits_for_it():
     assert made.config.decode.page_buckets == (64,)  # nothing to compile between tokens
 
 
-def test_with_a_prefix_cache_every_bucket_is_compiled_instead():
-    assert pdjax("generate", "--prompt=a", "--config.kv.prefix_cache") == 0
-    assert EchoLLM.made.rehearsed is None
-    assert EchoLLM.made.config.warm_up
+@pytest.mark.parametrize("chat", ["--chat", "--nochat"])
+def test_no_answer_finds_its_rehearsal_in_the_prefix_cache(chat):
+    assert pdjax("generate", "--prompt=a", chat) == 0
+    [rehearsal, answer] = EchoLLM.made.salts
+    assert EchoLLM.made.config.kv.prefix_cache and rehearsal is not None and answer is None
 
 
 def test_prompts_from_a_file_as_a_chat(capsys, tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pdjax.config import Config, DecodeConfig, PrefillConfig
+from pdjax.config import Config, DecodeConfig, KVConfig, PrefillConfig
 from pdjax.core.clock import VirtualClock
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.request import Request, SamplingParams
@@ -27,6 +27,7 @@ LAYOUT = KVLayout.of_heads(
     num_layers=4, kv_heads=1, head_dim=1, page_size=4, dtype="float32", itemsize=4
 )
 CONFIG = Config(
+    kv=KVConfig(prefix_cache=False),  # prompts made by hand begin alike, and each is computed whole
     prefill=PrefillConfig(token_budget=8, max_sequences=2, lookahead=0),
     decode=DecodeConfig(rows=2, lookahead=0),
     max_waiting=4,

@@ -37,7 +37,7 @@ SPEC = ModelSpec(
 
 MONOLITHIC = Config(
     model=ModelConfig(source="random", spec=SPEC),
-    kv=KVConfig(page_size=4),
+    kv=KVConfig(page_size=4, prefix_cache=False),
     prefill=PrefillConfig(
         token_budget=16, max_sequences=4, token_buckets=(16,), page_buckets=(32,)
     ),
@@ -45,7 +45,7 @@ MONOLITHIC = Config(
     colocated=True,
     max_logprobs=3,
 )
-"""One device, one pool; prompts longer than 16 tokens take several chunks."""
+"""One device, one pool, nothing kept; prompts longer than 16 tokens take several chunks."""
 
 PROMPT_LENS = (1, 3, 4, 5, 16, 17, 40, 2, 33, 8, 1, 21)
 """Lengths around a page, around a chunk, and of several chunks; three times as many requests as
@@ -54,11 +54,12 @@ rows."""
 
 def disaggregated(tp_p: int, stages: int, tp_d: int, groups: int = 2, **decode: Any) -> Config:
     """Make a config of the same model with prefill on tp_p devices, in `groups` layer groups, and
-    decode on stages x tp_d others."""
+    decode on stages x tp_d others; prefixes are kept."""
     rows = {1: 4, 2: 4, 3: 6, 4: 4, 5: 5}[stages]
     return replace(
         MONOLITHIC,
         colocated=False,
+        kv=replace(MONOLITHIC.kv, prefix_cache=True),
         prefill=replace(MONOLITHIC.prefill, tp=tp_p),
         handoff=HandoffConfig(layer_groups=groups),
         decode=replace(

@@ -255,7 +255,7 @@ def simulated(requests: list[Request], admission: str) -> Cluster:
     """Prefill takes 1 ms a token, and a tick 10 ms."""
     cluster = Cluster(
         Config(
-            kv=KVConfig(page_size=16),
+            kv=KVConfig(page_size=16, prefix_cache=False),
             prefill=PrefillConfig(token_budget=256, max_sequences=4),
             decode=DecodeConfig(rows=8),
             policies=PoliciesConfig(admission=admission),
