@@ -23,6 +23,7 @@ from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.devices import deal_devices, settled
 from pdjax.device.models.registry import kv_layout, matrix_params
 from pdjax.host.batching.buckets import Buckets
+from pdjax.host.batching.largest import largest_steps
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
@@ -153,7 +154,9 @@ def _on_devices(
     chosen = make_policies(config, policies)
     with progress.phase("opening the model"):
         model = _open_model(config)
-    built = build_engines(config, model.spec, model.max_model_len, model.checkpoint, progress)
+    longest = model.max_model_len
+    steps = partial(largest_steps, config, context=longest)
+    built = build_engines(config, model.spec, longest, model.checkpoint, progress, steps)
     try:
         clock = clock or (WallClock(patience=0) if built.on_host_cores else WallClock())
         recorder = Recorder(clock, config.max_recorded)

@@ -71,7 +71,7 @@ FLOORS: dict[str, dict[str, int]] = {
     },
     "device": {
         "builder*": 5,
-        "engine*": 4,
+        **dict.fromkeys(["engine*", "needs*"], 4),
         "programs*": 3,
         "steps*": 2,
         **dict.fromkeys(["mesh*", "compat*", "worker*"], 0),

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ pdjax explain: should I disaggregate at all? Modes compared on the same chips an
   pdjax explain --chips=2 --costs=h100 --goodput=ttft:200 --goodput=tpot:8 --request_rate=6
   pdjax explain --workload=azure:AzureLLMInferenceTrace_conv.csv --num_prompts=500
   pdjax explain --costs=results/bench_steps.json --link_gb_s=50 --memory_gb=80 --assume_model
+  pdjax explain --memory --config=configs/one_gpu.py --memory_gb=80 --input_len=2048
 
 The production coordinator serves the workload in the simulation, in each mode: every split of the
 chips into prefill and decode engines, replicas that prefill first, replicas with mixed steps of
 several budgets, and so on. The output says how much each holds within the SLO, where the winner
 changes with the rate and with the SLO, and what holds each back. --out has all numbers, and a
 report for readers is written beside it. Steps cost what they were measured to cost; of a model or
-hardware that was not measured nothing is said. See docs/explain.md.
+hardware that was not measured nothing is said. --memory compares nothing: it says what the config
+has room for on such chips, and why. See docs/explain.md.
 """
 
 _FLAGS = new_flags(config="llama3_8b")
@@ -56,6 +58,17 @@ _LATENCY = flags.DEFINE_float(
     "link_ms", None, f"milliseconds of a transfer, with link_gb_s; else {_USUAL_MS}", **_OF
 )
 _MEMORY = flags.DEFINE_float("memory_gb", None, "GB of a chip; else as the costs say", **_OF)
+_FITS = flags.DEFINE_bool("memory", False, "say what the config has room for, and why", **_OF)
+_JAX_SHARE = flags.DEFINE_float(
+    "memory_share",
+    None,
+    "of a chip's memory that JAX may take, with memory; else XLA_PYTHON_CLIENT_MEM_FRACTION, or "
+    "JAX's own default on GPUs",
+    **_OF,
+)
+_PROGRAMS = flags.DEFINE_float(
+    "programs_gb", None, "GB that programs take beside weights and pools, with memory", **_OF
+)
 _ASSUME = flags.DEFINE_bool(
     "assume_model", False, "take the model to have the shapes of the costs, unopened", **_OF
 )
@@ -85,6 +98,11 @@ workload_flags.define(_FLAGS)
 
 def explain() -> None:
     """`pdjax explain`."""
+    if _FITS.value:
+        return _explain_memory()
+    for flag in (_JAX_SHARE, _PROGRAMS):
+        if flag.value is not None:
+            raise ValueError(f"{flag.name}={flag.value:g}: is of --memory")
     tell = _on_stderr if _JSON.value else print
     slo, scales, rates = _slo(), _numbers("slo_scales"), _numbers("rates")
     calibration = _calibration()
@@ -124,6 +142,47 @@ def explain() -> None:
         print(dumps(whole, indent=1))
     else:
         print("\n".join(_lines(study, asked)))
+
+
+_COMPARING = (
+    *("chips", "link_gb_s", "link_ms", "assume_model", "modes", "budgets", "goodput", "slo_scales"),
+    *("share", "resolution", "rates", "out", "report"),
+)
+"""The flags that say nothing of memory."""
+
+
+def _explain_memory() -> None:
+    """`pdjax explain --memory`."""
+    from pdjax.explain import memory  # starts JAX
+    from pdjax.explain.model import opened_spec
+
+    for name in _COMPARING:
+        if _FLAGS[name].present:
+            raise ValueError(f"{name}: is of a comparison; changes nothing with --memory")
+    config = config_of(_FLAGS)
+    config = replace(config, colocated=bool(config.colocated))
+    if _MEMORY.value is None:
+        chip = Calibration.load(_COSTS.value or "").memory_bytes
+    else:
+        chip = _MEMORY.value * 1e9
+    if chip is None or not 0 < chip < math.inf:
+        raise ValueError(
+            f"memory_gb={_MEMORY.value}: must be more than 0, and given where --costs "
+            "names a file that does not say it"
+        )
+    spec = opened_spec(config)
+    context = config.model.max_model_len or spec.context
+    workload = workload_flags.cut(_FLAGS, workload_flags.made(_FLAGS), context)
+    plan = memory.plan_memory(
+        config,
+        spec,
+        context,
+        [memory.Lengths.of(workload.arrivals), memory.Lengths.longest(context)],
+        chip_bytes=int(chip),
+        share=memory.share_of_jax() if _JAX_SHARE.value is None else _JAX_SHARE.value,
+        program_bytes=None if _PROGRAMS.value is None else int(_PROGRAMS.value * 1e9),
+    )
+    print(dumps(plan.to_json(), indent=1) if _JSON.value else "\n".join(memory.lines_of(plan)))
 
 
 def _on_stderr(line: str) -> None:

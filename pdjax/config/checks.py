@@ -110,9 +110,9 @@ def seconds(owner: str, config: object, *names: str) -> None:
 
 
 def share(owner: str, config: object, name: str) -> None:
-    """Check that a field is a share, in (0, 1]."""
+    """Check that a field is None, or a share, in (0, 1]."""
     value = getattr(config, name)
-    if not 0 < value <= 1:
+    if value is not None and not 0 < value <= 1:
         raise ValueError(f"{path(owner, name)}={shown(value)}: must be in (0, 1]")
 
 

@@ -41,6 +41,9 @@ DTYPES = ("float32", "bfloat16")
 EXPERTS = ("split", "whole")
 """How `tp` shards the experts of a model that has some."""
 
+USUAL_FRACTION = 0.9
+"""Of the free memory, for pools, where it is not known what programs need beside them."""
+
 FLEXIBLE = ("none", "decode", "all")
 """The engines of `flexible`."""
 
@@ -86,14 +89,15 @@ class KVConfig:
         pages of a prompt's longest cached prefix. False computes every prompt whole.
       memory_fraction: where a pool's `pages` is None, the pools take at most this share, in (0, 1],
         of the memory that the weights leave free on a device; on a CPU, of half of the host's free
-        memory. The rest holds activations, logits and hand-offs in flight. A platform that does not
-        report its memory has no such bound.
+        memory. The rest holds activations, logits and hand-offs in flight. None asks XLA what the
+        largest step of each kind takes, and leaves that, KV in flight, and 2%; on a CPU it is 0.9.
+        A platform that does not report its memory has no such bound.
     """
 
     page_size: int = 16
     dtype: str | None = None
     prefix_cache: bool = True
-    memory_fraction: float = 0.9
+    memory_fraction: float | None = None
 
     def __post_init__(self) -> None:
         check_types("kv", self)

@@ -1,41 +1,49 @@
 """From a config to engines: lays out pools, loads weights, connects pools; compiles no steps."""
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count
+from operator import ge
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from pdjax.config import Config, DecodeConfig, HandoffConfig, PrefillConfig
-from pdjax.config.checks import MOST_TOKENS
+from pdjax.config import USUAL_FRACTION, Config, HandoffConfig
 from pdjax.core.ids import EngineId, PoolId
-from pdjax.core.kv_layout import KVLayout, split_groups
+from pdjax.core.kv_layout import KVLayout
 from pdjax.core.model_spec import ModelSpec
 from pdjax.core.progress import Progress
 from pdjax.core.roles import Role
 from pdjax.device.checkpoints.api import Checkpoint
+from pdjax.device.claims import Claims, PoolClaim
 from pdjax.device.compat import settings_of_this_thread
 from pdjax.device.devices import Workers, deal_devices
 from pdjax.device.engine import JaxEngine
 from pdjax.device.kv.pool import PoolOwner
-from pdjax.device.kv.sizing import Claim, deal_pages
+from pdjax.device.kv.sizing import Claim, deal_pages, free_bytes
 from pdjax.device.kv.transport import DeviceTransport
 from pdjax.device.kv.transports import Transports
 from pdjax.device.layer_groups import choose_groups
-from pdjax.device.mesh import DECODE_RULES, PREFILL_RULES, WHOLE_EXPERTS, Rules, make_mesh
+from pdjax.device.mesh import Rules, make_mesh
 from pdjax.device.models.decoder import Params
-from pdjax.device.models.registry import family_of, kv_layout
-from pdjax.device.models.weight_layout import check_shards
 from pdjax.device.models.weights import copied_params, load_params, random_params
+from pdjax.device.needs import PlannedPool, in_flight_bytes, program_bytes
 from pdjax.device.programs.decode import DecodeProgram
 from pdjax.device.programs.mixed import MixedProgram
 from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.programs.program import Program
+from pdjax.interfaces.steps import Step, StepKind
 from pdjax.interfaces.transport import Transport
+
+_LOG = logging.getLogger("pdjax")
+
+
+Largest = Callable[[KVLayout, Collection[StepKind]], Iterable[Step]]
+"""The largest steps of each of these kinds, over a pool of this layout."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ def build_engines(
     context: int,
     checkpoint: Checkpoint | None,
     progress: Progress | None = None,
+    largest: Largest | None = None,
 ) -> Engines:
     """Meshes, weights, pools and steps of `config`.
 
@@ -123,6 +132,8 @@ def build_engines(
       context: longest sequence served, tokens.
       checkpoint: where the weights are; None makes random ones.
       progress: is told; None tells nobody.
+      largest: the steps by which pools are sized where kv.memory_fraction is None; None has none,
+        so that the pools take `USUAL_FRACTION`.
 
     Raises:
       ValueError: a layout that cannot work, pools for which there is no memory even without
@@ -131,17 +142,12 @@ def build_engines(
     """
     _check_settings()
     for_prefill, for_decode = deal_devices(config)
-    builder = _Builder(config, spec, context, checkpoint, progress or Progress(False))
-    if config.colocated:
-        owned = builder.own([builder.both(Role.PREFILL, devices) for devices in for_prefill])
-        prefilling = decoding = _named("hbm/", owned)
-    else:
-        sources = [builder.source(devices) for devices in for_prefill]
-        targets = [builder.target(devices) for devices in for_decode]
-        owned = builder.own(sources, targets)
-        prefilling = _named("hbm/prefill-", owned[: len(sources)])
-        decoding = _named("hbm/decode-", owned[len(sources) :])
-    pools = {name: pool for name, (pool, _) in {**prefilling, **decoding}.items()}
+    claims = Claims(config, spec, context).of(for_prefill, for_decode)
+    builder = _Builder(config, spec, context, checkpoint, progress or Progress(False), largest)
+    owned = dict(zip([each.id for each in claims], builder.own(claims), strict=True))
+    prefilling = {each.id: owned[each.id] for each in claims if each.role.prefills}
+    decoding = {each.id: owned[each.id] for each in claims if each.role.decodes}
+    pools = {name: pool for name, (pool, _) in owned.items()}
     workers = Workers(config, for_prefill)
     if config.colocated:  # what a replica has prefilled it decodes
         transport = Transports([])
@@ -179,11 +185,6 @@ Owned = tuple[PoolOwner, Params]
 """A pool, and the weights of the engines that keep their pages there."""
 
 
-def _named(prefix: str, owned: Sequence[Owned]) -> dict[PoolId, Owned]:
-    """By the names of the pools, which are numbered."""
-    return {PoolId(f"{prefix}{i}"): each for i, each in enumerate(owned)}
-
-
 class _Builder:
     """Makes the parts of a run. Weights come before pools, which take what memory they leave."""
 
@@ -194,77 +195,88 @@ class _Builder:
         context: int,
         checkpoint: Checkpoint | None,
         progress: Progress,
+        largest: Largest | None,
     ) -> None:
         self._config, self._spec, self._context = config, spec, context
-        self._checkpoint, self._progress = checkpoint, progress
-        p, d = config.prefill, config.decode
-        dtype = config.kv.dtype or config.model.dtype
-        with _fields_of("model.spec"):
-            family_of(spec).kinds(spec)
-        with _fields_of("prefill"):
-            self._prefill_layout = kv_layout(spec, config.kv.page_size, dtype, tp=p.tp)
-            self._prefill_rules = _checked_rules(spec, PREFILL_RULES, p)
-        with _fields_of("decode"):
-            self._decode_layout = kv_layout(
-                spec, config.decode_page_size, d.kv_dtype or dtype, d.stages, d.tp
-            )
-            # Of one stage both rules say the same; prefill steps go by their own.
-            its_rules = PREFILL_RULES if config.decode_is_flexible else DECODE_RULES
-            self._decode_rules = _checked_rules(spec, its_rules, d)
-        with _fields_of("handoff"):
-            split_groups(spec.num_layers, config.handoff.layer_groups or 1)
-        # A step that is dispatched ahead has sequences of its own.
-        steps = 1 + p.lookahead
-        self._prefill_pages = p.pages or self._whole_contexts(
-            self._prefill_layout, steps * p.max_sequences
-        )
-        self._decode_pages = d.pages or self._whole_contexts(self._decode_layout, d.rows)
+        self._checkpoint, self._progress, self._largest = checkpoint, progress, largest
 
-    def source(self, devices: Sequence[jax.Device]) -> Claim:
-        """The pool of a prefill engine."""
-        if self._config.prefill_is_flexible:
-            return self.both(Role.PREFILL, devices)
-        fixed = self._config.prefill.pages is not None
-        return self._claim(
-            "prefill.pages", fixed, self._prefill_pages, self._prefill_layout, devices
-        )
-
-    def target(self, devices: Sequence[jax.Device]) -> Claim:
-        """The pool of a decode engine."""
-        if self._config.decode_is_flexible:
-            return self.both(Role.DECODE, devices)
-        fixed = self._config.decode.pages is not None
-        return self._claim("decode.pages", fixed, self._decode_pages, self._decode_layout, devices)
-
-    def both(self, role: Role, devices: Sequence[jax.Device]) -> Claim:
-        """A pool with the pages of both ends and one null page, laid out as for the role."""
-        sides = {"prefill.pages": self._config.prefill.pages}
-        sides["decode.pages"] = self._config.decode.pages
-        left_open = [name for name, pages in sides.items() if not pages]
-        field = " and ".join(left_open or sides)
-        pages = self._prefill_pages + self._decode_pages - 1
-        layout = self._prefill_layout if role is Role.PREFILL else self._decode_layout
-        claim = self._claim(field, not left_open, pages, layout, devices)
-        if len(left_open) != 1:
-            return claim
-        part = next((name, said) for name, said in sides.items() if said)
-        return replace(claim, part=part)
-
-    def own(self, sources: Sequence[Claim], targets: Sequence[Claim] = ()) -> list[Owned]:
+    def own(self, asked: Sequence[PoolClaim]) -> list[Owned]:
         """Load the weights of all engines, then lay out their pools in what memory is left: those
         of several engines may share a device, or the memory of the host."""
-        claims, fraction = [*sources, *targets], self._config.kv.memory_fraction
+        claims, fraction = [each.claim for each in asked], self._config.kv.memory_fraction
         deal_pages(claims, fraction)  # what fits not even without weights is refused at once
-        rules = [self._prefill_rules] * len(sources) + [self._decode_rules] * len(targets)
+        rules = [each.rules for each in asked]
         meshes = [make_mesh(each.devices, each.layout.stages, each.layout.tp) for each in claims]
         weights = self._all_weights(claims, meshes, rules)
         # Whatever else loading took must be free again, or it would be missing for good.
         jax.block_until_ready(weights)
         pages = deal_pages(claims, fraction)
+        if fraction is None and self._largest is not None and any(map(self._is_sized, claims)):
+            with self._progress.phase("sizing pools"):
+                pages = self._sized(asked, meshes, weights, self._largest)
         return [
             (PoolOwner(claims[i].layout, pages[i], meshes[i], rules[i]), weights[i])
             for i in range(len(claims))
         ]
+
+    def _is_sized(self, claim: Claim) -> bool:
+        """Whether a pool's size is left open, and bound by memory that its devices report."""
+        return not claim.fixed and free_bytes(claim.devices[0]) is not None
+
+    def _sized(
+        self,
+        asked: Sequence[PoolClaim],
+        meshes: Sequence[Mesh],
+        weights: Sequence[Params],
+        largest: Largest,
+    ) -> list[int]:
+        """The pages of each pool that leave what programs need. They are compiled for the pools
+        that would fit if they needed nothing, and then for those that fit beside them, until these
+        do not shrink any more; so what is compiled last is what serves."""
+        claims = [replace(each.claim, needs=0) for each in asked]
+        pages = deal_pages(claims, None)
+        while True:
+            needs: dict[Any, int | None] = {}  # of engines alike, once
+            for i, each in enumerate(asked):
+                key = each.role, claims[i].layout, pages[i]
+                if key not in needs:
+                    needs[key] = self._needs(each, pages[i], meshes[i], weights[i], largest)
+                claims[i] = replace(claims[i], needs=needs[key])
+            fitting = deal_pages(claims, None)
+            if all(map(ge, fitting, pages)):
+                return pages
+            pages = [*map(min, fitting, pages)]
+
+    def _needs(
+        self, asked: PoolClaim, pages: int, mesh: Mesh, params: Params, largest: Largest
+    ) -> int | None:
+        """Bytes that the programs over a pool need on each of its devices, with KV in flight; None
+        where the platform does not say, which a warning tells."""
+        layout, handoff = asked.claim.layout, self._config.handoff
+        pool = PlannedPool(layout, pages, mesh, asked.rules)
+        programs: list[Program] = []
+        groups = handoff.layer_groups or 1
+        if asked.role is Role.MIXED and self._config.prefill.mixed_budget is not None:
+            programs += self.all(pool, params, groups)
+        else:
+            programs += self.prefilling(pool, params, groups) if asked.role.prefills else ()
+            programs += self.decoding(pool, params, groups) if asked.role.decodes else ()
+        kinds = [each.kind for each in programs]
+        found = program_bytes(programs, largest(layout, kinds))
+        if found is None:
+            _LOG.warning(
+                "kv.memory_fraction=None: this platform does not say what programs need; pools "
+                "take %s of the free memory",
+                USUAL_FRACTION,
+            )
+            return None
+        moving = 0
+        if not self._config.colocated:
+            moving = in_flight_bytes(layout, self._context, handoff.max_bytes_in_flight)
+        _LOG.info(
+            "%s: programs take %.2f GB, KV in flight %.2f", asked.id, found / 1e9, moving / 1e9
+        )
+        return found + moving
 
     def _all_weights(
         self, claims: Sequence[Claim], meshes: Sequence[Mesh], rules: Sequence[Rules]
@@ -285,16 +297,6 @@ class _Builder:
                 stages, first = layout.stage_layers, alike[key]
                 made.append(copied_params(first, self._spec, mesh, its_rules, stages))
         return made
-
-    def _claim(
-        self,
-        field: str,
-        fixed: bool,
-        pages: int,
-        layout: KVLayout,
-        devices: Sequence[jax.Device],
-    ) -> Claim:
-        return Claim(field, fixed, pages, layout, self._context, devices)
 
     def prefill(self, pool: PoolOwner, params: Params, groups: int) -> PrefillProgram:
         """Prefill steps over a pool, cut into `groups` layer groups."""
@@ -340,27 +342,12 @@ class _Builder:
             MixedProgram(chunks, rows, params, self._spec, pool, attention=attention),
         )
 
-    def _whole_contexts(self, layout: KVLayout, sequences: int) -> int:
-        """Pages for so many sequences of the longest kind, and the null page; at most as many as
-        have slots that 32 bits can count."""
-        wanted = 1 + sequences * layout.pages_for(self._context)
-        return min(wanted, (2 * MOST_TOKENS - 1) // layout.page_size)
-
     def _weights(self, mesh: Mesh, rules: Rules, layout: KVLayout) -> Params:
         spec, layers, dtype = self._spec, layout.stage_layers, self._config.model.dtype
         if self._checkpoint is None:
             with self._progress.phase("drawing weights"):
                 return random_params(spec, mesh, rules, layers, dtype, self._config.seed)
         return load_params(self._checkpoint, mesh, rules, layers, dtype, self._progress)
-
-
-@contextmanager
-def _fields_of(owner: str) -> Iterator[None]:
-    """What is wrong with a layout names a field of its own; here it is one of the config."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{owner}.{error}") from error
 
 
 def _check_settings() -> None:
@@ -371,19 +358,3 @@ def _check_settings() -> None:
             "programs of engines are compiled and called in others, too. Set it with "
             "jax.config.update before the engines are built"
         )
-
-
-def _checked_rules(
-    spec: ModelSpec, rules: Rules, its_config: PrefillConfig | DecodeConfig
-) -> Rules:
-    """The rules of a phase, with experts where the config has them.
-
-    Raises:
-      ValueError: the weights do not divide into the shards, or whole experts of a model without.
-    """
-    if its_config.experts == "whole":
-        if not family_of(spec).experts:
-            raise ValueError(f"experts='whole': the family {spec.family} has no experts")
-        rules = {**rules, **WHOLE_EXPERTS}
-    check_shards(spec, rules, its_config.tp)
-    return rules

@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 def use_virtual_cpu_devices(count: int) -> None:
     """Ask for `count` CPU devices, if JAX has not started and may run on the CPU.
 
-    A backend that has started keeps its number of devices; `mesh.take_devices` raises if they are
+    A backend that has started keeps its number of devices; `mesh.share_out` raises if they are
     too few.
     """
     platforms = jax.config.jax_platforms  # None: JAX takes an accelerator, if any, and the CPU

@@ -1,7 +1,7 @@
 """Which devices each engine of a config has, and which of them have a worker that dispatches."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import jax
@@ -11,7 +11,7 @@ from pdjax.config import Config
 from pdjax.device.compat import use_virtual_cpu_devices
 from pdjax.device.compilation_cache import use_compilation_cache
 from pdjax.device.kept.ahead import Ahead
-from pdjax.device.mesh import take_devices
+from pdjax.device.mesh import DeviceT, share_out
 from pdjax.device.worker import DispatchWorker
 
 _LOG = logging.getLogger("pdjax")
@@ -60,20 +60,32 @@ def deal_devices(config: Config) -> tuple[Dealt, Dealt]:
     """
     start_jax(config)
     _check_attention(config.decode.attention, jax.default_backend())
+    return dealt(config, jax.devices())
+
+
+def dealt(
+    config: Config, devices: Sequence[DeviceT]
+) -> tuple[list[list[DeviceT]], list[list[DeviceT]]]:
+    """The devices of the prefill engines and of the decode engines, out of these; of a colocated
+    config, twice the same.
+
+    Raises:
+      ValueError: there are too few.
+    """
     p, d = config.prefill, config.decode
     if config.colocated:
         replicas = [f"replica {i}" for i in range(p.engines)]
-        dealt = take_devices([p.tp] * p.engines, replicas if p.engines > 1 else ["one engine"])
-        return dealt, dealt
+        names = replicas if p.engines > 1 else ["one engine"]
+        shared = share_out([p.tp] * p.engines, names, devices)
+        return shared, shared
     sizes = [p.tp] * p.engines, [d.stages * d.tp] * d.engines
-    names = (
-        [f"prefill engine {i}" for i in range(p.engines)],
-        [f"decode engine {i}" for i in range(d.engines)],
-    )
+    sources = [f"prefill engine {i}" for i in range(p.engines)]
+    targets = [f"decode engine {i}" for i in range(d.engines)]
     if config.shared_devices:
-        return take_devices(sizes[0], names[0]), take_devices(sizes[1], names[1])
-    dealt = take_devices([*sizes[0], *sizes[1]], [*names[0], *names[1]])
-    return dealt[: p.engines], dealt[p.engines :]
+        for_prefill = share_out(sizes[0], sources, devices)
+        return for_prefill, share_out(sizes[1], targets, devices)
+    apart = share_out([*sizes[0], *sizes[1]], [*sources, *targets], devices)
+    return apart[: p.engines], apart[p.engines :]
 
 
 def _check_attention(name: str | None, platform: str) -> None:

@@ -5,11 +5,11 @@ of rules: the mesh axes that shard each logical axis of a weight. No other file 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 STAGE = "stage"
 TP = "tp"
@@ -52,13 +52,35 @@ def make_mesh(devices: Sequence[jax.Device], stages: int, tp: int) -> Mesh:
     return Mesh(grid, (STAGE, TP), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+class Device(Protocol):
+    """The part of `jax.Device` that says what a device is and has."""
+
+    @property
+    def platform(self) -> str:
+        """The platform's name, such as "cpu"."""
+        ...
+
+    def memory_stats(self) -> dict[str, int] | None:
+        """Return bytes in use and allowed, on platforms that count them; None elsewhere."""
+        ...
+
+
+DeviceT = TypeVar("DeviceT", bound=Device)
+
+
 def take_devices(wanted: Sequence[int], what: Sequence[str]) -> list[list[jax.Device]]:
-    """Deal the process's devices, in order, to meshes of `wanted[i]` devices each.
+    """`share_out` the process's devices."""
+    return share_out(wanted, what, jax.devices())
+
+
+def share_out(
+    wanted: Sequence[int], what: Sequence[str], devices: Sequence[DeviceT]
+) -> list[list[DeviceT]]:
+    """Deal devices, in order, to meshes of `wanted[i]` of them each.
 
     Raises:
-      ValueError: there are not enough devices; the message lists `what[i]` with its `wanted[i]`.
+      ValueError: there are not enough; the message lists `what[i]` with its `wanted[i]`.
     """
-    devices = jax.devices()
     if sum(wanted) > len(devices):
         needs = ", ".join(f"{name} {count}" for name, count in zip(what, wanted, strict=True))
         virtual = (
@@ -91,7 +113,7 @@ def partition(rules: Rules, axes: Sequence[str | None], *, stacked: bool = False
 
 
 def sharding(
-    mesh: Mesh, rules: Rules, axes: Sequence[str | None], *, stacked: bool = False
+    mesh: Mesh | AbstractMesh, rules: Rules, axes: Sequence[str | None], *, stacked: bool = False
 ) -> NamedSharding:
     """Return the NamedSharding of an array with logical `axes` on `mesh`; see `partition`."""
     return NamedSharding(mesh, partition(rules, axes, stacked=stacked))

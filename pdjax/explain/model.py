@@ -18,8 +18,17 @@ def spec_of(config: Config, calibration: Calibration, assumed: bool) -> ModelSpe
     if assumed:
         context = config.model.max_model_len or 8192
         return calibration.spec(context)
-    spec = config.model.spec or open_checkpoint(config.model.source).spec
+    spec = opened_spec(config)
     dtype = config.model.dtype
     kv_dtype = config.decode.kv_dtype or config.kv.dtype or dtype
     calibration.check_model(spec, dtype, kv_dtype)
     return spec
+
+
+def opened_spec(config: Config) -> ModelSpec:
+    """The shapes of a config's model, whatever they are.
+
+    Raises:
+      ValueError: the model cannot be opened.
+    """
+    return config.model.spec or open_checkpoint(config.model.source).spec

@@ -34,7 +34,7 @@ def standings_lines(standings: Seq[Standing]) -> list[str]:
                 "" if worse is None else f"{worse.good} of {worse.total}",
             ]
         )
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def trial_lines(trials: Iterable[Trial]) -> list[str]:
@@ -46,13 +46,13 @@ def trial_lines(trials: Iterable[Trial]) -> list[str]:
         values = [trial.numbers[key] for key in SHOWN]
         cells = [" / ".join(map(_ms, values[n : n + 3])) for n in (0, 3, 6)]
         rows.append([trial.mode.name, f"{good} of {total}", *cells])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def reign_lines(study: Study) -> list[str]:
     """A line for each metric: which mode wins at which rates."""
     rows = [[METRICS[metric], reigns_of(study.reigns(metric))] for metric in METRICS]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def reigns_of(reigns: Seq[Reign]) -> str:
@@ -65,7 +65,7 @@ def cell_lines(cells: Seq[Seq[Cell]]) -> list[str]:
     heads = [f"others x {cell.scale.tpot:g}" for cell in cells[0]]
     rows = [["TTFT bound", *heads]]
     rows += [[f"x {row[0].scale.ttft:g}", *map(cell_text, row)] for row in cells]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def cell_text(cell: Cell) -> str:
@@ -84,7 +84,8 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows as lines, the cells of a column under one another."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pdjax.bench.record import Played, named
-from pdjax.config import RANDOM, Config
+from pdjax.config import RANDOM, USUAL_FRACTION, Config
 from pdjax.core.model_spec import ModelSpec
 from pdjax.core.slo import SLO
 from pdjax.explain.load import Load
@@ -189,7 +189,7 @@ class Simulator:
         """Pages for so many whole contexts, or as many as a chip's memory holds beside those that
         are taken; None where that is not known, so that there are enough."""
         size = config.kv.page_size
-        room = self._calibration.pages(size, config.kv.memory_fraction)
+        room = self._calibration.pages(size, config.kv.memory_fraction or USUAL_FRACTION)
         room = None if room is None else room - taken
         each = -(-self.longest // size)
         if room is not None and room < 1 + each:

@@ -2,21 +2,35 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import jax
 import pytest
 
 from experiments.common.shapes import MODELS
 from pallas_kernels.quantised import LIMITS
-from pdjax.config import Config, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.config import (
+    Config,
+    DecodeConfig,
+    HandoffConfig,
+    KVConfig,
+    ModelConfig,
+    PrefillConfig,
+)
 from pdjax.core.kv_layout import QUANTISED_DTYPES, KVLayout
 from pdjax.device import builder as build
 from pdjax.device.builder import build_engines
+from pdjax.device.claims import Claims
+from pdjax.device.devices import dealt
 from pdjax.device.kv import sizing
 from pdjax.device.kv.host_memory import available_bytes
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Claim, deal_pages, free_bytes
 from pdjax.device.mesh import DECODE_RULES, make_mesh
+from pdjax.device.needs import in_flight_bytes
+from pdjax.host.batching.largest import largest_steps
+from pdjax.interfaces.steps import StepKind
 
 LAYOUT = KVLayout.of_heads(
     num_layers=5, kv_heads=2, head_dim=4, page_size=8, dtype="float32", itemsize=4, stages=2, tp=2
@@ -139,6 +153,64 @@ def test_engines_have_pools_that_fit(change, expected, monkeypatch):
     engines = build_engines(config, config.model.spec, 64, None)
     assert tuple(each.num_pages for each in engines.engines) == expected
     assert engines.on_host_cores
+    asked = Claims(config, config.model.spec, 64).of(*dealt(config, jax.devices()))
+    for engine, each in zip(engines.engines, 2 * asked, strict=False):
+        params: Any = next(iter(engine.programs.values()))
+        shards = [x.addressable_shards[0].data for x in jax.tree.leaves(params._params)]
+        found = each.weight_bytes(config.model.spec, "float32")
+        assert found == sum(shard.nbytes for shard in shards)
+
+
+@pytest.mark.parametrize(
+    ("needs", "pages", "asked"),
+    [
+        # Of 42 pages, 41 are for pools and programs; 12 and 32 contexts of 4 pages are wanted.
+        (lambda pages: 0, [41, 41], 2),
+        (lambda pages: 10, [31, 31], 4),
+        (lambda pages: 10 if pages > 35 else 15, [26, 26], 6),  # that is not known at first
+        (lambda pages: 10 if pages > 35 else 5, [31, 31], 4),  # what fits is not tried anew
+    ],
+)
+def test_pools_leave_what_programs_need(needs, pages, asked, monkeypatch):
+    config = replace(SPLIT, kv=KVConfig(), prefill=PrefillConfig(max_sequences=12, lookahead=0))
+    config = replace(config, decode=DecodeConfig(rows=32), handoff=HandoffConfig(layer_groups=1))
+    assert config.model.spec is not None
+    page = KVLayout.of_heads(3, 2, 16, 16, "float32", 4).device_page_bytes
+    for file in (sizing, build):
+        monkeypatch.setattr(file, "free_bytes", lambda _: 42 * page)
+    monkeypatch.setattr(build, "in_flight_bytes", lambda *_: 0)
+    seen: list[tuple[set[StepKind], int]] = []
+
+    def program_bytes(programs: Any, steps: Any) -> int:
+        kinds, count = {step.kind for step in steps}, programs[0]._pool.num_pages
+        assert kinds == {each.kind for each in programs}
+        seen.append((kinds, count))
+        return needs(count) * page
+
+    monkeypatch.setattr(build, "program_bytes", program_bytes)
+    largest = partial(largest_steps, config, context=64)
+    engines = build_engines(config, config.model.spec, 64, None, largest=largest)
+    assert [each.num_pages for each in engines.engines] == pages
+    assert len(seen) == asked and seen[0][1] == 41
+
+
+def test_a_platform_that_says_nothing_of_programs_keeps_a_tenth(monkeypatch, caplog):
+    assert SPLIT.model.spec is not None
+    page = KVLayout.of_heads(3, 2, 16, 16, "float32", 4).device_page_bytes
+    for file in (sizing, build):
+        monkeypatch.setattr(file, "free_bytes", lambda _: 20 * page)
+    monkeypatch.setattr(build, "program_bytes", lambda programs, steps: None)
+    config = replace(SPLIT, kv=KVConfig())
+    largest = partial(largest_steps, config, context=64)
+    engines = build_engines(config, SPLIT.model.spec, 64, None, largest=largest)
+    assert [each.num_pages for each in engines.engines] == [17, 18]
+    assert "does not say what programs need" in caplog.text
+
+
+def test_kv_in_flight_is_bounded_by_two_contexts_or_by_the_config():
+    whole = 5 * LAYOUT.device_page_bytes
+    assert in_flight_bytes(LAYOUT, 40, None) == 2 * whole
+    assert in_flight_bytes(LAYOUT, 40, 7) == 7
 
 
 @pytest.mark.parametrize(

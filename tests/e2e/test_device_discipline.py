@@ -16,6 +16,8 @@ from pdjax.config import HandoffConfig, PoliciesConfig
 from pdjax.core.request import SamplingParams
 from pdjax.device.kept.program import KeptProgram
 from pdjax.device.mesh import HOST
+from pdjax.device.needs import program_bytes
+from pdjax.host.batching.largest import largest_steps
 from pdjax.interfaces.steps import StepKind
 from pdjax.llm import LLM
 from tests.helpers.promise import COLD, MONOLITHIC, answers, disaggregated, expected
@@ -68,7 +70,19 @@ def test_nothing_compiles_after_the_warm_up(config, compilations):
         llm.generate([[1, 2, 3] * 9], SamplingParams(max_tokens=1, prompt_logprobs=2))
         for length in range(5, 10):  # alone, so that rows run ahead
             llm.generate([[1] * length], SamplingParams(max_tokens=3))
+        assert all(needed(llm)), "also what pools are sized by, by the largest steps"
         assert not compilations
+
+
+def needed(llm: LLM) -> list[int | None]:
+    """What the programs of each engine need beside weights and pool."""
+    engines: Any = llm.engines
+    asked = [(engine.layout, list(engine.programs.values())) for engine in engines]
+    largest = partial(largest_steps, llm.config, context=llm.max_model_len)
+    return [
+        program_bytes(programs, largest(layout, [each.kind for each in programs]))
+        for layout, programs in asked
+    ]
 
 
 @pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING])

@@ -104,11 +104,15 @@ class PoolOwner:
 
     def _pages(self, plane: KVPlane) -> Pages:
         """The pages of a plane of one layer slot, zeros."""
+        return self._zero_pages(plane)()
+
+    def _zero_pages(self, plane: KVPlane) -> Callable[[], Pages]:
+        """What makes them."""
         layout = self.layout
         shape = (layout.stages * plane.heads, self.num_pages, layout.page_size, plane.dim)
         [[spec]] = page_specs([(plane,)], self.rules)
         where = NamedSharding(self.mesh, spec)
-        return _zero_pages(shape, layout.dtype, layout.quantised, where)()
+        return _zero_pages(shape, layout.dtype, layout.quantised, where)
 
     def layers(self, slots: range) -> Layers:
         """The planes of some layer slots."""

@@ -2,23 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from pdjax.config import USUAL_FRACTION
 from pdjax.core.kv_layout import KVLayout
 from pdjax.device.kv.host_memory import available_bytes
+from pdjax.device.mesh import Device
 
-
-class Device(Protocol):
-    """The part of `jax.Device` that this file uses."""
-
-    @property
-    def platform(self) -> str:
-        """The platform's name, such as "cpu"."""
-        ...
-
-    def memory_stats(self) -> dict[str, int] | None:
-        """Return bytes in use and allowed, on platforms that count them; None elsewhere."""
-        ...
+SLACK = 0.02
+"""Of the free memory, which stays free where that is known: for small arrays that come and go, and
+for what the allocator cannot join."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +27,8 @@ class Claim:
       context: longest sequence served, tokens.
       devices: devices of the pool's mesh.
       part: of an open pool, a field that fixes the size of a part of it, and that part's pages.
+      needs: bytes that the programs of its engines take on each device beside weights and pool;
+        None where that is not known.
     """
 
     field: str
@@ -44,6 +38,7 @@ class Claim:
     context: int
     devices: Sequence[Device]
     part: tuple[str, int] = ("", 0)
+    needs: int | None = None
 
     @property
     def least(self) -> int:
@@ -63,12 +58,25 @@ class _Memory:
     free: int
     share: float
     claims: list[tuple[int, int]]  # index of a claim, bytes of one of its pages in this memory
+    needs: int | None = 0  # of the programs over all these pools; None where that is not known
 
-    def budget(self, fraction: float) -> int:
-        return int(self.free * self.share * fraction)
+    def need(self, more: int | None) -> None:
+        """Programs of one more pool run here."""
+        self.needs = None if self.needs is None or more is None else self.needs + more
+
+    def budget(self, fraction: float | None) -> int:
+        if fraction is None and self.needs is not None:
+            return int(self.free * self.share * (1 - SLACK)) - self.needs
+        return int(self.free * self.share * (USUAL_FRACTION if fraction is None else fraction))
+
+    def says(self, fraction: float | None) -> str:
+        """What the budget is, for a message."""
+        if fraction is None and self.needs is not None:
+            return f"all but {self.needs / 1e9:.2f} GB, which programs take, and {SLACK:.0%}"
+        return f"{USUAL_FRACTION if fraction is None else fraction} (kv.memory_fraction)"
 
 
-def deal_pages(claims: Sequence[Claim], fraction: float) -> list[int]:
+def deal_pages(claims: Sequence[Claim], fraction: float | None) -> list[int]:
     """Choose the pages of each pool from the memory that is free now; call it once the weights are
     loaded.
 
@@ -77,7 +85,8 @@ def deal_pages(claims: Sequence[Claim], fraction: float) -> list[int]:
 
     Args:
       claims: the claims of all pools of a run.
-      fraction: kv.memory_fraction, the part of the free memory for open pools, in (0, 1].
+      fraction: kv.memory_fraction, the part of the free memory for open pools, in (0, 1]. None
+        leaves what the claims need and `SLACK`; where they do not say, it is `USUAL_FRACTION`.
 
     Raises:
       ValueError: the pools of fixed size do not fit, or the open ones cannot hold one context each.
@@ -127,6 +136,7 @@ def _memories(claims: Sequence[Claim]) -> list[_Memory]:
                 here[place] = here.get(place, 0) + each
         for place, nbytes in here.items():
             found[place].claims.append((number, nbytes))
+            found[place].need(claim.needs)
     return list(found.values())
 
 
@@ -140,7 +150,7 @@ def _too_large(fixed: Sequence[tuple[Claim, int]], taken: int, memory: _Memory) 
 
 
 def _too_little(
-    claims: Sequence[tuple[Claim, int]], budget: int, memory: _Memory, fraction: float
+    claims: Sequence[tuple[Claim, int]], budget: int, memory: _Memory, fraction: float | None
 ) -> str:
     fields = " and ".join(dict.fromkeys(f"{claim.field}=None" for claim, _ in claims))
     each = sum(nbytes for _, nbytes in claims)
@@ -150,7 +160,7 @@ def _too_little(
     longest = max(0, fitting - 1 - fixed) * min(claim.layout.page_size for claim, _ in claims)
     parts = "".join(f", {claim.part[0]}={claim.part[1]}" for claim, _ in claims if claim.part[1])
     return (
-        f"{fields}: {fraction} (kv.memory_fraction) of {half}the {memory.free / 1e9:.2f} GB that "
+        f"{fields}: {memory.says(fraction)} of {half}the {memory.free / 1e9:.2f} GB that "
         f"are free on {memory.name} hold {fitting} pages of {each / 1e6:.2f} MB, "
         f"{len(claims)} pools together; must be at least {least}, the null page{parts} and one "
         f"context of {claims[0][0].context} tokens (model.max_model_len), of which "

@@ -9,7 +9,7 @@ shard looks the same whatever R is.
 import math
 from collections.abc import Sequence
 
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from pdjax.core.model_spec import ModelSpec
 from pdjax.device.mesh import TP, Rules, sharding
@@ -20,7 +20,7 @@ StageLayers = Sequence[Sequence[int]]
 
 
 class WeightLayout:
-    """Where the weights of `spec` lie on `mesh` under `rules`.
+    """Where the weights of `spec` lie on `mesh` under `rules`; it may have no devices.
 
     Attributes:
       stages: R. slots: layer slots of a stage.
@@ -33,7 +33,11 @@ class WeightLayout:
     """
 
     def __init__(
-        self, spec: ModelSpec, mesh: Mesh, rules: Rules, stage_layers: StageLayers
+        self,
+        spec: ModelSpec,
+        mesh: Mesh | AbstractMesh,
+        rules: Rules,
+        stage_layers: StageLayers,
     ) -> None:
         self.stages = len(stage_layers)
         self.slots = max(len(layers) for layers in stage_layers)
