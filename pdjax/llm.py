@@ -97,8 +97,8 @@ class LLM:
           params: for all of them, or one for each; None takes the defaults.
           progress: tell on stderr how far it is, by a bar or by lines; None does so unless the LLM
             was made with `progress=False`.
-          options: `priority`, `deadline`, `labels`, `slo` and `cache_salt` of every request; see
-            Request.
+          options: `priority`, `deadline`, `labels`, `slo`, `cache_salt` and `cache_pin` of every
+            request; see Request.
 
         Returns:
           An answer a prompt, in order. A choice that failed on the way says why in its `error`, and

@@ -16,7 +16,7 @@ from pdjax.text.tokenizer import Message, Tokenizer
 
 
 class RequestOptions(TypedDict, total=False):
-    """What policies may go by, and who shares cached prefixes; see `Request` in
+    """What policies may go by, who shares cached prefixes, and which are kept; see `Request` in
     pdjax/core/request.py."""
 
     priority: int
@@ -24,6 +24,7 @@ class RequestOptions(TypedDict, total=False):
     labels: Mapping[str, str] | None
     slo: SLO | None
     cache_salt: str | None
+    cache_pin: float | None
 
 
 class ChatOptions(RequestOptions, total=False):

@@ -87,6 +87,8 @@ class KVConfig:
         have another, see decode.kv_dtype.
       prefix_cache: keep the pages of computed tokens until their memory is needed, and reuse the
         pages of a prompt's longest cached prefix. False computes every prompt whole.
+      pinned_fraction: most of a pool's pages that requests may pin (`cache_pin`), in (0, 1]; the
+        longest request has room beside them in any case.
       memory_fraction: where a pool's `pages` is None, the pools take at most this share, in (0, 1],
         of the memory that the weights leave free on a device; on a CPU, of half of the host's free
         memory. The rest holds activations, logits and hand-offs in flight. None asks XLA what the
@@ -97,6 +99,7 @@ class KVConfig:
     page_size: int = 16
     dtype: str | None = None
     prefix_cache: bool = True
+    pinned_fraction: float = 0.25
     memory_fraction: float | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +112,7 @@ class KVConfig:
             )
         if self.dtype is not None:
             one_of("kv.dtype", self.dtype, DTYPES)
+        share("kv", self, "pinned_fraction")
         share("kv", self, "memory_fraction")
 
 

@@ -35,6 +35,9 @@ OpenAI's API."""
 MAX_CACHE_SALT = 512
 """Characters of the salt of a request's cached prefixes."""
 
+MAX_CACHE_PIN = 7 * 24 * 3600
+"""Seconds that a prompt may be pinned for: a week."""
+
 
 class QueueFull(RuntimeError):
     """The coordinator's waiting queue is at its bound; try again later."""
@@ -281,9 +284,13 @@ class Request:
       cache_salt: cached prefixes are shared only with requests of the same salt, so that nobody
         else learns from the time to a first token what a prompt begins with; 1 to 512 characters.
         None shares with those that have none.
+      cache_pin: seconds for which no whole page of the prompt is evicted where it is prefilled,
+        from when it is computed; a later request with the same prompt says it anew, and 0 lets go
+        of it. At most a week; None pins nothing. Where too much is pinned already, the prompt is
+        not.
 
     Raises:
-      ValueError: a priority, deadline, SLO, label or salt of another type or beyond its bound.
+      ValueError: a priority, deadline, SLO, label, salt or pin of another type or beyond its bound.
     """
 
     id: str
@@ -295,9 +302,10 @@ class Request:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     slo: SLO | None = None
     cache_salt: str | None = None
+    cache_pin: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("priority", "deadline"):
+        for name in ("priority", "deadline", "cache_pin"):
             object.__setattr__(self, name, plain(getattr(self, name)))
         priority, seconds = self.priority, self.deadline
         _check(
@@ -322,6 +330,13 @@ class Request:
             "cache_salt",
             salt,
             f"must be None or a string of 1 to {MAX_CACHE_SALT} characters",
+        )
+        pin = self.cache_pin
+        _check(
+            pin is None or (is_number(pin) and 0 <= pin <= MAX_CACHE_PIN),
+            "cache_pin",
+            pin,
+            f"must be None or a number of seconds from 0 to {MAX_CACHE_PIN}",
         )
 
 

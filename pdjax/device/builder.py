@@ -306,6 +306,7 @@ class _Builder:
             pool,
             max_logprobs=self._config.max_logprobs,
             layer_groups=groups,
+            copies=self._config.kv.prefix_cache,
         )
 
     def decode(self, pool: PoolOwner, params: Params) -> DecodeProgram:

@@ -18,6 +18,7 @@ def audit(fleet: Fleet, lifecycle: SequenceLifecycle, handoffs: HandoffManager) 
             for holder, pages in handoff.held():
                 if holder is pool:
                     held += pages
+        held += () if pool.pins is None else pool.pins.held()
         pool.allocator.check(held)
         leaving = [each for each in handoffs.open if each.source is pool]
         expected = sum(len(handoff.source_pages) for handoff in leaving)

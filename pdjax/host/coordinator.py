@@ -109,7 +109,8 @@ class Coordinator:
         self.loop = self._new_loop()
         most = config.max_logprobs, config.max_waiting
         tokens = self.loop.fleet.longest(local=self._policies.placement.local)
-        self._limits = Limits(vocab_size, max_model_len, *most, *tokens)
+        pinned = self.loop.fleet.longest_pinned
+        self._limits = Limits(vocab_size, max_model_len, *most, *tokens, pinned)
 
     def _new_loop(self) -> Loop:
         loop = Loop(

@@ -18,6 +18,7 @@ from pdjax.host.engines import EngineState, view_of
 from pdjax.host.kv.eviction import MakeOrder
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.policies.api import EngineView
+from pdjax.host.sequences.sequence import Sequence
 from pdjax.host.service import Service, services_of
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.steps import StepKind
@@ -71,7 +72,9 @@ class Fleet:
         services: Mapping[EngineId, Service] | None = None,
         orders: MakeOrder | None = None,
     ) -> None:
-        self._orders = orders
+        self._orders, self._pinned_fraction = orders, config.kv.pinned_fraction
+        self._longest = max_model_len
+        self._pinned: set[PoolState] = set()
         self.pools: dict[PoolId, PoolState] = {}
         self.engines: dict[EngineId, EngineState] = {}
         self.to_tick, self.to_plan, self.to_admit = Touched(), Touched(), Touched()
@@ -117,7 +120,10 @@ class Fleet:
         for other in self.pools.values():
             other.layout.check_same_kv(new.layout)
         order = None if self._orders is None else self._orders(new.layout)
-        pool = PoolState.of(new.id, new.layout, new.num_pages, order)
+        total = new.num_pages - 1
+        beside = total - new.layout.pages_for(self._longest)
+        most_pinned = max(0, min(int(total * self._pinned_fraction), beside))
+        pool = PoolState.of(new.id, new.layout, new.num_pages, order, most_pinned)
         self.pools[new.id] = pool
         self._sharing[new.id] = []
         pool.allocator.on_change(partial(self._room_changed, self._sharing[new.id]))
@@ -196,6 +202,21 @@ class Fleet:
         """Whether the loop has not looked yet at all that has happened."""
         return bool(self.to_tick or self.to_plan or self.to_admit)
 
+    def pin(self, sequence: Sequence, pool: PoolState, until: float) -> bool:
+        """`PoolState.pin`, until `expire_pins` lets go of it."""
+        pinned = pool.pin(sequence, until)
+        if pinned:
+            self._pinned.add(pool)
+        return pinned
+
+    def expire_pins(self, now: float) -> None:
+        """Let go of the pinned prefixes whose moment has come."""
+        for pool in list(self._pinned):
+            if pool.pins is not None:
+                pool.pins.expire(now)
+            if not pool.pins:
+                self._pinned.discard(pool)
+
     # What is known.
 
     def views(self, states: Iterable[EngineState]) -> list[EngineView]:
@@ -235,6 +256,18 @@ class Fleet:
         of one that is for decode, and of one that is given sequences to decode."""
         prompts = [state.pool.tokens for state in self.prefill if local or state.takes_prompts]
         return max(prompts), max(state.pool.tokens for state in self.for_rows)
+
+    @property
+    def longest_pinned(self) -> int | None:
+        """Tokens of the longest prompt that may be pinned where engines prefill; None where no
+        prefix is kept."""
+        pools = [state.pool for state in self.prefill]
+        most = [
+            (pool.pins.most + 1) * pool.layout.page_size - 1
+            for pool in pools
+            if pool.pins is not None
+        ]
+        return max(most, default=None)
 
     def _look_at(self, state: EngineState) -> EngineView:
         state.view = view_of(state, self.sharing(state.pool))

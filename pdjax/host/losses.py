@@ -10,7 +10,8 @@ from pdjax.host.sequences.sequence import State
 
 
 def lose_pool(pool: PoolState, lifecycle: SequenceLifecycle, handoffs: Iterable[Handoff]) -> None:
-    """Preempt every sequence that has KV in a lost pool, and forget the pool's prefixes.
+    """Preempt every sequence that has KV in a lost pool, and forget the pool's prefixes,
+    pinned ones, too.
 
     Args:
       handoffs: the open ones. None of them reads the pool or fills it any more: the sequence of
@@ -28,6 +29,8 @@ def lose_pool(pool: PoolState, lifecycle: SequenceLifecycle, handoffs: Iterable[
             lifecycle.preempt(handoff.sequence, sound=False)
     for sequence in lifecycle.holding(pool):
         lifecycle.preempt(sequence, sound=False)
+    if pool.pins is not None:
+        pool.pins.clear()
     if pool.prefixes is not None:
         pool.prefixes.clear()
 

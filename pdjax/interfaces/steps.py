@@ -22,6 +22,11 @@ Exports = tuple[tuple[TransferJob, ...], ...]
 """Of each layer group of an engine, the transfers that begin when it has been dispatched."""
 
 
+Copies = tuple[tuple[int, int], ...]
+"""Pages of an engine's pool, each with the page that it is copied to, of which none comes twice.
+All are read before any is written, and before the step computes anything."""
+
+
 @dataclass(frozen=True)
 class PrefillStep:
     """Chunks of prompts.
@@ -31,10 +36,12 @@ class PrefillStep:
       exports: [layer group] KV that leaves once the group's programs have been dispatched, while
         the groups after it compute. Each job reads the engine's own pool and no more than the
         layers of its group. Empty where nothing leaves.
+      copies: pages that are copied first; at most as many as the batch has rows.
     """
 
     batch: PrefillBatch
     exports: Exports = ()
+    copies: Copies = ()
 
     @property
     def kind(self) -> StepKind:
@@ -60,10 +67,12 @@ class MixedStep:
     Attributes:
       chunks: of sequences that have no row.
       rows: the tick, of an engine of one stage.
+      copies: pages that are copied first; at most as many as the chunks have rows.
     """
 
     chunks: PrefillBatch
     rows: DecodeBatch
+    copies: Copies = ()
 
     @property
     def kind(self) -> StepKind:

@@ -126,5 +126,9 @@ def _pool(pool: PoolState) -> dict[str, Any]:
         "used_pages": pages.used_pages,
         "page_size": pool.layout.page_size,
         "leaving_pages": pool.leaving,
+        "pinned_pages": 0 if pool.pins is None else pool.pins.pages,
+        "pins": 0 if pool.pins is None else len(pool.pins),
+        "pins_made": 0 if pool.pins is None else pool.pins.totals.pinned,
+        "pins_refused": 0 if pool.pins is None else pool.pins.totals.refused,
         **(PrefixTotals() if pool.prefixes is None else pool.prefixes.totals).to_json(),
     }

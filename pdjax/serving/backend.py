@@ -43,7 +43,7 @@ class Ask:
       prompt_token_ids: at least one.
       params: how to answer.
       whole: whether each choice comes as one event, at its end.
-      labels, priority, deadline, slo, cache_salt: as in `Request`.
+      labels, priority, deadline, slo, cache_salt, cache_pin: as in `Request`.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -54,16 +54,18 @@ class Ask:
     deadline: float | None = None
     slo: SLO | None = None
     cache_salt: str | None = None
+    cache_pin: float | None = None
 
     @property
     def options(self) -> RequestOptions:
-        """What policies may go by, and who shares cached prefixes."""
+        """What policies may go by, who shares cached prefixes, and which are kept."""
         return {
             "labels": self.labels,
             "priority": self.priority,
             "deadline": self.deadline,
             "slo": self.slo,
             "cache_salt": self.cache_salt,
+            "cache_pin": self.cache_pin,
         }
 
 

@@ -219,8 +219,14 @@ class _Families:
         yield from self._families
 
 
-_PREFIX_TOKENS = ("looked_up", "hit", "evicted", "isolated", "never_seen", "partial")
+_PREFIX_TOKENS = ("looked_up", "hit", "evicted", "isolated", "never_seen", "partial", "copied")
 """Prompt tokens by what came of looking for them; see `host/kv/prefix_account.py`."""
+
+_PAGES = (
+    *("pages", "free_pages", "cached_pages", "used_pages", "leaving_pages", "pinned_pages"),
+    "pins",
+)
+"""Pages of a pool by their state, and its pinned prefixes."""
 
 _DUTIES = ("role_changes", "outages", "draining_s", "out_of_service_s")
 """Totals of an engine that changes what it does, or is out of service."""
@@ -235,7 +241,7 @@ def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Itera
     yield _family(gauge, model, "num_requests_waiting", one, "waiting", (), prefix)
     used = {name: {"share": _used(pool)} for name, pool in pools.items()}
     yield _family(gauge, model, "kv_cache_usage_perc", used, "share", ("pool",), prefix)
-    for key in ("pages", "free_pages", "cached_pages", "used_pages", "leaving_pages"):
+    for key in _PAGES:
         yield _family(GaugeMetricFamily, model, f"pool_{key}", pools, key, ("pool",))
     for key in ("prefix_rate", "prefix_ceiling"):
         known = {name: pool for name, pool in pools.items() if pool[key] is not None}
@@ -243,8 +249,9 @@ def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Itera
     for key in _PREFIX_TOKENS:
         name = f"pool_prefix_{key}_tokens"
         yield _family(CounterMetricFamily, model, name, pools, f"prefix_{key}", ("pool",))
-    name, key = "pool_evicted_pages", "prefix_evicted_pages"
-    yield _family(CounterMetricFamily, model, name, pools, key, ("pool",))
+    totals = {"evicted_pages": "prefix_evicted_pages", "pins_made": "pins_made"}
+    for name, key in {**totals, "pins_refused": "pins_refused"}.items():
+        yield _family(CounterMetricFamily, model, f"pool_{name}", pools, key, ("pool",))
     for key in ("rows", "free_rows", "prefilling", "decoding", "steps_in_flight", "in_service"):
         yield _family(GaugeMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
     for key in ("steps", "busy_seconds", "losses", *_DUTIES):

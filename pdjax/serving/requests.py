@@ -113,9 +113,11 @@ class SampledRequest(GuidedRequest):
     deadline: float | None = None
     slo: Slo | None = None
     cache_salt: str | None = None
+    cache_pin: float | None = None
 
     def wishes(self) -> dict[str, Any]:
-        """What policies may go by, and who shares cached prefixes, as fields of `Ask`.
+        """What policies may go by, who shares cached prefixes, and which are kept, as fields of
+        `Ask`.
 
         Raises:
           ApiError: a 400 with the field that is out of range.
@@ -125,7 +127,7 @@ class SampledRequest(GuidedRequest):
             raise bad_value("priority", self.priority, allowed)
         slo = {} if self.slo is None else self.slo.model_dump(exclude_none=True)
         wishes: dict[str, Any] = {"priority": self.priority or 0, "deadline": self.deadline}
-        wishes["cache_salt"] = self.cache_salt
+        wishes |= {"cache_salt": self.cache_salt, "cache_pin": self.cache_pin}
         try:
             made = SLO(**slo) if slo else None
             Request("", (), SamplingParams(), 0.0, slo=made, **wishes)  # its bounds

@@ -221,6 +221,11 @@ def test_a_request_carries_what_policies_go_by():
         ({"priority": 2**70}, "priority=1180591620717411303424: must be an integer in"),
         ({"cache_salt": ""}, "cache_salt='': must be None or a string of 1 to 512 characters"),
         ({"cache_salt": b"x"}, "cache_salt=b'x': must be None or a string of 1 to 512"),
+        (
+            {"cache_pin": -1.0},
+            "cache_pin=-1.0: must be None or a number of seconds from 0 to 604800",
+        ),
+        ({"cache_pin": "1"}, "cache_pin='1': must be None or a number of seconds"),
         ({"deadline": 0}, "deadline=0: must be None or a positive number of seconds after"),
         ({"deadline": float("nan")}, "deadline=nan: must be None or a positive number"),
         ({"deadline": float("inf")}, "deadline=inf: must be None or a positive number"),

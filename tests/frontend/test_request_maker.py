@@ -9,6 +9,8 @@ from pdjax.core.request import Request, SamplingParams
 from pdjax.request_maker import RequestMaker, text_maker
 from pdjax.text.byte_tokenizer import END, END_TEXT, byte_tokenizer
 
+ALLOWED = "priority, deadline, labels, slo, cache_salt, cache_pin"
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -16,11 +18,11 @@ from pdjax.text.byte_tokenizer import END, END_TEXT, byte_tokenizer
         ({"max_tokens": 2}, r"^max_tokens: is given as SamplingParams\(max_tokens=...\)$"),
         (
             {"urgent": True},
-            "^urgent: no such option; allowed are priority, deadline, labels, slo, cache_salt$",
+            f"^urgent: no such option; allowed are {ALLOWED}$",
         ),
         (
             {"tools": []},
-            "^tools: no such option; allowed are priority, deadline, labels, slo, cache_salt$",
+            f"^tools: no such option; allowed are {ALLOWED}$",
         ),
     ],
 )

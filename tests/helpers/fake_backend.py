@@ -255,6 +255,7 @@ class FakeBackend:
         work |= DutyTotals(role_changes=2, draining_s=0.25).to_json()
         pool: dict[str, Any] = {"pages": 8, "free_pages": 6, "cached_pages": 1, "used_pages": 2}
         pool |= {"page_size": 4, "leaving_pages": 0, **PrefixTotals().to_json()}
+        pool |= {"pinned_pages": 1, "pins": 1, "pins_made": 2, "pins_refused": 3}
         return {
             "engines": {"decode/0": engine | work},
             "pools": {"hbm/decode/0": pool},

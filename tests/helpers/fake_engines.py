@@ -116,6 +116,8 @@ class FakePrefillEngine(FakeEngine):
         assert len(step.exports) in (0, len(self.layer_groups)), "exports of other layer groups"
         for group, layers in enumerate(self.layer_groups):
             with self.pages.donated(self._chance):
+                if not group:
+                    self.pages.copy(step.copies)
                 for token, slot in slots:
                     self.pages.write(tuple(layers), slot, token)
             for job in step.exports[group] if step.exports else ():
@@ -333,5 +335,6 @@ class FakeMixedEngine(FakeBothEngine):
         self.mixed.add((*self._prefills.shape(step.chunks), *step.rows.page_table.shape[1:]))
         self._chance.maybe_fail("mixed step")
         with self._donated(), self.pages.donated(self._chance):
+            self.pages.copy(step.copies)
             of_chunks = self._prefills.compute(step.chunks)
             return FakeStepTicket(joined(of_chunks, self._compute(step.rows)), self._chance)

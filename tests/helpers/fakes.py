@@ -30,6 +30,7 @@ from pdjax.interfaces.batches import (
     SamplingBatch,
     Scores,
 )
+from pdjax.interfaces.steps import Copies
 from pdjax.interfaces.transport import TransferTicket
 from tests.helpers.fake_guides import END_TOKEN, VOCAB, constraint_of
 
@@ -165,6 +166,15 @@ class FakePool:
     def write(self, layers: tuple[int, ...], slot: int, token: int) -> None:
         for layer in layers:
             self.contents[layer, slot] = salted(layer, token)
+
+    def copy(self, copies: Copies) -> None:
+        """Copy pages: all are read before any is written."""
+        size = self.layout.page_size
+        assert len({target for _, target in copies}) == len(copies), "a page is copied to twice"
+        pages = self.contents.reshape(self.layout.num_layers, -1, size)
+        found = [pages[:, source].copy() for source, _ in copies]
+        for (_, target), content in zip(copies, found, strict=True):
+            pages[:, target] = content
 
     def read(self, layers: tuple[int, ...], pages: np.ndarray, length: int) -> int:
         """Digest of the first `length` tokens of a sequence in these layers."""

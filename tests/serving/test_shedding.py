@@ -22,6 +22,7 @@ WISHES: dict[str, Any] = {
     "deadline": 3.5,
     "slo": {"ttft": 0.5, "tpot": 0.05},
     "cache_salt": "of a tenant",
+    "cache_pin": 60.0,
 }
 
 
@@ -33,11 +34,13 @@ def test_wishes_come_to_the_policies(tmp_path: Path, path: str):
     asked = backend.asked
     assert (asked.priority, asked.deadline, asked.slo) == (-2, 3.5, SLO(ttft=0.5, tpot=0.05))
     assert asked.cache_salt == asked.options["cache_salt"] == "of a tenant"
+    assert asked.cache_pin == asked.options["cache_pin"] == 60.0
     assert asked.options["priority"] == -2 and asked.options["slo"] == asked.slo
     nothing = dict.fromkeys(WISHES)
     assert http.post(path, json={**BODIES[path], **nothing}).status_code == 200
     asked = backend.asked
     assert (asked.priority, asked.deadline, asked.slo, asked.cache_salt) == (0, None, None, None)
+    assert asked.cache_pin is None
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -55,6 +58,8 @@ def test_wishes_come_to_the_policies(tmp_path: Path, path: str):
         ({"slo": {"latency": 1.0}}, "slo.latency"),
         ({"slo": 0.5}, "slo"),
         ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_pin": -1}, "cache_pin"),
+        ({"cache_pin": 1e9}, "cache_pin"),
         ({"cache_salt": 7}, "cache_salt"),
         ({"cache_salt": "x" * 513}, "cache_salt"),
     ],

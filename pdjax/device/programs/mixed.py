@@ -72,6 +72,7 @@ class MixedProgram:
         rows = self._rows
         with rows.donated():
             size = rows.size(len(step.rows.tokens))
+            self._chunks.copy(step.copies, step.chunks)
             self._pool.arrays, size.undecided, undecided, x = self._step(
                 self._params,
                 self._pool.arrays,
@@ -88,6 +89,7 @@ class MixedProgram:
         n, chunks = len(step.rows.tokens), self._chunks
         undecided = Undecided.shapes(n, self._vocab_size)
         packed = prefill.pack(step.chunks), decode.pack(step.rows)
+        yield from chunks.calls_to_copy(step.copies, step.chunks)
         state = self._pool.arrays, undecided, self._rows.fed_back
         yield self._step.program, (self._params, *state, *packed)
         yield from chunks.calls_to_choose(step.chunks, chunks.stream_of(step.chunks))

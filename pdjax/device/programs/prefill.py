@@ -18,9 +18,11 @@ from pdjax.device.programs.program import AfterGroup
 from pdjax.device.programs.sampled import SampledTicket, nothing_sampled
 from pdjax.device.sharing import rehearsals, shapes_of
 from pdjax.device.steps import prefill, score
+from pdjax.device.steps.copy import make_copy_step
+from pdjax.device.steps.copy import pack as pack_copies
 from pdjax.device.steps.sample import Undecided, make_sample_step
 from pdjax.interfaces.batches import PrefillBatch, Sampled
-from pdjax.interfaces.steps import PrefillStep, StepKind
+from pdjax.interfaces.steps import Copies, PrefillStep, StepKind
 from pdjax.interfaces.tickets import Ticket
 
 
@@ -33,6 +35,7 @@ class PrefillProgram:
       pool: that the steps write.
       max_logprobs: how many log-probabilities a row gets.
       layer_groups: programs that a step is cut into.
+      copies: whether steps may copy pages.
 
     Raises:
       ValueError: more groups than layers.
@@ -50,11 +53,13 @@ class PrefillProgram:
         *,
         max_logprobs: int,
         layer_groups: int = 1,
+        copies: bool = True,
     ) -> None:
         self.layer_groups = split_groups(spec.num_layers, layer_groups)
         self._params, self._spec, self._pool = params, spec, pool
         self._max_logprobs = min(max_logprobs, spec.vocab_size)
         self._step = prefill.make_prefill_step(params, spec, pool.layout.tp, layer_groups).over(2)
+        self._copy = make_copy_step(pool).over(1) if copies else None
         self._sample = make_sample_step(pool.mesh, self._max_logprobs)
         scores = score.make_score_step(params, spec, pool.layout.tp, self._max_logprobs)
         self._score = scores.over(1)
@@ -67,26 +72,48 @@ class PrefillProgram:
             self._pool,
             max_logprobs=self._max_logprobs,
             layer_groups=layer_groups,
+            copies=self._copy is not None,
         )
 
     def dispatch(self, step: PrefillStep, after_group: AfterGroup) -> Ticket[Sampled]:
         if step.batch.kv_lens.any():
-            return self._dispatch(step.batch, after_group)
-        programs = self._step.program, self._sample, self._score.program
+            return self._dispatch(step, after_group)
+        copies = None if self._copy is None else self._copy.program
+        programs = self._step.program, self._sample, self._score.program, copies
         batch, known = step.batch, rehearsals(*programs)
         shapes = shapes_of(self._params, self._pool.arrays, vars(batch) | {"sampling": None})
         if shapes in known:
             for group in range(len(self.layer_groups)):
                 after_group(group)
             return nothing_sampled(len(batch.kv_lens), self._max_logprobs)
-        ticket = self._dispatch(batch, after_group)
+        ticket = self._dispatch(step, after_group)
         known.add(shapes)
         return ticket
 
-    def _dispatch(self, batch: PrefillBatch, after_group: AfterGroup) -> SampledTicket:
+    def _dispatch(self, step: PrefillStep, after_group: AfterGroup) -> SampledTicket:
         with self._pool.donated():
-            undecided, x = self._compute(prefill.pack(batch), after_group)
-        return self.choose(batch, undecided, x)
+            self.copy(step.copies, step.batch)
+            undecided, x = self._compute(prefill.pack(step.batch), after_group)
+        return self.choose(step.batch, undecided, x)
+
+    def copy(self, copies: Copies, batch: PrefillBatch) -> None:
+        """Copy pages before a batch is computed, within `donated`.
+
+        Raises:
+          ValueError: steps may copy no pages, or not so many.
+        """
+        for _, arguments in self.calls_to_copy(copies, batch):
+            assert self._copy is not None, "else there is no call"
+            self._pool.arrays = self._copy(*arguments)
+
+    def calls_to_copy(self, copies: Copies, batch: PrefillBatch) -> Iterator[Call]:
+        """What `copy` calls; a rehearsal copies the null page."""
+        if self._copy is None:
+            if copies:
+                raise ValueError(f"copies: {len(copies)} given; this engine's steps copy no pages")
+        elif copies or not batch.kv_lens.any():
+            pages = pack_copies(copies, len(batch.kv_lens))
+            yield self._copy.program, (self._pool.arrays, pages)
 
     def choose(self, batch: PrefillBatch, undecided: Undecided, x: jax.Array) -> SampledTicket:
         """Choose the tokens that follow, and work out the log-probabilities that are asked for, of
@@ -99,6 +126,7 @@ class PrefillProgram:
 
     def calls(self, step: PrefillStep) -> Iterator[Call]:
         batch, packed = step.batch, prefill.pack(step.batch)
+        yield from self.calls_to_copy(step.copies, batch)
         x = self.stream_of(batch)
         if isinstance(self._step, prefill.GroupedPrefillStep):
             yield from self._step.calls(self._params, self._pool.arrays, packed, x)

@@ -33,7 +33,7 @@ class KeyMemory:
 @dataclass
 class PrefixTotals:
     """Prompt tokens that were looked for when their prefill began, of every sequence once, by what
-    came of it; and pages evicted. All but the first and the last add up to `looked_up`.
+    came of it; and pages evicted. All from `hit` to `partial` add up to `looked_up`.
 
     Attributes:
       looked_up: all of them.
@@ -41,8 +41,9 @@ class PrefixTotals:
       evicted: in pages that had been there, and were evicted or lost since.
       isolated: in pages that were looked for before, but under another `cache_salt`.
       never_seen: in pages that had not been there.
-      partial: behind the last whole page that might be found: part of a page, or with the last
-        token, whose logits are wanted.
+      partial: behind the last whole page that might be found, and not found: part of a page, or
+        with the last token, whose logits are wanted.
+      copied: of `hit`, in pages that end or go on otherwise, of which the beginning was copied.
       evicted_pages: pages, not tokens.
     """
 
@@ -52,6 +53,7 @@ class PrefixTotals:
     isolated: int = 0
     never_seen: int = 0
     partial: int = 0
+    copied: int = 0
     evicted_pages: int = 0
 
     @property

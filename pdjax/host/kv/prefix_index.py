@@ -16,6 +16,7 @@ import numpy as np
 
 from pdjax.core.request import Request
 from pdjax.host.kv.pages import PageAllocator
+from pdjax.host.kv.partial_pages import PartialPages
 from pdjax.host.kv.prefix_account import KeyMemory, PrefixTotals
 from pdjax.host.sequences.sequence import Sequence
 
@@ -23,7 +24,8 @@ _KEY_BYTES = 16
 
 
 class PrefixIndex:
-    """Finds the pages of one pool by the tokens whose KV lies in them. Only whole pages are known.
+    """Finds the pages of one pool by the tokens whose KV lies in them. Whole pages are shared; of
+    one that ends, or goes on, otherwise than a sequence does, the beginning may be copied.
 
     The index answers to keys, which `keys` makes from tokens. A sequence keeps its keys, so that
     each of its tokens is hashed once, however often and in however many pools it is looked up. Keys
@@ -51,6 +53,7 @@ class PrefixIndex:
         self._seen = KeyMemory()  # keys that were inserted
         self._under_salts = KeyMemory()  # keys that salted sequences would have without their salts
         self._losses = 0  # keys forgotten so far
+        self._partial = PartialPages(allocator)
         self._matched: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
@@ -92,7 +95,8 @@ class PrefixIndex:
         return pages
 
     def known_tokens(self, sequence: Sequence, most: int) -> int:
-        """How many of the first `most` tokens of a sequence lie in known whole pages.
+        """How many of the first `most` tokens of a sequence lie in known pages, the last of which
+        may have to be copied.
 
         A sequence may wait for its turn for many steps, and is asked about in each. So the count is
         kept, and as long as nothing has been forgotten it can only grow: the walk goes on from
@@ -105,7 +109,17 @@ class PrefixIndex:
         while pages < len(keys) and keys[pages] in self._pages:
             pages += 1
         self._matched[sequence] = self._losses, pages
-        return min(pages, max(most, 0) // self.page_size) * self.page_size
+        whole = min(pages, max(most, 0) // self.page_size)
+        return whole * self.page_size + self._partly(sequence, keys, whole, most)[1]
+
+    def _partly(
+        self, sequence: Sequence, keys: Seq[bytes], whole: int, most: int
+    ) -> tuple[int, int]:
+        """The page whose first tokens are those behind the first `whole` pages of a sequence, and
+        how many of its first `most`; 0 of none."""
+        first = whole * self.page_size
+        tokens = sequence.tokens(first, min(most, first + self.page_size)) if most > first else ()
+        return self._partial.find(_before(sequence, keys, whole), tokens)
 
     def take(self, keys: Seq[bytes], most_tokens: int) -> list[int]:
         """Become a holder of the pages of the longest known prefix of at most `most_tokens` tokens.
@@ -119,32 +133,66 @@ class PrefixIndex:
         return pages
 
     def serve(self, sequence: Sequence, tokens: int) -> list[int]:
-        """`take` the known pages of the first `tokens` tokens for a prefill that begins, and count
-        the prompt in `totals` if it is the sequence's first."""
+        """`take` the known whole pages of the first `tokens` tokens for a prefill that begins, and
+        count the prompt in `totals` if it is the sequence's first. Where some tokens more are in a
+        page that cannot be shared, the sequence's `copied` is that page."""
         keys = keys_of(sequence, self)
         if not sequence.epoch:
             self._count(sequence, keys, tokens)
-        return self.take(keys, tokens)
+        pages = self.take(keys, tokens)
+        sequence.copied = None
+        if rest := tokens - len(pages) * self.page_size:
+            page, found = self._partly(sequence, keys, len(pages), tokens)
+            assert found == rest, f"{sequence.id}: {found} of {rest} tokens are in a page"
+            self._partial.use(page)
+            sequence.copied = page
+            self.totals.copied += rest
+        return pages
 
     def _count(self, sequence: Sequence, keys: list[bytes], hit: int) -> None:
         totals, size, salt = self.totals, self.page_size, salt_of(sequence.request)
         whole = max(sequence.reusable, 0) // size
         plain = self.keys(sequence.token_ids) if salt else keys
-        seen = evicted = isolated = 0
+        missed = evicted = isolated = 0
+        tokens = size - hit % size  # of the first page: the others may have been copied
         for key, bare in zip(keys[hit // size : whole], plain[hit // size : whole], strict=True):
-            seen += 1
+            missed += tokens
             if key in self._seen:
-                evicted += 1
+                evicted += tokens
             elif bare in self._under_salts or (salt and bare in self._seen):
-                isolated += 1
+                isolated += tokens
+            tokens = size
         if salt:
             self._under_salts.add(plain)
         totals.looked_up += sequence.length
         totals.hit += hit
-        totals.evicted += evicted * size
-        totals.isolated += isolated * size
-        totals.never_seen += (seen - evicted - isolated) * size
-        totals.partial += sequence.length - hit - seen * size
+        totals.evicted += evicted
+        totals.isolated += isolated
+        totals.never_seen += missed - evicted - isolated
+        totals.partial += sequence.length - hit - missed
+
+    def add(self, sequence: Sequence, pages: Seq[int], tokens: int) -> None:
+        """`insert` the whole pages among the first `tokens` tokens of a sequence, and let the
+        beginnings of those that are new be found, too."""
+        keys, size = keys_of(sequence, self), self.page_size
+        new = [place for place in range(tokens // size) if keys[place] not in self._pages]
+        self.insert(keys, pages, tokens)
+        if not new:
+            return
+        first = new[0] * size
+        content = np.array(sequence.tokens(first, tokens), np.int32)
+        for place in new:
+            own = content[place * size - first : (place + 1) * size - first]
+            self._partial.add(_before(sequence, keys, place), pages[place], own)
+
+    def add_tail(self, sequence: Sequence, pages: Seq[int], tokens: int) -> None:
+        """Let the part of a page be found that the first `tokens` tokens of a sequence end in, if
+        they do. The caller holds the page, and nothing is written to it any more."""
+        keys, place = keys_of(sequence, self), tokens // self.page_size
+        content = sequence.tokens(place * self.page_size, tokens)
+        if content:
+            before = _before(sequence, keys, place)
+            self._partial.add_tail(before, pages[place], np.array(content, np.int32), place)
 
     def insert(self, keys: Seq[bytes], pages: Seq[int], tokens: int) -> None:
         """Make findable the whole pages among the first `tokens` tokens of a sequence.
@@ -186,6 +234,7 @@ class PrefixIndex:
         """Make a page unfindable that does not hold what it was said to, as when the step that
         should have written it has failed. Its holders keep it."""
         if self._forget(page):
+            self._partial.drop([page])
             self._allocator.forget([page])
 
     def _forget_all(self, pages: Iterable[int]) -> None:
@@ -213,6 +262,7 @@ class PrefixIndex:
     def clear(self) -> None:
         """Forget everything, as when the weights have changed."""
         self._allocator.forget(self._keys)
+        self._partial.clear()
         self._keys.clear()
         self._pages.clear()
         self._losses += 1
@@ -220,7 +270,9 @@ class PrefixIndex:
     def check(self) -> None:
         """Assert that a page has one key, a key one page, and that the allocator knows the same."""
         assert {page: key for key, page in self._pages.items()} == self._keys, "keys and pages"
-        assert self._keys.keys() == self._allocator.known, "known here or there only"
+        known = self._keys.keys() | self._partial.tails
+        assert known == self._allocator.known, "known here or there only"
+        self._partial.check()
 
 
 def keys_of(sequence: Sequence, index: PrefixIndex) -> list[bytes]:
@@ -232,6 +284,12 @@ def keys_of(sequence: Sequence, index: PrefixIndex) -> list[bytes]:
         known = index.keys(sequence.token_ids, salt, so_far=known)
         sequence.page_keys[index.page_size] = known
     return known
+
+
+def _before(sequence: Sequence, keys: Seq[bytes], place: int) -> bytes:
+    """The key of the page before a page of a sequence; of the first one, what its keys begin
+    with."""
+    return keys[place - 1] if place else _digest(salt_of(sequence.request))
 
 
 def salt_of(request: Request) -> bytes:

@@ -114,8 +114,8 @@ def _check_chunk(policy: Any, plan: StepPlan, chunk: Chunk, view: EngineView) ->
     sequence, admitted = chunk.sequence, 0
     if sequence.state is State.WAITING:
         start, admitted = view.cached(sequence), view.buckets.pages_for(sequence.length)
-        begins = 0 <= chunk.start <= start and chunk.start % view.buckets.page_size == 0
-        expected = f"at a page boundary up to {start}, of which the KV is cached"
+        begins = chunk.start == start or chunk.start in range(0, start, view.buckets.page_size)
+        expected = f"at a page boundary up to {start}, of which the KV is cached, or there"
     elif sequence.state is State.PREFILLING and sequence.engine == view.engine:
         begins, expected = chunk.start == sequence.prefilled, f"at {sequence.prefilled}"
     else:

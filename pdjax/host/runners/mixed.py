@@ -5,7 +5,7 @@ from pdjax.host.batching.chunks import Chunk
 from pdjax.host.batching.prefill_batch import prefill_batch
 from pdjax.host.engines import EngineState, InFlight, Mixed
 from pdjax.host.runners.decode import DecodeRunner
-from pdjax.host.runners.prefill import PrefillRunner
+from pdjax.host.runners.prefill import PrefillRunner, copies_of
 from pdjax.host.runners.steps import Steps
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.steps import MixedStep
@@ -50,7 +50,7 @@ class MixedRunner:
         work = Mixed(chunks, tick)
         self._steps.submit(
             state,
-            MixedStep(batch, tick.batch),
+            MixedStep(batch, tick.batch, copies_of(chunks, buckets.page_size)),
             work,
             work.refs,
             tokens=work.tokens,

@@ -11,6 +11,7 @@ from pdjax.host.batching.prefill_batch import prefill_batch
 from pdjax.host.engines import EngineState, InFlight
 from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.manager import HandoffManager
+from pdjax.host.planning import ASK
 from pdjax.host.policies.api import Policies
 from pdjax.host.policies.check import agrees, check_admissions
 from pdjax.host.runners.steps import Steps
@@ -21,7 +22,7 @@ from pdjax.host.sequences.prompt_scores import of_each
 from pdjax.host.sequences.reference import SequenceRef, ids_of
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.interfaces.batches import NOT_FINITE, Sampled
-from pdjax.interfaces.steps import PrefillStep
+from pdjax.interfaces.steps import Copies, PrefillStep
 
 
 class PrefillRunner:
@@ -52,6 +53,7 @@ class PrefillRunner:
         self._fleet, self._steps, self._lifecycle = fleet, steps, lifecycle
         self._handoffs, self._output, self._policies = handoffs, output, policies
         self._clock, self._recorder = runtime.clock, runtime.recorder
+        self._events = runtime.events
         self.has_firsts = False
 
     def dispatch(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
@@ -90,7 +92,7 @@ class PrefillRunner:
         exports = queue.exports(streaming, len(state.engine.layer_groups)) if streaming else ()
         ticket = self._steps.submit(
             state,
-            PrefillStep(batch, exports),
+            PrefillStep(batch, exports, copies_of(chunks, state.buckets.page_size)),
             chunks,
             tuple(SequenceRef.of(chunk.sequence) for chunk in chunks),
             tokens=_tokens(chunks),
@@ -187,6 +189,8 @@ class PrefillRunner:
             self._lifecycle.computed(sequence, chunk.stop)
             if not chunk.last:
                 continue
+            if sequence.request.cache_pin is not None:
+                self._pin(sequence, sequence.request.cache_pin)
             if not sequence.output:
                 self._recorder.mark(sequence, "first_token")
                 self.has_firsts = True
@@ -199,6 +203,14 @@ class PrefillRunner:
                 if sequence.handoff is not None:
                     self._handoffs.depart(sequence)
 
+    def _pin(self, sequence: Sequence, seconds: float) -> None:
+        """Pin the prompt of a sequence for so long, or let go of it."""
+        pool = self._lifecycle.pool_of(sequence)
+        if not seconds:
+            pool.unpin(sequence)
+        elif self._fleet.pin(sequence, pool, until := self._clock.now() + seconds):
+            self._events.at(until, ASK)  # what waits for pages is planned anew
+
     def _stays(self, sequence: Sequence, state: EngineState) -> bool:
         """Whether its next token is made here, too, and there is room for that."""
         if not (state.takes_prompts and agrees(self._policies.handoff, "stays", sequence)):
@@ -208,6 +220,17 @@ class PrefillRunner:
             return False
         sequence.pages += state.allocator.allocate(missing)
         return True
+
+
+def copies_of(chunks: Seq[Chunk], page_size: int) -> Copies:
+    """The pages that are copied for the sequences of a step, which begin within one."""
+    found: list[tuple[int, int]] = []
+    for chunk in chunks:
+        sequence = chunk.sequence
+        if sequence.copied is not None:
+            found.append((sequence.copied, sequence.pages[chunk.start // page_size]))
+            sequence.copied = None
+    return tuple(found)
 
 
 def _tokens(chunks: Seq[Chunk]) -> int:

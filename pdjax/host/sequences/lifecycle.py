@@ -118,8 +118,8 @@ class SequenceLifecycle:
         for sequence, cached, _ in newcomers:
             if pool.prefixes is not None:
                 sequence.pages = pool.prefixes.serve(sequence, cached)
-                known = len(sequence.pages) * pool.prefixes.page_size
-                assert known == cached, f"{sequence.id}: {known} of {cached} tokens are there"
+                known, size = len(sequence.pages), pool.prefixes.page_size
+                assert known == cached // size, f"{sequence.id}: {known} pages of {cached} tokens"
                 sequence.found_in(pool.prefixes, cached)
             sequence.prefilled = cached
             if not sequence.output:
@@ -137,7 +137,7 @@ class SequenceLifecycle:
         """The KV of its first `tokens` tokens is in its pool, and right: it can be found there."""
         prefixes = self.pool_of(sequence).prefixes
         if prefixes is not None:
-            prefixes.insert(keys_of(sequence, prefixes), sequence.pages, tokens)
+            prefixes.add(sequence, sequence.pages, tokens)
         if tokens >= sequence.prompt_len and sequence in self._others:
             self._let_others_in(sequence)
 
@@ -173,6 +173,7 @@ class SequenceLifecycle:
         return self._hand_over(sequence)
 
     def _hand_over(self, sequence: Sequence) -> list[int]:
+        self.pool_of(sequence).written(sequence)
         pages = sequence.pages
         for state in self._fleet.sharing(self.pool_of(sequence)):  # the pages are leaving it
             self._fleet.touch(state)
@@ -376,6 +377,8 @@ class SequenceLifecycle:
             case other:
                 raise AssertionError(f"sequence {sequence.id} has nothing to release in {other}")
         if sequence.pages:
+            if sound and sequence.state is not State.PREFILLING:  # else it may not be complete
+                self.pool_of(sequence).written(sequence)
             self.pool_of(sequence).allocator.free(sequence.pages)
         sequence.leave()
 

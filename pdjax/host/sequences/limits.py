@@ -25,6 +25,7 @@ class Limits:
       max_waiting: sequences in the waiting queue.
       prefill_tokens: tokens that the largest prefill pool can hold.
       decode_tokens: tokens that the largest decode pool can hold.
+      pinned_tokens: of the longest prompt that may be pinned; None where no prefix is kept.
     """
 
     vocab_size: int
@@ -33,6 +34,7 @@ class Limits:
     max_waiting: int
     prefill_tokens: int
     decode_tokens: int
+    pinned_tokens: int | None = None
 
     def max_new_tokens(self, request: Request) -> int:
         """Tokens that it may generate: `max_tokens`, cut by the context."""
@@ -67,6 +69,17 @@ class Limits:
         self._check_tokens("logit_bias", tuple(params.logit_bias))
         self._check_tokens("allowed_token_ids", params.allowed_token_ids or ())
         self._check_pools(len(prompt), self.max_new_tokens(request), params.max_tokens)
+        if request.cache_pin:
+            self._check_pin(request.cache_pin, len(prompt))
+
+    def _check_pin(self, seconds: float, prompt: int) -> None:
+        if self.pinned_tokens is None:
+            raise ValueError(f"cache_pin={seconds}: needs kv.prefix_cache=True, which keeps pages")
+        if prompt > self.pinned_tokens:
+            raise ValueError(
+                f"cache_pin={seconds}: a prompt of {prompt} tokens; at most {self.pinned_tokens} "
+                "may be pinned, by kv.pinned_fraction of a pool and beside the longest request"
+            )
 
     def _check_tokens(self, name: str, token_ids: Seq[Any]) -> None:
         if not token_ids:

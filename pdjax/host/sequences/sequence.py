@@ -93,6 +93,8 @@ class Sequence:
         decode engine.
       page_keys: keys of its whole pages by page size, as far as they have been asked for; see
         host/kv/prefix_index.py.
+      copied: a page of its pool that begins with tokens of its own and is copied before its first
+        chunk is computed; None where there is none, or the step has been dispatched.
       found: the prefix indices of the pools in which its KV was computed or brought, and how many
         of its first tokens were findable there before; all others are its own.
       cached_tokens: prompt tokens whose KV was reused instead of computed.
@@ -133,6 +135,7 @@ class Sequence:
     failed_on: frozenset[EngineId] = frozenset()
     streams: bool = True
     page_keys: dict[int, list[bytes]] = field(default_factory=dict)
+    copied: int | None = None
     found: dict[Any, int] = field(default_factory=dict)
     cached_tokens: int = 0
     finish_reason: str | None = None
@@ -229,7 +232,7 @@ class Sequence:
         assert not self.done, f"sequence {self.id} has ended"
         self.state = State.WAITING
         self.epoch += 1
-        self.prefilled, self.handoff = 0, None
+        self.prefilled, self.handoff, self.copied = 0, None, None
         self.leave()
 
 

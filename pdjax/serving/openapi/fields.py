@@ -7,7 +7,7 @@ what is written here.
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdjax.core.request import MAX_CACHE_SALT, MAX_PRIORITY
+from pdjax.core.request import MAX_CACHE_PIN, MAX_CACHE_SALT, MAX_PRIORITY
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,13 @@ FIELDS: dict[str, FieldNote] = {
         "learns from the time to a first token what a prompt begins with.",
         {"minLength": 1, "maxLength": MAX_CACHE_SALT},
         "a secret of the tenant's",
+    ),
+    "cache_pin": FieldNote(
+        "Seconds for which the prompt's KV is not evicted, from when it is computed; a later "
+        "request with the same prompt says it anew, and 0 lets go of it. Where too much is pinned "
+        "already, the prompt is not; a prompt that may never be pinned is a 400.",
+        {"minimum": 0, "maximum": MAX_CACHE_PIN},
+        600.0,
     ),
     "n": FieldNote(_CHOICES, {"minimum": 1}),
     "max_tokens": FieldNote(

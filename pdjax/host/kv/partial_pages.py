@@ -1,0 +1,128 @@
+"""Finds pages that begin with the tokens of a sequence and then end, or go on differently.
+
+Such a page cannot be shared, since its end would be written by two. It is copied, and the copy is
+written: copy on write, as of a process's memory (vLLM's blocks, Kwon et al. 2023).
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from typing import NamedTuple
+
+import numpy as np
+
+from pdjax.host.kv.pages import PageAllocator
+
+_MOST_ALIKE = 8
+"""Pages behind the same prefix that begin with the same token, and are looked at: the newest."""
+
+
+Beginning = tuple[bytes, int]
+"""The key of the page before a page, and its own first token."""
+
+
+class _Content(NamedTuple):
+    """How a page begins, and its tokens i32[n], n of at most a page."""
+
+    beginning: Beginning
+    tokens: np.ndarray
+
+
+class PartialPages:
+    """The content of pages of one pool, by the prefix before each.
+
+    A page is added when its first tokens are there for good: they are never written again. The tail
+    of a sequence is known to the allocator by this alone.
+
+    Args:
+      allocator: of the pool. It tells which pages it evicts.
+
+    Attributes:
+      tails: the pages that are known for a part of them; to be read only.
+    """
+
+    def __init__(self, allocator: PageAllocator) -> None:
+        allocator.on_evict(self.drop)
+        self._allocator = allocator
+        self._alike: dict[Beginning, dict[int, None]] = {}
+        self._contents: dict[int, _Content] = {}
+        self.tails: set[int] = set()
+
+    def add(self, before: bytes, page: int, tokens: np.ndarray) -> None:
+        """Add a page that is known as a whole one.
+
+        Args:
+          before: the key of the page before it.
+          tokens: i32[n], that are in it.
+        """
+        beginning = before, int(tokens[0])
+        self._contents[page] = _Content(beginning, tokens)
+        alike = self._alike.setdefault(beginning, {})
+        alike[page] = None
+        if len(alike) > _MOST_ALIKE:
+            del alike[next(iter(alike))]
+
+    def add_tail(self, before: bytes, page: int, tokens: np.ndarray, place: int) -> None:
+        """Add a page that has a holder and is not whole, and let it be cached; as `add`. A page
+        that begins with these tokens already makes it needless.
+
+        Args:
+          place: of the page among those of its sequence.
+        """
+        if page in self._contents or self.find(before, tokens.tolist())[1] == len(tokens):
+            return
+        self._allocator.know({page: place})
+        self.tails.add(page)
+        self.add(before, page, tokens)
+
+    def find(self, before: bytes, tokens: Seq[int]) -> tuple[int, int]:
+        """The page that begins with most of these tokens, and how many; 0 of none.
+
+        Args:
+          before: the key of the page before it.
+          tokens: that are wanted in it, of a page at the most.
+        """
+        page, most = 0, 0
+        alike = self._alike.get((before, tokens[0])) if tokens else None
+        if alike is None:
+            return page, most
+        wanted = np.array(tokens, np.int32)
+        for other in alike:
+            found = self._contents[other].tokens[: len(wanted)]
+            differ = np.flatnonzero(found != wanted[: len(found)])
+            same = int(differ[0]) if len(differ) else len(found)
+            if same > most:
+                page, most = other, same
+        return page, most
+
+    def use(self, page: int) -> None:
+        """A page has been copied: it is as young as one that was shared, if it is cached."""
+        self._allocator.share([page])
+        self._allocator.free([page])
+
+    def drop(self, pages: Iterable[int]) -> None:
+        """Pages are not known any longer."""
+        for page in pages:
+            content = self._contents.pop(page, None)
+            self.tails.discard(page)
+            if content is None:
+                continue
+            alike = self._alike.get(content.beginning)
+            if alike is not None:
+                alike.pop(page, None)
+                if not alike:
+                    del self._alike[content.beginning]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._allocator.forget(self.tails)
+        self._alike.clear()
+        self._contents.clear()
+        self.tails.clear()
+
+    def check(self) -> None:
+        """Assert that each table says what the other does, and that tails are known."""
+        assert self.tails <= self._allocator.known, "tails that are not known"
+        assert self.tails <= self._contents.keys(), "tails without content"
+        for beginning, pages in self._alike.items():
+            assert pages and len(pages) <= _MOST_ALIKE, "pages that are alike"
+            assert all(self._contents[each].beginning == beginning for each in pages), "elsewhere"
