@@ -1,16 +1,14 @@
 """The config of a run. Re-exports the dataclasses of this folder."""
 
 from pdjax.config.handoff import HandoffConfig
+from pdjax.config.kv import DTYPES, USUAL_FRACTION, KVConfig
 from pdjax.config.policies import PoliciesConfig
 from pdjax.config.roles import RolesConfig
 from pdjax.config.schema import (
-    DTYPES,
     NO_CACHE,
     RANDOM,
-    USUAL_FRACTION,
     Config,
     DecodeConfig,
-    KVConfig,
     ModelConfig,
     PrefillConfig,
 )
