@@ -12,8 +12,11 @@ from tests.report.test_report import Page
 
 SMALL = (
     *("--chips=2", "--num_prompts=12", "--input_len=600", "--output_len=6", "--budgets=512"),
-    *("--resolution=0.5", "--slo_scales=0.5,1", "--request_rate=16", "--goodput=ttft:60"),
+    *("--resolution=0.9", "--slo_scales=0.5,1", "--request_rate=16", "--goodput=ttft:60"),
+    "--modes=disaggregated,dynamic,mixed",
 )
+"""Fewer modes and steps of bisection than by default; tests/test_readme.py runs docs/explain.md,
+whose command has all modes."""
 
 
 def explain(*args: str) -> int:
