@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pdjax", "pallas_kernels")
 FOLDERS = (*PACKAGES, "experiments", "configs", "tests")
 MAX_LINES = 400
-KINDS = (ast.Import, ast.ImportFrom, ast.Name, ast.Attribute, ast.Call)
 
 PUBLIC = ("LLM", "AsyncLLM", "SLO", "Config", "SamplingParams", "RequestOutput", "load_config")
 # By the first name below `pdjax`. What `pdjax` itself binds, lazily, may load anything.
@@ -105,18 +104,13 @@ def room_of(dotted: str) -> str | None:
     return first if first in FOLDERS else None
 
 
-def names_and_imports(text: str, path: str) -> list[ast.AST]:
-    """Parse a file; its names, attributes, calls and imports at any depth, outer ones first."""
-    waiting: list[ast.AST] = [ast.parse(text, path)]
-    found = []
-    for node in waiting:  # which grows; `ast.walk` takes three times as long
+def nodes_of(tree: ast.AST) -> list[ast.AST]:
+    """All nodes, outer ones first, in half the time that `ast.walk` takes."""
+    found = [tree]
+    for node in found:  # which grows
         for value in vars(node).values():
-            if isinstance(value, list):
-                waiting += [each for each in value if isinstance(each, ast.AST)]
-            elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
-                waiting.append(value)
-        if isinstance(node, KINDS):
-            found.append(node)
+            several = value if isinstance(value, list) else (value,)
+            found += [each for each in several if isinstance(each, ast.AST)]
     return found
 
 
@@ -125,7 +119,7 @@ class Source:
 
     def __init__(self, path: str, text: str) -> None:
         self.path = path
-        nodes = names_and_imports(text, path)
+        nodes = nodes_of(ast.parse(text, path))
         self.lines = len(text.splitlines())
         self.module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         room = room_of(self.module)
@@ -310,11 +304,7 @@ def test_host_column_runs_without_jax():
     ("path", "text", "expected"),
     [
         ("pdjax/host/kv/pages.py", "import jax.numpy as jnp", "host must not import jax.numpy"),
-        (
-            "pdjax/host/kv/pages.py",
-            "def f():\n    from flax import struct",
-            "pages.py:2: host must not",
-        ),
+        ("pdjax/host/kv/pages.py", "def f():\n    from flax import struct", "py:2: host must not"),
         ("pdjax/host/batching/prefill_batch.py", "from pdjax.device import mesh", "of device"),
         (
             "pdjax/host/policies/decode.py",

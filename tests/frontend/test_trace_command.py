@@ -73,7 +73,7 @@ def test_pictures_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture):
     pytest.importorskip("matplotlib")
     plot = tmp_path / "deep" / "run.svg"
     args = (f"--out={tmp_path / 'trace.json'}", f"--plot={plot}", "--requests=50", "--rate=60")
-    assert run("--backend=sim", *args) == 0
+    assert run("--backend=sim", "--max_tokens=3", *args) == 0
     texts = plot.read_text()
     for name in ("prefill/0", "decode/0", "(and 10 more)", "MB in flight", "free pages"):
         assert f"<!-- {name} -->" in texts, name
@@ -82,7 +82,7 @@ def test_pictures_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture):
 
 def test_a_colocated_run_has_no_handoff_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture):
     pytest.importorskip("matplotlib")
-    args = (f"--out={tmp_path / 'trace.json'}", f"--plot={tmp_path / 'run.png'}")
+    args = (f"--out={tmp_path / 'trace.json'}", f"--plot={tmp_path / 'run.png'}", "--requests=2")
     assert run("--backend=sim", "--config=smollm2_colocated", *args) == 0
     assert "no hand-off to draw" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.png", "trace.json"]
