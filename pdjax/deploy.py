@@ -173,6 +173,7 @@ def _on_devices(
             recorder=recorder,
             policies=chosen,
             roles=built.roles,
+            pools=built.tiers,
             make_text=text_maker(model.tokenizer),
             make_guide=guide_maker(model.guides),
             guides=GuideThreads(_guide_threads(), events.wake),

@@ -63,11 +63,11 @@ FLOORS: dict[str, dict[str, int]] = {
     "host": {
         "coordinator*": 7,
         **dict.fromkeys(["loop*", "warm_up*", "audit*"], 6),
-        **dict.fromkeys(["runners*", "shedding*", "planning*", "roles*"], 5),
+        **dict.fromkeys(["runners*", "shedding*", "planning*", "admissions*", "roles*"], 5),
         **dict.fromkeys(["handoff.accounting*", "handoff.spans*"], 1),
-        **dict.fromkeys(["handoff*", "losses*", "health*"], 4),
+        **dict.fromkeys(["handoff*", "losses*", "health*", "tiers*"], 4),
         **dict.fromkeys(["sequences.lifecycle*", "sequences.output*", "fleet*", "engines*"], 3),
-        "policies*": 2,
+        **dict.fromkeys(["policies*", "sequences.ranking*"], 2),
     },
     "device": {
         "builder*": 5,

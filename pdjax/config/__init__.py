@@ -12,6 +12,7 @@ from pdjax.config.schema import (
     ModelConfig,
     PrefillConfig,
 )
+from pdjax.config.tiers import TiersConfig
 
 __all__ = [
     "DTYPES",
@@ -26,4 +27,5 @@ __all__ = [
     "PoliciesConfig",
     "PrefillConfig",
     "RolesConfig",
+    "TiersConfig",
 ]

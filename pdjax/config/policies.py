@@ -36,6 +36,8 @@ class PoliciesConfig:
         those that miss their deadline or SLO by what is predicted.
       eviction: which pages of a prefix cache go first when none is free: "prefix_lru", "lru", "lfu"
         or "cost_aware".
+      tiering: whether a prefix that lies in a tier is brought up or computed again: "by_cost" takes
+        what is predicted to be sooner, "always" brings it up. See TiersConfig.
       roles: which engines change what they do, and when: "fixed" changes none; "balance" moves
         engines to the side with more to do than it can. See RolesConfig.
       victim: which sequence gives up its pages first when a decode pool is full: "youngest",
@@ -67,6 +69,7 @@ class PoliciesConfig:
     local_tokens: int = 128
     admission: str = "all"
     eviction: str = "prefix_lru"
+    tiering: str = "by_cost"
     roles: str = "fixed"
     victim: str = "youngest"
     tpot_target: float | None = None

@@ -26,6 +26,7 @@ from pdjax.config.handoff import HandoffConfig
 from pdjax.config.kv import DTYPES, KVConfig
 from pdjax.config.policies import PoliciesConfig
 from pdjax.config.roles import RolesConfig
+from pdjax.config.tiers import TiersConfig
 from pdjax.core.kv_layout import QUANTISED_DTYPES
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
@@ -197,7 +198,7 @@ class Config:
     """A whole run.
 
     Attributes:
-      model, kv, prefill, decode, handoff, policies, roles: the parts; see their classes.
+      model, kv, prefill, decode, handoff, tiers, policies, roles: the parts; see their classes.
       colocated: prefill and decode on the same mesh and pool (the rival that disaggregation is
         measured against). A hand-off moves ownership, not bytes. Needs equal tp, and decode engines
         of one stage, as many as prefill engines: several are replicas, each with a mesh and a pool,
@@ -237,6 +238,7 @@ class Config:
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
     policies: PoliciesConfig = field(default_factory=PoliciesConfig)
     roles: RolesConfig = field(default_factory=RolesConfig)
+    tiers: TiersConfig = field(default_factory=TiersConfig)
     colocated: bool | None = False
     flexible: str = "none"
     shared_devices: bool = False
@@ -264,6 +266,11 @@ class Config:
         check_slots("prefill.pages", self.prefill.pages, self.kv.page_size)
         check_slots("decode.pages", self.decode.pages, self.decode_page_size)
         self._check_handoff()
+        if self.tiers.host_gb is not None and not self.kv.prefix_cache:
+            raise ValueError(
+                f"tiers.host_gb={self.tiers.host_gb}: needs kv.prefix_cache=True, whose pages it "
+                "takes in"
+            )
         if self.prefill.dispatch_thread and (self.colocated or self.shared_devices):
             raise ValueError(
                 "prefill.dispatch_thread=True: needs devices that decode does not use, so neither "

@@ -25,9 +25,9 @@ from pdjax.device.devices import Workers, deal_devices
 from pdjax.device.engine import JaxEngine
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Claim, deal_pages, free_bytes
-from pdjax.device.kv.transport import DeviceTransport
 from pdjax.device.kv.transports import Transports
 from pdjax.device.layer_groups import choose_groups
+from pdjax.device.links import connect, host_tiers
 from pdjax.device.mesh import Rules, make_mesh
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.weights import copied_params, load_params, random_params
@@ -37,7 +37,7 @@ from pdjax.device.programs.mixed import MixedProgram
 from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.programs.program import Program
 from pdjax.interfaces.steps import Step, StepKind
-from pdjax.interfaces.transport import Transport
+from pdjax.interfaces.transport import Pool
 
 _LOG = logging.getLogger("pdjax")
 
@@ -56,6 +56,7 @@ class Engines:
       transport: between their pools.
       pools: by their names.
       workers: of their devices.
+      tiers: pools that no engine has; the transport holds them.
       on_host_cores: whether the devices are the cores that the host itself needs.
     """
 
@@ -65,14 +66,15 @@ class Engines:
     pools: dict[PoolId, PoolOwner]
     workers: Workers
     on_host_cores: bool
+    tiers: tuple[Pool, ...] = ()
 
     def handing_over(self, handoff: HandoffConfig, layer_groups: int) -> "Engines":
         """Engines over the same weights, pools and workers, whose prefill steps are cut into so
-        many layer groups, and whose KV travels as `handoff` says. Of both, one at a time is asked
-        anything; what is left in pages is left there."""
+        many layer groups, and whose KV travels as `handoff` says; without a tier. Of both, one at a
+        time is asked anything; what is left in pages is left there."""
         transport = connect(self.pools, handoff.wire_dtype, self.workers)
         engines = [_recut(each, self.pools, transport, layer_groups) for each in self.engines]
-        return replace(self, engines=engines, transport=transport)
+        return replace(self, engines=engines, transport=transport, tiers=())
 
     def close(self) -> None:
         """Wait until everything that engines were asked has been dispatched, then let go of their
@@ -81,23 +83,6 @@ class Engines:
             closing.callback(self.transport.close)
             for each in reversed(self.engines):
                 closing.callback(each.close)
-
-
-def connect(
-    pools: Mapping[PoolId, PoolOwner], wire_dtype: str | None, workers: Workers
-) -> Transports:
-    """Every transport between the pools; of two that connect the same, the first is taken.
-
-    Raises:
-      ValueError: two pools that cannot hold the same KV, or no such wire type.
-    """
-    transports: list[Transport] = [
-        DeviceTransport(pools, wire_dtype, workers.ahead),
-    ]
-    by_pool = {name: workers.of(pool.mesh.devices.flat) for name, pool in pools.items()}
-    return Transports(
-        transports, {name: worker for name, worker in by_pool.items() if worker is not None}
-    )
 
 
 def _recut(
@@ -136,23 +121,27 @@ def build_engines(
         so that the pools take `USUAL_FRACTION`.
 
     Raises:
-      ValueError: a layout that cannot work, pools for which there is no memory even without
-        weights, or a setting of JAX that holds in this thread alone; nothing has been loaded then.
-        Or, after that, too little memory for a pool.
+      ValueError: a layout that cannot work, pools or a tier for which there is no memory even
+        without weights, or a setting of JAX that holds in this thread alone; nothing has been
+        loaded then. Or, after that, too little memory for a pool.
     """
     _check_settings()
     for_prefill, for_decode = deal_devices(config)
     claims = Claims(config, spec, context).of(for_prefill, for_decode)
+    tiers = host_tiers(config, claims[0].claim.layout)
     builder = _Builder(config, spec, context, checkpoint, progress or Progress(False), largest)
     owned = dict(zip([each.id for each in claims], builder.own(claims), strict=True))
     prefilling = {each.id: owned[each.id] for each in claims if each.role.prefills}
     decoding = {each.id: owned[each.id] for each in claims if each.role.decodes}
     pools = {name: pool for name, (pool, _) in owned.items()}
     workers = Workers(config, for_prefill)
-    if config.colocated:  # what a replica has prefilled it decodes
-        transport = Transports([])
-    else:
-        transport = connect(pools, config.handoff.wire_dtype, workers)
+    transport = connect(
+        pools,
+        config.handoff.wire_dtype,
+        workers,
+        tiers,
+        hands_off=not config.colocated,  # what a replica has prefilled it decodes
+    )
     flexible = decoding if config.decode_is_flexible else {}
     ends = [*prefilling, *flexible], [*decoding, *prefilling]
     groups = choose_groups(config, spec, transport, pools, *ends)
@@ -178,7 +167,7 @@ def build_engines(
         engines.append(JaxEngine(*given))
         roles[id] = role
     on_host_cores = jax.default_backend() == "cpu"
-    return Engines(engines, roles, transport, pools, workers, on_host_cores)
+    return Engines(engines, roles, transport, pools, workers, on_host_cores, tiers)
 
 
 Owned = tuple[PoolOwner, Params]

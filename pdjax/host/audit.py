@@ -1,12 +1,15 @@
-"""The account of pages and rows: every one is free, or held by exactly the sequences and hand-offs
-that are known."""
+"""The account of pages and rows: every one is free, or held by exactly the sequences, hand-offs and
+moves from and to tiers that are known."""
 
 from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.manager import HandoffManager
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
+from pdjax.host.tiers.manager import TierManager
 
 
-def audit(fleet: Fleet, lifecycle: SequenceLifecycle, handoffs: HandoffManager) -> None:
+def audit(
+    fleet: Fleet, lifecycle: SequenceLifecycle, handoffs: HandoffManager, tiers: TierManager
+) -> None:
     """Assert it, of every pool, index and batch.
 
     Raises:
@@ -19,6 +22,7 @@ def audit(fleet: Fleet, lifecycle: SequenceLifecycle, handoffs: HandoffManager) 
                 if holder is pool:
                     held += pages
         held += () if pool.pins is None else pool.pins.held()
+        held += [page for holder, pages in tiers.held() if holder is pool for page in pages]
         pool.allocator.check(held)
         leaving = [each for each in handoffs.open if each.source is pool]
         expected = sum(len(handoff.source_pages) for handoff in leaving)

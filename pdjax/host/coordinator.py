@@ -141,6 +141,7 @@ class Coordinator:
         self._broken = self._broken or self.loop.lifecycle
         self._runtime.events.forget()
         self.loop.handoffs.queue.abandon()
+        self.loop.tiers.moves.abandon()
         self.loop = self._new_loop()
         self.loop.lifecycle.take_over(self._broken, error)
         self._broken = None
@@ -168,7 +169,8 @@ class Coordinator:
     def has_room(self, choices: int) -> bool:
         """Whether the waiting queue has room for so many more sequences."""
         lifecycle = self.loop.lifecycle
-        return len(lifecycle.waiting) + len(lifecycle.held) + choices <= self._limits.max_waiting
+        queued = sum(map(len, (lifecycle.waiting, lifecycle.held, lifecycle.loading)))
+        return queued + choices <= self._limits.max_waiting
 
     def check_room(self, choices: int, arriving: int = 0) -> None:
         """Refuse so many more sequences if the waiting queue has no room for them, and for those

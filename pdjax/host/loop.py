@@ -12,6 +12,7 @@ from typing import Any
 from pdjax.config import Config
 from pdjax.core.ids import EngineId
 from pdjax.core.roles import Role
+from pdjax.host.admissions import Admissions
 from pdjax.host.audit import audit
 from pdjax.host.engines import EngineState
 from pdjax.host.fleet import Fleet, Touched, in_order
@@ -22,8 +23,7 @@ from pdjax.host.health import Health
 from pdjax.host.losses import lose_pool
 from pdjax.host.metrics.observer import TurnPart
 from pdjax.host.planning import ASK, PrefillPlanner
-from pdjax.host.policies.api import Migration, Policies
-from pdjax.host.policies.check import check_admissions
+from pdjax.host.policies.api import Policies
 from pdjax.host.roles.manager import ROLES, RoleManager
 from pdjax.host.runners.decode import DecodeRunner
 from pdjax.host.runners.mixed import MixedRunner
@@ -35,6 +35,8 @@ from pdjax.host.sequences.output import OutputProcessor
 from pdjax.host.sequences.sequence import Sequence, State
 from pdjax.host.service import Service
 from pdjax.host.shedding import SHED, Shedding
+from pdjax.host.tiers.manager import TierManager
+from pdjax.host.tiers.moves import GIVE_UP as GIVE_UP_MOVES
 from pdjax.host.warm_up import Show, warm_ups
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.events import (
@@ -70,7 +72,7 @@ class Loop:
     Attributes:
       fleet: engines and pools.
       lifecycle: the live sequences.
-      handoffs: the open hand-offs; `roles`: changes what engines do.
+      handoffs: the open hand-offs; `roles`: changes what engines do; `tiers`: what is below pools.
     """
 
     def __init__(
@@ -103,6 +105,9 @@ class Loop:
             numbers,
             runtime,
         )
+        given = max_model_len, numbers, runtime
+        self.tiers = TierManager(config, self.fleet, transport, self.lifecycle, policies, *given)
+        self._admissions = Admissions(policies, self.fleet, self.lifecycle, self.handoffs, runtime)
         told = self._recorder, end_token_ids, runtime.guides
         self._output = OutputProcessor(self.lifecycle, *told)
         self._health = Health(config.roles, self.fleet, runtime.clock)
@@ -114,8 +119,8 @@ class Loop:
         known = self.fleet, self.lifecycle, runtime
         self._planner = PrefillPlanner(policies, *known)
         self._shedding = Shedding(policies.admission, *known)
-        given = self.handoffs, policies, self._health, max_model_len
-        self.roles = RoleManager(config.roles, *given, *known)
+        seen = self.handoffs, policies, self._health, max_model_len
+        self.roles = RoleManager(config.roles, *seen, *known)
         self._due = deque[TimerDue]()
         self._done: Touched = set()  # engines of which a step has come back and is not read
         self._finished: deque[tuple[Sequence, EngineState]] = deque()
@@ -125,7 +130,8 @@ class Loop:
     def has_work(self) -> bool:
         """Whether a turn may still do something, or there is something to tell."""
         told = bool(self.lifecycle.live) or self.lifecycle.has_news
-        return told or self._is_cut or self.fleet.busy or self.handoffs.busy
+        busy = self.fleet.busy or self.handoffs.busy or self.tiers.busy
+        return told or self._is_cut or busy
 
     @property
     def idle(self) -> bool:
@@ -144,7 +150,7 @@ class Loop:
         comes."""
         if not self.lifecycle.waiting or self._planner.is_to_ask:
             return False
-        if not self.idle or self.fleet.busy or self.handoffs.busy:
+        if not self.idle or self.fleet.busy or self.handoffs.busy or self.tiers.busy:
             return False
         if self._guides is not None and self._guides.busy:
             return False
@@ -251,6 +257,7 @@ class Loop:
             each.losses = max(each.losses, each.engine.losses)
         lose_pool(state.pool, self.lifecycle, self.handoffs.open)
         self.handoffs.queue.pool_lost(state.pool.id)
+        self.tiers.pool_lost(state.pool)
 
     def _write_transfers(self, events: Seq[Event]) -> bool:
         """Write what has arrived, and let the sequences decode whose KV is complete."""
@@ -272,11 +279,14 @@ class Loop:
                     queue.job_written(job_id)
                     busy = True
         self._notice_losses(ends)  # before a sequence decodes from what was read of an empty pool
+        self.tiers.take(events)
         self.handoffs.settle()
         while self._due:
             due = self._due.popleft()
             if due == GIVE_UP:
                 queue.give_up()
+            elif due == GIVE_UP_MOVES:
+                self.tiers.moves.give_up()
             elif due == EXPIRE:
                 busy |= self.handoffs.expire()
             elif due == ASK:
@@ -290,7 +300,8 @@ class Loop:
     def _ends(self, job_id: int) -> Touched:
         """The engines at both ends of a job."""
         sharing = self.fleet.sharing_of
-        return {state for pool in self.handoffs.queue.ends_of(job_id) for state in sharing(pool)}
+        pools = (*self.handoffs.queue.ends_of(job_id), *self.tiers.moves.ends_of(job_id))
+        return {state for pool in pools for state in sharing(pool)}
 
     def _dispatch_decode(self) -> bool:
         if not self.fleet.to_tick:
@@ -321,37 +332,13 @@ class Loop:
 
     def _admit(self) -> bool:
         """Let prefilled sequences decode, and move decoding ones, where engines have room."""
-        lifecycle, fleet, policies = self.lifecycle, self.fleet, self._policies
+        lifecycle, fleet = self.lifecycle, self.fleet
         if not fleet.to_admit and not lifecycle.prefilled_changed:
             return False
         self._recorder.observer.part_began(TurnPart.ADMIT)
         fleet.to_admit.clear()
-        lifecycle.prefilled_changed, begun = False, False
-        if lifecycle.prefilled:
-            views, now = fleet.views(fleet.for_rows), self._clock.now()
-            admissions = policies.decode.admit(lifecycle.prefilled, views, now)
-            check_admissions(policies.decode, admissions, lifecycle.prefilled, views)
-            for admission in admissions:
-                target = fleet.engines[admission.engine]
-                if self.handoffs.fits(admission.sequence, target):
-                    self.handoffs.begin(admission.sequence, target)
-                    begun = True
-        return (policies.handoff.migrates and self._migrate()) or begun
-
-    def _migrate(self) -> bool:
-        fleet, policy, begun = self.fleet, self._policies.handoff, False
-        states = fleet.for_rows
-        views, decoding = fleet.views(states), {state.id: state.decoding for state in states}
-        prefilled, migrating = self.lifecycle.prefilled, self.handoffs.migrating
-        plan = policy.migrations(views, decoding, prefilled, migrating, self._clock.now())
-        every = (sequence for sequences in decoding.values() for sequence in sequences)
-        check_admissions(policy, plan, every, views, Migration)
-        for migration in plan:
-            target = fleet.engines[migration.engine]
-            if self.handoffs.fits(migration.sequence, target):
-                self.handoffs.migrate(migration.sequence, target)
-                begun = True
-        return begun
+        lifecycle.prefilled_changed = False
+        return self._admissions.admit()
 
     def _dispatch_prefill(self) -> bool:
         fleet, lifecycle = self.fleet, self.lifecycle
@@ -361,7 +348,8 @@ class Loop:
         self._recorder.observer.part_began(TurnPart.DISPATCH_PREFILL)
         touched, fleet.to_plan, lifecycle.waiting_changed = fleet.to_plan, set(), False
         self._notice_losses(touched)
-        plans, busy = self._planner.plans(touched), False
+        busy = self.tiers.look()  # what comes up is not planned for yet
+        plans = self._planner.plans(touched)
         for state in in_order(touched):  # their rows, whether chunks join them or not
             if state.mixes and state.takes_tick:
                 busy |= self._mixed.dispatch(state, plans.pop(state.id, ()))
@@ -387,7 +375,8 @@ class Loop:
     def warm_up(self, show: Show | None = None) -> int:
         """Send a batch of every bucket through the door; see `Coordinator.warm_up`."""
         given = self.fleet, self._transport, self.handoffs.spans, self._config
-        compiling, running = warm_ups(*given, self._max_model_len, self._recorder)
+        sizes = self.tiers.sizes()
+        compiling, running = warm_ups(*given, self._max_model_len, self._recorder, sizes)
         for what, todo in (("compiling", compiling), ("trying each once", running)):
             for warm_up in todo if show is None else show(todo, what):
                 warm_up()
@@ -396,5 +385,5 @@ class Loop:
     def check(self) -> None:
         """Assert that every page and row is free, or held by a sequence or hand-off that is
         known."""
-        audit(self.fleet, self.lifecycle, self.handoffs)
+        audit(self.fleet, self.lifecycle, self.handoffs, self.tiers)
         self.roles.check()

@@ -42,6 +42,7 @@ def warm_ups(
     config: Config,
     context: int,
     recorder: Recorder,
+    tiers: Iterable[tuple[PoolState, PoolState, Iterable[int]]] = (),
 ) -> tuple[list[WarmUp], list[WarmUp]]:
     """Lets engines begin to compile what batches of every shape need that may come. Returns the
     ends of that, and then such a batch of each, and a look at each link; all to be called in order.
@@ -50,6 +51,7 @@ def warm_ups(
     Args:
       spans_of: the spans between two pools.
       context: tokens of the longest sequence.
+      tiers: between which pools whole pages move besides, and the spans of each move.
     """
     compiling: list[WarmUp] = []
     running: list[WarmUp] = []
@@ -66,6 +68,13 @@ def warm_ups(
             compiling.append(transport.compile(*move).result)
             running.append(partial(_move, transport, *move))
         running.append(partial(_measure, transport, source, target, context, recorder))
+    for source, target, sizes in tiers:
+        layers = range(source.layout.num_layers)
+        for size in sizes:
+            spans = spans_of(source, target)
+            move = _padding(source, target, layers, size, spans, checked=False)
+            compiling.append(transport.compile(*move).result)
+            running.append(partial(_move, transport, *move))
     return compiling, [*running, *_feeds(fleet, transport)]
 
 

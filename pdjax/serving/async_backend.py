@@ -38,10 +38,10 @@ class AsyncBackend:
         return await self._llm.stream(prompt, params, whole=ask.whole, **ask.options)
 
     async def report(self) -> dict[str, Any]:
-        """Plain values, as they are at this moment: `engines`, `pools`, `links` and `transfers` by
-        name, `queue`, `tokens`: of prompts that were computed, and of outputs, and `prefills`, by
-        their place. Counts and seconds are of the whole run, those of requests' hand-offs as in
-        docs/metrics.md.
+        """Plain values, as they are at this moment: `engines`, `pools`, `tiers`, `links` and
+        `transfers` by name, `queue`, `tokens`: of prompts that were computed, and of outputs, and
+        `prefills`, by their place. Counts and seconds are of the whole run, those of requests'
+        hand-offs as in docs/metrics.md.
 
         They are read while the coordinator's thread works, so that two of them may be of moments
         some microseconds apart.
@@ -58,6 +58,7 @@ class AsyncBackend:
                 for state in loop.fleet
             },
             "pools": {str(pool.id): _pool(pool) for pool in loop.fleet.pools.values()},
+            "tiers": {str(name): each.to_json() for name, each in loop.tiers.totals.items()},
             "queue": {
                 "waiting": waiting,
                 "running": max(0, sequences - waiting),

@@ -252,6 +252,9 @@ def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Itera
     totals = {"evicted_pages": "prefix_evicted_pages", "pins_made": "pins_made"}
     for name, key in {**totals, "pins_refused": "pins_refused"}.items():
         yield _family(CounterMetricFamily, model, f"pool_{name}", pools, key, ("pool",))
+    tiers = report.get("tiers", {})
+    for key in sorted({key for totals in tiers.values() for key in totals}):
+        yield _family(CounterMetricFamily, model, key, tiers, key, ("tier",))
     for key in ("rows", "free_rows", "prefilling", "decoding", "steps_in_flight", "in_service"):
         yield _family(GaugeMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
     for key in ("steps", "busy_seconds", "losses", *_DUTIES):

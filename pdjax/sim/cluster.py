@@ -20,6 +20,7 @@ from pdjax.host.metrics.summary import report
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.events import EngineLost
 from pdjax.interfaces.steps import StepKind
+from pdjax.interfaces.transport import Pool
 from pdjax.sim.costs import StepCosts
 from pdjax.sim.engines import SimEngine
 from pdjax.sim.events import ScheduledEvents
@@ -75,6 +76,11 @@ def wiring(
     return given
 
 
+HOST_LINK = Link(47e9, 10e-6)
+"""Between a pool of an engine and a tier in host memory: an H200's rate from and to pinned memory,
+256 MB at once."""
+
+
 class Cluster:
     """Simulated engines under the production coordinator.
 
@@ -82,7 +88,8 @@ class Cluster:
     kind. Prefill engine i is "prefill/i", with a mesh and a pool "hbm/prefill-i" of its own; decode
     engines likewise. The first `shared` of both kinds share meshes and pools: "prefill/i" and
     "decode/i" then keep their pages in "hbm/i"; with `prefill.mixed_budget` they are one engine,
-    "mixed/i". Engines that `config.flexible` names accept all kinds of steps.
+    "mixed/i". Engines that `config.flexible` names accept all kinds of steps. With `tiers.host_gb`
+    all pools have a tier "host/0".
 
     Args:
       config: bounds, budgets and policies of the coordinator. `prefill.pages` and `decode.pages`
@@ -97,6 +104,7 @@ class Cluster:
       costs: seconds of steps and writes.
       link: what each link can do; None connects only the pairs of `links`.
       links: (source, target) -> what the link between these two can do instead.
+      host_link: what the links between the tier in host memory and each pool can do.
       coordinator: further arguments of the coordinator, such as `policies`.
 
     Attributes:
@@ -120,6 +128,7 @@ class Cluster:
         costs: StepCosts = StepCosts(),  # noqa: B008 - a frozen value
         link: Link | None = Link(),  # noqa: B008 - a frozen value
         links: Mapping[tuple[PoolId, PoolId], Link] | None = None,
+        host_link: Link = HOST_LINK,
         **coordinator: Any,
     ) -> None:
         self.config, self.vocab_size = config, vocab_size
@@ -128,12 +137,19 @@ class Cluster:
         self.recorder = Recorder(self.clock, keep=config.max_recorded)
         layout = layout or replace(LLAMA3_8B, page_size=config.kv.page_size)
         meshes = _meshes(self.clock, config, layout, shared, max_model_len)
+        tiers = _tiers(self.clock, config, layout)
+        to_tiers = {
+            ends: host_link
+            for mesh in meshes.values()
+            for tier in tiers
+            for ends in ((mesh.pool, tier.pool), (tier.pool, mesh.pool))
+        }
         self.transport = SimTransport(
             self.clock,
-            dict.fromkeys(meshes.values()),
+            dict.fromkeys([*meshes.values(), *tiers]),
             write_seconds=costs.write,
             link=link,
-            links=links,
+            links={**to_tiers, **(links or {})},
         )
         self.engines = {
             id: _engine(id, mesh, self.transport, config, costs, vocab_size)
@@ -150,6 +166,7 @@ class Cluster:
             clock=self.clock,
             recorder=self.recorder,
             roles={id: _role(id) for id in self.engines},
+            pools=[Pool(tier.pool, tier.layout, tier.num_pages) for tier in tiers],
             **coordinator,
         )
         self.turns = 0
@@ -290,6 +307,13 @@ def _meshes(
             mesh = both[i] if i < shared else SimMesh(clock, own, form, pages)
             meshes[EngineId(f"{kind}/{i}")] = mesh
     return meshes
+
+
+def _tiers(clock: VirtualClock, config: Config, layout: KVLayout) -> list[SimMesh]:
+    """The tier in host memory, if there is one."""
+    whole = replace(layout, tp=1)
+    pages = config.tiers.host_pages(whole.page_bytes)
+    return [SimMesh(clock, PoolId("host/0"), whole, pages)] if pages else []
 
 
 def _role(id: EngineId) -> Role:

@@ -1,6 +1,7 @@
 """A small deployment of fake engines that are ready at once, for situations made by hand."""
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +16,13 @@ from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.policies.api import Policies
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.interfaces.steps import StepKind
+from pdjax.interfaces.transport import Pool
 from tests.helpers.fake_engines import FakeDecodeEngine, FakeEngine, FakePrefillEngine
 from tests.helpers.fake_guides import END_TOKEN, VOCAB
 from tests.helpers.fake_transport import FakeTransport
 from tests.helpers.fakes import (
     Chance,
+    FakePool,
     expected_output,
 )
 
@@ -120,10 +123,11 @@ def assemble(
     engines: list[FakeEngine],
     chance: Chance,
     config: Config = CONFIG,
+    tiers: Seq[FakePool] = (),
     **further: Any,
 ) -> Deployment:
-    """A coordinator of any engines."""
-    transport = FakeTransport(engines, chance)
+    """A coordinator of any engines, and tiers below their pools."""
+    transport = FakeTransport(engines, chance, tiers=tiers)
     clock = VirtualClock()
     events, recorder = PolledEvents(clock), Recorder(clock)
     coordinator = Coordinator(
@@ -136,6 +140,7 @@ def assemble(
         events=events,
         clock=clock,
         recorder=recorder,
+        pools=[Pool(tier.id, tier.layout, tier.num_pages) for tier in tiers],
         **further,
     )
     prefill = [engine for engine in engines if isinstance(engine, FakePrefillEngine)]

@@ -23,8 +23,11 @@ class FakeTransport:
         *,
         loss_rate: float = 0.0,
         damage_rate: float = 0.0,
+        tiers: Sequence[FakePool] = (),
     ) -> None:
         self._pools: dict[PoolId, FakePool] = {engine.pool: engine.pages for engine in engines}
+        self._tiers = {tier.id for tier in tiers}
+        self._pools |= {tier.id: tier for tier in tiers}
         self._chance = chance
         self.loss_rate, self.damage_rate = loss_rate, damage_rate
         self.pages_moved = 0
@@ -51,7 +54,7 @@ class FakeTransport:
         self.jobs.append(job)
         self.pages_moved += job.pages
         lost = self._chance.random.random() < self.loss_rate
-        damaged = self._chance.random.random() < self.damage_rate
+        damaged = self._chance.random.random() < self.damage_rate and job.checked
         self.lost, self.damaged = self.lost + lost, self.damaged + damaged
         pool = self._pools[job.source]
         ticket = FakeTransferTicket(pool, job, self._chance, lost=lost, damaged=damaged)
@@ -66,8 +69,12 @@ class FakeTransport:
         pool = self._pools[job.target]
         slots = slots_of(target_pages, pool.layout.page_size)
         layers = slice(job.layers.start, job.layers.stop)
-        with pool.donated(self._chance):
+        if pool.id in self._tiers:  # it is not donated
             pool.contents[layers, slots] = ticket.copy
+            self._chance.maybe_fail("write to a tier")
+        else:
+            with pool.donated(self._chance):
+                pool.contents[layers, slots] = ticket.copy
         wanted = bool((target_pages != NULL_PAGE).any())
         return FakeTicket(int(ticket.damaged and job.checked and wanted), self._chance)
 

@@ -2,20 +2,30 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 
-from pdjax.config import Config, DecodeConfig, HandoffConfig, KVConfig, PrefillConfig
+from pdjax.config import (
+    Config,
+    DecodeConfig,
+    HandoffConfig,
+    KVConfig,
+    PrefillConfig,
+    TiersConfig,
+)
 from pdjax.core.clock import VirtualClock
+from pdjax.core.ids import PoolId
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.recompute import RecomputeCost
-from pdjax.core.request import QueueFull, Request, SamplingParams
+from pdjax.core.request import QueueFull, Request
 from pdjax.core.roles import Role
 from pdjax.host.coordinator import Coordinator
 from pdjax.host.events import PolledEvents
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.sequences.news import Progress
 from pdjax.host.sequences.sequence import LEGAL_MOVES, Sequence, State
+from pdjax.interfaces.transport import Pool
+from tests.helpers.drawn_params import drawn_params, drawn_prompt
 from tests.helpers.drawn_policies import (
     drawn_options,
     drawn_policies,
@@ -30,10 +40,8 @@ from tests.helpers.fake_engines import (
 )
 from tests.helpers.fake_guides import (
     END_TOKEN,
-    VOCAB,
     SlowGuides,
     completes,
-    constrained,
     make_guide,
 )
 from tests.helpers.fake_transport import FakeTransport
@@ -80,6 +88,7 @@ class Visit:
 class Workload:
     """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for."""
 
+    tier_rate = 0.5  # of those with a prefix cache
     mixed_engines: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 2)  # how many there may be
 
     def __init__(self, seed: int, *, faults: bool = False) -> None:
@@ -143,9 +152,14 @@ class Workload:
         ]
         self.engines: list[FakeEngine] = [*self.prefill, *self.decode, *self.mixed]
         handoff = self._handoff_config()
+        below = random.Random(f"tier in {self._seed}")
+        has_tier = self.prefix_cache and below.random() < self.tier_rate
+        tier = FakePool(PoolId("host/0"), layout(1, sizes[0]), 2 + below.randint(0, 30))
+        self.tiers = [tier] if has_tier else []
         self.transport = FakeTransport(
             self.engines,
             self.chance,
+            tiers=self.tiers,
             loss_rate=0.1 if self._faults and handoff.deadline else 0.0,
             damage_rate=0.1 if self._faults and handoff.checksums else 0.0,
         )
@@ -167,6 +181,7 @@ class Workload:
             max_logprobs=TOP_LOGPROBS,
             seed=draw.randrange(100),
             policies=drawn_policies(self._seed, self.happened),
+            tiers=TiersConfig(bytes_in_flight=below.choice((1, 500, 10**6))),
             roles=drawn_roles(self._seed),
         )
         clock = VirtualClock()
@@ -187,11 +202,12 @@ class Workload:
             make_guide=make_guide,
             guides=self.guides,
             recompute=RecomputeCost(token=8.0, position=1.0),
+            pools=[Pool(each.id, each.layout, each.num_pages) for each in self.tiers],
         )
 
     def _handoff_config(self) -> HandoffConfig:
         draw = self.random
-        self.prefix_cache = draw.random() < 0.5
+        self.prefix_cache = self._draw_prefix_cache()
         return HandoffConfig(
             streaming=draw.random() < 0.7,
             after_tokens=draw.choice((0, 0, 0, 1, 3)),
@@ -206,34 +222,14 @@ class Workload:
             max_bytes_in_flight=draw.choice((None, 1, 200)),
         )
 
+    def _draw_prefix_cache(self) -> bool:
+        return self.random.random() < 0.5
+
     def _visit(self, name: str) -> Visit:
         draw = self.random
-        most_prompt = draw.choice((2, self.max_model_len - 1))
-        length = draw.randint(1, most_prompt)
-        # Many prompts begin alike.
-        shared = draw.choice((0, length // 2, length - 1))
-        prompt = [1 + i % 7 for i in range(shared)]
-        prompt += [draw.randrange(VOCAB) for _ in range(length - shared)]
-        poison = random.Random(f"poison of {name} in {self._seed}")
-        if poison.random() < 0.05:
-            prompt[poison.randrange(length)] = POISON
-        n = draw.choice((1, 1, 1, 2, 3))
-        params = SamplingParams(
-            temperature=draw.choice((0.0, 1.0)) if n == 1 else 1.0,
-            seed=draw.choice((None, draw.randrange(2**40))),
-            max_tokens=draw.choice((None, None, 1, draw.randint(1, self.max_model_len))),
-            stop_token_ids=draw.choice(((), (1, 2, 3, 4))),
-            ignore_eos=draw.random() < 0.5,
-            logprobs=draw.choice((None, 0, TOP_LOGPROBS)),
-            presence_penalty=draw.choice((0.0, 0.0, 0.5)),
-            repetition_penalty=draw.choice((1.0, 1.0, 1.5)),
-            n=n,
-        )
-        scored = random.Random(f"log-probabilities of the prompt of {name} in {self._seed}")
-        most = scored.choice((None, None, None, 0, TOP_LOGPROBS))
-        params = replace(params, prompt_logprobs=most)
-        params = constrained(params, random.Random(f"form of {name} in {self._seed}"))
-        request = Request(name, tuple(prompt), params, 0.0, **drawn_options(name, self._seed))
+        prompt = drawn_prompt(name, self._seed, draw, self.max_model_len)
+        params = drawn_params(name, self._seed, draw, self.max_model_len)
+        request = Request(name, prompt, params, 0.0, **drawn_options(name, self._seed))
         visit = Visit(request, at_step=draw.randint(0, 40))
         if draw.random() < 0.3:
             break_after = draw.randint(1, 5) if self._faults else None
@@ -274,6 +270,8 @@ class Workload:
         self._verify_shapes()
         if self.guides is not None:
             self.happened["masks late"] += self.guides.late
+        for totals in self.coordinator.loop.tiers.totals.values():
+            self.happened.update(totals.to_json())
         if check:
             self._let_jobs_end()
             self.coordinator.check()

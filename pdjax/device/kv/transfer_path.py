@@ -119,12 +119,34 @@ class Path:
         """List the pieces that the target needs, and the device that each goes to, in the order of
         the hops."""
         on = [[_by_device(array) for array in units] for units in gathered]
-        pieces, devices = [], []
+        pieces = []
         for hop in self.plan(layers).hops:
             part, unit, device = hop.source
             pieces.append(on[part][unit][self._source_devices[device]])
-            devices.append(self._target_devices[hop.target[2]])
-        return pieces, devices
+        return pieces, self.devices(layers)
+
+    def devices(self, layers: range) -> list[jax.Device]:
+        """The device that each piece goes to, in the order of the hops."""
+        return [self._target_devices[hop.target[2]] for hop in self.plan(layers).hops]
+
+    def contents(self, layers: range, *, at_target: bool) -> Iterator[tuple[Alike, range, slice]]:
+        """What each piece holds, in the order of the hops, as an end of one shard counts: planes
+        that are alike, the layer slots of their part, and which heads of each plane."""
+        plan = self.plan(layers)
+        end = self.target if at_target else self.source
+        parts = plan.route.target_parts if at_target else plan.route.source_parts
+        whole = [
+            [
+                (alike, slots, slice(i * unit, (i + 1) * unit))
+                for alike in Alike.of(planes)
+                for unit in (self._ends.unit(alike.plane),)
+                for i in range(self._ends.units(alike.plane, end.layout.tp))
+            ]
+            for slots, planes in zip(parts, _planes(end.layout, parts), strict=True)
+        ]
+        for hop in plan.hops:
+            part, unit, _ = hop.target if at_target else hop.source
+            yield whole[part][unit]
 
     def assemble(self, layers: range, arrived: list[jax.Array]) -> Pieces:
         """Join pieces, in the order of the hops, to arrays over the target's mesh, without a copy.

@@ -7,9 +7,10 @@ tokens, page by page. That is vLLM's automatic prefix caching (Kwon et al. 2023)
 flat table of what is a tree of token strings in SGLang's RadixAttention (Zheng et al. 2024).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from hashlib import blake2b
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,6 +22,14 @@ from pdjax.host.kv.prefix_account import KeyMemory, PrefixTotals
 from pdjax.host.sequences.sequence import Sequence
 
 _KEY_BYTES = 16
+
+
+class KeptPage(NamedTuple):
+    """A page whose content is known, by its key, and its place among the pages of its sequence."""
+
+    key: bytes
+    place: int
+    page: int
 
 
 class PrefixIndex:
@@ -54,10 +63,26 @@ class PrefixIndex:
         self._under_salts = KeyMemory()  # keys that salted sequences would have without their salts
         self._losses = 0  # keys forgotten so far
         self._partial = PartialPages(allocator)
+        self._places: dict[int, int] = {}  # of pages, where anybody asks for them
+        self._on_evict: list[Callable[[list[KeptPage]], None]] = []
+        self._on_forget: list[Callable[[bytes], None]] = []
         self._matched: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._pages)
+
+    def on_evict(self, listener: Callable[[list[KeptPage]], None]) -> None:
+        """Call `listener` with the pages that an allocation evicts, all of them at once, before
+        they are handed out. To be called while nothing is known."""
+        self._on_evict.append(listener)
+
+    def on_forget(self, listener: Callable[[bytes], None]) -> None:
+        """Call `listener` with the key of a page that does not hold what it was said to."""
+        self._on_forget.append(listener)
+
+    def page_of(self, key: bytes) -> int | None:
+        """The page that has a key."""
+        return self._pages.get(key)
 
     def keys(
         self, token_ids: Seq[int] | np.ndarray, salt: bytes = b"", so_far: Seq[bytes] = ()
@@ -223,41 +248,74 @@ class PrefixIndex:
                 raise ValueError(f"page={page}: known already to hold something else")
             if key not in self._pages:
                 new[page], places[page] = key, place
-        if not new:
+        self._add(new, places)
+
+    def keep(self, pages: Iterable[KeptPage]) -> None:
+        """Make findable pages that have come from another pool; the caller holds them. As `insert`,
+        but for those before them, which need not be known.
+
+        Raises:
+          ValueError: a page without a holder; then none is kept.
+        """
+        new: dict[bytes, KeptPage] = {}
+        for each in pages:
+            if each.key not in self._pages:
+                new.setdefault(each.key, each)
+        kept = new.values()
+        self._add({each.page: each.key for each in kept}, {each.page: each.place for each in kept})
+
+    def _add(self, keys: dict[int, bytes], places: Mapping[int, int]) -> None:
+        if not keys:
             return
         self._allocator.know(places)
-        self._seen.add(new.values())
-        self._keys.update(new)
-        self._pages.update((key, page) for page, key in new.items())
+        self._seen.add(keys.values())
+        self._keys.update(keys)
+        self._pages.update((key, page) for page, key in keys.items())
+        if self._on_evict:
+            self._places.update(places)
 
     def forget(self, page: int) -> None:
         """Make a page unfindable that does not hold what it was said to, as when the step that
         should have written it has failed. Its holders keep it."""
-        if self._forget(page):
+        key = self._forget(page)
+        if key is not None:
             self._partial.drop([page])
             self._allocator.forget([page])
+            self._tell_forgotten(key)
 
     def _forget_all(self, pages: Iterable[int]) -> None:
         """The allocator has evicted these pages."""
-        before = self._losses
+        places, evicted = self._places, list[KeptPage]()
         for page in pages:
-            self._forget(page)
-        self.totals.evicted_pages += self._losses - before
+            place = places.get(page, 0)
+            key = self._forget(page)
+            if key is not None:
+                evicted.append(KeptPage(key, place, page))
+        self.totals.evicted_pages += len(evicted)
+        for listener in self._on_evict:
+            listener(evicted)
 
-    def _forget(self, page: int) -> bool:
-        """Take a page out of the tables; returns whether it was there."""
+    def _forget(self, page: int) -> bytes | None:
+        """Take a page out of the tables; returns its key if it was there."""
         key = self._keys.pop(page, None)
-        if key is None:
-            return False
-        del self._pages[key]
-        self._losses += 1
-        return True
+        if key is not None:
+            del self._pages[key]
+            self._places.pop(page, None)
+            self._losses += 1
+        return key
+
+    def _tell_forgotten(self, key: bytes) -> None:
+        for listener in self._on_forget:
+            listener(key)
 
     def forget_key(self, key: bytes) -> None:
-        """`forget` the page that has this key, if there is one."""
+        """`forget` the page that has this key, if there is one; those who listen are told in any
+        case."""
         page = self._pages.get(key)
         if page is not None:
             self.forget(page)
+        else:
+            self._tell_forgotten(key)
 
     def clear(self) -> None:
         """Forget everything, as when the weights have changed."""
@@ -265,6 +323,7 @@ class PrefixIndex:
         self._partial.clear()
         self._keys.clear()
         self._pages.clear()
+        self._places.clear()
         self._losses += 1
 
     def check(self) -> None:

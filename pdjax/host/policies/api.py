@@ -17,6 +17,7 @@ from pdjax.core.ids import EngineId
 from pdjax.host.batching.chunks import Chunk
 from pdjax.host.kv.eviction import EvictionPolicy
 from pdjax.host.policies.role_api import RolePolicy
+from pdjax.host.policies.tiering_api import TieringPolicy
 from pdjax.host.policies.view import EngineView as EngineView
 from pdjax.host.sequences.queue import SequenceQueue
 from pdjax.host.sequences.sequence import Sequence
@@ -362,4 +363,5 @@ class Policies:
     placement: PlacementPolicy
     admission: AdmissionPolicy
     eviction: EvictionPolicy
+    tiering: TieringPolicy
     roles: RolePolicy

@@ -219,6 +219,8 @@ class Packer:
         if sequence.request.params.n > 1:  # its prompt may have been computed for another choice
             most = max(view.cached(sequence) for view in able)
             able = [view for view in able if view.cached(sequence) == most]
+        if sequence.brought_to is not None:
+            able = [view for view in able if view.pool == sequence.brought_to] or able
         if sequence.failed_on:
             able = [view for view in able if view.engine not in sequence.failed_on] or able
         view = choose(self._router, "prefill_engine", sequence, able)

@@ -29,6 +29,7 @@ from pdjax.host.policies.routers.cost_based import CostBased
 from pdjax.host.policies.routers.power_of_two import PowerOfTwo
 from pdjax.host.policies.routers.prefix_aware import PrefixAware
 from pdjax.host.policies.routers.round_robin import RoundRobin
+from pdjax.host.policies.tiering import AlwaysLoad, LoadByCost
 
 POLICIES: dict[str, dict[str, Any]] = {
     "prefill": {
@@ -56,6 +57,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "placement": {"remote": RemotePlacement, "conditional": ConditionalPlacement},
     "admission": {"all": AdmitAll, "early_rejection": EarlyRejection},
     "eviction": {"prefix_lru": PrefixLru, "lru": Lru, "lfu": Lfu, "cost_aware": CostAware},
+    "tiering": {"by_cost": LoadByCost, "always": AlwaysLoad},
     "roles": {"fixed": FixedRoles, "balance": BalanceRoles},
 }
 """The names that a config may give; the line of a new policy goes here. A class that is named as

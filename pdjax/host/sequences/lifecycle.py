@@ -14,9 +14,9 @@ from pdjax.host.kv.pools import PoolState
 from pdjax.host.kv.prefix_index import keys_of
 from pdjax.host.metrics.recorder import Recorder
 from pdjax.host.policies.api import Policies
-from pdjax.host.policies.check import rank_of
 from pdjax.host.sequences.news import Progress
 from pdjax.host.sequences.queue import SequenceQueue
+from pdjax.host.sequences.ranking import Ranking
 from pdjax.host.sequences.reference import SequenceRef, current
 from pdjax.host.sequences.sequence import Sequence, State, age
 
@@ -37,10 +37,10 @@ class SequenceLifecycle:
       prompt_tokens: of all prompts that have been queued.
       held: sequences that come into the queue when it is known which tokens may follow their last,
         or when the prompt of their request has been computed for its first choice.
+      loading: sequences that wait for KV from a tier.
       prefilled: sequences that wait for the decode side, oldest first or by the decode policy's
         `rank`; `prefilled_changed` likewise.
-      news: sequences of which something is new, and how many tokens of each had been told of before
-        that; see `note`.
+      news: sequences of which something is new, and how many tokens of each have been told; `note`.
     """
 
     def __init__(self, fleet: Fleet, recorder: Recorder, policies: Policies | None = None) -> None:
@@ -48,19 +48,12 @@ class SequenceLifecycle:
         self.arrived: list[Sequence] = []
         self.prompt_tokens = 0
         self.held: dict[Sequence, None] = {}  # a set in order
+        self.loading: dict[Sequence, None] = {}  # likewise
         self.waiting_changed = self.prefilled_changed = False
         self._fleet, self._recorder = fleet, recorder
-        self._ranking: dict[State, Any] = {}  # who gives the queue of a state its order
-        if policies is not None:
-            for state, policy in (
-                (State.WAITING, policies.prefill),
-                (State.PREFILLED, policies.decode),
-            ):
-                if callable(getattr(policy, "rank", None)):
-                    self._ranking[state] = policy
+        self._ranking = Ranking(policies)
         self._others: dict[Sequence, list[Sequence]] = {}  # that wait for a first choice
-        group = getattr(policies and policies.prefill, "group", None)
-        self.waiting = SequenceQueue(group if callable(group) else None)
+        self.waiting = SequenceQueue(self._ranking.group)
         self.prefilled = SequenceQueue()
         self.news: dict[Sequence, int] = {}
 
@@ -103,6 +96,19 @@ class SequenceLifecycle:
         self.arrived += sequences
         for sequence in sequences:
             self._insert(self.waiting, sequence)
+
+    def start_loading(self, sequence: Sequence, load: Any) -> None:
+        """Take a sequence out of the queue until a `load` has come up, or is closed with it."""
+        self.waiting.remove(sequence)
+        self.loading[sequence], sequence.handoff = None, load
+        self._move(sequence, State.LOADING)
+
+    def end_loading(self, sequence: Sequence) -> None:
+        """Put a sequence back to its place in the queue, its load having ended."""
+        del self.loading[sequence]
+        sequence.handoff = None
+        self._move(sequence, State.WAITING)
+        self._queue(sequence)
 
     def start_prefill(
         self, state: EngineState, newcomers: Iterable[tuple[Sequence, int, int]]
@@ -240,9 +246,8 @@ class SequenceLifecycle:
 
     def _insert(self, queue: SequenceQueue, sequence: Sequence) -> None:
         """Put a sequence into a queue of its state, in the order of that."""
-        policy = self._ranking.get(sequence.state)
         try:
-            queue.add(sequence, age(sequence) if policy is None else rank_of(policy, sequence))
+            queue.add(sequence, self._ranking.rank(sequence))
         except Exception as error:  # of its own place, or beside another's
             self.fail(sequence, error)
 
@@ -359,6 +364,8 @@ class SequenceLifecycle:
             case State.WAITING:
                 self.waiting.discard(sequence)
                 self.waiting_changed = True
+            case State.LOADING:
+                del self.loading[sequence]
             case State.PREFILLING:
                 state = self.engine_of(sequence)
                 state.running.remove(sequence)
@@ -392,8 +399,5 @@ class SequenceLifecycle:
 
     def holding(self, pool: PoolState, pages: set[int] | None = None) -> list[Sequence]:
         """The sequences that hold any of these pages of a pool, or any page at all."""
-        return [
-            sequence
-            for sequence in self.holders(pool)
-            if pages is None or not pages.isdisjoint(sequence.pages)
-        ]
+        holders = self.holders(pool)
+        return [each for each in holders if pages is None or not pages.isdisjoint(each.pages)]

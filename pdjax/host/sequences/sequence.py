@@ -17,6 +17,7 @@ class State(enum.Enum):
     """Where a sequence is in its life."""
 
     WAITING = "waiting"  # in the queue, holds nothing
+    LOADING = "loading"  # between two waits: a prefix comes up from a tier to where it is prefilled
     PREFILLING = "prefilling"  # holds prefill pages; chunks are being dispatched
     PREFILLED = "prefilled"  # first token known; its KV waits for room on the decode side
     TRANSFERRING = "transferring"  # holds a row and pages on both sides
@@ -30,7 +31,8 @@ class State(enum.Enum):
 _ENDS = {State.FINISHED, State.ABORTED, State.FAILED}
 
 LEGAL_MOVES: dict[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.PREFILLING, State.SHED} | _ENDS),
+    State.WAITING: frozenset({State.LOADING, State.PREFILLING, State.SHED} | _ENDS),
+    State.LOADING: frozenset({State.WAITING} | _ENDS),
     State.PREFILLING: frozenset({State.PREFILLED, State.WAITING} | _ENDS),
     State.PREFILLED: frozenset({State.TRANSFERRING, State.DECODING, State.WAITING} | _ENDS),
     State.TRANSFERRING: frozenset({State.DECODING, State.WAITING} | _ENDS),
@@ -86,7 +88,9 @@ class Sequence:
       engine: the engine that it is on; None while it waits or moves. `row`: its decode row.
       pool: the pool of `pages`; None while it holds none.
       home: the engine that prefilled it last.
-      handoff: its hand-off, while there is one; see host/handoff/handoff.py.
+      handoff: its hand-off, while there is one; see host/handoff/handoff.py. Of a LOADING sequence
+        the load that it waits for; see host/tiers/load.py.
+      brought_to: the pool that a prefix of it was last brought up to from a tier; None before.
       failed_handoffs: hand-offs that failed for good, after which it was prefilled again;
         `failed_steps`: steps that failed, likewise; `failed_on`: the engines of those.
       streams: whether its KV may leave before it has to: while it is prefilled, or for another
@@ -130,6 +134,7 @@ class Sequence:
     pool: PoolId | None = None
     home: EngineId | None = None
     handoff: Any = None
+    brought_to: PoolId | None = None
     failed_handoffs: int = 0
     failed_steps: int = 0
     failed_on: frozenset[EngineId] = frozenset()
