@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pdjax.config import Config, KVConfig, ModelConfig, PoliciesConfig, TiersConfig
+from pdjax.config import Config, ModelConfig, PoliciesConfig, TiersConfig
 from pdjax.core.request import SamplingParams
 from pdjax.llm import LLM
 from tests.helpers.promise import COLD, MONOLITHIC, SPEC, conserved
@@ -20,7 +20,7 @@ SMALL = replace(
 """A pool of 16 pages: one context and no page more."""
 TIERED = replace(
     SMALL,
-    kv=KVConfig(page_size=PAGE, prefix_cache=True),
+    kv=replace(MONOLITHIC.kv, prefix_cache=True),
     policies=PoliciesConfig(tiering="always"),
     tiers=TiersConfig(host_gb=1e-3),
 )

@@ -33,12 +33,12 @@ class Conversations(Workload):
 
 
 def test_tokens_pages_and_progress():
-    happened = run_all(range(60_000, 60_020), make=Conversations)
+    happened = run_all(range(60_002, 60_009), make=Conversations)
     for what in ("down_pages", "up_pages", "refreshed_pages", "refused_pages", "hit_tokens"):
         assert happened[f"tier_{what}"], f"never happened: {what}"
     assert not happened["tier_failed_pages"]
 
 
 def test_faults_hurt_nobody_else():
-    happened = run_all(range(60_020, 60_040), faults=True, make=Conversations)
+    happened = run_all(range(60_030, 60_037), faults=True, make=Conversations)
     assert happened["tier_failed_pages"] and happened["tier_failed_loads"]

@@ -10,7 +10,6 @@ flat table of what is a tree of token strings in SGLang's RadixAttention (Zheng 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from hashlib import blake2b
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,16 +19,9 @@ from pdjax.host.kv.pages import PageAllocator
 from pdjax.host.kv.partial_pages import PartialPages
 from pdjax.host.kv.prefix_account import KeyMemory, PrefixTotals
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.transport import KeptPage
 
 _KEY_BYTES = 16
-
-
-class KeptPage(NamedTuple):
-    """A page whose content is known, by its key, and its place among the pages of its sequence."""
-
-    key: bytes
-    place: int
-    page: int
 
 
 class PrefixIndex:

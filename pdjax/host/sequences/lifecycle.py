@@ -45,16 +45,13 @@ class SequenceLifecycle:
 
     def __init__(self, fleet: Fleet, recorder: Recorder, policies: Policies | None = None) -> None:
         self.live: dict[str, list[Sequence]] = {}
-        self.arrived: list[Sequence] = []
-        self.prompt_tokens = 0
-        self.held: dict[Sequence, None] = {}  # a set in order
-        self.loading: dict[Sequence, None] = {}  # likewise
+        self.arrived, self.prompt_tokens = list[Sequence](), 0
+        self.held, self.loading = dict[Sequence, None](), dict[Sequence, None]()  # sets in order
         self.waiting_changed = self.prefilled_changed = False
         self._fleet, self._recorder = fleet, recorder
         self._ranking = Ranking(policies)
         self._others: dict[Sequence, list[Sequence]] = {}  # that wait for a first choice
-        self.waiting = SequenceQueue(self._ranking.group)
-        self.prefilled = SequenceQueue()
+        self.waiting, self.prefilled = SequenceQueue(self._ranking.group), SequenceQueue()
         self.news: dict[Sequence, int] = {}
 
     @property

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pdjax.host.kv.pools import PoolState
-from pdjax.host.kv.prefix_index import KeptPage
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.transport import KeptPage
 
 
 @dataclass(eq=False)

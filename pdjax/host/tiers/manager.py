@@ -21,7 +21,7 @@ from pdjax.core.messages import shown
 from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.spans import Spans
 from pdjax.host.kv.pools import PoolState
-from pdjax.host.kv.prefix_index import KeptPage, PrefixIndex, keys_of
+from pdjax.host.kv.prefix_index import PrefixIndex, keys_of
 from pdjax.host.policies.api import EngineView, Policies
 from pdjax.host.policies.check import BadPlan, choose
 from pdjax.host.policies.tiering_api import LoadChoice
@@ -33,7 +33,7 @@ from pdjax.host.tiers.account import TierTotals
 from pdjax.host.tiers.load import Load
 from pdjax.host.tiers.moves import Move, Moves
 from pdjax.interfaces.events import Event, JobArrived, JobWritten
-from pdjax.interfaces.transport import Transport
+from pdjax.interfaces.transport import KeptPage, Transport
 
 _MOST_LOOKED = 8
 """Sequences of the queue that are looked for in tiers: those that are prefilled next."""

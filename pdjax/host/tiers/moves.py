@@ -10,12 +10,11 @@ from typing import Any
 from pdjax.core.ids import PoolId
 from pdjax.host.handoff.spans import Spans
 from pdjax.host.kv.pools import PoolState
-from pdjax.host.kv.prefix_index import KeptPage
 from pdjax.host.metrics.observer import Observer
 from pdjax.host.runtime import Runtime
 from pdjax.interfaces.events import JobArrived, JobWritten, TimerDue
 from pdjax.interfaces.tickets import Ticket
-from pdjax.interfaces.transport import TransferCost, TransferJob, Transport
+from pdjax.interfaces.transport import KeptPage, TransferCost, TransferJob, Transport
 
 GIVE_UP = TimerDue("tiers")
 """Tells that `Moves.give_up` is due."""
@@ -142,6 +141,7 @@ class Moves:
             layers=range(source.layout.num_layers),
             source_pages=spans.pages([(numbers, range(len(numbers)))], size),
             pages=len(numbers),
+            contents=tuple(pages),
         )
         nbytes, now = len(numbers) * source.layout.page_bytes, self._clock.now()
         move = Move(job, source, target, list(pages), list(target_pages), nbytes, now, asker)
