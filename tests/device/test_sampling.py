@@ -89,7 +89,7 @@ def test_greedy_takes_the_largest_logit():
 def test_filters_keep_exactly_the_tokens_that_sorting_keeps(fields):
     logits = 2 * np.random.default_rng(1).normal(size=V).astype(np.float32)
     allowed = kept_by_filters(logits, **fields)
-    drawn = set(draw_many(logits, 6000, **({"temperature": 1.0} | fields)).tolist())
+    drawn = set(draw_many(logits, 2000, **({"temperature": 1.0} | fields)).tolist())
     assert drawn <= allowed
     likely = {t for t in allowed if np.exp(logits[t] - logits.max()) > 0.05}
     assert likely <= drawn
@@ -272,10 +272,9 @@ def test_the_last_variant_can_do_everything():
     assert VARIANTS[-1] == Wanted(**{each.name: True for each in fields(Wanted)})
 
 
-@pytest.mark.parametrize("vocab", [V, 4099])
-def test_every_variant_chooses_the_same(vocab):
+def test_every_variant_chooses_the_same():
     """What neighbours ask for decides which program a row goes through, and may not change it."""
-    rng = np.random.default_rng(8)
+    rng, vocab = np.random.default_rng(8), 4099
     logits = 3 * rng.normal(size=(64, vocab)).astype(np.float32)
     history = rng.integers(0, vocab, size=(64, 32)).astype(np.int32)
     positions = rng.integers(1, 32, size=64)

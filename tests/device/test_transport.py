@@ -41,19 +41,18 @@ from tests.helpers.coded_pools import (
 
 LAYOUTS = [
     # (stages, tp) of the source, of the target. A prefill engine has one stage.
-    *[((1, 1), to) for to in ((1, 1), (3, 1), (1, 4))],
-    *[((1, 2), to) for to in ((4, 1), (3, 2))],
-    *[((1, 3), to) for to in ((1, 2), (5, 1))],
-    *[((1, 4), to) for to in ((2, 2), (6, 2))],
+    *[((1, 1), to) for to in ((3, 1), (1, 4))],
+    ((1, 2), (3, 2)),
+    ((1, 3), (1, 2)),
+    ((1, 4), (6, 2)),
     # Back again.
-    *[((3, 1), to) for to in ((1, 1), (1, 2))],
     ((2, 2), (1, 3)),
     ((7, 1), (1, 2)),
     # From one pipeline to another.
-    *[((3, 1), to) for to in ((3, 1), (4, 1), (2, 2))],
-    ((5, 1), (3, 2)),
+    ((3, 1), (4, 1)),
     ((2, 3), (4, 2)),
 ]
+"""Equal layouts, and stages that one side has several times of, are among the tests below."""
 
 
 def coded_pools(
@@ -104,12 +103,7 @@ def test_moves_exactly_the_pages_named(source_cut, target_cut, checked):
 
 @pytest.mark.parametrize(
     ("source_cut", "target_cut", "dtype"),
-    [
-        ((1, 1), (1, 1), "int8"),
-        ((1, 2), (3, 1), "float32"),
-        ((1, 2), (3, 1), "int8"),
-        ((3, 1), (2, 2), "float32"),
-    ],
+    [((1, 2), (3, 1), "int8"), ((3, 1), (2, 2), "float32")],
 )
 def test_a_sequence_arrives_in_parts(source_cut, target_cut, dtype):
     """By layer groups and by pages, in any order, with other groups written in between."""
@@ -187,15 +181,15 @@ def test_dispatch_returns_before_the_source_is_ready():
     move(transport, [1, 0], [2, 0], layers)  # compiled
 
     @jax.jit
-    def slow(pool: KVPool) -> KVPool:
+    def slow(pool: KVPool, turns: int) -> KVPool:
         def burn(_, m):
             return jnp.tanh(m @ m)
 
-        one = 1 + 0 * jax.lax.fori_loop(0, 200, burn, jnp.ones((700, 700)))[0, 0]
+        one = 1 + 0 * jax.lax.fori_loop(0, turns, burn, jnp.ones((700, 700)))[0, 0]
         return jax.tree.map(lambda pages: pages + one, pool)
 
-    slow(source.arrays)  # compiled; its result is dropped
-    source.arrays = slow(source.arrays)
+    slow(source.arrays, 0)  # compiled; its result is dropped
+    source.arrays = slow(source.arrays, 80)
     ticket = transport.send(job([1, 0], layers))
     still_running = not all_ready(source.arrays)
     assert still_running and not ticket.read.ready() and not ticket.ready()
@@ -335,10 +329,13 @@ BESIDE = (*k_and_v(HEADS, HEAD_DIM), LATENT)
 """Planes of two shapes in every layer."""
 
 
-@pytest.mark.parametrize(("planes", "checked"), [((LATENT,), False), (BESIDE, True)])
 @pytest.mark.parametrize(
-    ("source_cut", "target_cut", "dtype", "page_size"),
-    [((1, 1), (1, 1), "float32", 2), ((1, 2), (3, 1), "int8", 2), ((1, 3), (2, 2), "float32", 4)],
+    ("source_cut", "target_cut", "dtype", "page_size", "planes", "checked"),
+    [
+        ((1, 1), (1, 1), "float32", 2, (LATENT,), False),
+        ((1, 2), (3, 1), "int8", 2, BESIDE, True),
+        ((1, 3), (2, 2), "float32", 4, BESIDE, True),
+    ],
 )
 def test_planes_of_any_kind_travel(source_cut, target_cut, dtype, page_size, planes, checked):
     source, target = pools(
