@@ -14,8 +14,9 @@ import pytest
 from pdjax.config import Config
 from pdjax.config.load import load_config
 from tests.helpers.fences import ROOT, Fence, commands, documents, fences, matches
+from tests.helpers.real_model import CUT
 from tests.helpers.shell import run_command
-from tests.helpers.stand_in import few_programs, replace_smollm2, write_model
+from tests.helpers.stand_in import replace_smollm2, write_model
 
 
 def blocks(page: Path, language: str) -> list[Fence]:
@@ -67,8 +68,8 @@ def test_python(page, model, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.model
 def test_the_answers_of_readme(tmp_path, monkeypatch, capsys):
-    def load(*args: Any) -> Config:
-        return few_programs(load_config(*args), budget=64)
+    def load(source: Any, overrides: Any = None) -> Config:
+        return load_config(source, {**(overrides or {}), **CUT})
 
     monkeypatch.setattr("pdjax.llm.load_config", load)
     monkeypatch.chdir(tmp_path)

@@ -13,12 +13,13 @@ import pytest
 
 from pdjax.async_llm import AsyncLLM
 from pdjax.async_stream import AsyncStream
-from pdjax.config import Config, DecodeConfig, ModelConfig, PrefillConfig
+from pdjax.config import Config, DecodeConfig, ModelConfig
 from pdjax.core.request import SamplingParams
 from pdjax.core.slo import SLO
 from pdjax.llm import LLM
 from pdjax.stream import StreamChunk
 from tests.helpers.promise import COLD, MONOLITHIC, conserved, disaggregated, workload
+from tests.helpers.real_model import CUT
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 
@@ -31,13 +32,7 @@ def llm() -> Iterator[LLM]:
 
 @pytest.fixture(scope="module")
 def smollm2() -> Iterator[LLM]:
-    """The demo's layout: prefill on tp 3, decode on 5 stages."""
-    config = Config(
-        model=ModelConfig(max_model_len=128),
-        prefill=PrefillConfig(tp=3, token_budget=64, token_buckets=(64,), page_buckets=(12,)),
-        decode=DecodeConfig(stages=5, rows=10, page_buckets=(8,)),
-    )
-    with LLM(config) as llm:
+    with LLM("smollm2", CUT) as llm:
         yield llm
 
 

@@ -69,13 +69,8 @@ def replace_smollm2(patch: pytest.MonkeyPatch, directory: Path) -> None:
     patch.setattr("pdjax.llm.load_config", load_cold)
 
 
-def few_programs(config: Config, budget: int | None = None) -> Config:
-    """Leave a bucket of each kind and a layer group where a config names none, and no warm-up.
-
-    Args:
-      budget: tokens of a prefill step, in place of the config's.
-    """
-    budget = budget or config.prefill.token_budget
+def few_programs(config: Config) -> Config:
+    """Leave a bucket of each kind and a layer group where a config names none, and no warm-up."""
     p, d, handoff, longest = (
         config.prefill,
         config.decode,
@@ -92,11 +87,14 @@ def few_programs(config: Config, budget: int | None = None) -> Config:
         config,
         prefill=replace(
             p,
-            token_budget=budget,
-            token_buckets=p.token_buckets or (budget,),
+            token_buckets=p.token_buckets or (p.token_budget,),
             page_buckets=p.page_buckets or widths[0],
         ),
-        decode=replace(d, page_buckets=d.page_buckets or widths[1]),
+        decode=replace(
+            d,
+            row_buckets=d.row_buckets or (d.rows // d.stages,),
+            page_buckets=d.page_buckets or widths[1],
+        ),
         handoff=handoff,
         warm_up=False,
     )
