@@ -26,12 +26,21 @@ def test_products(case: Case, implementation: str):
     assert grouped_error(inputs, np.asarray(out)) <= LIMITS[case.dtype]
 
 
-@pytest.mark.parametrize(("columns", "chosen"), [(16, "reference"), (1 << 11, "tiles")])
-def test_few_numbers_take_one_product_and_many_a_loop(columns: int, chosen: str):
+@pytest.mark.parametrize(
+    ("platform", "columns", "loops"),
+    [
+        ("cpu", 16, False),
+        ("cpu", 1 << 11, True),
+        ("cuda", 1 << 11, False),
+        ("cuda", 1 << 26, True),
+        ("tpu", 1 << 26, False),
+    ],
+)
+def test_few_numbers_take_one_product_and_many_a_loop(platform: str, columns: int, loops: bool):
     shapes = [jax.ShapeDtypeStruct(each, jnp.float32) for each in ((4, columns), (2, columns, 8))]
     operands = *shapes, jax.ShapeDtypeStruct((2,), jnp.int32)
-    text = jax.jit(grouped_product).lower(*operands).as_text()
-    assert ("while" in text) == (chosen == "tiles")
+    traced = jax.jit(grouped_product).trace(*operands)
+    assert ("while" in traced.lower(lowering_platforms=(platform,)).as_text()) == loops
 
 
 @pytest.mark.parametrize(
