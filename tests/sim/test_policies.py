@@ -1,7 +1,9 @@
 """What policies are chosen for, on simulated engines: the same requests under two of them."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from math import inf
 from typing import Any
 
@@ -85,11 +87,16 @@ def conversations(count: int = 60, rate: float = 10.0) -> list[Request]:
     ]
 
 
+@cache
+def tokens_of_one_engine() -> Mapping[str, list[list[int]]]:
+    return served(mixed()).tokens
+
+
 @pytest.mark.parametrize("router", POLICIES["router"])
 def test_a_router_serves_everybody_and_the_same_way_twice(router):
     first, again = (served(mixed(), 3, 2, router=router) for _ in range(2))
     assert first.to_json() == again.to_json()
-    assert first.tokens == served(mixed()).tokens
+    assert first.tokens == tokens_of_one_engine()
     busy = first.report["engines"]
     assert all(busy[f"prefill/{i}"]["steps"] for i in range(3))
 
@@ -131,6 +138,11 @@ def overloaded(count: int = 150, seed: int = 3) -> list[Request]:
     ]
 
 
+@cache
+def under_load(policy: str, seed: int = 3) -> Run:
+    return served(overloaded(seed=seed), prefill_policy=policy)
+
+
 def patience(policy: str, request: Request, other: Request) -> float:
     """Seconds after a request within which another one must come to overtake it."""
     match policy:
@@ -149,7 +161,7 @@ def patience(policy: str, request: Request, other: Request) -> float:
 @pytest.mark.parametrize("seed", [3, 4])
 def test_nobody_is_overtaken_after_a_bounded_time(policy, seed):
     requests = overloaded(seed=seed)
-    begun, overtaken = started(served(requests, prefill_policy=policy)), 0
+    begun, overtaken = started(under_load(policy, seed)), 0
     for request in requests:
         for later in requests:
             if request.arrival < later.arrival and begun[later.id] < begun[request.id]:
@@ -159,12 +171,9 @@ def test_nobody_is_overtaken_after_a_bounded_time(policy, seed):
 
 
 def test_shortest_first_waits_less_in_the_mean():
-    requests = overloaded()
+    fcfs = under_load("fcfs")
     # Engines here prefill 1,000 tokens a second, not tens of thousands.
-    fcfs, shortest = (
-        served(requests, prefill_policy=policy, tokens_a_second=20.0)
-        for policy in ("fcfs", "shortest_first")
-    )
+    shortest = served(overloaded(), prefill_policy="shortest_first", tokens_a_second=20.0)
     assert shortest.report["mean_ttft_ms"] < 0.7 * fcfs.report["mean_ttft_ms"]
     assert shortest.tokens == fcfs.tokens
 
@@ -172,7 +181,7 @@ def test_shortest_first_waits_less_in_the_mean():
 def test_earliest_deadline_meets_more_deadlines():
     def met(policy: str) -> int:
         requests = {f"{each.id}#0": each for each in overloaded()}
-        run = served([*requests.values()], prefill_policy=policy)
+        run = under_load(policy)
         asked = [(each.e2e, requests[each.id].deadline) for each in run.requests]
         return sum(
             took is not None and wanted is not None and took <= wanted for took, wanted in asked
@@ -183,7 +192,7 @@ def test_earliest_deadline_meets_more_deadlines():
 
 def test_classes_of_priority_wait_in_their_order():
     requests = {each.id: each for each in overloaded()}
-    begun = started(served([*requests.values()], prefill_policy="priority"))
+    begun = started(under_load("priority"))
     waits: dict[int, list[float]] = {-1: [], 0: [], 2: []}
     for id, moment in begun.items():
         waits[requests[id].priority].append(moment - requests[id].arrival)
@@ -224,14 +233,10 @@ def test_a_flood_of_one_tenant_does_not_hold_up_another():
         ask(100 + i, 1.0 + 2 * i, (500 + i, *[1] * 99), 2, labels={"user": "rare"})
         for i in range(5)
     ]
-    waits = {
-        policy: max(
-            moment - each.arrival
-            for each in rare
-            for moment in (started(served([*flood, *rare], prefill_policy=policy))[each.id],)
-        )
-        for policy in ("fcfs", "fair")
-    }
+    waits = {}
+    for policy in ("fcfs", "fair"):
+        begun = started(served([*flood, *rare], prefill_policy=policy))
+        waits[policy] = max(begun[each.id] - each.arrival for each in rare)
     assert waits["fair"] < 1.0 < 10.0 < waits["fcfs"]
 
 
