@@ -71,7 +71,7 @@ def test_no_row_more_is_taken_than_keeps_the_pace():
 
 @pytest.mark.parametrize("name", POLICIES["decode"])
 @pytest.mark.parametrize("target", [None, 0.0161])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_wait_for_a_row_has_a_bound(name: str, target: float | None, seed: int):
     """The k-th of the queue has a row when as many full rounds as come before it have ended."""
     chance = random.Random(seed)

@@ -169,14 +169,15 @@ def test_a_prompt_that_is_computed_again_is_charged_once():
     assert policy.served("a") == 10 + 2
 
 
-def test_tenants_that_have_gone_are_forgotten():
+def test_tenants_that_have_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pdjax.host.policies.orders.fair._MOST_IDLE", 100)
     policy = fair()
-    for i in range(3500):
+    for i in range(350):
         asked = of(f"t{i}", i)
         begin(policy, [asked], 1)
         asked.state, asked.done = State.FINISHED, True
-    assert len(policy._counters) < 3000
-    assert len(policy._begun) < 3000
+    assert len(policy._counters) < 300
+    assert len(policy._begun) < 300
 
 
 class PlainFair(FcfsPrefill):
@@ -231,7 +232,7 @@ class PlainFair(FcfsPrefill):
         return list(draft.plans())
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_shares_are_those_of_a_walk_over_the_queue(seed):
     chance, order = random.Random(seed), 0
     weights = PoliciesConfig(tenant_weights=(("a", 2.0), ("b", 0.5)))
