@@ -89,7 +89,7 @@ def deal(config: Config, draw: random.Random) -> None:
 
 def test_overrides():
     seen = set()
-    for seed in cases(1000):
+    for seed in cases(330):
         draw = random.Random(seed)
         given = overrides(draw)
         try:
@@ -140,7 +140,7 @@ def a_file(draw: random.Random) -> bytes:
 
 def test_files(tmp_path, capsys):
     seen = set()
-    for seed in cases(300):
+    for seed in cases(120):
         draw = random.Random(seed)
         file = tmp_path / f"config_{seed}.py"
         file.write_bytes(a_file(draw))
@@ -175,7 +175,7 @@ def test_command_lines():
         config_of(values)
 
     seen = set()
-    for seed in cases(800):
+    for seed in cases(250):
         draw = random.Random(seed)
         argv = ["program", *(arg for _ in range(draw.randint(1, 3)) for arg in a_flag(draw))]
         screen = io.StringIO()

@@ -137,7 +137,7 @@ def use(tokenizer: Tokenizer, draw: random.Random) -> None:
 @pytest.mark.parametrize("part", range(4))
 def test_files(part: int, tmp_path: Path):
     opened = 0
-    runs = cases(120)
+    runs = cases(40)
     for seed in runs:
         draw = random.Random(f"{part} {seed}")
         directory = write_broken(draw, tmp_path / str(seed))
@@ -186,7 +186,7 @@ PIECES = (
 
 
 def test_templates():
-    for seed in cases(400):
+    for seed in cases(130):
         draw = random.Random(seed)
         source = draw.choice(list(chat_cases.TEMPLATES.values()))
         for _ in range(draw.randint(1, 3)):
@@ -210,7 +210,7 @@ def test_templates():
 def test_conversations():
     """Any value given as a conversation is rendered, or refused by name."""
     templates = ChatTemplates(chat_cases.TEMPLATES["qwen_tools"], {}, chat_cases.NOW.strftime)
-    for seed in cases(400):
+    for seed in cases(130):
         draw = random.Random(seed)
         base = draw.choice(list(chat_cases.CONVERSATIONS.values()))
         arguments = {"messages": base["messages"], "tools": base.get("tools"), "documents": None}
