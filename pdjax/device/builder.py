@@ -31,7 +31,7 @@ from pdjax.device.links import connect, host_tiers
 from pdjax.device.mesh import Rules, make_mesh
 from pdjax.device.models.decoder import Params
 from pdjax.device.models.weights import copied_params, load_params, random_params
-from pdjax.device.needs import PlannedPool, in_flight_bytes, program_bytes
+from pdjax.device.needs import PlannedPool, in_flight_bytes, program_bytes, tier_bytes
 from pdjax.device.programs.decode import DecodeProgram
 from pdjax.device.programs.mixed import MixedProgram
 from pdjax.device.programs.prefill import PrefillProgram
@@ -262,6 +262,8 @@ class _Builder:
         moving = 0
         if not self._config.colocated:
             moving = in_flight_bytes(layout, self._context, handoff.max_bytes_in_flight)
+        if self._config.tiers.host_gb is not None:
+            moving += tier_bytes(layout, self._config.tiers.bytes_in_flight)
         _LOG.info(
             "%s: programs take %.2f GB, KV in flight %.2f", asked.id, found / 1e9, moving / 1e9
         )

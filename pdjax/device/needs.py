@@ -42,6 +42,16 @@ def program_bytes(programs: Sequence[Program], steps: Iterable[Step]) -> int | N
     return most
 
 
+def tier_bytes(layout: KVLayout, bound: int) -> int:
+    """Bytes of KV on a device that go down to a tier or come up from it.
+
+    Args:
+      layout: of the pool.
+      bound: tiers.bytes_in_flight, in either direction, over all devices.
+    """
+    return 2 * bound * layout.device_page_bytes // layout.page_bytes
+
+
 def in_flight_bytes(layout: KVLayout, context: int, bound: int | None) -> int:
     """Bytes of KV on a device that hand-offs read out of its pool, or have yet to write to it.
 

@@ -28,7 +28,7 @@ from pdjax.device.kv.host_memory import available_bytes
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Claim, deal_pages, free_bytes
 from pdjax.device.mesh import DECODE_RULES, make_mesh
-from pdjax.device.needs import in_flight_bytes
+from pdjax.device.needs import in_flight_bytes, tier_bytes
 from pdjax.host.batching.largest import largest_steps
 from pdjax.interfaces.steps import StepKind
 
@@ -211,6 +211,7 @@ def test_kv_in_flight_is_bounded_by_two_contexts_or_by_the_config():
     whole = 5 * LAYOUT.device_page_bytes
     assert in_flight_bytes(LAYOUT, 40, None) == 2 * whole
     assert in_flight_bytes(LAYOUT, 40, 7) == 7
+    assert tier_bytes(LAYOUT, 100 * LAYOUT.page_bytes) == 200 * LAYOUT.device_page_bytes
 
 
 @pytest.mark.parametrize(
