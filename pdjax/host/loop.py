@@ -178,7 +178,10 @@ class Loop:
         busy |= self.handoffs.pump()  # else it would wait for the step that is dispatched next
         busy |= self._dispatch_prefill()
         self._give_back()
-        return busy | self.handoffs.pump()
+        busy |= self.handoffs.pump()
+        if not self.handoffs.queue.blocked:
+            self.tiers.write_ahead()
+        return busy
 
     def _sort(self, events: Iterable[Event]) -> list[Event]:
         """Count the steps that have come back, and see to timers and lost engines; returns the

@@ -72,7 +72,7 @@ def pool_of(deployment: Deployment, name: str) -> PoolState:
 def test_what_a_pool_evicts_goes_down_once_and_comes_up_as_often_as_it_is_needed():
     deployment = tiered()
     ask(deployment, "before")
-    assert totals(deployment) == TierTotals()
+    assert totals(deployment) == TierTotals(down_pages=7, down_bytes=7 * LAYOUT.page_bytes)
     for turn in range(3):
         assert ask(deployment, f"between {turn}", OTHER).cached_tokens == (28 if turn else 0)
         assert ask(deployment, f"again {turn}").cached_tokens == 28
@@ -84,12 +84,14 @@ def test_what_a_pool_evicts_goes_down_once_and_comes_up_as_often_as_it_is_needed
     assert pool_of(deployment, "host/0").allocator.used_pages == 0
 
 
-def test_what_finds_no_room_on_the_way_or_in_the_tier_is_lost_to_it():
-    narrow = replace(CACHED, tiers=TiersConfig(bytes_in_flight=1))
-    deployment = tiered(narrow)
+def test_what_would_find_no_room_on_the_way_has_gone_down_before():
+    deployment = tiered(replace(CACHED, tiers=TiersConfig(bytes_in_flight=1)))
     loading(deployment)
-    assert totals(deployment).refused_pages > 0
     deployment.run()
+    assert totals(deployment).hit_tokens == 28 and totals(deployment).refused_pages == 0
+
+
+def test_what_finds_no_room_in_the_tier_is_lost_to_it():
     deployment = tiered(pages=4)
     ask(deployment, "before")
     ask(deployment, "between", OTHER)

@@ -42,6 +42,7 @@ class PageAllocator:
         self.known: set[int] = set()
         self._on_evict: list[Callable[[Seq[int]], None]] = []
         self._on_change: list[Callable[[], None]] = []
+        self._on_cache: list[Callable[[Seq[int]], None]] = []
         # Last freed, first reused: the working set stays small, and a use after free shows at once.
         self._free = [page for page in reversed(range(num_pages)) if page != NULL_PAGE]
         self._cached: set[int] = set()
@@ -52,6 +53,10 @@ class PageAllocator:
         """Call `listener` with the pages that an allocation evicts, all of them at once, before
         they are handed out."""
         self._on_evict.append(listener)
+
+    def on_cache(self, listener: Callable[[Seq[int]], None]) -> None:
+        """Call `listener` with pages whose last holders have let go, and that are cached now."""
+        self._on_cache.append(listener)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change of what is free, cached or held."""
@@ -66,6 +71,10 @@ class PageAllocator:
     def cached_pages(self) -> int:
         """Pages without a holder that can still be shared."""
         return len(self._cached)
+
+    def is_cached(self, page: int) -> bool:
+        """Whether a page has no holder, and can still be shared."""
+        return page in self._cached
 
     @property
     def used_pages(self) -> int:
@@ -127,6 +136,8 @@ class PageAllocator:
         if cached:
             self._cached.update(cached)
             self._order.cache(cached)
+            for listener in self._on_cache:
+                listener(cached)
         self._changed()
 
     def know(self, places: Mapping[int, int]) -> None:

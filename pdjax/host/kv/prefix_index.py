@@ -76,6 +76,11 @@ class PrefixIndex:
         """The page that has a key."""
         return self._pages.get(key)
 
+    def kept(self, page: int) -> KeptPage | None:
+        """What is known of a whole page; its place where `on_evict` was called."""
+        key = self._keys.get(page)
+        return None if key is None else KeptPage(key, self._places.get(page, 0), page)
+
     def keys(
         self, token_ids: Seq[int] | np.ndarray, salt: bytes = b"", so_far: Seq[bytes] = ()
     ) -> list[bytes]:

@@ -32,6 +32,7 @@ from pdjax.host.step_times import StepTimes, prefill_seconds
 from pdjax.host.tiers.account import TierTotals
 from pdjax.host.tiers.load import Load
 from pdjax.host.tiers.moves import Move, Moves
+from pdjax.host.tiers.unsaved import Unsaved
 from pdjax.interfaces.events import Event, JobArrived, JobWritten
 from pdjax.interfaces.transport import KeptPage, Transport
 
@@ -82,6 +83,7 @@ class TierManager:
         self.tiers: dict[PoolId, PoolState] = {}
         self.totals: dict[PoolId, TierTotals] = {}
         self._loads: list[Load] = []
+        self._unsaved: dict[PoolId, Unsaved] = {}
         self._times: dict[tuple[PoolId, PoolId], StepTimes] = {}
         self._asked: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()  # in which epoch
         self._coming: dict[tuple[PoolId, bytes], bool] = {}  # keys on their way; if still right
@@ -105,6 +107,7 @@ class TierManager:
         index = _index(pool)
         index.on_evict(partial(self._take_in, pool, tier))
         index.on_forget(partial(self._forget, tier))
+        self._unsaved[pool.id] = Unsaved(pool, index)
         self.tiers[pool.id] = tier
         self.totals.setdefault(tier.id, TierTotals())
         self._times[tier.id, pool.id] = StepTimes()
@@ -115,7 +118,7 @@ class TierManager:
         """A pool evicts pages, whose content is read before anything else is written there."""
         totals, there = self.totals[tier.id], list[int]()
         new: list[KeptPage] = []
-        for each in sorted(evicted, key=lambda each: each.place):
+        for each in sorted(evicted, key=_place):
             page = _index(tier).page_of(each.key)
             if page is not None:
                 there.append(page)
@@ -127,10 +130,26 @@ class TierManager:
         totals.refused_pages += len(new) - taken
         most = self.moves.most(pool, tier)
         for start in range(0, taken, most):
-            pages = new[start : min(start + most, taken)]
-            self._coming.update(((tier.id, each.key), True) for each in pages)
-            self.moves.send(pool, tier, pages, tier.allocator.allocate(len(pages)), None)
+            self._send_down(pool, tier, new[start : min(start + most, taken)])
         tier.allocator.free(there)
+
+    def _send_down(self, pool: PoolState, tier: PoolState, pages: list[KeptPage]) -> None:
+        self._coming.update(((tier.id, each.key), True) for each in pages)
+        self.moves.send(pool, tier, pages, tier.allocator.allocate(len(pages)), None)
+
+    def write_ahead(self) -> None:
+        """Let cached pages go down before they are evicted, those that were let go longest ago
+        first: of pools of which few pages are free, a move at a time."""
+        for name, tier in self.tiers.items():
+            pool, unsaved = self._fleet.pools[name], self._unsaved[name]
+            if not unsaved.pressing or self.moves.bytes_between(pool, tier):
+                continue
+            most = min(self.moves.most(pool, tier), tier.allocator.free_pages)
+            if found := unsaved.take(most, partial(self._lacks, tier)):
+                self._send_down(pool, tier, sorted(found, key=_place))
+
+    def _lacks(self, tier: PoolState, key: bytes) -> bool:
+        return _index(tier).page_of(key) is None and (tier.id, key) not in self._coming
 
     def _forget(self, tier: PoolState, key: bytes) -> None:
         """A page of a key did not hold what it was said to; nor does what went down of it."""
@@ -365,3 +384,7 @@ class TierManager:
 def _index(pool: PoolState) -> PrefixIndex:
     assert pool.prefixes is not None, f"{pool.id} keeps prefixes"
     return pool.prefixes
+
+
+def _place(page: KeptPage) -> int:
+    return page.place
