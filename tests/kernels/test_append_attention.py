@@ -1,6 +1,6 @@
 """append_attention equals rope_and_write and then paged_attention, as one kernel or as two."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,8 +18,7 @@ from pallas_kernels.paged_attention import append_cases, mosaic_gpu
 from pallas_kernels.paged_attention.api import append_attention, paged_attention
 from pallas_kernels.paged_attention.cases import CASES, Case, make_inputs
 from pallas_kernels.paged_attention.mosaic_gpu_plan import ByLength
-from tests.helpers.kernel_cases import without
-from tests.kernels.test_paged_attention import RINGS
+from tests.helpers.kernel_cases import check_room
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -30,23 +29,30 @@ SMALL_INT8 = replace(SMALL_BF16, kv_heads=1, kv_dtype="int8", page_size=64)
 TPU = AbstractDevice("TPU v5 lite", 1, platform="tpu")
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
 APPENDED = (
-    replace(SMALL_BF16, name="edges", kv_lens=(0, 1, 17, 64, 65), kv_heads=1, group=3),
-    Case("head dim 128", (33, 129), group=8, head_dim=128, page_size=64, dtype="bfloat16"),
-    Case("page 8 and soft cap", (3, 70), 1, 1, 128, 8, dtype="bfloat16", logit_soft_cap=3.0),
-    Case("head dim 256", (33, 70), 1, head_dim=256, page_size=128, dtype="bfloat16"),
-    replace(SMALL_BF16, name="window", kv_lens=(200, 7), kv_heads=1, sliding_window=20),
-    replace(SMALL_INT8, name="int8 edges", kv_lens=(0, 1, 33, 64, 65), group=3, page_size=32),
-    Case("int8 window", (200, 7), 1, 11, 128, 64, "bfloat16", "int8", sliding_window=20),
+    Case(
+        "page 8, window and soft cap",
+        (3, 70),
+        kv_heads=1,
+        group=1,
+        head_dim=128,
+        page_size=8,
+        dtype="bfloat16",
+        logit_soft_cap=3.0,
+        sliding_window=20,
+    ),
+    Case("int8 window", (140, 7), 1, 11, 128, 64, "bfloat16", "int8", sliding_window=20),
     replace(SMALL_INT8, name="int8 head dim 256", kv_lens=(33, 70), kv_heads=1, head_dim=256),
 )
-"""Cases at which the Hopper kernel is interpreted: bfloat16 with two KV heads at head dim 128, with
-one elsewhere."""
+"""Cases at which the Hopper kernel is interpreted. `test_poison` has edges of blocks, both over
+bfloat16 and over int8."""
 
 UNEVEN = Case("any", (321, 0, 65, 1, 129), 1, 8, 128, 64, "bfloat16")
 
+WIDE = Case("head dim 256", (33, 70), 1, head_dim=256, page_size=128, dtype="bfloat16")
+
 FULL = tuple(
     replace(SMALL_INT8, name=f"int8 {dim} x {group}", kv_lens=(70,), group=group, head_dim=dim)
-    for dim, group in ((128, 22), (128, 62), (256, 8))
+    for dim, group in ((128, 22), (256, 8), (128, 62))
 )
 """The most query heads that fit beside int8 pages, and at head dim 128 also two readers with 22
 heads, which leave the least room for parts. Head dim 64 has room for its most."""
@@ -145,46 +151,38 @@ def check_gpu(
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize(
-    "case", without(APPENDED, "head dim 128", "window"), ids=lambda case: case.name
-)
+@pytest.mark.parametrize("case", APPENDED, ids=lambda case: case.name)
 def test_gpu_kernel(case: Case):
-    """Each case has one number of parts. Pieces of any length, of head dim 128, have all numbers of
-    parts; a window of bfloat16 has rows cut by their length."""
-    check_gpu(case, bias="page 8" in case.name, parts=2 if case.name.endswith("edges") else 1)
+    """Rows are whole. Rows in parts are in `test_poison`, and rows cut by their length below."""
+    check_gpu(case, bias=case.kv_dtype is None, parts=1)
 
 
 @needs_gpu_interpreter
 def test_gpu_kernel_cuts_long_rows():
     """Parts of one block each: in a long row beside others, only the first part sees the newest
     token. Without a window, `test_gpu_kernel_takes_pieces_of_any_length` has such rows."""
-    case = replace(SMALL_BF16, kv_lens=(200, 7, 300, 0), kv_heads=1, sliding_window=20)
+    case = replace(SMALL_BF16, kv_lens=(140, 7, 0), kv_heads=1, sliding_window=20)
     check_gpu(case, parts=ByLength(1, 1))
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize(
-    ("parts", "kv_dtype"), [(1, None), (ByLength(3, 2), None), (1, "int8"), (2, "int8")]
-)
+@pytest.mark.parametrize(("parts", "kv_dtype"), [(ByLength(3, 2), None), (1, "int8")])
 def test_gpu_kernel_takes_pieces_of_any_length(parts: int | ByLength, kv_dtype: str | None):
-    """Pieces have no block, one, and an even and an odd number of blocks, whole and in parts."""
+    """Pieces have no block, one, and an even and an odd number of blocks. Over int8 they are whole;
+    the tests of `paged_attention` have them in parts."""
     check_gpu(replace(UNEVEN, kv_dtype=kv_dtype), parts=parts, programs=2)
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize(
-    ("parts", "programs", "readers", "kv_dtype"),
-    [ring for ring in RINGS if ring[0] in (1, ByLength(7, 7))],
-)
+@pytest.mark.parametrize(("readers", "kv_dtype"), [(1, None), (2, "int8")])
 def test_gpu_kernel_reuses_its_ring_without_races(
-    parts: int | ByLength | None,
-    programs: int,
-    readers: int,
-    kv_dtype: str | None,
-    capsys: pytest.CaptureFixture[str],
+    readers: int, kv_dtype: str | None, capsys: pytest.CaptureFixture[str]
 ):
-    """The newest tokens begin a block. Where one does not, its block is read while it is written,
-    which the detector calls a race, although the numbers read of it are masked."""
+    """Rows are whole; the tests of `paged_attention` have rings of rows in parts.
+
+    The newest tokens begin a block. Where one does not, its block is read while it is written,
+    which the detector calls a race, although the numbers read of it are masked.
+    """
     page_size = 16 if kv_dtype is None else 64
     case = Case(
         "10 blocks",
@@ -195,38 +193,39 @@ def test_gpu_kernel_reuses_its_ring_without_races(
         dtype="bfloat16",
         kv_dtype=kv_dtype,
     )
-    check_gpu(case, parts=parts, programs=programs, readers=readers, detect_races=True)
+    check_gpu(case, parts=1, programs=1, readers=readers, detect_races=True)
     assert "RACE" not in capsys.readouterr().out
 
 
-def lowered() -> Iterator[tuple[Case, int | ByLength]]:
-    """Yield cases with one number of parts each. Those that fill the memory have two parts, which
-    take more of it."""
-    numbers = (1, 2, ByLength(1, 1))
-    repeated = ("edges", "int8 edges", "int8 head dim 256")
-    for i, case in enumerate(without(APPENDED, *repeated)):
-        yield case, numbers[i % (2 if case.kv_dtype else 3)]
-    for case in FULL:
-        yield case, 2
-
-
-@pytest.mark.parametrize(
-    ("case", "parts"), list(lowered()), ids=lambda x: x.name if isinstance(x, Case) else str(x)
-)
-def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
-    """The pools are updated in place: the kernel's results are the given pools."""
+def shapes_of(case: Case) -> Any:
     inputs = make_inputs(case, seed=0)
-    shapes = jax.tree.map(
+    return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         (*newest_tokens(case, 0, bias=True), *inputs.operands[1:]),
     )
+
+
+@pytest.mark.parametrize("case", FULL, ids=lambda case: case.name)
+def test_gpu_kernel_has_room_for_the_most_query_heads(case: Case):
+    """Two parts take more memory than one."""
+    check_room(partial(mosaic_gpu.append_attention, parts=2, **case.options), *shapes_of(case))
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [(APPENDED[0], 2), (WIDE, ByLength(1, 1))],
+    ids=lambda x: x.name if isinstance(x, Case) else str(x),
+)
+def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
+    """The pools are updated in place: the kernel's results are the given pools. Where the platform
+    chooses, head dim 64 is lowered, and int8."""
     run = partial(mosaic_gpu.append_attention, parts=parts, **case.options)
     mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=H100)
     with use_abstract_mesh(mesh):
-        traced = jax.jit(run, donate_argnums=(5, 6)).trace(*shapes)
+        traced = jax.jit(run, donate_argnums=(5, 6)).trace(*shapes_of(case))
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == 1
-    assert text.count("output_operand_alias<") == (2 if case.kv_dtype is None else 4)
+    assert text.count("output_operand_alias<") == 2
 
 
 @pytest.mark.parametrize(
@@ -235,7 +234,7 @@ def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
         ("cuda", SMALL_BF16, 1),
         ("cuda", SMALL, 0),
         ("cuda", replace(SMALL_BF16, page_size=24), 0),
-        ("cuda", replace(SMALL_INT8, group=62), 1),
+        ("cuda", replace(APPENDED[1], logit_soft_cap=3.0), 1),
         ("cuda", replace(SMALL_INT8, page_size=16), 0),
         ("cuda", replace(SMALL_INT8, kv_dtype="float8_e4m3fn"), 0),
         ("cpu", SMALL_INT8, 0),
@@ -243,7 +242,7 @@ def test_gpu_kernel_lowers(case: Case, parts: int | ByLength):
     ],
 )
 def test_the_platform_chooses_also_within_shard_map(platform: str, case: Case, kernels: int):
-    """Hopper's kernel where it takes the arguments, also those of the most query heads; the
+    """Hopper's kernel, which updates the pools in place, where it takes the arguments; the
     reference everywhere else."""
     case = replace(case, kv_heads=2)  # a shard each
     operands = (*newest_tokens(case, 0, bias=False), *make_inputs(case, seed=0).operands[1:])
@@ -259,6 +258,8 @@ def test_the_platform_chooses_also_within_shard_map(platform: str, case: Case, k
     traced = jax.jit(run, donate_argnums=(5, 6)).trace(*operands)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == kernels
+    if kernels:
+        assert text.count("output_operand_alias<") == (2 if case.kv_dtype is None else 4)
 
 
 @pytest.mark.parametrize("case", [SMALL, replace(SMALL_BF16, sliding_window=20)])

@@ -25,7 +25,10 @@ needs_gpu_interpreter = pytest.mark.skipif(
 SMALL = Case("small", ((0, 3), (15, 2)), padding=2)
 REPEATED = (*("one prompt", "chunks", "in no order", "page 64", "bf16 page 128", "bf16 gqa 3"),)
 """Cases whose edges others have, which are neither interpreted nor lowered."""
-LESS = ("decode", "padded", "bias", "page 128", "head dim 128", "bf16")
+LESS = (
+    *("decode", "decode with idle rows", "smollm2", "padded", "bias", "page 128", "head dim 128"),
+    *("bf16", "bf16 gqa 8"),
+)
 """Cases that are lowered for TPUs, but not interpreted: others have several of their edges at
 once."""
 TPUS = {
@@ -101,7 +104,7 @@ def test_tpu_kernel_shares_tiles_between_blocks_without_races(
 ):
     """Blocks of 16 tokens end within tiles; the last block is not full."""
     monkeypatch.setattr(mosaic_tpu, "_MAX_BLOCK_TOKENS", 16)
-    case = Case("5 blocks", ((3, 66),), padding=5, kv_heads=1, group=1, shuffled=shuffled)
+    case = Case("4 blocks", ((3, 50),), padding=5, kv_heads=1, group=1, shuffled=shuffled)
     check(case, interpreted_tpu(detect_races=True))
 
 
@@ -109,8 +112,10 @@ def test_tpu_kernel_shares_tiles_between_blocks_without_races(
     ("hardware", "case"),
     [
         pytest.param(hardware, case, id=f"{hardware}-{name_of(case)}")
-        for first, hardware in enumerate(("v6e", "v5e"))  # they hardly differ: a case has one
-        for case in taken_by(mosaic_tpu, *without(CASES, *REPEATED), LARGE_CASES[-1])[first::2]
+        for first, hardware in enumerate(("v6e", "v5e"))  # they hardly differ
+        for case in taken_by(mosaic_tpu, *without(CASES, *REPEATED), LARGE_CASES[-1])[
+            2 * first :: 4
+        ]
     ],
 )
 def test_tpu_kernel_lowers(hardware: str, case: Case):
@@ -125,9 +130,12 @@ def test_tpu_kernel_lowers(hardware: str, case: Case):
 
 @needs_gpu_interpreter
 @pytest.mark.parametrize(
-    "case", fewer(taken_by(mosaic_gpu, *without(CASES, "bf16", "bf16 page 128"))), ids=name_of
+    "case",
+    fewer([case for case in CASES if case.name in ("bf16 gqa 8", "bf16 gqa 3")]),
+    ids=name_of,
 )
 def test_gpu_kernel(case: Case):
+    """Both head dims. The test of races has an order that is none, `test_poison` padding."""
     check(case, interpreted_gpu())
 
 
@@ -143,7 +151,7 @@ def test_gpu_kernel_has_no_races(shuffled: bool, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in CASES if case.name in ("bf16", "bf16 gqa 8", "bf16 gqa 3")],
+    [case for case in CASES if case.name in ("bf16 gqa 8", "bf16 gqa 3")],
     ids=name_of,
 )
 def test_gpu_kernel_lowers(case: Case):

@@ -16,6 +16,7 @@ from pallas_kernels.errors import scatter_error
 from pallas_kernels.page_copy import cases, mosaic_gpu, scatter_cases
 from pallas_kernels.page_copy.api import gather, scatter
 from pallas_kernels.page_copy.cases import CASES, LARGE_CASES, Case
+from tests.helpers.kernel_cases import without
 
 needs_gpu_interpreter = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="Mosaic GPU is interpreted from JAX 0.11 on"
@@ -38,6 +39,12 @@ needs_jax_11 = pytest.mark.skipif(
     jax.__version_info__ < mosaic_gpu._JAX, reason="the kernel needs JAX 0.11"
 )
 TAKEN = [case for case in CASES if mosaic_gpu.refusal(pool_of(case)) is None]
+LOWERED = (
+    *without(TAKEN, "one page", "three pools", "with null pages", "only null pages", "bf16"),
+    LARGE_CASES[-1],
+)
+"""Cases that differ in the sizes of pages and in the numbers of pools, not in the numbers of
+ids."""
 
 
 def check_gather(case: Case, run: Callable[..., Any]) -> None:
@@ -66,15 +73,26 @@ def test_reference_on_a_small_case():
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("case", TAKEN, ids=name_of)
+@pytest.mark.parametrize("case", without(TAKEN, "more pools than a kernel takes"), ids=name_of)
 def test_gpu_kernel(case: Case):
+    check_gather(case, interpreted(case))
+
+
+@needs_gpu_interpreter
+def test_more_pools_than_a_gpu_kernel_takes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mosaic_gpu, "_POOLS", 2)
+    case = Case("five pools", 5, 2, kv_heads=1)
+    check_gather(case, interpreted(case))
+
+
+def interpreted(case: Case) -> Callable[..., jax.Array]:
     interpret = plgpu.InterpretGPUParams()
     heads = slice(*(case.heads or (0, case.kv_heads)))
 
     def run(*operands: Any, **_: Any) -> jax.Array:
         return mosaic_gpu.gather(*operands, heads=heads, interpret=interpret)
 
-    check_gather(case, run)
+    return run
 
 
 @needs_gpu_interpreter
@@ -94,7 +112,7 @@ def lowered(run: Callable[..., Any], *operands: Any) -> str:
 
 
 @needs_jax_11
-@pytest.mark.parametrize("case", [*TAKEN, *LARGE_CASES], ids=name_of)
+@pytest.mark.parametrize("case", LOWERED, ids=name_of)
 def test_gpu_kernel_lowers(case: Case):
     """Kernels of one program share a lowering, except one with fewer pools, and write into one
     array."""

@@ -1,7 +1,9 @@
 """Rows are islands: a row's numbers change no bit of another row, in every implementation of every
-operation. Pages store a token that is not finite as `pallas_kernels.finite` says."""
+operation, and without poison the numbers are right. Pages store a token that is not finite as
+`pallas_kernels.finite` says."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -56,6 +58,13 @@ def case_of(subject: check.Subject, name: str) -> Any:
     return next(case for case in subject.cases.CASES if case.name == name)
 
 
+EDGES = (17, 1, 0, 65, 64)
+"""Lengths of rows around pages and blocks; those that are poisoned have one token and a whole
+block."""
+EDGES_BF16 = replace(ROWS_BF16, kv_lens=EDGES, group=3)
+EDGES_INT8 = replace(ROWS_INT8, kv_lens=EDGES, group=3)
+
+
 def islands(
     subject: check.Subject,
     case: Any,
@@ -65,6 +74,7 @@ def islands(
     inputs = subject.cases.make_inputs(case, 7)
     compiled = jax.jit(partial(run, **case.options))
     out = jax.tree.map(np.asarray, compiled(*inputs.operands))
+    assert subject.error(inputs, out) <= subject.limits[case.dtype]
     assert check.Check(subject, "any", case).faults(inputs, compiled, out, values) == []
 
 
@@ -120,8 +130,8 @@ def all_heads(*operands: Any, interpret: Any) -> jax.Array:
         (check.ADD, case_of(check.ADD, "bf16 640"), add_gpu.add_rms),
         (check.PRODUCT, case_of(check.PRODUCT, "bf16 8"), product_gpu.product),
         (check.SWIGLU, case_of(check.SWIGLU, "bf16 8"), swiglu_gpu.swiglu),
-        (check.APPEND, ROWS_BF16, partial(paged_gpu.append_attention, parts=1)),
-        (check.APPEND, ROWS_INT8, partial(paged_gpu.append_attention, parts=1)),
+        (check.APPEND, EDGES_BF16, partial(paged_gpu.append_attention, parts=2, programs=3)),
+        (check.APPEND, EDGES_INT8, partial(paged_gpu.append_attention, parts=2, programs=3)),
         (check.WRITE, TOKENS_BF16, write_gpu.rope_and_write),
         (check.PREFILL, PROMPTS_BF16, partial(prefill_gpu.prefill_attention, programs=1)),
         (check.GATHER, PAGES_BF16, all_heads),

@@ -45,6 +45,12 @@ def taken(case: Case) -> bool:
 
 TAKEN = [case for case in CASES if taken(case)]
 RAGGED = TAKEN[-1]
+PLAIN = ("bf16 64", "bf16 72", "bf16 256")
+LOWERED = [
+    *(case for case in TAKEN if case.name in ("bf16 8", "bf16 256", "bf16 normed 128")),
+    *(case for case in LARGE_CASES if case.name.endswith((" 128", "normed 64", "8k", "2k"))),
+]
+"""Cases of few rows, of their scale and without, and of many; with tiles of every width."""
 
 
 def name_of(case: Case) -> str:
@@ -73,15 +79,16 @@ def test_enough_cases_are_taken():
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("case", TAKEN, ids=name_of)
+@pytest.mark.parametrize("case", [case for case in TAKEN if case.name in PLAIN], ids=name_of)
 def test_kernel(case: Case):
-    """There are two blocks of threads, so that each takes several tiles and reuses its ring."""
+    """There are two blocks of threads, so that each takes several tiles and reuses its ring. The
+    numbers of other cases are held to the limits by the tests of races, and by `test_poison`."""
     check(case, interpreted(programs=2))
 
 
 @needs_gpu_interpreter
 def test_kernel_of_few_rows_takes_their_scale_itself():
-    [case] = [case for case in TAKEN if case.name == "bf16 normed 72"]
+    [case] = [case for case in TAKEN if case.name == "bf16 normed 8"]
     x, scale, w = make_inputs(case, seed=2).operands
     run = jax.jit(partial(interpreted(programs=2), **case.options))
     with_nothing = run(x, np.full_like(scale, np.nan), w)
@@ -89,9 +96,8 @@ def test_kernel_of_few_rows_takes_their_scale_itself():
 
 
 @needs_gpu_interpreter
-@pytest.mark.parametrize("plan", [{"band": 1}, {"stages": 2}], ids=str)
-def test_kernel_of_another_plan(plan: dict[str, Any]):
-    check(RAGGED, interpreted(programs=3, **plan))
+def test_kernel_of_another_plan():
+    check(RAGGED, interpreted(programs=3, band=1))
 
 
 @needs_gpu_interpreter
@@ -103,7 +109,7 @@ def test_kernel_reuses_its_rings_without_races(case: Case, capsys: pytest.Captur
     assert "RACE" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", [*TAKEN, *LARGE_CASES], ids=name_of)
+@pytest.mark.parametrize("case", LOWERED, ids=name_of)
 def test_kernel_lowers(case: Case):
     mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=H100)
     run = jax.jit(partial(swiglu, implementation="mosaic_gpu", **case.options))
