@@ -47,8 +47,10 @@ def drawn_options(name: str, seed: int) -> dict[str, Any]:
     """What policies may go by of a request of a workload."""
     chance = random.Random(f"options of {name} in {seed}")
     salts = random.Random(f"cache salt of {name} in {seed}")
+    pins = random.Random(f"cache pin of {name} in {seed}")
     return {
         "cache_salt": salts.choice((None, None, None, "a", "b")),
+        "cache_pin": pins.choice((None, None, None, 0.0, 5.0, 60.0)),
         "priority": chance.choice((0, 0, -1, 3)),
         "deadline": chance.choice((None, 10.0, 100.0)),
         "slo": chance.choice((None, None, SLO(ttft=5.0), SLO(ttft=30.0, tpot=3.0))),

@@ -32,6 +32,11 @@ def run_all(
         totals = workload.coordinator._runtime.recorder.transfers
         for name in ("transfers", "retries", "pages_skipped", "reprefilled_tokens"):
             happened[name] += getattr(totals, name)
+        for pool in workload.coordinator.loop.fleet.pools.values():
+            if pool.prefixes is not None and pool.pins is not None:
+                happened["copied"] += pool.prefixes.totals.copied
+                happened["pinned"] += pool.pins.totals.pinned
+                happened["pins refused"] += pool.pins.totals.refused
         for job in workload.transport.jobs:
             source, target = (end.split("-")[0].split("/")[1] for end in (job.source, job.target))
             happened[f"{source} to {target}"] += 1

@@ -54,6 +54,7 @@ def test_the_workloads_cover_what_may_happen():
     wanted |= {"lost", "damaged", "retries", "pages_skipped", "reprefilled_tokens", "transfers"}
     wanted |= {"prefill to decode", "decode to prefill", "decode to decode"}
     wanted |= {"mixed steps", "FINISHED", "ABORTED", "FAILED", "poisoned", "prompt scored"}
+    wanted |= {"copied", "pinned", "pins refused"}
     wanted |= {"SHED", "prefilled where others decode"}
     wanted |= {f"mixed engine for {role.value}" for role in Role}
     wanted |= {"masked", "masked and preempted", "masks late"}
