@@ -3,7 +3,6 @@ that somebody else may read is written, and only what is new is computed."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from pdjax.config import KVConfig
@@ -16,10 +15,6 @@ KEPT = replace(CONFIG, kv=KVConfig(prefix_cache=True))
 BEFORE = b"the page before"
 
 
-def ids(*tokens: int) -> np.ndarray:
-    return np.array(tokens, np.int32)
-
-
 def made() -> tuple[PageAllocator, PartialPages]:
     allocator = PageAllocator(20)
     return allocator, PartialPages(allocator)
@@ -28,9 +23,9 @@ def made() -> tuple[PageAllocator, PartialPages]:
 def test_the_page_with_the_longest_beginning_is_found():
     allocator, pages = made()
     [a, b, c] = allocator.allocate(3)
-    pages.add_tail(BEFORE, a, ids(1, 2), 0)
-    pages.add_tail(BEFORE, b, ids(1, 2, 3), 0)
-    pages.add_tail(b"another", c, ids(1, 2, 3, 4), 0)
+    pages.add_tail(BEFORE, a, [1, 2], 0)
+    pages.add_tail(BEFORE, b, [1, 2, 3], 0)
+    pages.add_tail(b"another", c, [1, 2, 3, 4], 0)
     for wanted, expected in (
         ([1, 2, 3, 4], (b, 3)),
         ([1, 2, 9], (a, 2)),
@@ -46,15 +41,15 @@ def test_the_page_with_the_longest_beginning_is_found():
 def test_a_tail_that_another_page_begins_with_is_needless():
     allocator, pages = made()
     [a, b] = allocator.allocate(2)
-    pages.add_tail(BEFORE, a, ids(1, 2, 3), 0)
-    pages.add_tail(BEFORE, b, ids(1, 2), 0)
+    pages.add_tail(BEFORE, a, [1, 2, 3], 0)
+    pages.add_tail(BEFORE, b, [1, 2], 0)
     assert pages.tails == {a}
 
 
 def test_an_evicted_page_is_not_found():
     allocator, pages = made()
     [a] = allocator.allocate(1)
-    pages.add_tail(BEFORE, a, ids(1, 2), 0)
+    pages.add_tail(BEFORE, a, [1, 2], 0)
     allocator.free([a])
     assert allocator.cached_pages == 1
     pages.use(a)
@@ -67,7 +62,7 @@ def test_an_evicted_page_is_not_found():
 def test_few_pages_that_are_alike_are_looked_at():
     allocator, pages = made()
     for number, page in enumerate(allocator.allocate(12)):
-        pages.add_tail(BEFORE, page, ids(1, 50 + number), 0)
+        pages.add_tail(BEFORE, page, [1, 50 + number], 0)
     pages.check()
     assert pages.find(BEFORE, [1, 61])[1] == 2, "the newest"
     assert pages.find(BEFORE, [1, 50])[1] == 1, "one of the oldest: what it has in common"

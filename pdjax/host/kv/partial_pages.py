@@ -6,7 +6,6 @@ written: copy on write, as of a process's memory (vLLM's blocks, Kwon et al. 202
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,11 +19,9 @@ Beginning = tuple[bytes, int]
 """The key of the page before a page, and its own first token."""
 
 
-class _Content(NamedTuple):
-    """How a page begins, and its tokens i32[n], n of at most a page."""
-
-    beginning: Beginning
-    tokens: np.ndarray
+_Content = tuple[Beginning, np.ndarray, int, int]
+"""How a page begins, and where its tokens are: `[start, stop)` of i32[n], which the pages have in
+common that were added together. A plain tuple: thousands are made in a turn."""
 
 
 class PartialPages:
@@ -43,36 +40,44 @@ class PartialPages:
     def __init__(self, allocator: PageAllocator) -> None:
         allocator.on_evict(self.drop)
         self._allocator = allocator
-        self._alike: dict[Beginning, dict[int, None]] = {}
+        self._alike: dict[Beginning, list[int]] = {}
         self._contents: dict[int, _Content] = {}
         self.tails: set[int] = set()
 
-    def add(self, before: bytes, page: int, tokens: np.ndarray) -> None:
-        """Add a page that is known as a whole one.
+    def add(self, pages: Iterable[tuple[bytes, int, int]], tokens: Seq[int], size: int) -> None:
+        """Add pages of a sequence.
+
+        Args:
+          pages: the key of the page before each, the page, and where its tokens begin.
+          tokens: of the sequence.
+          size: tokens a page; the last one may have fewer.
+        """
+        array, contents, alike = np.array(tokens, np.int32), self._contents, self._alike
+        for before, page, start in pages:
+            beginning = before, tokens[start]
+            contents[page] = beginning, array, start, start + size
+            others = alike.get(beginning)
+            if others is None:
+                alike[beginning] = [page]
+                continue
+            others.append(page)
+            if len(others) > _MOST_ALIKE:
+                del others[0]
+
+    def add_tail(self, before: bytes, page: int, tokens: Seq[int], place: int) -> None:
+        """Add a page that has a holder and is not whole, and let it be cached. A page that begins
+        with these tokens already makes it needless.
 
         Args:
           before: the key of the page before it.
-          tokens: i32[n], that are in it.
-        """
-        beginning = before, int(tokens[0])
-        self._contents[page] = _Content(beginning, tokens)
-        alike = self._alike.setdefault(beginning, {})
-        alike[page] = None
-        if len(alike) > _MOST_ALIKE:
-            del alike[next(iter(alike))]
-
-    def add_tail(self, before: bytes, page: int, tokens: np.ndarray, place: int) -> None:
-        """Add a page that has a holder and is not whole, and let it be cached; as `add`. A page
-        that begins with these tokens already makes it needless.
-
-        Args:
+          tokens: that are in it.
           place: of the page among those of its sequence.
         """
-        if page in self._contents or self.find(before, tokens.tolist())[1] == len(tokens):
+        if page in self._contents or self.find(before, tokens)[1] == len(tokens):
             return
         self._allocator.know({page: place})
         self.tails.add(page)
-        self.add(before, page, tokens)
+        self.add([(before, page, 0)], tokens, len(tokens))
 
     def find(self, before: bytes, tokens: Seq[int]) -> tuple[int, int]:
         """The page that begins with most of these tokens, and how many; 0 of none.
@@ -87,7 +92,8 @@ class PartialPages:
             return page, most
         wanted = np.array(tokens, np.int32)
         for other in alike:
-            found = self._contents[other].tokens[: len(wanted)]
+            _, there, start, stop = self._contents[other]
+            found = there[start : min(stop, start + len(wanted))]
             differ = np.flatnonzero(found != wanted[: len(found)])
             same = int(differ[0]) if len(differ) else len(found)
             if same > most:
@@ -106,11 +112,11 @@ class PartialPages:
             self.tails.discard(page)
             if content is None:
                 continue
-            alike = self._alike.get(content.beginning)
-            if alike is not None:
-                alike.pop(page, None)
+            alike = self._alike.get(content[0], [])
+            if page in alike:
+                alike.remove(page)
                 if not alike:
-                    del self._alike[content.beginning]
+                    del self._alike[content[0]]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -125,4 +131,4 @@ class PartialPages:
         assert self.tails <= self._contents.keys(), "tails without content"
         for beginning, pages in self._alike.items():
             assert pages and len(pages) <= _MOST_ALIKE, "pages that are alike"
-            assert all(self._contents[each].beginning == beginning for each in pages), "elsewhere"
+            assert all(self._contents[each][0] == beginning for each in pages), "elsewhere"

@@ -199,13 +199,11 @@ class PrefixIndex:
         keys, size = keys_of(sequence, self), self.page_size
         new = [place for place in range(tokens // size) if keys[place] not in self._pages]
         self.insert(keys, pages, tokens)
-        if not new:
-            return
-        first = new[0] * size
-        content = np.array(sequence.tokens(first, tokens), np.int32)
-        for place in new:
-            own = content[place * size - first : (place + 1) * size - first]
-            self._partial.add(_before(sequence, keys, place), pages[place], own)
+        if new:
+            first = new[0]
+            befores = [_before(sequence, keys, first), *keys[first:]]
+            added = [(befores[i - first], pages[i], (i - first) * size) for i in new]
+            self._partial.add(added, sequence.tokens(first * size, tokens), size)
 
     def add_tail(self, sequence: Sequence, pages: Seq[int], tokens: int) -> None:
         """Let the part of a page be found that the first `tokens` tokens of a sequence end in, if
@@ -214,7 +212,7 @@ class PrefixIndex:
         content = sequence.tokens(place * self.page_size, tokens)
         if content:
             before = _before(sequence, keys, place)
-            self._partial.add_tail(before, pages[place], np.array(content, np.int32), place)
+            self._partial.add_tail(before, pages[place], content, place)
 
     def insert(self, keys: Seq[bytes], pages: Seq[int], tokens: int) -> None:
         """Make findable the whole pages among the first `tokens` tokens of a sequence.
