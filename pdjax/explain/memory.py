@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pdjax.config import Config
+from pdjax.config.tiers import GB
 from pdjax.core.kv_layout import KVLayout
 from pdjax.core.messages import shown
 from pdjax.core.model_spec import ModelSpec
@@ -76,7 +77,7 @@ class PoolPlan:
     """A pool, and what it has room for.
 
     Attributes:
-      id: its name. role: of its engines. tier: where its pages lie.
+      id: its name. role: of its engines; "none" of a tier. tier: where its pages lie.
       chips: devices that it is spread over.
       weight_bytes, free_bytes: on a device: of the weights, and what they leave; the latter also
         of other engines on the same devices.
@@ -118,7 +119,7 @@ class MemoryPlan:
       chip_bytes: memory of one. share: of it that JAX may take.
       program_bytes: that programs take beside weights and pools; None where that is not known, so
         that `kv.memory_fraction`, or nine tenths, of what the weights leave are for pools.
-      pools: those that prefill first.
+      pools: those that prefill first, and tiers last.
       requests: by the names of lengths, how many decode at once on all engines together.
     """
 
@@ -209,11 +210,34 @@ def plan_memory(
         _pool(config, each, count, taken, free_bytes(each.claim.devices[0]) or 0, lengths)
         for each, count, taken in zip(asked, pages, weights, strict=True)
     )
-    at_once = {
-        each.name: sum(p.requests[each.name][0] for p in plans if Role(p.role).decodes)
-        for each in lengths
-    }
+    decoding = [plan for plan, each in zip(plans, asked, strict=True) if each.role.decodes]
+    at_once = {each.name: sum(plan.requests[each.name][0] for plan in decoding) for each in lengths}
+    plans += _host_tier(config, replace(asked[0].claim.layout, tp=1), lengths)
     return MemoryPlan(len(chips), chip_bytes, share, program_bytes, plans, at_once)
+
+
+def _host_tier(config: Config, layout: KVLayout, lengths: Seq[Lengths]) -> tuple[PoolPlan, ...]:
+    """The tier in host memory, if the config has one, in which pages of this layout are whole. It
+    holds the KV of requests that are not under way."""
+    pages = config.tiers.host_pages(layout.page_bytes) - 1
+    if pages < 0:
+        return ()
+    fitting = {each.name: int(pages / each.pages(layout, Role.DECODE)) for each in lengths}
+    return (
+        PoolPlan(
+            id="host/0",
+            role="none",
+            tier="host",
+            chips=0,
+            weight_bytes=0,
+            free_bytes=int((config.tiers.host_gb or 0) * GB),
+            page_bytes=layout.page_bytes,
+            page_size=layout.page_size,
+            pages=pages,
+            bound=f"tiers.host_gb={config.tiers.host_gb}, as the config says",
+            requests={name: (count, "pages") for name, count in fitting.items()},
+        ),
+    )
 
 
 def _pool(

@@ -8,6 +8,7 @@ import pytest
 
 from pdjax import cli
 from pdjax.config import RANDOM, Config, DecodeConfig, KVConfig, ModelConfig, PrefillConfig
+from pdjax.config.tiers import TiersConfig
 from pdjax.core.model_spec import ModelSpec
 from pdjax.explain.memory import JAX_SHARE, Lengths, MemoryPlan, plan_memory, share_of_jax
 from pdjax.flags import status
@@ -85,6 +86,15 @@ def test_engines_share_the_memory_of_their_devices():
     )
     assert plan.chips == 1 and {pool.free_bytes for pool in plan.pools} == {40 * PAGE}
     assert [pool.pages for pool in plan.pools] == [8, 24]
+
+
+def test_a_tier_in_host_memory_holds_what_is_not_under_way():
+    config = replace(CONFIG, tiers=TiersConfig(host_gb=50 * PAGE / 1e9))
+    plan = planned(config)
+    tier = plan.pools[-1]
+    assert (tier.id, tier.tier, tier.pages, tier.tokens) == ("host/0", "host", 50, 50 * 16)
+    assert tier.requests == {"short": (25, "pages"), "64 tokens": (12, "pages")}
+    assert plan.requests == planned().requests, "nothing decodes there"
 
 
 def test_shards_and_stages_have_their_parts():
