@@ -22,6 +22,7 @@ from pdjax.device.checkpoints.api import Checkpoint
 from pdjax.device.checkpoints.open import open_checkpoint
 from pdjax.device.devices import deal_devices, settled
 from pdjax.device.models.registry import kv_layout, matrix_params
+from pdjax.disk.slot_store import SlotStore
 from pdjax.host.batching.buckets import Buckets
 from pdjax.host.batching.largest import largest_steps
 from pdjax.host.coordinator import Coordinator
@@ -66,6 +67,7 @@ class Deployment:
       coordinator, clock, recorder: the loop; its time; what happened when.
       session: the book of requests over the coordinator.
       requests: makes requests of prompts and conversations.
+      disk: the store of the tier on a disk, where there is one.
     """
 
     config: Config
@@ -80,6 +82,7 @@ class Deployment:
     recorder: Recorder
     session: Session
     requests: RequestMaker
+    disk: SlotStore | None = None
 
     def close(self) -> None:
         """Abort every request that has not ended, let the engines come to rest, and free what they
@@ -186,7 +189,7 @@ def _on_devices(
         built.close()
         raise
     parts = built.engines, built.transport, coordinator, clock, recorder
-    return _deployment(config, model, built, *parts)
+    return replace(_deployment(config, model, built, *parts), disk=built.disk)
 
 
 def _check_mixing(config: Config) -> None:

@@ -23,19 +23,22 @@ from pdjax.device.claims import Claims, PoolClaim
 from pdjax.device.compat import settings_of_this_thread
 from pdjax.device.devices import Workers, deal_devices
 from pdjax.device.engine import JaxEngine
+from pdjax.device.kv.disk_tier import disk_pool
 from pdjax.device.kv.pool import PoolOwner
 from pdjax.device.kv.sizing import Claim, deal_pages, free_bytes
 from pdjax.device.kv.transports import Transports
 from pdjax.device.layer_groups import choose_groups
-from pdjax.device.links import connect, host_tiers
+from pdjax.device.links import DISK, connect, disk_store, host_tiers
 from pdjax.device.mesh import Rules, make_mesh
 from pdjax.device.models.decoder import Params
+from pdjax.device.models.fingerprint import fingerprint
 from pdjax.device.models.weights import copied_params, load_params, random_params
 from pdjax.device.needs import PlannedPool, in_flight_bytes, program_bytes, tier_bytes
 from pdjax.device.programs.decode import DecodeProgram
 from pdjax.device.programs.mixed import MixedProgram
 from pdjax.device.programs.prefill import PrefillProgram
 from pdjax.device.programs.program import Program
+from pdjax.disk.slot_store import SlotStore
 from pdjax.interfaces.steps import Step, StepKind
 from pdjax.interfaces.transport import Pool
 
@@ -57,6 +60,7 @@ class Engines:
       pools: by their names.
       workers: of their devices.
       tiers: pools that no engine has; the transport holds them.
+      disk: the store of the one on a disk.
       on_host_cores: whether the devices are the cores that the host itself needs.
     """
 
@@ -67,14 +71,15 @@ class Engines:
     workers: Workers
     on_host_cores: bool
     tiers: tuple[Pool, ...] = ()
+    disk: SlotStore | None = None
 
     def handing_over(self, handoff: HandoffConfig, layer_groups: int) -> "Engines":
         """Engines over the same weights, pools and workers, whose prefill steps are cut into so
-        many layer groups, and whose KV travels as `handoff` says; without a tier. Of both, one at a
+        many layer groups, and whose KV travels as `handoff` says; without tiers. Of both, one at a
         time is asked anything; what is left in pages is left there."""
         transport = connect(self.pools, handoff.wire_dtype, self.workers)
         engines = [_recut(each, self.pools, transport, layer_groups) for each in self.engines]
-        return replace(self, engines=engines, transport=transport, tiers=())
+        return replace(self, engines=engines, transport=transport, tiers=(), disk=None)
 
     def close(self) -> None:
         """Wait until everything that engines were asked has been dispatched, then let go of their
@@ -123,23 +128,48 @@ def build_engines(
     Raises:
       ValueError: a layout that cannot work, pools or a tier for which there is no memory even
         without weights, or a setting of JAX that holds in this thread alone; nothing has been
-        loaded then. Or, after that, too little memory for a pool.
+        loaded then. Or, after that, too little memory for a pool, or a disk tier that cannot be
+        opened.
     """
+    with ExitStack() as undo:
+        given = config, spec, context, checkpoint, progress or Progress(False), largest
+        built = _build(*given, undo)
+        undo.pop_all()
+    return built
+
+
+def _build(
+    config: Config,
+    spec: ModelSpec,
+    context: int,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+    largest: Largest | None,
+    undo: ExitStack,
+) -> Engines:
+    """See `build_engines`; `undo` is what ends with an error."""
     _check_settings()
     for_prefill, for_decode = deal_devices(config)
     claims = Claims(config, spec, context).of(for_prefill, for_decode)
     tiers = host_tiers(config, claims[0].claim.layout)
-    builder = _Builder(config, spec, context, checkpoint, progress or Progress(False), largest)
+    builder = _Builder(config, spec, context, checkpoint, progress, largest)
     owned = dict(zip([each.id for each in claims], builder.own(claims), strict=True))
     prefilling = {each.id: owned[each.id] for each in claims if each.role.prefills}
     decoding = {each.id: owned[each.id] for each in claims if each.role.decodes}
     pools = {name: pool for name, (pool, _) in owned.items()}
     workers = Workers(config, for_prefill)
+    disk = None
+    if tiers and config.tiers.disk_folder is not None:
+        with progress.phase("opening the disk tier"):
+            model = fingerprint(owned[claims[0].id][1], spec, config.model.dtype, config.prefill.tp)
+            disk = disk_store(config.tiers, model, tiers[0].layout)
+        undo.callback(disk.close)
     transport = connect(
         pools,
         config.handoff.wire_dtype,
         workers,
         tiers,
+        disk,
         hands_off=not config.colocated,  # what a replica has prefilled it decodes
     )
     flexible = decoding if config.decode_is_flexible else {}
@@ -167,7 +197,9 @@ def build_engines(
         engines.append(JaxEngine(*given))
         roles[id] = role
     on_host_cores = jax.default_backend() == "cpu"
-    return Engines(engines, roles, transport, pools, workers, on_host_cores, tiers)
+    if disk is not None:
+        tiers += (disk_pool(DISK, tiers[0].layout, disk),)
+    return Engines(engines, roles, transport, pools, workers, on_host_cores, tiers, disk)
 
 
 Owned = tuple[PoolOwner, Params]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -81,8 +82,7 @@ class Identity:
         return cls(model, digest, layout.page_bytes)
 
 
-@dataclass(frozen=True)
-class SlotContent:
+class SlotContent(NamedTuple):
     """What lies in a slot, or is to.
 
     Attributes:
@@ -120,8 +120,15 @@ class Headers:
 
     def content(self, slot: int) -> SlotContent:
         """What lies in a slot that is not empty."""
-        header = self.table[slot]
-        return SlotContent(slot, header["key"].tobytes(), int(header["place"]))
+        [content] = self.contents(np.array([slot]))
+        return content
+
+    def contents(self, slots: np.ndarray) -> list[SlotContent]:
+        """What lies in slots i64[n] that are not empty."""
+        keys, places = self.table["key"][slots].tobytes(), self.table["place"][slots].tolist()
+        ends = range(KEY_BYTES, len(keys) + 1, KEY_BYTES)
+        split = (keys[end - KEY_BYTES : end] for end in ends)
+        return list(map(SlotContent, slots.tolist(), split, places))
 
     def clear(self, slot: int) -> None:
         """Let a slot be empty."""

@@ -211,7 +211,7 @@ class SlotFile:
         table = self.headers.table
         kept = np.flatnonzero(table["magic"])
         kept = kept[np.lexsort((table["place"][kept].astype(np.int64) * -1, table["used"][kept]))]
-        return [self.headers.content(slot) for slot in kept.tolist()]
+        return self.headers.contents(kept)
 
     def next_use(self) -> int:
         """A number for what is written or used at once, which is larger than all before."""

@@ -62,6 +62,10 @@ class StoreCounters:
     failed: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
+    def to_json(self) -> dict[str, int | float]:
+        """Plain values by name; what was dropped, for whatever reason, as one."""
+        return {**vars(self), "dropped": sum(self.dropped.values())}
+
 
 class SlotStore:
     """Reads and writes slots of a file with a few threads. Calls return at once, and may come from

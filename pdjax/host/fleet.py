@@ -123,7 +123,7 @@ class Fleet:
         total = new.num_pages - 1
         beside = total - new.layout.pages_for(self._longest)
         most_pinned = max(0, min(int(total * self._pinned_fraction), beside))
-        pool = PoolState.of(new.id, new.layout, new.num_pages, order, most_pinned)
+        pool = PoolState.of(new.id, new.layout, new.num_pages, order, most_pinned, new.kept)
         self.pools[new.id] = pool
         self._sharing[new.id] = []
         pool.allocator.on_change(partial(self._room_changed, self._sharing[new.id]))

@@ -39,15 +39,15 @@ class AsyncBackend:
 
     async def report(self) -> dict[str, Any]:
         """Plain values, as they are at this moment: `engines`, `pools`, `tiers`, `links` and
-        `transfers` by name, `queue`, `tokens`: of prompts that were computed, and of outputs, and
-        `prefills`, by their place. Counts and seconds are of the whole run, those of requests'
-        hand-offs as in docs/metrics.md.
+        `transfers` by name, `disk`: of the tier there, None without one, `queue`, `tokens`: of
+        prompts that were computed, and of outputs, and `prefills`, by their place. Counts and
+        seconds are of the whole run, those of requests' hand-offs as in docs/metrics.md.
 
         They are read while the coordinator's thread works, so that two of them may be of moments
         some microseconds apart.
         """
         llm = self._llm.llm
-        loop, recorder = llm.coordinator.loop, llm.recorder
+        loop, recorder, disk = llm.coordinator.loop, llm.recorder, llm.deployment.disk
         sequences = sum(len(choices) for choices in list(loop.lifecycle.live.values()))
         waiting, work = len(loop.lifecycle.waiting), dict(recorder.engines)
         return {
@@ -59,6 +59,7 @@ class AsyncBackend:
             },
             "pools": {str(pool.id): _pool(pool) for pool in loop.fleet.pools.values()},
             "tiers": {str(name): each.to_json() for name, each in loop.tiers.totals.items()},
+            "disk": None if disk is None else disk.counters().to_json(),
             "queue": {
                 "waiting": waiting,
                 "running": max(0, sequences - waiting),

@@ -232,6 +232,10 @@ _DUTIES = ("role_changes", "outages", "draining_s", "out_of_service_s")
 """Totals of an engine that changes what it does, or is out of service."""
 
 
+_DISK_STATES = ("slots", "kept", "busy_bytes")
+"""What is so at this moment of the store of a tier on a disk; the others are totals."""
+
+
 def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Iterator[Metric]:
     """Families of what is so at this moment, and of totals that the coordinator keeps; `prefix` is
     that of vLLM's families."""
@@ -255,6 +259,10 @@ def _state_families(model: str, report: Mapping[str, Any], prefix: str) -> Itera
     tiers = report.get("tiers", {})
     for key in sorted({key for totals in tiers.values() for key in totals}):
         yield _family(CounterMetricFamily, model, key, tiers, key, ("tier",))
+    disk = {"": report.get("disk") or {}}
+    for key in sorted(disk[""]):
+        kind = GaugeMetricFamily if key in _DISK_STATES else CounterMetricFamily
+        yield _family(kind, model, f"disk_{key}", disk, key, ())
     for key in ("rows", "free_rows", "prefilling", "decoding", "steps_in_flight", "in_service"):
         yield _family(GaugeMetricFamily, model, f"engine_{key}", engines, key, ("engine",))
     for key in ("steps", "busy_seconds", "losses", *_DUTIES):

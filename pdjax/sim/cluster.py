@@ -80,6 +80,9 @@ HOST_LINK = Link(47e9, 10e-6)
 """Between a pool of an engine and a tier in host memory: an H200's rate from and to pinned memory,
 256 MB at once."""
 
+DISK_LINK = Link(3e9, 1e-4)
+"""Between the tier in host memory and one on a disk: about what an NVMe disk is sold as."""
+
 
 class Cluster:
     """Simulated engines under the production coordinator.
@@ -89,7 +92,7 @@ class Cluster:
     engines likewise. The first `shared` of both kinds share meshes and pools: "prefill/i" and
     "decode/i" then keep their pages in "hbm/i"; with `prefill.mixed_budget` they are one engine,
     "mixed/i". Engines that `config.flexible` names accept all kinds of steps. With `tiers.host_gb`
-    all pools have a tier "host/0".
+    all pools have a tier "host/0", and that one "disk/0" with `tiers.disk_gb`.
 
     Args:
       config: bounds, budgets and policies of the coordinator. `prefill.pages` and `decode.pages`
@@ -104,7 +107,8 @@ class Cluster:
       costs: seconds of steps and writes.
       link: what each link can do; None connects only the pairs of `links`.
       links: (source, target) -> what the link between these two can do instead.
-      host_link: what the links between the tier in host memory and each pool can do.
+      host_link: what the links between the tier in host memory and each pool can do; `disk_link`
+        what that between this tier and the one on a disk can do.
       coordinator: further arguments of the coordinator, such as `policies`.
 
     Attributes:
@@ -129,6 +133,7 @@ class Cluster:
         link: Link | None = Link(),  # noqa: B008 - a frozen value
         links: Mapping[tuple[PoolId, PoolId], Link] | None = None,
         host_link: Link = HOST_LINK,
+        disk_link: Link = DISK_LINK,
         **coordinator: Any,
     ) -> None:
         self.config, self.vocab_size = config, vocab_size
@@ -138,11 +143,12 @@ class Cluster:
         layout = layout or replace(LLAMA3_8B, page_size=config.kv.page_size)
         meshes = _meshes(self.clock, config, layout, shared, max_model_len)
         tiers = _tiers(self.clock, config, layout)
+        ways = [(mesh, tier, host_link) for mesh in meshes.values() for tier in tiers[:1]]
+        ways += [(tiers[0], tier, disk_link) for tier in tiers[1:]]
         to_tiers = {
-            ends: host_link
-            for mesh in meshes.values()
-            for tier in tiers
-            for ends in ((mesh.pool, tier.pool), (tier.pool, mesh.pool))
+            ends: way
+            for upper, lower, way in ways
+            for ends in ((upper.pool, lower.pool), (lower.pool, upper.pool))
         }
         self.transport = SimTransport(
             self.clock,
@@ -310,10 +316,12 @@ def _meshes(
 
 
 def _tiers(clock: VirtualClock, config: Config, layout: KVLayout) -> list[SimMesh]:
-    """The tier in host memory, if there is one."""
+    """The tier in host memory, and the one on a disk below it, if there are such."""
     whole = replace(layout, tp=1)
-    pages = config.tiers.host_pages(whole.page_bytes)
-    return [SimMesh(clock, PoolId("host/0"), whole, pages)] if pages else []
+    pages = {"host/0": config.tiers.host_pages(whole.page_bytes)}
+    if config.tiers.disk_bytes:
+        pages["disk/0"] = 1 + max(1, config.tiers.disk_bytes // whole.page_bytes)
+    return [SimMesh(clock, PoolId(name), whole, count) for name, count in pages.items() if count]
 
 
 def _role(id: EngineId) -> Role:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pdjax.core.ids import PoolId
 from pdjax.core.kv_layout import NULL_PAGE
-from pdjax.interfaces.transport import TransferCost, TransferJob
+from pdjax.interfaces.transport import LostPages, TransferCost, TransferJob
 from tests.helpers.fake_engines import FakeEngine
 from tests.helpers.fakes import Chance, FakePool, FakeTicket
 
@@ -27,6 +27,7 @@ class FakeTransport:
     ) -> None:
         self._pools: dict[PoolId, FakePool] = {engine.pool: engine.pages for engine in engines}
         self._tiers = {tier.id for tier in tiers}
+        self._loses = {tier.id for tier in tiers[1:]}  # as disks do
         self._pools |= {tier.id: tier for tier in tiers}
         self._chance = chance
         self.loss_rate, self.damage_rate = loss_rate, damage_rate
@@ -58,6 +59,8 @@ class FakeTransport:
         self.lost, self.damaged = self.lost + lost, self.damaged + damaged
         pool = self._pools[job.source]
         ticket = FakeTransferTicket(pool, job, self._chance, lost=lost, damaged=damaged)
+        if job.source in self._loses and self._chance.random.random() < self.loss_rate:
+            ticket._error = LostPages((job.contents[-1].page,))
         self.under_way[job.id] = ticket
         return ticket
 

@@ -14,7 +14,6 @@ from pdjax.config import (
     TiersConfig,
 )
 from pdjax.core.clock import VirtualClock
-from pdjax.core.ids import PoolId
 from pdjax.core.kv_layout import KVLayout, split_groups
 from pdjax.core.recompute import RecomputeCost
 from pdjax.core.request import QueueFull, Request
@@ -32,6 +31,7 @@ from tests.helpers.drawn_policies import (
     drawn_roles,
     starting_roles,
 )
+from tests.helpers.drawn_tiers import drawn_tiers
 from tests.helpers.fake_engines import (
     FakeDecodeEngine,
     FakeEngine,
@@ -89,6 +89,7 @@ class Workload:
     """Engines, pools, limits and requests, drawn from `seed`; faults are injected if asked for."""
 
     tier_rate = 0.5  # of those with a prefix cache
+    lower_tiers = False  # below those
     mixed_engines: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 2)  # how many there may be
 
     def __init__(self, seed: int, *, faults: bool = False) -> None:
@@ -154,8 +155,8 @@ class Workload:
         handoff = self._handoff_config()
         below = random.Random(f"tier in {self._seed}")
         has_tier = self.prefix_cache and below.random() < self.tier_rate
-        tier = FakePool(PoolId("host/0"), layout(1, sizes[0]), 2 + below.randint(0, 30))
-        self.tiers = [tier] if has_tier else []
+        lower = has_tier and self.lower_tiers
+        self.tiers = drawn_tiers(self._seed, below, layout(1, sizes[0]), has_tier, lower=lower)
         self.transport = FakeTransport(
             self.engines,
             self.chance,
@@ -270,8 +271,9 @@ class Workload:
         self._verify_shapes()
         if self.guides is not None:
             self.happened["masks late"] += self.guides.late
-        for totals in self.coordinator.loop.tiers.totals.values():
+        for name, totals in self.coordinator.loop.tiers.totals.items():
             self.happened.update(totals.to_json())
+            self.happened[f"{name} hit_tokens"] += totals.hit_tokens
         if check:
             self._let_jobs_end()
             self.coordinator.check()

@@ -32,6 +32,12 @@ class Conversations(Workload):
         return visit
 
 
+class LowerTiers(Conversations):
+    """The same over two small tiers, of which the lower one may lose pages."""
+
+    lower_tiers = True
+
+
 def test_tokens_pages_and_progress():
     happened = run_all(range(60_002, 60_009), make=Conversations)
     for what in ("down_pages", "up_pages", "refreshed_pages", "refused_pages", "hit_tokens"):
@@ -42,3 +48,9 @@ def test_tokens_pages_and_progress():
 def test_faults_hurt_nobody_else():
     happened = run_all(range(60_030, 60_037), faults=True, make=Conversations)
     assert happened["tier_failed_pages"] and happened["tier_failed_loads"]
+
+
+def test_a_tier_below_a_tier():
+    happened = run_all(range(60_006, 60_009), make=LowerTiers)
+    assert happened["host/0 hit_tokens"] and happened["disk/0 hit_tokens"]
+    run_all(range(60_053, 60_055), faults=True, make=LowerTiers)

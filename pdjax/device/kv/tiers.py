@@ -94,6 +94,9 @@ class HostTransport:
       host: the tier.
       ahead: compiles what `compile` asks for; None makes one.
 
+    Attributes:
+      copier: the thread that makes all copies in the tier's memory.
+
     Raises:
       ValueError: a pool that cannot hold the same KV.
     """
@@ -110,7 +113,7 @@ class HostTransport:
                 self._down[name] = Path(pool, end, None)
                 self._up[name] = Path(end, pool, None)
         self._sent: dict[int, tuple[TransferJob, TransferTicket]] = {}
-        self._copier = DispatchWorker()
+        self.copier = DispatchWorker()
 
     def connects(self, source: PoolId, target: PoolId) -> bool:
         down = target == self._host.id and source in self._down
@@ -138,7 +141,7 @@ class HostTransport:
             ticket = self._gather(path, job)
         else:
             loading = LoadFuture(partial(self._load, path, job))
-            self._copier.give(loading)
+            self.copier.give(loading)
             ticket = loading
         self._sent[job.id] = job, ticket
         return ticket
@@ -150,7 +153,7 @@ class HostTransport:
         path = self._path(job.source, job.target)
         if isinstance(ticket, ArrivalTicket):
             storing = DispatchFuture(partial(self._store, path, ticket, target_pages))
-            self._copier.give(storing)
+            self.copier.give(storing)
             return storing
         loaded: Any = ticket
         pieces = loaded.ticket.pieces
@@ -198,11 +201,11 @@ class HostTransport:
         path, down = self._path(source, target), target == self._host.id
         device = (path.source if down else path.target).mesh.devices.flat[0]
         future = DispatchFuture(partial(_measure, device, nbytes, down))
-        self._copier.give(future)
+        self.copier.give(future)
         return future
 
     def close(self) -> None:
-        self._copier.rest()
+        self.copier.rest()
         self._ahead.end()
         self._host.close()
         self._sent.clear()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Seq
 
 from pdjax.core.kv_layout import NULL_PAGE
+from pdjax.core.messages import shown
 from pdjax.host.kv.eviction import EvictionOrder, TailsFirst, check_evicted
 
 
@@ -99,6 +100,20 @@ class PageAllocator:
         self._holders.update(dict.fromkeys(pages, 1))
         self._changed()
         return pages
+
+    def claim(self, pages: Seq[int]) -> None:
+        """Take these pages, in which something lies already.
+
+        Raises:
+          ValueError: one of them is not free, or named twice; then none is taken.
+        """
+        claimed = set(pages)
+        if len(claimed) < len(pages) or not claimed <= set(self._free):
+            wrong = sorted(claimed.difference(self._free)) or list(pages)
+            raise ValueError(f"pages={shown(wrong)}: must be free, and each named once")
+        self._free = [page for page in self._free if page not in claimed]
+        self._holders.update(dict.fromkeys(pages, 1))
+        self._changed()
 
     def share(self, pages: Iterable[int]) -> None:
         """Become one more holder of each of `pages`, or the first one where it is cached.

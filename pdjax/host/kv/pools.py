@@ -1,5 +1,6 @@
 """A pool of pages, as the host keeps it."""
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from pdjax.core.ids import PoolId
@@ -9,6 +10,7 @@ from pdjax.host.kv.pages import PageAllocator
 from pdjax.host.kv.pins import PrefixPins
 from pdjax.host.kv.prefix_index import PrefixIndex, keys_of
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.transport import KeptPage
 
 
 @dataclass(eq=False)
@@ -39,17 +41,25 @@ class PoolState:
         num_pages: int,
         order: EvictionOrder | None,
         most_pinned: int = 0,
+        kept: Seq[KeptPage] = (),
     ) -> "PoolState":
-        """A pool whose pages, null page included, are all free.
+        """A pool whose pages, null page included, are free, but for those that are known from the
+        start.
 
         Args:
           order: in which cached pages are evicted; None keeps no prefix.
           most_pinned: pages that may be pinned at a time.
+          kept: what lies there, the least recently used first; of no use without an order.
         """
         allocator = PageAllocator(num_pages, order)
         if order is None:
             return cls(pool, layout, allocator, None)
         index, pins = PrefixIndex(allocator, layout.page_size), PrefixPins(allocator, most_pinned)
+        if kept:
+            allocator.claim([each.page for each in kept])
+            index.keep(kept)
+            for each in kept:  # one by one, so that they are evicted in this order
+                allocator.free([each.page])
         return cls(pool, layout, allocator, index, pins)
 
     @property

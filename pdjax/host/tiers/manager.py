@@ -16,12 +16,11 @@ from itertools import islice
 from weakref import WeakKeyDictionary
 
 from pdjax.config import Config
-from pdjax.core.ids import PoolId
+from pdjax.core.ids import EngineId, PoolId
 from pdjax.core.messages import shown
 from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.spans import Spans
 from pdjax.host.kv.pools import PoolState
-from pdjax.host.kv.prefix_index import PrefixIndex, keys_of
 from pdjax.host.policies.api import EngineView, Policies
 from pdjax.host.policies.check import BadPlan, choose
 from pdjax.host.policies.tiering_api import LoadChoice
@@ -30,11 +29,12 @@ from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.sequence import Sequence
 from pdjax.host.step_times import StepTimes, prefill_seconds
 from pdjax.host.tiers.account import TierTotals
+from pdjax.host.tiers.found import Found, find, index_of
 from pdjax.host.tiers.load import Load
 from pdjax.host.tiers.moves import Move, Moves
 from pdjax.host.tiers.unsaved import Unsaved
 from pdjax.interfaces.events import Event, JobArrived, JobWritten
-from pdjax.interfaces.transport import KeptPage, Transport
+from pdjax.interfaces.transport import KeptPage, LostPages, Transport
 
 _MOST_LOOKED = 8
 """Sequences of the queue that are looked for in tiers: those that are prefilled next."""
@@ -45,8 +45,8 @@ class TierManager:
 
     Args:
       config: bounds of bytes and time.
-      fleet: engines and pools. A pool has the first tier that is connected to it in both directions
-        and has pages of its size and type.
+      fleet: engines and pools. A pool has the first tier behind it that is connected to it in both
+        directions and has pages of its size and type; so a tier may have one itself.
       transport: moves the bytes.
       lifecycle: is told of sequences that wait for a tier.
       policies: tiering says what comes up, and the router where to.
@@ -85,15 +85,18 @@ class TierManager:
         self._loads: list[Load] = []
         self._unsaved: dict[PoolId, Unsaved] = {}
         self._times: dict[tuple[PoolId, PoolId], StepTimes] = {}
-        self._asked: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()  # in which epoch
+        # In which epoch a sequence was asked about, and in which one about lower tiers.
+        self._asked: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()
+        self._asked_below: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()
         self._coming: dict[tuple[PoolId, bytes], bool] = {}  # keys on their way; if still right
         for pool in fleet.pools.values():
-            tier = None if not fleet.sharing(pool) else self._tier_of(pool, transport)
+            tier = self._tier_of(pool, transport)
             if tier is not None:
                 self._join(pool, tier)
 
     def _tier_of(self, pool: PoolState, transport: Transport) -> PoolState | None:
-        for tier in self._fleet.pools.values():
+        pools = list(self._fleet.pools.values())
+        for tier in pools[pools.index(pool) + 1 :]:
             mine, its = pool.layout, tier.layout
             if self._fleet.sharing(tier) or tier.prefixes is None:
                 continue
@@ -104,7 +107,7 @@ class TierManager:
         return None
 
     def _join(self, pool: PoolState, tier: PoolState) -> None:
-        index = _index(pool)
+        index = index_of(pool)
         index.on_evict(partial(self._take_in, pool, tier))
         index.on_forget(partial(self._forget, tier))
         self._unsaved[pool.id] = Unsaved(pool, index)
@@ -119,7 +122,7 @@ class TierManager:
         totals, there = self.totals[tier.id], list[int]()
         new: list[KeptPage] = []
         for each in sorted(evicted, key=_place):
-            page = _index(tier).page_of(each.key)
+            page = index_of(tier).page_of(each.key)
             if page is not None:
                 there.append(page)
             elif (tier.id, each.key) not in self._coming:
@@ -149,13 +152,13 @@ class TierManager:
                 self._send_down(pool, tier, sorted(found, key=_place))
 
     def _lacks(self, tier: PoolState, key: bytes) -> bool:
-        return _index(tier).page_of(key) is None and (tier.id, key) not in self._coming
+        return index_of(tier).page_of(key) is None and (tier.id, key) not in self._coming
 
     def _forget(self, tier: PoolState, key: bytes) -> None:
         """A page of a key did not hold what it was said to; nor does what went down of it."""
         if (tier.id, key) in self._coming:
             self._coming[tier.id, key] = False
-        _index(tier).forget_key(key)
+        index_of(tier).forget_key(key)
         for load in list(self._loads):
             if (
                 load.tier is tier
@@ -168,7 +171,7 @@ class TierManager:
         tier, totals = move.target, self.totals[move.target.id]
         right = {each.key: self._coming.pop((tier.id, each.key)) for each in move.pages}
         if error is None:
-            _index(tier).keep(each for each in move.arrived if right[each.key])
+            index_of(tier).keep(each for each in move.arrived if right[each.key])
             totals.down_pages += len(move.pages)
             totals.down_bytes += move.nbytes
         else:
@@ -206,15 +209,18 @@ class TierManager:
             for view in views
             if sequence.length + owed[view.pool] <= view.free_pages * view.buckets.page_size
         ]
-        found = {view.engine: self._found(sequence, self._fleet.pools[view.pool]) for view in able}
-        able = [view for view in able if found[view.engine][1]]
+        deep = self._asked_below.get(sequence) != sequence.epoch
+        found: dict[EngineId, Found] = {}
+        for view in able:
+            one = find(sequence, self._fleet.pools[view.pool], self.tiers, deep=deep)
+            if one is not None:
+                found[view.engine] = one
+        able = [view for view in able if view.engine in found]
         if not able:
             return False
         view = choose(self._policies.router, "prefill_engine", sequence, able)
-        there, pages = found[view.engine]
         self._asked[sequence] = sequence.epoch
-        target = self._fleet.pools[view.pool]
-        choice = self._choice(sequence, view, target, len(pages))
+        choice = self._choice(sequence, view, found[view.engine])
         policy, now = self._policies.tiering, self._clock.now()
         answer = policy.loads(choice, now)
         if not isinstance(answer, bool):
@@ -225,64 +231,54 @@ class TierManager:
         if not answer:
             self.totals[choice.tier].recomputed_tokens += choice.tokens
             return False
-        self._begin(sequence, target, there, pages)
+        self._begin(sequence, found[view.engine])
         return True
 
-    def _found(self, sequence: Sequence, pool: PoolState) -> tuple[list[int], list[KeptPage]]:
-        """The pages of a pool that a sequence will find there, and those of the tier that go on
-        where they end."""
-        index, tier = _index(pool), _index(self.tiers[pool.id])
-        keys = keys_of(sequence, index)[: max(sequence.reusable, 0) // index.page_size]
-        known = index.known_tokens(sequence, sequence.reusable) // index.page_size
-        if known == len(keys) or tier.page_of(keys[known]) is None:
-            return [], []
-        there, pages = index.match(keys), list[KeptPage]()
-        for place in range(len(there), len(keys)):
-            page = tier.page_of(keys[place])
-            if page is None:
-                break
-            pages.append(KeptPage(keys[place], place, page))
-        return there, pages
-
-    def _choice(
-        self, sequence: Sequence, view: EngineView, pool: PoolState, pages: int
-    ) -> LoadChoice:
-        tier, nbytes = self.tiers[pool.id], pages * pool.layout.page_bytes
-        before = sum(each.unsent * pool.layout.page_bytes for each in self._loads)
-        before += self.moves.bytes_between(tier, pool)
-        tokens = pages * pool.layout.page_size
+    def _choice(self, sequence: Sequence, view: EngineView, found: Found) -> LoadChoice:
+        size, nbytes = found.target.layout.page_size, found.target.layout.page_bytes
+        tokens, parts = found.run * size, [self._seconds(*way) for way in found.ways]
+        known = [part for part in parts if part is not None]
         return LoadChoice(
             sequence=sequence,
             engine=view.engine,
-            tier=tier.id,
+            tier=found.tier.id,
             tokens=tokens,
-            nbytes=nbytes,
-            load_seconds=self._times[tier.id, pool.id].seconds(nbytes + before),
+            nbytes=found.run * nbytes,
+            load_seconds=sum(known) if len(known) == len(parts) else None,
             compute_seconds=prefill_seconds(view.prefill_times, view.buckets.token_budget, tokens),
         )
 
-    def _begin(
-        self, sequence: Sequence, target: PoolState, there: list[int], pages: list[KeptPage]
-    ) -> None:
-        tier = self.tiers[target.id]
+    def _seconds(self, tier: PoolState, target: PoolState, pages: int) -> float | None:
+        """Until so many pages have moved, with what is on the same way before them."""
+        ahead = (load for load in self._loads if load.tier is tier and load.target is target)
+        pages += sum(load.unsent for load in ahead)
+        nbytes = pages * tier.layout.page_bytes + self.moves.bytes_between(tier, target)
+        return self._times[tier.id, target.id].seconds(nbytes)
+
+    def _begin(self, sequence: Sequence, found: Found) -> None:
+        tier, target, pages = found.tier, found.target, found.pages
         # First both ends are held: to allocate may evict, here and in the tier.
-        target.allocator.share(there)
+        target.allocator.share(found.there)
         tier.allocator.share([each.page for each in pages])
         room = target.allocator.allocate(len(pages))
-        load = Load(sequence, tier, target, there, pages, room)
+        load = Load(sequence, tier, target, found.there, pages, room)
         self._loads.append(load)
-        sequence.brought_to = target.id
+        if self._fleet.sharing(target):
+            sequence.brought_to = target.id
         self._lifecycle.start_loading(sequence, load)
 
     def _pump(self) -> None:
         """Let leave what may be on the way, of the oldest load first."""
         self._loads = [load for load in self._loads if not load.closed]
+        full = set[tuple[PoolId, PoolId]]()
         for load in list(self._loads):
+            way = load.tier.id, load.target.id
             most = self.moves.most(load.tier, load.target)
-            while load.unsent:
+            while load.unsent and way not in full:
                 count = min(load.unsent, most)
                 if count > self.moves.room(load.tier, load.target):
-                    return
+                    full.add(way)
+                    break
                 part = slice(load.sent, load.sent + count)
                 load.sent += count
                 pages, to = load.pages[part], load.target_pages[part]
@@ -295,7 +291,7 @@ class TierManager:
         totals = self.totals[load.tier.id]
         load.arrived += len(move.pages)
         if error is None:
-            _index(load.target).keep(move.arrived)
+            index_of(load.target).keep(move.arrived)
             seconds = self._clock.now() - move.sent
             self._times[load.tier.id, load.target.id].add(move.nbytes, seconds)
             totals.up_pages += len(move.pages)
@@ -304,6 +300,8 @@ class TierManager:
         else:
             load.failed = True
             totals.failed_pages += len(move.pages)
+            for page in error.pages if isinstance(error, LostPages) else ():
+                index_of(load.tier).forget(page)
         if load.failed:
             self._give_up(load)
         elif load.arrived == len(load.pages):
@@ -311,6 +309,9 @@ class TierManager:
 
     def _finish(self, load: Load) -> None:
         load.close()
+        if not self._fleet.sharing(load.target):  # it has come half of its way
+            self._asked.pop(load.sequence, None)
+            self._asked_below[load.sequence] = load.sequence.epoch
         self._lifecycle.end_loading(load.sequence)
 
     def _give_up(self, load: Load) -> None:
@@ -379,11 +380,6 @@ class TierManager:
                 yield move.target, move.target_pages
         for load in self._loads:
             yield from load.held()
-
-
-def _index(pool: PoolState) -> PrefixIndex:
-    assert pool.prefixes is not None, f"{pool.id} keeps prefixes"
-    return pool.prefixes
 
 
 def _place(page: KeptPage) -> int:
