@@ -34,6 +34,8 @@ class TextLLM(SimpleNamespace):
       house: has the deployment; `check` it at the end.
     """
 
+    deployment = SimpleNamespace(disk=None)
+
     def __init__(self, house: House | None = None, tokenizer: Tokenizer | None = TOKENIZER) -> None:
         house = house or House(make_text=text_maker(TOKENIZER))
         made = house.deployment
