@@ -4,6 +4,7 @@ step once, however many tests and processes build it.
 `JAX_PLATFORMS=cuda pytest tests/e2e -k 1-1-1` runs the tests that fit on the accelerators at hand.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -44,3 +45,6 @@ jax.config.update("jax_num_cpu_devices", 16)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 use_compilation_cache(None)  # before any LLM does: tests of single steps keep them, too
+
+# To trace and lower makes many objects that stay, and what looks for garbage goes through them all.
+gc.set_threshold(100_000, 20, 20)

@@ -46,10 +46,12 @@ def profile(step: Callable[[], object], steps: int = 2) -> list[KernelRow]:
 def trace(act: Callable[[], object]) -> list[Any]:
     """Trace `act`; return the profiler's planes of lines of events, devices included.
 
-    Host events are off, since recording them slows the host and makes most of a trace.
+    Host events are off, since recording them slows the host and makes most of a trace; and so are
+    the programs, all that the process has compiled.
     """
     options = jax.profiler.ProfileOptions()
     options.host_tracer_level = options.python_tracer_level = 0
+    options.enable_hlo_proto = False
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             act()
