@@ -41,7 +41,7 @@ def compilations():
 
 
 EVERYTHING = replace(
-    disaggregated(2, 2, 1, page_size=8),
+    disaggregated(2, 2, 1, page_size=8, row_buckets=(1,)),
     kv=replace(MONOLITHIC.kv, prefix_cache=True),
     handoff=HandoffConfig(layer_groups=3, checksums=True, give_back=True, after_tokens=1),
 )
@@ -58,6 +58,14 @@ FLEXIBLE = replace(
 )
 
 
+@pytest.fixture
+def variants(request: pytest.FixtureRequest) -> None:
+    """All programs that choose tokens for one device without a hand-off; few for other layouts."""
+    if request.getfixturevalue("config") is not MONOLITHIC:
+        request.getfixturevalue("few_variants")
+
+
+@pytest.mark.usefixtures("variants")
 @pytest.mark.parametrize(
     "config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING, BY_A_THREAD, FLEXIBLE]
 )
@@ -85,6 +93,7 @@ def needed(llm: LLM) -> list[int | None]:
     ]
 
 
+@pytest.mark.usefixtures("variants")
 @pytest.mark.parametrize("config", [MONOLITHIC, disaggregated(2, 2, 1), EVERYTHING])
 def test_a_warm_up_runs_what_was_compiled_before(config, monkeypatch):
     config = replace(config, warm_up=False, max_logprobs=5)  # which no other test has
@@ -118,6 +127,7 @@ def arrays(llm: LLM) -> Any:
     return [pool.arrays for pool in pools.values()], decode._x, decode._history
 
 
+@pytest.mark.usefixtures("few_variants")
 def test_a_second_llm_of_the_same_shapes_compiles_and_traces_nothing(compilations):
     config = replace(EVERYTHING, max_logprobs=7)  # which no other test has
     with LLM(config):
@@ -129,6 +139,7 @@ def test_a_second_llm_of_the_same_shapes_compiles_and_traces_nothing(compilation
         assert not compilations
 
 
+@pytest.mark.usefixtures("few_variants")
 def test_a_rehearsal_of_the_same_shapes_runs_once_in_a_process():
     config = replace(disaggregated(1, 2, 1), max_logprobs=6)  # which no other test has
     for pages, runs in ((40, True), (40, False), (41, True)):

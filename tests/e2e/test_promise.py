@@ -33,11 +33,11 @@ LAYOUTS = [
     (2, 1, 1),
     (2, 3, 2),
     (3, 2, 2),
-    (4, 4, 1),
-    (4, 5, 2),
+    (4, 4, 2),
     (1, 5, 1),
 ]
-"""Beside those of the other tests: (1, 1, 1), (1, 2, 1), (1, 3, 1) and (2, 2, 1)."""
+"""Beside those of the other tests: (1, 1, 1), (1, 2, 1), (1, 3, 1) and (2, 2, 1). So every tp of
+prefill and every number of stages is there; both tps of decode meet 2 and 3 stages."""
 
 
 @pytest.mark.parametrize(("tp_p", "stages", "tp_d"), LAYOUTS)
@@ -49,7 +49,8 @@ def test_token_exact(tp_p, stages, tp_d):
         totals = llm.recorder.transfers
         assert totals.transfers > 0 and totals.shipments > 0
         assert (totals.layout_changing_puts, totals.reprefilled_tokens) == (0, 0)
-        for (prompt, params), tokens in list(zip(workload(), expected(), strict=True))[:4]:
+        few = 4 if sizes else 1
+        for (prompt, params), tokens in list(zip(workload(), expected(), strict=True))[:few]:
             [alone] = llm.generate([prompt], params)  # its row may run ahead
             assert [choice.token_ids for choice in alone.choices] == tokens
 

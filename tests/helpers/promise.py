@@ -41,11 +41,13 @@ MONOLITHIC = Config(
     prefill=PrefillConfig(
         token_budget=16, max_sequences=4, token_buckets=(16,), page_buckets=(32,)
     ),
-    decode=DecodeConfig(rows=4, page_buckets=(16,)),
+    decode=DecodeConfig(rows=4, row_buckets=(4,), page_buckets=(16,)),
     colocated=True,
     max_logprobs=3,
 )
-"""One device, one pool, nothing kept; prompts longer than 16 tokens take several chunks."""
+"""One device, one pool, nothing kept; prompts longer than 16 tokens take several chunks. Every tick
+computes all rows, since each other number compiles programs of its own; tests of that give row
+buckets."""
 
 PROMPT_LENS = (1, 3, 4, 5, 16, 17, 40, 2, 33, 8, 1, 21)
 """Lengths around a page, around a chunk, and of several chunks; three times as many requests as
