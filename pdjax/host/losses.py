@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from pdjax.host.handoff.handoff import Handoff, Purpose
 from pdjax.host.kv.pools import PoolState
+from pdjax.host.kv.prefix_index import keys_of
 from pdjax.host.sequences.lifecycle import SequenceLifecycle
 from pdjax.host.sequences.sequence import State
 
@@ -35,6 +36,31 @@ def lose_pool(pool: PoolState, lifecycle: SequenceLifecycle, handoffs: Iterable[
         pool.prefixes.clear()
 
 
+def lose_written(
+    handoff: Handoff,
+    error: BaseException,
+    lifecycle: SequenceLifecycle,
+    handoffs: Iterable[Handoff],
+) -> None:
+    """What a hand-off had counted as written was not. The prefix index of its target forgets that,
+    also where it has been evicted since and lies in a tier; `lose_pages`.
+
+    Args:
+      handoffs: the open ones.
+    """
+    pool, sequence = handoff.target, handoff.sequence
+    if (prefixes := pool.prefixes) is None:
+        return
+    keys = keys_of(sequence, prefixes)
+    found = prefixes.match(keys)
+    for key in keys[len(found) :]:
+        prefixes.forget_key(key)
+    # Pages that were not given away since; of tails that cannot be told.
+    lost = set(found).intersection(handoff.target_pages)
+    lost |= prefixes.tails_among(handoff.target_pages)
+    lose_pages(pool, lost, error, lifecycle, handoffs)
+
+
 def lose_pages(
     pool: PoolState,
     lost: set[int],
@@ -53,7 +79,8 @@ def lose_pages(
     for page in lost:
         prefixes.forget(page)
     for sequence in lifecycle.holding(pool, lost):
-        first = next(i for i, page in enumerate(sequence.pages) if page in lost)
+        # Of one that copied a page, all that it began with is forgotten.
+        first = next((i for i, page in enumerate(sequence.pages) if page in lost), 0)
         for page in sequence.pages[first:]:
             prefixes.forget(page)
         if sequence.state is State.PREFILLING:

@@ -27,7 +27,7 @@ from pdjax.host.handoff.spans import Spans
 from pdjax.host.handoff.transfer_queue import TransferQueue
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.kv.prefix_index import keys_of
-from pdjax.host.losses import lose_pages
+from pdjax.host.losses import lose_written
 from pdjax.host.policies.api import GiveBack, HandoffPolicy
 from pdjax.host.policies.check import agrees, check_withdrawals
 from pdjax.host.runtime import Runtime
@@ -390,11 +390,8 @@ class HandoffManager:
         self._to_send[handoff.id] = handoff
         if not handoff.completed:
             return  # no sequence relied on it, and it is sent again where it is still wanted
-        prefixes, sequence = handoff.target.prefixes, handoff.sequence
-        if prefixes is not None:
-            found = prefixes.match(keys_of(sequence, prefixes))
-            lost = set(found).intersection(handoff.target_pages)  # that were not given away since
-            lose_pages(handoff.target, lost, error, self._lifecycle, self.open)
-            self._to_send.update({each.id: each for each in self.open})
+        sequence = handoff.sequence
+        lose_written(handoff, error, self._lifecycle, self.open)
+        self._to_send.update({each.id: each for each in self.open})
         if handoff.purpose is not Purpose.CACHE and not sequence.done:
             self._lifecycle.fail(sequence, error)  # wherever it is: its tokens may be wrong

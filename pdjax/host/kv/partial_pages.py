@@ -45,7 +45,8 @@ class PartialPages:
         self.tails: set[int] = set()
 
     def add(self, pages: Iterable[tuple[bytes, int, int]], tokens: Seq[int], size: int) -> None:
-        """Add pages of a sequence.
+        """Add pages of a sequence. What was known of one before, as of a tail that has become a
+        whole page, is so no longer.
 
         Args:
           pages: the key of the page before each, the page, and where its tokens begin.
@@ -55,6 +56,8 @@ class PartialPages:
         array, contents, alike = np.array(tokens, np.int32), self._contents, self._alike
         for before, page, start in pages:
             beginning = before, tokens[start]
+            if page in contents:
+                self.drop([page])
             contents[page] = beginning, array, start, start + size
             others = alike.get(beginning)
             if others is None:
@@ -78,6 +81,10 @@ class PartialPages:
         self._allocator.know({page: place})
         self.tails.add(page)
         self.add([(before, page, 0)], tokens, len(tokens))
+
+    def begins(self, before: bytes, token: int) -> bool:
+        """Whether any page behind this one begins with a token."""
+        return (before, token) in self._alike
 
     def find(self, before: bytes, tokens: Seq[int]) -> tuple[int, int]:
         """The page that begins with most of these tokens, and how many; 0 of none.
@@ -131,4 +138,6 @@ class PartialPages:
         assert self.tails <= self._contents.keys(), "tails without content"
         for beginning, pages in self._alike.items():
             assert pages and len(pages) <= _MOST_ALIKE, "pages that are alike"
+            assert len(set(pages)) == len(pages), "a page twice"
+            assert self._contents.keys() >= set(pages), "pages without content"
             assert all(self._contents[each][0] == beginning for each in pages), "elsewhere"

@@ -139,9 +139,11 @@ class PrefixIndex:
     ) -> tuple[int, int]:
         """The page whose first tokens are those behind the first `whole` pages of a sequence, and
         how many of its first `most`; 0 of none."""
-        first = whole * self.page_size
-        tokens = sequence.tokens(first, min(most, first + self.page_size)) if most > first else ()
-        return self._partial.find(_before(sequence, keys, whole), tokens)
+        first, before = whole * self.page_size, _before(sequence, keys, whole)
+        if most <= first or not self._partial.begins(before, sequence.token(first)):
+            return 0, 0
+        tokens = sequence.tokens(first, min(most, first + self.page_size))
+        return self._partial.find(before, tokens)
 
     def take(self, keys: Seq[bytes], most_tokens: int) -> list[int]:
         """Become a holder of the pages of the longest known prefix of at most `most_tokens` tokens.
@@ -273,9 +275,10 @@ class PrefixIndex:
         """Make a page unfindable that does not hold what it was said to, as when the step that
         should have written it has failed. Its holders keep it."""
         key = self._forget(page)
-        if key is not None:
+        if key is not None or page in self._partial.tails:
             self._partial.drop([page])
             self._allocator.forget([page])
+        if key is not None:
             self._tell_forgotten(key)
 
     def _forget_all(self, pages: Iterable[int]) -> None:
@@ -311,6 +314,10 @@ class PrefixIndex:
             self.forget(page)
         else:
             self._tell_forgotten(key)
+
+    def tails_among(self, pages: Iterable[int]) -> set[int]:
+        """Those of the pages that are known for a part of them."""
+        return self._partial.tails.intersection(pages)
 
     def clear(self) -> None:
         """Forget everything, as when the weights have changed."""

@@ -229,7 +229,7 @@ def copies_of(chunks: Seq[Chunk], page_size: int) -> Copies:
         sequence = chunk.sequence
         if sequence.copied is not None:
             found.append((sequence.copied, sequence.pages[chunk.start // page_size]))
-            sequence.copied = None
+            sequence.copied, sequence.copied_from = None, sequence.copied
     return tuple(found)
 
 

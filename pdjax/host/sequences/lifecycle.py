@@ -395,6 +395,10 @@ class SequenceLifecycle:
         return holders + [seq for seq in self.prefilled if seq.pool == pool.id]
 
     def holding(self, pool: PoolState, pages: set[int] | None = None) -> list[Sequence]:
-        """The sequences that hold any of these pages of a pool, or any page at all."""
-        holders = self.holders(pool)
-        return [each for each in holders if pages is None or not pages.isdisjoint(each.pages)]
+        """The sequences that hold any of these pages of a pool, or copy the beginning of one; or
+        that hold any page at all."""
+        return [
+            each
+            for each in self.holders(pool)
+            if pages is None or not pages.isdisjoint(each.pages) or each.copied_from in pages
+        ]

@@ -99,6 +99,7 @@ class Sequence:
         host/kv/prefix_index.py.
       copied: a page of its pool that begins with tokens of its own and is copied before its first
         chunk is computed; None where there is none, or the step has been dispatched.
+      copied_from: that page, from then on until the step has been seen to end.
       found: the prefix indices of the pools in which its KV was computed or brought, and how many
         of its first tokens were findable there before; all others are its own.
       cached_tokens: prompt tokens whose KV was reused instead of computed.
@@ -141,6 +142,7 @@ class Sequence:
     streams: bool = True
     page_keys: dict[int, list[bytes]] = field(default_factory=dict)
     copied: int | None = None
+    copied_from: int | None = None
     found: dict[Any, int] = field(default_factory=dict)
     cached_tokens: int = 0
     finish_reason: str | None = None
@@ -178,6 +180,13 @@ class Sequence:
     def token_ids(self) -> list[int]:
         """Prompt and harvested output."""
         return [*self.request.prompt_token_ids, *self.output]
+
+    def token(self, place: int) -> int:
+        """A token of prompt or harvested output."""
+        first = self.prompt_len
+        return (
+            self.request.prompt_token_ids[place] if place < first else self.output[place - first]
+        )
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """The tokens `[start, stop)` of prompt and harvested output; no other is copied."""
@@ -237,7 +246,7 @@ class Sequence:
         assert not self.done, f"sequence {self.id} has ended"
         self.state = State.WAITING
         self.epoch += 1
-        self.prefilled, self.handoff, self.copied = 0, None, None
+        self.prefilled, self.handoff, self.copied, self.copied_from = 0, None, None, None
         self.leave()
 
 
