@@ -29,6 +29,9 @@ def audit(
         assert pool.leaving == expected, f"{pool.id}: pages that leave were miscounted"
         if pool.prefixes is not None:
             pool.prefixes.check()
+    for move in tiers.moves.under_way:
+        wanted = move.asker is None or not move.asker.closed
+        assert wanted or move.writing is not None, f"job {move.job.id}: its load holds no pages"
     for state in fleet.decode:
         coming = sum(handoff.engine is state for handoff in handoffs.open)
         taken = state.rows.taken_rows

@@ -179,6 +179,7 @@ class Loop:
         busy |= self._dispatch_prefill()
         self._give_back()
         busy |= self.handoffs.pump()
+        self.tiers.pump()
         if not self.handoffs.queue.blocked:
             self.tiers.write_ahead()
         return busy

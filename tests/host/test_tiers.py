@@ -112,6 +112,56 @@ def test_an_abort_lets_go_of_everything():
     assert not deployment.transport.under_way
 
 
+def test_what_was_on_its_way_for_an_aborted_sequence_is_not_written_to_its_pages_next_holder():
+    deployment = tiered()
+    loading(deployment)
+    [job] = deployment.transport.under_way.values()
+    job._asks_left = 4  # it arrives while the other one is computed
+    other = deployment.submit("other", prompt=tuple([1] * 29), max_tokens=2)
+    deployment.coordinator.abort("again")
+    assert not deployment.transport.under_way
+    deployment.run()
+    assert other.output == expected(other) and other.cached_tokens == 0
+    again = ask(deployment, "other again", tuple([1] * 29))
+    assert again.cached_tokens == 28, "its pages were found, and right"
+
+
+def test_what_waits_for_room_on_the_way_leaves_when_an_abort_makes_some():
+    """Nothing else happens: what was on its way never arrives."""
+    deployment = two_loads()
+    first, second = deployment.coordinator.loop.lifecycle.loading
+    deployment.coordinator.abort(first.request.id)
+    deployment.run()
+    assert second.output == expected(second) and second.cached_tokens == 12
+
+
+def test_what_waits_for_room_on_the_way_leaves_when_what_was_there_is_given_up():
+    deployment = two_loads()
+    first, second = deployment.coordinator.loop.lifecycle.loading
+    deployment.clock.advance_to(deployment.clock.now() + 100)
+    deployment.run()
+    assert first.output == expected(first) and first.cached_tokens == 0
+    assert second.output == expected(second) and second.cached_tokens == 12
+
+
+def two_loads() -> Deployment:
+    """Two sequences wait for 3 pages each. Those of one are on their way, and lost."""
+    page = LAYOUT.page_bytes
+    deployment = tiered(replace(CACHED, tiers=TiersConfig(bytes_in_flight=4 * page)))
+    prompts = FIRST[:13], OTHER[:13]
+    for name, prompt in zip("ab", prompts, strict=True):
+        ask(deployment, name, prompt)
+    for turn in range(2):  # both go down
+        ask(deployment, f"between {turn}", tuple([20 + turn] * 29))
+    for name, prompt in zip("cd", prompts, strict=True):
+        deployment.submit(name, prompt=prompt, max_tokens=2)
+    deployment.run_until(lambda: len(deployment.coordinator.loop.lifecycle.loading) == 2)
+    for ticket in deployment.transport.under_way.values():
+        ticket._lost = True
+    assert [load.unsent for load in deployment.coordinator.loop.tiers._loads] == [0, 3]
+    return deployment
+
+
 def broken_send(deployment: Deployment, sequence: Sequence) -> None:
     """What has left does not arrive whole."""
     for ticket in deployment.transport.under_way.values():

@@ -1,6 +1,6 @@
 """The part of a prompt that comes up from a tier to the pool where it will be prefilled."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pdjax.host.kv.pools import PoolState
@@ -18,6 +18,7 @@ class Load:
       there: pages of the target that hold what comes before, which is of no use without them.
       pages: of the tier, in order.
       target_pages: what they become.
+      drop: forgets what is on its way for a load, so that none of it is written any more.
       sent: how many of them have left. `arrived`: how many have been written and can be found, or
         have failed.
       failed: whether any has failed.
@@ -30,6 +31,7 @@ class Load:
     there: list[int]
     pages: list[KeptPage]
     target_pages: list[int]
+    drop: Callable[["Load"], None]
     sent: int = 0
     arrived: int = 0
     failed: bool = False
@@ -47,7 +49,9 @@ class Load:
             yield self.tier, [each.page for each in self.pages]
 
     def close(self) -> None:
-        """Let go of everything at both ends. What has been written can be found."""
+        """Let go of everything at both ends. What has been written can be found; what is on its
+        way is dropped first, since others may have its pages next."""
         self.closed = True
+        self.drop(self)
         self.target.allocator.free(self.there + self.target_pages)
         self.tier.allocator.free([each.page for each in self.pages])

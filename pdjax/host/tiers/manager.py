@@ -194,7 +194,6 @@ class TierManager:
                 begun = True
             else:
                 ahead += sequence.length
-        self._pump()
         return begun
 
     def _look_for(self, sequence: Sequence, views: list[EngineView], ahead: int) -> bool:
@@ -261,14 +260,17 @@ class TierManager:
         target.allocator.share(found.there)
         tier.allocator.share([each.page for each in pages])
         room = target.allocator.allocate(len(pages))
-        load = Load(sequence, tier, target, found.there, pages, room)
+        load = Load(sequence, tier, target, found.there, pages, room, self._drop_moves_of)
         self._loads.append(load)
         if self._fleet.sharing(target):
             sequence.brought_to = target.id
         self._lifecycle.start_loading(sequence, load)
 
-    def _pump(self) -> None:
-        """Let leave what may be on the way, of the oldest load first."""
+    def pump(self) -> None:
+        """Let leave what may be on the way, of the oldest load first. Whatever ends or is dropped
+        makes room there, so that this is asked in every turn."""
+        if not self._loads:
+            return
         self._loads = [load for load in self._loads if not load.closed]
         full = set[tuple[PoolId, PoolId]]()
         for load in list(self._loads):
@@ -318,7 +320,6 @@ class TierManager:
         """Let what is missing be computed."""
         self.totals[load.tier.id].failed_loads += 1
         self._finish(load)
-        self._drop_moves_of(load)
 
     def _drop_moves_of(self, load: Load) -> None:
         for move in self.moves.under_way:
@@ -337,16 +338,12 @@ class TierManager:
         """See to what has happened to moves. The losses of pools have been noticed."""
         if not self.tiers:
             return
-        for load in self._loads:
-            if load.closed:  # its sequence has ended, and its pages may be another's
-                self._drop_moves_of(load)
         for event in events:
             match event:
                 case JobArrived(job_id):
                     self.moves.job_arrived(job_id)
                 case JobWritten(job_id):
                     self.moves.job_written(job_id)
-        self._pump()
 
     def pool_lost(self, pool: PoolState) -> None:
         """A pool of engines has lost its content: what had not left it has not been read, and what

@@ -205,6 +205,8 @@ class Moves:
         self._looking = False
         assert self.deadline is not None, "the timer was set for it"
         for move in self.under_way:
+            if move.job.id not in self._moves:
+                continue  # the end of another one has dropped it
             if move.writing is None and move.sent + self.deadline <= self._clock.now():
                 self.transport.cancel(move.job.id)
                 self._end(move, MoveTimeout(f"not arrived within {self.deadline} s"))
