@@ -111,8 +111,18 @@ class Headers:
 
     def __init__(self, identity: Identity, groups: int) -> None:
         self.identity = identity
-        self.blocks = aligned(groups * BLOCK).reshape(groups, BLOCK)
-        self.table = self.blocks.reshape(-1).view(HEADER)
+        self._hold(aligned(groups * BLOCK).reshape(groups, BLOCK))
+
+    def _hold(self, blocks: np.ndarray) -> None:
+        self.blocks = blocks
+        self.table = blocks.reshape(-1).view(HEADER)
+
+    def cut(self, groups: int) -> None:
+        """Forget all but the first blocks, if there are more."""
+        if groups < len(self.blocks):
+            kept = aligned(groups * BLOCK).reshape(groups, BLOCK)
+            kept[:] = self.blocks[:groups]
+            self._hold(kept)
 
     def is_empty(self, slot: int) -> bool:
         """Whether nothing lies in a slot."""

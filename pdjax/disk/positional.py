@@ -8,6 +8,7 @@ lengths and offsets are multiples of `BLOCK` then.
 import errno
 import mmap
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,8 +17,15 @@ import numpy as np
 BLOCK = 4096
 """Bytes that direct I/O is aligned to: at least the logical block of any usual disk."""
 
+_OWN = 0o600
+"""Mode of a file that this user alone reads and writes: KV tells of prompts."""
+
 _MOST_BUFFERS = 1024
 """Most buffers of one call: IOV_MAX of Linux."""
+
+
+class ForeignFile(ValueError):
+    """A file that is another's, or another thing, and is left as it is."""
 
 
 def aligned(nbytes: int) -> np.ndarray:
@@ -31,20 +39,20 @@ def is_aligned(array: np.ndarray) -> bool:
 
 
 def open_file(path: Path) -> tuple[int, bool]:
-    """Open a file to read and write, and make it if there is none, for this user alone: KV tells
-    of prompts.
+    """Open a file to read and write, and make it if there is none, for this user alone.
 
     Returns:
       its descriptor, and whether its I/O is direct.
 
     Raises:
+      ForeignFile: there is a symbolic link, something else that is no file, or a file of another
+        user.
       OSError: it cannot be opened so.
     """
-    flags = os.O_RDWR | os.O_CREAT
     direct = getattr(os, "O_DIRECT", 0)
     if direct:
         try:
-            file = os.open(path, flags | direct, 0o600)
+            file = _open_own(path, direct)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -52,7 +60,31 @@ def open_file(path: Path) -> tuple[int, bool]:
             if _reads(file):
                 return file, True
             os.close(file)
-    return os.open(path, flags, 0o600), False
+    return _open_own(path), False
+
+
+def _open_own(path: Path, further: int = 0) -> int:
+    """Open a file of this user alone, with further flags. Who else can write in the folder may have
+    put something there."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | further
+    try:
+        file = os.open(path, flags, _OWN)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise ForeignFile("is a symbolic link; must be a regular file") from error
+        raise
+    try:
+        found, user = os.fstat(file), os.geteuid()
+        if not stat.S_ISREG(found.st_mode):
+            raise ForeignFile(f"is {stat.filemode(found.st_mode)}; must be a regular file")
+        if found.st_uid != user:
+            raise ForeignFile(f"is of user {found.st_uid}; must be of this process's, {user}")
+        if stat.S_IMODE(found.st_mode) != _OWN:
+            os.fchmod(file, _OWN)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def _reads(file: int) -> bool:
@@ -73,6 +105,15 @@ def read_at(file: int, buffers: Sequence[np.ndarray], offset: int) -> int:
       bytes that were read; fewer than there is room for where the file ends.
     """
     return _whole(os.preadv, file, buffers, offset)
+
+
+def keep_data(file: int) -> None:
+    """Return when what was written to a file, and how long it is, outlives a loss of power.
+
+    Raises:
+      OSError: the disk has not taken it.
+    """
+    getattr(os, "fdatasync", os.fsync)(file)
 
 
 def write_at(file: int, buffers: Sequence[np.ndarray], offset: int) -> None:

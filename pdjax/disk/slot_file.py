@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -26,8 +26,16 @@ from pdjax.core.messages import shown
 from pdjax.disk.checksum import FASTEST, XXH3
 from pdjax.disk.geometry import Geometry
 from pdjax.disk.headers import HEADERS_PER_BLOCK, VERSION, Headers, Identity, SlotContent
-from pdjax.disk.positional import BLOCK, aligned, open_file, read_at, write_at
-from pdjax.disk.superblock import ForeignFile, Superblock
+from pdjax.disk.positional import (
+    BLOCK,
+    ForeignFile,
+    aligned,
+    keep_data,
+    open_file,
+    read_at,
+    write_at,
+)
+from pdjax.disk.superblock import Superblock
 
 FILE_NAME = "kv.slots"
 """Of the slot file in its folder."""
@@ -49,12 +57,12 @@ class SlotFile:
     """One preallocated file of slots. One process at a time has it open.
 
     A file of another model, layout or format version holds nothing of use: what it holds is dropped
-    and counted, and its room is used. A file that is not a slot file is left alone.
+    and counted, and its room is used. A file that is not a slot file of this user is left alone.
 
     Methods may be called by several threads, for different slots.
 
     Args:
-      folder: is made if it does not exist.
+      folder: is made if it does not exist, for this user alone.
       identity: whose KV it holds.
       most_bytes: of the file. A file that was larger is cut, a smaller one grows; what lies in the
         slots that stay is kept.
@@ -89,7 +97,7 @@ class SlotFile:
         self._unsure: set[int] = set()  # empty slots of which the disk may have a header
         self._most_bytes = most_bytes
         with self._named(folder):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file, self.direct = open_file(self.path)
         try:
             with self._named(folder):
@@ -167,6 +175,7 @@ class SlotFile:
             os.ftruncate(self._file, BLOCK)
         _preallocate(self._file, wanted)
         self._write_superblock(self.geometry.slots)
+        keep_data(self._file)
 
     def _is_ours(self, size: int) -> bool:
         """Whether slots of this geometry may lie in the file. Counts what else it holds."""
@@ -174,6 +183,8 @@ class SlotFile:
             return False
         block = aligned(BLOCK)
         read_at(self._file, [block], 0)
+        if not block.any():  # power was lost when its length was on the disk, and no block was
+            return False
         found = Superblock.read(block)
         payload_bytes = self.geometry.payload_bytes
         if not found.sound:
@@ -191,18 +202,23 @@ class SlotFile:
 
     def _scan(self, size: int) -> None:
         """Read the headers of a file of `size` bytes, and clear those that are not right."""
-        geometry, blocks = self.geometry, self.headers.blocks
+        geometry = self.geometry
+        whole = Geometry.within(geometry.payload_bytes, size)
+        headers = Headers(self.headers.identity, max(geometry.groups, whole.groups))
+        blocks = headers.blocks
 
         def read(first: int) -> None:
-            for group in range(first, min(first + _SCAN_GROUPS, geometry.groups)):
+            for group in range(first, min(first + _SCAN_GROUPS, len(blocks))):
                 read_at(self._file, [blocks[group]], geometry.headers_at(group))
 
         with ThreadPoolExecutor(_SCAN_THREADS, "pdjax scan") as threads:
-            list(threads.map(read, range(0, geometry.groups, _SCAN_GROUPS)))
-        whole = Geometry.within(geometry.payload_bytes, size).slots
-        flaws = self.headers.flaws(geometry.slots, whole)
+            list(threads.map(read, range(0, len(blocks), _SCAN_GROUPS)))
+        flaws = headers.flaws(geometry.slots, whole.slots)
         self.dropped.update({what: len(slots) for what, slots in flaws.items()})
-        wrong = [slot for slots in flaws.values() for slot in slots.tolist()]
+        headers.cut(geometry.groups)
+        self.headers = headers
+        last = geometry.groups * HEADERS_PER_BLOCK
+        wrong = [slot for slots in flaws.values() for slot in slots[slots < last].tolist()]
         self._change(wrong, self.headers.clear)
 
     def contents(self) -> list[SlotContent]:
@@ -256,9 +272,7 @@ class SlotFile:
         try:
             self._change(told, tell)
         except OSError:
-            self._unsure.update(told)
-            for slot in told:
-                self.headers.clear(slot)
+            self._alter(told, self.headers.clear)
             raise
 
     def get(self, slots: Sequence[int], payloads: Sequence[np.ndarray]) -> None:
@@ -302,7 +316,17 @@ class SlotFile:
                 first = end
 
     def _change(self, slots: Iterable[int], change: Callable[[int], None]) -> None:
-        """Change the headers of slots, and write their blocks."""
+        """Change the headers of slots, all of them in memory before any block is written."""
+        for group, members in self._alter(slots, change).items():
+            with self._locks[group % _LOCKS]:
+                self._write_headers(group)
+                self._unsure.difference_update(members)
+
+    def _alter(
+        self, slots: Iterable[int], change: Callable[[int], None]
+    ) -> Mapping[int, Sequence[int]]:
+        """Change the headers of slots in memory; returns the slots by their groups, whose blocks
+        are to be written."""
         groups = defaultdict[int, list[int]](list)
         for slot in slots:
             groups[slot // HEADERS_PER_BLOCK].append(slot)
@@ -311,8 +335,7 @@ class SlotFile:
                 for slot in members:
                     change(slot)
                 self._unsure.update(members)
-                self._write_headers(group)
-                self._unsure.difference_update(members)
+        return groups
 
     def _write_headers(self, group: int) -> None:
         block = self.headers.blocks[group]

@@ -7,15 +7,11 @@ from zlib import crc32
 import numpy as np
 
 from pdjax.disk.headers import VERSION
-from pdjax.disk.positional import BLOCK, aligned
+from pdjax.disk.positional import BLOCK, ForeignFile, aligned
 
 _MAGIC = b"pdjax KV slots\n\0"
 _FIELDS = struct.Struct("<16sIIQQ")
 _CRC = struct.Struct("<I")
-
-
-class ForeignFile(ValueError):
-    """A file that is no slot file."""
 
 
 @dataclass(frozen=True)

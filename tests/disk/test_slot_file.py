@@ -81,9 +81,10 @@ def test_the_order_of_use_outlives_the_process(open_store, folder: Path):
 
 
 def test_a_file_grows_and_shrinks_at_its_end(open_store, folder: Path):
-    for slots, kept in ((70, 7), (33, 5), (20, 3), (40, 3)):
+    for slots, kept, cut in ((70, 7, 0), (33, 5, 2), (20, 3, 2), (40, 3, 0)):
         store = open_store(folder, slots)
         assert len(found(store)) == kept and all(read(store, store.file.contents()))
+        assert store.file.dropped == ({"cut off": cut} if cut else {})
         store.close()
     assert (folder / FILE_NAME).stat().st_size == Geometry(PAYLOAD_BYTES, 40).file_bytes
 
@@ -175,6 +176,63 @@ def test_of_two_slots_of_one_page_the_later_one_stays(open_store, tmp_path: Path
 def test_a_file_that_was_being_made_is_made_again(open_store, folder: Path):
     edit(folder, 0, Superblock(PAYLOAD_BYTES, 0).block().tobytes())
     assert not found(open_store(folder))
+
+
+@pytest.mark.parametrize("nbytes", [100, Geometry(PAYLOAD_BYTES, 40).file_bytes])
+def test_a_file_whose_first_block_was_never_written_is_made_again(
+    open_store, tmp_path: Path, nbytes: int
+):
+    (tmp_path / FILE_NAME).touch()
+    os.truncate(tmp_path / FILE_NAME, nbytes)
+    store = open_store(tmp_path)
+    write(store, NAMES)
+    assert not store.file.dropped
+    store.close()
+    assert len(found(open_store(tmp_path))) == 7
+
+
+def test_the_superblock_outlives_a_loss_of_power(open_store, tmp_path: Path, monkeypatch):
+    kept, fdatasync = list[bytes](), os.fdatasync
+
+    def noted(file: int) -> None:
+        fdatasync(file)
+        kept.append((tmp_path / FILE_NAME).read_bytes()[:BLOCK])
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    open_store(tmp_path)
+    assert kept == [Superblock(PAYLOAD_BYTES, 40).block().tobytes()]
+
+
+def test_file_and_folder_are_of_this_user_alone(open_store, tmp_path: Path):
+    store = open_store(tmp_path / "kv")
+    assert (tmp_path / "kv").stat().st_mode & 0o777 == 0o700
+    store.close()
+    path = tmp_path / "kv" / FILE_NAME
+    path.chmod(0o666)
+    open_store(tmp_path / "kv")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_others_have_put_there_is_refused(open_store, folder: Path, tmp_path, monkeypatch):
+    path, own = folder / FILE_NAME, os.geteuid()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: own + 1)
+        with pytest.raises(
+            ValueError, match=rf"folder='.*': kv.slots in it is of user {own}; must"
+        ):
+            open_store(folder)
+    other = path.rename(folder / "other")
+    path.symlink_to(other)
+    with pytest.raises(
+        ValueError, match=r"folder='.*': kv.slots in it is a symbolic link; must be"
+    ):
+        open_store(folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(
+        ValueError, match=r"folder='.*': kv.slots in it is prw.*; must be a regular"
+    ):
+        open_store(folder)
 
 
 def test_a_file_of_others_is_left_alone(open_store, tmp_path: Path):

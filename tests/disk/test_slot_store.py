@@ -192,6 +192,21 @@ def test_a_write_that_fails_leaves_nothing_to_be_found(open_store, tmp_path, mon
     assert found(open_store(tmp_path / "copy")) == {1: key("b")}
 
 
+def test_of_old_headers_that_cannot_be_cleared_none_is_found(open_store, tmp_path, monkeypatch):
+    """Nor those of later groups, whose blocks were not written."""
+    store = open_store(tmp_path, 100)
+    write(store, {31: "a", 32: "b", 64: "c", 65: "d"})
+
+    def failing(file, buffers, offset) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WRITE_AT, failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            write(store, {31: "e", 32: "f", 64: "g"})
+    assert found(store) == {65: key("d")}
+
+
 def test_a_page_that_cannot_be_read_is_dropped(open_store, tmp_path, monkeypatch):
     store = open_store(tmp_path)
     write(store, {slot: slot for slot in range(3)})
