@@ -65,7 +65,7 @@ FLOORS: dict[str, dict[str, int]] = {
         **dict.fromkeys(["loop*", "warm_up*", "audit*"], 6),
         **dict.fromkeys(["runners*", "shedding*", "planning*", "admissions*", "roles*"], 5),
         **dict.fromkeys(["handoff.accounting*", "handoff.spans*"], 1),
-        **dict.fromkeys(["handoff*", "losses*", "health*", "tiers*"], 4),
+        **dict.fromkeys(["handoff*", "losses*", "health*", "pinning*", "tiers*"], 4),
         **dict.fromkeys(["sequences.lifecycle*", "sequences.output*", "fleet*", "engines*"], 3),
         **dict.fromkeys(["policies*", "sequences.ranking*"], 2),
     },

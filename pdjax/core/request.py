@@ -286,8 +286,8 @@ class Request:
         None shares with those that have none.
       cache_pin: seconds for which no whole page of the prompt is evicted where it is prefilled,
         from when it is computed; a later request with the same prompt says it anew, and 0 lets go
-        of it. At most a week; None pins nothing. Where too much is pinned already, the prompt is
-        not.
+        of it wherever it is pinned. At most a week; None pins nothing. Where too much is pinned
+        already, the prompt is not.
 
     Raises:
       ValueError: a priority, deadline, SLO, label, salt or pin of another type or beyond its bound.

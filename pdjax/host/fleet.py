@@ -18,7 +18,6 @@ from pdjax.host.engines import EngineState, view_of
 from pdjax.host.kv.eviction import MakeOrder
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.policies.api import EngineView
-from pdjax.host.sequences.sequence import Sequence
 from pdjax.host.service import Service, services_of
 from pdjax.interfaces.engine import Engine
 from pdjax.interfaces.steps import StepKind
@@ -74,7 +73,6 @@ class Fleet:
     ) -> None:
         self._orders, self._pinned_fraction = orders, config.kv.pinned_fraction
         self._longest = max_model_len
-        self._pinned: set[PoolState] = set()
         self.pools: dict[PoolId, PoolState] = {}
         self.engines: dict[EngineId, EngineState] = {}
         self.to_tick, self.to_plan, self.to_admit = Touched(), Touched(), Touched()
@@ -201,21 +199,6 @@ class Fleet:
     def touched(self) -> bool:
         """Whether the loop has not looked yet at all that has happened."""
         return bool(self.to_tick or self.to_plan or self.to_admit)
-
-    def pin(self, sequence: Sequence, pool: PoolState, until: float) -> bool:
-        """`PoolState.pin`, until `expire_pins` lets go of it."""
-        pinned = pool.pin(sequence, until)
-        if pinned:
-            self._pinned.add(pool)
-        return pinned
-
-    def expire_pins(self, now: float) -> None:
-        """Let go of the pinned prefixes whose moment has come."""
-        for pool in list(self._pinned):
-            if pool.pins is not None:
-                pool.pins.expire(now)
-            if not pool.pins:
-                self._pinned.discard(pool)
 
     # What is known.
 

@@ -22,6 +22,7 @@ from pdjax.host.handoff.transfer_queue import GIVE_UP
 from pdjax.host.health import Health
 from pdjax.host.losses import lose_pool
 from pdjax.host.metrics.observer import TurnPart
+from pdjax.host.pinning import UNPIN, Pinning
 from pdjax.host.planning import ASK, PrefillPlanner
 from pdjax.host.policies.api import Policies
 from pdjax.host.roles.manager import ROLES, RoleManager
@@ -113,7 +114,8 @@ class Loop:
         self._health = Health(config.roles, self.fleet, runtime.clock)
         steps = Steps(self.fleet, self.lifecycle, self._health, runtime)
         parts = steps, self.lifecycle, self.handoffs, self._output
-        self._prefill = PrefillRunner(self.fleet, *parts, policies, runtime)
+        self._pinning = Pinning(self.fleet, self.lifecycle, runtime)
+        self._prefill = PrefillRunner(self.fleet, *parts, self._pinning, policies, runtime)
         self._decode = DecodeRunner(*parts, policies.decode, runtime)
         self._mixed = MixedRunner(self._prefill, self._decode, steps, runtime.clock)
         known = self.fleet, self.lifecycle, runtime
@@ -295,6 +297,8 @@ class Loop:
                 busy |= self.handoffs.expire()
             elif due == ASK:
                 self.fleet.to_plan.update(self.fleet.prefill)
+            elif due == UNPIN:  # what waits for the pages is planned anew
+                self._pinning.expire()
             elif due == SHED:
                 self._shedding.is_due = True
             elif due == ROLES:

@@ -48,7 +48,6 @@ class PrefillPlanner:
     def plans(self, touched: Collection[EngineState]) -> dict[EngineId, tuple[Chunk, ...]]:
         """The chunks of the next step of each engine that is to have one: of all that are open
         while a sequence waits, else of those that something has happened to."""
-        self._fleet.expire_pins(self._clock.now())
         views = self._views(touched)
         if not any(view.open for view in views):
             return {}

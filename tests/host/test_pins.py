@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from pdjax.config import KVConfig
+from pdjax.config import HandoffConfig, KVConfig
 from pdjax.core.request import Request, SamplingParams
 from pdjax.host.kv.pages import PageAllocator
 from pdjax.host.kv.pins import PrefixPins
 from pdjax.host.kv.pools import PoolState
 from pdjax.host.sequences.sequence import Sequence
+from pdjax.interfaces.events import Event
 from tests.helpers.deployment import CONFIG, Deployment, deploy
 
 KEPT = replace(CONFIG, kv=KVConfig(prefix_cache=True))
@@ -81,6 +82,73 @@ def test_what_is_pinned_anew_is_pinned_longer():
     deployment.clock.advance(40.0)
     asked(deployment, "c", (8, *PROMPT))
     assert pinned(deployment) == 2
+
+
+def test_a_request_pins_once(monkeypatch):
+    """Neither with each token where its sequences stay, nor for each choice, nor after it was
+    preempted; and one timer serves all pins."""
+    config = replace(KEPT, handoff=HandoffConfig(stay_below=100))
+    deployment, timers = deploy(config), list[float]()
+    at = deployment.events.at
+
+    def noted(moment: float, event: Event) -> None:
+        timers.append(moment)
+        at(moment, event)
+
+    monkeypatch.setattr(deployment.events, "at", noted)
+    params = SamplingParams(max_tokens=20, ignore_eos=True, n=2)
+    request = Request("a", PROMPT, params, deployment.clock.now(), cache_pin=60.0)
+    first, _ = deployment.coordinator.submit(request)
+    deployment.run_until(lambda: len(first.output) == 2)
+    request = Request("b", PROMPT, SamplingParams(max_tokens=1), 0.0, cache_pin=0)
+    [other] = deployment.coordinator.submit(request)
+    deployment.run_until(lambda: other.done)
+    assert pinned(deployment) == 0 and not first.done
+    deployment.coordinator.loop.lifecycle.preempt(first)
+    deployment.run()
+    assert first.done and first.epoch == 1 and pinned(deployment) == 0
+    for number in range(3):
+        asked(deployment, f"r{number}", (20 + number, *PROMPT), cache_pin=70.0)
+    pins = pool_of(deployment).pins
+    assert pins is not None and (pins.totals.pinned, len(pins)) == (4, 3)
+    assert len(timers) == 1
+
+
+def test_pins_end_each_at_its_moment():
+    deployment = deploy(KEPT)
+    for number, seconds in enumerate((50.0, 20.0, 80.0, 20.0)):
+        asked(deployment, f"r{number}", (20 + number, *PROMPT), cache_pin=seconds)
+    left = []
+    for _ in range(4):
+        deployment.clock.advance(21.0)
+        deployment.coordinator.step()
+        left.append(pinned(deployment))
+    assert left == [4, 4, 2, 0]
+
+
+def test_pins_that_have_ended_refuse_no_other(monkeypatch):
+    deployment = deploy(KEPT)
+    monkeypatch.setattr(deployment.events, "at", lambda *timer: None)  # the timer is late
+    pins = pool_of(deployment).pins
+    assert pins is not None
+    pins.most = 2
+    asked(deployment, "a", cache_pin=60.0)
+    deployment.clock.advance(61.0)
+    asked(deployment, "b", (9, *PROMPT), cache_pin=60.0)
+    assert (pins.totals.pinned, pins.totals.refused, pinned(deployment)) == (2, 0, 2)
+
+
+def test_a_prompt_is_let_go_of_in_every_pool():
+    deployment = deploy(KEPT, prefills=2)
+    pools = [deployment.state(engine).pool for engine in deployment.prefill]
+    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+    for name in ("a", "b"):
+        request = Request(name, PROMPT, params, 0.0, cache_pin=60.0)
+        deployment.coordinator.submit(request)
+    deployment.run()
+    assert [len(pool.pins or ()) for pool in pools] == [1, 1]
+    asked(deployment, "c", cache_pin=0)
+    assert [len(pool.pins or ()) for pool in pools] == [0, 0]
 
 
 def test_pins_leave_room_for_the_longest_request():

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from pdjax.host.kv.pages import PageAllocator
@@ -38,10 +39,12 @@ class PrefixPins:
 
     Attributes:
       totals: what became of those that were to be pinned.
+      earliest: no pin ends before this moment; infinite where there is none.
     """
 
     def __init__(self, allocator: PageAllocator, most: int) -> None:
         self.most, self.totals = most, PinTotals()
+        self.earliest = inf
         self._allocator = allocator
         self._pins: dict[bytes, _Pin] = {}
         self._holders: Counter[int] = Counter()  # pins by page
@@ -75,6 +78,7 @@ class PrefixPins:
         self.unpin(key)
         self._holders.update(pages)
         self._pins[key] = _Pin(tuple(pages), until)
+        self.earliest = min(self.earliest, until)
         self.totals.pinned += 1
         return True
 
@@ -87,8 +91,11 @@ class PrefixPins:
 
     def expire(self, now: float) -> None:
         """Let go of the prefixes whose moment has come."""
+        if now < self.earliest:
+            return
         for key in [key for key, pin in self._pins.items() if pin.until <= now]:
             self.unpin(key)
+        self.earliest = min((pin.until for pin in self._pins.values()), default=inf)
 
     def clear(self) -> None:
         """Let go of all of them, as when the pool has lost its pages."""

@@ -11,7 +11,7 @@ from pdjax.host.batching.prefill_batch import prefill_batch
 from pdjax.host.engines import EngineState, InFlight
 from pdjax.host.fleet import Fleet
 from pdjax.host.handoff.manager import HandoffManager
-from pdjax.host.planning import ASK
+from pdjax.host.pinning import Pinning
 from pdjax.host.policies.api import Policies
 from pdjax.host.policies.check import agrees, check_admissions
 from pdjax.host.runners.steps import Steps
@@ -33,8 +33,9 @@ class PrefillRunner:
       steps: on their way.
       lifecycle, handoffs: move sequences, and their KV.
       output: gives sequences their tokens.
+      pinning: is told of prompts that have been computed.
       policies: say which sequences get room ahead, and which stay.
-      runtime: events, clock and recorder.
+      runtime: clock and recorder.
 
     Attributes:
       has_firsts: whether a sequence has had its first token since it was last set to False.
@@ -47,13 +48,14 @@ class PrefillRunner:
         lifecycle: SequenceLifecycle,
         handoffs: HandoffManager,
         output: OutputProcessor,
+        pinning: Pinning,
         policies: Policies,
         runtime: Runtime,
     ) -> None:
         self._fleet, self._steps, self._lifecycle = fleet, steps, lifecycle
         self._handoffs, self._output, self._policies = handoffs, output, policies
         self._clock, self._recorder = runtime.clock, runtime.recorder
-        self._events = runtime.events
+        self._pinning = pinning
         self.has_firsts = False
 
     def dispatch(self, state: EngineState, chunks: tuple[Chunk, ...]) -> None:
@@ -189,9 +191,8 @@ class PrefillRunner:
             self._lifecycle.computed(sequence, chunk.stop)
             if not chunk.last:
                 continue
-            if sequence.request.cache_pin is not None:
-                self._pin(sequence, sequence.request.cache_pin)
             if not sequence.output:
+                self._pinning.prefilled(sequence)
                 self._recorder.mark(sequence, "first_token")
                 self.has_firsts = True
             self._output.accept([(row, ref)], sampled)
@@ -202,14 +203,6 @@ class PrefillRunner:
                 self._lifecycle.wait_for_decode(sequence)
                 if sequence.handoff is not None:
                     self._handoffs.depart(sequence)
-
-    def _pin(self, sequence: Sequence, seconds: float) -> None:
-        """Pin the prompt of a sequence for so long, or let go of it."""
-        pool = self._lifecycle.pool_of(sequence)
-        if not seconds:
-            pool.unpin(sequence)
-        elif self._fleet.pin(sequence, pool, until := self._clock.now() + seconds):
-            self._events.at(until, ASK)  # what waits for pages is planned anew
 
     def _stays(self, sequence: Sequence, state: EngineState) -> bool:
         """Whether its next token is made here, too, and there is room for that."""
