@@ -58,7 +58,7 @@ from tests.helpers.fakes import (
 )
 from tests.helpers.scored_prompts import prompt_is_scored
 
-MOST_STEPS = 20_000
+MOST_STEPS = 5_000
 """Steps after which a workload that is not done hangs; it takes a few hundred."""
 
 MOST_STEPS_TO_GIVE_UP = 200
