@@ -180,7 +180,7 @@ class NoTransport:
         """Nothing is held."""
 
 
-def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
+def make_coordinator(rows: int, stages: int, longest: int, prefix_cache: bool) -> Coordinator:
     """Make a coordinator that serves `rows` sequences on engines that take no time."""
     layout = KVLayout.of_heads(
         stages, 1, 2, page_size=16, dtype="float32", itemsize=4, stages=stages
@@ -189,7 +189,7 @@ def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
     clock = WallClock()
     return Coordinator(
         Config(
-            kv=KVConfig(prefix_cache=bool(_PREFIX.value)),
+            kv=KVConfig(prefix_cache=prefix_cache),
             prefill=PrefillConfig(token_budget=longest),
             decode=DecodeConfig(rows=rows, stages=stages),
         ),
@@ -206,10 +206,12 @@ def make_coordinator(rows: int, stages: int, longest: int) -> Coordinator:
     )
 
 
-def decoding(rows: int, stages: int, prompt: int, steps: int) -> Coordinator:
+def decoding(
+    rows: int, stages: int, prompt: int, steps: int, prefix_cache: bool = True
+) -> Coordinator:
     """Make a coordinator in which every row decodes, and will for `steps` more steps."""
     # A few prompts are prefilled a step; the first ones decode while the others are prefilled.
-    coordinator = make_coordinator(rows, stages, prompt + rows + steps)
+    coordinator = make_coordinator(rows, stages, prompt + rows + steps, prefix_cache)
     params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
     ids = np.random.default_rng(1).integers(1, VOCAB, (rows, prompt)).tolist()
     waiting = [
@@ -238,7 +240,8 @@ def main() -> None:
     stages, prompt, steps = _STAGES.value or 1, _PROMPT.value or 1, _STEPS.value or 1
     rows = []
     for count in _ROWS.value or ():
-        times = step_seconds(decoding(count, stages, prompt, steps), steps)
+        keeps = bool(_PREFIX.value)
+        times = step_seconds(decoding(count, stages, prompt, steps, keeps), steps)
         median, least = statistics.median(times), times[0]
         rows.append([str(count), number(median * 1e6, 0), number(least * 1e6, 0)])
     print(table(["rows", "host, us/step", "least"], rows))

@@ -20,8 +20,10 @@ SECONDS_A_CELL = 240
 
 def environment(folder: str) -> dict[str, str]:
     """Variables of the kernel: the CPU, this checkout, the tests' compiled programs, and nothing of
-    the user's own Jupyter."""
+    the user's own Jupyter. Its programs are optimized, since they compute for longer than they take
+    to compile."""
     return os.environ | {
+        "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -145,3 +145,14 @@ def test_a_turn_finds_the_end_of_the_one_before():
     deployment.run()
     said = (*PROMPT[:6], *first.output)  # 9 tokens, of which the last has no KV
     assert computed(deployment, "second", (*said, 5, 6)) == 3
+
+
+def test_a_tail_that_becomes_a_whole_page_is_known_once():
+    allocator, pages = made()
+    [a] = allocator.allocate(1)
+    pages.add_tail(BEFORE, a, [1, 2], 0)
+    pages.add([(BEFORE, a, 0)], [1, 2, 3, 4], 4)
+    pages.check()
+    assert not pages.tails and pages.find(BEFORE, [1, 2, 3, 9]) == (a, 3)
+    pages.drop([a])
+    assert pages.find(BEFORE, [1, 2]) == (0, 0)

@@ -143,7 +143,7 @@ def test_a_prefix_that_is_cached_costs_nothing():
         return [metrics.ttft for metrics in served.run().requests]
 
     assert ttfts(False) == pytest.approx([0.2, 0.2])
-    assert ttfts(True) == pytest.approx([0.2, (200 - 12 * 16) * 1e-3])
+    assert ttfts(True) == pytest.approx([0.2, 1e-3])  # of the last token alone
 
 
 def test_one_engine_that_serves_one_prompt_a_step_is_a_queue():
