@@ -28,7 +28,7 @@ def lose_pool(pool: PoolState, lifecycle: SequenceLifecycle, handoffs: Iterable[
             handoff.withdraw()
         else:
             lifecycle.preempt(handoff.sequence, sound=False)
-    for sequence in lifecycle.holding(pool):
+    for sequence in lifecycle.holders(pool):
         lifecycle.preempt(sequence, sound=False)
     if pool.pins is not None:
         pool.pins.clear()

@@ -30,6 +30,7 @@ class AsyncBackend:
             # Nobody reads the KV of the last token.
             min(below.max_model_len, below.coordinator.most_kv + 1),
             below.config.max_waiting,
+            below.config.kv.page_size,
         )
         self.tokenizer = below.tokenizer
 

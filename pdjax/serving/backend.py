@@ -27,12 +27,15 @@ class ServedModel:
       max_total_tokens: the same, where pools hold less than the longest sequence.
       max_choices: most choices, of all prompts of an HTTP request together: so many sequences may
         wait.
+      page_size: tokens a page of KV. Cached tokens are told in whole pages: else a client could
+        find another's prompt out token by token.
     """
 
     name: str
     max_model_len: int
     max_total_tokens: int
     max_choices: int
+    page_size: int = 1
 
 
 @dataclass(frozen=True)

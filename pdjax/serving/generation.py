@@ -153,7 +153,7 @@ class _Run:
     ) -> None:
         self.front, self._request_id, self.notes = front, request_id, notes
         self.answers = answers
-        self._cached = 0
+        self._page_size, self._cached = front.backend.model.page_size, 0
 
     def check(self, event: RequestEvent) -> None:
         """Refuse to take a choice that failed, or that the server has ended, for an answer.
@@ -176,7 +176,8 @@ class _Run:
         self.notes["finish_reason"] = ",".join(str(each.finish_reason) for each in output.choices)
         for choice in output.choices[:1]:
             if isinstance(choice.metrics, RequestMetrics):
-                self._cached += choice.metrics.cached_tokens
+                cached, page = choice.metrics.cached_tokens, self._page_size
+                self._cached += cached // page * page
                 if choice.metrics.ttft is not None:
                     self.notes["ttft_ms"] = round(choice.metrics.ttft * 1e3, 1)
 

@@ -66,7 +66,14 @@ def test_keys_are_those_of_the_numbers_whatever_they_come_in(as_type):
 
 def test_keys_are_stable_across_processes():
     _, index = make()
-    assert index.keys(range(4))[0].hex() == "de2b1b0617e7d6fda4d4aab2b6241a61"
+    assert index.keys(range(4))[0].hex() == "daacb8cf0d664237b8581fa6277e4253"
+
+
+def test_no_salt_is_a_prefix():
+    _, index = make()
+    prefix = index.keys(range(4))[0]
+    salt = prefix + np.arange(4, 8, dtype=np.int32).tobytes()
+    assert index.keys(range(8, 12), salt)[0] != index.keys(range(12))[2]
 
 
 @pytest.mark.parametrize("salt", [b"", b"somebody"])

@@ -98,7 +98,7 @@ class PrefixIndex:
         keys = list(so_far[:whole])
         rest = token_ids[len(keys) * size : whole * size]
         data = np.asarray(rest, dtype=np.int32).tobytes()
-        key = keys[-1] if keys else _digest(salt)
+        key = keys[-1] if keys else _root(salt)
         page_bytes = size * np.dtype(np.int32).itemsize
         for start in range(0, len(data), page_bytes):
             key = _digest(key + data[start : start + page_bytes])
@@ -350,7 +350,7 @@ def keys_of(sequence: Sequence, index: PrefixIndex) -> list[bytes]:
 def _before(sequence: Sequence, keys: Seq[bytes], place: int) -> bytes:
     """The key of the page before a page of a sequence; of the first one, what its keys begin
     with."""
-    return keys[place - 1] if place else _digest(salt_of(sequence.request))
+    return keys[place - 1] if place else _root(salt_of(sequence.request))
 
 
 def salt_of(request: Request) -> bytes:
@@ -362,3 +362,8 @@ def salt_of(request: Request) -> bytes:
 
 def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=_KEY_BYTES).digest()
+
+
+def _root(salt: bytes) -> bytes:
+    """What the key of a first page is made from. No salt gives a key of pages."""
+    return blake2b(salt, digest_size=_KEY_BYTES, person=b"cache_salt").digest()

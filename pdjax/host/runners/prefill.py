@@ -189,6 +189,7 @@ class PrefillRunner:
             if scores is not None and sequence.prompt_scores is not None:
                 sequence.prompt_scores.add(scores)
             self._lifecycle.computed(sequence, chunk.stop)
+            sequence.copied_from = None
             if not chunk.last:
                 continue
             if not sequence.output:

@@ -394,11 +394,7 @@ class SequenceLifecycle:
         holders += [seq for state in self._fleet.sharing(pool) for seq in state.running]
         return holders + [seq for seq in self.prefilled if seq.pool == pool.id]
 
-    def holding(self, pool: PoolState, pages: set[int] | None = None) -> list[Sequence]:
-        """The sequences that hold any of these pages of a pool, or copy the beginning of one; or
-        that hold any page at all."""
-        return [
-            each
-            for each in self.holders(pool)
-            if pages is None or not pages.isdisjoint(each.pages) or each.copied_from in pages
-        ]
+    def holding(self, pool: PoolState, pages: set[int]) -> list[Sequence]:
+        """Those of them that hold any of these pages, or copy one."""
+        every = self.holders(pool)
+        return [x for x in every if x.copied_from in pages or not pages.isdisjoint(x.pages)]

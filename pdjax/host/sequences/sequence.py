@@ -184,9 +184,7 @@ class Sequence:
     def token(self, place: int) -> int:
         """A token of prompt or harvested output."""
         first = self.prompt_len
-        return (
-            self.request.prompt_token_ids[place] if place < first else self.output[place - first]
-        )
+        return self.request.prompt_token_ids[place] if place < first else self.output[place - first]
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """The tokens `[start, stop)` of prompt and harvested output; no other is copied."""
